@@ -1,0 +1,1 @@
+"""A run: recording it, storing it, reading it back."""

@@ -1,0 +1,141 @@
+"""The arithmetic of a step once its gradient is known: moments, whitening, orthogonalisation, update."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lossscope.optimizer import newton_schulz as ns
+from lossscope.optimizer.plan import Plan
+from lossscope.optimizer.record import TensorRecord
+from lossscope.optimizer.track import direction_scale, matrix_view, track_of
+
+__all__ = ["Moment", "Taken", "apply_step", "tensor_record", "whitened"]
+
+
+@dataclass
+class Moment:
+    """One parameter on its way through a step."""
+
+    name: str
+    parameter: Tensor
+    gradient: Tensor  # what feeds the moments
+    base: Tensor | None  # the base gradient
+    stale_shear: Tensor | None
+    state: dict[str, Any]
+    injected: bool  # whether the gradient holds an injected shear
+
+    @property
+    def steps(self) -> float:
+        """Updates of this parameter's moments so far."""
+        return float(self.state["step"])
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What a parameter was moved by: `lr * scale * direction`."""
+
+    orthogonal: Tensor | None
+    direction: Tensor
+    scale: Tensor | float
+    matrix_shape: tuple[int, ...] | None
+
+
+def whitened(moments: Sequence[Moment], betas: tuple[float, float], eps: float) -> list[Tensor]:
+    """`A = m_hat / (sqrt(v_hat) + eps)` of each, after its gradient has entered `m` and `v`."""
+    gradients = [moment.gradient for moment in moments]
+    means = [moment.state["exp_avg"] for moment in moments]
+    squares = [moment.state["exp_avg_sq"] for moment in moments]
+    steps = [moment.state["step"] for moment in moments]
+    torch._foreach_add_(steps, 1)
+    if _fusible(gradients, means):
+        # Adam's fused kernel steps w - lr A: from zero, with lr -1, it leaves A in one pass over memory.
+        A = [torch.zeros_like(mean) for mean in means]
+        torch._fused_adam_(
+            A,
+            gradients,
+            means,
+            squares,
+            [],
+            steps,
+            lr=-1.0,
+            beta1=betas[0],
+            beta2=betas[1],
+            weight_decay=0.0,
+            eps=eps,
+            amsgrad=False,
+            maximize=False,
+        )
+        return A
+    torch._foreach_lerp_(means, gradients, 1 - betas[0])
+    torch._foreach_mul_(squares, betas[1])
+    torch._foreach_addcmul_(squares, gradients, gradients, 1 - betas[1])
+    corrections = [(1 - betas[0] ** m.steps, 1 - betas[1] ** m.steps) for m in moments]
+    # m_hat / (sqrt(v_hat) + eps) = m / (c1 / sqrt(c2) sqrt(v) + c1 eps)
+    denominators = list(torch._foreach_sqrt(squares))
+    torch._foreach_mul_(denominators, [first / second**0.5 for first, second in corrections])
+    torch._foreach_add_(denominators, [first * eps for first, _ in corrections])
+    return list(torch._foreach_div(means, denominators))
+
+
+def _fusible(gradients: Sequence[Tensor], means: Sequence[Tensor]) -> bool:
+    # The kernel walks raw memory, so gradient and state must lie alike; step counters live on the CPU.
+    dtype = means[0].dtype
+    return dtype in (torch.float32, torch.float64) and all(
+        m.device.type == "cpu" and m.dtype == g.dtype == dtype and m.stride() == g.stride()
+        for m, g in zip(means, gradients, strict=True)
+    )
+
+
+def apply_step(group: dict[str, Any], parameter: Tensor, A: Tensor) -> Taken:
+    """Move a parameter along its whitened momentum, or along the Newton-Schulz image of it."""
+    lr = group["lr"]
+    if track_of(group, parameter) == "vector":
+        parameter.add_(A, alpha=-lr)
+        return Taken(None, A, 1.0, None)
+    view = matrix_view(A, flatten=group["flatten"], convolution=group["convolution"])
+    triples = ns.coefficients(group["newton_schulz"], group["ns_steps"])
+    factor = ns.orthogonal_factor(view, triples, _product_dtype(group["ns_dtype"], A))
+    O = factor.reshape(A.shape)
+    scale = direction_scale(group["energy"], A, O, view.shape, orthogonalise=group["orthogonalise"])
+    direction = O if group["orthogonalise"] else A
+    parameter.addcmul_(direction, scale, value=-lr)
+    return Taken(O, direction, scale, tuple(view.shape))
+
+
+def _product_dtype(setting: torch.dtype | str, A: Tensor) -> torch.dtype:
+    if isinstance(setting, torch.dtype):
+        return setting
+    return torch.bfloat16 if A.dtype == torch.float32 and A.device.type == "cuda" else A.dtype
+
+
+def tensor_record(moment: Moment, A: Tensor, taken: Taken, group: dict[str, Any], plan: Plan) -> TensorRecord:
+    """What an observer gets to see of one parameter."""
+    p = moment.parameter
+    fresh = plan.decision.sync and p in plan.moves
+    return TensorRecord(
+        name=moment.name,
+        track="vector" if taken.orthogonal is None else "matrix",
+        parameter=p,
+        gradient=moment.base,
+        perturbation=plan.moves.get(p),
+        adversarial=moment.gradient if fresh else None,
+        stale_shear=moment.stale_shear,
+        shear=moment.state.get("shear") if fresh else None,
+        injected=moment.gradient if moment.injected else None,
+        exp_avg=moment.state["exp_avg"],
+        exp_avg_sq=moment.state["exp_avg_sq"],
+        first_correction=1 - group["betas"][0] ** moment.steps,
+        second_correction=1 - group["betas"][1] ** moment.steps,
+        eps=group["eps"],
+        whitened=A,
+        orthogonal=taken.orthogonal,
+        direction=taken.direction,
+        scale=taken.scale,
+        lr=group["lr"],
+        matrix_shape=taken.matrix_shape,
+    )

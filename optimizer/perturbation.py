@@ -1,0 +1,80 @@
+"""Where the second gradient is taken: four ascents `e` from the base gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from torch import Tensor
+
+__all__ = ["PERTURBATIONS", "Ascent"]
+
+_FLOOR: Final = 1e-12
+
+
+@dataclass(frozen=True)
+class Ascent:
+    """What one parameter brings to the ascent."""
+
+    parameter: Tensor
+    gradient: Tensor
+    second_moment: Tensor  # v before this step's gradient entered it
+    steps: int  # updates of v so far
+    beta2: float
+    eps: float
+    rho: float
+
+
+def _root_of_stale_second_moment(ascent: Ascent) -> Tensor:
+    correction = 1 - ascent.beta2 ** max(1, ascent.steps) + _FLOOR
+    return (ascent.second_moment / correction).sqrt_().add_(ascent.eps)
+
+
+def _over_one_ball(directions: Sequence[Tensor], norms_of: Sequence[Tensor], rhos: Sequence[float]) -> list[Tensor]:
+    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(list(norms_of)))) + _FLOOR
+    return [direction * (rho / norm) for direction, rho in zip(directions, rhos, strict=True)]
+
+
+def ars2(ascents: Sequence[Ascent]) -> list[Tensor]:
+    """Per tensor `rho n / |n|` with `n = |w| g / (sqrt(v) + eps)`: every tensor moves by exactly rho.
+
+    The total is rho times the root of the number of tensors; a tensor of zeros does not move.
+    """
+    moves = []
+    for a in ascents:
+        n = a.parameter.abs().mul_(a.gradient).div_(_root_of_stale_second_moment(a))
+        moves.append(n.mul_(a.rho / (torch.linalg.vector_norm(n) + _FLOOR)))
+    return moves
+
+
+def paper(ascents: Sequence[Ascent]) -> list[Tensor]:
+    """`rho n / |n|` with `n = g / (sqrt(v) + eps)` over one global ball."""
+    naturals = [a.gradient / _root_of_stale_second_moment(a) for a in ascents]
+    return _over_one_ball(naturals, naturals, [a.rho for a in ascents])
+
+
+def sam(ascents: Sequence[Ascent]) -> list[Tensor]:
+    """`rho g / |g|` over one global ball (Foret et al., 2021, equation 2)."""
+    gradients = [a.gradient for a in ascents]
+    return _over_one_ball(gradients, gradients, [a.rho for a in ascents])
+
+
+def asam(ascents: Sequence[Ascent]) -> list[Tensor]:
+    """`rho w^2 g / | |w| g |` over one global ball: steepest where distance is counted relative to |w|.
+
+    Source:
+        Kwon et al., "ASAM" (2021).
+    """
+    scaled = [a.parameter.abs().mul_(a.gradient) for a in ascents]
+    moves = [a.parameter.abs().mul_(s) for a, s in zip(ascents, scaled, strict=True)]
+    return _over_one_ball(moves, scaled, [a.rho for a in ascents])
+
+
+PERTURBATIONS: Final[dict[str, Callable[[Sequence[Ascent]], list[Tensor]]]] = {
+    "ars2": ars2,
+    "paper": paper,
+    "sam": sam,
+    "asam": asam,
+}

@@ -1,0 +1,72 @@
+"""What a step hands to whoever observes it: references to the tensors it had in its hands."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from lossscope.optimizer.newton_schulz import Triple
+
+__all__ = ["StepRecord", "TensorRecord"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TensorRecord:
+    """One parameter of one step. Tensors are references: clone what you keep.
+
+    `None` says that the step had no such tensor: no perturbation without a second pass, no Newton-Schulz
+    output on the vector track.
+    """
+
+    name: str
+    track: str  # "matrix" or "vector"
+    parameter: Tensor  # after the step
+    gradient: Tensor | None  # g, at the parameters before the step
+    perturbation: Tensor | None  # e
+    adversarial: Tensor | None  # g_adv, at w + e
+    stale_shear: Tensor | None  # s as it was stored before the step
+    shear: Tensor | None  # s of this step
+    injected: Tensor | None  # g with the stored shear added, where that fed the moments
+    exp_avg: Tensor  # m
+    exp_avg_sq: Tensor  # v
+    first_correction: float  # 1 - beta1^t
+    second_correction: float  # 1 - beta2^t
+    eps: float
+    whitened: Tensor  # A = m_hat / (sqrt(v_hat) + eps), the input of Newton-Schulz
+    orthogonal: Tensor | None  # O, its output, in the shape of the parameter
+    direction: Tensor  # what the step follows: O, or A
+    scale: Tensor | float  # its factor, 0-d
+    lr: float
+    matrix_shape: tuple[int, ...] | None  # how a matrix was cut: (m, n) or (batch, m, n)
+
+    @property
+    def m_hat(self) -> Tensor:
+        """The momentum, bias-corrected; computed when asked."""
+        return self.exp_avg / self.first_correction
+
+    @property
+    def v_hat(self) -> Tensor:
+        """The second moment, bias-corrected; computed when asked."""
+        return self.exp_avg_sq / self.second_correction
+
+    @property
+    def update(self) -> Tensor:
+        """`lr * scale * direction`, what the step subtracted besides the decay; computed when asked."""
+        return self.direction * (self.scale * self.lr)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StepRecord:
+    """One step, valid until the callback returns."""
+
+    step: int  # counted from 1
+    mode: str
+    synced: bool  # whether a second gradient was taken
+    loss: Tensor | None  # of the first pass, where the optimizer saw it
+    adversarial_loss: Tensor | None  # of the second
+    phi: float | None  # None where the mode does not measure it
+    threshold: float | None
+    alpha: float | None  # None where nothing was injected
+    newton_schulz: tuple[Triple, ...]
+    tensors: tuple[TensorRecord, ...]

@@ -1,0 +1,92 @@
+"""Which parameter goes to which track, decided by module type and shown as a table."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd
+
+from lossscope.optimizer.errors import OptimizerError
+
+__all__ = ["Route", "Routing", "routing"]
+
+_NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+_TABLES = (nn.Embedding, nn.EmbeddingBag)
+
+
+@dataclass(frozen=True)
+class Route:
+    """Where one parameter goes, and why."""
+
+    name: str
+    parameter: Tensor
+    track: str  # "matrix" or "vector"
+    convolution: bool  # cut as (out, -1)
+    reason: str
+
+
+@dataclass(frozen=True)
+class Routing:
+    """The routes of a model: print it to look at them, pass `groups()` to the optimizer."""
+
+    routes: tuple[Route, ...]
+
+    def groups(self, **settings: Any) -> list[dict[str, Any]]:
+        """Parameter groups, one for each kind of route; `settings` go into every one."""
+
+        def kind(route: Route) -> tuple[str, bool]:
+            return route.track, route.convolution
+
+        return [
+            {
+                "params": [(route.name, route.parameter) for route in routes],
+                "track": track,
+                "convolution": convolution,
+                **settings,
+            }
+            for (track, convolution), routes in groupby(sorted(self.routes, key=kind), key=kind)
+        ]
+
+    def __str__(self) -> str:
+        width = max((len(route.name) for route in self.routes), default=0)
+        return "\n".join(
+            f"{route.name:<{width}}  {route.track:<6}  {tuple(route.parameter.shape)!s:<18}  {route.reason}"
+            for route in self.routes
+        )
+
+
+def _route(name: str, parameter: Tensor, owner: nn.Module) -> Route:
+    kind = type(owner).__name__
+    if parameter.ndim < 2:
+        return Route(name, parameter, "vector", False, f"{parameter.ndim}-dimensional")
+    if isinstance(owner, _NORMS):
+        return Route(name, parameter, "vector", False, f"{kind} rescales, it does not mix")
+    if isinstance(owner, _TABLES):
+        return Route(name, parameter, "vector", False, f"{kind} is a table: its rows are looked up, not mixed")
+    if isinstance(owner, _ConvNd):
+        return Route(name, parameter, "matrix", True, f"{kind} as (out, -1)")
+    return Route(name, parameter, "matrix", False, kind)
+
+
+def routing(model: nn.Module) -> Routing:
+    """The route of every parameter of a model that requires a gradient; a tied one goes with its first owner.
+
+    Matrices of linear maps, convolutions and raw parameters are orthogonalised. Biases, norms and embedding
+    tables are not: an embedding's gradient touches the rows of a batch, and a polar factor would spread it.
+
+    Raises:
+        OptimizerError: The model has no parameter that requires a gradient.
+    """
+    owners = dict(model.named_modules())
+    routes = tuple(
+        _route(name, parameter, owners[name.rpartition(".")[0]])
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+    )
+    if not routes:
+        raise OptimizerError(f"{type(model).__name__} has no parameter that requires a gradient; nothing to optimise")
+    return Routing(routes)

@@ -1,0 +1,136 @@
+"""The settings of ARS2-Neo: defaults, bounds, and which of them hold for all parameter groups."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, Final
+
+import torch
+
+from lossscope.optimizer import newton_schulz as ns
+from lossscope.optimizer.errors import OptimizerError
+from lossscope.optimizer.perturbation import PERTURBATIONS
+from lossscope.optimizer.shear import SHEARS
+from lossscope.optimizer.track import ENERGIES, TRACKS
+from lossscope.optimizer.trigger import MODES, TRIGGERS, TriggerState
+
+__all__ = ["DEFAULTS", "checked_group", "period_of"]
+
+DEFAULTS: Final[dict[str, Any]] = {
+    "lr": 1e-3,
+    "betas": (0.9, 0.999),
+    "eps": 1e-8,
+    "weight_decay": 0.01,
+    "mode": "base",
+    "rho": 0.1,
+    "k": 1,
+    "alpha": 0.1,
+    "aga_beta": 0.99,
+    "aga_lambda": 2.0,
+    "aga_gamma": 2.0,
+    "energy": "reference",
+    "newton_schulz": "keller",
+    "ns_steps": 5,
+    "ns_dtype": "auto",
+    "perturbation": "ars2",
+    "shear": "looksam",
+    "orthogonalise": True,
+    "flatten": False,
+    "convolution": False,
+    "track": None,
+    "trigger": "reference",
+    **{name: field.default for name, field in TriggerState.__dataclass_fields__.items()},
+}
+
+# One for the whole optimizer: the decision to ascend is made once for all groups.
+_SHARED: Final = (
+    "mode",
+    "k",
+    "alpha",
+    "aga_beta",
+    "aga_lambda",
+    "aga_gamma",
+    "perturbation",
+    "shear",
+    "trigger",
+)
+
+_CHOICES: Final[dict[str, tuple[object, ...]]] = {
+    "mode": MODES,
+    "energy": ENERGIES,
+    "perturbation": tuple(PERTURBATIONS),
+    "shear": SHEARS,
+    "trigger": TRIGGERS,
+    "track": (*TRACKS, None),
+    "orthogonalise": (True, False),
+    "flatten": (True, False),
+    "convolution": (True, False),
+}
+
+_BOUNDS: Final[dict[str, tuple[str, Callable[[float], bool]]]] = {
+    "lr": ("at least 0", lambda x: x >= 0),
+    "eps": ("at least 0", lambda x: x >= 0),
+    "weight_decay": ("at least 0", lambda x: x >= 0),
+    "rho": ("a finite number", math.isfinite),
+    "alpha": ("a finite number", math.isfinite),
+    "aga_beta": ("in [0, 1)", lambda x: 0 <= x < 1),
+    "aga_lambda": ("at least 0", lambda x: x >= 0),
+    "aga_gamma": ("a finite number", math.isfinite),
+}
+
+
+def _check_number(name: str, value: Any, words: str, holds: Callable[[float], bool]) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float | torch.Tensor) or not holds(float(value)):
+        raise OptimizerError(f"{name}={value!r} must be {words}")
+
+
+def checked_group(group: dict[str, Any], first: dict[str, Any]) -> None:
+    """Raise an `OptimizerError` for a group whose settings are unknown, out of bounds or contradict the first."""
+    known = {
+        *DEFAULTS,
+        "params",
+        "param_names",
+        "initial_lr",
+        "max_lr",
+        "min_lr",
+        "max_momentum",
+        "base_momentum",
+    }
+    if unknown := sorted(group.keys() - known):
+        raise OptimizerError(f"a parameter group has the unknown setting {unknown[0]!r}; known: {', '.join(DEFAULTS)}")
+    for name, choices in _CHOICES.items():
+        if group[name] not in choices:
+            raise OptimizerError(f"{name}={group[name]!r} is none of {', '.join(map(repr, choices))}")
+    for name, (words, holds) in _BOUNDS.items():
+        _check_number(name, group[name], words, holds)
+    for beta in group["betas"]:
+        _check_number("betas", beta, "two numbers in [0, 1)", lambda x: 0 <= x < 1)
+    if group["ns_dtype"] != "auto" and not getattr(group["ns_dtype"], "is_floating_point", False):
+        raise OptimizerError(f"ns_dtype={group['ns_dtype']!r} must be 'auto' or a floating torch.dtype")
+    ns.coefficients(group["newton_schulz"], group["ns_steps"])
+    for name in _SHARED:
+        if group[name] != first[name]:
+            raise OptimizerError(
+                f"{name}={group[name]!r} in one group and {first[name]!r} in the first: it is one for all groups"
+            )
+    if group["track"] == "matrix" and any(p.ndim < 2 for p in group["params"]):
+        raise OptimizerError("track='matrix' for a parameter with fewer than 2 dimensions; put it into a vector group")
+    if any(not p.is_floating_point() for p in group["params"]):
+        raise OptimizerError("ARS2Neo steps real floating parameters only; leave the others out of its groups")
+
+
+def period_of(mode: str, k: int | None) -> int:
+    """The lazy period or aga's longest interval: what was asked for, else the mode's default."""
+    if mode not in ("lazy", "aga"):
+        if k is not None:
+            raise OptimizerError(
+                f"k={k} has no meaning in mode={mode!r}; it is the lazy period or aga's longest interval"
+            )
+        return 1
+    period = {"lazy": 5, "aga": 10}[mode] if k is None else k
+    if not isinstance(period, int) or period < 2:
+        raise OptimizerError(
+            f"k={period} must be a whole number of at least 2; for two passes every step use mode='sync'"
+        )
+    return period

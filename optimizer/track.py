@@ -1,0 +1,55 @@
+"""Which parameters are matrices, how a tensor is cut into them, and how large their step is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from lossscope.optimizer.errors import OptimizerError
+
+__all__ = ["ENERGIES", "TRACKS", "direction_scale", "matrix_view", "track_of"]
+
+TRACKS: Final = ("matrix", "vector")
+ENERGIES: Final = ("reference", "unit", "rms")
+
+
+def track_of(group: dict[str, Any], parameter: Tensor) -> str:
+    """`"matrix"` or `"vector"`: what the group says, else matrix from two dimensions up."""
+    return str(group["track"] or ("matrix" if parameter.ndim >= 2 else "vector"))
+
+
+def matrix_view(tensor: Tensor, *, flatten: bool, convolution: bool) -> Tensor:
+    """The tensor as `(m, n)`, or as `(batch, m, n)` for a raw 3-D parameter that is not flattened.
+
+    Convolutions of any dimension are `(out, -1)`; so is everything with four dimensions or more. A raw
+    3-D parameter `(h, d, n)`, such as the heads of an attention layer, is h matrices, or `(h d, n)`.
+    """
+    if tensor.ndim == 2:
+        return tensor
+    if tensor.ndim == 3 and not convolution:
+        return tensor.flatten(0, 1) if flatten else tensor
+    return tensor.flatten(1)
+
+
+def direction_scale(energy: str, A: Tensor, O: Tensor, shape: Sequence[int], *, orthogonalise: bool) -> Tensor:
+    """The 0-d factor that gives a matrix step its size.
+
+    With `O`: `E`, `E / |O|_F` or `0.2 sqrt(max(m, n))`. Without orthogonalisation the step follows `A`, and
+    the factor gives it the norm that the step along `O` would have had. A zero `A` gives a finite factor.
+    """
+    tiny = torch.finfo(A.dtype).tiny
+    E, size = torch.linalg.vector_norm(A), torch.linalg.vector_norm(O)
+    if energy == "reference":
+        scale = E
+    elif energy == "unit":
+        scale = E / size.clamp_min(tiny)
+    elif energy == "rms":
+        # The root mean square of an Adam step is about 0.2 (Liu et al., 2025, section 2.2).
+        scale = torch.full_like(E, 0.2 * math.sqrt(max(shape[-2:])))
+    else:
+        raise OptimizerError(f"energy={energy!r} is none of {', '.join(ENERGIES)}")
+    return scale if orthogonalise else torch.div(scale * size, E.clamp_min(tiny))

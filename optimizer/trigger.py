@@ -1,0 +1,89 @@
+"""When a step takes a second gradient: always, every k steps, or when the gradient turns against the shear."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import MutableMapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+__all__ = ["MODES", "TRIGGERS", "Decision", "TriggerState", "adaptive", "periodic"]
+
+MODES: Final = ("base", "sync", "lazy", "aga")
+TRIGGERS: Final = ("reference", "lagged")
+
+
+@dataclass(frozen=True)
+class TriggerState:
+    """What the optimizer remembers between steps, besides its tensors."""
+
+    clock: int = 0  # steps taken
+    last_sync: int = 0  # the step of the last second gradient
+    syncs: int = 0  # second gradients so far
+    phi_variance: float = 0.0  # running mean of phi^2
+    phi_count: int = 0  # how many phi are in it
+
+    @classmethod
+    def read(cls, group: MutableMapping[str, Any]) -> TriggerState:
+        """The state kept in a parameter group, where a checkpoint finds it."""
+        return cls(**{name: group[name] for name in cls.__dataclass_fields__})
+
+    def write(self, group: MutableMapping[str, Any]) -> None:
+        """Keep the state in a parameter group."""
+        for name in self.__dataclass_fields__:
+            group[name] = getattr(self, name)
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Whether this step takes a second gradient, why, and the state after the step."""
+
+    sync: bool
+    after: TriggerState
+    alpha: float = 0.0  # strength of the injected shear, where the step is not a sync step
+    phi: float | None = None  # None where it was not measured
+    threshold: float | None = None
+
+
+def _after(before: TriggerState, *, sync: bool, variance: float, count: int) -> TriggerState:
+    clock = before.clock + 1
+    return TriggerState(clock, clock if sync else before.last_sync, before.syncs + sync, variance, count)
+
+
+def periodic(before: TriggerState, *, k: int, alpha: float) -> Decision:
+    """A second gradient at steps 1, k + 1, 2k + 1, ...; at every step for k = 1."""
+    sync = before.clock % k == 0
+    return Decision(sync, _after(before, sync=sync, variance=0.0, count=0), alpha)
+
+
+def adaptive(
+    before: TriggerState,
+    phi: float | None,
+    *,
+    k: int,
+    alpha: float,
+    beta: float,
+    lamda: float,
+    gamma: float,
+    rule: str,
+) -> Decision:
+    """A second gradient when phi falls below `-lambda sqrt(nu)`, at step 1, and after k steps at the latest.
+
+    nu is the running mean of phi^2, taken on all steps but the one right after a second gradient. By the
+    `reference` rule it already contains the present phi and starts from zero without a correction, so
+    that early on any negative phi triggers. The `lagged` rule compares with the bias-corrected mean of the
+    steps before, and only once there is one.
+    """
+    step = before.clock + 1
+    age = step - before.last_sync
+    measured = step > 1 and age > 1
+    value = 0.0 if phi is None else phi
+    variance = beta * before.phi_variance + (1 - beta) * value * value if measured else before.phi_variance
+    if rule == "lagged":
+        scale = before.phi_variance / (1 - beta**before.phi_count) if before.phi_count else math.inf
+    else:
+        scale = variance
+    threshold = -lamda * math.sqrt(scale) if lamda else 0.0
+    sync = value < threshold or step == 1 or age >= k
+    after = _after(before, sync=sync, variance=variance, count=before.phi_count + measured)
+    return Decision(sync, after, alpha * (1 + max(0.0, value)) ** gamma, phi, threshold)
