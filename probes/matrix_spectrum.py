@@ -1,0 +1,265 @@
+"""Singular values of a matrix and what follows from them: entropies, ranks, condition, orthogonality."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Final, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from lossscope.probes.errors import ProbeError
+
+__all__ = ["MatrixSpectrum", "gram_error", "gram_spectra", "singular_spectrum", "white_noise_entropy"]
+
+# On a CPU one call on a stack wins by 15-20 % at 32 x 32 and loses by up to half at 128 x 128.
+_STACK_UP_TO: Final = 64
+
+
+@dataclass(frozen=True, eq=False)
+class MatrixSpectrum:
+    """The singular values of one matrix, and the numbers that follow from them alone.
+
+    All but `values`, `norm` and `error` stay the same when the matrix is scaled, or multiplied by an orthogonal
+    matrix from either side. A zero or a non-finite matrix has gaps (nan) instead of numbers.
+    """
+
+    values: npt.NDArray[np.float64]  # (r,), descending, in the unit of the matrix
+    shape: tuple[int, int]  # of the matrix; r = min(shape)
+    method: str  # "gram", "map" or "scaled"
+    error: float  # largest error of a value that the method is known to have, same unit
+
+    @classmethod
+    def from_values(cls, values: Iterable[float], shape: Sequence[int], method: str, error: float) -> MatrixSpectrum:
+        """The spectrum that a stored list of singular values describes.
+
+        Args:
+            values: `min(shape)` singular values, any order; nan for a matrix that was not finite.
+            shape: Rows and columns of the matrix.
+            method: How the values were found.
+            error: Largest known error of a value, in the unit of the values.
+
+        Returns:
+            The spectrum, with a read-only copy of the values.
+
+        Raises:
+            ProbeError: the number of values is not `min(shape)`, or one of them is negative.
+        """
+        array = np.array(values if isinstance(values, np.ndarray) else list(values), dtype=np.float64)
+        if len(shape) != 2 or array.shape != (min(shape),):
+            raise ProbeError(
+                f"{array.size} values do not fit shape {tuple(shape)}: a matrix (m, n) has min(m, n) of them"
+            )
+        if (array < 0).any():
+            raise ProbeError(f"singular value {array.min():g} is below 0: pass singular values, not eigenvalues")
+        array = -np.sort(-array)
+        array.flags.writeable = False
+        return cls(array, (int(shape[0]), int(shape[1])), method, float(error))
+
+    def entropy(self, kind: Literal["energy", "nuclear"] = "energy", *, normalised: bool = True) -> float:
+        r"""The entropy :math:`-\sum_i p_i \ln p_i` of the normalised singular values.
+
+        It is 0 at rank one and :math:`\ln r` where all singular values are equal.
+
+        Args:
+            kind: `energy` is :math:`p_i = s_i^2 / \sum s^2`, `nuclear` is :math:`p_i = s_i / \sum s`.
+            normalised: Divide by :math:`\ln r`, `r = min(m, n)`: then it lies between 0 and 1.
+
+        Returns:
+            The entropy, in nats or as a fraction; nan, a gap, for a zero matrix and, normalised, for a
+            vector (`r = 1`: 0 / 0).
+
+        Raises:
+            ProbeError: `kind` is neither.
+
+        Source:
+            Card 9 of the project's measures; the energy form is the von Neumann entropy of MM'/tr MM'.
+
+        Example:
+            >>> spectrum = singular_spectrum(torch.eye(4))
+            >>> round(spectrum.entropy(), 6), round(spectrum.entropy("nuclear", normalised=False), 6)
+            (1.0, 1.386294)
+        """
+        if kind not in ("energy", "nuclear"):
+            raise ProbeError(f"entropy kind {kind!r} is unknown: use 'energy' or 'nuclear'")
+        relative = self._relative()
+        weights = relative**2 if kind == "energy" else relative
+        shares = weights / weights.sum()
+        if not np.isfinite(shares).all():
+            return math.nan
+        positive = shares[shares > 0]
+        total = abs(float((positive * np.log(positive)).sum()))
+        if not normalised:
+            return total
+        return total / math.log(len(shares)) if len(shares) > 1 else math.nan
+
+    @property
+    def norm(self) -> float:
+        """The Frobenius norm, root of the sum of squared singular values; 0 for a zero matrix."""
+        largest = float(self.values[0])
+        return largest * math.sqrt(self.stable_rank) if largest != 0 else 0.0
+
+    @property
+    def stable_rank(self) -> float:
+        r"""The stable rank :math:`\lVert M\rVert_F^2 / \lVert M\rVert_2^2`, between 1 and r; nan for zero."""
+        return float((self._relative() ** 2).sum())
+
+    @property
+    def effective_rank(self) -> float:
+        """The exponential of the nuclear entropy in nats, between 1 and r; nan for a zero matrix."""
+        return math.exp(self.entropy("nuclear", normalised=False))
+
+    @property
+    def condition(self) -> float:
+        """Largest over smallest singular value; inf where the smallest drowns in `error`, nan for zero."""
+        largest, smallest = float(self.values[0]), float(self.values[-1])
+        if not largest > 0:
+            return math.nan
+        return largest / smallest if smallest > self.error else math.inf
+
+    @property
+    def orthogonality_defect(self) -> float:
+        r"""How far from orthogonal: :math:`\lVert\tilde D\tilde D^\top - I\rVert_F / \sqrt r` on the smaller side.
+
+        :math:`\tilde D` is the matrix scaled to :math:`\lVert\tilde D\rVert_F = \sqrt r`, so 0 means that all
+        singular values are equal and :math:`\sqrt{r - 1}` is rank one; nan for a zero matrix.
+        """
+        energy = self._relative() ** 2
+        return float(np.sqrt(((energy / energy.mean() - 1) ** 2).mean()))
+
+    @property
+    def excess_order(self) -> float:
+        """How many nats the energy entropy lies below that of white noise of this shape; nan for zero."""
+        return white_noise_entropy(self.shape) - self.entropy("energy", normalised=False)
+
+    def _relative(self) -> npt.NDArray[np.float64]:
+        """The singular values over the largest one: no square under- or overflows; nan for a zero matrix."""
+        return self.values / (self.values[0] if self.values[0] > 0 else math.nan)
+
+
+def white_noise_entropy(shape: Sequence[int]) -> float:
+    r"""The mean energy entropy of a matrix of real white noise, :math:`\ln m - (m + 1) / (2n)`, `m <= n`.
+
+    It is the second-order expansion around equal shares, with the mean purity (m + n + 1) / (mn + 2).
+
+    Args:
+        shape: Rows and columns, in any order.
+
+    Returns:
+        Nats, right to 0.001 from 64 x 64 on.
+
+    Source:
+        Page (1993), Phys. Rev. Lett. 71, 1291 has m / (2n), for complex entries; card 9 of our measures.
+    """
+    m, n = min(shape), max(shape)
+    return math.log(m) - (m + 1) / (2 * n)
+
+
+def gram_error(values: npt.NDArray[np.float64]) -> float:
+    r"""The bound :math:`\sqrt{r\,u}\,\sigma_{\max}` on the error of singular values taken from a Gram matrix.
+
+    Rounding (`u = 2.2e-16`) moves the eigenvalues of the Gram matrix by a small multiple of
+    :math:`u\,\sigma_{\max}^2`, and a root makes :math:`\sqrt u \approx 1.5 \cdot 10^{-8}` of it where the true
+    value is zero. Large singular values are right to 1e-13; only those near the floor are this uncertain.
+
+    Args:
+        values: `(r,)` singular values.
+
+    Returns:
+        The bound, in the unit of the values; nan where they are nan.
+    """
+    return float(math.sqrt(len(values) * np.finfo(np.float64).eps) * values.max())
+
+
+def singular_spectrum(matrix: Tensor) -> MatrixSpectrum:
+    r"""The singular spectrum of a matrix, through the float64 Gram matrix of its smaller side.
+
+    The eigenvalues of :math:`MM^\top` are the squared singular values. Values below about 1e-8 of the
+    largest are rounding noise; `error` holds the bound (`gram_error`).
+
+    Args:
+        matrix: `(m, n)`, real, any dtype and device. This call waits for the device; `gram_spectra` does not.
+
+    Returns:
+        The spectrum, `min(m, n)` values.
+
+    Raises:
+        ProbeError: the tensor is not 2-D, is empty or complex, or has an entry that is not finite.
+
+    Source:
+        Cards 9 and 11 of the project's measures.
+
+    Example:
+        >>> spectrum = singular_spectrum(torch.diag(torch.tensor([2.0, 1.0])))
+        >>> spectrum.values.tolist(), spectrum.condition, spectrum.stable_rank
+        ([2.0, 1.0], 2.0, 1.25)
+    """
+    if matrix.ndim != 2:
+        raise ProbeError(
+            f"shape {tuple(matrix.shape)} is not 2-D: flatten it to (size0, -1), or pass each slice of a batch"
+        )
+    (values,) = (spectrum.cpu().numpy() for spectrum in gram_spectra([matrix]))
+    if not np.isfinite(values).all():
+        bad = int((~torch.isfinite(matrix)).sum())
+        raise ProbeError(
+            f"{bad} of {matrix.numel()} entries of the {tuple(matrix.shape)} matrix are not finite: "
+            "a spectrum needs all of them; leave a gap for this step"
+        )
+    return MatrixSpectrum.from_values(values, matrix.shape, "gram", gram_error(values))
+
+
+@torch.no_grad()
+def gram_spectra(matrices: Sequence[Tensor]) -> list[Tensor]:
+    """The singular values of many matrices, on their device, without waiting for it more than the solver does.
+
+    Each matrix is divided by its largest entry before it is squared, so none under- or overflows. Small
+    Gram matrices of one size are solved in one call.
+
+    Args:
+        matrices: `(m, n)` matrices or `(b, m, n)` batches, real, any mixture of shapes and dtypes.
+
+    Returns:
+        For each, `(r,)` or `(b, r)` singular values, descending, float64; nan for a matrix with an entry
+        that is not finite, which leaves the others alone. Error: see `gram_error`.
+
+    Raises:
+        ProbeError: a tensor is not 2-D or 3-D, is empty or complex.
+    """
+    scaled = [_gram(matrix) for matrix in matrices]
+    solved = zip(_eigenvalues([gram for gram, _ in scaled]), scaled, strict=True)
+    return [squared.clamp_min(0).sqrt().flip(-1) * scale for squared, (_, scale) in solved]
+
+
+def _gram(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """The Gram matrix of the smaller side of the scaled matrix, and the scale: nan where not finite."""
+    if matrix.ndim not in (2, 3) or matrix.numel() == 0 or matrix.is_complex():
+        raise ProbeError(
+            f"a {matrix.dtype} tensor of shape {tuple(matrix.shape)} has no spectrum here: "
+            "pass real, non-empty (m, n) matrices or (b, m, n) batches"
+        )
+    wide = matrix.double()
+    largest = wide.abs().amax((-2, -1), keepdim=True)
+    finite = torch.isfinite(largest)
+    scaled = wide / torch.where(finite & (largest > 0), largest, 1.0)
+    gram = scaled @ scaled.mT if matrix.shape[-2] <= matrix.shape[-1] else scaled.mT @ scaled
+    return torch.where(finite, gram, 0.0), torch.where(finite, largest, torch.nan).squeeze(-1)
+
+
+def _eigenvalues(grams: list[Tensor]) -> list[Tensor]:
+    """The eigenvalues of each Gram matrix, ascending; those that are faster together go in one call."""
+    found: dict[int, Tensor] = {}
+    groups: dict[tuple[int, torch.device], list[int]] = {}
+    for i, gram in enumerate(grams):
+        if gram.is_cpu and gram.shape[-1] > _STACK_UP_TO:
+            found[i] = torch.linalg.eigvalsh(gram)
+        else:
+            groups.setdefault((gram.shape[-1], gram.device), []).append(i)
+    for (r, _), members in groups.items():
+        flat = [grams[i].reshape(-1, r, r) for i in members]
+        solved = torch.linalg.eigvalsh(torch.cat(flat)).split([len(batch) for batch in flat])
+        found |= {i: part.reshape(grams[i].shape[:-1]) for i, part in zip(members, solved, strict=True)}
+    return [found[i] for i in range(len(grams))]

@@ -1,0 +1,185 @@
+"""Norms and inner products of tensors and of lists of tensors, and the two ratios of step size.
+
+A list of tensors is read as one long vector and is never concatenated. Every result is a 0-d float64
+tensor on the device of its input: nothing here waits for the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from lossscope.probes.errors import ProbeError
+
+__all__ = [
+    "Vector",
+    "at_least_float32",
+    "inner",
+    "norm",
+    "norms",
+    "pairs",
+    "parts",
+    "relative_radius",
+    "update_ratio",
+]
+
+Vector = Tensor | Sequence[Tensor]
+
+# Up to here a running float32 sum of squares is off by under 1e-4 of the norm (6e-5 seen, equal entries).
+_FLOAT32_UP_TO: Final = 65536
+
+
+def parts(vector: Vector) -> list[Tensor]:
+    """The tensors that make up a vector: itself, or the members of the list.
+
+    Args:
+        vector: A tensor of any shape, or a non-empty sequence of tensors.
+
+    Returns:
+        The tensors, detached from any graph and sharing their memory.
+
+    Raises:
+        ProbeError: the sequence is empty.
+    """
+    tensors = [vector] if isinstance(vector, Tensor) else list(vector)
+    if not tensors:
+        raise ProbeError("got 0 tensors, need at least 1: leave the measure out where nothing was recorded")
+    return [tensor.detach() for tensor in tensors]
+
+
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """The tensor itself, or its float32 copy where its dtype is a 16-bit one.
+
+    Args:
+        tensor: Any floating tensor.
+
+    Returns:
+        A tensor of the same shape, float32 or wider: sums in 16 bits would stop growing at a few hundred.
+    """
+    return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
+
+
+def pairs(left: Vector, right: Vector) -> list[tuple[Tensor, Tensor]]:
+    """The matching tensors of two vectors, detached and in float32 at least.
+
+    Args:
+        left: A tensor of any shape, or a list of tensors.
+        right: The same shapes.
+
+    Returns:
+        One pair for each tensor.
+
+    Raises:
+        ProbeError: the shapes differ, or there is no tensor.
+    """
+    lefts, rights = parts(left), parts(right)
+    shapes = [tuple(a.shape) for a in lefts], [tuple(b.shape) for b in rights]
+    if shapes[0] != shapes[1]:
+        raise ProbeError(f"shapes {shapes[0]} and {shapes[1]} differ: pass the same parameters on both sides")
+    return [(at_least_float32(a), at_least_float32(b)) for a, b in zip(lefts, rights, strict=True)]
+
+
+def inner(left: Vector, right: Vector) -> Tensor:
+    r"""The inner product :math:`\langle a, b\rangle` of two tensors or of two lists of tensors.
+
+    Products are rounded in the dtype of the tensors (float32 at least) and added pairwise, so the
+    error is near 1e-7 of the sum of the absolute products even at ten million float32 entries, where a
+    running sum is off by 1e-3.
+
+    Args:
+        left: A tensor of any shape, or a list of tensors.
+        right: The same shapes as `left`.
+
+    Returns:
+        A 0-d float64 tensor, unit of `left` times unit of `right`.
+
+    Raises:
+        ProbeError: the shapes differ.
+
+    Example:
+        >>> inner([torch.ones(2), torch.ones(3, 1)], [torch.ones(2), torch.full((3, 1), 2.0)])
+        tensor(8., dtype=torch.float64)
+    """
+    return torch.stack([(a * b).sum() for a, b in pairs(left, right)]).double().sum()
+
+
+def norms(tensors: Sequence[Tensor]) -> list[Tensor]:
+    r"""The Euclidean norm of each tensor, through fused kernels over the whole list.
+
+    Tensors of more than 65536 entries are accumulated in float64, because a running float32 sum drifts:
+    1.5 % of the squared norm was lost at ten million equal entries, under 1e-4 of the norm at 65536.
+
+    Args:
+        tensors: Floating tensors of any shape; an empty list gives an empty list.
+
+    Returns:
+        One 0-d float64 tensor for each, in order.
+
+    Source:
+        Card 42 of the project's measures: norm controls stand in every report.
+    """
+    small = [i for i, tensor in enumerate(tensors) if tensor.numel() <= _FLOAT32_UP_TO]
+    large = [i for i, tensor in enumerate(tensors) if tensor.numel() > _FLOAT32_UP_TO]
+    found: dict[int, Tensor] = {}
+    for members, dtype in ((small, None), (large, torch.float64)):
+        if members:
+            chosen = [at_least_float32(tensors[i].detach()) for i in members]
+            found |= zip(members, _foreach_norm(chosen, dtype).unbind(), strict=True)
+    return [found[i] for i in range(len(tensors))]
+
+
+def norm(tensors: Vector) -> Tensor:
+    r"""The norm :math:`\sqrt{\sum_i \lVert t_i\rVert^2}` of a tensor, or of a list as one long vector.
+
+    Args:
+        tensors: A tensor of any shape, or a non-empty list of tensors.
+
+    Returns:
+        A 0-d float64 tensor.
+
+    Raises:
+        ProbeError: the list is empty.
+    """
+    return torch.stack(norms(parts(tensors))).square().sum().sqrt()
+
+
+def update_ratio(update: Vector, weight: Vector) -> Tensor:
+    r"""The length of an update relative to the weight, :math:`\lVert\Delta W\rVert / \lVert W\rVert`.
+
+    A norm already taken may stand for its tensor: the norm of a 0-d tensor is its absolute value.
+
+    Args:
+        update: The change of the parameter, decay included; or its 0-d norm.
+        weight: The parameter; or its 0-d norm.
+
+    Returns:
+        A 0-d float64 tensor; nan, a gap, where the weight is zero.
+    """
+    return _ratio(update, weight)
+
+
+def relative_radius(perturbation: Vector, parameter: Vector) -> Tensor:
+    r"""The length of an ascent relative to the parameter, :math:`\lVert e\rVert / \lVert p\rVert`.
+
+    Args:
+        perturbation: The ascent `e` added to the parameter; or its 0-d norm.
+        parameter: The parameter before the ascent; or its 0-d norm.
+
+    Returns:
+        A 0-d float64 tensor; nan, a gap, where the parameter is zero.
+    """
+    return _ratio(perturbation, parameter)
+
+
+def _ratio(numerator: Vector, denominator: Vector) -> Tensor:
+    """The ratio of two norms; nan where the lower one is zero."""
+    below = norm(denominator)
+    return norm(numerator) / torch.where(below > 0, below, torch.nan)
+
+
+def _foreach_norm(tensors: list[Tensor], dtype: torch.dtype | None) -> Tensor:
+    """The norms of a list, stacked in float64."""
+    return torch.stack(torch._foreach_norm(tensors, 2, dtype)).double()
