@@ -76,7 +76,7 @@ _TENSORS: Final = (
     Column("energy_rms", "float", "1", "E / sqrt(numel): a signal-to-noise meter between 0 and 1"),
     Column("natural_energy", "float", "nats^2", "sum m^2 v / (sqrt(v) + eps)^2, bias-corrected m and v"),
     Column("alignment", "float", "1", "<O, A>: the nuclear norm of A where O is its exact polar factor"),
-    Column("gradient_energy", "float", "nats", "sum g^2 / sqrt(v)"),
+    Column("gradient_energy", "float", "nats", "sum g^2 / (sqrt(v) + eps)"),
     Column("update_energy", "float", "nats^2", "sum dW^2 v"),
     Column("second_moment_sum", "float", "nats^2", "sum of bias-corrected v; not a Fisher trace"),
     Column("perturbation_norm", "float", "1", "norm of the ascent e"),

@@ -3,7 +3,7 @@
 from lossscope.optimizer.ars2_neo import ARS2Neo, Pass
 from lossscope.optimizer.errors import OptimizerError
 from lossscope.optimizer.record import StepRecord, TensorRecord
-from lossscope.optimizer.registry import DESCRIPTIONS, create, names
+from lossscope.optimizer.registry import DESCRIPTIONS, create, names, settings
 from lossscope.optimizer.routing import Routing, routing
 
 __all__ = [
@@ -17,4 +17,5 @@ __all__ = [
     "create",
     "names",
     "routing",
+    "settings",
 ]

@@ -75,6 +75,8 @@ class ARS2Neo(Optimizer):
             group with `convolution=True` is cut as `(out, -1)`, as everything with more dimensions is.
         trigger: `reference`, or `lagged`: a bias-corrected variance of the phi before the present one.
 
+    `last` holds the decision and the losses of the last step; every number in it was computed anyway.
+
     Raises:
         OptimizerError: A setting out of bounds, no matrix among the parameters, sparse gradients, or a step
             that needs a second gradient and has none.
@@ -112,6 +114,7 @@ class ARS2Neo(Optimizer):
         self._observers: OrderedDict[int, Callable[[StepRecord], None]] = OrderedDict()
         self._plan: Plan | None = None
         self._inside_pass = False
+        self.last: Plan | None = None
         super().__init__(cast(Any, params), {**DEFAULTS, **settings, "k": period_of(mode, k)})
         if not any(track_of(g, p) == "matrix" for g in self.param_groups for p in g["params"]):
             count = sum(len(g["params"]) for g in self.param_groups)
@@ -120,9 +123,10 @@ class ARS2Neo(Optimizer):
             )
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Restore a pickled or copied optimizer; observers are not copied."""
+        """Restore a pickled or copied optimizer; observers are not copied, and loading a state keeps them."""
         super().__setstate__(state)
-        self._observers, self._plan, self._inside_pass = OrderedDict(), None, False
+        self._observers = self.__dict__.get("_observers", OrderedDict())
+        self._plan, self._inside_pass, self.last = None, False, None
         for group in self.param_groups:
             for name, value in DEFAULTS.items():
                 group.setdefault(name, value)
@@ -161,6 +165,8 @@ class ARS2Neo(Optimizer):
             model: The module whose buffers the second pass must not change. Without it they are found
                 through forward hooks, which a compiled module does not call.
         """
+        if self._inside_pass:
+            raise OptimizerError("passes() was started inside another passes() loop; leave or close that one first")
         self._plan = None
         self.zero_grad()
         replay = RandomState(self._parameters()) if self._ascends else None
@@ -189,9 +195,12 @@ class ARS2Neo(Optimizer):
         plan = self._plan or self._plan_without_passes()
         self._plan = None
         observed: list[TensorRecord] | None = [] if self._observers else None
+        first = 0
         for group in self.param_groups:
-            self._step_group(group, plan, observed)
+            self._step_group(group, first, plan, observed)
+            first += len(group["params"])
         plan.decision.after.write(self.param_groups[0])
+        self.last = Plan(plan.decision, plan.losses)  # scalars only: the tensors of the step are let go
         if observed is not None:
             self._report(plan, tuple(observed))
         return plan.losses[0] if loss is None else loss
@@ -228,6 +237,7 @@ class ARS2Neo(Optimizer):
     def _decide(self) -> Decision:
         first = self.param_groups[0]
         before = TriggerState.read(first)
+        self._refuse_sparse_gradients()
         if not self._ascends:
             return Decision(sync=False, after=replace(before, clock=before.clock + 1))
         if first["mode"] != "aga":
@@ -244,6 +254,14 @@ class ARS2Neo(Optimizer):
             gamma=first["aga_gamma"],
             rule=first["trigger"],
         )
+
+    def _refuse_sparse_gradients(self) -> None:
+        for p in self._parameters():
+            if p.grad is not None and p.grad.layout != torch.strided:
+                raise OptimizerError(
+                    f"a parameter of shape {tuple(p.shape)} has a sparse gradient, which ARS2Neo cannot orthogonalise; "
+                    "build its module with sparse=False, or step it with torch.optim.SparseAdam"
+                )
 
     def _plan_without_passes(self) -> Plan:
         decision = self._decide()
@@ -292,19 +310,17 @@ class ARS2Neo(Optimizer):
             state["exp_avg_sq"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
         return cast("dict[str, Any]", state)
 
-    def _moment(self, name: str, parameter: Tensor, plan: Plan) -> Moment:
+    def _moment(self, index: int, name: str, parameter: Tensor, plan: Plan) -> Moment:
         gradient = cast(Tensor, parameter.grad)
-        if gradient.is_sparse or gradient.is_complex():
-            raise OptimizerError(f"{name} has a sparse or complex gradient, which ARS2Neo cannot orthogonalise")
         state = self._state(parameter)
         stale = state.get("shear")
         if plan.decision.sync:
-            return Moment(name, parameter, gradient, plan.base.get(parameter), stale, state, False)
+            return Moment(index, name, parameter, gradient, plan.base.get(parameter), stale, state, False)
         direction = self._injected_direction(state)
         if direction is None:
-            return Moment(name, parameter, gradient, gradient, stale, state, False)
+            return Moment(index, name, parameter, gradient, gradient, stale, state, False)
         fed = injected(gradient, direction, plan.decision.alpha)
-        return Moment(name, parameter, fed, gradient, stale, state, True)
+        return Moment(index, name, parameter, fed, gradient, stale, state, True)
 
     def _injected_direction(self, state: dict[str, Any]) -> Tensor | None:
         kind = self.param_groups[0]["shear"]
@@ -313,9 +329,11 @@ class ARS2Neo(Optimizer):
         stored = cast("Tensor | None", state.get("placebo" if kind == "placebo" else "shear"))
         return -stored if kind == "signflip" and stored is not None else stored
 
-    def _step_group(self, group: dict[str, Any], plan: Plan, observed: list[TensorRecord] | None) -> None:
-        names = group.get("param_names") or [f"parameter {i}" for i in range(len(group["params"]))]
-        moments = [self._moment(n, p, plan) for n, p in zip(names, group["params"], strict=True) if p.grad is not None]
+    def _step_group(self, group: dict[str, Any], first: int, plan: Plan, observed: list[TensorRecord] | None) -> None:
+        indices = range(first, first + len(group["params"]))
+        names = group.get("param_names") or [f"parameter {i}" for i in indices]
+        rows = zip(indices, names, group["params"], strict=True)
+        moments = [self._moment(i, n, p, plan) for i, n, p in rows if p.grad is not None]
         if not moments:
             return
         if plan.decision.sync:
@@ -325,18 +343,18 @@ class ARS2Neo(Optimizer):
             torch._foreach_mul_([m.parameter for m in moments], 1 - group["lr"] * group["weight_decay"])
         taken = [apply_step(group, m.parameter, a) for m, a in zip(moments, A, strict=True)]
         if observed is not None:
-            rows = zip(moments, A, taken, strict=True)
-            observed += [tensor_record(moment, a, step, group, plan) for moment, a, step in rows]
+            steps = zip(moments, A, taken, strict=True)
+            observed += [tensor_record(moment, a, step, group, plan) for moment, a, step in steps]
 
     def _store_shears(self, moments: Sequence[Moment], plan: Plan) -> None:
         if not self._stores_shear:
             return
-        for index, moment in enumerate(moments):
+        for moment in moments:
             if moment.base is None or moment.parameter not in plan.moves:
                 continue
             moment.state["shear"] = residual(moment.gradient, moment.base)
             if self.param_groups[0]["shear"] == "placebo":
-                seed = plan.decision.after.clock * 1_000_003 + index
+                seed = plan.decision.after.clock * 1_000_003 + moment.index
                 moment.state["placebo"] = placebo(moment.state["shear"], moment.base, seed)
 
     def _report(self, plan: Plan, tensors: tuple[TensorRecord, ...]) -> None:

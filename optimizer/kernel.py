@@ -21,6 +21,7 @@ __all__ = ["Moment", "Taken", "apply_step", "tensor_record", "whitened"]
 class Moment:
     """One parameter on its way through a step."""
 
+    index: int  # over all groups
     name: str
     parameter: Tensor
     gradient: Tensor  # what feeds the moments
@@ -123,7 +124,7 @@ def tensor_record(moment: Moment, A: Tensor, taken: Taken, group: dict[str, Any]
         parameter=p,
         gradient=moment.base,
         perturbation=plan.moves.get(p),
-        adversarial=moment.gradient if fresh else None,
+        adversarial=moment.gradient if plan.decision.sync else None,
         stale_shear=moment.stale_shear,
         shear=moment.state.get("shear") if fresh else None,
         injected=moment.gradient if moment.injected else None,

@@ -70,12 +70,12 @@ def coefficients(preset: str, steps: int) -> tuple[Triple, ...]:
     """The triples `(a, b, c)` of the first `steps` polynomials of a preset; its last one repeats.
 
     Raises:
-        OptimizerError: The preset does not exist, or `steps` is below one.
+        OptimizerError: The preset does not exist, or `steps` is not a whole number of at least one.
     """
     if preset not in PRESETS:
         raise OptimizerError(f"newton_schulz={preset!r} is no preset; choose from {', '.join(PRESETS)}")
-    if steps < 1:
-        raise OptimizerError(f"ns_steps={steps} is below 1; 5 is usual")
+    if not isinstance(steps, int) or steps < 1:
+        raise OptimizerError(f"ns_steps={steps} is not a whole number of at least 1; 5 is usual")
     triples = PRESETS[preset]
     return tuple(triples[min(i, len(triples) - 1)] for i in range(steps))
 

@@ -15,7 +15,7 @@ from torch.optim.optimizer import Optimizer
 from lossscope.optimizer.ars2_neo import ARS2Neo
 from lossscope.optimizer.errors import OptimizerError
 
-__all__ = ["DESCRIPTIONS", "create", "names"]
+__all__ = ["DESCRIPTIONS", "create", "names", "settings"]
 
 _FACTORIES: Final[dict[str, Callable[..., Optimizer]]] = {
     "ars2-base": partial(ARS2Neo, mode="base"),
@@ -43,6 +43,18 @@ def names() -> tuple[str, ...]:
     return tuple(_FACTORIES)
 
 
+def settings(name: str) -> tuple[str, ...]:
+    """The settings that `create(name, ...)` accepts.
+
+    Raises:
+        OptimizerError: The name does not exist; the nearest ones are told.
+    """
+    if name not in _FACTORIES:
+        raise OptimizerError(f"there is no optimizer {name!r}{_nearest(name, names())}")
+    factory = _FACTORIES[name]
+    return tuple(p for p in signature(factory).parameters if p != "params" and p not in _fixed(factory))
+
+
 def _nearest(word: str, words: Iterable[str]) -> str:
     close = get_close_matches(word, list(words), n=3, cutoff=0.4)
     return f"; did you mean {' or '.join(close)}?" if close else f"; known: {', '.join(words)}"
@@ -60,14 +72,14 @@ def create(name: str, parameters: nn.Module | Iterable[tuple[str, Tensor]], **ov
         OptimizerError: The name or a setting does not exist (the nearest ones are told), or a setting is out
             of its bounds.
     """
-    if name not in _FACTORIES:
-        raise OptimizerError(f"there is no optimizer {name!r}{_nearest(name, names())}")
+    known = settings(name)
     factory = _FACTORIES[name]
-    known = [p for p in signature(factory).parameters if p != "params" and p not in _fixed(factory)]
     for setting in overrides:
         if setting not in known:
             raise OptimizerError(f"optimizer {name} has no setting {setting!r}{_nearest(setting, known)}")
-    named = parameters.named_parameters() if isinstance(parameters, nn.Module) else parameters
+    named = list(parameters.named_parameters() if isinstance(parameters, nn.Module) else parameters)
+    if any(not isinstance(pair, tuple) for pair in named):
+        raise OptimizerError(f"create({name!r}, ...) takes a model or its named_parameters(), not bare parameters")
     trainable = [(label, p) for label, p in named if p.requires_grad]
     if not trainable:
         raise OptimizerError(f"no parameter requires a gradient; {name} has nothing to optimise")

@@ -72,6 +72,12 @@ def _route(name: str, parameter: Tensor, owner: nn.Module) -> Route:
     return Route(name, parameter, "matrix", False, kind)
 
 
+def _owner_name(name: str) -> str:
+    # A parametrised weight lives in a helper module; its owner is the layer that carries the parametrisation.
+    path = name.split(".")[:-1]
+    return ".".join(path[: path.index("parametrizations")] if "parametrizations" in path else path)
+
+
 def routing(model: nn.Module) -> Routing:
     """The route of every parameter of a model that requires a gradient; a tied one goes with its first owner.
 
@@ -83,7 +89,7 @@ def routing(model: nn.Module) -> Routing:
     """
     owners = dict(model.named_modules())
     routes = tuple(
-        _route(name, parameter, owners[name.rpartition(".")[0]])
+        _route(name, parameter, owners[_owner_name(name)])
         for name, parameter in model.named_parameters()
         if parameter.requires_grad
     )

@@ -43,7 +43,8 @@ DEFAULTS: Final[dict[str, Any]] = {
     **{name: field.default for name, field in TriggerState.__dataclass_fields__.items()},
 }
 
-# One for the whole optimizer: the decision to ascend is made once for all groups.
+# One for the whole optimizer: the decision to ascend is made once for all groups, and a record names one
+# set of polynomials.
 _SHARED: Final = (
     "mode",
     "k",
@@ -54,6 +55,8 @@ _SHARED: Final = (
     "perturbation",
     "shear",
     "trigger",
+    "newton_schulz",
+    "ns_steps",
 )
 
 _CHOICES: Final[dict[str, tuple[object, ...]]] = {
@@ -104,11 +107,15 @@ def checked_group(group: dict[str, Any], first: dict[str, Any]) -> None:
             raise OptimizerError(f"{name}={group[name]!r} is none of {', '.join(map(repr, choices))}")
     for name, (words, holds) in _BOUNDS.items():
         _check_number(name, group[name], words, holds)
+    if not isinstance(group["betas"], tuple | list) or len(group["betas"]) != 2:
+        raise OptimizerError(f"betas={group['betas']!r} must be two numbers in [0, 1)")
     for beta in group["betas"]:
         _check_number("betas", beta, "two numbers in [0, 1)", lambda x: 0 <= x < 1)
     if group["ns_dtype"] != "auto" and not getattr(group["ns_dtype"], "is_floating_point", False):
         raise OptimizerError(f"ns_dtype={group['ns_dtype']!r} must be 'auto' or a floating torch.dtype")
     ns.coefficients(group["newton_schulz"], group["ns_steps"])
+    if group["mode"] in ("lazy", "aga"):
+        period_of(group["mode"], group["k"])
     for name in _SHARED:
         if group[name] != first[name]:
             raise OptimizerError(

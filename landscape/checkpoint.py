@@ -1,0 +1,67 @@
+"""Checkpoints: weights as safetensors, optimizer and random state beside them, complete or not there at all."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_model, save_model
+from torch import nn
+from torch.optim.optimizer import Optimizer
+
+from lossscope.landscape.errors import RunError
+
+__all__ = ["checkpoints", "load_checkpoint", "save_checkpoint"]
+
+_WEIGHTS = "weights.safetensors"
+_STATE = "optimizer.pt"
+
+
+def checkpoints(run: Path) -> dict[int, Path]:
+    """The checkpoints of a run by step, ascending."""
+    found = {}
+    for path in sorted((run / "checkpoints").glob("step-*")):
+        number = path.name.removeprefix("step-")
+        if number.isdecimal() and (path / _WEIGHTS).is_file() and (path / _STATE).is_file():
+            found[int(number)] = path
+    return dict(sorted(found.items()))
+
+
+def save_checkpoint(run: Path, step: int, model: nn.Module, optimizer: Optimizer) -> Path:
+    """The folder that now holds weights, optimizer state and random state after `step` steps.
+
+    It is written under another name and renamed, so a checkpoint is whole or absent. One that is there
+    already stays: the same run reaches the same step with the same numbers.
+    """
+    folder = run / "checkpoints" / f"step-{step:09d}"
+    if folder.exists():
+        return folder
+    aside = folder.with_name(f".{folder.name}.{os.getpid()}")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    save_model(model, str(aside / _WEIGHTS))
+    torch.save({"optimizer": optimizer.state_dict(), "random": torch.get_rng_state()}, aside / _STATE)
+    aside.rename(folder)
+    return folder
+
+
+def load_checkpoint(folder: Path, model: nn.Module, optimizer: Optimizer) -> None:
+    """Put model, optimizer and the random generator back to where the checkpoint was taken.
+
+    Raises:
+        RunError: A file of the checkpoint cannot be read, or belongs to another network.
+    """
+    try:
+        load_model(model, str(folder / _WEIGHTS))
+        state = torch.load(folder / _STATE, weights_only=True)
+        optimizer.load_state_dict(state["optimizer"])
+        torch.set_rng_state(state["random"])
+    except (OSError, RuntimeError, ValueError, KeyError, EOFError, SafetensorError, pickle.UnpicklingError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise RunError(
+            f"checkpoint {folder} cannot be loaded ({reason}); move it away and resume from the one before it"
+        ) from error

@@ -1,0 +1,250 @@
+"""From what a step shows of itself to rows of tables, with one wait for the device.
+
+Numbers stay 0-d tensors in the rows until `settled` fetches all of them at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lossscope.optimizer import StepRecord, TensorRecord
+from lossscope.probes.energy import energies
+from lossscope.probes.matrix_spectrum import MatrixSpectrum, gram_error, gram_spectra
+from lossscope.probes.newton_schulz_map import check_newton_schulz_image, newton_schulz_image
+from lossscope.probes.norms import norm, norms, relative_radius, update_ratio
+from lossscope.probes.shear_geometry import angle, cosine, secants, surrogate_gap
+
+__all__ = [
+    "Row",
+    "Seen",
+    "finished_spectra",
+    "seen_by_any",
+    "seen_by_record",
+    "settled",
+    "spectrum_rows",
+    "step_numbers",
+    "tensor_rows",
+]
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One parameter of one step, whichever optimizer took it."""
+
+    name: str
+    parameter: Tensor  # after the step
+    gradient: Tensor | None
+    displacement: Tensor  # after minus before, decay included
+    record: TensorRecord | None  # what only our own optimizers show
+
+    @property
+    def track(self) -> str:
+        """`matrix` or `vector`."""
+        return self.record.track if self.record else ("matrix" if self.parameter.ndim >= 2 else "vector")
+
+    def as_matrix(self, tensor: Tensor) -> Tensor:
+        """The tensor cut as the step cut its parameter: `(m, n)` or `(batch, m, n)`."""
+        if self.record is not None and self.record.matrix_shape is not None:
+            return tensor.reshape(self.record.matrix_shape)
+        return tensor if tensor.ndim == 2 else tensor.flatten(1)
+
+
+def seen_by_record(record: StepRecord, before: dict[Tensor, Tensor]) -> list[Seen]:
+    """What one of our own optimizers shows, with the displacement from a copy taken before the step."""
+    return [Seen(t.name, t.parameter, t.gradient, t.parameter - before[t.parameter], t) for t in record.tensors]
+
+
+def seen_by_any(names: dict[Tensor, str], before: dict[Tensor, Tensor], gradients: dict[Tensor, Tensor]) -> list[Seen]:
+    """What any optimizer shows: parameters before and after, and the gradients it was given."""
+    return [Seen(names[p], p, gradients.get(p), p.detach() - old, None) for p, old in before.items()]
+
+
+def tensor_rows(seen: Sequence[Seen]) -> list[Row]:
+    """One row a parameter: norms, energies and the geometry of the adversarial gradient."""
+    weights = norms([s.parameter for s in seen])
+    updates = norms([s.displacement for s in seen])
+    rows = []
+    for s, weight, update in zip(seen, weights, updates, strict=True):
+        row: Row = {"tensor": s.name, "track": s.track, "weight_norm": weight, "update_norm": update}
+        row["update_ratio"] = update_ratio(update, weight)
+        if s.gradient is not None:
+            row["gradient_norm"] = norm(s.gradient)
+        if s.record is not None:
+            row |= _energies(s, s.record) | _shear(s.record)
+        rows.append(row)
+    return rows
+
+
+def _energies(seen: Seen, record: TensorRecord) -> Row:
+    if record.gradient is None:
+        return {}
+    followed = record.orthogonal if record.direction is record.orthogonal else None
+    found = energies(
+        record.m_hat,
+        record.v_hat,
+        record.eps,
+        gradient=record.gradient,
+        update=seen.displacement,
+        orthogonal=followed,
+        whitened=record.whitened,
+    )
+    return dict(found)
+
+
+def _shear(record: TensorRecord) -> Row:
+    row: Row = {}
+    g = record.gradient
+    if g is None:
+        return row
+    if record.perturbation is not None:
+        row["perturbation_norm"] = norm(record.perturbation)
+        row["relative_radius"] = relative_radius(record.perturbation, record.parameter)
+    if record.adversarial is not None:
+        row["adversarial_angle"] = angle(g, record.adversarial)
+    if record.shear is not None:
+        row["shear_norm"] = norm(record.shear)
+        row["shear_ratio"] = row["shear_norm"] / norm(g)
+    if record.stale_shear is not None:
+        row["phi"] = cosine(g, record.stale_shear)
+        if record.shear is not None:
+            row["freshness"] = cosine(record.stale_shear, record.shear)
+    if record.injected is not None:
+        row["injected_norm"] = norm(record.injected - g)
+    return row
+
+
+def step_numbers(seen: Sequence[Seen], losses: tuple[Tensor | None, Tensor | None]) -> Row:
+    """The numbers about all parameters together that need their tensors."""
+    with_gradient = [s for s in seen if s.gradient is not None]
+    row: Row = {"weight_norm": norm([s.parameter for s in seen]), "update_norm": norm([s.displacement for s in seen])}
+    if with_gradient:
+        row["gradient_norm"] = norm([cast(Tensor, s.gradient) for s in with_gradient])
+    return row | _second_pass_numbers([s.record for s in seen if s.record is not None], losses)
+
+
+def _second_pass_numbers(records: Sequence[TensorRecord], losses: tuple[Tensor | None, Tensor | None]) -> Row:
+    row: Row = {}
+    passed = [r for r in records if r.adversarial is not None and r.gradient is not None and r.perturbation is not None]
+    if not passed:
+        return row
+    g = [cast(Tensor, r.gradient) for r in passed]
+    ga = [cast(Tensor, r.adversarial) for r in passed]
+    e = [cast(Tensor, r.perturbation) for r in passed]
+    loss, adversarial = losses
+    gap = surrogate_gap(loss, adversarial) if loss is not None and adversarial is not None else None
+    row |= {"adversarial_norm": norm(ga), "perturbation_norm": norm(e), "adversarial_angle": angle(g, ga)}
+    row |= secants(g, ga, e, gap)
+    fresh = [r.shear for r in passed if r.shear is not None]
+    if fresh:
+        row["shear_norm"] = norm(fresh)
+    pairs = [(r.stale_shear, r.shear) for r in passed if r.stale_shear is not None and r.shear is not None]
+    if pairs:
+        row["freshness"] = cosine([old for old, _ in pairs], [new for _, new in pairs])
+    return row
+
+
+def spectrum_rows(seen: Sequence[Seen], newton_schulz: tuple[tuple[float, float, float], ...], check: int) -> list[Row]:
+    """One row a matrix and object, values still on the device; `check` picks the matrix whose map is checked."""
+    matrices = [s for s in seen if s.track == "matrix"]
+    asked = [(s, name, tensor) for s in matrices for name, tensor in _objects(s)]
+    values = gram_spectra([s.as_matrix(tensor) for s, _, tensor in asked])
+    rows = [
+        {"tensor": s.name, "object": name, "values": found, "method": "gram", "shape": tuple(s.as_matrix(t).shape[-2:])}
+        for (s, name, t), found in zip(asked, values, strict=True)
+    ]
+    whitened = {row["tensor"]: row for row in rows if row["object"] == "whitened"}
+    for index, s in enumerate(matrices):
+        if s.record is not None:
+            checked = bool(matrices) and index == check % len(matrices)
+            rows += _mapped_rows(s, s.record, whitened[s.name], newton_schulz, checked=checked)
+    return rows
+
+
+def _objects(seen: Seen) -> list[tuple[str, Tensor]]:
+    objects = [("weight", seen.parameter.detach())]
+    if seen.gradient is not None:
+        objects.append(("gradient", seen.gradient))
+    if seen.record is None:
+        objects.append(("update", seen.displacement))
+    else:
+        objects += [("momentum", seen.record.exp_avg), ("whitened", seen.record.whitened)]
+    return objects
+
+
+def _mapped_rows(
+    seen: Seen, record: TensorRecord, whitened: Row, triples: tuple[tuple[float, float, float], ...], *, checked: bool
+) -> list[Row]:
+    # O has the singular vectors of A, so its spectrum is the scalar map of A's; the update is a multiple of it.
+    row = {key: whitened[key] for key in ("tensor", "shape")}
+    size = abs(float(record.lr)) * record.scale
+    if record.orthogonal is None or record.direction is not record.orthogonal:
+        return [{**row, "object": "update", "values": whitened["values"] * size, "method": "scaled"}]
+    image = newton_schulz_image(whitened["values"], triples)
+    error: Row = {}
+    if checked:
+        O, A = seen.as_matrix(record.orthogonal), whitened["values"]
+        O, A = (O[0], A[0]) if O.ndim == 3 else (O, A)
+        error = {"error": check_newton_schulz_image(O, A, triples)}
+    return [
+        {**row, "object": "orthogonal", "values": image, "method": "map", **error},
+        {**row, "object": "update", "values": image * size, "method": "scaled"},
+    ]
+
+
+def settled(rows: Sequence[Row]) -> list[Row]:
+    """The rows with plain floats and arrays in place of tensors, fetched from the device in one go."""
+    found = [(row, key) for row in rows for key, value in row.items() if isinstance(value, Tensor)]
+    if not found:
+        return list(rows)
+    flat = torch.cat([row[key].detach().reshape(-1).double() for row, key in found]).cpu().numpy()
+    fetched: dict[tuple[int, str], Any] = {}
+    start = 0
+    for row, key in found:
+        count, shape = row[key].numel(), tuple(row[key].shape)
+        part = flat[start : start + count]
+        fetched[id(row), key] = part.reshape(shape) if shape else float(part[0])
+        start += count
+    return [{key: fetched.get((id(row), key), value) for key, value in row.items()} for row in rows]
+
+
+def finished_spectra(rows: Sequence[Row]) -> list[Row]:
+    """Rows of the spectra table: one for each slice of a batch, with everything that follows from the values."""
+    return [done for row in rows for done in _slices(row)]
+
+
+def _slices(row: Row) -> list[Row]:
+    values = row["values"]
+    shape, method, error = row["shape"], row["method"], row.get("error")
+    parts = [(None, values)] if values.ndim == 1 else list(enumerate(values))
+    done = []
+    for index, part in parts:
+        if not np.isfinite(part).all():
+            continue  # a gap: the matrix had an entry that is not finite
+        known = error if error is not None and index in (None, 0) else None
+        known = gram_error(part) if method == "gram" else known
+        spectrum = MatrixSpectrum.from_values(part, shape, method, float("nan") if known is None else known)
+        done.append({"tensor": row["tensor"], "slice": index, "object": row["object"], **_described(spectrum)})
+    return done
+
+
+def _described(spectrum: MatrixSpectrum) -> Row:
+    return {
+        "values": [float(v) for v in spectrum.values],
+        "norm": spectrum.norm,
+        "entropy_energy": spectrum.entropy("energy"),
+        "entropy_nuclear": spectrum.entropy("nuclear"),
+        "stable_rank": spectrum.stable_rank,
+        "effective_rank": spectrum.effective_rank,
+        "condition": spectrum.condition,
+        "orthogonality_defect": spectrum.orthogonality_defect,
+        "method": spectrum.method,
+        "error": spectrum.error,
+    }

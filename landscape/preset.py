@@ -1,0 +1,45 @@
+"""How much a recorder looks at: three presets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Final
+
+from lossscope.landscape.errors import ConfigError
+
+__all__ = ["PRESETS", "Preset", "preset_of"]
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A cadence for each instrument. Every step has its row in `steps` whatever the preset."""
+
+    name: str
+    tensors_every: int  # steps between two looks at norms, energies and shear
+    spectra_every: int | None  # steps between two looks at singular values; None: never
+    visits: int  # log-spaced curvature visits, where the number of steps is known
+    growth: float  # the next visit at this many times the step, where it is not
+    cap: float  # share of the wall time that curvature may take, where the number of steps is not known
+    checkpoints: int  # log-spaced checkpoints, where the number of steps is known
+    trace_samples: int  # random probes of a trace at the most
+    rel: float  # relative bound asked of curvature
+
+
+PRESETS: Final[dict[str, Preset]] = {
+    "economy": Preset("economy", 100, None, 8, 2.0, 0.02, 3, 16, 0.03),
+    "standard": Preset("standard", 20, 100, 20, 1.5, 0.10, 8, 32, 0.02),
+    "full": Preset("full", 1, 10, 40, 1.2, 0.50, 20, 64, 0.01),
+}
+
+
+def preset_of(name: str) -> Preset:
+    """The preset of that name.
+
+    Raises:
+        ConfigError: There is none; the nearest is told.
+    """
+    if name not in PRESETS:
+        close = get_close_matches(name, list(PRESETS), n=1, cutoff=0.4) or list(PRESETS)
+        raise ConfigError(f"there is no preset {name!r}; did you mean {' or '.join(close)}?")
+    return PRESETS[name]

@@ -1,0 +1,358 @@
+"""Recording a training loop: what to look at, when, and what looking costs."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal
+
+from torch import Tensor, nn
+from torch.optim.optimizer import Optimizer
+
+from lossscope.landscape.checkpoint import save_checkpoint
+from lossscope.landscape.curvature import CurvatureProbe
+from lossscope.landscape.environment import code_version, environment
+from lossscope.landscape.errors import LandscapeError
+from lossscope.landscape.instruments import (
+    Row,
+    Seen,
+    finished_spectra,
+    seen_by_any,
+    seen_by_record,
+    settled,
+    spectrum_rows,
+    step_numbers,
+    tensor_rows,
+)
+from lossscope.landscape.preset import preset_of
+from lossscope.landscape.schedule import growing, log_spaced
+from lossscope.landscape.store import RunStore
+from lossscope.optimizer import ARS2Neo, StepRecord
+
+if TYPE_CHECKING:
+    from lossscope.probes.objective import Objective
+
+__all__ = ["Recorder"]
+
+
+class Recorder:
+    """Records every step of a training loop into a run folder.
+
+    Two lines make an ordinary loop a recorded one:
+
+        recorder = Recorder("runs/mine", model, optimizer, objective=objective)
+        ...
+            optimizer.step()
+            recorder.step(loss)
+
+    It reads the step through the optimizer's hooks, so any `torch.optim.Optimizer` will do; one of ours also
+    shows its momentum, whitening, shear and adversarial gradient. Recording changes no number of the
+    training: parameters are bit for bit those of an unrecorded run.
+
+    Args:
+        path: The run's folder; it must not exist yet, or see `force` and `resume_at`.
+        model: The network that is trained.
+        optimizer: Its optimizer.
+        objective: Fixed data for curvature. Without it curvature is absent and reports say so.
+        preset: `economy`, `standard` or `full`.
+        steps: How many optimizer steps are planned. With it, curvature visits and checkpoints are log-spaced
+            over them and all take place; without it they grow apart geometrically under the preset's cap.
+        visits: Log-spaced curvature visits in place of the preset's number.
+        arm: The name that groups runs over seeds; the optimizer's class by default.
+        config: What the run was asked to do; kept in the manifest.
+        seeds: Numbers of the init, split and order seeds; kept in the manifest.
+        force: Replace a run that is there.
+        resume_at: Go on with the run that is there, after this many steps.
+
+    Raises:
+        RunError: The folder exists, cannot be written, or is being recorded.
+        ConfigError: There is no such preset.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        model: nn.Module,
+        optimizer: Optimizer,
+        objective: Objective | None = None,
+        preset: str = "standard",
+        *,
+        steps: int | None = None,
+        visits: int | None = None,
+        arm: str | None = None,
+        config: dict[str, Any] | None = None,
+        seeds: dict[str, int] | None = None,
+        force: bool = False,
+        resume_at: int | None = None,
+    ) -> None:
+        self.preset = preset_of(preset)
+        self.path = Path(path)
+        self._model, self._optimizer, self._objective = model, optimizer, objective
+        self._start = time.perf_counter()
+        self._step = resume_at or 0
+        self._depth = 0  # step hooks fire once more for each class whose step() calls super().step()
+        self._taken = False
+        self._closed = False
+        self._before: dict[Tensor, Tensor] = {}
+        self._gradients: dict[Tensor, Tensor] = {}
+        self._rows: dict[str, list[Row]] = {}
+        self._numbers: Row = {}
+        self._seconds = {"instruments": 0.0, "curvature": 0.0, "checkpoints": 0.0}
+        self._names: dict[Tensor, str] = {p: name for name, p in model.named_parameters() if p.requires_grad}
+        self._planned = steps
+        count = self.preset.visits if visits is None else visits
+        self._visits = (
+            frozenset(log_spaced(steps, count)) if steps is not None and objective is not None else frozenset()
+        )
+        self._saves = frozenset(log_spaced(steps, self.preset.checkpoints)) if steps is not None else frozenset()
+        self._next_visit = self._step
+        self._curvature = CurvatureProbe(objective, self.preset) if objective is not None else None
+        manifest = self._manifest(arm, config, seeds)
+        if resume_at is None:
+            self._store = RunStore.create(self.path, manifest, force=force)
+        else:
+            self._store = RunStore.resume(self.path, resume_at)
+        self._handles = [
+            optimizer.register_step_pre_hook(self._before_step),
+            optimizer.register_step_post_hook(self._after_step),
+        ]
+        if resume_at is None:
+            self._visit_and_save()
+            self._flush()
+
+    # -- what a user calls --------------------------------------------------------------------------
+
+    def step(self, loss: Tensor | float | None = None, **measured: float) -> None:
+        """Write the row of the optimizer step just taken; nothing, if none was (a skipped step of a scaler).
+
+        Args:
+            loss: The training loss of the step. For steps of two passes pass what `optimizer.step()`
+                returned: the loss of the first.
+            measured: More columns of the steps table, such as `test_accuracy`.
+        """
+        if not self._taken:
+            return
+        started = time.perf_counter()
+        self._taken = False
+        self._write_step(loss, measured)
+        self._seconds["instruments"] += time.perf_counter() - started
+        self._visit_and_save()
+        self._flush()
+
+    @property
+    def overhead(self) -> dict[str, float]:
+        """Seconds and shares of the wall time since construction that recording took, in all and by kind."""
+        wall = max(time.perf_counter() - self._start, 1e-9)
+        total = sum(self._seconds.values())
+        return {
+            "wall_seconds": wall,
+            "seconds": total,
+            "share": total / wall,
+            "instruments_seconds": self._seconds["instruments"],
+            "instruments_share": self._seconds["instruments"] / wall,
+            "curvature_seconds": self._seconds["curvature"],
+            "curvature_share": self._seconds["curvature"] / wall,
+            "checkpoints_seconds": self._seconds["checkpoints"],
+        }
+
+    def note(self, **facts: Any) -> None:
+        """Add facts to the manifest."""
+        self._store.update_manifest(**facts)
+
+    def close(
+        self, status: Literal["finished", "failed"] = "finished", how: str = "the loop ended", *, quiet: bool = False
+    ) -> None:
+        """End the run: detach from the optimizer, write the tables, and say on stderr what recording cost."""
+        if self._closed:
+            return
+        self._closed = True
+        for handle in self._handles:
+            handle.remove()
+        started = time.perf_counter()
+        if status == "finished" and self._planned is not None:
+            self._save()
+        self._seconds["checkpoints"] += time.perf_counter() - started
+        gaps = self._curvature.gaps if self._curvature is not None else []
+        self._store.update_manifest(steps=self._step, overhead=self.overhead, curvature_gaps=gaps)
+        self._store.close(status, how)
+        if not quiet:
+            sys.stderr.write(f"{self.cost()}\n")
+
+    def cost(self) -> str:
+        """One sentence on what recording cost."""
+        o = self.overhead
+        return (
+            f"{self.path}: {self._step} steps in {o['wall_seconds']:.1f} s, of which recording took "
+            f"{100 * o['share']:.1f} % (curvature {100 * o['curvature_share']:.1f} %, "
+            f"step instruments {100 * o['instruments_share']:.1f} %)"
+        )
+
+    def __enter__(self) -> Recorder:
+        """The recorder itself; leaving the block closes it, as failed if an exception leaves it."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close the run."""
+        if error is None:
+            self.close()
+        else:
+            said = str(error).splitlines()[0] if str(error) else ""
+            self.close("failed", f"{type(error).__name__}: {said}".rstrip(": "))
+
+    # -- around an optimizer step -------------------------------------------------------------------
+
+    def _due(self, step: int, every: int | None) -> bool:
+        return every is not None and (step % every == 0 or step == 1)
+
+    def _visit_due(self, step: int) -> bool:
+        if self._curvature is None:
+            return False
+        return step in self._visits if self._planned is not None else step >= self._next_visit
+
+    def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        self._depth += 1
+        if self._depth > 1:
+            return
+        started = time.perf_counter()
+        step = self._step + 1
+        wanted = self._due(step, self.preset.tensors_every) or self._due(step, self.preset.spectra_every)
+        self._before = {}
+        if wanted or self._visit_due(step):
+            self._before = {p: p.detach().clone() for p in self._names}
+        self._handle = None
+        if wanted and isinstance(optimizer, ARS2Neo):
+            self._handle = optimizer.observe(self._on_record)
+        elif wanted:
+            # Some optimizers overwrite the gradient in place, so it is copied before the step.
+            self._gradients = {p: p.grad.detach().clone() for p in self._names if p.grad is not None}
+        self._seconds["instruments"] += time.perf_counter() - started
+
+    def _on_record(self, record: StepRecord) -> None:
+        started = time.perf_counter()
+        self._look(seen_by_record(record, self._before), (record.loss, record.adversarial_loss), record)
+        self._seconds["instruments"] += time.perf_counter() - started
+
+    def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        self._depth -= 1
+        if self._depth:
+            return
+        started = time.perf_counter()
+        self._step += 1
+        self._taken = True
+        if self._handle is not None:
+            self._handle.remove()
+        elif self._gradients or (self._before and self._due(self._step, self.preset.tensors_every)):
+            gradients = self._gradients or {p: p.grad for p in self._names if p.grad is not None}
+            self._look(seen_by_any(self._names, self._before, gradients), (None, None), None)
+            self._gradients = {}
+        self._seconds["instruments"] += time.perf_counter() - started
+
+    def _look(
+        self, seen: Sequence[Seen], losses: tuple[Tensor | None, Tensor | None], record: StepRecord | None
+    ) -> None:
+        step = self._step + (record is not None)  # a record comes before the hook that counts
+        if not seen:
+            return
+        if self._due(step, self.preset.tensors_every):
+            self._rows["tensors"] = tensor_rows(seen)
+            self._numbers = step_numbers(seen, losses)
+        if self._due(step, self.preset.spectra_every):
+            every = self.preset.spectra_every or 1
+            triples = record.newton_schulz if record is not None else ()
+            self._rows["spectra"] = spectrum_rows(seen, triples, check=step // every)
+
+    # -- after it -----------------------------------------------------------------------------------
+
+    def _write_step(self, loss: Tensor | float | None, measured: dict[str, float]) -> None:
+        first = self._optimizer.param_groups[0]
+        row: Row = {"loss": loss, "lr": float(first["lr"]), **self._numbers, **self._decision(), **measured}
+        (row, *others) = settled([row, *self._rows.get("tensors", []), *self._rows.get("spectra", [])])
+        count = len(self._rows.get("tensors", []))
+        if row.get("adversarial_loss") is not None and row["loss"] is not None:
+            row["surrogate_gap"] = row["adversarial_loss"] - row["loss"]
+        row["seconds"] = time.perf_counter() - self._start
+        self._store.append("steps", {"step": self._step, **row})
+        for tensor_row in others[:count]:
+            self._store.append("tensors", {"step": self._step, **tensor_row})
+        for spectrum_row in finished_spectra(others[count:]):
+            self._store.append("spectra", {"step": self._step, **spectrum_row})
+        self._rows, self._numbers = {}, {}
+
+    def _decision(self) -> Row:
+        last = self._optimizer.last if isinstance(self._optimizer, ARS2Neo) else None
+        if last is None:
+            return {"passes": 1}
+        decision = last.decision
+        return {
+            "passes": 1 + decision.sync,
+            "synced": decision.sync,
+            "phi": decision.phi,
+            "threshold": decision.threshold,
+            "alpha": None if decision.sync else decision.alpha or None,
+            "adversarial_loss": last.losses[1],
+        }
+
+    def _visit_and_save(self) -> None:
+        started = time.perf_counter()
+        if self._curvature is not None and self._visit_due(self._step):
+            for row in self._curvature.rows(self._step, self._before_flat(), self._displacement()):
+                self._store.append("probes", row)
+            spent = time.perf_counter() - started
+            self._seconds["curvature"] += spent
+            self._plan_next_visit(spent)
+        self._before = {}
+        started = time.perf_counter()
+        if self._step in self._saves:
+            self._save()
+        self._seconds["checkpoints"] += time.perf_counter() - started
+
+    def _before_flat(self) -> dict[str, Tensor]:
+        return {self._names[p]: old for p, old in self._before.items()}
+
+    def _displacement(self) -> dict[str, Tensor]:
+        return {self._names[p]: p.detach() - old for p, old in self._before.items()}
+
+    def _plan_next_visit(self, spent: float) -> None:
+        if self._planned is not None:
+            return
+        wall = time.perf_counter() - self._start
+        per_step = max((wall - sum(self._seconds.values())) / max(self._step, 1), 1e-9)
+        # Steps until one more visit of this cost fits under the cap.
+        needed = ((self._seconds["curvature"] + spent) / self.preset.cap - wall) / per_step
+        nearest = growing(self._step, self.preset.growth)
+        self._next_visit = max(nearest, self._step + math.ceil(needed)) if self._step else 1
+
+    def _save(self) -> None:
+        save_checkpoint(self.path, self._step, self._model, self._optimizer)
+
+    def _flush(self) -> None:
+        started = time.perf_counter()
+        self._store.flush_if_due()
+        self._seconds["instruments"] += time.perf_counter() - started
+
+    def _manifest(self, arm: str | None, config: dict[str, Any] | None, seeds: dict[str, int] | None) -> dict[str, Any]:
+        if not self._names:
+            raise LandscapeError(
+                f"{type(self._model).__name__} has no parameter that requires a gradient; nothing to record"
+            )
+        tensors = [
+            {"name": name, "shape": list(p.shape), "track": "matrix" if p.ndim >= 2 else "vector"}
+            for p, name in self._names.items()
+        ]
+        return {
+            "arm": arm or type(self._optimizer).__name__,
+            "config": config or {},
+            "seeds": seeds or {},
+            "model": {"parameters": sum(p.numel() for p in self._names), "tensors": tensors},
+            "data_hash": self._objective.data_hash if self._objective is not None else None,
+            "environment": environment(),
+            "code_version": code_version(),
+            "preset": self.preset.name,
+            "dtype": str(next(iter(self._names)).dtype).removeprefix("torch."),
+        }

@@ -1,0 +1,139 @@
+"""A run as its reader sees it: tables, a manifest, whether it still goes on and where it ends."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+from lossscope.landscape.errors import RunError
+from lossscope.landscape.lock import is_recorded
+from lossscope.landscape.manifest import MANIFEST, read_manifest
+from lossscope.landscape.schema import TABLES
+from lossscope.landscape.tables import RunTables
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["Run", "Status", "open_runs"]
+
+Status: TypeAlias = Literal["running", "finished", "failed", "crashed"]
+
+
+class Run:
+    """A recorded run, opened with `Run.open`; it writes nothing.
+
+    All tables show the moment of opening, whenever they are read; only where recording ended since then, a table
+    not yet read shows the end. To see what a live run has written since, open it again.
+
+    Each table is read when first asked for and kept. It has every column of the schema, rows ordered by step, null
+    as nan, pd.NA or None: int64 or Int64, float64, boolean, and objects for text and for float64 arrays.
+
+    Attributes:
+        path: The run's folder.
+        name: The folder's name.
+        manifest: The contents of `run.json`.
+        status: `running`, `finished`, `failed`, or `crashed` (said to be running, but no process records it).
+    """
+
+    def __init__(self, path: Path, manifest: dict[str, Any], status: Status, tables: RunTables) -> None:
+        self.path = path
+        self.name = path.resolve().name
+        self.manifest = manifest
+        self.status: Status = status
+        self._tables = tables
+
+    @classmethod
+    def open(cls, path: str | Path) -> Run:
+        """The run in a folder, be it live, crashed or finished.
+
+        Raises:
+            RunError: There is no run, or its manifest cannot be read. A garbled table raises when it is read.
+            SchemaError: A newer lossscope wrote it.
+        """
+        path = Path(path)
+        recorded = is_recorded(path)  # asked before and after: it may close, or be resumed, at any moment
+        manifest = read_manifest(path)
+        return cls(path, manifest, _status(manifest, recorded or is_recorded(path)), RunTables(path))
+
+    @cached_property
+    def steps(self) -> pd.DataFrame:
+        """One row per optimizer step. Raises RunError where its files are garbled."""
+        return self._frame("steps")
+
+    @cached_property
+    def tensors(self) -> pd.DataFrame:
+        """One row per step and parameter. Raises RunError where its files are garbled."""
+        return self._frame("tensors")
+
+    @cached_property
+    def spectra(self) -> pd.DataFrame:
+        """One row per step, parameter and object, with its singular values. Raises RunError likewise."""
+        return self._frame("spectra")
+
+    @cached_property
+    def probes(self) -> pd.DataFrame:
+        """One row per estimate. Raises RunError where its files are garbled."""
+        return self._frame("probes")
+
+    @cached_property
+    def densities(self) -> pd.DataFrame:
+        """One row per random probe of a density: quadrature nodes and weights. Raises RunError likewise."""
+        return self._frame("densities")
+
+    @cached_property
+    def ends(self) -> str:
+        """Where and how the run ends, in a sentence or two; a table that cannot be read is named, not raised."""
+        try:
+            rows = self._tables.rows("steps")
+            last = f"after step {rows['step'][-1].as_py()}" if len(rows) else "before any step was recorded"
+        except RunError as error:
+            last = f"nobody knows where ({error})"
+        how = str(self.manifest.get("how_it_ended") or "no reason given")
+        match self.status:
+            case "running":
+                return f"Still recording; so far flushed: {'up to' + last[5:] if last[:5] == 'after' else 'no step'}."
+            case "crashed":
+                return " ".join([f"The recording process died; the record ends {last}.", *self._torn()])
+            case "finished" | "failed":
+                return f"{self.status.capitalize()} {last}: {how}."
+
+    def _torn(self) -> list[str]:
+        """Where each segment that a crash cut short ends."""
+        try:
+            segments = [segment for table in TABLES for segment in self._tables.segments(table)]
+        except (RunError, FileNotFoundError):
+            return []
+        return [f"{one.ending}." for one in segments if one.end < one.size and not one.problem]
+
+    def _frame(self, table: str) -> pd.DataFrame:
+        """A table as a data frame."""
+        from lossscope.landscape.frame import frame
+
+        return frame(self._tables.rows(table))
+
+
+def open_runs(path: str | Path) -> list[Run]:
+    """The runs at a path: the run itself, or those directly inside the folder, by name.
+
+    Raises:
+        RunError: There is no run, or one of them cannot be opened.
+        SchemaError: A newer lossscope wrote one of them.
+    """
+    path = Path(path)
+    try:
+        inside = sorted(path.iterdir()) if path.is_dir() and not (path / MANIFEST).exists() else []
+    except OSError as error:
+        raise RunError(f"cannot look into {path}: {error.strerror}; check its permissions") from error
+    runs = [one for one in inside if (one / MANIFEST).is_file() and not one.name.startswith(".")]
+    return [Run.open(one) for one in runs or [path]]
+
+
+def _status(manifest: dict[str, Any], recorded: bool) -> Status:
+    """What became of the run."""
+    match manifest.get("status"):
+        case "finished":
+            return "finished"
+        case "failed":
+            return "failed"
+    return "running" if recorded else "crashed"

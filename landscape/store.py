@@ -1,0 +1,207 @@
+"""A run's folder as its recorder sees it: rows in, a manifest, and an end."""
+
+from __future__ import annotations
+
+import contextlib
+import weakref
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from lossscope.landscape.compaction import compact, unused_segment
+from lossscope.landscape.errors import RunError
+from lossscope.landscape.folder import claimed_folder
+from lossscope.landscape.journal import Journal
+from lossscope.landscape.lock import RunLock
+from lossscope.landscape.manifest import manifest_text, read_manifest, utc_now, write_manifest
+from lossscope.landscape.schema import SCHEMA_VERSION
+from lossscope.landscape.tables import RunTables
+
+__all__ = ["RunStore"]
+
+
+class RunStore:
+    """The writer of one run; made by `create` or `resume`, ended by `close`.
+
+    A process that ends without `close` leaves a run that reads as crashed, with every row of the last flush; a
+    process that ends in good order still flushes. Not to be shared between threads or processes.
+
+    Attributes:
+        path: The run's folder.
+        manifest: What `run.json` says now; change it through `update_manifest`.
+        session: The number of this recording session, 1 for a new run.
+    """
+
+    def __init__(self, path: Path, manifest: dict[str, Any], lock: RunLock, journal: Journal) -> None:
+        self.path = path
+        self.manifest = manifest
+        self.session: int = manifest["sessions"][-1]["session"]
+        self._lock = lock
+        self._journal = journal
+        self._leave = weakref.finalize(self, _leave, journal, lock)
+        write_manifest(path, manifest)
+
+    @classmethod
+    def create(cls, path: str | Path, manifest: Mapping[str, Any], *, force: bool = False) -> RunStore:
+        """Begin a new run.
+
+        Args:
+            path: The run's folder; its last component is the run's name. Parents are made as needed.
+            manifest: What the caller knows: config, arm, seeds, model, data hash, environment. The store adds
+                schema_version, name, status, how_it_ended, created, ended and sessions.
+            force: Replace a finished or crashed run that is there. Nothing but a run is ever removed.
+
+        Raises:
+            RunError: The name is not allowed, the place is taken or cannot be written.
+            ValueError: The manifest holds what JSON cannot.
+        """
+        manifest_text(manifest)  # refuse before anything is touched
+        path = Path(path)
+        lock = claimed_folder(path, force=force)
+        now = utc_now()
+        own = {
+            "schema_version": SCHEMA_VERSION,
+            "name": path.name,
+            "status": "running",
+            "how_it_ended": None,
+            "created": now,
+            "ended": None,
+        }
+        sessions = [{"session": 1, "started": now, "resumed_at": None}]
+        return _opened(cls, path, {**own, **manifest, **own, "sessions": sessions}, lock, Journal(path, 1, 1))
+
+    @classmethod
+    def resume(cls, path: str | Path, at_step: int) -> RunStore:
+        """Go on with a run, in new files; no existing one is shortened or changed.
+
+        Args:
+            path: The run's folder.
+            at_step: The step that training goes on from. Rows of earlier sessions beyond it stop counting as
+                soon as this session has a row.
+
+        Raises:
+            RunError: There is no run, it is being recorded, or its tables cannot be read.
+            SchemaError: A newer lossscope wrote it.
+            ValueError: `at_step` is below zero.
+        """
+        if at_step < 0:
+            raise ValueError(f"a run cannot be resumed at step {at_step}: the least is 0")
+        path = Path(path)
+        read_manifest(path)
+        lock = RunLock(path)
+        try:
+            manifest = read_manifest(path)
+            sessions = [one for one in manifest.get("sessions") or [] if isinstance(one, dict)]
+            known = [*(int(one.get("session") or 0) for one in sessions), *RunTables(path).sessions()]
+            session = max(known, default=0) + 1
+            journal = Journal(path, session, unused_segment(path), at_step)
+        except BaseException:
+            lock.release()
+            raise
+        sessions.append({"session": session, "started": utc_now(), "resumed_at": int(at_step)})
+        manifest.update(status="running", how_it_ended=None, ended=None, sessions=sessions)
+        return _opened(cls, path, manifest, lock, journal)
+
+    @property
+    def closed(self) -> bool:
+        """Whether the run has ended; it then takes no more rows."""
+        return not self._leave.alive
+
+    def append(self, table: str, row: Mapping[str, object]) -> None:
+        """Take one row; a reader sees it after the next flush.
+
+        Args:
+            table: `steps`, `tensors`, `spectra`, `probes` or `densities`.
+            row: Column names to values; an absent column, None and nan are null.
+
+        Raises:
+            ValueError: The row does not fit the table, or the store is closed.
+        """
+        self._refuse_if_closed()
+        self._journal.append(table, row)
+
+    def flush(self) -> None:
+        """Hand all rows to the operating system, so that they outlive this process.
+
+        Raises:
+            RunError: They cannot be written; they stay in memory for the next flush.
+        """
+        self._refuse_if_closed()
+        self._journal.flush()
+
+    def flush_if_due(self) -> bool:
+        """Flush if the last flush is a second ago or there was none yet; whether it did."""
+        self._refuse_if_closed()
+        return self._journal.flush_if_due()
+
+    def update_manifest(self, **changes: Any) -> None:
+        """Set keys of the manifest; `run.json` is replaced in one go.
+
+        Raises:
+            RunError: It cannot be written.
+            ValueError: A value has no JSON form, or the store is closed.
+        """
+        self._refuse_if_closed()
+        manifest = {**self.manifest, **changes}
+        write_manifest(self.path, manifest)
+        self.manifest = manifest
+
+    def close(self, status: Literal["finished", "failed"], how: str) -> None:
+        """End the run: flush, compact into Parquet, and say in the manifest how it ended. Again: nothing.
+
+        The manifest is written and the lock released whatever happens; a table that cannot be compacted stays in
+        the journal, where it reads as well.
+
+        Args:
+            status: How it ended.
+            how: The same in a sentence.
+
+        Raises:
+            RunError: Rows could not be written (the run is then `failed`) or compacted.
+            ValueError: There is no such status.
+        """
+        if status not in ("finished", "failed"):
+            raise ValueError(f"a run cannot end as {status!r}: use finished or failed")
+        if self.closed:
+            return
+        errors: list[RunError] = []
+        try:
+            try:
+                self._journal.flush()
+            except RunError as error:
+                status = "failed"
+                errors.append(error)
+            try:
+                compact(self.path)
+            except RunError as error:
+                errors.append(error)
+            how = "; ".join([how, *map(str, errors)])
+            self.update_manifest(status=status, how_it_ended=how, ended=utc_now())
+        finally:
+            self._leave.detach()
+            self._journal.close()
+            self._lock.release()
+        if errors:
+            raise errors[0]
+
+    def _refuse_if_closed(self) -> None:
+        """Refuse to write into a run that has ended."""
+        if self.closed:
+            raise ValueError(f"the run in {self.path} is closed: resume it to go on")
+
+
+def _opened(cls: type[RunStore], path: Path, manifest: dict[str, Any], lock: RunLock, journal: Journal) -> RunStore:
+    """The store, or the lock given back where its manifest cannot be written."""
+    try:
+        return cls(path, manifest, lock, journal)
+    except BaseException:
+        lock.release()
+        raise
+
+
+def _leave(journal: Journal, lock: RunLock) -> None:
+    """What is left to do when a process ends, or a store is dropped, without `close`."""
+    with contextlib.suppress(RunError):
+        journal.flush()
+    journal.close()
+    lock.release()

@@ -1,0 +1,73 @@
+"""The settings of a training run: what is accepted, and what is said about the rest."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from lossscope.landscape.config import TrainConfig, assignment, from_toml
+from lossscope.landscape.errors import ConfigError
+
+
+def test_seeds_follow_the_one_seed_unless_they_are_given() -> None:
+    assert TrainConfig.of({"seed": 7, "seed_order": 9}).seeds == {"init": 7, "split": 7, "order": 9}
+
+
+def test_the_run_is_named_after_what_it_is() -> None:
+    assert TrainConfig.of({"optimizer": "ars2-sync", "seed": 2}).run_name == "digits-mlp-ars2-sync-s2"
+    assert TrainConfig.of({"name": "mine"}).run_name == "mine"
+
+
+def test_an_unknown_key_tells_the_nearest() -> None:
+    with pytest.raises(ConfigError, match=r"unknown key 'step'; did you mean steps\b"):
+        TrainConfig.of({"step": 3})
+    with pytest.raises(ConfigError, match="unknown key 'zzz'; known keys: workload, optimizer"):
+        TrainConfig.of({"zzz": 3})
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("steps", "many", "steps = 'many' has type str; it must be a whole number"),
+        ("steps", 2.5, "steps = 2.5 has type float; it must be a whole number"),
+        ("steps", True, "steps = True has type bool; it must be a whole number"),
+        ("workload", 3, "workload = 3 has type int; it must be text"),
+        ("lr", "big", "lr = 'big' has type str; it must be a number"),
+        ("options", 1, "options = 1 has type int; it must be a table of settings"),
+        ("seed", None, "seed = None has type NoneType; it must be a whole number"),
+    ],
+)
+def test_a_wrong_type_is_told_with_the_right_one(key: str, value: object, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        TrainConfig.of({key: value})
+
+
+def test_a_count_below_one_is_refused() -> None:
+    with pytest.raises(ConfigError, match="steps = 0 must be at least 1"):
+        TrainConfig.of({"steps": 0})
+
+
+def test_a_whole_number_is_accepted_where_a_fraction_may_stand() -> None:
+    assert TrainConfig.of({"lr": 1}).lr == 1.0
+
+
+def test_assignments_read_numbers_lists_and_plain_text() -> None:
+    assert assignment("steps=500") == {"steps": 500}
+    assert assignment("options.rho=0.1") == {"options": {"rho": 0.1}}
+    assert assignment("options.betas=[0.9, 0.98]") == {"options": {"betas": [0.9, 0.98]}}
+    assert assignment("workload=modadd-59") == {"workload": "modadd-59"}
+    with pytest.raises(ConfigError, match="--set 'steps' is not key=value"):
+        assignment("steps")
+
+
+def test_a_toml_file_has_the_same_keys(tmp_path: Path) -> None:
+    path = tmp_path / "run.toml"
+    path.write_text('workload = "digits-conv"\nsteps = 10\n[options]\nrho = 0.05\n')
+    config = TrainConfig.of(from_toml(path))
+    assert (config.workload, config.steps, config.options) == ("digits-conv", 10, {"rho": 0.05})
+    path.write_text("steps = = 3")
+    with pytest.raises(ConfigError, match="is not valid TOML"):
+        from_toml(path)
+    with pytest.raises(ConfigError, match="cannot be read"):
+        from_toml(tmp_path / "absent.toml")
