@@ -1,0 +1,54 @@
+"""`lossscope demo`: three arms on real digits, three seeds each, one table and one page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["demo"]
+
+_ARMS = ("ars2-base", "ars2-sync", "adamw@rms")
+_SEEDS = (0, 1, 2)
+_VISITS = 20
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder of the demo's runs and its page.")] = Path("runs/demo"),
+    steps: Annotated[int, typer.Option(min=1, help="Optimizer steps of each run.")] = 400,
+    force: Annotated[bool, typer.Option("--force", help="Replace the demo that is there.")] = False,
+) -> None:
+    """Train ARS2-Neo base, its sync mode and a norm-matched AdamW on digits; print a table, write a page.
+
+    Example: lossscope demo --force
+    """
+    import shutil
+
+    from lossscope.cli.progress import progress_bar
+    from lossscope.landscape.config import TrainConfig
+    from lossscope.landscape.run import Run
+    from lossscope.landscape.training import train
+    from lossscope.reports import overview, render
+    from lossscope.reports.output import write_text
+
+    runs: list[Run] = []
+    for arm in _ARMS:
+        for seed in _SEEDS:
+            config = TrainConfig(
+                workload="digits-mlp",
+                optimizer=arm,
+                name=f"{arm}-s{seed}",
+                out=str(out),
+                steps=steps,
+                seed=seed,
+                visits=_VISITS,
+            )
+            with progress_bar(f"{arm} seed {seed} ({len(runs) + 1} of {len(_ARMS) * len(_SEEDS)})") as progress:
+                runs.append(train(config, force=force, progress=progress))
+    report = overview(runs)
+    typer.echo(render(report, "text"))
+    page = out / "report.html"
+    write_text(page, render(report, "html"), force=True)
+    columns = shutil.get_terminal_size().columns
+    typer.echo(f"{'-' * min(columns, 100)}\nthe report with figures: {page}")

@@ -1,0 +1,50 @@
+"""A progress bar with the time left, on stderr, silent in pipes and for anything shorter than two seconds."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["progress_bar"]
+
+_PATIENCE: Final = 2.0  # seconds before a bar appears
+
+
+@contextmanager
+def progress_bar(label: str) -> Iterator[Callable[[int, int, float], None]]:
+    """A function to call with the step, the number of steps and the loss; it draws where a person looks."""
+    if not sys.stderr.isatty():
+        yield lambda step, steps, loss: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("loss {task.fields[loss]:.4g}"),
+    )
+    bar = Progress(*columns, console=Console(stderr=True), transient=True)
+    task = bar.add_task(label, loss=float("nan"))
+    started, shown = time.perf_counter(), False
+
+    def advance(step: int, steps: int, loss: float) -> None:
+        nonlocal shown
+        bar.update(task, completed=step, total=steps, loss=loss)
+        if not shown and time.perf_counter() - started > _PATIENCE:
+            bar.start()
+            shown = True
+
+    try:
+        yield advance
+    finally:
+        if shown:
+            bar.stop()

@@ -1,0 +1,92 @@
+"""`lossscope train`: one recorded training run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+__all__ = ["train"]
+
+
+def train(
+    config: Annotated[Path | None, typer.Argument(metavar="[CONFIG.toml]", help="A TOML file of settings.")] = None,
+    workload: Annotated[str | None, typer.Option(help="What to train, see `lossscope list workloads`.")] = None,
+    optimizer: Annotated[str | None, typer.Option(help="See `lossscope list optimizers`.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the run.")] = None,
+    out: Annotated[str | None, typer.Option(help="Folder of runs [runs].")] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimizer steps.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Examples a batch.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Learning rate.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of weights, split and order.")] = None,
+    preset: Annotated[str | None, typer.Option(help="economy, standard or full recording.")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting, such as options.rho=0.1.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a run from its last checkpoint.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace a run of that name.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Train a workload and record every step; prints where the run is.
+
+    Settings come from the TOML file, then from options, then from --set; the keys are the same everywhere.
+
+    Example: lossscope train --workload digits-mlp --optimizer ars2-sync --steps 200 --set options.rho=0.05
+    """
+    given = {
+        "workload": workload,
+        "optimizer": optimizer,
+        "name": name,
+        "out": out,
+        "steps": steps,
+        "batch_size": batch_size,
+        "lr": lr,
+        "seed": seed,
+        "preset": preset,
+    }
+    asked = _settings(config, {key: value for key, value in given.items() if value is not None}, settings or [])
+    _run(asked, resume=resume, force=force, as_json=as_json)
+
+
+def _settings(file: Path | None, given: dict[str, Any], assignments: list[str]) -> dict[str, Any]:
+    from lossscope.landscape.config import assignment, from_toml
+
+    merged: dict[str, Any] = {}
+    for part in (from_toml(file) if file else {}, given, *map(assignment, assignments)):
+        options = part.get("options")
+        if isinstance(options, dict) and isinstance(merged.get("options", {}), dict):
+            part = {**part, "options": {**merged.get("options", {}), **options}}
+        merged |= part
+    return merged
+
+
+def _run(asked: dict[str, Any], *, resume: bool, force: bool, as_json: bool) -> None:
+    from lossscope.cli.progress import progress_bar
+    from lossscope.landscape.config import TrainConfig
+    from lossscope.landscape.errors import ConfigError
+    from lossscope.landscape.training import train as train_run
+
+    if resume and force:
+        raise ConfigError("--resume goes on with a run and --force replaces it; give one of them")
+    config = TrainConfig.of(asked)
+    with progress_bar(config.run_name) as progress:
+        run = train_run(config, resume=resume, force=force, progress=progress)
+    last = run.steps["loss"].dropna()
+    accuracy = run.steps["test_accuracy"].dropna()
+    if as_json:
+        import json
+
+        fact = {
+            "schema": 1,
+            "run": str(run.path),
+            "steps": int(run.manifest.get("steps", 0)),
+            "loss": float(last.iloc[-1]) if len(last) else None,
+            "test_accuracy": float(accuracy.iloc[-1]) if len(accuracy) else None,
+            "overhead": run.manifest.get("overhead"),
+        }
+        typer.echo(json.dumps(fact, indent=2))
+        return
+    loss = f"loss {last.iloc[-1]:.4g}" if len(last) else "no loss"
+    accurate = f", test accuracy {100 * accuracy.iloc[-1]:.2f} %" if len(accuracy) else ""
+    typer.echo(f"{run.path}: {loss}{accurate}; read it with `lossscope report sharpness {run.path}`")

@@ -1,0 +1,71 @@
+"""A report as one JSON object with stable keys."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict
+
+from lossscope.reports.content import Cell, Curves, FigureData, Finding, Quantity, Report, Table, outcome_words
+
+__all__ = ["report_json", "table_object"]
+
+
+def report_json(report: Report) -> str:
+    """The report as one JSON object, its schema version inside.
+
+    A gap is null, and so is a number JSON cannot write (nan, infinity). Tables have their columns with units and
+    one object per row under the columns' keys.
+    """
+    content = {
+        "schema": report.schema,
+        "kind": report.kind,
+        "title": report.title,
+        "subtitle": report.subtitle,
+        "notes": list(report.notes),
+        "findings": [_finding(finding) for finding in report.findings],
+        "tables": {table.key: table_object(table) for table in report.tables},
+        "figures": {figure.key: _figure(figure) for figure in report.figures},
+        "missing": [asdict(missing) for missing in report.missing],
+        "provenance": table_object(report.provenance),
+    }
+    return json.dumps(_finite(content), ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def table_object(table: Table) -> dict[str, object]:
+    """A table as an object: title, note, columns with units, rows by column key."""
+    keys = [column.key for column in table.columns]
+    return {
+        "title": table.title,
+        "note": table.note,
+        "columns": [
+            {"key": column.key, "title": column.title, "unit": column.unit, "meaning": column.meaning}
+            for column in table.columns
+        ],
+        "rows": [dict(zip(keys, (_cell(cell) for cell in row), strict=True)) for row in table.rows],
+    }
+
+
+def _finding(finding: Finding) -> dict[str, object]:
+    """A finding, its outcome as true, false or null and in words."""
+    return {**asdict(finding), "outcome_in_words": outcome_words(finding.outcome)}
+
+
+def _figure(figure: FigureData) -> dict[str, object]:
+    """A figure with the numbers it draws."""
+    kind = "curves" if isinstance(figure, Curves) else "points"
+    return {"kind": kind, **asdict(figure)}
+
+
+def _cell(cell: Cell) -> object:
+    """A cell; a quantity as an object."""
+    return asdict(cell) if isinstance(cell, Quantity) else cell
+
+
+def _finite(value: object) -> object:
+    """The value with each number that is not finite as null, at any depth."""
+    if isinstance(value, dict):
+        return {key: _finite(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,113 @@
+"""Numbers as people write them: no more digits than the error bar allows."""
+
+from __future__ import annotations
+
+import math
+from typing import Final
+
+from lossscope.reports.content import Cell, Column, Quantity
+
+__all__ = ["GAP", "cell_text", "header", "percent", "plain", "printable", "quantity_text"]
+
+GAP: Final = "–"
+_MOST_DIGITS: Final = 6  # of the value, however small its error
+_RANGE_DIGITS: Final = 4  # of a number with a range only
+_SMALL, _LARGE = 1e-3, 1e6  # outside these, an exponent
+
+
+def plain(value: float | None, digits: int = 4) -> str:
+    """The value to `digits` significant digits; a dash for a gap.
+
+    Example:
+        >>> plain(1234.567), plain(0.0000123), plain(None)
+        ('1235', '1.230e-05', '–')
+    """
+    if value is None or not math.isfinite(value):
+        return GAP
+    if value == 0:
+        return "0"
+    rounded = float(f"{value:.{digits - 1}e}")
+    if _SMALL <= abs(rounded) < _LARGE:
+        return f"{rounded:.{max(0, digits - 1 - _exponent(rounded))}f}"
+    return f"{value:.{digits - 1}e}"
+
+
+def quantity_text(quantity: Quantity) -> str:
+    """The quantity with its error, its interval, or both.
+
+    Example:
+        >>> quantity_text(Quantity(12.3456, error=0.0501))
+        '12.346 ± 0.050'
+        >>> quantity_text(Quantity(12.3456, low=12.11, high=12.52))
+        '12.35 [12.11, 12.52]'
+    """
+    value, error, low, high = quantity.value, quantity.error, quantity.low, quantity.high
+    if value is None or not math.isfinite(value):
+        return GAP
+    written = [_with_error(value, error)] if error else []
+    if low is not None and high is not None and low < high:
+        middle, left, right = _interval(value, low, high, _MOST_DIGITS if written else _RANGE_DIGITS)
+        return f"{written[0] if written else middle} [{left}, {right}]"
+    return written[0] if written else plain(value)
+
+
+def percent(share: float) -> str:
+    """A share as a percentage to two digits, `0.0612` as `6.1 %`."""
+    return f"{plain(100 * share, 2)} %"
+
+
+def cell_text(cell: Cell) -> str:
+    """A table cell in words; a dash for a gap."""
+    if cell is None:
+        return GAP
+    if isinstance(cell, Quantity):
+        return quantity_text(cell)
+    if isinstance(cell, str):
+        return printable(cell)
+    return str(cell) if isinstance(cell, int) else plain(cell)
+
+
+def header(column: Column) -> str:
+    """The title of a column with its unit."""
+    return f"{column.title} ({column.unit})" if column.unit not in ("", "1") else column.title
+
+
+def printable(text: str) -> str:
+    """The text with control characters, which could steer a terminal, as replacement marks."""
+    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)
+
+
+def _exponent(value: float) -> int:
+    """The decimal exponent of a non-zero value."""
+    return math.floor(math.log10(abs(value)))
+
+
+def _with_error(value: float, error: float) -> str:
+    """`value ± error`, the error to two digits and the value to the same place."""
+    error = float(f"{error:.1e}")
+    size = max(abs(value), error)
+    if error < size * 10.0**-_MOST_DIGITS:
+        return f"{plain(value, _MOST_DIGITS)} ± {error:.1e}"
+    if _SMALL <= size < _LARGE:
+        places = 1 - _exponent(error)
+        return f"{_fixed(value, places)} ± {_fixed(error, places)}"
+    power = _exponent(size)
+    places = 1 - _exponent(error) + power
+    return f"({_fixed(value / 10.0**power, places)} ± {_fixed(error / 10.0**power, places)})e{power:+03d}"
+
+
+def _interval(value: float, low: float, high: float, most: int) -> tuple[str, str, str]:
+    """The three numbers to two digits of the half width, or to `most` digits as long as one of the width is left."""
+    size = max(abs(low), abs(high), abs(value))
+    half = _exponent((high - low) / 2)
+    places = min(1 - half, max(most - 1 - _exponent(size), -half))
+    wide = low > 0 and high / low > 100
+    if _SMALL <= size < _LARGE and not wide:
+        return _fixed(value, places), _fixed(low, places), _fixed(high, places)
+    digits = 3 if wide else max(2, _exponent(size) + places + 1)
+    return plain(value, digits), plain(low, digits), plain(high, digits)
+
+
+def _fixed(value: float, places: int) -> str:
+    """The value rounded at a decimal place, which may lie left of the point; never minus zero."""
+    return f"{round(value, places) + 0.0:.{max(0, places)}f}"

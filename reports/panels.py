@@ -1,0 +1,147 @@
+"""The figures that reports are made of, each once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from lossscope.landscape.series import (
+    Series,
+    against_loss,
+    probe_series,
+    spectrum_series,
+    step_series,
+    synced_series,
+    tensor_series,
+)
+from lossscope.reports.content import Axis, Cloud, Curves, Threshold
+from lossscope.reports.curves import cloud, curves
+from lossscope.reports.wording import BATCH_NOTE, FLATTENING_NOTE, HESSIAN_NOTE, LOSS_NOTE
+
+if TYPE_CHECKING:
+    from lossscope.landscape.run import Run
+
+__all__ = [
+    "adaptive_trace_figure",
+    "edge_figure",
+    "eigenvalue_figure",
+    "energy_figure",
+    "entropy_figure",
+    "loss_figure",
+    "shear_figure",
+    "trace_figure",
+]
+
+_BEFORE_AFTER: Final = ("before: A", "after: O")
+
+
+def loss_figure(runs: Sequence[Run]) -> Curves:
+    """The training loss over steps."""
+    return curves(
+        runs,
+        key="loss",
+        title="Training loss",
+        caption=BATCH_NOTE,
+        y=Axis("loss", "nats"),
+        series=lambda run: step_series(run, "loss"),
+    )
+
+
+def eigenvalue_figure(runs: Sequence[Run]) -> Curves:
+    """The largest Hessian eigenvalue over steps, with its residual bounds."""
+    return curves(
+        runs,
+        key="lambda_max",
+        title="λ_max, the largest Hessian eigenvalue",
+        caption=f"Measured with residual bounds. {HESSIAN_NOTE}",
+        y=Axis("λ_max", "nats"),
+        series=lambda run: probe_series(run, "lambda_max"),
+    )
+
+
+def edge_figure(runs: Sequence[Run]) -> Curves:
+    """R_dir of the step taken over steps, with its line at one."""
+    return curves(
+        runs,
+        key="edge_ratio",
+        title="R_dir, the edge ratio of the step taken",
+        caption="Above 1 the quadratic model predicts that the loss rises along the step.",
+        y=Axis("R_dir"),
+        series=lambda run: probe_series(run, "edge_ratio"),
+        thresholds=(Threshold(1.0, "η dᵀHd / (2 gᵀd) = 1"),),
+    )
+
+
+def trace_figure(runs: Sequence[Run]) -> Curves:
+    """The Hessian trace over steps, with 95 % intervals."""
+    return curves(
+        runs,
+        key="trace",
+        title="Trace of the Hessian",
+        caption=f"Measurement errors are halves of 95 % intervals. {HESSIAN_NOTE}",
+        y=Axis("trace", "nats"),
+        series=lambda run: probe_series(run, "trace"),
+    )
+
+
+def entropy_figure(runs: Sequence[Run]) -> Curves:
+    """The energy entropy of A and of O over steps, mean over matrices."""
+    return curves(
+        runs,
+        key="entropy",
+        title="Spectral entropy before and after Newton-Schulz",
+        caption=f"Entropy of s²/Σs² over ln r, mean over matrices; 1 is a flat spectrum. {FLATTENING_NOTE}",
+        y=Axis("entropy / ln r"),
+        series=lambda run: spectrum_series(run, "whitened", "entropy_energy"),
+        dashed=lambda run: spectrum_series(run, "orthogonal", "entropy_energy"),
+        styles=_BEFORE_AFTER,
+    )
+
+
+def shear_figure(runs: Sequence[Run]) -> Curves:
+    """The angle between the base and the adversarial gradient over the steps that took both."""
+    return curves(
+        runs,
+        key="shear_angle",
+        title="Shear angle",
+        caption="Angle between the base and the adversarial gradient; only steps with a second pass have one.",
+        y=Axis("angle", "°"),
+        series=_angle_in_degrees,
+    )
+
+
+def energy_figure(runs: Sequence[Run]) -> Curves:
+    """The Fisher energy per entry over steps, mean over matrices."""
+    return curves(
+        runs,
+        key="energy_rms",
+        title="Fisher energy",
+        caption="E/√numel with E = ‖A‖_F, mean over matrices: a signal-to-noise meter of the gradients from 0 to 1.",
+        y=Axis("E / √numel"),
+        series=lambda run: tensor_series(run, "energy_rms"),
+    )
+
+
+def adaptive_trace_figure(runs: Sequence[Run]) -> Cloud:
+    """The adaptive trace over the loss it was taken at."""
+    return cloud(
+        runs,
+        key="adaptive_trace",
+        title="Adaptive trace over train loss",
+        caption=(
+            "Training moves to the left. Heights compare only at equal loss. "
+            f"Error bars are 95 % intervals, all seeds together. {LOSS_NOTE}"
+        ),
+        x=Axis("train loss", "nats"),
+        y=Axis("Σ θ² H", "nats"),
+        series=lambda run: against_loss(run, "adaptive_trace"),
+    )
+
+
+def _angle_in_degrees(run: Run) -> Series:
+    """The shear angle of the steps with a second pass."""
+    series = synced_series(run, "adversarial_angle")
+    return replace(series, y=np.degrees(series.y))

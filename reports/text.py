@@ -1,0 +1,149 @@
+"""A report as plain text, 118 columns wide."""
+
+from __future__ import annotations
+
+from io import StringIO
+from typing import TYPE_CHECKING, Final, Literal
+
+from lossscope.reports.content import Cell, Column, FigureData, Finding, Missing, Quantity, Report, Table, outcome_words
+from lossscope.reports.numerals import cell_text, header, printable
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+    from rich.table import Table as Grid
+
+__all__ = ["report_text", "table_text"]
+
+WIDTH: Final = 118
+
+
+def report_text(report: Report) -> str:
+    """The report as text, without colours or control codes: it reads the same in a terminal, a pipe and a file."""
+    out, console = _console()
+    _heading(console, report.title, "=")
+    console.print(_plain(f"{report.subtitle}\n"))
+    for note in report.notes:
+        _bullet(console, "*", note)
+    _heading(console, "Findings", "-")
+    for finding in report.findings:
+        _finding(console, finding)
+    for table in report.tables:
+        _table(console, table)
+    _heading(
+        console,
+        "Figures in numbers: median ± widest measurement error [range over seeds]; --format html draws them",
+        "-",
+    )
+    for figure in report.figures:
+        _figure(console, figure)
+    if report.missing:
+        _heading(console, "What is missing", "-")
+    for missing in report.missing:
+        _missing(console, missing)
+    _table(console, report.provenance)
+    return _tidy(out)
+
+
+def table_text(table: Table) -> str:
+    """One table as text."""
+    out, console = _console()
+    _table(console, table)
+    return _tidy(out)
+
+
+def _console() -> tuple[StringIO, Console]:
+    """A console that writes plain text into a string."""
+    from rich.console import Console
+
+    out = StringIO()
+    console = Console(
+        file=out, width=WIDTH, color_system=None, force_terminal=False, highlight=False, markup=False, emoji=False
+    )
+    return out, console
+
+
+def _tidy(out: StringIO) -> str:
+    """What was written, without trailing blanks."""
+    return "\n".join(line.rstrip() for line in out.getvalue().strip("\n").splitlines()) + "\n"
+
+
+def _heading(console: Console, words: str, rule: str) -> None:
+    """A heading, underlined."""
+    console.print(f"\n{words}\n{rule * len(words)}")
+
+
+def _bullet(console: Console, mark: str, words: str) -> None:
+    """A paragraph hanging from a mark."""
+    from rich.padding import Padding
+    from rich.table import Table as Grid
+
+    grid = Grid.grid(padding=(0, 1))
+    grid.add_column(no_wrap=True)
+    grid.add_column()
+    grid.add_row(_plain(mark), _plain(words))
+    console.print(Padding(grid, (0, 0, 0, 1)))
+
+
+def _finding(console: Console, finding: Finding) -> None:
+    """A finding: outcome first, numbers and source below."""
+    words = f"{finding.claim}\n{finding.numbers}  ({finding.source})"
+    _bullet(console, f"{outcome_words(finding.outcome):<19}", words)
+
+
+def _figure(console: Console, figure: FigureData) -> None:
+    """A figure in numbers: one line per arm, and the arms without any."""
+    absent = [f"{arm}: no number" for arm in figure.absent]
+    _bullet(console, "*", "\n".join([figure.title, *(f"  {line}" for line in (*figure.summary, *absent))]))
+
+
+def _missing(console: Console, missing: Missing) -> None:
+    """What is missing and how to get it."""
+    _bullet(console, "*", f"{missing.what}: {missing.how}")
+
+
+def _table(console: Console, table: Table) -> None:
+    """A table with its title above and its note below."""
+    _heading(console, table.title, "-")
+    if not table.rows:
+        console.print("  none")
+        return
+    grid = _grid(table, between=" ")
+    if (
+        console.measure(grid, options=console.options.update_width(10 * WIDTH)).maximum > WIDTH
+    ):  # then each interval stands below its number
+        grid = _grid(table, between="\n")
+    console.print(grid)
+    if table.note:
+        _bullet(console, "*", table.note)
+
+
+def _grid(table: Table, *, between: str) -> Grid:
+    """The table as a grid of cells; `between` stands between a number and its interval."""
+    from rich import box
+    from rich.table import Table as Grid
+
+    grid = Grid(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1))
+    for column in table.columns:
+        side: Literal["left", "right"] = "left" if column.words else "right"
+        grid.add_column(_plain(_header(column)), justify=side, overflow="fold")
+    for row in table.rows:
+        grid.add_row(*(_plain(_cell(cell, between)) for cell in row))
+    return grid
+
+
+def _header(column: Column) -> str:
+    """The title of a column, its unit on a line of its own to keep the column narrow."""
+    return header(column).replace(f" ({column.unit})", f"\n({column.unit})")
+
+
+def _cell(cell: Cell, between: str) -> str:
+    """A cell in words, a quantity with `between` before its interval."""
+    words = cell_text(cell)
+    return words.replace(" [", f"{between}[") if isinstance(cell, Quantity) else words
+
+
+def _plain(words: str) -> RenderableType:
+    """Words that rich does not interpret."""
+    from rich.text import Text
+
+    return Text("\n".join(printable(line) for line in words.split("\n")))

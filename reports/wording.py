@@ -1,0 +1,32 @@
+"""Sentences that more than one report says, each in one place."""
+
+from __future__ import annotations
+
+from typing import Final
+
+__all__ = ["ADAPTIVE_NOTE", "BATCH_NOTE", "FLATTENING_NOTE", "HESSIAN_NOTE", "LOSS_NOTE", "SEEDS_NOTE", "VERDICT_NOTE"]
+
+HESSIAN_NOTE: Final = (
+    "Raw Hessian numbers compare along one run; between two networks only reparametrisation-invariant measures at "
+    "matched train loss decide."
+)
+VERDICT_NOTE: Final = (
+    "No verdict between arms is given here: one needs matched train loss and at least 6 paired seeds, and is not part "
+    "of this report."
+)
+ADAPTIVE_NOTE: Final = (
+    "The adaptive trace, sum of theta_i^2 H_ii, and the Fisher-Rao norm do not move under a rescaling of weights that "
+    "leaves the function as it is. They still depend on the loss level, and neither says how well a network "
+    "generalises."
+)
+FLATTENING_NOTE: Final = (
+    "Newton-Schulz flattens the spectrum, so it raises the entropy by construction: a high entropy of O or of the "
+    "update is evidence of nothing."
+)
+BATCH_NOTE: Final = "Loss of the step's batch, at the parameters before the step."
+LOSS_NOTE: Final = (
+    "Train loss is that of one batch: the one that follows the visit, or at the end of a run the last one."
+)
+SEEDS_NOTE: Final = (
+    "Ranges run over training seeds, the unit of statistics; the error of a measurement is stated apart."
+)

@@ -1,0 +1,171 @@
+"""The command line as a whole: help, exit codes, one line for a known error, and how fast it starts."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from lossscope.cli.main import app
+
+COMMAND = [sys.executable, "-c", "from lossscope.cli.main import main; main()"]
+
+
+def lossscope(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, check=False, cwd=cwd)
+
+
+def trained(out: Path, name: str = "mine", *more: str) -> Path:
+    arguments = ["train", "--out", str(out), "--name", name, "--steps", "4", "--set", "visits=2", *more]
+    result = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return out / name
+
+
+@pytest.mark.parametrize(
+    "command",
+    [(), ("demo",), ("train",), ("runs",), ("report",), ("report", "sharpness"), ("report", "entropy"),
+     ("report", "flatness"), ("list",), ("list", "optimizers"), ("list", "workloads"), ("list", "measures")],
+)  # fmt: skip
+def test_every_command_has_help_with_an_example(command: tuple[str, ...]) -> None:
+    result = CliRunner().invoke(app, [*command, "--help"])
+    assert result.exit_code == 0
+    if command not in {(), ("report",), ("list",)}:
+        assert "Example: lossscope" in result.output
+
+
+@pytest.mark.parametrize(
+    "command", [("report", "--help"), ("report", "sharpness", "--help"), ("--help",), ("runs", "--help")]
+)
+def test_help_loads_neither_torch_nor_matplotlib_nor_pandas(command: tuple[str, ...]) -> None:
+    code = (
+        "import sys\nfrom lossscope.cli.main import app\n"
+        f"sys.argv = ['lossscope', *{command!r}]\n"
+        "try:\n    app()\nexcept SystemExit:\n    pass\n"
+        "loaded = [m for m in ('torch', 'matplotlib', 'pandas', 'scipy', 'sklearn') if m in sys.modules]\n"
+        "sys.stderr.write(repr(loaded))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr == "[]"
+
+
+def test_train_says_where_the_run_is_and_json_says_it_to_programs(tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["train", "--out", str(tmp_path), "--steps", "3", "--set", "visits=0", "--json"])
+    assert result.exit_code == 0, result.output
+    fact = json.loads(result.stdout)
+    assert Path(fact["run"]).name == "digits-mlp-ars2-base-s0"
+    assert fact["steps"] == 3
+
+
+def test_options_a_file_and_assignments_share_their_keys_and_the_later_wins(tmp_path: Path) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text('steps = 9\noptimizer = "ars2-sync"\nvisits = 0\n[options]\nrho = 0.2\neps = 1e-7\n')
+    arguments = [
+        "train",
+        str(file),
+        "--out",
+        str(tmp_path),
+        "--steps",
+        "5",
+        "--set",
+        "options.rho=0.3",
+        "--set",
+        "steps=4",
+    ]
+    assert CliRunner().invoke(app, arguments, catch_exceptions=False).exit_code == 0
+    manifest = json.loads((tmp_path / "digits-mlp-ars2-sync-s0" / "run.json").read_text())
+    assert manifest["config"]["steps"] == 4
+    assert manifest["config"]["options"] == {"rho": 0.3, "eps": 1e-7}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["train", "--workload", "digit-mlp"], "did you mean digits-mlp"),
+        (["train", "--optimizer", "ars2"], "did you mean ars2-"),
+        (["train", "--set", "step=3"], "unknown key 'step'; did you mean steps"),
+        (["train", "--set", "steps=many"], "must be a whole number"),
+        (["train", "--name", "../x"], "../x"),
+        (["train", "absent.toml"], "absent.toml cannot be read"),
+        (["report", "sharpness", "absent"], "absent"),
+        (["runs", "absent"], "absent"),
+    ],
+)
+def test_a_known_error_is_one_line_on_stderr_and_exit_code_1(arguments: list[str], words: str, tmp_path: Path) -> None:
+    done = lossscope(*arguments, cwd=tmp_path)
+    assert done.returncode == 1, done.stderr
+    assert done.stdout == ""
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    assert words in done.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+def test_an_existing_run_needs_resume_or_force(tmp_path: Path) -> None:
+    trained(tmp_path)
+    again = ["train", "--out", str(tmp_path), "--name", "mine", "--steps", "4", "--set", "visits=2"]
+    done = lossscope(*again)
+    assert done.returncode == 1
+    assert "--resume" in done.stderr
+    assert "--force" in done.stderr
+    assert lossscope(*again, "--resume").returncode == 0
+    assert lossscope(*again, "--force").returncode == 0
+
+
+def test_an_unwritable_folder_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    done = lossscope("train", "--out", str(tmp_path / "file" / "runs"), "--steps", "1")
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_loss_that_became_nan_is_one_line_and_the_report_works(tmp_path: Path) -> None:
+    arguments = [
+        "train",
+        "--out",
+        str(tmp_path),
+        "--name",
+        "hot",
+        "--optimizer",
+        "sgd",
+        "--lr",
+        "1e30",
+        "--steps",
+        "30",
+    ]
+    done = lossscope(*arguments)
+    assert done.returncode == 1
+    assert done.stderr.strip().count("\n") == 0
+    assert "the loss became" in done.stderr
+    report = lossscope("report", "sharpness", str(tmp_path / "hot"))
+    assert report.returncode == 0, report.stderr
+    assert "failed" in report.stdout
+
+
+def test_a_garbled_table_and_a_newer_manifest_are_one_line_each(tmp_path: Path) -> None:
+    run = trained(tmp_path)
+    (run / "steps.parquet").write_bytes(b"PAR1 and nothing else")
+    done = lossscope("report", "sharpness", str(run))
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert "steps.parquet" in done.stderr
+    manifest = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps({**manifest, "schema_version": 99}))
+    done = lossscope("report", "sharpness", str(run))
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert "99" in done.stderr
+
+
+def test_usage_errors_exit_2() -> None:
+    assert lossscope("train", "--steps", "x").returncode == 2
+    assert lossscope("nothing").returncode == 2
+
+
+def test_the_lists_name_everything_and_parse_as_json() -> None:
+    for kind, name in (("optimizers", "adamw@rms"), ("workloads", "modadd-113"), ("measures", "edge_ratio")):
+        assert name in CliRunner().invoke(app, ["list", kind]).output
+        rows = json.loads(CliRunner().invoke(app, ["list", kind, "--json"]).output)[kind]
+        assert name in {row["name"] for row in rows}

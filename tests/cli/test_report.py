@@ -1,0 +1,108 @@
+"""`lossscope report`."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from lossscope.cli.report import report_app
+from lossscope.landscape.errors import LandscapeError, RunError
+
+app = typer.Typer()
+app.add_typer(report_app, name="report")
+COMMANDS = ("sharpness", "entropy", "flatness")
+
+
+def invoke(*arguments, catch=False):
+    return CliRunner().invoke(app, ["report", *map(str, arguments)], catch_exceptions=catch)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_each_report_has_help_with_an_example(command):
+    result = invoke(command, "--help")
+    assert result.exit_code == 0
+    assert f"Example: lossscope report {command} runs/demo" in result.stdout
+    assert "text|json|html" in result.stdout
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_folder_of_runs_is_reported_on_stdout_and_nothing_on_stderr(command, demo_runs):
+    result = invoke(command, demo_runs[0].path.parent)
+    assert result.exit_code == 0
+    assert result.stderr == ""
+    assert "4 runs of 2 arms: ars2-base, ars2-sync" in result.stdout
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_json_is_one_object(command, demo_runs):
+    result = invoke(command, demo_runs[0].path, "--format", "json")
+    assert json.loads(result.stdout)["kind"] == command
+
+
+def test_a_run_named_twice_counts_once(demo_runs):
+    result = invoke("sharpness", demo_runs[0].path, demo_runs[0].path, demo_runs[0].path.parent)
+    assert "4 runs of 2 arms" in result.stdout
+
+
+def test_a_page_goes_to_a_file_and_stdout_stays_empty(demo_runs, tmp_path):
+    page = tmp_path / "page.html"
+    result = invoke("sharpness", demo_runs[0].path, "--format", "html", "--output", page)
+    assert (result.exit_code, result.stdout) == (0, "")
+    assert page.read_text().startswith("<!doctype html>")
+
+
+def test_an_existing_file_is_kept_without_force(demo_runs, tmp_path):
+    page = tmp_path / "page.txt"
+    page.write_text("mine")
+    with pytest.raises(LandscapeError, match=r"page\.txt exists; add --force"):
+        invoke("sharpness", demo_runs[0].path, "--output", page)
+    assert page.read_text() == "mine"
+    invoke("sharpness", demo_runs[0].path, "--output", page, "--force")
+    assert page.read_text().startswith("Sharpness")
+
+
+def test_a_path_without_a_run_is_a_known_error(tmp_path):
+    with pytest.raises(RunError, match="nothing"):
+        invoke("sharpness", tmp_path / "nothing")
+
+
+def test_an_unknown_format_is_a_usage_error(demo_runs):
+    assert invoke("sharpness", demo_runs[0].path, "--format", "pdf", catch=True).exit_code == 2
+
+
+def loaded_by(code: str) -> tuple[set[str], float]:
+    """The modules a fresh interpreter has loaded after the code, and how long it took."""
+    start = time.perf_counter()
+    script = f"import sys\n{code}\nsys.stderr.write('\\n' + ' '.join(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    return set(done.stderr.splitlines()[-1].split()), time.perf_counter() - start
+
+
+RUN = "from lossscope.cli.report import report_app\nreport_app({arguments!r}, standalone_mode=False)"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_loads_nothing_heavy(command):
+    modules, _ = loaded_by(RUN.format(arguments=[command, "--help"]))
+    assert not modules & {"torch", "numpy", "pandas", "pyarrow", "matplotlib", "jinja2", "scipy"}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_text_report_loads_neither_torch_nor_matplotlib(command, demo_runs):
+    modules, seconds = loaded_by(RUN.format(arguments=[command, str(demo_runs[0].path.parent)]))
+    assert "pandas" in modules
+    assert not modules & {"torch", "matplotlib", "jinja2", "scipy"}
+    assert seconds < 10  # 1 s on a quiet machine; this one may be busy
+
+
+def test_a_page_loads_no_torch_and_no_pyplot(demo_runs, tmp_path):
+    arguments = ["sharpness", str(demo_runs[0].path), "--format", "html", "--output", str(tmp_path / "page.html")]
+    modules, _ = loaded_by(RUN.format(arguments=arguments))
+    assert "matplotlib.figure" in modules
+    assert not modules & {"torch", "matplotlib.pyplot"}

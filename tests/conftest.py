@@ -1,0 +1,119 @@
+"""Synthetic runs: what a recorder would have written, without training anything."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lossscope.landscape.run import Run
+from lossscope.landscape.store import RunStore
+
+VISITS = (0, 1, 2, 4, 8, 16, 32, 40)
+MATRICES = {"0.weight": [8, 8], "2.weight": [3, 8]}
+VECTORS = {"0.bias": [8], "2.bias": [3]}
+OBJECTS = {"gradient": 0.5, "momentum": 0.6, "whitened": 0.8, "orthogonal": 0.99, "update": 0.99, "weight": 0.9}
+
+
+def manifest(arm: str, seed: int) -> dict[str, object]:
+    tensors = [{"name": name, "shape": shape, "track": "matrix"} for name, shape in MATRICES.items()]
+    tensors += [{"name": name, "shape": shape, "track": "vector"} for name, shape in VECTORS.items()]
+    return {
+        "arm": arm,
+        "config": {"steps": 40},
+        "seeds": {"init": seed, "split": 0, "order": seed},
+        "model": {"parameters": 99, "tensors": tensors},
+        "data_hash": "5f0c3a9b1e2d4c66",
+        "environment": {"python": "3.12.4", "torch": "2.13.0", "numpy": "2.4.6", "lossscope": "0.1.0", "threads": 1},
+        "code_version": "0.1.0",
+        "preset": "standard",
+        "overhead": {"seconds": 1.0, "share": 0.25, "curvature_seconds": 0.9, "curvature_share": 0.2},
+    }
+
+
+def step_rows(arm: str, seed: int, steps: int) -> Iterator[tuple[str, dict[str, object]]]:
+    for step in range(1, steps + 1):
+        synced = "sync" in arm
+        row: dict[str, object] = {"step": step, "loss": 2.0 / step + 0.01 * seed, "lr": 1e-3, "synced": synced}
+        if step % 10 == 0:
+            row |= {"weight_norm": 5.0 + seed, "update_norm": 0.1, "test_accuracy": 0.9 + 0.01 * seed}
+            row |= {"adversarial_angle": np.pi / 6} if synced else {}
+            for name in MATRICES:
+                energy = None if "sgd" in arm else 0.25
+                yield "tensors", {"step": step, "tensor": name, "track": "matrix", "energy_rms": energy}
+            yield "tensors", {"step": step, "tensor": "0.bias", "track": "vector"}
+            yield from (("spectra", one) for one in spectrum_rows(step))
+        yield "steps", row
+
+
+def spectrum_rows(step: int) -> Iterator[dict[str, object]]:
+    for name in MATRICES:
+        for kind, entropy in OBJECTS.items():
+            yield {
+                "step": step,
+                "tensor": name,
+                "object": kind,
+                "values": [2.0, 1.0, 0.5],
+                "entropy_energy": entropy,
+                "entropy_nuclear": entropy + 0.01,
+                "stable_rank": 2.5,
+                "effective_rank": 2.75,
+                "condition": None if kind == "gradient" else 4.0,
+                "orthogonality_defect": 1 - entropy,
+                "method": "gram",
+                "error": 1e-9,
+            }
+
+
+def probe_rows(arm: str, seed: int, steps: int) -> Iterator[dict[str, object]]:
+    shared = {"mode": "eval", "loss_kind": "mean", "gauge": "raw", "dtype": "float32", "engine": "lossscope"}
+    for step in (visit for visit in VISITS if visit <= steps):
+        top = 10.0 + step + seed
+        eigen = {**shared, "step": step, "products": 20, "seconds": 0.5, "residual": 0.25, "converged": True}
+        yield {**eigen, "measure": "lambda_max", "value": top, "low": top - 0.25, "high": top + 0.25}
+        yield {**eigen, "measure": "lambda_min", "value": -2.0, "low": -2.25, "high": -1.75}
+        mean = {**shared, "step": step, "products": 16, "seconds": 0.25, "samples": 16, "converged": True}
+        yield {**mean, "measure": "trace", "value": 4 * top, "stderr": 1.5, "low": 4 * top - 3, "high": 4 * top + 3}
+        flat = {"value": 3.0 + seed, "stderr": 0.125, "low": 2.75 + seed, "high": 3.25 + seed}
+        yield {**mean, "measure": "adaptive_trace", **flat}
+        yield {**mean, "measure": "log_fisher_rao", "value": 0.7, "stderr": 0.0, "products": 0}
+        if step:
+            yield {**mean, "measure": "edge_ratio", "value": 0.5 + 0.1 * seed, "stderr": 0.0, "products": 1}
+
+
+@pytest.fixture
+def write_run(tmp_path: Path) -> Callable[..., Run]:
+    """Writes a run below `tmp_path` and opens it."""
+
+    def write(
+        name: str,
+        arm: str = "ars2-base",
+        seed: int = 0,
+        *,
+        steps: int = 40,
+        curvature: bool = True,
+        status: str | None = "finished",
+        rows: Callable[[str, dict[str, object]], dict[str, object] | None] = lambda table, row: row,
+        **facts: object,
+    ) -> Run:
+        store = RunStore.create(tmp_path / name, {**manifest(arm, seed), **facts})
+        written = [*step_rows(arm, seed, steps)]
+        written += [("probes", row) for row in probe_rows(arm, seed, steps)] if curvature and steps else []
+        for table, row in written:
+            changed = rows(table, row)
+            if changed is not None:
+                store.append(table, changed)
+        store.flush()
+        if status is not None:
+            store.close(status, "the loop ended")
+        return Run.open(tmp_path / name)
+
+    return write
+
+
+@pytest.fixture
+def demo_runs(write_run: Callable[..., Run]) -> list[Run]:
+    """Two arms of two seeds, one of them without a second pass."""
+    return [write_run(f"demo/{arm}-s{seed}", arm, seed) for arm in ("ars2-base", "ars2-sync") for seed in (0, 1)]

@@ -1,0 +1,126 @@
+"""Findings: each of them held, did not hold and could not be judged on data made for it."""
+
+from __future__ import annotations
+
+import pytest
+
+from lossscope.reports.checks import (
+    bounds_met,
+    edge_below_one,
+    entropy_raised,
+    losses_matched,
+    no_negative_curvature,
+    precise,
+    runs_finished,
+    spectra_precise,
+)
+
+
+def changing(table, **changes):
+    """Rows of a table with columns replaced where `where` holds."""
+    where = changes.pop("where")
+
+    def rows(name, row):
+        return {**row, **changes} if name == table and where(row) else row
+
+    return rows
+
+
+def of(measure, *steps):
+    return lambda row: row["measure"] == measure and (not steps or row["step"] in steps)
+
+
+def test_bounds_are_met_when_every_visit_says_so(write_run):
+    found = bounds_met([write_run("a")])
+    assert (found.outcome, found.numbers) == (True, "8 of 8 visits")
+
+
+def test_one_bound_that_was_not_met_is_counted(write_run):
+    rows = changing("probes", converged=False, where=of("lambda_max", 8))
+    found = bounds_met([write_run("a"), write_run("b", rows=rows)])
+    assert (found.outcome, found.numbers) == (False, "15 of 16 visits")
+
+
+def test_the_edge_is_judged_in_the_last_quarter_only(write_run):
+    early = write_run("a", rows=changing("probes", value=3.0, where=of("edge_ratio", 1, 2, 4, 8, 16)))
+    late = write_run("b", rows=changing("probes", value=1.0, where=of("edge_ratio", 40)))
+    assert edge_below_one([early]).outcome is True
+    found = edge_below_one([early, late])
+    assert found.outcome is False
+    assert found.numbers == "1 of 4 visits at or above 1; largest 1.00 (b, step 40)"
+
+
+def test_precision_names_the_worst_visit(write_run):
+    good, bad = write_run("a"), write_run("b", rows=changing("probes", stderr=50.0, where=of("trace", 16)))
+    assert precise([good], "trace", "the trace").outcome is True
+    found = precise([good, bad], "trace", "the trace")
+    assert found.outcome is False
+    assert "15 of 16 visits; largest 48 % (b, step 16)" in found.numbers
+
+
+@pytest.mark.parametrize(("value", "outcome"), [(-2.0, False), (-0.1, None), (0.5, True)])
+def test_negative_curvature_is_judged_beyond_its_bound(write_run, value, outcome):
+    run = write_run("a", rows=changing("probes", value=value, where=of("lambda_min", 40)))
+    assert no_negative_curvature([run]).outcome is outcome
+
+
+def test_a_spectrum_that_was_not_flattened_is_noticed(write_run):
+    lower = changing(
+        "spectra",
+        entropy_energy=0.3,
+        where=lambda row: row["object"] == "orthogonal" and row["tensor"] == "2.weight" and row["step"] == 40,
+    )
+    assert entropy_raised([write_run("a")]).outcome is True
+    found = entropy_raised([write_run("b", rows=lower)])
+    assert (found.outcome, found.numbers) == (False, "1 of 2 matrices at the last visits")
+
+
+def test_slices_of_a_batched_parameter_are_matched_one_by_one(write_run):
+    def sliced(table, row):
+        if table != "spectra" or row["tensor"] != "2.weight":
+            return row
+        return {**row, "slice": 1, "entropy_energy": 0.2 if row["object"] == "orthogonal" else row["entropy_energy"]}
+
+    assert entropy_raised([write_run("a", rows=sliced)]).outcome is False
+
+
+def test_an_imprecise_spectrum_is_noticed(write_run):
+    assert spectra_precise([write_run("a")]).outcome is True
+    rows = changing("spectra", error=0.1, where=lambda row: row["step"] == 20)
+    found = spectra_precise([write_run("b", rows=rows)])
+    assert found.outcome is False
+    assert "5.0 %" in found.numbers
+
+
+def test_arms_at_different_losses_are_not_matched(write_run):
+    same = [write_run("a", "one"), write_run("b", "two")]
+    assert losses_matched(same).outcome is True
+    rows = changing("steps", loss=0.2, where=lambda row: row["step"] == 40)
+    found = losses_matched([*same, write_run("c", "three", rows=rows)])
+    assert found.outcome is False
+    assert "three 0.2000" in found.numbers
+
+
+def test_a_live_run_cannot_be_judged_but_a_failed_one_can(write_run):
+    done, failed = write_run("a"), write_run("b")
+    failed.status = "failed"
+    live = write_run("c")
+    live.status = "running"
+    assert runs_finished([done]).outcome is True
+    assert runs_finished([done, live]).outcome is None
+    assert runs_finished([done, live, failed]).outcome is False
+    assert runs_finished([done, failed]).numbers == "1 of 2; not b (failed)"
+
+
+def test_without_numbers_nothing_is_judged(write_run):
+    empty = [write_run("a", steps=0, curvature=False)]
+    checks = (
+        bounds_met,
+        edge_below_one,
+        no_negative_curvature,
+        entropy_raised,
+        spectra_precise,
+        losses_matched,
+    )
+    assert [check(empty).outcome for check in checks] == [None] * len(checks)
+    assert precise(empty, "trace", "the trace").outcome is None

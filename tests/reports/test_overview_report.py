@@ -1,0 +1,66 @@
+"""The overview."""
+
+from __future__ import annotations
+
+import pytest
+
+from lossscope.reports import overview
+from lossscope.reports.content import Quantity
+
+
+def rows_of(report):
+    return {row[0]: row[2:] for table in report.tables for row in table.rows}
+
+
+def test_the_table_has_each_arm_as_a_column_with_medians_and_ranges(demo_runs):
+    report = overview(demo_runs)
+    assert [column.title for column in report.tables[0].columns] == ["measure", "unit", "ars2-base", "ars2-sync"]
+    rows = rows_of(report)
+    assert rows["seeds"] == (2, 2)
+    assert rows["λ_max"][0] == Quantity(50.5, low=50.0, high=51.0)
+    assert rows["test accuracy"][0].value == pytest.approx(90.5)
+    assert rows["entropy before Newton-Schulz"][0].value == pytest.approx(0.8)
+    assert rows["Fisher energy, E / √numel"][0].value == 0.25
+    assert rows["trace: widest standard error"] == (1.5, 1.5)
+
+
+def test_an_arm_without_shear_has_a_gap_in_table_and_legend_and_not_a_zero(demo_runs):
+    report = overview(demo_runs)
+    base, sync = rows_of(report)["shear angle"]
+    assert base == Quantity(None)
+    assert sync.value == pytest.approx(30)
+    figure = next(one for one in report.figures if one.key == "shear_angle")
+    assert figure.absent == ("ars2-base",)
+    assert [(curve.name, curve.hue) for curve in figure.curves] == [("ars2-sync", 1)]
+    assert figure.curves[0].median[-1] == pytest.approx(30)
+
+
+def test_it_has_every_figure_of_the_demo(demo_runs):
+    assert {figure.key for figure in overview(demo_runs).figures} >= {
+        "loss",
+        "lambda_max",
+        "edge_ratio",
+        "trace",
+        "entropy",
+        "shear_angle",
+        "energy_rms",
+    }
+
+
+def test_many_arms_are_spread_over_several_tables(write_run):
+    runs = [write_run(f"r{number}", f"arm-{number}") for number in range(5)]
+    assert [len(table.columns) - 2 for table in overview(runs).tables] == [4, 1]
+
+
+@pytest.mark.parametrize("status", ["failed", None])
+def test_the_first_note_says_where_an_unfinished_run_ends(write_run, status):
+    run = write_run("broken", steps=7, status=status)
+    first = overview([write_run("good"), run]).notes[0]
+    assert first.startswith(f"broken: {run.status}.")
+    assert run.ends in first
+
+
+def test_a_run_of_no_steps_is_reported(write_run):
+    report = overview([write_run("empty", steps=0, curvature=False)])
+    assert "empty: no step was recorded." in report.notes
+    assert rows_of(report)["λ_max"] == (Quantity(None),)

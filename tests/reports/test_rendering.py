@@ -1,0 +1,165 @@
+"""The three formats."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from lossscope.reports import flatness, overview, render, sharpness, spectral_entropy
+from lossscope.reports.content import REPORT_SCHEMA
+
+REPORTS = (sharpness, spectral_entropy, flatness, overview)
+FORMATS = ("text", "json", "html")
+HOSTILE_ARM = "<script>alert(1)</script>"
+HOSTILE_RUN = "<img src=x onerror=alert(2)>"
+HOSTILE_TENSOR = "a&<b>\"'\x1b[31m"
+
+
+class Page(HTMLParser):
+    """Tags, attributes and text of a page."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str | None]] = []
+        self.words: list[str] = []
+        self.open: list[str] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += attrs
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+
+@pytest.fixture
+def hostile(write_run):
+    tensors = [{"name": HOSTILE_TENSOR, "shape": [8, 8], "track": "matrix"}]
+    model = {"parameters": 64, "tensors": tensors}
+    return [write_run(HOSTILE_RUN, HOSTILE_ARM, model=model, seeds={"init": HOSTILE_ARM})]
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("report", REPORTS)
+def test_every_report_renders_in_every_format_for_every_kind_of_run(report, format, write_run):
+    runs = [
+        write_run("good"),
+        write_run("bare", curvature=False),
+        write_run("empty", steps=0, curvature=False),
+        write_run("failed", steps=7, status="failed"),
+        write_run("crashed", steps=7, status=None),
+    ]
+    assert render(report(runs), format).endswith("\n")
+    assert render(report(runs[2:3]), format).endswith("\n")
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("report", REPORTS)
+def test_equal_data_gives_equal_bytes(report, format, demo_runs):
+    assert render(report(demo_runs), format) == render(report(demo_runs), format)
+
+
+def test_the_text_has_the_numbers_with_their_errors_and_fits_its_width(demo_runs):
+    text = render(sharpness(demo_runs), "text")
+    assert "50.00 ± 0.25" in text
+    assert "200.0 ± 1.5 [197.0, 203.0]" in text
+    assert re.search(r"50\.50 .*\n.*\[50\.00, 51\.00\]", text)
+    assert max(len(line) for line in text.splitlines()) <= 118
+    assert "\x1b" not in text
+
+
+@pytest.mark.parametrize("report", REPORTS)
+def test_no_number_is_cut_off_by_a_narrow_column(report, write_run):
+    arms = [f"an-arm-with-a-rather-long-name-{number}" for number in range(4)]
+    runs = [write_run(f"{arm}-s{seed}", arm, seed) for arm in arms for seed in (0, 1)]
+    made = report(runs)
+    text = re.sub(r"\s+", "", render(made, "text"))
+    from lossscope.reports.content import Quantity
+    from lossscope.reports.numerals import quantity_text
+
+    cells = [cell for table in made.tables for row in table.rows for cell in row if isinstance(cell, Quantity)]
+    for cell in cells:
+        for part in quantity_text(cell).replace(" [", "\n[").split("\n"):
+            assert part.replace(" ", "") in text
+
+
+def test_markup_in_a_name_is_not_interpreted_in_text(write_run):
+    text = render(sharpness([write_run("[bold]x[-bold] :smile:")]), "text")
+    assert "[bold]x[-bold] :smile:" in text
+
+
+def test_the_json_is_one_object_with_its_schema_units_and_null_for_a_gap(demo_runs):
+    content = json.loads(render(overview(demo_runs), "json"))
+    assert (content["schema"], content["kind"]) == (REPORT_SCHEMA, "overview")
+    rows = {row["measure"]: row for row in content["tables"]["summary"]["rows"]}
+    assert rows["λ_max"]["arm_1"] == {"value": 50.5, "error": None, "low": 50.0, "high": 51.0}
+    assert rows["shear angle"]["arm_1"]["value"] is None
+    assert rows["λ_max"]["unit"] == "nats"
+    assert content["figures"]["trace"]["y"]["unit"] == "nats"
+    assert {finding["outcome"] for finding in content["findings"]} <= {True, False, None}
+
+
+def test_the_page_has_every_number_of_the_tables_and_says_it_in_words_beside_each_figure(demo_runs):
+    page = render(overview(demo_runs), "html")
+    words = " ".join(Page(page).words)
+    assert "50.50 [50.00, 51.00]" in words
+    assert "ars2-sync: 30.00 ° at step 40" in words
+    labels = [value for name, value in Page(page).attributes if name == "aria-label" and value]
+    assert any("Trace of the Hessian. ars2-base: 202.0 ± 3.0 [200.0, 204.0] nats at step 40" in one for one in labels)
+
+
+def test_the_page_needs_no_network_and_no_script(demo_runs):
+    page = Page(render(overview(demo_runs), "html"))
+    assert not {"script", "link", "iframe", "img", "object", "image"} & set(page.tags)
+    references = [value for name, value in page.attributes if name in ("href", "src", "xlink:href")]
+    assert references
+    assert all(value.startswith("#") for value in references)
+    assert not re.search(r"url\((?!#)", render(overview(demo_runs), "html"))
+
+
+def test_text_in_a_figure_is_text(demo_runs):
+    page = Page(render(sharpness(demo_runs), "html"))
+    assert page.tags.count("text") > 20
+    assert "η dᵀHd / (2 gᵀd) = 1" in page.words
+
+
+def test_identifiers_are_unique_and_references_meet_them(demo_runs):
+    page = Page(render(overview(demo_runs), "html"))
+    identifiers = [value for name, value in page.attributes if name == "id"]
+    assert len(identifiers) == len(set(identifiers))
+    references = {value.removeprefix("#") for name, value in page.attributes if name == "href"}
+    clips = set(re.findall(r"url\(#([^)]+)\)", " ".join(value or "" for _, value in page.attributes)))
+    assert references | clips <= set(identifiers)
+
+
+@pytest.mark.parametrize("report", REPORTS)
+def test_hostile_names_come_out_escaped_in_page_and_figures(report, hostile):
+    html = render(report(hostile), "html")
+    page = Page(html)
+    assert "script" not in page.tags
+    assert "img" not in page.tags
+    assert not [name for name, _ in page.attributes if name.startswith("on")]
+    assert "&lt;script&gt;alert(1)" in html
+    assert "\x1b" not in html
+    if report is not spectral_entropy:
+        return
+    assert "a&amp;&lt;b&gt;" in html
+
+
+def test_a_hostile_name_does_not_steer_a_terminal(hostile):
+    assert "\x1b" not in render(spectral_entropy(hostile), "text")
+
+
+def test_provenance_tells_versions_data_seeds_and_products(demo_runs):
+    rows = {row[0]: row[1:] for row in sharpness(demo_runs).provenance.rows}
+    assert rows["torch"] == ("2.13.0", "all")
+    assert rows["data hash"] == ("5f0c3a9b1e2d4c66", "all")
+    assert rows["dtype of the products"] == ("float32", "all")
+    assert rows["Hessian products"] == ("295", "all")
+    seeds = [row[1:] for row in sharpness(demo_runs).provenance.rows if row[0].startswith("seeds")]
+    assert seeds == [("0 / 0 / 0", "ars2-base-s0, ars2-sync-s0"), ("1 / 0 / 1", "ars2-base-s1, ars2-sync-s1")]
