@@ -11,7 +11,7 @@ from lossscope.landscape.preset import Preset
 from lossscope.probes.curvature import measure_spectrum
 from lossscope.probes.direction import directional_sharpness
 from lossscope.probes.errors import ProbeError
-from lossscope.probes.estimate import Estimate
+from lossscope.probes.estimate import Estimate, exact_estimate
 from lossscope.probes.flatness import adaptive_trace, log_fisher_rao
 from lossscope.probes.objective import Objective
 from lossscope.probes.operator import hessian
@@ -37,7 +37,7 @@ class CurvatureProbe:
         A visit that cannot be measured (weights that are not finite, say) is a gap and stops no training.
         """
         rows: list[Row] = []
-        for measure in (self._spectrum, self._flatness):
+        for measure in (self._loss, self._spectrum, self._flatness):
             rows += self._attempt(step, measure)
         if displacement:
             rows += self._attempt(step, lambda: self._direction(before, displacement))
@@ -63,12 +63,15 @@ class CurvatureProbe:
             "data_hash": objective.data_hash,
         }
 
+    def _loss(self) -> list[Row]:
+        return [_row("loss", exact_estimate(self.objective.value()))]
+
     def _spectrum(self) -> list[Row]:
         found = measure_spectrum(
             hessian(self.objective),
             top=1,
             rel=self._preset.rel,
-            max_products=60 + self._preset.trace_samples,
+            max_products=self._preset.products,
             seed=self._seed,
             warm_start=self._warm,
         )
@@ -81,11 +84,13 @@ class CurvatureProbe:
             self._warm = found.top.vectors[:, 0].detach().clone()
         for name, estimate in (("trace", found.trace), ("frobenius", found.frobenius)):
             if estimate is not None:
-                rows.append(_row(name, estimate))
+                # Rows of one call share its cost, so each names all of it.
+                rows.append({**_row(name, estimate), "products": found.products, "seconds": found.seconds})
         return rows
 
     def _flatness(self) -> list[Row]:
-        trace = adaptive_trace(self.objective, samples=self._preset.trace_samples, seed=self._seed)
+        samples, rel = self._preset.products // 3, self._preset.rel
+        trace = adaptive_trace(self.objective, samples=samples, rel=rel, seed=self._seed)
         return [_row("adaptive_trace", trace), _row("log_fisher_rao", log_fisher_rao(self.objective))]
 
     def _direction(self, before: dict[str, Tensor], displacement: dict[str, Tensor]) -> list[Row]:

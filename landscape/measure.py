@@ -24,6 +24,9 @@ _RESIDUAL: Final = "residual: an eigenvalue lies within it"
 _EXACT: Final = "exact on the fixed data"
 
 MEASURES: Final = (
+    Measure(
+        "loss", "nats", _EXACT, "every function-preserving map", "mean training loss on the fixed data of curvature"
+    ),
     Measure("lambda_max", "nats", _RESIDUAL, "rotations only", "largest eigenvalue of the Hessian"),
     Measure("lambda_min", "nats", _RESIDUAL, "rotations only", "smallest eigenvalue of the Hessian"),
     Measure("trace", "nats", _INTERVAL, "rotations only", "sum of the eigenvalues of the Hessian"),

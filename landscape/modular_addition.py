@@ -60,9 +60,10 @@ class ModularTransformer(nn.Module):
         return last @ self.W_U
 
     def _attention(self, x: Tensor, last: Tensor) -> Tensor:
-        keys = F.linear(x, self.W_K.flatten(0, 1)).unflatten(-1, self.W_K.shape[:2])  # (batch, 3, heads, head)
-        values = F.linear(x, self.W_V.flatten(0, 1)).unflatten(-1, self.W_V.shape[:2])
-        query = F.linear(last, self.W_Q.flatten(0, 1)).unflatten(-1, self.W_Q.shape[:2])  # (batch, heads, head)
-        scores = (keys * query[:, None]).sum(-1, keepdim=True) / math.sqrt(query.shape[-1])
+        heads, head, _ = self.W_K.shape
+        keys = F.linear(x, self.W_K.flatten(0, 1)).view(-1, 3, heads, head)
+        values = F.linear(x, self.W_V.flatten(0, 1)).view(-1, 3, heads, head)
+        query = F.linear(last, self.W_Q.flatten(0, 1)).view(-1, 1, heads, head)
+        scores = (keys * query).sum(-1, keepdim=True) / math.sqrt(head)
         mixed = (scores.softmax(1) * values).sum(1)
         return F.linear(mixed.flatten(1), self.W_O)

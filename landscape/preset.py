@@ -16,20 +16,20 @@ class Preset:
     """A cadence for each instrument. Every step has its row in `steps` whatever the preset."""
 
     name: str
-    tensors_every: int  # steps between two looks at norms, energies and shear
-    spectra_every: int | None  # steps between two looks at singular values; None: never
+    tensors_every: int  # steps between two looks at norms, energies and shear; curvature visits look too
+    spectra_every: int | None  # the same for singular values; None: never
     visits: int  # log-spaced curvature visits, where the number of steps is known
     growth: float  # the next visit at this many times the step, where it is not
     cap: float  # share of the wall time that curvature may take, where the number of steps is not known
     checkpoints: int  # log-spaced checkpoints, where the number of steps is known
-    trace_samples: int  # random probes of a trace at the most
+    products: int  # Hessian products a visit may spend on the spectrum; a third of it on the adaptive trace
     rel: float  # relative bound asked of curvature
 
 
 PRESETS: Final[dict[str, Preset]] = {
-    "economy": Preset("economy", 100, None, 8, 2.0, 0.02, 3, 16, 0.03),
-    "standard": Preset("standard", 20, 100, 20, 1.5, 0.10, 8, 32, 0.02),
-    "full": Preset("full", 1, 10, 40, 1.2, 0.50, 20, 64, 0.01),
+    "economy": Preset("economy", 100, None, 8, 2.0, 0.02, 3, 48, 0.03),
+    "standard": Preset("standard", 10, 50, 20, 1.5, 0.10, 8, 96, 0.02),
+    "full": Preset("full", 1, 10, 40, 1.2, 0.50, 20, 192, 0.01),
 }
 
 

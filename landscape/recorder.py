@@ -101,6 +101,7 @@ class Recorder:
         self._gradients: dict[Tensor, Tensor] = {}
         self._rows: dict[str, list[Row]] = {}
         self._numbers: Row = {}
+        self._spectra_looks = 0  # which matrix has its Newton-Schulz map checked
         self._seconds = {"instruments": 0.0, "curvature": 0.0, "checkpoints": 0.0}
         self._names: dict[Tensor, str] = {p: name for name, p in model.named_parameters() if p.requires_grad}
         self._planned = steps
@@ -208,7 +209,7 @@ class Recorder:
     # -- around an optimizer step -------------------------------------------------------------------
 
     def _due(self, step: int, every: int | None) -> bool:
-        return every is not None and (step % every == 0 or step == 1)
+        return every is not None and (step % every == 0 or step == 1 or self._visit_due(step))
 
     def _visit_due(self, step: int) -> bool:
         if self._curvature is None:
@@ -263,9 +264,9 @@ class Recorder:
             self._rows["tensors"] = tensor_rows(seen)
             self._numbers = step_numbers(seen, losses)
         if self._due(step, self.preset.spectra_every):
-            every = self.preset.spectra_every or 1
             triples = record.newton_schulz if record is not None else ()
-            self._rows["spectra"] = spectrum_rows(seen, triples, check=step // every)
+            self._rows["spectra"] = spectrum_rows(seen, triples, check=self._spectra_looks)
+            self._spectra_looks += 1
 
     # -- after it -----------------------------------------------------------------------------------
 

@@ -108,14 +108,10 @@ def spectrum_series(run: Run, kind: str, column: str) -> Series:
 
 
 def loss_at(run: Run, steps: FloatArray) -> FloatArray:
-    """The training loss at the parameters that the given steps led to, nan where there is none; (n,) to (n,).
-
-    A row holds the loss before its step, so the row after a visit has the loss at the visit's parameters. Where no
-    step follows, at the end of a run, it is the loss of the visit's own row, one step older.
-    """
-    losses = dict(zip(_numbers(run.steps, "step"), _numbers(run.steps, "loss"), strict=True))
-    found = [losses.get(step + 1, losses.get(step, np.nan)) for step in steps]
-    return _finite(np.array(found, dtype=np.float64))
+    """The training loss on the fixed data of curvature after the given steps, (n,) to (n,); nan where not measured."""
+    found = probe_series(run, "loss")
+    losses = dict(zip(found.x, found.y, strict=True))
+    return np.array([losses.get(step, np.nan) for step in steps], dtype=np.float64)
 
 
 def against_loss(run: Run, measure: str) -> Series:

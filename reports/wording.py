@@ -25,7 +25,7 @@ FLATTENING_NOTE: Final = (
 )
 BATCH_NOTE: Final = "Loss of the step's batch, at the parameters before the step."
 LOSS_NOTE: Final = (
-    "Train loss is that of one batch: the one that follows the visit, or at the end of a run the last one."
+    "Train loss beside curvature is the loss on curvature's own fixed training data, at the same parameters."
 )
 SEEDS_NOTE: Final = (
     "Ranges run over training seeds, the unit of statistics; the error of a measurement is stated apart."

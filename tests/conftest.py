@@ -71,6 +71,8 @@ def probe_rows(arm: str, seed: int, steps: int) -> Iterator[dict[str, object]]:
     shared = {"mode": "eval", "loss_kind": "mean", "gauge": "raw", "dtype": "float32", "engine": "lossscope"}
     for step in (visit for visit in VISITS if visit <= steps):
         top = 10.0 + step + seed
+        loss = 2.0 / min(step + 1, steps) + 0.01 * seed
+        yield {**shared, "step": step, "measure": "loss", "value": loss, "stderr": 0.0, "converged": True}
         eigen = {**shared, "step": step, "products": 20, "seconds": 0.5, "residual": 0.25, "converged": True}
         yield {**eigen, "measure": "lambda_max", "value": top, "low": top - 0.25, "high": top + 0.25}
         yield {**eigen, "measure": "lambda_min", "value": -2.0, "low": -2.25, "high": -1.75}

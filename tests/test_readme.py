@@ -14,7 +14,9 @@ ROOT = Path(__file__).parents[1]
 
 def test_the_readme_examples_run_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    blocks = re.findall(r"<!-- tested by tests/test_readme.py -->\n```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    blocks = re.findall(
+        r"<!-- tested by tests/test_readme.py -->\n```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S
+    )
     assert len(blocks) == 3
     scope: dict[str, object] = {}
     for block in blocks:

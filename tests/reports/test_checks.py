@@ -95,7 +95,7 @@ def test_an_imprecise_spectrum_is_noticed(write_run):
 def test_arms_at_different_losses_are_not_matched(write_run):
     same = [write_run("a", "one"), write_run("b", "two")]
     assert losses_matched(same).outcome is True
-    rows = changing("steps", loss=0.2, where=lambda row: row["step"] == 40)
+    rows = changing("probes", value=0.2, where=lambda row: row["step"] == 40 and row["measure"] == "loss")
     found = losses_matched([*same, write_run("c", "three", rows=rows)])
     assert found.outcome is False
     assert "three 0.2000" in found.numbers

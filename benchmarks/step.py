@@ -1,0 +1,222 @@
+"""What a step costs: ARS2-Neo beside torch's Muon and AdamW, and each mode beside base.
+
+Run it with `python benchmarks/step.py [--quick]`. All arms of a table run in one process in interleaved
+rounds, so that whatever else the machine does hits them alike; a row is the median over rounds, with its ratio
+to the first row and the inverse. The output is markdown, ready for `benchmarks/RESULTS.md`.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import date
+from statistics import median
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim import _muon
+
+from lossscope.landscape.workload import batch_at, built, workload
+from lossscope.optimizer import ARS2Neo, create
+
+QUICK = "--quick" in sys.argv
+ROUNDS, REPEATS = (8, 5) if QUICK else (60, 6)
+
+# Section 4.1 of the specification of ARS2-Neo: the transformer that groks addition mod 113.
+MODADD = [
+    (128, 114),
+    (128, 3),
+    (4, 32, 128),
+    (4, 32, 128),
+    (4, 32, 128),
+    (128, 128),
+    (512, 128),
+    (512,),
+    (128, 512),
+    (128,),
+    (128, 114),
+]
+# Two convolutions with biases and group norm, and a linear head, for 8 by 8 digits.
+DIGITS_CONV = [(16, 1, 3, 3), (16,), (16,), (16,), (32, 16, 3, 3), (32,), (32,), (32,), (10, 512), (10,)]
+
+
+@dataclass
+class Arm:
+    """A row of a table: a label, and what one step of it runs."""
+
+    label: str
+    step: Callable[[], object]
+
+
+def timed(arm: Arm, repeats: int) -> float:
+    """Seconds a step."""
+    start = time.perf_counter()
+    for _ in range(repeats):
+        arm.step()
+    return (time.perf_counter() - start) / repeats
+
+
+def medians(arms: Sequence[Arm], rounds: int, repeats: int) -> list[float]:
+    """Median seconds a step of each arm, over rounds that visit the arms in turn."""
+    for arm in arms:
+        timed(arm, max(2, repeats // 4))
+    seen: list[list[float]] = [[] for _ in arms]
+    for turn in range(rounds):
+        order = [(turn + i) % len(arms) for i in range(len(arms))]
+        for index in order:
+            seen[index].append(timed(arms[index], repeats))
+    return [median(times) for times in seen]
+
+
+def print_table(title: str, arms: Sequence[Arm], rounds: int, repeats: int) -> None:
+    """One markdown table; ratios are to the first arm and from it."""
+    times = medians(arms, rounds, repeats)
+    print(f"\n{title}\n\n| arm | ms a step | this / first | first / this |\n|---|---|---|---|")
+    for arm, seconds in zip(arms, times, strict=True):
+        print(f"| {arm.label} | {1e3 * seconds:.3f} | {seconds / times[0]:.2f} | {times[0] / seconds:.2f} |")
+
+
+# -- the step alone -------------------------------------------------------------------------------------------
+
+
+def parameters(shapes: Sequence[tuple[int, ...]], *, flat: bool) -> list[nn.Parameter]:
+    """Random parameters with random gradients; `flat` cuts everything from two dimensions up as one matrix."""
+    generator = torch.Generator().manual_seed(0)
+    made = []
+    for shape in shapes:
+        w, g = torch.randn(2, *shape, generator=generator)
+        if flat and len(shape) == 3:
+            w, g = w.flatten(0, 1), g.flatten(0, 1)
+        if flat and len(shape) > 3:
+            w, g = w.flatten(1), g.flatten(1)
+        parameter = nn.Parameter(w.contiguous())
+        parameter.grad = g.contiguous()
+        made.append(parameter)
+    return made
+
+
+def float32_newton_schulz(grad: Tensor, triple: tuple[float, float, float], steps: int, eps: float) -> Tensor:
+    """Muon's iteration without the cast to bfloat16 that torch hard-codes."""
+    a, b, c = triple
+    X = grad.T if grad.shape[0] > grad.shape[1] else grad
+    X = X / X.norm().clamp(min=eps)
+    for _ in range(steps):
+        S = X @ X.T
+        X = torch.addmm(X, torch.addmm(S, S, S, beta=b, alpha=c), X, beta=a)
+    return X.T if grad.shape[0] > grad.shape[1] else X
+
+
+@contextmanager
+def muon_in_float32() -> Iterator[None]:
+    """While it lasts, `torch.optim.Muon` multiplies in float32."""
+    original = _muon._zeropower_via_newtonschulz
+    _muon._zeropower_via_newtonschulz = float32_newton_schulz
+    try:
+        yield
+    finally:
+        _muon._zeropower_via_newtonschulz = original
+
+
+def muon(shapes: Sequence[tuple[int, ...]], *, float32: bool) -> Callable[[], None]:
+    """A step of Muon for the matrices and AdamW for the rest."""
+    made = parameters(shapes, flat=True)
+    first = torch.optim.Muon([p for p in made if p.ndim == 2])
+    second = torch.optim.AdamW([p for p in made if p.ndim < 2])
+
+    def step() -> None:
+        first.step()
+        second.step()
+
+    def step_in_float32() -> None:
+        with muon_in_float32():
+            step()
+
+    return step_in_float32 if float32 else step
+
+
+def step_arms(shapes: Sequence[tuple[int, ...]]) -> list[Arm]:
+    """ARS2-Neo base first; it and Muon get the same two-dimensional matrices."""
+    return [
+        Arm("ARS2-Neo base", ARS2Neo(parameters(shapes, flat=True)).step),
+        Arm("ARS2-Neo base, 3-D tensors by slice", ARS2Neo(parameters(shapes, flat=False)).step),
+        Arm("ARS2-Neo base, bfloat16", ARS2Neo(parameters(shapes, flat=True), ns_dtype=torch.bfloat16).step),
+        Arm("torch Muon + AdamW, float32", muon(shapes, float32=True)),
+        Arm("torch Muon + AdamW, bfloat16 (as it is)", muon(shapes, float32=False)),
+        Arm("torch AdamW", torch.optim.AdamW(parameters(shapes, flat=True)).step),
+        Arm("torch AdamW, fused", torch.optim.AdamW(parameters(shapes, flat=True), fused=True).step),
+    ]
+
+
+# -- the step with its passes ---------------------------------------------------------------------------------
+
+
+def training_arm(label: str, name: str, after: Callable[[Tensor], object] | None = None, **options: object) -> Arm:
+    """A training step on modadd-113, with forward and backward; `after` gets the loss (a recorder's `step`)."""
+    work = workload("modadd-113")
+    train = work.split(0).train
+    batches = [batch_at(train, work.batch_size, step, 0) for step in range(7)]
+    model = built(work.network, 0)
+    optimizer, count = create(name, model, **{**work.options, **options}), 0
+
+    def step() -> None:
+        nonlocal count
+        x, y = batches[count % len(batches)]
+        count += 1
+
+        def closure() -> Tensor:
+            optimizer.zero_grad()
+            loss = F.cross_entropy(model(x), y)
+            loss.backward()
+            return loss
+
+        loss = optimizer.step(closure)
+        if after is not None:
+            after(loss)
+
+    return Arm(label, step)
+
+
+def mode_arms() -> list[Arm]:
+    """Each mode with the passes it takes."""
+    return [
+        training_arm("base", "ars2-base"),
+        training_arm("base, rho 0 in mode sync", "ars2-sync", rho=0.0),
+        training_arm("sync", "ars2-sync"),
+        training_arm("lazy, k 5", "ars2-lazy", k=5),
+        training_arm("aga, k 10, lambda 0.1", "ars2-aga", k=10, aga_lambda=0.1),
+        training_arm("aga, k 10, lambda 2", "ars2-aga", k=10),
+        training_arm("AdamW", "adamw"),
+    ]
+
+
+# -- the machine ----------------------------------------------------------------------------------------------
+
+
+def matmul_arms() -> list[Arm]:
+    """Whether bfloat16 products are the faster ones here."""
+    A = torch.randn(256, 256)
+    B = A.bfloat16()
+    return [Arm("float32 256 x 256 product", lambda: A @ A), Arm("bfloat16 256 x 256 product", lambda: B @ B)]
+
+
+def main() -> None:
+    """Print all tables for one thread and for two."""
+    capability = torch.backends.cpu.get_cpu_capability()
+    print(f"## Step cost, {date.today().isoformat()}\n")
+    print(f"torch {torch.__version__}, CPU capability {capability}, {torch.get_num_threads()} threads by default;")
+    print(f"medians of {ROUNDS} interleaved rounds of {REPEATS} steps.")
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        print(f"\n### {threads} thread{'s' if threads > 1 else ''}")
+        print_table("Products", matmul_arms(), ROUNDS, 50)
+        print_table("Step alone, modadd transformer", step_arms(MODADD), ROUNDS, REPEATS)
+        print_table("Step alone, digits conv net", step_arms(DIGITS_CONV), ROUNDS, REPEATS)
+        print_table("Step with its passes, modadd-113, batch 512", mode_arms(), 3 if QUICK else 9, 10)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,130 @@
+"""Flatness that a rescaling of the network cannot change: adaptive trace and Fisher-Rao norm."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from lossscope.probes.errors import ProbeError
+from lossscope.probes.estimate import Estimate, exact_estimate
+from lossscope.probes.hutchinson import trace_and_frobenius
+from lossscope.probes.objective import Objective
+from lossscope.probes.operator import SymmetricOperator, hessian, scaled
+from lossscope.probes.substitution import Substitution
+
+__all__ = ["adaptive_trace", "log_fisher_rao"]
+
+
+def adaptive_trace(
+    target: Objective | SymmetricOperator,
+    *,
+    parameters: Tensor | None = None,
+    samples: int = 128,
+    rel: float = 0.01,
+    seed: int = 0,
+) -> Estimate:
+    r"""The sum of :math:`\theta_i^2 H_{ii}`, the trace of the Hessian in units of the parameters themselves.
+
+    Under a diagonal map :math:`\theta \to T\theta` that leaves the function alone, H becomes
+    :math:`T^{-1} H T^{-1}`, so :math:`\mathrm{diag}(\theta) H \mathrm{diag}(\theta)` does not change at
+    all: with equal seeds even the estimate is the same up to rounding. It is :math:`2/\rho^2` times the average
+    rise of the loss under small multiplicative noise of size :math:`\rho`.
+
+    Args:
+        target: The loss, or its Hessian or another operator `(n, n)`.
+        parameters: `(n,)`, needed with an operator; with an objective its parameters are taken.
+        samples: Random probes at the most, at least 2.
+        rel: Stop where the standard error is below `rel` times the value (or the norm, if that is larger).
+        seed: Of the probes.
+
+    Returns:
+        The trace with its 95 % interval; exact where `n` is at most 32.
+
+    Raises:
+        ProbeError: the parameters are missing, do not fit or are not finite, or there are too few samples.
+
+    Source:
+        Card 21 of the project's measures, after M. Andriushchenko et al. (2023), A modern look at the
+        relationship between sharpness and generalization, arXiv:2302.07011.
+    """
+    if isinstance(target, Objective):
+        parameters = target.parameters() if parameters is None else parameters
+        target = hessian(target)
+    if parameters is None:
+        raise ProbeError("adaptive_trace of an operator needs parameters=...: pass them as a vector (n,)")
+    trace, _ = trace_and_frobenius(
+        scaled(target, parameters),
+        rel=rel,
+        max_samples=samples,
+        generator=torch.Generator().manual_seed(seed),
+        decide=("trace",),
+    )
+    return trace
+
+
+def log_fisher_rao(objective: Objective) -> Estimate:
+    r"""The logarithm of the Fisher-Rao norm :math:`\theta^\top F \theta`, F the Fisher matrix of the model.
+
+    For a softmax over logits z, :math:`\theta^\top F \theta` is the mean over the data of the variance, under the
+    model's own probabilities, of the derivative :math:`u = J\theta` of the logits along the parameters:
+    :math:`\sum_c p_c u_c^2 - (\sum_c p_c u_c)^2`. The derivative is one forward pass with tangents for each
+    batch, so nothing is random. It does not change under any linear map of the parameters that leaves
+    the function alone. Only trainable parameters count as :math:`\theta`.
+
+    Args:
+        objective: The loss; its `loss_fn` must have `logits(model, batch)`, classes last, as `CrossEntropy` has.
+
+    Returns:
+        The logarithm, exact on the fixed data; a gap (nan) where the norm is zero.
+
+    Raises:
+        ProbeError: the loss shows no logits, or the derivative is not finite.
+
+    Source:
+        T. Liang et al. (2019), Fisher-Rao metric, geometry, and complexity of neural networks, arXiv:1711.01530.
+    """
+    logits = getattr(objective.loss_fn, "logits", None)
+    if logits is None:
+        raise ProbeError(
+            f"the loss {objective.loss_kind} shows no logits, which the Fisher-Rao norm needs: use CrossEntropy(), or "
+            "give your loss a method logits(model, batch)"
+        )
+    begun = time.perf_counter()
+    with objective.evaluating():
+        norm = _fisher_rao(objective, logits)
+    if not math.isfinite(norm):
+        raise ProbeError(f"the Fisher-Rao norm is {norm}: the logits overflow {objective.dtype} at these parameters")
+    return exact_estimate(math.log(norm) if norm > 0 else math.nan, seconds=time.perf_counter() - begun)
+
+
+def _fisher_rao(objective: Objective, logits: Callable[[Any, Any], Tensor]) -> float:
+    """The mean over the data of the variance of the logits' derivative."""
+    call = Substitution(objective.model, logits)
+    total = 0.0
+    # not torch.func.jvp: inside it a module may not update its buffers in place
+    with torch.no_grad(), forward_ad.dual_level():
+        moving = {
+            name: forward_ad.make_dual(p, p)
+            for name, p in zip(objective.names, objective.vector.tensors(), strict=True)
+        }
+        buffers = call.buffers()
+        for index, (weight, batch) in enumerate(zip(objective.data.weights, objective.data.batches, strict=True)):
+            if index and objective.mode != "train":
+                buffers = call.buffers()
+            z, u = forward_ad.unpack_dual(call(moving, buffers, batch))
+            if u is not None:
+                total += weight * float(_variance(z.double(), u.double()).mean())
+    return total
+
+
+def _variance(logits: Tensor, derivative: Tensor) -> Tensor:
+    """The variance of the derivative under the softmax of the logits, over the last axis."""
+    p = logits.softmax(-1)
+    centred = derivative - (p * derivative).sum(-1, keepdim=True)
+    return (p * centred.square()).sum(-1)

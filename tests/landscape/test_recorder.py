@@ -1,0 +1,288 @@
+"""Recording a training loop: what it writes, and that it changes nothing."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lossscope.landscape.errors import ConfigError, RunError
+from lossscope.landscape.preset import PRESETS
+from lossscope.landscape.recorder import Recorder
+from lossscope.landscape.run import Run
+from lossscope.optimizer import ARS2Neo, StepRecord, create, names
+from lossscope.probes.loss import CrossEntropy
+from lossscope.probes.objective import Objective
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+
+
+def batch() -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(20, 6, generator=generator), torch.randint(0, 3, (20,), generator=generator)
+
+
+def objective(model: nn.Module) -> Objective:
+    return Objective(model, CrossEntropy(), [batch()])
+
+
+def steps(model: nn.Module, optimizer: torch.optim.Optimizer, count: int, recorder: Recorder | None = None) -> None:
+    x, y = batch()
+    for _ in range(count):
+        if isinstance(optimizer, ARS2Neo):
+            for p in optimizer.passes(model):
+                p.backward(F.cross_entropy(model(x), y))
+            loss = optimizer.step()
+        else:
+            optimizer.zero_grad()
+            loss = F.cross_entropy(model(x), y)
+            loss.backward()
+            optimizer.step()
+        if recorder is not None:
+            recorder.step(loss)
+
+
+@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("preset", ["economy", "full"])
+def test_recording_changes_no_bit_of_the_parameters(name: str, preset: str, tmp_path: Path) -> None:
+    recorded, plain = network(), network()
+    optimizer = create(name, recorded, lr=1e-2)
+    with Recorder(tmp_path / "run", recorded, optimizer, objective(recorded), preset, steps=6) as recorder:
+        steps(recorded, optimizer, 6, recorder)
+    steps(plain, create(name, plain, lr=1e-2), 6)
+    for p, q in zip(recorded.parameters(), plain.parameters(), strict=True):
+        assert torch.equal(p, q)
+
+
+@pytest.mark.parametrize("name", names())
+def test_every_step_has_its_row(name: str, tmp_path: Path) -> None:
+    model = network()
+    optimizer = create(name, model, lr=1e-2)
+    with Recorder(tmp_path / "run", model, optimizer, preset="full") as recorder:
+        steps(model, optimizer, 7, recorder)
+    run = Run.open(tmp_path / "run")
+    assert run.status == "finished"
+    assert run.steps["step"].tolist() == list(range(1, 8))
+    assert run.steps["loss"].notna().all()
+    assert run.steps["gradient_norm"].notna().all()
+    assert set(run.tensors["tensor"]) == {"0.weight", "0.bias", "2.weight", "2.bias"}
+    assert set(run.spectra["tensor"]) == {"0.weight", "2.weight"}
+    assert {"gradient", "weight", "update"} <= set(run.spectra["object"])
+
+
+def test_the_rows_hold_the_numbers_of_the_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(PRESETS, "full", replace(PRESETS["full"], spectra_every=1))
+    model = network().double()
+    x, y = batch()
+    optimizer = ARS2Neo(model.named_parameters(), lr=1e-2, mode="sync", rho=0.05)
+    kept: list[StepRecord] = []
+    with Recorder(tmp_path / "run", model, optimizer, preset="full") as recorder:
+        for _ in range(3):
+            before = [p.detach().clone() for p in model.parameters()]
+            for p in optimizer.passes(model):
+                p.backward(F.cross_entropy(model(x.double()), y))
+            handle = optimizer.observe(kept.append)
+            loss = optimizer.step()
+            handle.remove()
+            recorder.step(loss)
+    run = Run.open(tmp_path / "run")
+    record, row = kept[-1], run.steps.iloc[-1]
+    moved = torch.cat([(p.detach() - q).flatten() for p, q in zip(model.parameters(), before, strict=True)])
+    assert row["update_norm"] == pytest.approx(float(moved.norm()))
+    assert row["loss"] == pytest.approx(float(loss))
+    assert row["surrogate_gap"] == pytest.approx(float(record.adversarial_loss - record.loss))
+    assert row["passes"] == 2
+    assert bool(row["synced"])
+    g = torch.cat([t.gradient.flatten() for t in record.tensors])
+    ga = torch.cat([t.adversarial.flatten() for t in record.tensors])
+    e = torch.cat([t.perturbation.flatten() for t in record.tensors])
+    assert row["gradient_norm"] == pytest.approx(float(g.norm()))
+    assert row["adversarial_angle"] == pytest.approx(float(torch.arccos(g @ ga / g.norm() / ga.norm())), rel=1e-6)
+    assert row["secant_gradient"] == pytest.approx(float((ga - g) @ e / (e @ e)))
+    weight = record.tensors[0]
+    spectra = run.spectra.query("step == 3 and tensor == '0.weight'").set_index("object")
+    for name, tensor in (
+        ("whitened", weight.whitened),
+        ("orthogonal", weight.orthogonal),
+        ("momentum", weight.exp_avg),
+        ("gradient", weight.gradient),
+        ("weight", weight.parameter.detach()),
+        ("update", weight.update),
+    ):
+        expected = torch.linalg.svdvals(tensor)
+        np.testing.assert_allclose(spectra.loc[name, "values"], expected, rtol=1e-6, atol=1e-7 * float(expected[0]))
+    energy = run.tensors.query("step == 3 and tensor == '0.weight'").iloc[0]["energy"]
+    assert energy == pytest.approx(float(weight.whitened.norm()))
+
+
+def test_curvature_is_measured_at_log_spaced_steps_and_along_the_step_taken(tmp_path: Path) -> None:
+    model = network()
+    optimizer = create("ars2-base", model, lr=1e-2)
+    with Recorder(tmp_path / "run", model, optimizer, objective(model), steps=30, visits=6) as recorder:
+        steps(model, optimizer, 30, recorder)
+    probes = Run.open(tmp_path / "run").probes
+    top = probes[probes["measure"] == "lambda_max"]
+    assert len(top) == 6
+    assert (top["step"].iloc[0], top["step"].iloc[-1]) == (0, 30)
+    ratio = probes[probes["measure"] == "edge_ratio"]
+    assert 0 not in set(ratio["step"])  # no step has been taken there
+    assert ratio["value"].notna().all()
+    for column in ("seed", "mode", "loss_kind", "dtype", "data_hash", "engine", "products", "converged"):
+        assert probes[column].notna().all(), column
+    assert set(probes["measure"]) >= {"lambda_max", "lambda_min", "trace", "adaptive_trace", "log_fisher_rao"}
+
+
+def test_the_last_eigenvalue_is_that_of_the_final_parameters(tmp_path: Path) -> None:
+    model = network().double()
+    x, y = (t.double() if t.is_floating_point() else t for t in batch())
+    goal = Objective(model, CrossEntropy(), [(x, y)])
+    optimizer = create("adamw", model, lr=1e-2)
+    with Recorder(tmp_path / "run", model, optimizer, goal, "full", steps=3) as recorder:
+        for _ in range(3):
+            optimizer.zero_grad()
+            F.cross_entropy(model(x), y).backward()
+            optimizer.step()
+            recorder.step(0.0)
+    names_of = list(dict(model.named_parameters()))
+    shapes = [p.shape for p in model.parameters()]
+
+    def loss(flat: Tensor) -> Tensor:
+        parts = flat.split([s.numel() for s in shapes])
+        weights = {n: part.reshape(s) for n, part, s in zip(names_of, parts, shapes, strict=True)}
+        return F.cross_entropy(torch.func.functional_call(model, weights, (x,)), y)
+
+    flat = torch.cat([p.detach().flatten() for p in model.parameters()])
+    dense = torch.autograd.functional.hessian(loss, flat)
+    probes = Run.open(tmp_path / "run").probes
+    row = probes[(probes["measure"] == "lambda_max") & (probes["step"] == 3)].iloc[0]
+    true = float(torch.linalg.eigvalsh(dense)[-1])
+    assert row["low"] <= true <= row["high"] + 1e-12
+    assert row["value"] == pytest.approx(true, rel=0.02)
+
+
+def test_without_an_objective_there_is_no_curvature(tmp_path: Path) -> None:
+    model = network()
+    optimizer = create("sgd", model, lr=1e-2)
+    with Recorder(tmp_path / "run", model, optimizer) as recorder:
+        steps(model, optimizer, 3, recorder)
+    run = Run.open(tmp_path / "run")
+    assert len(run.probes) == 0
+    assert run.manifest["data_hash"] is None
+
+
+def test_the_cost_is_measured_written_and_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = network()
+    optimizer = create("ars2-sync", model, lr=1e-2)
+    with Recorder(tmp_path / "run", model, optimizer, objective(model), "full", steps=10) as recorder:
+        steps(model, optimizer, 10, recorder)
+    overhead = Run.open(tmp_path / "run").manifest["overhead"]
+    assert 0 < overhead["curvature_share"] < overhead["share"] < 1
+    parts = ("instruments", "curvature", "checkpoints")
+    assert overhead["seconds"] == pytest.approx(sum(overhead[f"{part}_seconds"] for part in parts))
+    told = capsys.readouterr()
+    assert "10 steps in" in told.err
+    assert "of which recording took" in told.err
+    assert told.out == ""
+
+
+def test_an_unknown_number_of_steps_keeps_curvature_under_its_cap(tmp_path: Path) -> None:
+    model = network()
+    optimizer = create("sgd", model, lr=1e-3)
+    with Recorder(tmp_path / "run", model, optimizer, objective(model), "economy") as recorder:
+        steps(model, optimizer, 400, recorder)
+    run = Run.open(tmp_path / "run")
+    visits = run.probes.loc[run.probes["measure"] == "lambda_max", "step"].tolist()
+    assert visits[:2] == [0, 1]
+    # After the first two, a visit waits until its cost fits; these steps are far too cheap for many.
+    assert len(visits) < 10
+
+
+def test_a_loop_without_close_reads_as_a_crashed_run_and_an_exception_as_a_failed_one(tmp_path: Path) -> None:
+    model = network()
+    optimizer = create("sgd", model, lr=1e-2)
+    with contextlib.suppress(ZeroDivisionError), Recorder(tmp_path / "run", model, optimizer) as recorder:
+        steps(model, optimizer, 2, recorder)
+        raise ZeroDivisionError("a reason")
+    run = Run.open(tmp_path / "run")
+    assert run.status == "failed"
+    assert "ZeroDivisionError: a reason" in run.manifest["how_it_ended"]
+    assert len(run.steps) == 2
+
+
+def test_hooks_fire_once_even_where_a_step_calls_its_parents_step(tmp_path: Path) -> None:
+    class Child(torch.optim.SGD):
+        def step(self, closure=None):
+            return super().step(closure)
+
+    model = network()
+    torch.optim.SGD(model.parameters(), lr=0.1).step()  # makes the parent's step a hooked one as well
+    optimizer = Child(model.parameters(), lr=1e-2)
+    with Recorder(tmp_path / "run", model, optimizer, preset="full") as recorder:
+        steps(model, optimizer, 4, recorder)
+    assert Run.open(tmp_path / "run").steps["step"].tolist() == [1, 2, 3, 4]
+
+
+def test_an_optimizer_that_overwrites_its_gradients_is_recorded_with_the_true_ones(tmp_path: Path) -> None:
+    class Overwriting(torch.optim.SGD):
+        @torch.no_grad()
+        def step(self, closure=None):
+            for group in self.param_groups:
+                for p in group["params"]:
+                    p.sub_(p.grad, alpha=group["lr"])
+                    p.grad.mul_(0)
+
+    model = network()
+    optimizer = Overwriting(model.parameters(), lr=1e-2)
+    with Recorder(tmp_path / "run", model, optimizer, preset="full") as recorder:
+        steps(model, optimizer, 2, recorder)
+    assert (Run.open(tmp_path / "run").steps["gradient_norm"] > 1e-3).all()
+
+
+def test_a_step_that_was_not_taken_has_no_row(tmp_path: Path) -> None:
+    model = network()
+    optimizer = create("sgd", model, lr=1e-2)
+    with Recorder(tmp_path / "run", model, optimizer) as recorder:
+        steps(model, optimizer, 2, recorder)
+        recorder.step(0.5)  # what a gradient scaler does when it skips a step
+        steps(model, optimizer, 1, recorder)
+    assert Run.open(tmp_path / "run").steps["step"].tolist() == [1, 2, 3]
+
+
+def test_weights_that_are_not_finite_are_a_gap_in_curvature_and_stop_nothing(tmp_path: Path) -> None:
+    model = network()
+    optimizer = create("sgd", model, lr=1e-2)
+    with Recorder(tmp_path / "run", model, optimizer, objective(model), "full", steps=3) as recorder:
+        steps(model, optimizer, 1, recorder)
+        with torch.no_grad():
+            next(model.parameters()).fill_(float("nan"))
+        steps(model, optimizer, 2, recorder)
+    run = Run.open(tmp_path / "run")
+    assert run.steps["step"].tolist() == [1, 2, 3]
+    assert run.steps["loss"].isna().tolist() == [False, True, True]
+    assert {gap["step"] for gap in run.manifest["curvature_gaps"]} == {2, 3}
+    assert set(run.probes["step"]) == {0, 1}
+
+
+def test_a_run_that_exists_is_not_touched_without_being_asked(tmp_path: Path) -> None:
+    model = network()
+    optimizer = create("sgd", model, lr=1e-2)
+    with Recorder(tmp_path / "run", model, optimizer) as recorder:
+        steps(model, optimizer, 2, recorder)
+    with pytest.raises(RunError, match=r"--resume.*--force"):
+        Recorder(tmp_path / "run", model, optimizer)
+    assert len(Run.open(tmp_path / "run").steps) == 2
+
+
+def test_an_unknown_preset_tells_the_nearest(tmp_path: Path) -> None:
+    model = network()
+    with pytest.raises(ConfigError, match="there is no preset 'standart'; did you mean standard"):
+        Recorder(tmp_path / "run", model, create("sgd", model, lr=1e-2), preset="standart")

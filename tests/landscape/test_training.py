@@ -1,0 +1,154 @@
+"""Training runs: the same numbers again, and honest ends."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from lossscope.landscape import TrainConfig, first_step, train
+from lossscope.landscape.checkpoint import checkpoints
+from lossscope.landscape.errors import ConfigError, RunError, TrainingError
+from lossscope.landscape.run import Run
+
+EXACT = ["step", "loss", "lr", "phi", "adversarial_loss", "test_accuracy", "test_loss"]
+
+
+def config(out: Path, **settings: object) -> TrainConfig:
+    usual = {"out": str(out), "steps": 12, "visits": 0, "eval_every": 5, "threads": 1}
+    return TrainConfig.of({**usual, **settings})
+
+
+def last_weights(run: Run) -> dict[str, torch.Tensor]:
+    (*_, folder) = checkpoints(run.path).values()
+    return load_file(folder / "weights.safetensors")
+
+
+@pytest.mark.parametrize("optimizer", ["ars2-base", "ars2-sync", "ars2-lazy", "ars2-aga", "adamw@rms", "adamw", "sgd"])
+def test_a_resumed_run_continues_bit_for_bit(optimizer: str, tmp_path: Path) -> None:
+    whole = train(config(tmp_path, optimizer=optimizer, name="whole"))
+    train(config(tmp_path, optimizer=optimizer, name="halves", steps=7))
+    halves = train(config(tmp_path, optimizer=optimizer, name="halves"), resume=True)
+    ours, theirs = last_weights(whole), last_weights(halves)
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert halves.steps["step"].tolist() == list(range(1, 13))
+    after = halves.steps["step"] > 7
+    pd.testing.assert_frame_equal(whole.steps.loc[after, EXACT[:5]], halves.steps.loc[after, EXACT[:5]])
+
+
+def test_two_runs_of_one_config_are_equal_and_each_seed_matters(tmp_path: Path) -> None:
+    first = train(config(tmp_path, name="first"))
+    again = train(config(tmp_path, name="again"))
+    assert first.steps["loss"].tolist() == again.steps["loss"].tolist()
+    for seed in ("seed_init", "seed_split", "seed_order"):
+        other = train(config(tmp_path, name=seed, **{seed: 5}))
+        assert other.steps["loss"].tolist() != first.steps["loss"].tolist()
+        assert other.manifest["seeds"][seed.removeprefix("seed_")] == 5
+
+
+def test_training_learns_the_digits(tmp_path: Path) -> None:
+    run = train(config(tmp_path, steps=100, eval_every=50))
+    assert run.steps["test_accuracy"].dropna().iloc[-1] > 0.9
+    step = first_step(run, "test_accuracy", 0.5)
+    assert step is not None
+    assert step <= 50
+    assert first_step(run, "test_accuracy", 1.1) is None
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_as_failed_and_keeps_what_was_there(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match=r"the loss became (nan|inf) at step \d+; everything until then is kept"):
+        train(config(tmp_path, name="hot", optimizer="sgd", lr=1e30, steps=40))
+    run = Run.open(tmp_path / "hot")
+    assert run.status == "failed"
+    assert "the loss became" in run.manifest["how_it_ended"]
+    assert len(run.steps) >= 1
+    assert run.steps["loss"].iloc[0] > 0
+
+
+def test_until_accuracy_stops_early(tmp_path: Path) -> None:
+    run = train(config(tmp_path, steps=100, eval_every=10, until_accuracy=0.5))
+    assert run.steps["step"].iloc[-1] < 100
+    assert "test accuracy" in run.manifest["stopped_early"]
+
+
+def test_presets_save_log_spaced_checkpoints(tmp_path: Path) -> None:
+    run = train(config(tmp_path, steps=50, preset="standard"))
+    steps = list(checkpoints(run.path))
+    assert len(steps) == 8
+    assert (steps[0], steps[-1]) == (0, 50)
+
+
+def test_resuming_asks_for_the_settings_the_run_was_started_with(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="does not exist, so there is nothing to resume"):
+        train(config(tmp_path, name="none"), resume=True)
+    train(config(tmp_path, name="mine", steps=3))
+    with pytest.raises(ConfigError, match="was started with seed = 0, not 4"):
+        train(config(tmp_path, name="mine", seed=4), resume=True)
+
+
+def test_a_damaged_checkpoint_is_told_in_one_line(tmp_path: Path) -> None:
+    run = train(config(tmp_path, name="mine", steps=3))
+    (*_, folder) = checkpoints(run.path).values()
+    for name in ("weights.safetensors", "optimizer.pt"):
+        whole = (folder / name).read_bytes()
+        (folder / name).write_bytes(whole[: len(whole) // 2])
+        with pytest.raises(RunError, match=r"cannot be loaded .*; move it away and resume from the one before it"):
+            train(config(tmp_path, name="mine", steps=6), resume=True)
+        (folder / name).write_bytes(whole)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"workload": "digitsmlp"}, "there is no workload 'digitsmlp'; did you mean digits-mlp"),
+        ({"optimizer": "ars2base"}, "there is no optimizer 'ars2base'; did you mean ars2-base"),
+        ({"options": {"roh": 1}}, "optimizer ars2-base has no setting 'roh'; did you mean rho"),
+        ({"options": {"k": 3}}, "k=3 has no meaning in mode='base'"),
+        ({"preset": "ful"}, "there is no preset 'ful'; did you mean full"),
+        ({"name": "a/b"}, "a/b"),
+        ({"name": ".."}, r"\.\."),
+    ],
+)
+def test_a_bad_setting_is_refused_before_anything_is_written(
+    settings: dict[str, object], words: str, tmp_path: Path
+) -> None:
+    with pytest.raises((ConfigError, RunError), match=words):
+        train(config(tmp_path, **settings))
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("workload", ["digits-conv", "modadd-59"])
+def test_the_other_workloads_train_too(workload: str, tmp_path: Path) -> None:
+    run = train(
+        config(tmp_path, workload=workload, optimizer="ars2-aga", steps=3, eval_every=3, preset="full", visits=1)
+    )
+    assert run.steps["loss"].notna().all()
+    assert len(run.probes) > 0
+    assert len(run.spectra) > 0
+
+
+@pytest.mark.slow
+def test_modular_addition_is_grokked(tmp_path: Path) -> None:
+    options = {"rho": 0.1, "k": 10, "aga_lambda": 0.1, "betas": [0.9, 0.98], "weight_decay": 1.0}
+    run = train(
+        TrainConfig.of(
+            {
+                "workload": "modadd-113",
+                "optimizer": "ars2-aga",
+                "out": str(tmp_path),
+                "lr": 1e-3,
+                "options": options,
+                "steps": 3000,
+                "until_accuracy": 0.99,
+                "visits": 0,
+                "preset": "economy",
+                "seed": 42,
+            }
+        )
+    )
+    step = first_step(run, "test_accuracy", 0.99)
+    assert step is not None
+    assert step < 3000

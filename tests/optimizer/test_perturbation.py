@@ -1,0 +1,134 @@
+"""Where the second gradient is taken."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from lossscope.optimizer import ARS2Neo
+from lossscope.optimizer.perturbation import PERTURBATIONS, Ascent
+
+FLOAT64 = torch.float64
+
+
+def ascents(seed: int, rho: float = 0.3, steps: int = 4, beta2: float = 0.98, eps: float = 1e-8) -> list[Ascent]:
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, dtype=FLOAT64)
+
+    return [
+        Ascent(draw(*shape), draw(*shape), draw(*shape).square() * 0.1, steps, beta2, eps, rho)
+        for shape in [(4, 3), (5,), (2, 3, 2)]
+    ]
+
+
+def stacked(tensors: list[Tensor]) -> Tensor:
+    return torch.cat([t.flatten() for t in tensors])
+
+
+@given(seed=st.integers(0, 10_000), rho=st.floats(1e-3, 10.0), scale=st.sampled_from([1e-6, 1.0, 1e6]))
+@settings(max_examples=25, deadline=None)
+def test_the_sizes_are_rho_per_tensor_or_over_all(seed, rho, scale):
+    given_ = [
+        Ascent(a.parameter, scale * a.gradient, scale**2 * a.second_moment, a.steps, a.beta2, 0.0, rho)
+        for a in ascents(seed)
+    ]
+    moves = {name: rule(given_) for name, rule in PERTURBATIONS.items()}
+    for move in moves["ars2"]:
+        assert float(move.norm()) == pytest.approx(rho, rel=1e-6)
+    assert float(stacked(moves["ars2"]).norm()) == pytest.approx(rho * math.sqrt(3), rel=1e-6)
+    for name in ("paper", "sam"):
+        assert float(stacked(moves[name]).norm()) == pytest.approx(rho, rel=1e-5)
+    # ASAM's ball is round where distance is counted relative to |w|
+    relative = [move / a.parameter.abs() for move, a in zip(moves["asam"], given_, strict=True)]
+    assert float(stacked(relative).norm()) == pytest.approx(rho, rel=1e-5)
+
+
+@given(seed=st.integers(0, 10_000))
+@settings(max_examples=25, deadline=None)
+def test_every_ascent_goes_uphill(seed):
+    given_ = ascents(seed)
+    for rule in PERTURBATIONS.values():
+        assert stacked(rule(given_)) @ stacked([a.gradient for a in given_]) > 0
+
+
+def test_the_directions_are_those_of_their_formulas():
+    given_ = ascents(1)
+    w, g, v = (stacked([getattr(a, n) for a in given_]) for n in ("parameter", "gradient", "second_moment"))
+    root = (v / (1 - 0.98**4)).sqrt() + 1e-8
+    expected = {
+        "paper": 0.3 * (g / root) / (g / root).norm(),
+        "sam": 0.3 * g / g.norm(),
+        "asam": 0.3 * w**2 * g / (w * g).norm(),
+    }
+    for name, e in expected.items():
+        torch.testing.assert_close(stacked(PERTURBATIONS[name](given_)), e, rtol=1e-10, atol=0)
+    for move, a in zip(PERTURBATIONS["ars2"](given_), given_, strict=True):
+        n = a.parameter.abs() * a.gradient / ((a.second_moment / (1 - 0.98**4)).sqrt() + 1e-8)
+        torch.testing.assert_close(move, 0.3 * n / n.norm(), rtol=1e-10, atol=0)
+
+
+def test_before_the_first_update_the_direction_of_ars2_is_the_gradient_times_the_weight():
+    a = ascents(2)[0]
+    first = Ascent(a.parameter, a.gradient, torch.zeros_like(a.gradient), 0, a.beta2, a.eps, 0.3)
+    n = a.parameter.abs() * a.gradient
+    torch.testing.assert_close(PERTURBATIONS["ars2"]([first])[0], 0.3 * n / n.norm(), rtol=1e-10, atol=0)
+
+
+@pytest.mark.parametrize("name", PERTURBATIONS)
+def test_zeros_do_not_move_and_give_no_nan(name):
+    zero = torch.zeros(3, 2, dtype=FLOAT64)
+    for w, g in [(zero, zero + 1), (zero + 1, zero), (zero, zero)]:
+        (move,) = PERTURBATIONS[name]([Ascent(w, g, zero, 0, 0.9, 1e-8, 0.1)])
+        assert torch.isfinite(move).all()
+        if name in ("ars2", "asam") or not g.any():
+            assert not move.any()
+
+
+@pytest.mark.parametrize("name", PERTURBATIONS)
+def test_the_inputs_are_left_alone(name):
+    given_ = ascents(3)
+    before = [(a.parameter.clone(), a.gradient.clone(), a.second_moment.clone()) for a in given_]
+    PERTURBATIONS[name](given_)
+    for a, (w, g, v) in zip(given_, before, strict=True):
+        assert torch.equal(a.parameter, w)
+        assert torch.equal(a.gradient, g)
+        assert torch.equal(a.second_moment, v)
+
+
+def test_each_group_has_its_own_radius_and_a_group_without_one_stays():
+    tensors = [torch.nn.Parameter(w) for w in torch.ones(3, 2, 2, dtype=FLOAT64)]
+    groups = [{"params": [t], "rho": rho} for t, rho in zip(tensors, (0.5, 0.0, 0.2), strict=True)]
+    optimizer = ARS2Neo(groups, mode="sync")
+    start = [t.detach().clone() for t in tensors]
+    for p in optimizer.passes():
+        if p.index == 1:
+            moved = [float((t.detach() - s).norm()) for t, s in zip(tensors, start, strict=True)]
+        sum(((i + 1) * t**2).sum() for i, t in enumerate(tensors)).backward()
+    optimizer.step()
+    assert moved == pytest.approx([0.5, 0.0, 0.2], rel=1e-10)
+
+
+def test_the_correction_of_the_second_moment_counts_the_updates_of_this_parameter():
+    """A parameter whose first gradient comes late is not corrected by the age of the optimizer."""
+    late, early = (torch.nn.Parameter(torch.full((2, 2), 2.0, dtype=FLOAT64)) for _ in range(2))
+    optimizer = ARS2Neo([early, late], mode="sync", perturbation="paper", eps=0.5, rho=0.1, lr=0.0)
+    moves = []
+    optimizer.observe(lambda record: moves.append([t.perturbation for t in record.tensors]))
+    for step in range(5):
+        for _ in optimizer.passes():
+            (4 * early).sum().backward()
+            if step >= 3:
+                (3 * late).sum().backward()
+        optimizer.step()
+    # at the second update of each, v_hat of its constant gradient g is g^2: n = g / (g + eps), whatever the clock
+    n = torch.tensor([4 / 4.5, 3 / 3.5], dtype=FLOAT64)
+    expected = 0.1 * n / (2 * n.norm())
+    first, second = moves[4]
+    torch.testing.assert_close(torch.stack([first[0, 0], second[0, 0]]), expected, rtol=1e-9, atol=0)

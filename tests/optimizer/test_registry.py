@@ -1,0 +1,133 @@
+"""Optimizers by name."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from lossscope.optimizer import DESCRIPTIONS, ARS2Neo, OptimizerError, create, names, settings
+
+
+def network(seed: int = 0) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return nn.Sequential(nn.Linear(4, 16), nn.Tanh(), nn.Linear(16, 3))
+
+
+def data() -> tuple[torch.Tensor, torch.Tensor]:
+    x = torch.randn(60, 4, generator=torch.Generator().manual_seed(1))
+    return x, x[:, :3].argmax(1)
+
+
+@pytest.mark.parametrize("name", names())
+def test_every_registered_optimizer_lowers_the_loss(name):
+    model, (x, y) = network(), data()
+    lr = {"adamw": 0.02, "sgd": 0.5}.get(name, 0.005)
+    optimizer, losses = create(name, model, lr=lr), []
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(x), y)
+        loss.backward()
+        return loss
+
+    for _ in range(30):
+        losses.append(float(optimizer.step(closure).detach()))
+    assert losses[-1] < 0.6 * losses[0]
+
+
+def test_every_name_is_described():
+    assert set(DESCRIPTIONS) == set(names())
+    assert len(set(DESCRIPTIONS.values())) == len(names())
+
+
+def test_the_names_say_the_mode():
+    for name in names():
+        optimizer = create(name, network())
+        if name.startswith("ars2-"):
+            assert isinstance(optimizer, ARS2Neo)
+            assert optimizer.param_groups[0]["mode"] == name.removeprefix("ars2-")
+    control = create("adamw@rms", network())
+    assert isinstance(control, ARS2Neo)
+    assert control.param_groups[0]["orthogonalise"] is False
+
+
+@pytest.mark.parametrize("name", names())
+def test_a_model_and_its_named_parameters_are_the_same(name):
+    model = network()
+    by_model, by_names = create(name, model), create(name, model.named_parameters())
+    assert by_model.param_groups[0]["params"] == by_names.param_groups[0]["params"]
+    assert by_model.param_groups[0]["param_names"] == ["0.weight", "0.bias", "2.weight", "2.bias"]
+
+
+def test_overrides_reach_the_optimizer():
+    optimizer = create("ars2-lazy", network(), rho=0.3, k=4, betas=(0.8, 0.9))
+    group = optimizer.param_groups[0]
+    assert (group["rho"], group["k"], group["betas"]) == (0.3, 4, (0.8, 0.9))
+
+
+def test_the_settings_are_those_that_are_accepted():
+    assert "rho" in settings("ars2-sync")
+    assert "mode" not in settings("ars2-sync")
+    assert not {"mode", "orthogonalise"} & set(settings("adamw@rms"))
+    assert "momentum" in settings("sgd")
+    assert "params" not in settings("adamw")
+
+
+def test_an_unknown_name_is_told_the_nearest():
+    with pytest.raises(OptimizerError, match="there is no optimizer 'ars2-lasy'; did you mean ars2-lazy"):
+        create("ars2-lasy", network())
+    with pytest.raises(OptimizerError, match=r"there is no optimizer 'zzz'; known: ars2-base, ars2-sync"):
+        settings("zzz")
+
+
+def test_an_unknown_setting_is_told_the_nearest():
+    with pytest.raises(
+        OptimizerError, match="optimizer ars2-sync has no setting 'weight_decy'; did you mean weight_decay"
+    ):
+        create("ars2-sync", network(), weight_decy=0.1)
+    with pytest.raises(OptimizerError, match="optimizer adamw has no setting 'rho'"):
+        create("adamw", network(), rho=0.1)
+    with pytest.raises(OptimizerError, match="optimizer ars2-base has no setting 'mode'"):
+        create("ars2-base", network(), mode="sync")
+
+
+@pytest.mark.parametrize(
+    ("name", "override", "words"),
+    [
+        ("ars2-base", {"lr": -1.0}, r"optimizer ars2-base: lr=-1.0 must be at least 0"),
+        ("ars2-base", {"k": 3}, r"optimizer ars2-base: k=3 has no meaning"),
+        ("adamw", {"lr": -1.0}, r"optimizer adamw: Invalid learning rate: -1.0"),
+        ("sgd", {"lr": "fast"}, r"optimizer sgd: "),
+        ("ars2-base", {"betas": 0.9}, r"optimizer ars2-base: betas=0.9 must be two numbers"),
+    ],
+)
+def test_a_bad_value_is_one_sentence_with_the_name_of_the_optimizer(name, override, words):
+    with pytest.raises(OptimizerError, match=words):
+        create(name, network(), **override)
+
+
+@pytest.mark.parametrize("name", names())
+def test_a_model_with_nothing_to_train_is_refused(name):
+    with pytest.raises(OptimizerError, match=f"no parameter requires a gradient; {name} has nothing to optimise"):
+        create(name, network().requires_grad_(False))
+
+
+@pytest.mark.parametrize("rows", [2, 5])
+def test_bare_parameters_are_refused_even_where_they_look_like_pairs(rows):
+    with pytest.raises(OptimizerError, match=r"takes a model or its named_parameters\(\), not bare parameters"):
+        create("adamw", nn.Linear(3, rows, bias=False).parameters())
+
+
+def test_a_model_without_matrices_is_refused():
+    with pytest.raises(OptimizerError, match="optimizer ars2-base: ARS2Neo found no matrix"):
+        create("ars2-base", nn.LayerNorm(4))
+    create("adamw", nn.LayerNorm(4))
+
+
+def test_frozen_parameters_are_left_out():
+    model = network()
+    model[0].requires_grad_(False)
+    assert create("ars2-base", model).param_groups[0]["param_names"] == ["2.weight", "2.bias"]

@@ -1,0 +1,124 @@
+"""Settings out of bounds are refused in one sentence, with the value and the bound."""
+
+from __future__ import annotations
+
+from inspect import signature
+
+import pytest
+import torch
+from torch import nn
+
+from lossscope.optimizer import ARS2Neo, OptimizerError
+from lossscope.optimizer.settings import DEFAULTS
+
+
+def parameter(*shape: int, dtype: torch.dtype = torch.float32) -> nn.Parameter:
+    return nn.Parameter(torch.ones(shape or (2, 2), dtype=dtype))
+
+
+BAD = [
+    ({"lr": -1e-3}, r"lr=-0.001 must be at least 0"),
+    ({"lr": float("nan")}, r"lr=nan must be at least 0"),
+    ({"lr": "0.1"}, r"lr='0.1' must be at least 0"),
+    ({"lr": True}, r"lr=True must be at least 0"),
+    ({"eps": -1.0}, r"eps=-1.0 must be at least 0"),
+    ({"weight_decay": -0.1}, r"weight_decay=-0.1 must be at least 0"),
+    ({"betas": (1.0, 0.9)}, r"betas=1.0 must be two numbers in \[0, 1\)"),
+    ({"betas": (0.9, -0.1)}, r"betas=-0.1 must be two numbers in \[0, 1\)"),
+    ({"betas": (0.9,)}, r"betas=\(0.9,\) must be two numbers in \[0, 1\)"),
+    ({"betas": 0.9}, r"betas=0.9 must be two numbers in \[0, 1\)"),
+    ({"rho": float("inf")}, r"rho=inf must be a finite number"),
+    ({"alpha": float("nan")}, r"alpha=nan must be a finite number"),
+    ({"aga_beta": 1.0}, r"aga_beta=1.0 must be in \[0, 1\)"),
+    ({"aga_lambda": -1.0}, r"aga_lambda=-1.0 must be at least 0"),
+    ({"aga_gamma": float("inf")}, r"aga_gamma=inf must be a finite number"),
+    ({"mode": "Base"}, r"mode='Base' is none of 'base', 'sync', 'lazy', 'aga'"),
+    ({"energy": "frobenius"}, r"energy='frobenius' is none of 'reference', 'unit', 'rms'"),
+    ({"perturbation": "fisher"}, r"perturbation='fisher' is none of 'ars2', 'paper', 'sam', 'asam'"),
+    ({"shear": "on"}, r"shear='on' is none of 'looksam', 'placebo', 'signflip', 'off'"),
+    ({"trigger": "early"}, r"trigger='early' is none of 'reference', 'lagged'"),
+    ({"newton_schulz": "jordan"}, r"newton_schulz='jordan' is no preset; choose from keller"),
+    ({"ns_steps": 0}, r"ns_steps=0 is not a whole number of at least 1"),
+    ({"ns_steps": 2.5}, r"ns_steps=2.5 is not a whole number of at least 1"),
+    ({"ns_dtype": "float32"}, r"ns_dtype='float32' must be 'auto' or a floating torch.dtype"),
+    ({"ns_dtype": torch.int32}, r"ns_dtype=torch.int32 must be 'auto' or a floating torch.dtype"),
+    ({"orthogonalise": "yes"}, r"orthogonalise='yes' is none of True, False"),
+]
+
+
+@pytest.mark.parametrize(("setting", "words"), BAD, ids=lambda x: next(iter(x)) if isinstance(x, dict) else None)
+def test_a_setting_out_of_bounds_is_refused(setting, words):
+    with pytest.raises(OptimizerError, match=words):
+        ARS2Neo([parameter()], **setting)
+
+
+def test_every_argument_of_the_constructor_is_a_setting_of_a_group_with_the_same_default():
+    arguments = signature(ARS2Neo).parameters
+    for name, argument in arguments.items():
+        if name not in ("params", "k"):
+            assert DEFAULTS[name] == argument.default, name
+    optimizer = ARS2Neo([parameter()])
+    assert DEFAULTS.keys() <= optimizer.param_groups[0].keys()
+    assert DEFAULTS.keys() == optimizer.defaults.keys()
+
+
+SHARED = {
+    "mode": "sync",
+    "alpha": 0.5,
+    "aga_beta": 0.5,
+    "aga_lambda": 0.5,
+    "aga_gamma": 0.5,
+    "perturbation": "sam",
+    "shear": "off",
+    "trigger": "lagged",
+    "newton_schulz": "you",
+    "ns_steps": 3,
+}
+
+
+@pytest.mark.parametrize(("name", "value"), SHARED.items())
+def test_groups_cannot_differ_in_what_is_decided_once(name, value):
+    groups = [{"params": [parameter()]}, {"params": [parameter()], name: value}]
+    with pytest.raises(OptimizerError, match=rf"{name}=.* in one group and .* in the first: it is one for all groups"):
+        ARS2Neo(groups)
+
+
+def test_a_refused_group_is_not_added():
+    optimizer = ARS2Neo([parameter()])
+    with pytest.raises(OptimizerError, match="it is one for all groups"):
+        optimizer.add_param_group({"params": [parameter()], "mode": "sync"})
+    assert len(optimizer.param_groups) == 1
+    optimizer.add_param_group({"params": [parameter()], "lr": 0.5, "rho": 0.3, "energy": "unit", "eps": 1e-6})
+    assert len(optimizer.param_groups) == 2
+
+
+def test_a_period_that_comes_with_the_groups_is_checked_too():
+    with pytest.raises(OptimizerError, match=r"k=1 must be a whole number of at least 2"):
+        ARS2Neo([{"params": [parameter()], "mode": "lazy"}])
+    assert ARS2Neo([{"params": [parameter()], "mode": "lazy", "k": 3}]).param_groups[0]["k"] == 3
+
+
+def test_an_unknown_setting_of_a_group_is_told_the_known_ones():
+    with pytest.raises(OptimizerError, match=r"unknown setting 'is_rmsuon_group'; known: lr, betas"):
+        ARS2Neo([{"params": [parameter()], "is_rmsuon_group": True}])
+
+
+@pytest.mark.parametrize("track", ["rows", True])
+def test_a_track_that_does_not_exist_is_refused(track):
+    with pytest.raises(OptimizerError, match=r"track=.* is none of 'matrix', 'vector', None"):
+        ARS2Neo([{"params": [parameter()], "track": track}])
+
+
+def test_a_vector_cannot_be_a_matrix():
+    with pytest.raises(OptimizerError, match="track='matrix' for a parameter with fewer than 2 dimensions"):
+        ARS2Neo([{"params": [parameter(3)], "track": "matrix"}])
+
+
+def test_complex_parameters_are_refused():
+    with pytest.raises(OptimizerError, match="real floating parameters only"):
+        ARS2Neo([parameter(), nn.Parameter(torch.ones(2, 2, dtype=torch.complex64))])
+
+
+def test_a_model_whose_matrices_are_all_sent_to_the_vector_track_is_refused():
+    with pytest.raises(OptimizerError, match=r"found no matrix \(ndim >= 2\) among 1 parameters"):
+        ARS2Neo([{"params": [parameter()], "track": "vector"}])

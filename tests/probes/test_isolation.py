@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lossscope.probes.curvature import measure_spectrum
+from lossscope.probes.direction import directional_sharpness
+from lossscope.probes.errors import ProbeError
+from lossscope.probes.flatness import adaptive_trace, log_fisher_rao
+from lossscope.probes.isolation import random_modules
+from lossscope.probes.loss import CrossEntropy
+from lossscope.probes.objective import Objective
+from lossscope.probes.operator import hessian
+
+
+class Everything(nn.Module):
+    """Batch norm, dropout, attention, tied weights, a frozen parameter and a buffer that moves."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Linear(6, 6, bias=False)
+        self.tied = nn.Linear(6, 6, bias=False)
+        self.tied.weight = self.embed.weight
+        self.norm = nn.BatchNorm1d(6)
+        self.dropout = nn.Dropout(0.5)
+        self.head = nn.Linear(6, 3)
+        self.frozen = nn.Parameter(torch.ones(6), requires_grad=False)
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        h = self.norm(self.tied(torch.tanh(self.embed(x)))) * self.frozen
+        heads = h.reshape(1, 2, -1, 3)
+        h = F.scaled_dot_product_attention(heads, heads, heads).reshape(-1, 6)
+        return self.head(self.dropout(h))
+
+
+def net() -> Everything:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = Everything()
+    model.head.bias.grad = torch.ones(3)
+    model.dropout.eval()  # a mixed state: the net trains, its dropout does not
+    return model
+
+
+def data() -> list[Any]:
+    generator = torch.Generator().manual_seed(1)
+    return [(torch.randn(n, 6, generator=generator), torch.randint(3, (n,), generator=generator)) for n in (8, 4)]
+
+
+def moved_evaluation(objective: Objective) -> None:
+    with objective.at(objective.parameters() + 0.1):
+        objective.value()
+
+
+def failed_evaluation(objective: Objective) -> None:
+    with pytest.raises(ProbeError, match="not finite|loss is nan"), objective.at(objective.parameters() * float("nan")):
+        measure_spectrum(hessian(objective))
+
+
+PROBES: dict[str, Callable[[Objective], Any]] = {
+    "value": Objective.value,
+    "gradient": Objective.gradient,
+    "at": moved_evaluation,
+    "failure": failed_evaluation,
+    "product": lambda o: hessian(o) @ torch.ones(o.size),
+    "measure_spectrum": lambda o: measure_spectrum(hessian(o), top=2, max_products=40),
+    "pyhessian": lambda o: measure_spectrum(hessian(o), top=2, max_products=12, engine="pyhessian"),
+    "directional_sharpness": lambda o: directional_sharpness(o, torch.ones(o.size), at=o.parameters() + 0.1),
+    "adaptive_trace": lambda o: adaptive_trace(o, samples=8),
+    "log_fisher_rao": log_fisher_rao,
+}
+
+
+def state(model: nn.Module) -> dict[str, Any]:
+    """Everything a probe must leave: the bytes, and the objects themselves."""
+    tensors = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers())}
+    grads = {name: p.grad for name, p in model.named_parameters()}
+    return {
+        "objects": {name: id(t) for name, t in tensors.items()} | {name: id(g) for name, g in grads.items()},
+        "bytes": {name: t.detach().clone() for name, t in tensors.items()},
+        "grads": {name: None if g is None else g.clone() for name, g in grads.items()},
+        "requires_grad": {name: t.requires_grad for name, t in tensors.items()},
+        "modes": [module.training for module in model.modules()],
+        "torch": torch.get_rng_state(),
+        "numpy": np.random.get_state()[1].tolist(),  # noqa: NPY002
+        "python": random.getstate(),
+        "switches": (torch.backends.mha.get_fastpath_enabled(), torch.backends.cuda.flash_sdp_enabled()),
+        "grad_mode": (torch.is_grad_enabled(), torch.is_inference_mode_enabled()),
+    }
+
+
+def same(left: Any, right: Any) -> bool:
+    if isinstance(left, Tensor):
+        return torch.equal(left, right)
+    if isinstance(left, dict):
+        return left.keys() == right.keys() and all(same(left[key], right[key]) for key in left)
+    return left == right
+
+
+@pytest.mark.parametrize("mode", ["eval", "frozen", "train"])
+@pytest.mark.parametrize("probe", PROBES)
+def test_a_probe_leaves_the_model_and_the_random_state_bit_for_bit(probe: str, mode: Any) -> None:
+    model = net()
+    if mode != "eval":
+        model.dropout.p = 0.0  # with dropout the objective would be refused
+    objective = Objective(model, CrossEntropy(), data(), mode=mode)
+    fired: list[Tensor] = []
+    model.head.weight.register_hook(fired.append)
+    before = state(model)
+    PROBES[probe](objective)
+    after = state(model)
+    for key in before:
+        assert same(before[key], after[key]), key
+    assert not fired  # hooks on the parameters belong to training
+
+
+def test_probes_work_where_gradients_are_off_and_leave_them_off() -> None:
+    objective = Objective(net(), CrossEntropy(), data())
+    expected = objective.gradient()
+    with torch.no_grad():
+        assert torch.equal(objective.gradient(), expected)
+        assert not torch.is_grad_enabled()
+    with torch.inference_mode():
+        found = objective.gradient()
+        assert torch.is_inference_mode_enabled()
+    assert torch.equal(found, expected)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(objective.gradient(), expected)
+
+
+def test_a_backward_pass_in_waiting_does_not_notice_a_probe() -> None:
+    model = net().eval()
+    objective = Objective(model, CrossEntropy(), data())
+    loss = CrossEntropy()(model, data()[0])
+    moved_evaluation(objective)
+    model.zero_grad()
+    loss.backward()
+    assert model.head.weight.grad is not None
+
+
+def test_only_modules_that_draw_in_their_mode_are_named() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Dropout(), nn.RReLU())
+    assert random_modules(model) == ["1 (Dropout)", "2 (RReLU)"]
+    assert random_modules(model.eval()) == []

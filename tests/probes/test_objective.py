@@ -1,0 +1,201 @@
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lossscope.probes.errors import ProbeError
+from lossscope.probes.loss import CrossEntropy
+from lossscope.probes.objective import Objective
+
+
+def mean_square(model: nn.Module, batch: Any) -> Tensor:
+    return (model(batch) - 1).square().mean()
+
+
+def linear(seed: int = 0) -> nn.Linear:
+    model = nn.Linear(3, 2)
+    generator = torch.Generator().manual_seed(seed)
+    for p in model.parameters():
+        p.data = torch.randn(p.shape, generator=generator, dtype=torch.float64)
+    return model
+
+
+def rows(*counts: int) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(7)
+    return [torch.randn(n, 3, generator=generator, dtype=torch.float64) for n in counts]
+
+
+def test_unequal_batches_give_the_mean_over_all_samples() -> None:
+    model, batches = linear(), rows(5, 2, 1)
+    objective = Objective(model, mean_square, batches)
+    whole = mean_square(model, torch.cat(batches))
+    whole.backward()
+    assert objective.value() == pytest.approx(float(whole.detach()), rel=1e-14)
+    expected = torch.cat([p.grad.flatten() for p in model.parameters()])
+    torch.testing.assert_close(objective.gradient(), expected, rtol=1e-12, atol=1e-14)
+    assert objective.samples == 8
+
+
+def test_count_weights_batches_by_what_their_mean_is_over() -> None:
+    objective = Objective(
+        linear(), lambda _, b: b.mean() + 0 * _.weight.sum(), rows(2, 2), count=lambda b: b[0, 0] ** 2
+    )
+    weights = [float(b[0, 0] ** 2) for b in rows(2, 2)]
+    expected = sum(w * float(b.mean()) for w, b in zip(weights, rows(2, 2), strict=True)) / sum(weights)
+    assert objective.value() == pytest.approx(expected, rel=1e-14)
+
+
+def test_an_iterator_can_be_evaluated_again_and_again() -> None:
+    objective = Objective(linear(), mean_square, (b for b in rows(2, 3)))
+    assert objective.value() == objective.value()
+
+
+def test_parameters_are_those_that_require_grad_and_tied_ones_count_once() -> None:
+    model = nn.Sequential(nn.Linear(3, 3, bias=False), nn.Linear(3, 3), nn.Linear(3, 2))
+    model[1].weight = model[0].weight
+    model[2].bias.requires_grad_(False)
+    objective = Objective(model, mean_square, [torch.ones(2, 3)])
+    assert objective.names == ("0.weight", "1.bias", "2.weight")
+    assert objective.size == 9 + 3 + 6
+    expected = torch.cat([model[0].weight.flatten(), model[1].bias, model[2].weight.flatten()]).detach()
+    assert torch.equal(objective.parameters(), expected)
+    assert objective.dtype == torch.float32
+    assert objective.device == torch.device("cpu")
+
+
+def test_a_short_dtype_is_measured_in_float32() -> None:
+    model = nn.Linear(3, 2).bfloat16()
+    objective = Objective(model, mean_square, [torch.ones(2, 3, dtype=torch.bfloat16)])
+    assert objective.gradient().dtype == torch.float32
+
+
+def test_at_moves_the_model_itself_and_brings_it_back() -> None:
+    model = linear()
+    objective = Objective(model, mean_square, rows(4))
+    theta, value = objective.parameters(), objective.value()
+    with objective.at(torch.zeros(objective.size)):
+        assert objective.value() == 1.0
+        assert not model.weight.any()
+    assert torch.equal(objective.parameters(), theta)
+    with pytest.raises(KeyError), objective.at(theta + 1):  # noqa: PT012
+        raise KeyError
+    assert torch.equal(objective.parameters(), theta)
+    assert objective.value() == value
+    with pytest.raises(ProbeError, match=r"a vector of shape \(7,\) does not fit 8 trainable parameters"):  # noqa: SIM117
+        with objective.at(torch.zeros(7)):
+            pass
+
+
+def test_a_parameter_the_loss_does_not_contain_has_gradient_zero() -> None:
+    model = nn.ModuleDict({"used": linear(), "unused": linear()})
+    objective = Objective(model, lambda m, b: mean_square(m["used"], b), rows(4))
+    assert not objective.gradient()[8:].any()
+    assert objective.gradient()[:8].any()
+
+
+def test_what_cannot_be_measured_is_told() -> None:
+    model, batches = linear(), rows(4)
+    with pytest.raises(ProbeError, match="mode='trian' is unknown: use one of eval, frozen, train"):
+        Objective(model, mean_square, batches, mode="trian")  # type: ignore[arg-type]
+    with pytest.raises(ProbeError, match="got 0 batches"):
+        Objective(model, mean_square, [])
+    with pytest.raises(ProbeError, match="model is a function, need a torch.nn.Module"):
+        Objective(mean_square, mean_square, batches)  # type: ignore[arg-type]
+    with pytest.raises(ProbeError, match="0 of 2 parameters require grad"):
+        Objective(linear().requires_grad_(False), mean_square, batches)
+    with pytest.raises(ProbeError, match="parameter weight is torch.complex64"):
+        Objective(nn.Linear(3, 2, dtype=torch.complex64), mean_square, batches)
+    with pytest.raises(ProbeError, match=r"loss_fn returned torch.float64 of shape \(4, 2\) on batch 0 of 1"):
+        Objective(model, lambda m, b: m(b), batches).value()
+    with pytest.raises(ProbeError, match="loss_fn returned float on batch 0 of 1"):
+        Objective(model, lambda m, b: 1.0, batches).value()  # type: ignore[arg-type, return-value]
+    with pytest.raises(ProbeError, match=r"returned torch.int64 of shape \(\)"):
+        Objective(model, lambda m, b: m(b).argmax(), batches).value()
+    with pytest.raises(ProbeError, match="the loss is inf on batch 1 of 2"):
+        Objective(model, mean_square, [*batches, torch.full((1, 3), math.inf, dtype=torch.float64)]).value()
+    with pytest.raises(ProbeError, match="depends on none of the 2 trainable parameters"):
+        Objective(model, lambda m, b: mean_square(m, b).detach(), batches).gradient()
+    other = linear()
+    with pytest.raises(ProbeError, match="depends on none"):
+        Objective(model, lambda m, b: mean_square(other, b), batches).gradient()
+
+
+def test_a_model_that_was_rebuilt_is_told() -> None:
+    model = nn.Sequential(linear())
+    objective = Objective(model, mean_square, rows(4))
+    model[0] = nn.Linear(3, 3)
+    with pytest.raises(ProbeError, match=r"parameter 0.weight has shape \(3, 3\), was \(2, 3\)"):
+        objective.value()
+
+
+def test_random_losses_are_refused_and_the_layer_is_named() -> None:
+    model = nn.Sequential(linear(), nn.Dropout())
+    assert Objective(model, mean_square, rows(4)).value() > 0  # eval mode is fine
+    for mode in ("frozen", "train"):
+        with pytest.raises(ProbeError, match=r"1 \(Dropout\) is active; use mode='eval'"):
+            Objective(model, mean_square, rows(4), mode=mode).gradient()  # type: ignore[arg-type]
+    with pytest.raises(ProbeError, match="loss_fn or the model draws random numbers"):
+        Objective(model, lambda m, b: mean_square(m, b + torch.randn_like(b)), rows(4)).value()
+
+
+def test_a_last_digit_of_noise_is_let_through() -> None:
+    noise = iter(range(100))
+    objective = Objective(linear(), lambda m, b: mean_square(m, b) * (1 + 1e-15 * next(noise)), rows(4))
+    assert objective.value() > 0
+
+
+class Counting(nn.Module):
+    """A loss that depends on how often the module has been called since its buffer was last set back."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.ones(()))
+        self.norm = nn.BatchNorm1d(3, dtype=torch.float64)
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.norm(x)
+        self.calls += self.training
+        return self.w * self.calls
+
+
+@pytest.mark.parametrize(("mode", "value"), [("eval", 0.0), ("frozen", 1.0), ("train", 1.5)])
+def test_buffers_stand_still_but_in_train_mode_where_they_move_from_batch_to_batch(mode: Any, value: float) -> None:
+    objective = Objective(Counting(), lambda m, b: m(b), rows(2, 2), mode=mode)
+    assert objective.value() == value
+    assert objective.value() == value
+
+
+def test_frozen_mode_normalises_by_the_batch_and_eval_mode_by_the_running_statistics() -> None:
+    norm = nn.BatchNorm1d(3, dtype=torch.float64)
+    (x,) = rows(5)
+    frozen = Objective(norm, lambda m, b: m(b).square().mean(), [x], mode="frozen")
+    assert frozen.value() == pytest.approx(1.0, abs=1e-4)  # eps of the layer
+    assert Objective(norm, lambda m, b: m(b).square().mean(), [x]).value() == pytest.approx(
+        float(x.square().mean()), rel=1e-4
+    )
+
+
+def test_the_loss_goes_by_its_name() -> None:
+    kinds = [CrossEntropy(), mean_square, functools.partial(mean_square)]
+    found = [Objective(linear(), kind, rows(1)).loss_kind for kind in kinds]
+    assert found == ["CrossEntropy", "mean_square", "mean_square"]
+
+
+def test_the_hash_is_that_of_the_data() -> None:
+    first, second = (Objective(linear(seed), mean_square, rows(2)) for seed in (0, 1))
+    assert first.data_hash == second.data_hash
+    assert first.data_hash != Objective(linear(), mean_square, rows(3)).data_hash
+
+
+def test_dict_batches_reach_the_loss_as_they_are() -> None:
+    batch = {"x": rows(4)[0], "y": torch.tensor([0, 1, 1, 0])}
+    model = linear()
+    objective = Objective(model, lambda m, b: F.cross_entropy(m(b["x"]), b["y"]), [batch])
+    assert objective.value() == pytest.approx(float(F.cross_entropy(model(batch["x"]), batch["y"])), rel=1e-14)
