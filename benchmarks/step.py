@@ -13,13 +13,16 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
+from pathlib import Path
 from statistics import median
+from tempfile import mkdtemp
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import _muon
 
+from lossscope.landscape.recorder import Recorder
 from lossscope.landscape.workload import batch_at, built, workload
 from lossscope.optimizer import ARS2Neo, create
 
@@ -154,13 +157,14 @@ def step_arms(shapes: Sequence[tuple[int, ...]]) -> list[Arm]:
 # -- the step with its passes ---------------------------------------------------------------------------------
 
 
-def training_arm(label: str, name: str, after: Callable[[Tensor], object] | None = None, **options: object) -> Arm:
-    """A training step on modadd-113, with forward and backward; `after` gets the loss (a recorder's `step`)."""
+def training_arm(label: str, name: str, record: str | None = None, **options: object) -> Arm:
+    """A training step on modadd-113, with forward and backward, recorded with the preset `record`."""
     work = workload("modadd-113")
     train = work.split(0).train
     batches = [batch_at(train, work.batch_size, step, 0) for step in range(7)]
     model = built(work.network, 0)
     optimizer, count = create(name, model, **{**work.options, **options}), 0
+    recorder = Recorder(Path(mkdtemp()) / "run", model, optimizer, preset=record) if record else None
 
     def step() -> None:
         nonlocal count
@@ -174,8 +178,8 @@ def training_arm(label: str, name: str, after: Callable[[Tensor], object] | None
             return loss
 
         loss = optimizer.step(closure)
-        if after is not None:
-            after(loss)
+        if recorder is not None:
+            recorder.step(loss)
 
     return Arm(label, step)
 
@@ -190,6 +194,14 @@ def mode_arms() -> list[Arm]:
         training_arm("aga, k 10, lambda 0.1", "ars2-aga", k=10, aga_lambda=0.1),
         training_arm("aga, k 10, lambda 2", "ars2-aga", k=10),
         training_arm("AdamW", "adamw"),
+    ]
+
+
+def recording_arms(name: str) -> list[Arm]:
+    """The same training, not recorded and recorded with each preset; without curvature, which has its own budget."""
+    return [
+        training_arm("not recorded", name),
+        *(training_arm(f"recorded, {preset}", name, record=preset) for preset in ("economy", "standard", "full")),
     ]
 
 
@@ -216,6 +228,9 @@ def main() -> None:
         print_table("Step alone, modadd transformer", step_arms(MODADD), ROUNDS, REPEATS)
         print_table("Step alone, digits conv net", step_arms(DIGITS_CONV), ROUNDS, REPEATS)
         print_table("Step with its passes, modadd-113, batch 512", mode_arms(), 3 if QUICK else 9, 10)
+        for name in ("ars2-base", "ars2-aga"):
+            # A hundred steps a round: a whole number of every preset's periods.
+            print_table(f"Recording {name} on modadd-113, batch 512", recording_arms(name), 2 if QUICK else 5, 100)
 
 
 if __name__ == "__main__":

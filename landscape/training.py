@@ -21,6 +21,7 @@ from lossscope.landscape.recorder import Recorder
 from lossscope.landscape.run import Run
 from lossscope.landscape.workload import Examples, Split, Workload, batch_at, built, workload
 from lossscope.optimizer import ARS2Neo, OptimizerError, create, settings
+from lossscope.probes.errors import ProbeError
 from lossscope.probes.loss import CrossEntropy
 from lossscope.probes.objective import Objective
 
@@ -103,8 +104,11 @@ def train(config: TrainConfig, *, resume: bool = False, force: bool = False, pro
     )
     if start is not None:
         recorder.note(config=asdict(config))
-    with recorder:
-        _loop(job, recorder, start or 0, progress)
+    try:
+        with recorder:
+            _loop(job, recorder, start or 0, progress)
+    except (OptimizerError, ProbeError) as error:
+        raise TrainingError(f"{error}; what was recorded is kept in {path}") from error
     return Run.open(path)
 
 

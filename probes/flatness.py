@@ -110,14 +110,14 @@ def _fisher_rao(objective: Objective, logits: Callable[[Any, Any], Tensor]) -> f
     # not torch.func.jvp: inside it a module may not update its buffers in place
     with torch.no_grad(), forward_ad.dual_level():
         moving = {
-            name: forward_ad.make_dual(p, p)
+            name: forward_ad.make_dual(p, p)  # type: ignore[no-untyped-call]
             for name, p in zip(objective.names, objective.vector.tensors(), strict=True)
         }
         buffers = call.buffers()
         for index, (weight, batch) in enumerate(zip(objective.data.weights, objective.data.batches, strict=True)):
             if index and objective.mode != "train":
                 buffers = call.buffers()
-            z, u = forward_ad.unpack_dual(call(moving, buffers, batch))
+            z, u = forward_ad.unpack_dual(call(moving, buffers, batch))  # type: ignore[no-untyped-call]
             if u is not None:
                 total += weight * float(_variance(z.double(), u.double()).mean())
     return total

@@ -36,7 +36,7 @@ def trace_and_frobenius(
     sample of the trace has variance :math:`2 \sum_{i \ne j} A_{ij}^2`: zero for a diagonal matrix.
 
     **Stopping.** Looking after every sample stops on lucky ones, and the interval then covers too seldom.
-    Here one looks at 32, 64, 128, ... samples only, and stops where :math:`s (1 + 1/\sqrt m)`, the standard
+    Here one looks at 32, 64, 128, ... samples only, and stops where :math:`s (1 + 2/\sqrt m)`, the standard
     error with a margin for its own error, is at most `rel` times :math:`\max(|\mathrm{tr} A|, \lVert A\rVert_F)`.
     A matrix with `n` up to 32 is multiplied out instead, and exact.
 
@@ -106,7 +106,7 @@ def _sampled(
 
 def _judged(estimate: Estimate, target: float) -> Estimate:
     """The estimate with its cost, and whether its standard error meets the target with a margin."""
-    margin = 1 + 1 / math.sqrt(estimate.samples)
+    margin = 1 + 2 / math.sqrt(estimate.samples)
     return replace(estimate, products=estimate.samples, converged=estimate.stderr * margin <= target)
 
 

@@ -21,6 +21,7 @@ __all__ = ["KrylovSpace", "krylov_space"]
 _FEWEST: Final = 8
 _RANDOM_SHARE: Final = 0.3  # of a warm start, so that an eigenvalue that has overtaken the old one is seen
 Array = np.ndarray[Any, Any]
+_WHOLE: Final = 32  # up to this size the space is grown to the whole space: nothing can be missed
 _BACK: Final = 4  # steps over which an end must have come to rest
 _OFTEN: Final = 32  # up to here the small problem is solved at each step, then at every fourth
 
@@ -74,7 +75,8 @@ def krylov_space(
     last four steps. Where the space is
     invariant, and smaller than the number of pairs asked for, it goes on from a new random vector.
 
-    A start vector sees one copy of a multiple eigenvalue only.
+    A start vector sees one copy of a multiple eigenvalue only. Up to `n = 32` the whole space is spanned, and
+    all eigenvalues are found.
 
     Args:
         operator: `(n, n)`.
@@ -144,8 +146,10 @@ class _Growth:
         from scipy.linalg import eigh_tridiagonal
 
         k, closed = self.dimension, self._beside[-1] == 0.0
+        if self._operator.size <= _WHOLE:
+            return False
         fewest = 1 if closed else _FEWEST * (2 if bottom else 1)
-        if k < max(top, bottom, fewest) or (k > _OFTEN and k % _BACK and not closed):
+        if k < max(top + bottom, fewest) or (k > _OFTEN and k % _BACK and not closed):
             return False
         values, vectors = eigh_tridiagonal(self._diagonal, self._beside[:-1])
         residuals = self._beside[-1] * np.abs(vectors[-1])

@@ -38,6 +38,7 @@ class Quantity:
     error: float | None = None  # standard error or residual bound; the column says which
     low: float | None = None  # an interval or a range; the column says which
     high: float | None = None
+    gaps: int = 0  # how many of the numbers it was made from are missing
 
 
 Cell: TypeAlias = str | int | float | Quantity | None

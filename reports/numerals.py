@@ -40,7 +40,14 @@ def quantity_text(quantity: Quantity) -> str:
         '12.346 ± 0.050'
         >>> quantity_text(Quantity(12.3456, low=12.11, high=12.52))
         '12.35 [12.11, 12.52]'
+        >>> quantity_text(Quantity(12.0, low=12.0, high=12.0, gaps=2))
+        '12.00 (2 missing)'
     """
+    return _without_gaps(quantity) + (f" ({quantity.gaps} missing)" if quantity.gaps else "")
+
+
+def _without_gaps(quantity: Quantity) -> str:
+    """The number itself, with its error and its range."""
     value, error, low, high = quantity.value, quantity.error, quantity.low, quantity.high
     if value is None or not math.isfinite(value):
         return GAP

@@ -100,10 +100,12 @@ def overhead_percent(run: Run) -> float | None:
 
 def _with_range(values: Iterable[float | None], middle: Callable[[list[float]], np.floating]) -> Quantity:
     """A middle, the smallest and the largest of what is there."""
-    present = [value for value in values if value is not None and math.isfinite(value)]
+    asked = list(values)
+    present = [value for value in asked if value is not None and math.isfinite(value)]
     if not present:
         return Quantity(None)
-    return Quantity(float(middle(present)), low=min(present), high=max(present))
+    gaps = len(asked) - len(present)
+    return Quantity(float(middle(present)), low=min(present), high=max(present), gaps=gaps)
 
 
 def _quantity(row: pd.Series) -> Quantity:

@@ -19,14 +19,14 @@ def test_an_exact_number_has_no_error_and_a_gap_has_no_number() -> None:
     assert not gap.converged
 
 
-def test_without_skew_the_interval_is_the_t_interval() -> None:
+def test_without_skew_the_interval_is_a_t_interval_of_half_the_degrees() -> None:
     from scipy.stats import t
 
     samples = [1.0, 2.0, 3.0, 4.0, 5.0]
     found = mean_estimate(samples)
     stderr = np.std(samples, ddof=1) / math.sqrt(5)
     assert found.stderr == pytest.approx(stderr, rel=1e-14)
-    assert (found.low, found.high) == pytest.approx(t.interval(0.95, 4, 3.0, stderr), rel=1e-12)
+    assert (found.low, found.high) == pytest.approx(t.interval(0.95, 2, 3.0, stderr), rel=1e-12)
 
 
 def test_both_ends_solve_halls_cubic() -> None:
@@ -38,7 +38,7 @@ def test_both_ends_solve_halls_cubic() -> None:
     for end, sign in ((found.low, 1), (found.high, -1)):
         W = (x.mean() - end) / s
         cubic = W + g * W**2 / 3 + g**2 * W**3 / 27 + g / (6 * m)
-        assert cubic == pytest.approx(sign * stdtrit(m - 1, 0.975) / math.sqrt(m), rel=1e-10)
+        assert cubic == pytest.approx(sign * stdtrit((m - 1) / 2, 0.975) / math.sqrt(m), rel=1e-10)
     assert found.high - found.value > found.value - found.low > 0  # skewed to the right: the truth may lie far above
 
 

@@ -62,7 +62,10 @@ def moved_evaluation(objective: Objective) -> None:
 
 
 def failed_evaluation(objective: Objective) -> None:
-    with pytest.raises(ProbeError, match="not finite|loss is nan"), objective.at(objective.parameters() * float("nan")):
+    with (
+        pytest.raises(ProbeError, match=r"not finite|loss is nan"),
+        objective.at(objective.parameters() * float("nan")),
+    ):
         measure_spectrum(hessian(objective))
 
 
@@ -91,7 +94,7 @@ def state(model: nn.Module) -> dict[str, Any]:
         "requires_grad": {name: t.requires_grad for name, t in tensors.items()},
         "modes": [module.training for module in model.modules()],
         "torch": torch.get_rng_state(),
-        "numpy": np.random.get_state()[1].tolist(),  # noqa: NPY002
+        "numpy": np.random.get_state()[1].tolist(),
         "python": random.getstate(),
         "switches": (torch.backends.mha.get_fastpath_enabled(), torch.backends.cuda.flash_sdp_enabled()),
         "grad_mode": (torch.is_grad_enabled(), torch.is_inference_mode_enabled()),

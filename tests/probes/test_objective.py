@@ -83,7 +83,7 @@ def test_at_moves_the_model_itself_and_brings_it_back() -> None:
         assert objective.value() == 1.0
         assert not model.weight.any()
     assert torch.equal(objective.parameters(), theta)
-    with pytest.raises(KeyError), objective.at(theta + 1):  # noqa: PT012
+    with pytest.raises(KeyError), objective.at(theta + 1):
         raise KeyError
     assert torch.equal(objective.parameters(), theta)
     assert objective.value() == value
@@ -105,11 +105,11 @@ def test_what_cannot_be_measured_is_told() -> None:
         Objective(model, mean_square, batches, mode="trian")  # type: ignore[arg-type]
     with pytest.raises(ProbeError, match="got 0 batches"):
         Objective(model, mean_square, [])
-    with pytest.raises(ProbeError, match="model is a function, need a torch.nn.Module"):
+    with pytest.raises(ProbeError, match=r"model is a function, need a torch.nn.Module"):
         Objective(mean_square, mean_square, batches)  # type: ignore[arg-type]
     with pytest.raises(ProbeError, match="0 of 2 parameters require grad"):
         Objective(linear().requires_grad_(False), mean_square, batches)
-    with pytest.raises(ProbeError, match="parameter weight is torch.complex64"):
+    with pytest.raises(ProbeError, match=r"parameter weight is torch.complex64"):
         Objective(nn.Linear(3, 2, dtype=torch.complex64), mean_square, batches)
     with pytest.raises(ProbeError, match=r"loss_fn returned torch.float64 of shape \(4, 2\) on batch 0 of 1"):
         Objective(model, lambda m, b: m(b), batches).value()
@@ -117,7 +117,7 @@ def test_what_cannot_be_measured_is_told() -> None:
         Objective(model, lambda m, b: 1.0, batches).value()  # type: ignore[arg-type, return-value]
     with pytest.raises(ProbeError, match=r"returned torch.int64 of shape \(\)"):
         Objective(model, lambda m, b: m(b).argmax(), batches).value()
-    with pytest.raises(ProbeError, match="the loss is inf on batch 1 of 2"):
+    with pytest.raises(ProbeError, match=r"the loss is (inf|nan) on batch 1 of 2"):
         Objective(model, mean_square, [*batches, torch.full((1, 3), math.inf, dtype=torch.float64)]).value()
     with pytest.raises(ProbeError, match="depends on none of the 2 trainable parameters"):
         Objective(model, lambda m, b: mean_square(m, b).detach(), batches).gradient()
@@ -196,6 +196,6 @@ def test_the_hash_is_that_of_the_data() -> None:
 
 def test_dict_batches_reach_the_loss_as_they_are() -> None:
     batch = {"x": rows(4)[0], "y": torch.tensor([0, 1, 1, 0])}
-    model = linear()
+    model = linear().requires_grad_()
     objective = Objective(model, lambda m, b: F.cross_entropy(m(b["x"]), b["y"]), [batch])
-    assert objective.value() == pytest.approx(float(F.cross_entropy(model(batch["x"]), batch["y"])), rel=1e-14)
+    assert objective.value() == pytest.approx(F.cross_entropy(model(batch["x"]), batch["y"]).item(), rel=1e-14)

@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import builtins
+import sys
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lossscope.probes.curvature import measure_spectrum
+from lossscope.probes.errors import ProbeError
+from lossscope.probes.loss import CrossEntropy
+from lossscope.probes.objective import Objective
+from lossscope.probes.operator import from_matrix, hessian
+
+
+def gaussian(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def network() -> Objective:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)).double()
+    data = [(gaussian(n, 6, seed=n), torch.arange(n) % 3) for n in (30, 11)]
+    return Objective(net, CrossEntropy(), data)
+
+
+def test_both_engines_agree() -> None:
+    H = hessian(network())
+    ours = measure_spectrum(H, top=2, rel=1e-3, max_products=1000)
+    theirs = measure_spectrum(H, top=2, rel=1e-3, max_products=1000, engine="pyhessian")
+    torch.testing.assert_close(theirs.top.values, ours.top.values, rtol=1e-3, atol=0)
+    assert abs(theirs.trace.value - ours.trace.value) < 4 * (theirs.trace.stderr + ours.trace.stderr)
+    assert theirs.trace.samples == 500
+    assert theirs.engine == "pyhessian"
+    assert theirs.bottom is None
+    assert theirs.frobenius is None
+
+
+def test_its_residuals_are_the_true_ones_and_its_products_are_counted() -> None:
+    H = hessian(network())
+    found = measure_spectrum(H, top=2, max_products=14, quantities=("top",), engine="pyhessian")
+    dense = H @ torch.eye(H.size, dtype=torch.float64)
+    true = (dense @ found.top.vectors - found.top.vectors * found.top.values).norm(dim=0)
+    torch.testing.assert_close(found.top.residuals, true, rtol=1e-8, atol=1e-12)
+    assert 4 < found.products <= 14
+    trace = measure_spectrum(H, max_products=10, quantities=("trace",), engine="pyhessian")
+    assert trace.products == trace.trace.samples == 10
+
+
+class Saddle(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.theta = nn.Parameter(torch.zeros(6, dtype=torch.float64))
+
+
+def test_a_negative_trace_does_not_stop_it_early() -> None:
+    entries = torch.tensor([-5.0, -1.0, -1.0, 0.5, 0.5, 2.0], dtype=torch.float64)
+    objective = Objective(Saddle(), lambda m, _: (entries * m.theta**2).sum() / 2, [torch.zeros(1)])
+    found = measure_spectrum(hessian(objective), top=1, rel=1e-3, max_products=200, engine="pyhessian")
+    assert found.trace.value == pytest.approx(-4, rel=1e-10)
+    assert found.trace.samples == 100
+    assert float(found.top.values[0]) == pytest.approx(-5, rel=1e-3)  # power iteration: the largest |lambda|
+
+
+def test_seeds_repeat() -> None:
+    H = hessian(network())
+    first, again, other = (measure_spectrum(H, engine="pyhessian", max_products=20, seed=s) for s in (1, 1, 2))
+    assert first.trace.value == again.trace.value != other.trace.value
+
+
+def test_what_it_cannot_do_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    H = hessian(network())
+    with pytest.raises(ProbeError, match=r"engine='pyhessian' has no \['bottom'\]: ask for top and trace only"):
+        measure_spectrum(H, engine="pyhessian", quantities=("top", "bottom"))
+    with pytest.raises(ProbeError, match="asks for nothing"):
+        measure_spectrum(H, engine="pyhessian", quantities=())
+    with pytest.raises(ProbeError, match="knows Hessians only"):
+        measure_spectrum(from_matrix(torch.eye(3)), engine="pyhessian")
+    with pytest.raises(ProbeError, match="takes no warm_start"):
+        measure_spectrum(H, engine="pyhessian", warm_start=torch.ones(H.size))
+
+
+def test_a_missing_or_broken_library_is_told_with_the_next_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = builtins.__import__
+
+    def broken(name: str, *args: Any) -> Any:
+        if name == "pyhessian":
+            raise AttributeError("module 'torch' has no attribute 'eig'")
+        return real(name, *args)
+
+    monkeypatch.delitem(sys.modules, "pyhessian", raising=False)
+    monkeypatch.setattr(builtins, "__import__", broken)
+    with pytest.raises(ProbeError, match=r"has no attribute 'eig'.*run `pip install pyhessian==0.1`"):
+        measure_spectrum(hessian(network()), engine="pyhessian")
