@@ -22,9 +22,8 @@ OPTIONS = {"rho": 0.1, "k": 10, "aga_lambda": 0.1, "betas": [0.9, 0.98], "weight
 def main() -> None:
     """Train with each seed until the test accuracy is there and print when it was."""
     print(f"## Grokking modadd-113, {date.today().isoformat()}\n")
-    print(
-        f"torch {torch.__version__}, {torch.get_num_threads()} threads; test accuracy is looked at every 8 steps (an epoch)\n"
-    )
+    threads = torch.get_num_threads()
+    print(f"torch {torch.__version__}, threads: {threads}; test accuracy is measured every 8 steps, an epoch\n")
     print("| seed | steps to 50 % | 90 % | 99 % | second passes | seconds |\n|---|---|---|---|---|---|")
     for seed in [int(word) for word in sys.argv[1:]] or [42]:
         with tempfile.TemporaryDirectory() as out:

@@ -330,6 +330,7 @@ class Recorder:
         self._next_visit = max(nearest, self._step + math.ceil(needed)) if self._step else 1
 
     def _save(self) -> None:
+        self._store.flush()  # a run resumed from this checkpoint then has every row before it
         save_checkpoint(self.path, self._step, self._model, self._optimizer)
 
     def _flush(self) -> None:

@@ -70,6 +70,7 @@ def measure_spectrum(
         ProbeError: an argument is out of its range, or a product is not finite.
 
     Example:
+        >>> from lossscope.probes.operator import from_matrix
         >>> found = measure_spectrum(from_matrix(torch.diag(torch.tensor([4.0, 1.0, -1.0]))), top=1)
         >>> round(float(found.top.values[0]), 6), round(float(found.bottom.values[0]), 6), found.trace.value
         (4.0, -1.0, 4.0)

@@ -58,6 +58,7 @@ def trace_and_frobenius(
         Checked by `test_the_interval_covers_the_truth_with_the_stopping_rule_on`.
 
     Example:
+        >>> from lossscope.probes.operator import from_matrix
         >>> A = torch.diag(torch.arange(100.0))
         >>> seeded = torch.Generator().manual_seed(0)
         >>> trace, _ = trace_and_frobenius(from_matrix(A), rel=0.01, max_samples=64, generator=seeded)

@@ -17,11 +17,12 @@ from lossscope.probes.spectrum_estimate import EigenPairs
 __all__ = ["KrylovSpace", "krylov_space"]
 
 # Steps before a residual is believed to belong to an end of the spectrum. Twice as many for the lower end, where a
-# network has no outliers: on digits it rested near -0.02 for a while at 9 steps and ended at -0.16.
+# network has no outliers: there an inner Ritz value can rest for some steps with a small residual.
 _FEWEST: Final = 8
 _RANDOM_SHARE: Final = 0.3  # of a warm start, so that an eigenvalue that has overtaken the old one is seen
 Array = np.ndarray[Any, Any]
 _WHOLE: Final = 32  # up to this size the space is grown to the whole space: nothing can be missed
+_ROUNDINGS: Final = 100  # one to five units on ordinary networks, about twenty where the softmax is saturated
 _BACK: Final = 4  # steps over which an end must have come to rest
 _OFTEN: Final = 32  # up to here the small problem is solved at each step, then at every fourth
 
@@ -32,6 +33,7 @@ class KrylovSpace:
 
     basis: Tensor  # (k, n) float64, orthonormal rows q
     images: Tensor  # (k, n) float64, rows A q
+    unit: float  # rounding unit of the products that gave the images
 
     def pairs(self, count: int, rel: float, *, largest: bool) -> EigenPairs:
         """The Ritz pairs at one end of the spectrum.
@@ -42,7 +44,8 @@ class KrylovSpace:
             largest: Whether the largest ones (descending) or the smallest ones (ascending).
 
         Returns:
-            The pairs. The residual is taken from the stored images: no further product.
+            The pairs. The residual is taken from the stored images: no further product. As these are off by
+            rounding, which their own residual cannot see, a hundred units of the largest Ritz value are added.
         """
         projected = (self.basis @ self.images.mT).cpu()
         values, coefficients = torch.linalg.eigh((projected + projected.mT) / 2)
@@ -52,7 +55,7 @@ class KrylovSpace:
         values, coefficients = values[:count], coefficients[:, :count].to(self.basis.device)
         vectors = self.basis.mT @ coefficients
         defects = self.images.mT @ coefficients - vectors * values.to(vectors.device)
-        residuals = torch.linalg.vector_norm(defects, dim=0).cpu()
+        residuals = torch.linalg.vector_norm(defects, dim=0).cpu() + _ROUNDINGS * self.unit * scale
         return EigenPairs(values, vectors, residuals, residuals <= rel * scale)
 
 
@@ -124,7 +127,8 @@ class _Growth:
 
     def space(self) -> KrylovSpace:
         """The space as it is now."""
-        return KrylovSpace(self._basis[: self.dimension], self._images[: self.dimension])
+        unit = float(torch.finfo(self._operator.dtype).eps)
+        return KrylovSpace(self._basis[: self.dimension], self._images[: self.dimension], unit)
 
     def step(self) -> None:
         """Take one product and prepare the next vector."""

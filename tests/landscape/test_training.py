@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pandas as pd
@@ -152,3 +155,28 @@ def test_modular_addition_is_grokked(tmp_path: Path) -> None:
     step = first_step(run, "test_accuracy", 0.99)
     assert step is not None
     assert step < 3000
+
+
+def test_a_killed_run_resumes_bit_for_bit(tmp_path: Path) -> None:
+    settings = {"steps": 5000, "optimizer": "ars2-lazy", "preset": "full", "eval_every": 5000}
+    code = (
+        f"from lossscope.landscape import *; train(TrainConfig.of({settings | {'out': str(tmp_path), 'visits': 0}!r}))"
+    )
+    run = tmp_path / "digits-mlp-ars2-lazy-s0"
+    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
+    try:
+        while max(checkpoints(run), default=0) < 12:
+            assert process.poll() is None
+            time.sleep(0.01)
+    finally:
+        process.kill()
+        process.wait()
+    killed = Run.open(run)
+    assert killed.status == "crashed"
+    last = max(checkpoints(run))
+    stop = last + 7
+    resumed = train(config(tmp_path, **{**settings, "steps": stop}), resume=True)
+    whole = train(config(tmp_path, **{**settings, "steps": stop, "name": "whole"}))
+    ours, theirs = last_weights(whole), last_weights(resumed)
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert resumed.steps["step"].tolist() == list(range(1, stop + 1))

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -156,3 +158,23 @@ def test_arguments_out_of_range_are_told() -> None:
         measure_spectrum(A, quantities=())
     with pytest.raises(ProbeError, match="engine='curvlinops' is unknown: use one of lossscope, pyhessian"):
         measure_spectrum(A, engine="curvlinops")  # type: ignore[arg-type]
+
+
+def test_the_bound_of_float32_products_covers_the_float64_eigenvalue_where_the_loss_is_saturated():
+    torch.manual_seed(0)
+    x, y = torch.randn(200, 20), torch.randint(0, 5, (200,))
+    for seed in range(4):
+        torch.manual_seed(seed)
+        model = nn.Sequential(nn.Linear(20, 40), nn.ReLU(), nn.Linear(40, 5))
+        optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
+        for _ in range(150):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(x), y).backward()
+            optimizer.step()
+        single = Objective(model, CrossEntropy(), [(x, y)])
+        asked = {"top": 1, "rel": 2e-5, "quantities": ("top",), "max_products": 150}
+        found = measure_spectrum(hessian(single), **asked).top
+        double = Objective(copy.deepcopy(model).double(), CrossEntropy(), [(x.double(), y)])
+        true = measure_spectrum(hessian(double), **{**asked, "rel": 1e-12, "max_products": 400}).top
+        assert abs(float(found.values[0] - true.values[0])) <= float(found.residuals[0])
+        assert float(found.residuals[0]) < 4e-5 * float(true.values[0])  # not met by being huge

@@ -132,7 +132,10 @@ def subset() -> nn.Module:
         subset,
         Attention,
         lambda: nn.Sequential(
-            nn.Unflatten(1, (1, 4)), nn.TransformerEncoderLayer(4, 2, 8, 0.0), nn.Flatten(), nn.Linear(4, 3)
+            nn.Unflatten(1, (1, 4)),
+            nn.TransformerEncoderLayer(4, 2, 8, 0.0, batch_first=True),
+            nn.Flatten(),
+            nn.Linear(4, 3),
         ),
     ],
     ids=["linear", "mlp", "trainable subset", "attention", "encoder"],

@@ -82,7 +82,7 @@ def test_a_matrix_of_rank_three_has_three_eigenvalues_and_then_zeros(dtype: torc
     assert len(space.basis) == 10
 
 
-@pytest.mark.parametrize("A", [torch.eye(50), torch.zeros(50, 50), 4 * torch.eye(1)])
+@pytest.mark.parametrize("A", [torch.eye(50), torch.eye(50).double(), torch.zeros(50, 50), 4 * torch.eye(1)])
 def test_an_invariant_space_ends_the_search(A: Tensor) -> None:
     count = min(3, len(A))
     space = space_of(from_matrix(A), top=count, bottom=count)
@@ -90,6 +90,8 @@ def test_an_invariant_space_ends_the_search(A: Tensor) -> None:
     torch.testing.assert_close(pairs.values, torch.full((count,), float(A[0, 0]), dtype=torch.float64))
     assert pairs.converged.all()
     assert len(space.basis) == min(2 * count, len(A))
+    eye = torch.eye(len(space.basis), dtype=torch.float64)
+    torch.testing.assert_close(space.basis @ space.basis.mT, eye, rtol=0, atol=1e-12)
 
 
 def test_one_start_vector_sees_one_copy_of_a_double_eigenvalue() -> None:
