@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -12,7 +10,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer
+from torch.utils.hooks import RemovableHandle
 
+from lossscope.landscape.cadence import Cadence
 from lossscope.landscape.checkpoint import save_checkpoint
 from lossscope.landscape.curvature import CurvatureProbe
 from lossscope.landscape.environment import code_version, environment
@@ -28,8 +28,8 @@ from lossscope.landscape.instruments import (
     step_numbers,
     tensor_rows,
 )
+from lossscope.landscape.overhead import Overhead
 from lossscope.landscape.preset import preset_of
-from lossscope.landscape.schedule import growing, log_spaced
 from lossscope.landscape.store import RunStore
 from lossscope.optimizer import ARS2Neo, StepRecord
 
@@ -92,25 +92,21 @@ class Recorder:
         self.preset = preset_of(preset)
         self.path = Path(path)
         self._model, self._optimizer, self._objective = model, optimizer, objective
-        self._start = time.perf_counter()
+        self._overhead = Overhead()
         self._step = resume_at or 0
         self._depth = 0  # step hooks fire once more for each class whose step() calls super().step()
         self._taken = False
         self._closed = False
+        self._look_is_due = False
+        self._handle: RemovableHandle | None = None
         self._before: dict[Tensor, Tensor] = {}
         self._gradients: dict[Tensor, Tensor] = {}
         self._rows: dict[str, list[Row]] = {}
         self._numbers: Row = {}
         self._spectra_looks = 0  # which matrix has its Newton-Schulz map checked
-        self._seconds = {"instruments": 0.0, "curvature": 0.0, "checkpoints": 0.0}
         self._names: dict[Tensor, str] = {p: name for name, p in model.named_parameters() if p.requires_grad}
         self._planned = steps
-        count = self.preset.visits if visits is None else visits
-        self._visits = (
-            frozenset(log_spaced(steps, count)) if steps is not None and objective is not None else frozenset()
-        )
-        self._saves = frozenset(log_spaced(steps, self.preset.checkpoints)) if steps is not None else frozenset()
-        self._next_visit = self._step
+        self._cadence = Cadence(self.preset, steps, visits if objective is not None else 0, self._step)
         self._curvature = CurvatureProbe(objective, self.preset) if objective is not None else None
         manifest = self._manifest(arm, config, seeds)
         if resume_at is None:
@@ -123,7 +119,6 @@ class Recorder:
         ]
         if resume_at is None:
             self._visit_and_save()
-            self._flush()
 
     # -- what a user calls --------------------------------------------------------------------------
 
@@ -135,30 +130,18 @@ class Recorder:
                 returned: the loss of the first.
             measured: More columns of the steps table, such as `test_accuracy`.
         """
+        self._depth = 0  # a step that raised never told that it ended
         if not self._taken:
             return
-        started = time.perf_counter()
         self._taken = False
-        self._write_step(loss, measured)
-        self._seconds["instruments"] += time.perf_counter() - started
+        with self._overhead.counted("instruments"):
+            self._write_step(loss, measured)
         self._visit_and_save()
-        self._flush()
 
     @property
     def overhead(self) -> dict[str, float]:
         """Seconds and shares of the wall time since construction that recording took, in all and by kind."""
-        wall = max(time.perf_counter() - self._start, 1e-9)
-        total = sum(self._seconds.values())
-        return {
-            "wall_seconds": wall,
-            "seconds": total,
-            "share": total / wall,
-            "instruments_seconds": self._seconds["instruments"],
-            "instruments_share": self._seconds["instruments"] / wall,
-            "curvature_seconds": self._seconds["curvature"],
-            "curvature_share": self._seconds["curvature"] / wall,
-            "checkpoints_seconds": self._seconds["checkpoints"],
-        }
+        return self._overhead.summary()
 
     def note(self, **facts: Any) -> None:
         """Add facts to the manifest."""
@@ -173,24 +156,14 @@ class Recorder:
         self._closed = True
         for handle in self._handles:
             handle.remove()
-        started = time.perf_counter()
         if status == "finished" and self._planned is not None:
-            self._save()
-        self._seconds["checkpoints"] += time.perf_counter() - started
+            with self._overhead.counted("checkpoints"):
+                self._save()
         gaps = self._curvature.gaps if self._curvature is not None else []
         self._store.update_manifest(steps=self._step, overhead=self.overhead, curvature_gaps=gaps)
         self._store.close(status, how)
         if not quiet:
-            sys.stderr.write(f"{self.cost()}\n")
-
-    def cost(self) -> str:
-        """One sentence on what recording cost."""
-        o = self.overhead
-        return (
-            f"{self.path}: {self._step} steps in {o['wall_seconds']:.1f} s, of which recording took "
-            f"{100 * o['share']:.1f} % (curvature {100 * o['curvature_share']:.1f} %, "
-            f"step instruments {100 * o['instruments_share']:.1f} %)"
-        )
+            sys.stderr.write(f"{self.path}: {self._overhead.sentence(self._step)}\n")
 
     def __enter__(self) -> Recorder:
         """The recorder itself; leaving the block closes it, as failed if an exception leaves it."""
@@ -208,62 +181,58 @@ class Recorder:
 
     # -- around an optimizer step -------------------------------------------------------------------
 
-    def _due(self, step: int, every: int | None) -> bool:
-        return every is not None and (step % every == 0 or step == 1 or self._visit_due(step))
-
-    def _visit_due(self, step: int) -> bool:
-        if self._curvature is None:
-            return False
-        return step in self._visits if self._planned is not None else step >= self._next_visit
-
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         self._depth += 1
         if self._depth > 1:
             return
-        started = time.perf_counter()
-        step = self._step + 1
-        wanted = self._due(step, self.preset.tensors_every) or self._due(step, self.preset.spectra_every)
+        with self._overhead.counted("instruments"):
+            self._prepare(optimizer, self._step + 1)
+
+    def _prepare(self, optimizer: Optimizer, step: int) -> None:
+        self._look_is_due = self._cadence.tensors(step) or self._cadence.spectra(step)
         self._before = {}
-        if wanted or self._visit_due(step):
+        self._release()
+        if self._look_is_due or self._cadence.visit(step):
             self._before = {p: p.detach().clone() for p in self._names}
-        self._handle = None
-        if wanted and isinstance(optimizer, ARS2Neo):
+        if self._look_is_due and isinstance(optimizer, ARS2Neo):
             self._handle = optimizer.observe(self._on_record)
-        elif wanted:
+        elif self._look_is_due:
             # Some optimizers overwrite the gradient in place, so it is copied before the step.
             self._gradients = {p: p.grad.detach().clone() for p in self._names if p.grad is not None}
-        self._seconds["instruments"] += time.perf_counter() - started
+
+    def _release(self) -> None:
+        if self._handle is not None:
+            self._handle.remove()
+        self._handle, self._gradients = None, {}
 
     def _on_record(self, record: StepRecord) -> None:
-        started = time.perf_counter()
-        self._look(seen_by_record(record, self._before), (record.loss, record.adversarial_loss), record)
-        self._seconds["instruments"] += time.perf_counter() - started
+        with self._overhead.counted("instruments"):
+            losses = (record.loss, record.adversarial_loss)
+            self._look(seen_by_record(record, self._before), losses, record)
 
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         self._depth -= 1
         if self._depth:
             return
-        started = time.perf_counter()
-        self._step += 1
-        self._taken = True
-        if self._handle is not None:
-            self._handle.remove()
-        elif self._gradients or (self._before and self._due(self._step, self.preset.tensors_every)):
-            gradients = self._gradients or {p: p.grad for p in self._names if p.grad is not None}
-            self._look(seen_by_any(self._names, self._before, gradients), (None, None), None)
-            self._gradients = {}
-        self._seconds["instruments"] += time.perf_counter() - started
+        with self._overhead.counted("instruments"):
+            if self._look_is_due and self._handle is None:
+                # A closure has left its gradients only now.
+                gradients = self._gradients or {p: p.grad for p in self._names if p.grad is not None}
+                self._look(seen_by_any(self._names, self._before, gradients), (None, None), None)
+            self._release()
+            self._step += 1
+            self._taken = True
 
     def _look(
         self, seen: Sequence[Seen], losses: tuple[Tensor | None, Tensor | None], record: StepRecord | None
     ) -> None:
-        step = self._step + (record is not None)  # a record comes before the hook that counts
+        step = self._step + 1
         if not seen:
             return
-        if self._due(step, self.preset.tensors_every):
+        if self._cadence.tensors(step):
             self._rows["tensors"] = tensor_rows(seen)
             self._numbers = step_numbers(seen, losses)
-        if self._due(step, self.preset.spectra_every):
+        if self._cadence.spectra(step):
             triples = record.newton_schulz if record is not None else ()
             self._rows["spectra"] = spectrum_rows(seen, triples, check=self._spectra_looks)
             self._spectra_looks += 1
@@ -277,7 +246,7 @@ class Recorder:
         count = len(self._rows.get("tensors", []))
         if row.get("adversarial_loss") is not None and row["loss"] is not None:
             row["surrogate_gap"] = row["adversarial_loss"] - row["loss"]
-        row["seconds"] = time.perf_counter() - self._start
+        row["seconds"] = self._overhead.wall
         self._store.append("steps", {"step": self._step, **row})
         for tensor_row in others[:count]:
             self._store.append("tensors", {"step": self._step, **tensor_row})
@@ -300,18 +269,18 @@ class Recorder:
         }
 
     def _visit_and_save(self) -> None:
-        started = time.perf_counter()
-        if self._curvature is not None and self._visit_due(self._step):
-            for row in self._curvature.rows(self._step, self._before_flat(), self._displacement()):
-                self._store.append("probes", row)
-            spent = time.perf_counter() - started
-            self._seconds["curvature"] += spent
-            self._plan_next_visit(spent)
+        if self._curvature is not None and self._cadence.visit(self._step):
+            with self._overhead.counted("curvature"):
+                for row in self._curvature.rows(self._step, self._before_flat(), self._displacement()):
+                    self._store.append("probes", row)
+            o = self._overhead
+            self._cadence.visited(self._step, o.seconds["curvature"], o.wall, o.training / max(self._step, 1))
         self._before = {}
-        started = time.perf_counter()
-        if self._step in self._saves:
-            self._save()
-        self._seconds["checkpoints"] += time.perf_counter() - started
+        if self._cadence.checkpoint(self._step):
+            with self._overhead.counted("checkpoints"):
+                self._save()
+        with self._overhead.counted("instruments"):
+            self._store.flush_if_due()
 
     def _before_flat(self) -> dict[str, Tensor]:
         return {self._names[p]: old for p, old in self._before.items()}
@@ -319,24 +288,9 @@ class Recorder:
     def _displacement(self) -> dict[str, Tensor]:
         return {self._names[p]: p.detach() - old for p, old in self._before.items()}
 
-    def _plan_next_visit(self, spent: float) -> None:
-        if self._planned is not None:
-            return
-        wall = time.perf_counter() - self._start
-        per_step = max((wall - sum(self._seconds.values())) / max(self._step, 1), 1e-9)
-        # Steps until one more visit of this cost fits under the cap.
-        needed = ((self._seconds["curvature"] + spent) / self.preset.cap - wall) / per_step
-        nearest = growing(self._step, self.preset.growth)
-        self._next_visit = max(nearest, self._step + math.ceil(needed)) if self._step else 1
-
     def _save(self) -> None:
         self._store.flush()  # a run resumed from this checkpoint then has every row before it
         save_checkpoint(self.path, self._step, self._model, self._optimizer)
-
-    def _flush(self) -> None:
-        started = time.perf_counter()
-        self._store.flush_if_due()
-        self._seconds["instruments"] += time.perf_counter() - started
 
     def _manifest(self, arm: str | None, config: dict[str, Any] | None, seeds: dict[str, int] | None) -> dict[str, Any]:
         if not self._names:

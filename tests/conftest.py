@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -10,6 +11,10 @@ import pytest
 
 from lossscope.landscape.run import Run
 from lossscope.landscape.store import RunStore
+
+# Small networks gain nothing from threads, and on a busy machine threads that wait for each other lose minutes.
+# Set before torch is imported; commands that tests start inherit it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 VISITS = (0, 1, 2, 4, 8, 16, 32, 40)
 MATRICES = {"0.weight": [8, 8], "2.weight": [3, 8]}

@@ -16,7 +16,7 @@ from lossscope.landscape.errors import ConfigError, RunError
 from lossscope.landscape.preset import PRESETS
 from lossscope.landscape.recorder import Recorder
 from lossscope.landscape.run import Run
-from lossscope.optimizer import ARS2Neo, StepRecord, create, names
+from lossscope.optimizer import ARS2Neo, OptimizerError, StepRecord, create, names
 from lossscope.probes.loss import CrossEntropy
 from lossscope.probes.objective import Objective
 
@@ -286,3 +286,18 @@ def test_an_unknown_preset_tells_the_nearest(tmp_path: Path) -> None:
     model = network()
     with pytest.raises(ConfigError, match="there is no preset 'standart'; did you mean standard"):
         Recorder(tmp_path / "run", model, create("sgd", model, lr=1e-2), preset="standart")
+
+
+def test_a_step_that_raised_does_not_make_the_recorder_deaf(tmp_path: Path) -> None:
+    model = network()
+    optimizer = ARS2Neo(model.named_parameters(), lr=1e-2, mode="sync")
+    with Recorder(tmp_path / "run", model, optimizer, preset="full") as recorder:
+        steps(model, optimizer, 2, recorder)
+        F.cross_entropy(model(batch()[0]), batch()[1]).backward()
+        with pytest.raises(OptimizerError, match="step 3 of mode='sync' needs a second gradient"):
+            optimizer.step()
+        recorder.step(0.0)
+        steps(model, optimizer, 2, recorder)
+    run = Run.open(tmp_path / "run")
+    assert run.steps["step"].tolist() == [1, 2, 3, 4]
+    assert sorted(set(run.tensors["step"])) == [1, 2, 3, 4]

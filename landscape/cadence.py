@@ -1,0 +1,67 @@
+"""When a recorder looks at what."""
+
+from __future__ import annotations
+
+import math
+
+from lossscope.landscape.preset import Preset
+from lossscope.landscape.schedule import growing, log_spaced
+
+__all__ = ["Cadence"]
+
+
+class Cadence:
+    """The steps at which each instrument is due.
+
+    With a planned number of steps, curvature visits and checkpoints are log-spaced over them and all take
+    place. Without one, visits grow apart by the preset's factor, and further where they would cost more than
+    the preset's cap.
+
+    Args:
+        preset: How much to look at.
+        planned: How many optimizer steps the run will take, where that is known.
+        visits: Curvature visits: a number in place of the preset's; 0 for none.
+        start: The step the recorder starts at.
+    """
+
+    def __init__(self, preset: Preset, planned: int | None, visits: int | None, start: int) -> None:
+        self._preset, self._planned = preset, planned
+        count = preset.visits if visits is None else visits
+        self._visits = frozenset(log_spaced(planned, count)) if planned is not None else frozenset()
+        self._saves = frozenset(log_spaced(planned, preset.checkpoints)) if planned is not None else frozenset()
+        self._next_visit: float = start if count else math.inf
+
+    def tensors(self, step: int) -> bool:
+        """Whether norms, energies and shear are due."""
+        return self._every(step, self._preset.tensors_every)
+
+    def spectra(self, step: int) -> bool:
+        """Whether singular values are due."""
+        return self._every(step, self._preset.spectra_every)
+
+    def visit(self, step: int) -> bool:
+        """Whether a curvature visit is due."""
+        return step in self._visits if self._planned is not None else step >= self._next_visit
+
+    def checkpoint(self, step: int) -> bool:
+        """Whether a checkpoint is due."""
+        return step in self._saves
+
+    def visited(self, step: int, spent: float, wall: float, per_step: float) -> None:
+        """Plan the next visit.
+
+        Args:
+            step: The step of the visit that was just made.
+            spent: Seconds that all visits so far have taken.
+            wall: Seconds since recording began.
+            per_step: Seconds a step of the training takes.
+        """
+        if step == 0:
+            self._next_visit = 1
+            return
+        # Steps until visits that cost as much again per visit fit under the cap.
+        needed = (spent / self._preset.cap - wall) / max(per_step, 1e-9)
+        self._next_visit = max(growing(step, self._preset.growth), step + math.ceil(needed))
+
+    def _every(self, step: int, every: int | None) -> bool:
+        return every is not None and (step % every == 0 or step == 1 or self.visit(step))

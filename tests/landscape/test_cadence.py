@@ -1,0 +1,78 @@
+"""When a recorder looks at what, and what it counts as its own time."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from itertools import pairwise
+
+import pytest
+
+from lossscope.landscape.cadence import Cadence
+from lossscope.landscape.overhead import Overhead
+from lossscope.landscape.preset import PRESETS
+
+STANDARD = PRESETS["standard"]
+
+
+def test_a_planned_run_makes_exactly_its_visits_whatever_they_cost() -> None:
+    cadence = Cadence(STANDARD, 400, 20, 0)
+    for step in range(401):
+        if cadence.visit(step):
+            cadence.visited(step, spent=1e6, wall=1.0, per_step=1e-3)
+    assert sum(map(cadence.visit, range(401))) == 20
+    assert cadence.visit(0)
+    assert cadence.visit(400)
+
+
+def test_an_unplanned_run_waits_until_a_visit_fits_under_the_cap() -> None:
+    cadence = Cadence(STANDARD, None, None, 0)
+    spent, wall, per_step, made = 0.0, 0.0, 0.01, []
+    for step in range(5000):
+        wall += per_step
+        if cadence.visit(step):
+            made.append(step)
+            spent += 0.2
+            wall += 0.2
+            cadence.visited(step, spent, wall, per_step)
+    assert made[:2] == [0, 1]
+    assert spent / wall <= STANDARD.cap * 1.05
+    assert len(made) > 5
+    assert all(later >= STANDARD.growth * earlier for earlier, later in pairwise(made[2:]))
+
+
+def test_no_visits_asked_for_are_none() -> None:
+    assert not any(Cadence(STANDARD, planned, 0, 0).visit(step) for planned in (None, 100) for step in range(101))
+
+
+def test_tensors_and_spectra_are_looked_at_at_the_first_step_at_their_period_and_at_visits() -> None:
+    cadence = Cadence(STANDARD, 200, 3, 0)
+    visits = {step for step in range(201) if cadence.visit(step)}
+    looked = {step for step in range(1, 201) if cadence.spectra(step)}
+    assert looked == ({1} | {50, 100, 150, 200} | visits) - {0}
+    assert not any(Cadence(PRESETS["economy"], None, 0, 0).spectra(step) for step in range(1, 300))
+
+
+def test_checkpoints_are_log_spaced_where_the_end_is_known() -> None:
+    cadence = Cadence(STANDARD, 1000, 0, 0)
+    saves = [step for step in range(1001) if cadence.checkpoint(step)]
+    assert len(saves) == STANDARD.checkpoints
+    assert (saves[0], saves[-1]) == (0, 1000)
+    assert not any(map(Cadence(STANDARD, None, 0, 0).checkpoint, range(100)))
+
+
+def test_the_overhead_is_the_time_of_its_blocks_also_when_one_raises() -> None:
+    overhead = Overhead()
+    with overhead.counted("curvature"):
+        time.sleep(0.02)
+    with contextlib.suppress(KeyError), overhead.counted("instruments"):
+        time.sleep(0.01)
+        raise KeyError("x")
+    time.sleep(0.01)
+    found = overhead.summary()
+    assert found["curvature_seconds"] >= 0.02
+    assert found["instruments_seconds"] >= 0.01
+    assert found["seconds"] == pytest.approx(found["curvature_seconds"] + found["instruments_seconds"])
+    assert found["share"] == pytest.approx(found["seconds"] / found["wall_seconds"])
+    assert found["wall_seconds"] - found["seconds"] >= 0.01
+    assert "7 steps in" in overhead.sentence(7)
