@@ -65,6 +65,7 @@ def _run(asked: dict[str, Any], *, resume: bool, force: bool, as_json: bool) -> 
     from lossscope.cli.progress import progress_bar
     from lossscope.landscape.config import TrainConfig
     from lossscope.landscape.errors import ConfigError
+    from lossscope.landscape.milestone import first_step
     from lossscope.landscape.training import train as train_run
 
     if resume and force:
@@ -72,6 +73,7 @@ def _run(asked: dict[str, Any], *, resume: bool, force: bool, as_json: bool) -> 
     config = TrainConfig.of(asked)
     with progress_bar(config.run_name) as progress:
         run = train_run(config, resume=resume, force=force, progress=progress)
+    reached = first_step(run, "test_accuracy", 0.99)
     last = run.steps["loss"].dropna()
     accuracy = run.steps["test_accuracy"].dropna()
     if as_json:
@@ -83,10 +85,12 @@ def _run(asked: dict[str, Any], *, resume: bool, force: bool, as_json: bool) -> 
             "steps": int(run.manifest.get("steps", 0)),
             "loss": float(last.iloc[-1]) if len(last) else None,
             "test_accuracy": float(accuracy.iloc[-1]) if len(accuracy) else None,
+            "first_step_at_99_percent": reached,
             "overhead": run.manifest.get("overhead"),
         }
         typer.echo(json.dumps(fact, indent=2))
         return
     loss = f"loss {last.iloc[-1]:.4g}" if len(last) else "no loss"
     accurate = f", test accuracy {100 * accuracy.iloc[-1]:.2f} %" if len(accuracy) else ""
+    accurate += f" (99 % first at step {reached})" if reached is not None else ""
     typer.echo(f"{run.path}: {loss}{accurate}; read it with `lossscope report sharpness {run.path}`")
