@@ -18,6 +18,7 @@ def demo(
     out: Annotated[Path, typer.Option(help="Folder of the demo's runs and its page.")] = Path("runs/demo"),
     steps: Annotated[int, typer.Option(min=1, help="Optimizer steps of each run.")] = 400,
     force: Annotated[bool, typer.Option("--force", help="Replace the demo that is there.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Train ARS2-Neo base, its sync mode and a norm-matched AdamW on digits; print a table, write a page.
 
@@ -25,12 +26,15 @@ def demo(
     """
     from lossscope.cli.progress import progress_bar
     from lossscope.landscape.config import TrainConfig
+    from lossscope.landscape.errors import RunError
     from lossscope.landscape.run import Run
     from lossscope.landscape.training import train
     from lossscope.reports import overview, render
     from lossscope.reports.output import write_text
     from lossscope.reports.text import table_text
 
+    if (out / "run.json").exists():
+        raise RunError(f"{out} is a run itself; give the demo a folder of its own with --out")
     runs: list[Run] = []
     for arm in _ARMS:
         for seed in _SEEDS:
@@ -49,6 +53,9 @@ def demo(
     report = overview(runs)
     page = out / "report.html"
     write_text(page, render(report, "html"), force=True)
+    if as_json:
+        typer.echo(render(report, "json"))
+        return
     for table in report.tables:
         typer.echo(table_text(table))
     typer.echo(f"the report with figures and findings: {page}")

@@ -50,14 +50,12 @@ def train(
 
 
 def _settings(file: Path | None, given: dict[str, Any], assignments: list[str]) -> dict[str, Any]:
-    from lossscope.landscape.config import assignment, from_toml
+    from lossscope.landscape.config import TrainConfig, assignment, from_toml
 
-    merged: dict[str, Any] = {}
+    merged: dict[str, Any] = {"options": {}}
     for part in (from_toml(file) if file else {}, given, *map(assignment, assignments)):
-        options = part.get("options")
-        if isinstance(options, dict) and isinstance(merged.get("options", {}), dict):
-            part = {**part, "options": {**merged.get("options", {}), **options}}
-        merged |= part
+        TrainConfig.of(part)  # each part by itself, so that none hides an error of another
+        merged = {**merged, **part, "options": {**merged["options"], **part.get("options", {})}}
     return merged
 
 
@@ -65,12 +63,17 @@ def _run(asked: dict[str, Any], *, resume: bool, force: bool, as_json: bool) -> 
     from lossscope.cli.progress import progress_bar
     from lossscope.landscape.config import TrainConfig
     from lossscope.landscape.errors import ConfigError
+    from lossscope.landscape.manifest import run_path
     from lossscope.landscape.milestone import first_step
+    from lossscope.landscape.training import recorded_config
     from lossscope.landscape.training import train as train_run
 
     if resume and force:
         raise ConfigError("--resume goes on with a run and --force replaces it; give one of them")
     config = TrainConfig.of(asked)
+    if resume:
+        path = run_path(config.out, config.run_name)
+        config = recorded_config(path).with_settings({"name": config.run_name, "out": config.out, **asked})
     with progress_bar(config.run_name) as progress:
         run = train_run(config, resume=resume, force=force, progress=progress)
     reached = first_step(run, "test_accuracy", 0.99)

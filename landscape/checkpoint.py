@@ -15,10 +15,11 @@ from torch.optim.optimizer import Optimizer
 
 from lossscope.landscape.errors import RunError
 
-__all__ = ["checkpoints", "load_checkpoint", "save_checkpoint"]
+__all__ = ["checkpoints", "forget_checkpoints_after", "load_checkpoint", "save_checkpoint"]
 
 _WEIGHTS = "weights.safetensors"
 _STATE = "optimizer.pt"
+_DAMAGE = (OSError, RuntimeError, ValueError, TypeError, KeyError, EOFError, SafetensorError, pickle.UnpicklingError)
 
 
 def checkpoints(run: Path) -> dict[int, Path]:
@@ -60,8 +61,17 @@ def load_checkpoint(folder: Path, model: nn.Module, optimizer: Optimizer) -> Non
         state = torch.load(folder / _STATE, weights_only=True)
         optimizer.load_state_dict(state["optimizer"])
         torch.set_rng_state(state["random"])
-    except (OSError, RuntimeError, ValueError, KeyError, EOFError, SafetensorError, pickle.UnpicklingError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    except _DAMAGE as error:
         raise RunError(
-            f"checkpoint {folder} cannot be loaded ({reason}); move it away and resume from the one before it"
+            f"checkpoint {folder} cannot be loaded: it was cut short, altered or belongs to another network; "
+            "move it away and resume from the one before it"
         ) from error
+
+
+def forget_checkpoints_after(run: Path, step: int) -> None:
+    """Remove checkpoints beyond a step, which a resumed run will reach anew, and what killed saves left behind."""
+    for saved, path in checkpoints(run).items():
+        if saved > step:
+            shutil.rmtree(path)
+    for left in (run / "checkpoints").glob(".step-*"):
+        shutil.rmtree(left)

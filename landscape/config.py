@@ -2,17 +2,35 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import tomllib
 import types
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, Final, Union, get_args, get_origin, get_type_hints
 
 from lossscope.landscape.errors import ConfigError
 
 __all__ = ["TrainConfig", "assignment", "from_toml"]
+
+
+_MOST: Final = 2**31 - 1
+_BOUNDS: Final[dict[str, tuple[float, float]]] = {
+    "steps": (1, _MOST),
+    "batch_size": (1, _MOST),
+    "eval_every": (1, _MOST),
+    "visits": (0, _MOST),
+    "seed": (0, _MOST),
+    "seed_init": (0, _MOST),
+    "seed_split": (0, _MOST),
+    "seed_order": (0, _MOST),
+    "lr": (0.0, sys.float_info.max),
+    "until_accuracy": (0.0, 1.0),
+    "threads": (1, os.cpu_count() or 1),
+}
 
 
 @dataclass(frozen=True)
@@ -40,7 +58,7 @@ class TrainConfig:
     @property
     def run_name(self) -> str:
         """The name of the run's folder."""
-        return self.name or f"{self.workload}-{self.optimizer}-s{self.seed}"
+        return f"{self.workload}-{self.optimizer}-s{self.seed}" if self.name is None else self.name
 
     @property
     def seeds(self) -> dict[str, int]:
@@ -58,10 +76,10 @@ class TrainConfig:
         types_of = get_type_hints(cls)
         checked = {key: _checked(key, value, types_of) for key, value in settings.items()}
         config = cls(**checked)
-        for key in ("steps", "batch_size", "eval_every", "threads"):
+        for key, (low, high) in _BOUNDS.items():
             value = getattr(config, key)
-            if value is not None and value < 1:
-                raise ConfigError(f"{key} = {value} must be at least 1")
+            if value is not None and not low <= value <= high:
+                raise ConfigError(f"{key} = {value} must lie between {low} and {high}")
         return config
 
     def with_settings(self, settings: Mapping[str, Any]) -> TrainConfig:

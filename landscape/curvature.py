@@ -37,7 +37,7 @@ class CurvatureProbe:
         A visit that cannot be measured (weights that are not finite, say) is a gap and stops no training.
         """
         rows: list[Row] = []
-        for measure in (self._loss, self._spectrum, self._flatness):
+        for measure in (self._loss, self._ends, self._traces, self._adaptive_trace, self._fisher_rao):
             rows += self._attempt(step, measure)
         if displacement:
             rows += self._attempt(step, lambda: self._direction(before, displacement))
@@ -66,32 +66,44 @@ class CurvatureProbe:
     def _loss(self) -> list[Row]:
         return [_row("loss", exact_estimate(self.objective.value()))]
 
-    def _spectrum(self) -> list[Row]:
+    def _ends(self) -> list[Row]:
         found = measure_spectrum(
             hessian(self.objective),
             top=1,
             rel=self._preset.rel,
             max_products=self._preset.products,
+            quantities=("top", "bottom"),
             seed=self._seed,
             warm_start=self._warm,
         )
         rows = []
         for name, pairs in (("lambda_max", found.top), ("lambda_min", found.bottom)):
             if pairs is not None and len(pairs.values):
-                value, residual = float(pairs.values[0]), float(pairs.residuals[0])
-                rows.append(_eigenvalue(name, value, residual, bool(pairs.converged[0]), found.products, found.seconds))
+                rows.append({**_row(name, pairs.estimate()), "products": found.products, "seconds": found.seconds})
         if found.top is not None and len(found.top.values):
             self._warm = found.top.vectors[:, 0].detach().clone()
-        for name, estimate in (("trace", found.trace), ("frobenius", found.frobenius)):
-            if estimate is not None:
-                # Rows of one call share its cost, so each names all of it.
-                rows.append({**_row(name, estimate), "products": found.products, "seconds": found.seconds})
         return rows
 
-    def _flatness(self) -> list[Row]:
-        samples, rel = self._preset.products // 3, self._preset.rel
+    def _traces(self) -> list[Row]:
+        found = measure_spectrum(
+            hessian(self.objective),
+            rel=self._preset.trace_rel,
+            max_products=self._preset.products,
+            quantities=("trace", "frobenius"),
+            seed=self._seed,
+        )
+        # Rows of one call share its cost, so each names all of it.
+        cost = {"products": found.products, "seconds": found.seconds}
+        estimates = (("trace", found.trace), ("frobenius", found.frobenius))
+        return [{**_row(name, estimate), **cost} for name, estimate in estimates if estimate is not None]
+
+    def _adaptive_trace(self) -> list[Row]:
+        samples, rel = self._preset.products, self._preset.trace_rel
         trace = adaptive_trace(self.objective, samples=samples, rel=rel, seed=self._seed)
-        return [_row("adaptive_trace", trace), _row("log_fisher_rao", log_fisher_rao(self.objective))]
+        return [_row("adaptive_trace", trace)]
+
+    def _fisher_rao(self) -> list[Row]:
+        return [_row("log_fisher_rao", log_fisher_rao(self.objective))]
 
     def _direction(self, before: dict[str, Tensor], displacement: dict[str, Tensor]) -> list[Row]:
         at, step = (
@@ -113,17 +125,4 @@ def _row(measure: str, estimate: Estimate) -> Row:
         "products": estimate.products,
         "seconds": estimate.seconds,
         "converged": estimate.converged,
-    }
-
-
-def _eigenvalue(name: str, value: float, residual: float, converged: bool, products: int, seconds: float) -> Row:
-    return {
-        "measure": name,
-        "value": value,
-        "low": value - residual,
-        "high": value + residual,
-        "residual": residual,
-        "products": products,
-        "seconds": seconds,
-        "converged": converged,
     }

@@ -5,6 +5,7 @@ Numbers stay 0-d tensors in the rows until `settled` fetches all of them at once
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -16,7 +17,7 @@ from torch import Tensor
 from lossscope.optimizer import StepRecord, TensorRecord
 from lossscope.probes.energy import energies
 from lossscope.probes.matrix_spectrum import MatrixSpectrum, gram_error, gram_spectra
-from lossscope.probes.newton_schulz_map import check_newton_schulz_image, newton_schulz_image
+from lossscope.probes.newton_schulz_map import newton_schulz_image
 from lossscope.probes.norms import norm, norms, relative_radius, update_ratio
 from lossscope.probes.shear_geometry import angle, cosine, secants, surrogate_gap
 
@@ -41,6 +42,7 @@ class Seen:
 
     name: str
     parameter: Tensor  # after the step
+    before: Tensor
     gradient: Tensor | None
     displacement: Tensor  # after minus before, decay included
     record: TensorRecord | None  # what only our own optimizers show
@@ -54,17 +56,21 @@ class Seen:
         """The tensor cut as the step cut its parameter: `(m, n)` or `(batch, m, n)`."""
         if self.record is not None and self.record.matrix_shape is not None:
             return tensor.reshape(self.record.matrix_shape)
-        return tensor if tensor.ndim == 2 else tensor.flatten(1)
+        return tensor if tensor.ndim in (2, 3) else tensor.flatten(1)
 
 
 def seen_by_record(record: StepRecord, before: dict[Tensor, Tensor]) -> list[Seen]:
     """What one of our own optimizers shows, with the displacement from a copy taken before the step."""
-    return [Seen(t.name, t.parameter, t.gradient, t.parameter - before[t.parameter], t) for t in record.tensors]
+    return [_seen(t.name, t.parameter, before[t.parameter], t.gradient, t) for t in record.tensors]
 
 
 def seen_by_any(names: dict[Tensor, str], before: dict[Tensor, Tensor], gradients: dict[Tensor, Tensor]) -> list[Seen]:
     """What any optimizer shows: parameters before and after, and the gradients it was given."""
-    return [Seen(names[p], p, gradients.get(p), p.detach() - old, None) for p, old in before.items()]
+    return [_seen(names[p], p, old, gradients.get(p), None) for p, old in before.items()]
+
+
+def _seen(name: str, parameter: Tensor, before: Tensor, gradient: Tensor | None, record: TensorRecord | None) -> Seen:
+    return Seen(name, parameter, before, gradient, parameter.detach() - before, record)
 
 
 def tensor_rows(seen: Sequence[Seen]) -> list[Row]:
@@ -78,7 +84,7 @@ def tensor_rows(seen: Sequence[Seen]) -> list[Row]:
         if s.gradient is not None:
             row["gradient_norm"] = norm(s.gradient)
         if s.record is not None:
-            row |= _energies(s, s.record) | _shear(s.record)
+            row |= _energies(s, s.record) | _shear(s.record, s.before)
         rows.append(row)
     return rows
 
@@ -99,14 +105,14 @@ def _energies(seen: Seen, record: TensorRecord) -> Row:
     return dict(found)
 
 
-def _shear(record: TensorRecord) -> Row:
+def _shear(record: TensorRecord, before: Tensor) -> Row:
     row: Row = {}
     g = record.gradient
     if g is None:
         return row
     if record.perturbation is not None:
         row["perturbation_norm"] = norm(record.perturbation)
-        row["relative_radius"] = relative_radius(record.perturbation, record.parameter)
+        row["relative_radius"] = relative_radius(record.perturbation, before)
     if record.adversarial is not None:
         row["adversarial_angle"] = angle(g, record.adversarial)
     if record.shear is not None:
@@ -127,7 +133,11 @@ def step_numbers(seen: Sequence[Seen], losses: tuple[Tensor | None, Tensor | Non
     row: Row = {"weight_norm": norm([s.parameter for s in seen]), "update_norm": norm([s.displacement for s in seen])}
     if with_gradient:
         row["gradient_norm"] = norm([cast(Tensor, s.gradient) for s in with_gradient])
-    return row | _second_pass_numbers([s.record for s in seen if s.record is not None], losses)
+    records = [s.record for s in seen if s.record is not None]
+    stale = [(r.gradient, r.stale_shear) for r in records if r.gradient is not None and r.stale_shear is not None]
+    if stale:
+        row["phi"] = cosine([g for g, _ in stale], [s for _, s in stale])
+    return row | _second_pass_numbers(records, losses)
 
 
 def _second_pass_numbers(records: Sequence[TensorRecord], losses: tuple[Tensor | None, Tensor | None]) -> Row:
@@ -151,52 +161,48 @@ def _second_pass_numbers(records: Sequence[TensorRecord], losses: tuple[Tensor |
     return row
 
 
-def spectrum_rows(seen: Sequence[Seen], newton_schulz: tuple[tuple[float, float, float], ...], check: int) -> list[Row]:
-    """One row a matrix and object, values still on the device; `check` picks the matrix whose map is checked."""
+def spectrum_rows(seen: Sequence[Seen], newton_schulz: tuple[tuple[float, float, float], ...]) -> list[Row]:
+    """One row a matrix and object, values still on the device.
+
+    The output of Newton-Schulz has the singular vectors of its input, so its spectrum is the scalar map of the
+    input's; how far that is from the real one is measured for every matrix and stands in `error`.
+    """
     matrices = [s for s in seen if s.track == "matrix"]
     asked = [(s, name, tensor) for s in matrices for name, tensor in _objects(s)]
-    values = gram_spectra([s.as_matrix(tensor) for s, _, tensor in asked])
-    rows = [
-        {"tensor": s.name, "object": name, "values": found, "method": "gram", "shape": tuple(s.as_matrix(t).shape[-2:])}
-        for (s, name, t), found in zip(asked, values, strict=True)
+    cuts = [s.as_matrix(tensor) for s, _, tensor in asked]
+    rows: list[Row] = [
+        {"tensor": s.name, "object": name, "values": found, "method": "gram", "shape": tuple(cut.shape[-2:])}
+        for (s, name, _), cut, found in zip(asked, cuts, gram_spectra(cuts), strict=True)
     ]
-    whitened = {row["tensor"]: row for row in rows if row["object"] == "whitened"}
-    for index, s in enumerate(matrices):
-        if s.record is not None:
-            checked = bool(matrices) and index == check % len(matrices)
-            rows += _mapped_rows(s, s.record, whitened[s.name], newton_schulz, checked=checked)
+    records = {s.name: s.record for s in matrices if s.record is not None}
+    for name, record in records.items():
+        mine = {row["object"]: row for row in rows if row["tensor"] == name}
+        if "orthogonal" in mine:
+            _use_map(mine["orthogonal"], mine["whitened"], newton_schulz)
+        followed = mine.get("orthogonal", mine["whitened"])
+        size = abs(float(record.lr)) * record.scale
+        scaled: Row = {key: followed[key] * size for key in ("values", "error") if key in followed}
+        rows.append({**followed, **scaled, "object": "update", "method": "scaled"})
     return rows
+
+
+def _use_map(orthogonal: Row, whitened: Row, triples: tuple[tuple[float, float, float], ...]) -> None:
+    image = newton_schulz_image(whitened["values"], triples)
+    deviation = (image - orthogonal["values"]).abs().amax(-1)
+    orthogonal |= {"values": image, "method": "map", "error": deviation}
 
 
 def _objects(seen: Seen) -> list[tuple[str, Tensor]]:
     objects = [("weight", seen.parameter.detach())]
     if seen.gradient is not None:
         objects.append(("gradient", seen.gradient))
-    if seen.record is None:
-        objects.append(("update", seen.displacement))
-    else:
-        objects += [("momentum", seen.record.exp_avg), ("whitened", seen.record.whitened)]
+    record = seen.record
+    if record is None:
+        return [*objects, ("update", seen.displacement)]
+    objects += [("momentum", record.m_hat), ("whitened", record.whitened)]
+    if record.orthogonal is not None and record.direction is record.orthogonal:
+        objects.append(("orthogonal", record.orthogonal))
     return objects
-
-
-def _mapped_rows(
-    seen: Seen, record: TensorRecord, whitened: Row, triples: tuple[tuple[float, float, float], ...], *, checked: bool
-) -> list[Row]:
-    # O has the singular vectors of A, so its spectrum is the scalar map of A's; the update is a multiple of it.
-    row = {key: whitened[key] for key in ("tensor", "shape")}
-    size = abs(float(record.lr)) * record.scale
-    if record.orthogonal is None or record.direction is not record.orthogonal:
-        return [{**row, "object": "update", "values": whitened["values"] * size, "method": "scaled"}]
-    image = newton_schulz_image(whitened["values"], triples)
-    error: Row = {}
-    if checked:
-        O, A = seen.as_matrix(record.orthogonal), whitened["values"]
-        O, A = (O[0], A[0]) if O.ndim == 3 else (O, A)
-        error = {"error": check_newton_schulz_image(O, A, triples)}
-    return [
-        {**row, "object": "orthogonal", "values": image, "method": "map", **error},
-        {**row, "object": "update", "values": image * size, "method": "scaled"},
-    ]
 
 
 def settled(rows: Sequence[Row]) -> list[Row]:
@@ -228,9 +234,8 @@ def _slices(row: Row) -> list[Row]:
     for index, part in parts:
         if not np.isfinite(part).all():
             continue  # a gap: the matrix had an entry that is not finite
-        known = error if error is not None and index in (None, 0) else None
-        known = gram_error(part) if method == "gram" else known
-        spectrum = MatrixSpectrum.from_values(part, shape, method, float("nan") if known is None else known)
+        known = gram_error(part) if error is None else float(error if index is None else error[index])
+        spectrum = MatrixSpectrum.from_values(part, shape, method, known)
         done.append({"tensor": row["tensor"], "slice": index, "object": row["object"], **_described(spectrum)})
     return done
 
@@ -243,7 +248,7 @@ def _described(spectrum: MatrixSpectrum) -> Row:
         "entropy_nuclear": spectrum.entropy("nuclear"),
         "stable_rank": spectrum.stable_rank,
         "effective_rank": spectrum.effective_rank,
-        "condition": spectrum.condition,
+        "condition": spectrum.condition if math.isfinite(spectrum.condition) else None,
         "orthogonality_defect": spectrum.orthogonality_defect,
         "method": spectrum.method,
         "error": spectrum.error,

@@ -20,15 +20,21 @@ class Measure:
 
 
 _INTERVAL: Final = "95 % interval over random probes"
-_RESIDUAL: Final = "residual: an eigenvalue lies within it"
+# A Ritz value is a weighted mean of the eigenvalues, so it lies between the ends; one further out may have been missed.
+_BELOW: Final = (
+    "value: never above the eigenvalue, up to rounding; residual: some eigenvalue lies within it, no upper bound"
+)
+_ABOVE: Final = (
+    "value: never below the eigenvalue, up to rounding; residual: some eigenvalue lies within it, no lower bound"
+)
 _EXACT: Final = "exact on the fixed data"
 
 MEASURES: Final = (
     Measure(
         "loss", "nats", _EXACT, "every function-preserving map", "mean training loss on the fixed data of curvature"
     ),
-    Measure("lambda_max", "nats", _RESIDUAL, "rotations only", "largest eigenvalue of the Hessian"),
-    Measure("lambda_min", "nats", _RESIDUAL, "rotations only", "smallest eigenvalue of the Hessian"),
+    Measure("lambda_max", "nats", _BELOW, "rotations only", "largest eigenvalue of the Hessian"),
+    Measure("lambda_min", "nats", _ABOVE, "rotations only", "smallest eigenvalue of the Hessian"),
     Measure("trace", "nats", _INTERVAL, "rotations only", "sum of the eigenvalues of the Hessian"),
     Measure("frobenius", "nats", _INTERVAL, "rotations only", "root of the sum of squared eigenvalues"),
     Measure("directional_sharpness", "nats", _EXACT, "rotations only", "D'HD / |D|^2 along the step D that was taken"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Final, Literal
 
@@ -14,15 +14,20 @@ _KINDS: Final[tuple[Kind, ...]] = ("instruments", "curvature", "checkpoints")
 
 
 class Overhead:
-    """The wall time since construction, and the part of it that recording took, by kind."""
+    """The wall time of a run, and the part of it that recording took, by kind.
 
-    def __init__(self) -> None:
-        self._start = time.perf_counter()
-        self.seconds: dict[Kind, float] = dict.fromkeys(_KINDS, 0.0)
+    Args:
+        before: The summary of the sessions before this one, where the run is resumed.
+    """
+
+    def __init__(self, before: Mapping[str, float] | None = None) -> None:
+        past = before or {}
+        self._start = time.perf_counter() - past.get("wall_seconds", 0.0)
+        self.seconds: dict[Kind, float] = {kind: past.get(f"{kind}_seconds", 0.0) for kind in _KINDS}
 
     @property
     def wall(self) -> float:
-        """Seconds since construction."""
+        """Seconds of recording sessions so far."""
         return max(time.perf_counter() - self._start, 1e-9)
 
     @property

@@ -13,7 +13,7 @@ from torch.optim.optimizer import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from lossscope.landscape.cadence import Cadence
-from lossscope.landscape.checkpoint import save_checkpoint
+from lossscope.landscape.checkpoint import forget_checkpoints_after, save_checkpoint
 from lossscope.landscape.curvature import CurvatureProbe
 from lossscope.landscape.environment import code_version, environment
 from lossscope.landscape.errors import LandscapeError
@@ -92,7 +92,6 @@ class Recorder:
         self.preset = preset_of(preset)
         self.path = Path(path)
         self._model, self._optimizer, self._objective = model, optimizer, objective
-        self._overhead = Overhead()
         self._step = resume_at or 0
         self._depth = 0  # step hooks fire once more for each class whose step() calls super().step()
         self._taken = False
@@ -103,16 +102,20 @@ class Recorder:
         self._gradients: dict[Tensor, Tensor] = {}
         self._rows: dict[str, list[Row]] = {}
         self._numbers: Row = {}
-        self._spectra_looks = 0  # which matrix has its Newton-Schulz map checked
         self._names: dict[Tensor, str] = {p: name for name, p in model.named_parameters() if p.requires_grad}
         self._planned = steps
         self._cadence = Cadence(self.preset, steps, visits if objective is not None else 0, self._step)
         self._curvature = CurvatureProbe(objective, self.preset) if objective is not None else None
+        if objective is not None:
+            objective.value()  # one that cannot be measured is told now, not at the first visit
         manifest = self._manifest(arm, config, seeds)
         if resume_at is None:
             self._store = RunStore.create(self.path, manifest, force=force)
         else:
             self._store = RunStore.resume(self.path, resume_at)
+            forget_checkpoints_after(self.path, resume_at)
+        self._overhead = Overhead(self._store.manifest.get("overhead"))
+        self._gaps: list[Row] = list(self._store.manifest.get("curvature_gaps") or [])
         self._handles = [
             optimizer.register_step_pre_hook(self._before_step),
             optimizer.register_step_post_hook(self._after_step),
@@ -122,20 +125,30 @@ class Recorder:
 
     # -- what a user calls --------------------------------------------------------------------------
 
-    def step(self, loss: Tensor | float | None = None, **measured: float) -> None:
+    def step(
+        self,
+        loss: Tensor | float | None = None,
+        *,
+        train_accuracy: float | None = None,
+        test_loss: float | None = None,
+        test_accuracy: float | None = None,
+    ) -> None:
         """Write the row of the optimizer step just taken; nothing, if none was (a skipped step of a scaler).
 
         Args:
-            loss: The training loss of the step. For steps of two passes pass what `optimizer.step()`
-                returned: the loss of the first.
-            measured: More columns of the steps table, such as `test_accuracy`.
+            loss: The training loss of the step, one number. For steps of two passes pass what
+                `optimizer.step()` returned: the loss of the first.
+            train_accuracy: Fraction right on the training set, where it was measured after this step.
+            test_loss: Mean loss on a test set.
+            test_accuracy: Fraction right on a test set.
         """
         self._depth = 0  # a step that raised never told that it ended
         if not self._taken:
             return
         self._taken = False
         with self._overhead.counted("instruments"):
-            self._write_step(loss, measured)
+            measured = {"train_accuracy": train_accuracy, "test_loss": test_loss, "test_accuracy": test_accuracy}
+            self._write_step(loss.detach().reshape(()) if isinstance(loss, Tensor) else loss, measured)
         self._visit_and_save()
 
     @property
@@ -159,11 +172,13 @@ class Recorder:
         if status == "finished" and self._planned is not None:
             with self._overhead.counted("checkpoints"):
                 self._save()
-        gaps = self._curvature.gaps if self._curvature is not None else []
-        self._store.update_manifest(steps=self._step, overhead=self.overhead, curvature_gaps=gaps)
+        self._store.update_manifest(steps=self._step, overhead=self.overhead)
         self._store.close(status, how)
         if not quiet:
-            sys.stderr.write(f"{self.path}: {self._overhead.sentence(self._step)}\n")
+            missing = (
+                f"; curvature is missing at {len(self._gaps)} visits: {self._gaps[0]['why']}" if self._gaps else ""
+            )
+            sys.stderr.write(f"{self.path}: {self._overhead.sentence(self._step)}{missing}\n")
 
     def __enter__(self) -> Recorder:
         """The recorder itself; leaving the block closes it, as failed if an exception leaves it."""
@@ -234,14 +249,15 @@ class Recorder:
             self._numbers = step_numbers(seen, losses)
         if self._cadence.spectra(step):
             triples = record.newton_schulz if record is not None else ()
-            self._rows["spectra"] = spectrum_rows(seen, triples, check=self._spectra_looks)
-            self._spectra_looks += 1
+            self._rows["spectra"] = spectrum_rows(seen, triples)
 
     # -- after it -----------------------------------------------------------------------------------
 
-    def _write_step(self, loss: Tensor | float | None, measured: dict[str, float]) -> None:
+    def _write_step(self, loss: Tensor | float | None, measured: dict[str, float | None]) -> None:
         first = self._optimizer.param_groups[0]
-        row: Row = {"loss": loss, "lr": float(first["lr"]), **self._numbers, **self._decision(), **measured}
+        # What the optimizer decided by goes before the same number measured beside it.
+        decided = {key: value for key, value in self._decision().items() if value is not None}
+        row: Row = {"loss": loss, "lr": float(first["lr"]), **self._numbers, **decided, **measured}
         (row, *others) = settled([row, *self._rows.get("tensors", []), *self._rows.get("spectra", [])])
         count = len(self._rows.get("tensors", []))
         if row.get("adversarial_loss") is not None and row["loss"] is not None:
@@ -273,6 +289,7 @@ class Recorder:
             with self._overhead.counted("curvature"):
                 for row in self._curvature.rows(self._step, self._before_flat(), self._displacement()):
                     self._store.append("probes", row)
+                self._note_gaps(self._curvature.gaps)
             o = self._overhead
             self._cadence.visited(self._step, o.seconds["curvature"], o.wall, o.training / max(self._step, 1))
         self._before = {}
@@ -281,6 +298,12 @@ class Recorder:
                 self._save()
         with self._overhead.counted("instruments"):
             self._store.flush_if_due()
+
+    def _note_gaps(self, gaps: list[Row]) -> None:
+        if gaps:
+            self._gaps += gaps
+            gaps.clear()
+            self._store.update_manifest(curvature_gaps=self._gaps)
 
     def _before_flat(self) -> dict[str, Tensor]:
         return {self._names[p]: old for p, old in self._before.items()}
@@ -291,6 +314,7 @@ class Recorder:
     def _save(self) -> None:
         self._store.flush()  # a run resumed from this checkpoint then has every row before it
         save_checkpoint(self.path, self._step, self._model, self._optimizer)
+        self._store.update_manifest(steps=self._step, overhead=self.overhead)
 
     def _manifest(self, arm: str | None, config: dict[str, Any] | None, seeds: dict[str, int] | None) -> dict[str, Any]:
         if not self._names:

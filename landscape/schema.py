@@ -102,8 +102,18 @@ _SPECTRA: Final = (
     Column("effective_rank", "float", "1", "exp of the unnormalised nuclear entropy"),
     Column("condition", "float", "1", "largest over smallest singular value; null where singular"),
     Column("orthogonality_defect", "float", "1", "|MM' - I|_F / sqrt r after scaling |M|_F to sqrt r"),
-    Column("method", "text", "", "gram (float64 eigenvalues), map (Newton-Schulz scalar map) or scaled"),
-    Column("error", "float", "", "largest error the method is known to have, in the unit of values"),
+    Column(
+        "method",
+        "text",
+        "",
+        "gram (float64 eigenvalues), map (Newton-Schulz scalar map) or scaled (a multiple of another)",
+    ),
+    Column(
+        "error",
+        "float",
+        "",
+        "largest error of a value: rounding of the Gram matrix, or the map's distance from the real spectrum",
+    ),
 )
 
 _PROBES: Final = (

@@ -25,7 +25,7 @@ from lossscope.probes.errors import ProbeError
 from lossscope.probes.loss import CrossEntropy
 from lossscope.probes.objective import Objective
 
-__all__ = ["resolved", "train"]
+__all__ = ["recorded_config", "resolved", "train"]
 
 Progress = Callable[[int, int, float], None]  # step, steps, loss
 
@@ -131,7 +131,7 @@ def _job(config: TrainConfig) -> _Job:
 def _resume_point(path: Path, config: TrainConfig, job: _Job) -> int | None:
     if not path.exists():
         raise RunError(f"run {path} does not exist, so there is nothing to resume; leave --resume out to start it")
-    before = TrainConfig.of(Run.open(path).manifest["config"])
+    before = recorded_config(path)
     free = {"steps", "visits", "until_accuracy", "threads", "out", "name"}
     for key, old in asdict(before).items():
         new = asdict(config)[key]
@@ -145,6 +145,18 @@ def _resume_point(path: Path, config: TrainConfig, job: _Job) -> int | None:
     step, folder = list(saved.items())[-1]
     load_checkpoint(folder, job.model, job.optimizer)
     return step
+
+
+def recorded_config(path: Path) -> TrainConfig:
+    """The config that a run was started with.
+
+    Raises:
+        RunError: There is no run, or it was not made by `train`.
+    """
+    recorded = Run.open(path).manifest.get("config")
+    if not isinstance(recorded, dict) or "workload" not in recorded:
+        raise RunError(f"run {path} was not made by `lossscope train`, so it cannot be resumed by it")
+    return TrainConfig.of(recorded)
 
 
 def _plain(value: Any) -> Any:

@@ -240,15 +240,16 @@ class ARS2Neo(Optimizer):
         self._refuse_sparse_gradients()
         if not self._ascends:
             return Decision(sync=False, after=replace(before, clock=before.clock + 1))
+        alpha = 0.0 if first["shear"] == "off" else first["alpha"]
         if first["mode"] != "aga":
-            return periodic(before, k=1 if first["mode"] == "sync" else first["k"], alpha=first["alpha"])
+            return periodic(before, k=1 if first["mode"] == "sync" else first["k"], alpha=alpha)
         having = [p for p in self._parameters() if p.grad is not None and "shear" in self.state.get(p, ())]
         phi = misalignment([cast(Tensor, p.grad) for p in having], [self.state[p]["shear"] for p in having])
         return adaptive(
             before,
             phi,
             k=first["k"],
-            alpha=first["alpha"],
+            alpha=alpha,
             beta=first["aga_beta"],
             lamda=first["aga_lambda"],
             gamma=first["aga_gamma"],

@@ -27,6 +27,17 @@ _FACTORIES: Final[dict[str, Callable[..., Optimizer]]] = {
     "sgd": torch.optim.SGD,
 }
 
+_ADAPTIVE: Final = frozenset({"aga_beta", "aga_lambda", "aga_gamma", "trigger"})
+_INJECTING: Final = frozenset({"k", "alpha", "shear"})
+_ASCENDING: Final = frozenset({"rho", "perturbation"})
+# Settings that a mode does not read: to accept them would be to ignore them without a word.
+_WITHOUT_USE: Final[dict[str, frozenset[str]]] = {
+    "ars2-base": _ADAPTIVE | _INJECTING | _ASCENDING,
+    "adamw@rms": _ADAPTIVE | _INJECTING | _ASCENDING,
+    "ars2-sync": _ADAPTIVE | _INJECTING,
+    "ars2-lazy": _ADAPTIVE,
+}
+
 DESCRIPTIONS: Final = {
     "ars2-base": "ARS2-Neo, one pass a step",
     "ars2-sync": "ARS2-Neo, two passes every step",
@@ -52,7 +63,8 @@ def settings(name: str) -> tuple[str, ...]:
     if name not in _FACTORIES:
         raise OptimizerError(f"there is no optimizer {name!r}{_nearest(name, names())}")
     factory = _FACTORIES[name]
-    return tuple(p for p in signature(factory).parameters if p != "params" and p not in _fixed(factory))
+    left_out = {"params", *_fixed(factory), *_WITHOUT_USE.get(name, ())}
+    return tuple(p for p in signature(factory).parameters if p not in left_out)
 
 
 def _nearest(word: str, words: Iterable[str]) -> str:
@@ -87,6 +99,8 @@ def create(name: str, parameters: nn.Module | Iterable[tuple[str, Tensor]], **ov
         return factory(trainable, **overrides)
     except (TypeError, ValueError) as error:
         raise OptimizerError(f"optimizer {name}: {error}") from error
+    except (IndexError, KeyError, RuntimeError) as error:
+        raise OptimizerError(f"optimizer {name} does not accept its settings {overrides}: {error}") from error
 
 
 def _fixed(factory: Callable[..., Optimizer]) -> tuple[str, ...]:

@@ -59,6 +59,11 @@ _SHARED: Final = (
     "ns_steps",
 )
 
+# Configuration files have no dtypes, only their names.
+_DTYPES: Final = {
+    str(d).removeprefix("torch."): d for d in (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+}
+
 _CHOICES: Final[dict[str, tuple[object, ...]]] = {
     "mode": MODES,
     "energy": ENERGIES,
@@ -111,8 +116,12 @@ def checked_group(group: dict[str, Any], first: dict[str, Any]) -> None:
         raise OptimizerError(f"betas={group['betas']!r} must be two numbers in [0, 1)")
     for beta in group["betas"]:
         _check_number("betas", beta, "two numbers in [0, 1)", lambda x: 0 <= x < 1)
+    if isinstance(group["ns_dtype"], str) and group["ns_dtype"] in _DTYPES:
+        group["ns_dtype"] = _DTYPES[group["ns_dtype"]]
     if group["ns_dtype"] != "auto" and not getattr(group["ns_dtype"], "is_floating_point", False):
-        raise OptimizerError(f"ns_dtype={group['ns_dtype']!r} must be 'auto' or a floating torch.dtype")
+        raise OptimizerError(
+            f"ns_dtype={group['ns_dtype']!r} must be 'auto', a floating torch.dtype or one of {', '.join(_DTYPES)}"
+        )
     ns.coefficients(group["newton_schulz"], group["ns_steps"])
     if group["mode"] in ("lazy", "aga"):
         period_of(group["mode"], group["k"])

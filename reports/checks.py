@@ -91,8 +91,8 @@ def precise(runs: Sequence[Run], measure: str, words: str) -> Finding:
 
 
 def no_negative_curvature(runs: Sequence[Run]) -> Finding:
-    """Whether the smallest eigenvalue at the last visit is not below zero, as far as its bound can tell."""
-    claim = "No direction curves downwards at the last visit (λ_min ≥ 0)."
+    """Whether the smallest Ritz value at the last visit is not below zero: what was found, not what there is."""
+    claim = "No downward curvature was found at the last visit (λ_min as measured ≥ 0)."
     found = [(run.name, at_last_visit(run, "lambda_min")) for run in runs]
     bounds = [(q.value, q.error or 0.0, name) for name, q in found if q.value is not None]
     if not bounds:
@@ -142,10 +142,10 @@ def losses_matched(runs: Sequence[Run]) -> Finding:
         if (present := [loss for run in members if (loss := loss_at_last_visit(run)) is not None])
     }
     if len(medians) < 2:
-        return Finding(claim, None, f"{len(medians)} arm(s) with a train loss", "steps.parquet: loss")
+        return Finding(claim, None, f"{len(medians)} arm(s) with a train loss", "probes.parquet: loss")
     numbers = "; ".join(f"{arm} {plain(loss)}" for arm, loss in medians.items())
     matched = max(medians.values()) <= (1 + _LOSS_TOLERANCE) * min(medians.values())
-    return Finding(claim, matched, numbers, "steps.parquet: loss")
+    return Finding(claim, matched, numbers, "probes.parquet: loss")
 
 
 def _rows(run: Run, measure: str) -> pd.DataFrame:

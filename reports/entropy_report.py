@@ -10,8 +10,8 @@ from lossscope.reports.checks import entropy_raised, spectra_precise
 from lossscope.reports.content import Cell, Column, Report, Table
 from lossscope.reports.panels import entropy_figure
 from lossscope.reports.provenance import ending_notes, missing_spectra, provenance, runs_in_words
-from lossscope.reports.quantities import last_spectra, mean_and_range, median_and_range
-from lossscope.reports.wording import FLATTENING_NOTE, VERDICT_NOTE
+from lossscope.reports.quantities import last_spectra, mean_and_range, median_and_range, number
+from lossscope.reports.wording import FLATTENING_NOTE, UPDATE_NOTE, VERDICT_NOTE
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -40,7 +40,7 @@ _ENTROPY_COLUMNS: Final = (
 _CONDITION_COLUMNS: Final = (
     *_SUBJECT,
     Column("condition", "condition, median", "1", "largest over smallest singular value"),
-    Column("singular", "singular", "", "matrices without a condition number"),
+    Column("singular", "singular", "", "singular matrices: they have no condition number"),
     Column("orthogonality_defect", "orthogonality defect, mean", "1", "‖MMᵀ − I‖_F/√r after scaling"),
 )
 _TENSOR_COLUMNS: Final = (
@@ -68,7 +68,7 @@ def spectral_entropy(runs: Sequence[Run]) -> Report:
         findings=(entropy_raised(runs), spectra_precise(runs)),
         tables=(_entropy_table(runs), _condition_table(runs), _tensor_table(runs)),
         figures=(entropy_figure(runs),),
-        notes=(*ending_notes(runs), FLATTENING_NOTE, VERDICT_NOTE),
+        notes=(*ending_notes(runs), *_update_notes(runs), FLATTENING_NOTE, VERDICT_NOTE),
         missing=missing_spectra(runs),
         provenance=provenance(runs),
     )
@@ -91,8 +91,8 @@ def _condition_table(runs: Sequence[Run]) -> Table:
         (
             words,
             arm,
-            median_and_range(_numbers(rows, "condition")),
-            int(rows["condition"].isna().sum()),
+            median_and_range(conditions := _numbers(rows, "condition")),
+            len(rows) - len(conditions),
             mean_and_range(_numbers(rows, "orthogonality_defect")),
         )
         for words, arm, rows in _subjects(runs)
@@ -117,6 +117,13 @@ def _subjects(runs: Sequence[Run]) -> list[tuple[str, str, pd.DataFrame]]:
         for arm, rows in arms.items()
     ]
     return [subject for subject in subjects if len(subject[2])]
+
+
+def _update_notes(runs: Sequence[Run]) -> tuple[str, ...]:
+    """What to say where updates of two kinds stand side by side; only lossscope's own optimizers record A."""
+    recorded = [set(run.spectra["object"]) for run in runs]
+    kinds = {"whitened" in objects for objects in recorded if "update" in objects}
+    return (UPDATE_NOTE,) if len(kinds) == 2 else ()
 
 
 def _tensor_table(runs: Sequence[Run]) -> Table:
@@ -148,5 +155,5 @@ def _shape(entry: Mapping[str, object]) -> str:
 
 
 def _numbers(rows: pd.DataFrame, column: str) -> list[float]:
-    """The numbers of a column that are not missing."""
-    return [float(value) for value in rows[column].dropna()]
+    """The numbers of a column; null and what is not finite are left out."""
+    return [found for value in rows[column] if (found := number(value)) is not None]

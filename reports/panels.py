@@ -19,7 +19,7 @@ from lossscope.landscape.series import (
 )
 from lossscope.reports.content import Axis, Cloud, Curves, Threshold
 from lossscope.reports.curves import cloud, curves
-from lossscope.reports.wording import BATCH_NOTE, FLATTENING_NOTE, HESSIAN_NOTE, LOSS_NOTE
+from lossscope.reports.wording import BATCH_NOTE, ENDS_NOTE, FLATTENING_NOTE, HESSIAN_NOTE, LOSS_NOTE
 
 if TYPE_CHECKING:
     from lossscope.landscape.run import Run
@@ -52,39 +52,24 @@ def loss_figure(runs: Sequence[Run]) -> Curves:
 
 def eigenvalue_figure(runs: Sequence[Run]) -> Curves:
     """The largest Hessian eigenvalue over steps, with its residual bounds."""
-    return curves(
-        runs,
-        key="lambda_max",
-        title="λ_max, the largest Hessian eigenvalue",
-        caption=f"Measured with residual bounds. {HESSIAN_NOTE}",
-        y=Axis("λ_max", "nats"),
-        series=lambda run: probe_series(run, "lambda_max"),
+    title, caption = (
+        "λ_max, the largest Hessian eigenvalue",
+        f"Measured with residual bounds. {ENDS_NOTE} {HESSIAN_NOTE}",
     )
+    return _probe_figure(runs, "lambda_max", title, caption, Axis("λ_max", "nats"))
 
 
 def edge_figure(runs: Sequence[Run]) -> Curves:
     """R_dir of the step taken over steps, with its line at one."""
-    return curves(
-        runs,
-        key="edge_ratio",
-        title="R_dir, the edge ratio of the step taken",
-        caption="Above 1 the quadratic model predicts that the loss rises along the step.",
-        y=Axis("R_dir"),
-        series=lambda run: probe_series(run, "edge_ratio"),
-        thresholds=(Threshold(1.0, "η dᵀHd / (2 gᵀd) = 1"),),
-    )
+    caption = "Above 1 the quadratic model predicts that the loss rises along the step."
+    line = Threshold(1.0, "η dᵀHd / (2 gᵀd) = 1")
+    return _probe_figure(runs, "edge_ratio", "R_dir, the edge ratio of the step taken", caption, Axis("R_dir"), line)
 
 
 def trace_figure(runs: Sequence[Run]) -> Curves:
     """The Hessian trace over steps, with 95 % intervals."""
-    return curves(
-        runs,
-        key="trace",
-        title="Trace of the Hessian",
-        caption=f"Measurement errors are halves of 95 % intervals. {HESSIAN_NOTE}",
-        y=Axis("trace", "nats"),
-        series=lambda run: probe_series(run, "trace"),
-    )
+    caption = f"Measurement errors are halves of 95 % intervals. {HESSIAN_NOTE}"
+    return _probe_figure(runs, "trace", "Trace of the Hessian", caption, Axis("trace", "nats"))
 
 
 def entropy_figure(runs: Sequence[Run]) -> Curves:
@@ -138,6 +123,21 @@ def adaptive_trace_figure(runs: Sequence[Run]) -> Cloud:
         x=Axis("train loss", "nats"),
         y=Axis("Σ θ² H", "nats"),
         series=lambda run: against_loss(run, "adaptive_trace"),
+    )
+
+
+def _probe_figure(
+    runs: Sequence[Run], measure: str, title: str, caption: str, y: Axis, *thresholds: Threshold
+) -> Curves:
+    """A measure of the whole model over steps; the figure is named after it."""
+    return curves(
+        runs,
+        key=measure,
+        title=title,
+        caption=caption,
+        y=y,
+        series=lambda run: probe_series(run, measure),
+        thresholds=thresholds,
     )
 
 

@@ -54,7 +54,7 @@ def runs_in_words(runs: Sequence[Run]) -> str:
 
 def missing_curvature(runs: Sequence[Run]) -> tuple[Missing, ...]:
     """What to say about runs and visits without curvature; nothing where all have it."""
-    without = [run.name for run in runs if not len(run.probes)]
+    without = [run.name for run in runs if not len(run.probes) and not _gaps(run)]
     how = "Pass objective=Objective(model, loss_fn, batches) to the Recorder; curvature is measured on its fixed data."
     absent = (Missing(f"Curvature of {_listed(without)}", how),) if without else ()
     return (*absent, *(gap for run in runs for gap in _visit_gaps(run)))
@@ -97,12 +97,20 @@ def _probe_facts(run: Run) -> Iterable[tuple[str, str]]:
 
 
 def _visit_gaps(run: Run) -> Iterable[Missing]:
-    """The visits of a run at which something could not be measured, with the first reason."""
+    """How many visits of a run lack something, at which steps, and the first reason."""
+    gaps = _gaps(run)
+    if gaps:
+        steps = list(dict.fromkeys(str(gap.get("step", "?")) for gap in gaps))
+        what = "Part of the curvature" if len(run.probes) else "Curvature"
+        where = f"at {_counted(len(steps), 'visit')} (step {_listed(steps)})"
+        reason = gaps[0].get("why") or "no reason was recorded"
+        yield Missing(f"{what} of {run.name} {where}", f"{'First reason: ' if len(gaps) > 1 else ''}{reason}")
+
+
+def _gaps(run: Run) -> list[Mapping[str, object]]:
+    """What the manifest knows of measurements that failed; a live or crashed run has them too."""
     gaps = run.manifest.get("curvature_gaps")
-    known = [gap for gap in gaps if isinstance(gap, Mapping)] if isinstance(gaps, list) else []
-    if known:
-        steps = list(dict.fromkeys(str(gap.get("step")) for gap in known))
-        yield Missing(f"Part of the curvature of {run.name} at step {_listed(steps)}", str(known[0].get("why")))
+    return [gap for gap in gaps if isinstance(gap, Mapping)] if isinstance(gaps, list) else []
 
 
 def _seeds(run: Run) -> str:

@@ -58,7 +58,7 @@ def at_last_visit(run: Run, measure: str) -> Quantity:
 
 
 def loss_at_last_visit(run: Run) -> float | None:
-    """The training loss of the step of the run's last visit."""
+    """The training loss on the fixed data of curvature at the run's last visit."""
     step = last_visit(run)
     return None if step is None else number(loss_at(run, np.array([float(step)]))[0])
 
@@ -116,7 +116,7 @@ def _quantity(row: pd.Series) -> Quantity:
     return Quantity(number(row["value"]), error=stderr, low=number(row["low"]), high=number(row["high"]))
 
 
-# Measures that come out of one call and share its products.
+# Measures that may come out of one call; where they did, their rows name the same products and seconds.
 _CALLS: Final = {
     "lambda_max": "spectrum",
     "lambda_min": "spectrum",
@@ -141,6 +141,6 @@ def curvature_cost(run: Run) -> CurvatureCost:
     probes = run.probes
     call = probes["measure"].map(_CALLS).fillna(probes["measure"])
     # Rows of one call each name its whole cost, so it is counted once.
-    spent = probes.assign(call=call).groupby(["step", "call"])[["products", "seconds"]].max()
+    spent = probes.assign(call=call)[["step", "call", "products", "seconds"]].drop_duplicates()
     products, seconds = (number(spent[column].sum(min_count=1)) for column in ("products", "seconds"))
     return CurvatureCost(len(visits(run)), None if products is None else int(products), seconds)

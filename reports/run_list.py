@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -13,7 +14,7 @@ from lossscope.reports.quantities import last_number
 if TYPE_CHECKING:
     from lossscope.landscape.run import Run
 
-__all__ = ["run_list"]
+__all__ = ["Unreadable", "run_list"]
 
 _COLUMNS: Final = (
     Column("name", "run", words=True),
@@ -26,11 +27,20 @@ _COLUMNS: Final = (
 )
 
 
-def run_list(runs: Sequence[Run], folder: Path) -> Table:
+@dataclass(frozen=True)
+class Unreadable:
+    """A run that could not be opened."""
+
+    path: Path
+    why: str  # one line
+
+
+def run_list(runs: Sequence[Run | Unreadable], folder: Path) -> Table:
     """A table with a row per run: arm, status, steps, last loss, test accuracy, and where it ends.
 
     Args:
-        runs: the runs. One whose steps cannot be read keeps its row, with gaps.
+        runs: the runs. One whose steps cannot be read keeps its row, with gaps; so does an unreadable one, and
+            says why.
         folder: runs deeper inside it are named by their path from here.
 
     Returns:
@@ -39,8 +49,10 @@ def run_list(runs: Sequence[Run], folder: Path) -> Table:
     return Table("runs", f"Runs in {folder}", _COLUMNS, tuple(_row(run, folder) for run in runs))
 
 
-def _row(run: Run, folder: Path) -> tuple[Cell, ...]:
-    """One run."""
+def _row(run: Run | Unreadable, folder: Path) -> tuple[Cell, ...]:
+    """One run, or why there is none to be seen."""
+    if isinstance(run, Unreadable):
+        return (run.path.relative_to(folder).as_posix(), None, "unreadable", None, None, None, run.why)
     name = run.name if run.path == folder else run.path.relative_to(folder).as_posix()
     return (name, str(run.manifest.get("arm") or "") or None, run.status, *_progress(run), run.ends)
 

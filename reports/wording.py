@@ -4,11 +4,26 @@ from __future__ import annotations
 
 from typing import Final
 
-__all__ = ["ADAPTIVE_NOTE", "BATCH_NOTE", "FLATTENING_NOTE", "HESSIAN_NOTE", "LOSS_NOTE", "SEEDS_NOTE", "VERDICT_NOTE"]
+__all__ = [
+    "ADAPTIVE_NOTE",
+    "BATCH_NOTE",
+    "ENDS_NOTE",
+    "FLATTENING_NOTE",
+    "HESSIAN_NOTE",
+    "LOSS_NOTE",
+    "SEEDS_NOTE",
+    "UPDATE_NOTE",
+    "VERDICT_NOTE",
+]
 
 HESSIAN_NOTE: Final = (
     "Raw Hessian numbers compare along one run; between two networks only reparametrisation-invariant measures at "
     "matched train loss decide."
+)
+ENDS_NOTE: Final = (
+    "A residual bound says that some eigenvalue lies within it, not that it is the extreme one: up to rounding, the "
+    "λ_max shown is a lower bound on the true largest eigenvalue and the λ_min shown an upper bound on the true "
+    "smallest, and neither end is bounded from the other side."
 )
 VERDICT_NOTE: Final = (
     "No verdict between arms is given here: one needs matched train loss and at least 6 paired seeds, and is not part "
@@ -23,10 +38,15 @@ FLATTENING_NOTE: Final = (
     "Newton-Schulz flattens the spectrum, so it raises the entropy by construction: a high entropy of O or of the "
     "update is evidence of nothing."
 )
+UPDATE_NOTE: Final = (
+    "The update is the displacement without weight decay for lossscope's own optimizers, and with it for others: their "
+    "rows of `update` do not compare."
+)
 BATCH_NOTE: Final = "Loss of the step's batch, at the parameters before the step."
 LOSS_NOTE: Final = (
     "Train loss beside curvature is the loss on curvature's own fixed training data, at the same parameters."
 )
 SEEDS_NOTE: Final = (
-    "Ranges run over training seeds, the unit of statistics; the error of a measurement is stated apart."
+    "Ranges run over training seeds, the unit of statistics; the error of a measurement is stated apart. "
+    "Seeds counted as missing have no such number; the rest is over the others."
 )

@@ -11,6 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from lossscope.cli.main import app
+from lossscope.landscape.run import open_runs
 
 COMMAND = [sys.executable, "-c", "from lossscope.cli.main import main; main()"]
 
@@ -91,6 +92,13 @@ def test_options_a_file_and_assignments_share_their_keys_and_the_later_wins(tmp_
         (["train", "--set", "steps=many"], "must be a whole number"),
         (["train", "--name", "../x"], "../x"),
         (["train", "absent.toml"], "absent.toml cannot be read"),
+        (["train", "--name", ""], "name"),
+        (["train", "--seed", "99999999999999999999"], "must lie between 0 and"),
+        (["train", "--set", "threads=100000"], "must lie between 1 and"),
+        (["train", "--optimizer", "adamw", "--set", "options.betas=[0.9]"], "does not accept its settings"),
+        (["train", "--optimizer", "ars2-base", "--set", "options.rho=0.5"], "has no setting 'rho'"),
+        (["train", "--optimizer", "ars2-sync", "--set", "options.ns_dtype=int8"], "'auto'"),
+        (["train", "--resume", "--name", "absent"], "absent"),
         (["report", "sharpness", "absent"], "absent"),
         (["runs", "absent"], "absent"),
     ],
@@ -112,7 +120,8 @@ def test_an_existing_run_needs_resume_or_force(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "--resume" in done.stderr
     assert "--force" in done.stderr
-    assert lossscope(*again, "--resume").returncode == 0
+    assert lossscope("train", "--out", str(tmp_path), "--name", "mine", "--resume", "--steps", "6").returncode == 0
+    assert json.loads((tmp_path / "mine" / "run.json").read_text())["steps"] == 6
     assert lossscope(*again, "--force").returncode == 0
 
 
@@ -157,6 +166,50 @@ def test_a_garbled_table_and_a_newer_manifest_are_one_line_each(tmp_path: Path) 
     done = lossscope("report", "sharpness", str(run))
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     assert "99" in done.stderr
+
+
+def test_a_wrong_table_in_a_file_is_not_hidden_by_an_assignment(tmp_path: Path) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text("options = 3\n")
+    done = lossscope("train", str(file), "--set", "options.rho=0.1", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "options = 3" in done.stderr
+
+
+def test_a_dtype_is_given_by_name(tmp_path: Path) -> None:
+    trained(tmp_path, "half", "--set", "options.ns_dtype=bfloat16")
+
+
+def test_the_demo_leaves_nine_runs_and_one_page_and_prints_one_table(tmp_path: Path) -> None:
+    arguments = ["demo", "--out", str(tmp_path / "demo"), "--steps", "4"]
+    result = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    assert result.exit_code == 0
+    runs = {f"{arm}-s{seed}" for arm in ("ars2-base", "ars2-sync", "adamw@rms") for seed in range(3)}
+    assert {path.name for path in (tmp_path / "demo").iterdir()} == runs | {"report.html"}
+    assert result.stdout.count("Each arm at its end") == 1
+    assert "report.html" in result.stdout
+    page = (tmp_path / "demo" / "report.html").read_text()
+    for figure in ("Training loss", "λ_max", "R_dir", "Trace", "entropy", "Shear angle", "Fisher energy"):
+        assert figure in page
+    again = lossscope(*arguments)
+    assert again.returncode == 1
+    assert "--force" in again.stderr
+    inside = lossscope("demo", "--out", str(tmp_path / "demo" / "ars2-base-s0"))
+    assert inside.returncode == 1
+    assert "is a run itself" in inside.stderr
+
+
+@pytest.mark.slow
+def test_the_whole_demo_makes_twenty_visits_a_run(tmp_path: Path) -> None:
+    done = lossscope("demo", "--out", str(tmp_path / "demo"), "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["kind"] == "overview"
+    for run in open_runs(tmp_path / "demo"):
+        probes = run.probes
+        assert (probes["measure"] == "lambda_max").sum() == 20
+        assert probes.loc[probes["measure"] == "lambda_max", "converged"].all()
+        assert probes.loc[probes["measure"] == "trace", "converged"].mean() > 0.5
+    assert done.stderr.count("of which recording took") == 9
 
 
 def test_usage_errors_exit_2() -> None:

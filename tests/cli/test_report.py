@@ -12,7 +12,7 @@ import typer
 from typer.testing import CliRunner
 
 from lossscope.cli.report import report_app
-from lossscope.landscape.errors import LandscapeError, RunError
+from lossscope.landscape.errors import LandscapeError, RunError, SchemaError
 
 app = typer.Typer()
 app.add_typer(report_app, name="report")
@@ -70,6 +70,13 @@ def test_an_existing_file_is_kept_without_force(demo_runs, tmp_path):
 def test_a_path_without_a_run_is_a_known_error(tmp_path):
     with pytest.raises(RunError, match="nothing"):
         invoke("sharpness", tmp_path / "nothing")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_bad_run_among_others_stops_a_report(command, demo_runs):
+    (demo_runs[1].path / "run.json").write_text('{"schema_version": 99}')
+    with pytest.raises(SchemaError, match="schema version 99"):
+        invoke(command, demo_runs[0].path.parent)
 
 
 def test_an_unknown_format_is_a_usage_error(demo_runs):

@@ -67,6 +67,54 @@ def test_a_run_with_garbled_steps_keeps_its_row_and_says_so(write_run, tmp_path)
     assert found["good"]["steps"] == 40
 
 
+BROKEN = {
+    '{"schema_version": 99}': "schema version 99",
+    "{": "not valid JSON",
+    "[]": "holds no JSON object",
+    '{"arm": "a"}': "has no schema_version",
+}
+
+
+@pytest.mark.parametrize(("manifest", "reason"), BROKEN.items())
+@pytest.mark.parametrize("deeper", ["", "demo/"])
+def test_a_run_that_cannot_be_opened_is_a_row_among_the_others(write_run, tmp_path, manifest, reason, deeper):
+    bad = write_run(f"{deeper}bad")
+    write_run(f"{deeper}good")
+    (bad.path / "run.json").write_text(manifest)
+    found = rows(tmp_path)
+    assert list(found) == [f"{deeper}bad", f"{deeper}good"]
+    gone = found[f"{deeper}bad"]
+    assert gone["status"] == "unreadable"
+    assert reason in gone["ends"]
+    assert len(gone["ends"].splitlines()) == 1
+    assert {gone[key] for key in ("arm", "steps", "loss", "test_accuracy")} == {None}
+    assert found[f"{deeper}good"]["steps"] == 40
+
+
+def test_a_run_that_cannot_be_opened_stands_in_the_text_and_the_exit_code_is_zero(write_run, tmp_path):
+    (write_run("bad").path / "run.json").write_text("{")
+    write_run("good")
+    result = invoke(tmp_path)
+    assert (result.exit_code, result.stderr) == (0, "")
+    lines = {line.split()[0]: line.split() for line in result.stdout.splitlines() if line.startswith(("bad", "good"))}
+    assert lines["bad"][1:6] == ["–", "unreadable", "–", "–", "–"]
+    assert lines["good"][2] == "finished"
+
+
+def test_a_path_to_a_bad_run_is_a_known_error(write_run):
+    run = write_run("bad")
+    (run.path / "run.json").write_text("{")
+    with pytest.raises(RunError, match="not valid JSON"):
+        invoke(run.path)
+
+
+def test_a_hidden_folder_is_not_listed(write_run, tmp_path):
+    write_run(".trash/old")
+    write_run("demo/new")
+    write_run("demo/old").path.rename(tmp_path / "demo" / ".old")
+    assert list(rows(tmp_path)) == ["demo/new"]
+
+
 def test_a_folder_without_runs_is_a_known_error(tmp_path):
     with pytest.raises(RunError, match="no run"):
         invoke(tmp_path)

@@ -43,9 +43,14 @@ def test_a_wrong_type_is_told_with_the_right_one(key: str, value: object, words:
         TrainConfig.of({key: value})
 
 
-def test_a_count_below_one_is_refused() -> None:
-    with pytest.raises(ConfigError, match="steps = 0 must be at least 1"):
-        TrainConfig.of({"steps": 0})
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("steps", 0), ("visits", -1), ("seed", -1), ("seed_order", 2**31), ("lr", -0.1), ("lr", float("inf")),
+     ("lr", float("nan")), ("until_accuracy", 5.0), ("threads", 100_000)],
+)  # fmt: skip
+def test_a_number_outside_its_bounds_is_refused_with_both(key: str, value: float) -> None:
+    with pytest.raises(ConfigError, match=rf"{key} = .* must lie between .* and .*"):
+        TrainConfig.of({key: value})
 
 
 def test_a_whole_number_is_accepted_where_a_fraction_may_stand() -> None:

@@ -7,16 +7,19 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lossscope.landscape.errors import ConfigError, RunError
+from lossscope.landscape.modular_addition import ModularTransformer, modular_addition
 from lossscope.landscape.preset import PRESETS
 from lossscope.landscape.recorder import Recorder
 from lossscope.landscape.run import Run
 from lossscope.optimizer import ARS2Neo, OptimizerError, StepRecord, create, names
+from lossscope.probes.errors import ProbeError
 from lossscope.probes.loss import CrossEntropy
 from lossscope.probes.objective import Objective
 
@@ -113,7 +116,7 @@ def test_the_rows_hold_the_numbers_of_the_step(tmp_path: Path, monkeypatch: pyte
     for name, tensor in (
         ("whitened", weight.whitened),
         ("orthogonal", weight.orthogonal),
-        ("momentum", weight.exp_avg),
+        ("momentum", weight.m_hat),
         ("gradient", weight.gradient),
         ("weight", weight.parameter.detach()),
         ("update", weight.update),
@@ -139,6 +142,123 @@ def test_curvature_is_measured_at_log_spaced_steps_and_along_the_step_taken(tmp_
     for column in ("seed", "mode", "loss_kind", "dtype", "data_hash", "engine", "products", "converged"):
         assert probes[column].notna().all(), column
     assert set(probes["measure"]) >= {"lambda_max", "lambda_min", "trace", "adaptive_trace", "log_fisher_rao"}
+
+
+def test_the_row_of_a_tensor_is_what_the_definitions_say(tmp_path: Path) -> None:
+    model = network().double()
+    x, y = batch()[0].double(), batch()[1]
+    optimizer = ARS2Neo(model.named_parameters(), lr=1e-2, mode="lazy", k=2, rho=0.05)
+    kept: list[dict[str, float]] = []
+
+    def keep(record: StepRecord) -> None:
+        t = record.tensors[0]
+        found = {"phi": cosine(t.gradient, t.stale_shear)} if t.stale_shear is not None else {}
+        if t.perturbation is not None:
+            found["relative_radius"] = float(t.perturbation.norm() / before[0].norm())
+            found["shear_norm"] = float(t.shear.norm())
+            along = cosine(t.gradient, t.adversarial)
+            found["adversarial_angle"] = float(torch.arccos(torch.tensor(along, dtype=torch.float64)))
+        if t.injected is not None:
+            found["injected_norm"] = float((t.injected - t.gradient).norm())
+        if t.stale_shear is not None and t.shear is not None:
+            found["freshness"] = cosine(t.stale_shear, t.shear)
+        found["energy"] = float((t.m_hat / (t.v_hat.sqrt() + t.eps)).norm())
+        found["second_moment_sum"] = float(t.v_hat.sum())
+        found["update_norm"] = float((t.parameter - before[0]).norm())
+        kept.append(found)
+
+    def cosine(a: Tensor, b: Tensor) -> float:
+        return float((a * b).sum() / a.norm() / b.norm())
+
+    with Recorder(tmp_path / "run", model, optimizer, preset="full") as recorder:
+        for _ in range(4):
+            before = [p.detach().clone() for p in model.parameters()]
+            for p in optimizer.passes(model):
+                p.backward(F.cross_entropy(model(x), y))
+            with_observer = optimizer.observe(keep)
+            loss = optimizer.step()
+            with_observer.remove()
+            recorder.step(loss)
+    run = Run.open(tmp_path / "run")
+    rows = run.tensors[run.tensors["tensor"] == "0.weight"]
+    for expected, (_, row) in zip(kept, rows.iterrows(), strict=True):
+        for name, value in expected.items():
+            assert row[name] == pytest.approx(value, rel=1e-6), name
+    assert run.steps["phi"].notna().tolist() == [False, True, True, True]  # lazy: from the first stored shear on
+    assert run.steps["alpha"].notna().tolist() == [False, True, False, True]  # only where something was injected
+
+
+def test_without_shear_no_injection_is_claimed(tmp_path: Path) -> None:
+    model = network()
+    optimizer = ARS2Neo(model.named_parameters(), lr=1e-2, mode="aga", k=3, shear="off")
+    with Recorder(tmp_path / "run", model, optimizer, preset="full") as recorder:
+        steps(model, optimizer, 6, recorder)
+    assert Run.open(tmp_path / "run").steps["alpha"].isna().all()
+
+
+def test_every_spectrum_lies_within_the_error_it_claims(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(PRESETS, "full", replace(PRESETS["full"], spectra_every=1))
+    torch.manual_seed(0)
+    model = ModularTransformer(11)
+    tokens, labels = modular_addition(11)
+    optimizer = ARS2Neo(model.named_parameters(), lr=1e-3, mode="base")
+    real: dict[tuple[int, str, int], Tensor] = {}
+
+    def keep(record: StepRecord) -> None:
+        for t in record.tensors:
+            if t.orthogonal is not None:
+                cut = t.orthogonal.reshape(t.matrix_shape).double()
+                for index, part in enumerate(cut if cut.ndim == 3 else cut[None]):
+                    real[record.step, t.name, index] = torch.linalg.svdvals(part)
+
+    with Recorder(tmp_path / "run", model, optimizer, preset="full") as recorder:
+        for _ in range(6):
+            for p in optimizer.passes(model):
+                p.backward(F.cross_entropy(model(tokens), labels))
+            handle = optimizer.observe(keep)
+            loss = optimizer.step()
+            handle.remove()
+            recorder.step(loss)
+    spectra = Run.open(tmp_path / "run").spectra
+    assert spectra["error"].notna().all()
+    rows = spectra[spectra["object"] == "orthogonal"]
+    assert len(rows) == len(real)
+    for _, row in rows.iterrows():
+        index = 0 if row["slice"] is pd.NA else int(row["slice"])
+        true = real[row["step"], row["tensor"], index].numpy()
+        assert np.abs(np.asarray(row["values"]) - true).max() <= row["error"] + 1e-7
+
+
+def test_an_objective_that_cannot_be_measured_is_refused_at_once(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.Dropout(0.5), nn.Linear(8, 3))
+    goal = Objective(model, CrossEntropy(), [batch()], mode="train")
+    with pytest.raises(ProbeError, match=r"Dropout|dropout"):
+        Recorder(tmp_path / "run", model, create("sgd", model, lr=1e-2), goal)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_resumed_recorder_goes_on_counting_time_and_gaps(tmp_path: Path) -> None:
+    model = network()
+    optimizer = create("sgd", model, lr=1e-2)
+    with Recorder(tmp_path / "run", model, optimizer, preset="full") as recorder:
+        steps(model, optimizer, 5, recorder)
+    first = Run.open(tmp_path / "run")
+    with Recorder(tmp_path / "run", model, optimizer, preset="full", resume_at=5) as recorder:
+        steps(model, optimizer, 5, recorder)
+    both = Run.open(tmp_path / "run")
+    assert both.manifest["overhead"]["wall_seconds"] > first.manifest["overhead"]["wall_seconds"]
+    assert both.manifest["overhead"]["instruments_seconds"] > first.manifest["overhead"]["instruments_seconds"]
+    assert both.steps["seconds"].is_monotonic_increasing
+
+
+def test_a_loss_of_shape_one_is_a_number(tmp_path: Path) -> None:
+    model = network()
+    optimizer = create("sgd", model, lr=1e-2)
+    with Recorder(tmp_path / "run", model, optimizer) as recorder:
+        steps(model, optimizer, 1)
+        recorder.step(torch.tensor([0.5], requires_grad=True))
+    assert Run.open(tmp_path / "run").steps["loss"].tolist() == [0.5]
 
 
 def test_the_last_eigenvalue_is_that_of_the_final_parameters(tmp_path: Path) -> None:

@@ -98,7 +98,7 @@ def test_an_unknown_setting_is_told_the_nearest():
     ("name", "override", "words"),
     [
         ("ars2-base", {"lr": -1.0}, r"optimizer ars2-base: lr=-1.0 must be at least 0"),
-        ("ars2-base", {"k": 3}, r"optimizer ars2-base: k=3 has no meaning"),
+        ("ars2-lazy", {"k": 1}, r"optimizer ars2-lazy: k=1 must be a whole number"),
         ("adamw", {"lr": -1.0}, r"optimizer adamw: Invalid learning rate: -1.0"),
         ("sgd", {"lr": "fast"}, r"optimizer sgd: "),
         ("ars2-base", {"betas": 0.9}, r"optimizer ars2-base: betas=0.9 must be two numbers"),

@@ -40,8 +40,8 @@ BAD = [
     ({"newton_schulz": "jordan"}, r"newton_schulz='jordan' is no preset; choose from keller"),
     ({"ns_steps": 0}, r"ns_steps=0 is not a whole number of at least 1"),
     ({"ns_steps": 2.5}, r"ns_steps=2.5 is not a whole number of at least 1"),
-    ({"ns_dtype": "float32"}, r"ns_dtype='float32' must be 'auto' or a floating torch.dtype"),
-    ({"ns_dtype": torch.int32}, r"ns_dtype=torch.int32 must be 'auto' or a floating torch.dtype"),
+    ({"ns_dtype": "int8"}, r"ns_dtype='int8' must be 'auto', a floating torch.dtype or one of float64"),
+    ({"ns_dtype": torch.int32}, r"ns_dtype=torch.int32 must be 'auto', a floating torch.dtype"),
     ({"orthogonalise": "yes"}, r"orthogonalise='yes' is none of True, False"),
 ]
 

@@ -64,6 +64,11 @@ def test_negative_curvature_is_judged_beyond_its_bound(write_run, value, outcome
     assert no_negative_curvature([run]).outcome is outcome
 
 
+def test_no_negative_curvature_claims_what_was_found_and_not_what_there_is(write_run):
+    # A Ritz value bounds the smallest eigenvalue from above only, so its absence cannot be shown.
+    assert "was found" in no_negative_curvature([write_run("a")]).claim
+
+
 def test_a_spectrum_that_was_not_flattened_is_noticed(write_run):
     lower = changing(
         "spectra",
@@ -97,6 +102,7 @@ def test_arms_at_different_losses_are_not_matched(write_run):
     assert losses_matched(same).outcome is True
     rows = changing("probes", value=0.2, where=lambda row: row["step"] == 40 and row["measure"] == "loss")
     found = losses_matched([*same, write_run("c", "three", rows=rows)])
+    assert found.source == "probes.parquet: loss"
     assert found.outcome is False
     assert "three 0.2000" in found.numbers
 

@@ -28,6 +28,32 @@ def test_a_singular_matrix_has_no_condition_and_is_counted(demo_runs):
     assert rows["weight", "ars2-base"][:2] == (Quantity(4.0, low=4.0, high=4.0), 0)
 
 
+@pytest.mark.parametrize("singular", [None, float("inf")])
+def test_singular_matrices_are_counted_apart_and_leave_the_median_alone(write_run, singular):
+    def one_singular(table, row):
+        hit = table == "spectra" and (row["tensor"], row["object"]) == ("2.weight", "weight")
+        return {**row, "condition": singular} if hit else row
+
+    rows = {
+        row[0]: row[2:] for row in table_of(spectral_entropy([write_run("a", rows=one_singular)]), "condition").rows
+    }
+    assert rows["weight"][:2] == (Quantity(4.0, low=4.0, high=4.0), 1)
+    assert rows["update"][:2] == (Quantity(4.0, low=4.0, high=4.0), 0)
+
+
+def test_updates_of_two_kinds_side_by_side_are_said_not_to_compare(write_run):
+    def foreign(table, row):
+        return None if table == "spectra" and row["object"] in ("whitened", "orthogonal", "momentum") else row
+
+    own, other = write_run("own"), write_run("other", "adamw", rows=foreign)
+
+    def noted(*runs):
+        return [note for note in spectral_entropy(runs).notes if "without weight decay" in note]
+
+    assert len(noted(own, other)) == 1
+    assert noted(own) == noted(other) == noted(own, own) == []
+
+
 def test_vectors_stand_in_the_table_of_tensors_as_a_gap(demo_runs):
     rows = {row[0]: row for row in table_of(spectral_entropy(demo_runs), "tensors").rows}
     assert rows["0.bias"] == ("0.bias", "8", "vector", None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lossscope.reports import overview
+from lossscope.reports import overview, render
 from lossscope.reports.content import Quantity
 
 
@@ -64,3 +64,24 @@ def test_a_run_of_no_steps_is_reported(write_run):
     report = overview([write_run("empty", steps=0, curvature=False)])
     assert "empty: no step was recorded." in report.notes
     assert rows_of(report)["λ_max"] == (Quantity(None),)
+
+
+def without(measure):
+    """Drops a measure."""
+    return lambda table, row: None if row.get("measure") == measure else row
+
+
+@pytest.mark.parametrize("format", ["text", "html"])
+def test_a_number_that_some_seeds_lack_says_how_many_and_what_that_means(write_run, format):
+    runs = [write_run("a"), write_run("b", seed=1), write_run("c", seed=2, rows=without("trace"))]
+    (row,) = [row for row in overview(runs).tables[0].rows if row[0] == "trace"]
+    assert row[2] == Quantity(202.0, low=200.0, high=204.0, gaps=1)
+    shown = render(overview(runs), format)
+    cells = {"html": ["<td>202.0 [200.0, 204.0] (1 missing)</td>"], "text": ["202.0 [200.0, 204.0] (1 missing)"]}
+    assert all(cell in shown for cell in cells[format])
+    assert "Seeds counted as missing have no such number" in " ".join(shown.split())
+
+
+def test_a_number_that_every_seed_lacks_is_a_plain_gap_on_the_page(write_run):
+    runs = [write_run("a", rows=without("trace")), write_run("b", seed=1, rows=without("trace"))]
+    assert '<td class="words">trace</td><td class="words">nats</td><td>–</td>' in render(overview(runs), "html")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from lossscope.reports import sharpness
+import pytest
+
+from lossscope.reports import flatness, overview, sharpness
 from lossscope.reports.content import Quantity
 
 
@@ -29,9 +31,39 @@ def test_each_arm_has_the_median_and_range_of_its_seeds_and_the_error_apart(demo
 
 def test_products_of_one_call_are_counted_once(demo_runs):
     cost = rows_of(sharpness(demo_runs), "cost")[0]
-    assert cost["products"] == 8 * (20 + 16) + 7  # spectrum, adaptive trace; one for each step with a direction
+    assert (
+        cost["products"] == 8 * (20 + 16 + 16) + 7
+    )  # both ends, trace, adaptive trace; one for each step with a direction
     assert cost["visits"] == 8
     assert cost["overhead"] == 25
+
+
+def test_ends_and_trace_of_one_call_are_counted_once_and_of_two_calls_twice(write_run):
+    def of_one_call(table, row):
+        same = {"products": 20, "seconds": 0.5} if row.get("measure") == "trace" else {}
+        return {**row, **same}
+
+    one, two = write_run("one", rows=of_one_call), write_run("two")
+    costs = [row["products"] for row in rows_of(sharpness([one, two]), "cost")]
+    assert costs == [8 * (20 + 16) + 7, 8 * (20 + 16 + 16) + 7]
+
+
+def test_the_open_side_of_an_extreme_eigenvalue_is_said_beside_the_numbers(demo_runs):
+    report = sharpness(demo_runs)
+    beside = {table.key: table.note for table in report.tables} | {one.key: one.caption for one in report.figures}
+    for key in ("runs", "lambda_max"):
+        assert "lower bound on the true largest eigenvalue" in beside[key]
+        assert "upper bound on the true smallest" in beside[key]
+
+
+@pytest.mark.parametrize("report", [sharpness, flatness])
+def test_the_train_loss_is_that_of_the_fixed_data_and_not_of_the_batch(report, write_run):
+    def fixed(table, row):
+        return {**row, "value": 0.75} if row.get("measure") == "loss" else row
+
+    made = report([write_run("a", rows=fixed)])
+    assert rows_of(made, "runs")[0]["loss"] == 0.75
+    assert rows_of(made, "arms")[0]["loss"].value == 0.75
 
 
 def test_the_warning_stands_beside_every_raw_hessian_number(demo_runs):
@@ -65,8 +97,29 @@ def test_a_run_without_curvature_is_a_gap_and_says_how_to_get_it(write_run):
     assert {figure.key: figure.absent for figure in report.figures}["trace"] == ("ars2-base",)
 
 
-def test_a_visit_that_could_not_be_measured_is_named_with_its_reason(write_run):
-    run = write_run("a", curvature_gaps=[{"step": 16, "why": "the weights are not finite"}])
-    (missing,) = sharpness([run]).missing
-    assert "step 16" in missing.what
+@pytest.mark.parametrize("report", [sharpness, flatness, overview])
+@pytest.mark.parametrize("status", ["finished", "crashed", "running"])
+def test_visits_that_could_not_be_measured_are_counted_with_the_first_reason(report, status, write_run):
+    gaps = [
+        {"step": 16, "why": "the weights are not finite"},
+        {"step": 16, "why": "the loss is not finite"},
+        {"step": 32, "why": "the step is zero"},
+    ]
+    run = write_run("a", curvature_gaps=gaps)
+    run.status = status
+    missing = report([run]).missing[0]
+    assert missing.what == "Part of the curvature of a at 2 visits (step 16, 32)"
+    assert missing.how == "First reason: the weights are not finite"
+
+
+def test_a_single_gap_is_one_visit_and_its_only_reason(write_run):
+    (missing,) = sharpness([write_run("a", curvature_gaps=[{"step": 16, "why": "the weights are not finite"}])]).missing
+    assert missing.what.endswith("at 1 visit (step 16)")
+    assert missing.how == "the weights are not finite"
+
+
+def test_a_run_whose_every_visit_failed_is_not_told_to_pass_an_objective(write_run):
+    gaps = [{"step": 0, "why": "the weights are not finite"}]
+    (missing,) = sharpness([write_run("a", curvature=False, curvature_gaps=gaps)]).missing
+    assert missing.what == "Curvature of a at 1 visit (step 0)"
     assert missing.how == "the weights are not finite"
