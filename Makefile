@@ -46,7 +46,9 @@ format: $(VENV)/ready-dev
 	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .
 
 bench: $(VENV)/ready-dev
+	@$(BIN)/python benchmarks/startup.py
 	@$(BIN)/python benchmarks/step.py
+	@$(BIN)/python benchmarks/grokking.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -34,3 +34,10 @@ def test_recording_takes_two_more_lines_than_not_recording() -> None:
     assert block is not None
     lines = [line for line in block.group(1).splitlines() if "recorder" in line and "import" not in line]
     assert [line.strip().split("(")[0] for line in lines] == ["recorder = Recorder", "recorder.step", "recorder.close"]
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "benchmarks/RESULTS.md"])
+def test_every_file_that_a_page_names_exists(page: str) -> None:
+    named = re.findall(r"`([\w./-]+/[\w./-]*\.?\w*)`", (ROOT / page).read_text())
+    for name in {name for name in named if not name.startswith("runs/")}:
+        assert (ROOT / name).exists(), f"{page} names {name}"
