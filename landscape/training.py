@@ -202,7 +202,10 @@ def _step(job: _Job, batch: Examples) -> Tensor:
     job.optimizer.zero_grad()
     loss = F.cross_entropy(job.model(inputs), labels)
     loss.backward()  # type: ignore[no-untyped-call]
-    job.optimizer.step()
+    try:
+        job.optimizer.step()
+    except RuntimeError as error:  # settings of torch's own optimizers that only the first step refuses
+        raise OptimizerError(f"{job.config.optimizer} cannot step with {job.config.options}: {error}") from error
     return loss.detach()
 
 

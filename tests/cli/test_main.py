@@ -177,7 +177,11 @@ def test_a_wrong_table_in_a_file_is_not_hidden_by_an_assignment(tmp_path: Path) 
 
 
 def test_a_dtype_is_given_by_name(tmp_path: Path) -> None:
-    trained(tmp_path, "half", "--set", "options.ns_dtype=bfloat16")
+    run = trained(tmp_path, "half", "--set", "options.ns_dtype=bfloat16")
+    full = trained(tmp_path, "full")
+    assert json.loads((run / "run.json").read_text())["config"]["options"] == {"ns_dtype": "bfloat16"}
+    (half_run,), (full_run,) = open_runs(run), open_runs(full)
+    assert half_run.steps["loss"].tolist() != full_run.steps["loss"].tolist()
 
 
 def test_the_demo_leaves_nine_runs_and_one_page_and_prints_one_table(tmp_path: Path) -> None:

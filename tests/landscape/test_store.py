@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lossscope.landscape.errors import RunError, SchemaError
-from lossscope.landscape.lock import RunLock
+from lossscope.landscape.lock import RunLock, is_recorded
 from lossscope.landscape.run import Run
 from lossscope.landscape.store import RunStore
 
@@ -156,8 +156,11 @@ def test_a_reader_that_asks_for_the_lock_does_not_keep_a_recorder_out(tmp_path):
         fcntl.flock(file, fcntl.LOCK_SH)
         timer = threading.Timer(0.1, fcntl.flock, (file, fcntl.LOCK_UN))
         timer.start()
-        RunLock(store.path).release()
+        lock = RunLock(store.path)
         timer.join()
+    assert is_recorded(store.path)
+    lock.release()
+    assert not is_recorded(store.path)
 
 
 def test_a_forked_child_that_outlives_its_parent_does_not_keep_the_run_locked(tmp_path):

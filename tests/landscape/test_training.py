@@ -71,6 +71,12 @@ def test_a_loss_that_is_not_finite_ends_the_run_as_failed_and_keeps_what_was_the
     assert run.steps["loss"].iloc[0] > 0
 
 
+def test_a_setting_that_only_the_first_step_refuses_is_a_known_error(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match=r"sgd cannot step with .*differentiable"):
+        train(config(tmp_path, name="odd", optimizer="sgd", options={"differentiable": True, "lr": 0.1}))
+    assert Run.open(tmp_path / "odd").status == "failed"
+
+
 def test_until_accuracy_stops_early(tmp_path: Path) -> None:
     run = train(config(tmp_path, steps=100, eval_every=10, until_accuracy=0.5))
     assert run.steps["step"].iloc[-1] < 100
