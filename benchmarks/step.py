@@ -29,7 +29,7 @@ from lossscope.optimizer import ARS2Neo, create
 QUICK = "--quick" in sys.argv
 ROUNDS, REPEATS = (8, 5) if QUICK else (60, 6)
 
-# Section 4.1 of the specification of ARS2-Neo: the transformer that groks addition mod 113.
+# The one-layer transformer that groks addition mod 113 (`landscape/modular_addition.py`).
 MODADD = [
     (128, 114),
     (128, 3),

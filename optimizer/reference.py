@@ -68,7 +68,7 @@ class ReferenceARS2Neo:
         self.v = {name: torch.zeros_like(w) for name, w in self.theta.items()}
 
     def step(self, gradient: Callable[[Tensors], Tensors]) -> None:
-        """One step of section 2 of the specification."""
+        """One step: decide, ascend where due, project or inject the shear, update."""
         self.t += 1
         h = self.hyper
         g = gradient(self.theta)

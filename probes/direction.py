@@ -51,7 +51,7 @@ def directional_sharpness(
         ProbeError: a shape does not fit, the displacement is not finite, or the loss is not.
 
     Source:
-        Card 16 of the project's measures; derived there, and tested by the eigenvector and the linear map.
+        docs/measures/directional_sharpness.md, where it is derived; tested by the eigenvector and the linear map.
     """
     if not bool(torch.isfinite(displacement).all()):
         raise ProbeError("the displacement is not finite: the step itself has failed, nothing can be measured along it")

@@ -61,7 +61,7 @@ def energies(
         ProbeError: a shape differs from that of `v_hat`.
 
     Source:
-        Card 12 of the project's measures, section 3.3 of its notes on optimizers.
+        docs/measures/energy.md.
 
     Example:
         >>> one = torch.ones(2, 2)

@@ -50,7 +50,7 @@ def adaptive_trace(
         ProbeError: the parameters are missing, do not fit or are not finite, or there are too few samples.
 
     Source:
-        Card 21 of the project's measures, after M. Andriushchenko et al. (2023), A modern look at the
+        docs/measures/adaptive_trace.md, after M. Andriushchenko et al. (2023), A modern look at the
         relationship between sharpness and generalization, arXiv:2302.07011.
     """
     if isinstance(target, Objective):

@@ -77,7 +77,7 @@ class MatrixSpectrum:
             ProbeError: `kind` is neither.
 
         Source:
-            Card 9 of the project's measures; the energy form is the von Neumann entropy of MM'/tr MM'.
+            docs/measures/spectral_entropy.md; the energy form is the von Neumann entropy of MM'/tr MM'.
 
         Example:
             >>> spectrum = singular_spectrum(torch.eye(4))
@@ -153,7 +153,7 @@ def white_noise_entropy(shape: Sequence[int]) -> float:
         Nats, right to 0.001 from 64 x 64 on.
 
     Source:
-        Page (1993), Phys. Rev. Lett. 71, 1291 has m / (2n), for complex entries; card 9 of our measures.
+        Page (1993), Phys. Rev. Lett. 71, 1291 has m / (2n), for complex entries.
     """
     m, n = min(shape), max(shape)
     return math.log(m) - (m + 1) / (2 * n)
@@ -191,7 +191,7 @@ def singular_spectrum(matrix: Tensor) -> MatrixSpectrum:
         ProbeError: the tensor is not 2-D, is empty or complex, or has an entry that is not finite.
 
     Source:
-        Cards 9 and 11 of the project's measures.
+        docs/measures/spectral_entropy.md.
 
     Example:
         >>> spectrum = singular_spectrum(torch.diag(torch.tensor([2.0, 1.0])))

@@ -119,7 +119,7 @@ def norms(tensors: Sequence[Tensor]) -> list[Tensor]:
         One 0-d float64 tensor for each, in order.
 
     Source:
-        Card 42 of the project's measures: norm controls stand in every report.
+        docs/measures/norms.md.
     """
     small = [i for i, tensor in enumerate(tensors) if tensor.numel() <= _FLOAT32_UP_TO]
     large = [i for i, tensor in enumerate(tensors) if tensor.numel() > _FLOAT32_UP_TO]

@@ -89,7 +89,7 @@ def shear(adversarial: Tensor | Sequence[Tensor], gradient: Tensor | Sequence[Te
         ProbeError: the shapes differ.
 
     Source:
-        Liu et al. (2022), CVPR, LookSAM; card 30 of the project's measures.
+        Liu et al. (2022), CVPR, LookSAM; docs/measures/shear.md.
     """
     found = _without(adversarial, gradient, inner(adversarial, gradient), inner(gradient, gradient))
     return found[0] if isinstance(adversarial, Tensor) else found
@@ -108,7 +108,7 @@ def surrogate_gap(loss: Tensor, adversarial_loss: Tensor) -> Tensor:
         A 0-d float64 tensor in nats; its error is the rounding of the losses, 6e-8 of a float32 loss each.
 
     Source:
-        Zhuang et al. (2022), ICLR, GSAM; card 29 of the project's measures.
+        Zhuang et al. (2022), ICLR, GSAM; docs/measures/shear.md.
     """
     return adversarial_loss.detach().double() - loss.detach().double()
 
@@ -139,7 +139,7 @@ def secants(
         ProbeError: the shapes differ.
 
     Source:
-        Cards 29 and 34 of the project's measures.
+        docs/measures/shear.md.
     """
     change = [b - a for a, b in pairs(gradient, adversarial)]
     ascent = [perturbation] if isinstance(perturbation, Tensor) else perturbation
