@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, settings
 
 from lossscope.landscape.run import Run
 from lossscope.landscape.store import RunStore
@@ -15,6 +16,9 @@ from lossscope.landscape.store import RunStore
 # Small networks gain nothing from threads, and on a busy machine threads that wait for each other lose minutes.
 # Set before torch is imported; commands that tests start inherit it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# A test is never about time: a busy machine must not fail one.
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
 
 VISITS = (0, 1, 2, 4, 8, 16, 32, 40)
 MATRICES = {"0.weight": [8, 8], "2.weight": [3, 8]}
