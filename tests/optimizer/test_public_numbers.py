@@ -2,7 +2,8 @@
 
 `public_numbers.json` holds the parameters that the public optimizer reaches from `start()` on `loss()`:
 `optimizer/ars2_neo.py` of dmf-archive/F3EO at commit 63a61bd, the version with adaptive sync, its single-process
-arithmetic in a scratch copy (it is AGPL, so not part of this repository). Computed on 2026-11-21 with torch 2.13.0
+arithmetic transcribed into a scratch script without the distributed branches (it is AGPL, so not part of this
+repository). Computed on 2026-11-21 with torch 2.13.0
 on a CPU. Nothing random is involved: the start and the loss are formulas.
 """
 
