@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -43,13 +44,12 @@ class CurvatureProbe:
             rows += self._attempt(step, lambda: self._direction(before, displacement))
         return [{"step": step, **self._certificate(), **row} for row in rows]
 
-    def _attempt(self, step: int, measure: Any) -> list[Row]:
+    def _attempt(self, step: int, measure: Callable[[], list[Row]]) -> list[Row]:
         try:
-            found: list[Row] = measure()
+            return measure()
         except ProbeError as error:
             self.gaps.append({"step": step, "why": str(error)})
             return []
-        return found
 
     def _certificate(self) -> Row:
         objective = self.objective

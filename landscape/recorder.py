@@ -115,7 +115,8 @@ class Recorder:
             self._store = RunStore.resume(self.path, resume_at)
             forget_checkpoints_after(self.path, resume_at)
         self._overhead = Overhead(self._store.manifest.get("overhead"))
-        self._gaps: list[Row] = list(self._store.manifest.get("curvature_gaps") or [])
+        earlier = self._store.manifest.get("curvature_gaps") or []
+        self._gaps: list[Row] = [gap for gap in earlier if gap["step"] <= self._step]  # later visits are made anew
         self._handles = [
             optimizer.register_step_pre_hook(self._before_step),
             optimizer.register_step_post_hook(self._after_step),

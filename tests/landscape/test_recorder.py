@@ -252,6 +252,21 @@ def test_a_resumed_recorder_goes_on_counting_time_and_gaps(tmp_path: Path) -> No
     assert both.steps["seconds"].is_monotonic_increasing
 
 
+def test_gaps_beyond_the_point_of_resumption_are_forgotten(tmp_path: Path) -> None:
+    model = network()
+    optimizer = create("sgd", model, lr=1e-2)
+    with Recorder(tmp_path / "run", model, optimizer, objective(model), "full", steps=4) as recorder:
+        recorder.note(curvature_gaps=[{"step": 1, "why": "early"}, {"step": 4, "why": "late"}])
+        steps(model, optimizer, 2, recorder)
+    settings = {"steps": 4, "resume_at": 2}
+    with Recorder(tmp_path / "run", model, optimizer, objective(model), "full", **settings) as recorder:
+        with torch.no_grad():
+            next(model.parameters()).fill_(float("nan"))
+        steps(model, optimizer, 1, recorder)
+    gaps = Run.open(tmp_path / "run").manifest["curvature_gaps"]
+    assert {gap["step"] for gap in gaps} == {1, 3}
+
+
 def test_a_loss_of_shape_one_is_a_number(tmp_path: Path) -> None:
     model = network()
     optimizer = create("sgd", model, lr=1e-2)
