@@ -51,55 +51,42 @@ class Workload:
         return Split((inputs[train], labels[train]), (inputs[test], labels[test]))
 
 
+def _digits(name: str, network: Callable[[], nn.Module], words: str, *, flat: bool) -> Workload:
+    return Workload(
+        name,
+        f"{words} on 1797 handwritten digits",
+        network,
+        lambda: digits(flat=flat),
+        train_share=0.8,
+        batch_size=128,
+        steps=400,
+        eval_every=20,
+        curvature_samples=512,
+    )
+
+
+def _modular(prime: int, train_share: float) -> Workload:
+    return Workload(
+        f"modadd-{prime}",
+        f"a one-layer transformer on (x + y) mod {prime}, {100 * train_share:.0f} % of the pairs: grokking",
+        lambda: ModularTransformer(prime),
+        lambda: modular_addition(prime),
+        train_share=train_share,
+        batch_size=512,
+        steps=2000,
+        eval_every=8,
+        curvature_samples=512,
+        options={"betas": (0.9, 0.98), "weight_decay": 1.0},
+    )
+
+
 WORKLOADS: Final[dict[str, Workload]] = {
     w.name: w
     for w in (
-        Workload(
-            "digits-mlp",
-            "a 64-64-32-10 ReLU network on 1797 handwritten digits",
-            digits_mlp,
-            lambda: digits(flat=True),
-            train_share=0.8,
-            batch_size=128,
-            steps=400,
-            eval_every=20,
-            curvature_samples=512,
-        ),
-        Workload(
-            "digits-conv",
-            "two convolutions with group norm on 1797 handwritten digits",
-            digits_conv,
-            lambda: digits(flat=False),
-            train_share=0.8,
-            batch_size=128,
-            steps=400,
-            eval_every=20,
-            curvature_samples=512,
-        ),
-        Workload(
-            "modadd-113",
-            "a one-layer transformer on (x + y) mod 113, 30 % of the pairs: grokking",
-            lambda: ModularTransformer(113),
-            lambda: modular_addition(113),
-            train_share=0.3,
-            batch_size=512,
-            steps=2000,
-            eval_every=8,
-            curvature_samples=512,
-            options={"betas": (0.9, 0.98), "weight_decay": 1.0},
-        ),
-        Workload(
-            "modadd-59",
-            "the same transformer on (x + y) mod 59, 40 % of the pairs",
-            lambda: ModularTransformer(59),
-            lambda: modular_addition(59),
-            train_share=0.4,
-            batch_size=512,
-            steps=2000,
-            eval_every=8,
-            curvature_samples=512,
-            options={"betas": (0.9, 0.98), "weight_decay": 1.0},
-        ),
+        _digits("digits-mlp", digits_mlp, "a 64-64-32-10 ReLU network", flat=True),
+        _digits("digits-conv", digits_conv, "two convolutions with group norm", flat=False),
+        _modular(113, 0.3),
+        _modular(59, 0.4),
     )
 }
 
