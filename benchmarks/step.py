@@ -167,6 +167,7 @@ def training_arm(label: str, name: str, record: str | None = None, **options: ob
     recorder = Recorder(Path(mkdtemp()) / "run", model, optimizer, preset=record) if record else None
 
     def step() -> None:
+        """One training step on the next batch."""
         nonlocal count
         x, y = batches[count % len(batches)]
         count += 1

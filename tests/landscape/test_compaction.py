@@ -11,84 +11,56 @@ from lossscope.landscape.run import Run
 from lossscope.landscape.store import RunStore
 
 
-def _store(path: Path, steps=range(1, 4), tables=("probes", "steps")) -> RunStore:
-    store = RunStore.create(path, {"arm": "sgd"})
-    _fill(store, steps, tables)
-    return store
-
-
-def _fill(store: RunStore, steps, tables=("probes", "steps"), loss=0.0) -> None:
-    for step in steps:
-        if "probes" in tables:
-            store.append("probes", {"step": step, "measure": "trace", "value": loss})
-        if "steps" in tables:
-            store.append("steps", {"step": step, "loss": loss})
-        store.flush()
-
-
-def _crash(store: RunStore) -> None:
-    """End the session as a killed process does: files stay, the lock goes, the manifest says running."""
-    store._leave()
-
-
-def _seen(path: Path) -> dict[str, list[tuple[int, float]]]:
-    run = Run.open(path)
-    return {
-        "steps": list(zip(run.steps["step"], run.steps["loss"], strict=True)),
-        "probes": list(zip(run.probes["step"], run.probes["value"], strict=True)),
-    }
-
-
-def test_later_rows_replace_those_beyond_the_step_of_resumption(tmp_path):
-    _crash(_store(tmp_path / "a", range(1, 6)))
+def test_later_rows_replace_those_beyond_the_step_of_resumption(tmp_path, small):
+    small.crash(small.store(tmp_path / "a", range(1, 6)))
     store = RunStore.resume(tmp_path / "a", 3)
-    assert len(_seen(store.path)["steps"]) == 5  # a session without a row supersedes nothing
-    _fill(store, [4], tables=("steps",), loss=1.0)
-    seen = _seen(store.path)
+    assert len(small.seen(store.path)["steps"]) == 5  # a session without a row supersedes nothing
+    small.fill(store, [4], tables=("steps",), loss=1.0)
+    seen = small.seen(store.path)
     assert seen["steps"] == [(1, 0.0), (2, 0.0), (3, 0.0), (4, 1.0)]
     assert seen["probes"] == [(1, 0.0), (2, 0.0), (3, 0.0)]  # though this session has no probe yet
     store.close("finished", "done")
-    assert _seen(store.path) == seen
+    assert small.seen(store.path) == seen
 
 
-def test_a_session_whose_first_row_was_cut_supersedes_nothing(tmp_path):
-    _crash(_store(tmp_path / "a", range(1, 6)))
+def test_a_session_whose_first_row_was_cut_supersedes_nothing(tmp_path, small):
+    small.crash(small.store(tmp_path / "a", range(1, 6)))
     store = RunStore.resume(tmp_path / "a", 3)
-    _fill(store, [4], tables=("steps",), loss=1.0)
-    _crash(store)
+    small.fill(store, [4], tables=("steps",), loss=1.0)
+    small.crash(store)
     segment = store.path / "journal" / "steps-000002.arrows"
     segment.write_bytes(segment.read_bytes()[:-1])
-    assert [loss for _, loss in _seen(store.path)["steps"]] == [0.0] * 5
+    assert [loss for _, loss in small.seen(store.path)["steps"]] == [0.0] * 5
 
 
-def test_what_a_crash_left_half_written_is_removed_by_the_next_compaction(tmp_path):
-    store = _store(tmp_path / "a")
+def test_what_a_crash_left_half_written_is_removed_by_the_next_compaction(tmp_path, small):
+    store = small.store(tmp_path / "a")
     (store.path / ".steps.parquet.tmp-1").write_bytes(b"half")
     (store.path / ".run.json.tmp-1").write_bytes(b"half")
     store.close("finished", "done")
     assert list(store.path.glob(".*.tmp-*")) == []
 
 
-def test_three_sessions_that_each_go_further_back(tmp_path):
+def test_three_sessions_that_each_go_further_back(tmp_path, small):
     path = tmp_path / "a"
-    _crash(_store(path, range(1, 10)))
+    small.crash(small.store(path, range(1, 10)))
     for number, (at, steps) in enumerate([(6, range(7, 9)), (7, range(8, 12)), (2, range(3, 5))]):
         store = RunStore.resume(path, at)
-        _fill(store, steps, loss=float(number + 1))
-        seen = _seen(path)
-        store.close("finished", "done") if number == 1 else _crash(store)
-        assert _seen(path) == seen
+        small.fill(store, steps, loss=float(number + 1))
+        seen = small.seen(path)
+        store.close("finished", "done") if number == 1 else small.crash(store)
+        assert small.seen(path) == seen
     assert seen["steps"] == [(1, 0.0), (2, 0.0), (3, 3.0), (4, 3.0)]
 
 
-def test_compaction_after_resuming_merges_parquet_and_journal(tmp_path):
+def test_compaction_after_resuming_merges_parquet_and_journal(tmp_path, small):
     path = tmp_path / "a"
-    _store(path, range(1, 4)).close("finished", "done")
+    small.store(path, range(1, 4)).close("finished", "done")
     store = RunStore.resume(path, 2)
-    _fill(store, [3, 4], loss=1.0)
+    small.fill(store, [3, 4], loss=1.0)
     assert [name.name for name in (path / "journal").iterdir() if "steps" in name.name] == ["steps-000002.arrows"]
     store.close("finished", "again")
-    assert _seen(path)["steps"] == [(1, 0.0), (2, 0.0), (3, 1.0), (4, 1.0)]
+    assert small.seen(path)["steps"] == [(1, 0.0), (2, 0.0), (3, 1.0), (4, 1.0)]
     assert [one["resumed_at"] for one in Run.open(path).manifest["sessions"]] == [None, 2]
 
 
@@ -99,13 +71,13 @@ class _Crash(BaseException):
 @pytest.mark.parametrize("error", [_Crash, OSError])
 @pytest.mark.parametrize("name", ["replace", "unlink", "fsync"])
 @pytest.mark.parametrize("call", range(1, 9))
-def test_a_crash_at_any_point_of_compaction_loses_and_doubles_nothing(tmp_path, monkeypatch, name, call, error):
+def test_a_crash_at_any_point_of_compaction_loses_and_doubles_nothing(tmp_path, monkeypatch, name, call, error, small):
     path = tmp_path / "a"
-    first = _store(path, range(1, 6))
+    first = small.store(path, range(1, 6))
     first.close("finished", "done")
     store = RunStore.resume(path, 3)
-    _fill(store, [4, 5], loss=1.0)
-    expected = _seen(path)
+    small.fill(store, [4, 5], loss=1.0)
+    expected = small.seen(path)
     assert expected["steps"] == [(1, 0.0), (2, 0.0), (3, 0.0), (4, 1.0), (5, 1.0)]
     calls = [0]
     real = {"replace": os.replace, "unlink": Path.unlink, "fsync": os.fsync}[name]
@@ -121,17 +93,17 @@ def test_a_crash_at_any_point_of_compaction_loses_and_doubles_nothing(tmp_path, 
         with contextlib.suppress(_Crash, RunError):
             store.close("finished", "done")
     assert store.closed
-    assert _seen(path) == expected
+    assert small.seen(path) == expected
     again = RunStore.resume(path, 5)
-    _fill(again, [6], loss=2.0)
+    small.fill(again, [6], loss=2.0)
     again.close("finished", "done")
-    assert _seen(path) == {table: [*rows, (6, 2.0)] for table, rows in expected.items()}
+    assert small.seen(path) == {table: [*rows, (6, 2.0)] for table, rows in expected.items()}
     inside = sorted(one.name for one in path.iterdir())
     assert inside == [".lock", "probes.parquet", "run.json", "steps.parquet"]
 
 
-def test_a_garbled_segment_stops_compaction_but_not_the_end_of_the_run(tmp_path):
-    store = _store(tmp_path / "a", range(1, 6))
+def test_a_garbled_segment_stops_compaction_but_not_the_end_of_the_run(tmp_path, small):
+    store = small.store(tmp_path / "a", range(1, 6))
     segment = store.path / "journal" / "probes-000001.arrows"
     content = bytearray(segment.read_bytes())
     content[len(content) // 2] ^= 1

@@ -3,7 +3,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -13,47 +12,19 @@ from lossscope.landscape.run import Run
 from lossscope.landscape.store import RunStore
 
 
-def _store(path: Path, steps=range(1, 4), tables=("probes", "steps")) -> RunStore:
-    store = RunStore.create(path, {"arm": "sgd"})
-    _fill(store, steps, tables)
-    return store
-
-
-def _fill(store: RunStore, steps, tables=("probes", "steps"), loss=0.0) -> None:
-    for step in steps:
-        if "probes" in tables:
-            store.append("probes", {"step": step, "measure": "trace", "value": loss})
-        if "steps" in tables:
-            store.append("steps", {"step": step, "loss": loss})
-        store.flush()
-
-
-def _crash(store: RunStore) -> None:
-    """End the session as a killed process does: files stay, the lock goes, the manifest says running."""
-    store._leave()
-
-
-def _seen(path: Path) -> dict[str, list[tuple[int, float]]]:
-    run = Run.open(path)
-    return {
-        "steps": list(zip(run.steps["step"], run.steps["loss"], strict=True)),
-        "probes": list(zip(run.probes["step"], run.probes["value"], strict=True)),
-    }
-
-
-def test_closing_moves_all_rows_into_parquet(tmp_path):
-    store = _store(tmp_path / "a")
-    before = _seen(store.path)
+def test_closing_moves_all_rows_into_parquet(tmp_path, small):
+    store = small.store(tmp_path / "a")
+    before = small.seen(store.path)
     store.close("finished", "done")
-    assert _seen(store.path) == before
+    assert small.seen(store.path) == before
     assert before["steps"] == before["probes"] == [(1, 0.0), (2, 0.0), (3, 0.0)]
     inside = sorted(path.name for path in store.path.iterdir())
     assert inside == [".lock", "probes.parquet", "run.json", "steps.parquet"]
     assert Run.open(store.path).manifest["how_it_ended"] == "done"
 
 
-def test_a_closed_store_takes_nothing_more_and_closing_again_changes_nothing(tmp_path):
-    store = _store(tmp_path / "a")
+def test_a_closed_store_takes_nothing_more_and_closing_again_changes_nothing(tmp_path, small):
+    store = small.store(tmp_path / "a")
     store.close("failed", "the loss is nan")
     store.close("finished", "no")
     assert Run.open(store.path).status == "failed"
@@ -83,8 +54,8 @@ def test_the_callers_facts_are_kept_and_the_stores_own_are_not_overwritten(tmp_p
     store.close("finished", "done")
 
 
-def test_rows_that_cannot_be_written_at_the_end_make_the_run_failed(tmp_path, monkeypatch):
-    store = _store(tmp_path / "a")
+def test_rows_that_cannot_be_written_at_the_end_make_the_run_failed(tmp_path, monkeypatch, small):
+    store = small.store(tmp_path / "a")
     store.append("steps", {"step": 4})
 
     def full(_):
@@ -97,15 +68,15 @@ def test_rows_that_cannot_be_written_at_the_end_make_the_run_failed(tmp_path, mo
     assert (run.status, len(run.steps)) == ("failed", 3)
 
 
-def test_an_existing_run_is_refused_with_both_ways_out(tmp_path):
-    _store(tmp_path / "a").close("finished", "done")
+def test_an_existing_run_is_refused_with_both_ways_out(tmp_path, small):
+    small.store(tmp_path / "a").close("finished", "done")
     with pytest.raises(RunError, match=r"holds a run already: --resume goes on with it, --force replaces it"):
         RunStore.create(tmp_path / "a", {})
-    assert len(_seen(tmp_path / "a")["steps"]) == 3
+    assert len(small.seen(tmp_path / "a")["steps"]) == 3
 
 
-def test_force_replaces_a_run_and_leaves_nothing_of_it(tmp_path):
-    _store(tmp_path / "a").close("finished", "done")
+def test_force_replaces_a_run_and_leaves_nothing_of_it(tmp_path, small):
+    small.store(tmp_path / "a").close("finished", "done")
     store = RunStore.create(tmp_path / "a", {}, force=True)
     assert len(Run.open(store.path).steps) == 0
     store.close("finished", "done")
@@ -121,12 +92,12 @@ def test_force_never_removes_what_is_not_a_run(tmp_path):
     assert [one.name for one in thesis.parent.iterdir()] == ["thesis.txt"]
 
 
-def test_force_never_follows_a_link(tmp_path):
-    _store(tmp_path / "a").close("finished", "done")
+def test_force_never_follows_a_link(tmp_path, small):
+    small.store(tmp_path / "a").close("finished", "done")
     (tmp_path / "link").symlink_to(tmp_path / "a")
     with pytest.raises(RunError, match="is a link or a file"):
         RunStore.create(tmp_path / "link", {}, force=True)
-    assert len(_seen(tmp_path / "a")["steps"]) == 3
+    assert len(small.seen(tmp_path / "a")["steps"]) == 3
 
 
 def test_an_empty_folder_may_become_a_run(tmp_path):
@@ -135,23 +106,23 @@ def test_an_empty_folder_may_become_a_run(tmp_path):
     assert Run.open(tmp_path / "a").status == "finished"
 
 
-def test_a_run_that_is_being_recorded_is_neither_resumed_nor_replaced(tmp_path):
-    store = _store(tmp_path / "a")
+def test_a_run_that_is_being_recorded_is_neither_resumed_nor_replaced(tmp_path, small):
+    store = small.store(tmp_path / "a")
     with pytest.raises(RunError, match="is being recorded by another process"):
         RunStore.resume(store.path, 1)
     with pytest.raises(RunError, match="is being recorded by another process"):
         RunStore.create(store.path, {}, force=True)
     store.append("steps", {"step": 4})
     store.close("finished", "done")
-    assert len(_seen(tmp_path / "a")["steps"]) == 4
+    assert len(small.seen(tmp_path / "a")["steps"]) == 4
 
 
-def test_a_reader_that_asks_for_the_lock_does_not_keep_a_recorder_out(tmp_path):
+def test_a_reader_that_asks_for_the_lock_does_not_keep_a_recorder_out(tmp_path, small):
     import fcntl
     import threading
 
-    store = _store(tmp_path / "a")
-    _crash(store)
+    store = small.store(tmp_path / "a")
+    small.crash(store)
     with (store.path / ".lock").open("rb") as file:
         fcntl.flock(file, fcntl.LOCK_SH)
         timer = threading.Timer(0.1, fcntl.flock, (file, fcntl.LOCK_UN))
@@ -163,8 +134,8 @@ def test_a_reader_that_asks_for_the_lock_does_not_keep_a_recorder_out(tmp_path):
     assert not is_recorded(store.path)
 
 
-def test_a_forked_child_that_outlives_its_parent_does_not_keep_the_run_locked(tmp_path):
-    store = _store(tmp_path / "a")
+def test_a_forked_child_that_outlives_its_parent_does_not_keep_the_run_locked(tmp_path, small):
+    store = small.store(tmp_path / "a")
     out, into = os.pipe()
     born, alive = os.pipe()
     child = os.fork()
@@ -174,7 +145,7 @@ def test_a_forked_child_that_outlives_its_parent_does_not_keep_the_run_locked(tm
         os.read(out, 1)  # until the parent lets go
         os._exit(0)
     os.read(born, 1)
-    _crash(store)
+    small.crash(store)
     status = Run.open(store.path).status
     RunLock(store.path).release()
     os.close(into)

@@ -1,0 +1,45 @@
+"""Small runs for the tests of the store: made, filled, ended as by a kill, and read back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from lossscope.landscape.run import Run
+from lossscope.landscape.store import RunStore
+
+
+def store(path: Path, steps=range(1, 4), tables=("probes", "steps")) -> RunStore:
+    store = RunStore.create(path, {"arm": "sgd"})
+    fill(store, steps, tables)
+    return store
+
+
+def fill(store: RunStore, steps, tables=("probes", "steps"), loss=0.0) -> None:
+    for step in steps:
+        if "probes" in tables:
+            store.append("probes", {"step": step, "measure": "trace", "value": loss})
+        if "steps" in tables:
+            store.append("steps", {"step": step, "loss": loss})
+        store.flush()
+
+
+def crash(store: RunStore) -> None:
+    """End the session as a killed process does: files stay, the lock goes, the manifest says running."""
+    store._leave()
+
+
+def seen(path: Path) -> dict[str, list[tuple[int, float]]]:
+    run = Run.open(path)
+    return {
+        "steps": list(zip(run.steps["step"], run.steps["loss"], strict=True)),
+        "probes": list(zip(run.probes["step"], run.probes["value"], strict=True)),
+    }
+
+
+@pytest.fixture
+def small() -> SimpleNamespace:
+    """The four functions above."""
+    return SimpleNamespace(store=store, fill=fill, crash=crash, seen=seen)
