@@ -41,6 +41,17 @@ def test_one_bound_that_was_not_met_is_counted(write_run):
     assert (found.outcome, found.numbers) == (False, "15 of 16 visits")
 
 
+def test_steps_without_an_edge_ratio_leave_it_unjudged_unless_another_refutes_it(write_run):
+    uphill = write_run("a", rows=changing("probes", value=None, where=of("edge_ratio", 40)))
+    below = write_run("b")
+    above = write_run("c", rows=changing("probes", value=1.5, where=of("edge_ratio", 40)))
+    found = edge_below_one([uphill, below])
+    assert found.outcome is None
+    assert "more without R_dir" in found.numbers
+    assert edge_below_one([below]).outcome is True
+    assert edge_below_one([uphill, above]).outcome is False
+
+
 def test_the_edge_is_judged_in_the_last_quarter_only(write_run):
     early = write_run("a", rows=changing("probes", value=3.0, where=of("edge_ratio", 1, 2, 4, 8, 16)))
     late = write_run("b", rows=changing("probes", value=1.0, where=of("edge_ratio", 40)))
