@@ -14,7 +14,7 @@ from lossscope.probes.errors import ProbeError
 
 __all__ = ["Bound", "Estimate", "exact_estimate", "mean_estimate", "root_estimate"]
 
-Bound = Literal["exact", "standard error", "residual"]
+Bound = Literal["exact", "standard error", "residual", "lower bound"]
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,8 @@ class Estimate:
         high: Upper end.
         samples: Random probes behind it; 0 where nothing was drawn.
         bound: What `low` and `high` are: `exact` (up to rounding, on the fixed data), `standard error`
-            (a 95 % interval over random probes) or `residual` (an eigenvalue lies between them).
+            (a 95 % interval over random probes), `residual` (an eigenvalue lies between them) or `lower bound` (a
+            maximum: `low` is reached, `high` is never exceeded, nan where nothing is known from above).
         residual: `|Ay - theta y|` of a Ritz pair, None elsewhere.
         products: Products with the operator that were spent.
         seconds: Wall time that was spent.
