@@ -1,0 +1,266 @@
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lossscope.probes.errors import ProbeError
+from lossscope.probes.gauss_newton import fisher, gauss_newton
+from lossscope.probes.hessian import hessian
+from lossscope.probes.loss import CrossEntropy
+from lossscope.probes.module_table import ModuleTable
+from lossscope.probes.objective import Objective
+from lossscope.probes.operator import SymmetricOperator, from_matrix
+from lossscope.probes.per_module import per_module
+
+CLASSES = 3
+
+
+def seeded(build: Any) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return build().double()
+
+
+def batches(*counts: int) -> list[tuple[Tensor, Tensor]]:
+    def one(n: int) -> tuple[Tensor, Tensor]:
+        generator = torch.Generator().manual_seed(n)
+        return torch.randn(n, 4, generator=generator, dtype=torch.float64), torch.arange(n) % CLASSES
+
+    return [one(n) for n in counts]
+
+
+class Branches(nn.Module):
+    """Parameters of its own, modules within a module, and one whose parameters are those of another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor([1.5, 0.5, 1.0]))
+        self.body = nn.Sequential(nn.Linear(4, 9), nn.Tanh(), nn.Linear(9, 9), nn.Tanh())
+        self.again = nn.Linear(9, 9)
+        self.again.weight, self.again.bias = self.body[2].weight, self.body[2].bias
+        self.head = nn.Linear(9, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.scale * self.head(torch.tanh(self.again(self.body(x))))
+
+
+@functools.cache
+def branches() -> Objective:
+    return Objective(seeded(Branches), CrossEntropy(), batches(17, 6))
+
+
+def dense(operator: SymmetricOperator) -> Tensor:
+    return (operator @ torch.eye(operator.size, dtype=torch.float64)).double()
+
+
+def blocks(objective: Objective, H: Tensor, table: ModuleTable) -> list[Tensor]:
+    places = [objective.vector.indices(row.parameters) for row in table.rows]
+    return [H[place][:, place] for place in places]
+
+
+@pytest.mark.parametrize("by", ["tensor", "module"])
+@pytest.mark.parametrize("make", [hessian, gauss_newton, fisher], ids=["hessian", "gauss-newton", "fisher"])
+def test_rows_are_the_blocks_of_the_dense_matrix(make: Any, by: Any) -> None:
+    objective = branches()
+    operator = make(objective, method="reverse")
+    table = per_module(operator, by=by, rel=0.01)
+    assert table.products == operator.products + sum(row.trace.products + 1 for row in table.rows)
+    H = dense(operator)
+    whole = float(H.square().sum())
+    top, vectors = torch.linalg.eigh(H)
+    for row, block in zip(table.rows, blocks(objective, H, table), strict=True):
+        assert len(block) == row.size
+        trace, norm, largest = (float(x) for x in (block.trace(), block.norm(), torch.linalg.eigvalsh(block)[-1]))
+        assert row.trace.value == pytest.approx(trace, abs=0.04 * max(trace, norm))
+        assert row.frobenius.value == pytest.approx(norm, rel=0.04)
+        assert row.lambda_max.value == pytest.approx(largest, rel=0.01)
+        assert row.lambda_max.low <= table.lambda_max.high
+        v = vectors[objective.vector.indices(row.parameters), -1]
+        assert row.top_share.low - 1e-9 <= float(v @ block @ v / top[-1]) <= row.top_share.high + 1e-9
+        assert row.frobenius_share.value == pytest.approx(norm**2 / whole, abs=0.04)
+        assert row.trace_share.value == pytest.approx(trace / float(H.trace()), abs=0.04)
+    assert table.trace.value == pytest.approx(float(H.trace()), rel=0.04)
+    assert table.lambda_max.value == pytest.approx(float(top[-1]), rel=0.01)
+    assert table.frobenius.value == pytest.approx(math.sqrt(whole), rel=0.04)
+
+
+@pytest.mark.parametrize("by", ["tensor", "module"])
+def test_rows_add_up_to_the_whole(by: Any) -> None:
+    table = per_module(branches(), by=by, rel=0.05)
+    rows = table.rows
+    assert table.trace.value == pytest.approx(math.fsum(row.trace.value for row in rows), rel=1e-14)
+    assert table.trace.stderr == pytest.approx(math.hypot(*(row.trace.stderr for row in rows)), rel=1e-12)
+    assert math.fsum(row.trace_share.value for row in rows) == pytest.approx(1, abs=1e-12)
+    inside = math.fsum(row.frobenius_share.value for row in rows)
+    assert inside + table.cross_share.value == pytest.approx(1, abs=1e-12)
+    along = math.fsum(row.top_share.value for row in rows)
+    assert along + table.top_cross_share.value == pytest.approx(1, abs=1e-12)
+    assert 0 < table.top_cross_share.value < 1 - 1 / len(rows)  # blocks never work against each other at the top
+    assert sum(row.size for row in rows) == branches().size
+    assert table.trace.converged
+
+
+def test_rows_are_tensors_or_the_modules_that_own_them_and_tied_ones_come_once() -> None:
+    objective = branches()
+    assert tuple(row.name for row in per_module(objective, rel=0.5).rows) == objective.names
+    table = per_module(objective, by="module", rel=0.5)
+    assert {row.name: row.parameters for row in table.rows} == {
+        "(root)": ("scale",),
+        "body.0": ("body.0.weight", "body.0.bias"),
+        "body.2": ("body.2.weight", "body.2.bias"),
+        "head": ("head.weight", "head.bias"),
+    }
+
+
+def test_a_frozen_parameter_has_no_row() -> None:
+    net = seeded(lambda: nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, CLASSES)))
+    net[0].weight.requires_grad_(False)
+    objective = Objective(net, CrossEntropy(), batches(20))
+    table = per_module(objective)
+    assert [row.name for row in table.rows] == ["0.bias", "2.weight", "2.bias"]
+    H = dense(hessian(objective))
+    assert table.trace.value == pytest.approx(float(H.trace()), rel=1e-12)
+    own = sum(float(block.square().sum()) for block in blocks(objective, H, table))
+    assert table.cross_share.value == pytest.approx(1 - own / float(H.square().sum()), abs=1e-12)
+    assert table.cross_share.stderr == 0.0
+
+
+class Factors(nn.Module):
+    def __init__(self, w: float) -> None:
+        super().__init__()
+        self.first = nn.Parameter(torch.tensor(w, dtype=torch.float64))
+        self.second = nn.Parameter(torch.tensor(1 / w, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("w", [1.0, 2.0, 5.0])
+def test_the_scalar_factorisation_has_its_closed_forms(w: float) -> None:
+    # H = [[w^-2, 1], [1, w^2]], lambda_max = w^2 + w^-2 with the eigenvector (1/w, w)
+    a, b = w**-2, w**2
+    table = per_module(Objective(Factors(w), lambda m, _: (m.first * m.second - 1) ** 2 / 2, [torch.zeros(1)]))
+    first, second = table.rows
+    assert (first.trace.value, second.trace.value, table.trace.value) == pytest.approx((a, b, a + b), rel=1e-12)
+    assert (first.lambda_max.value, table.lambda_max.value) == pytest.approx((a, a + b), rel=1e-12)
+    assert table.orbit_minimal_trace.value == pytest.approx(2, rel=1e-12)
+    assert table.cross_share.value == pytest.approx(2 / (a + b) ** 2, rel=1e-9)
+    assert (first.top_share.value, second.top_share.value) == pytest.approx([x**2 / (a + b) ** 2 for x in (a, b)])
+    assert table.top_cross_share.value == pytest.approx(2 / (a + b) ** 2, rel=1e-9)
+    assert table.orbit_minimal_trace.bound == table.trace.bound == "exact"
+
+
+class Two(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.steep = nn.Parameter(torch.ones(40, dtype=torch.float64))
+        self.shallow = nn.Parameter(torch.ones(50, dtype=torch.float64))
+
+
+def bowls(model: Any, scales: tuple[Tensor, Tensor]) -> Tensor:
+    return ((scales[0] * model.steep**2).sum() + (scales[1] * model.shallow**2).sum()) / 2
+
+
+def test_blocks_that_do_not_see_each_other_share_nothing() -> None:
+    scales = torch.linspace(1, 4, 40, dtype=torch.float64), torch.linspace(0, 1, 50, dtype=torch.float64)
+    table = per_module(Objective(Two(), bowls, [scales], count=lambda _: 1), rel=0.01)
+    assert table.cross_share.low == 0.0
+    assert 0 <= table.cross_share.value < 0.02
+    steep, shallow = table.rows
+    assert steep.top_share.value == pytest.approx(1, abs=1e-3)
+    assert shallow.top_share.value == pytest.approx(0, abs=1e-3)
+    assert table.top_cross_share.value == pytest.approx(0, abs=1e-3)
+    assert steep.lambda_max.value == pytest.approx(table.lambda_max.value, rel=0.01)
+    assert (steep.trace.value, shallow.trace.value) == pytest.approx((100, 25), rel=0.03)
+
+
+@pytest.mark.parametrize("alpha", [1 / 3, 3.0])
+def test_a_rescaling_moves_the_traces_and_leaves_the_least_one(alpha: float) -> None:
+    net = seeded(lambda: nn.Sequential(nn.Linear(4, 6, bias=False), nn.ReLU(), nn.Linear(6, CLASSES, bias=False)))
+    plain = per_module(Objective(net, CrossEntropy(), batches(30)))
+    with torch.no_grad():
+        net[0].weight *= alpha
+        net[2].weight /= alpha
+    moved = per_module(Objective(net, CrossEntropy(), batches(30)))
+    assert moved.rows[0].trace.value == pytest.approx(plain.rows[0].trace.value / alpha**2, rel=1e-9)
+    assert not 0.7 < moved.trace.value / plain.trace.value < 1.4
+    assert moved.orbit_minimal_trace.value == pytest.approx(plain.orbit_minimal_trace.value, rel=1e-9)
+    assert moved.orbit_minimal_trace.value <= min(moved.trace.value, plain.trace.value)
+
+
+def test_each_block_of_a_relu_net_has_the_trace_of_its_gauss_newton_block() -> None:
+    net = seeded(lambda: nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, CLASSES)))
+    objective = Objective(net, CrossEntropy(), batches(30))
+    for one, other in zip(per_module(objective).rows, per_module(gauss_newton(objective)).rows, strict=True):
+        assert one.trace.value == pytest.approx(other.trace.value, rel=1e-9)
+
+
+def test_a_flat_loss_has_traces_and_no_shares() -> None:
+    objective = Objective(Two(), lambda m, _: m.steep.sum() + 2 * m.shallow.sum(), [torch.zeros(1)])
+    table = per_module(objective)
+    assert (table.trace.value, table.lambda_max.value, table.frobenius.value) == (0.0, 0.0, 0.0)
+    gaps = [table.cross_share, table.top_cross_share, table.orbit_minimal_trace]
+    gaps += [share for row in table.rows for share in (row.trace_share, row.frobenius_share, row.top_share)]
+    assert all(math.isnan(gap.value) and not gap.converged for gap in gaps)
+
+
+def coupled(sizes: tuple[int, ...], rank: int) -> tuple[Tensor, Objective]:
+    """A matrix with some outliers that reach across the blocks and a bulk that hardly does."""
+    n = sum(sizes)
+    rng = np.random.default_rng(0)
+    Q = np.linalg.qr(rng.standard_normal((n, n)))[0]
+    values = np.concatenate([np.linspace(10, 4, rank), rng.uniform(-0.3, 1, n - rank)])
+    A = torch.from_numpy((Q * values) @ Q.T)
+    A = (A + A.mT) / 2 + torch.diag(torch.linspace(0, 3, n, dtype=torch.float64))
+    model = nn.ParameterDict({f"p{i}": torch.zeros(size, dtype=torch.float64) for i, size in enumerate(sizes)})
+    return A, Objective(model, lambda m, _: sum(p.sum() for p in m.parameters()), [torch.zeros(1)])
+
+
+def test_intervals_of_shares_cover_the_truth() -> None:
+    A, objective = coupled((50, 36), 5)
+
+    def block(names: tuple[str, ...]) -> SymmetricOperator:
+        places = objective.vector.indices(names)
+        return from_matrix(A[places][:, places])
+
+    operator = SymmetricOperator(86, A.matmul, dtype=A.dtype, device=A.device, objective=objective, restrict=block)
+    own = [float(A[place][:, place].square().sum()) for place in (slice(0, 50), slice(50, 86))]
+    share = 1 - sum(own) / float(A.square().sum())
+    v, seeds = torch.linalg.eigh(A)[1][:, -1], 200
+    along = float(v[:50] @ A[:50, :50] @ v[:50] / (v @ A @ v))
+    covered = np.zeros(4)
+    for seed in range(seeds):
+        table = per_module(operator, rel=0.03, max_products=60, seed=seed)
+        row = table.rows[0]
+        covered += [
+            table.cross_share.low <= share <= table.cross_share.high,
+            row.frobenius_share.low <= own[0] / float(A.square().sum()) <= row.frobenius_share.high,
+            row.trace_share.low <= float(A[:50, :50].trace() / A.trace()) <= row.trace_share.high,
+            row.top_share.low <= along <= row.top_share.high,
+        ]
+    assert all(0.92 * seeds <= count <= 0.99 * seeds for count in covered[:3])
+    assert covered[3] >= 0.95 * seeds
+
+
+def test_equal_seeds_give_equal_tables_and_blocks_have_probes_of_their_own() -> None:
+    net = seeded(lambda: nn.Sequential(nn.Linear(4, 12), nn.Tanh(), nn.Linear(12, 12), nn.Linear(12, CLASSES)))
+    objective = Objective(net, CrossEntropy(), batches(25))
+    one, same, other = (per_module(hessian(objective, method="reverse"), rel=0.1, seed=seed) for seed in (1, 1, 2))
+    first, again, second = ([row.trace.value for row in table.rows] for table in (one, same, other))
+    assert first == again
+    assert first[2] != second[2]  # 144 numbers: sampled
+    assert one.frobenius.value != other.frobenius.value
+
+
+def test_an_operator_without_names_and_an_unknown_grouping_are_refused() -> None:
+    with pytest.raises(
+        ProbeError, match=r"belongs to no objective, so its coordinates have no names: pass an objective"
+    ):
+        per_module(from_matrix(torch.eye(3)))
+    with pytest.raises(ProbeError, match="by='layer' is unknown: use one of tensor, module"):
+        per_module(branches(), by="layer")  # type: ignore[arg-type]
+    with pytest.raises(ProbeError, match=r"rel=2 is out of range"):
+        per_module(branches(), rel=2.0)

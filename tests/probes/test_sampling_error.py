@@ -1,0 +1,152 @@
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lossscope.probes.errors import ProbeError
+from lossscope.probes.loss import CrossEntropy
+from lossscope.probes.objective import Objective
+from lossscope.probes.sampling_error import sampled_eigenvalue
+from lossscope.probes.seeds import independent_seeds
+
+SPECTRUM = (5.0, 2.0, 1.0, 0.5, 0.1)
+
+
+class Weights(nn.Module):
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.zeros(size, dtype=torch.float64))
+
+
+def inputs(samples: int, seed: int = 0, size: int = 5) -> Tensor:
+    x = torch.randn(samples, size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return x * torch.tensor(SPECTRUM[:1] * (size - 5) + SPECTRUM, dtype=torch.float64).sqrt()
+
+
+def half_square(model: Any, x: Tensor) -> Tensor:
+    return (x @ model.w).square().mean() / 2
+
+
+def least_squares(*batches: Tensor) -> Objective:
+    """Its Hessian is the mean of x x'; that of the population is the covariance."""
+    return Objective(Weights(batches[0].shape[1]), half_square, batches)
+
+
+def covariance(x: Tensor) -> Tensor:
+    return x.mT @ x / len(x)
+
+
+def top(A: Tensor) -> tuple[float, Tensor]:
+    values, vectors = torch.linalg.eigh(A)
+    return float(values[-1]), vectors[:, -1]
+
+
+def test_each_half_is_judged_by_the_vector_of_the_other() -> None:
+    x = inputs(37)
+    found = sampled_eigenvalue(least_squares(x), parts=8, rel=1e-6, seed=3)
+    shuffle = independent_seeds(3, 1)[0]
+    A, B = (half.data.batches[0] for half in least_squares(x).split(2, seed=shuffle))
+    assert sorted(torch.cat([A, B])[:, 0].tolist()) == sorted(x[:, 0].tolist())
+    a, b = top(covariance(A))[1], top(covariance(B))[1]
+    assert found.in_sample.value == pytest.approx(top(covariance(x))[0], rel=1e-12)
+    expected = (float((A @ b).square().sum()) + float((B @ a).square().sum())) / 37
+    assert found.cross_fitted.value == pytest.approx(expected, rel=1e-9)
+    assert found.alignment == pytest.approx(float(a @ b) ** 2, rel=1e-9)
+    assert found.cross_fitted.value < found.population.value < found.in_sample.value
+    assert (found.cross_fitted.bound, found.cross_fitted.samples, found.parts) == ("standard error", 8, 8)
+
+
+def test_the_standard_error_is_that_of_the_spread_over_samples() -> None:
+    # (v'x)^2 has the variance 2 lambda^2, and parts of any size say so
+    for parts in (32, 128):
+        found = sampled_eigenvalue(least_squares(inputs(2048)), parts=parts)
+        assert found.cross_fitted.stderr == pytest.approx(5 * math.sqrt(2 / 2048), rel=0.25)
+        assert found.population.stderr == pytest.approx(found.cross_fitted.stderr, rel=0.2)
+        assert found.alignment == pytest.approx(1, abs=0.01)
+
+
+def test_the_eigenvalue_of_the_population_is_covered_and_held_between_in_the_mean() -> None:
+    found = [sampled_eigenvalue(least_squares(inputs(100, seed)), parts=8, seed=seed) for seed in range(40)]
+    assert sum(s.population.low <= 5 <= s.population.high for s in found) >= 36
+    gaps = np.array([s.in_sample.value - s.cross_fitted.value for s in found])
+    b = sum(5 * other / (5 - other) for other in SPECTRUM[1:]) / 100
+    assert gaps.mean() == pytest.approx(3 * b, abs=3 * gaps.std() / math.sqrt(40))
+    assert gaps.mean() > 3 * gaps.std() / math.sqrt(40)
+
+
+def test_the_bottom_end_is_the_top_of_the_negative_loss() -> None:
+    x = inputs(64)
+    up = sampled_eigenvalue(least_squares(x), parts=8)
+    down = sampled_eigenvalue(Objective(Weights(5), lambda m, x: -half_square(m, x), [x]), end="bottom", parts=8)
+    for one, other in (
+        (up.in_sample, down.in_sample),
+        (up.cross_fitted, down.cross_fitted),
+        (up.population, down.population),
+    ):
+        assert (other.value, other.low, other.high) == pytest.approx((-one.value, -one.high, -one.low), rel=1e-9)
+
+
+def test_it_does_not_matter_in_which_batches_the_samples_come() -> None:
+    x = inputs(48)
+    whole = sampled_eigenvalue(least_squares(x), parts=8)
+    for batches in (x.split(1), x.split([5, 30, 13])):
+        cut = sampled_eigenvalue(least_squares(*batches), parts=8)
+        assert cut.cross_fitted.value == pytest.approx(whole.cross_fitted.value, rel=1e-9)
+        assert cut.cross_fitted.stderr == pytest.approx(whole.cross_fitted.stderr, rel=1e-9)
+
+
+def test_parts_count_by_the_terms_of_the_loss() -> None:
+    x = inputs(40)
+    mask = (torch.arange(40) % 3 != 0).double()  # every third sample has no term
+
+    def masked(model: Any, batch: tuple[Tensor, Tensor]) -> Tensor:
+        return ((batch[0] @ model.w).square() * batch[1]).sum() / batch[1].sum() / 2
+
+    objective = Objective(Weights(5), masked, [(x, mask)], count=lambda batch: float(batch[1].sum()))
+    found = sampled_eigenvalue(objective, parts=4)
+    assert found.in_sample.value == pytest.approx(top(covariance(x[mask > 0]))[0], rel=1e-9)
+    with pytest.raises(ProbeError, match=r"the loss is no mean over samples .* or a wrong count"):
+        sampled_eigenvalue(Objective(Weights(5), masked, [(x, mask.cumsum(0))]), parts=4)
+
+
+def test_the_mean_of_a_network_over_its_parts_is_checked() -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Tanh(), nn.Linear(6, 3)).double()
+    x = torch.randn(60, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    batches = [(x, torch.arange(60) % 3)]
+    found = sampled_eigenvalue(Objective(net, CrossEntropy(), batches), parts=6)
+    assert found.cross_fitted.low < found.population.value < found.in_sample.value
+    assert found.products < 100
+    with pytest.raises(ProbeError, match=r"in the mean of 6 parts: the loss is no mean over samples \(batch norm"):
+        sampled_eigenvalue(Objective(net, CrossEntropy(), batches, mode="frozen"), parts=6)
+
+
+def test_a_budget_that_ends_too_early_is_told() -> None:
+    found = sampled_eigenvalue(least_squares(inputs(100, size=60)), parts=4, rel=1e-6, max_products=5)
+    assert not found.in_sample.converged
+    assert not found.cross_fitted.converged
+    assert not found.population.converged
+
+
+@pytest.mark.parametrize("parts", [2, 7, 0])
+def test_parts_that_make_no_halves_are_refused(parts: int) -> None:
+    with pytest.raises(ProbeError, match=rf"parts={parts}, need an even number of at least 4"):
+        sampled_eigenvalue(least_squares(inputs(40)), parts=parts)
+
+
+def test_data_that_cannot_be_cut_are_refused() -> None:
+    with pytest.raises(ProbeError, match=r"two halves of parts=32 together: 10 samples cannot be dealt into 16 parts"):
+        sampled_eigenvalue(least_squares(inputs(20)))
+    with pytest.raises(ProbeError, match=r"cannot be cut into two halves of parts=32 together: 1 samples"):
+        sampled_eigenvalue(least_squares(inputs(1)))
+    batch = {"seed": 3}
+    with pytest.raises(ProbeError, match=r"cannot be cut .* holds no tensor with a length"):
+        sampled_eigenvalue(Objective(Weights(5), lambda m, _: m.w.square().sum(), [batch], count=lambda _: 4))
+    with pytest.raises(ProbeError, match="end='left' is unknown: use one of top, bottom"):
+        sampled_eigenvalue(least_squares(inputs(40)), end="left")  # type: ignore[arg-type]
