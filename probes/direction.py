@@ -13,7 +13,7 @@ from torch import Tensor
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.estimate import Estimate, exact_estimate
 from lossscope.probes.objective import Objective
-from lossscope.probes.operator import second_derivative
+from lossscope.probes.second_derivative import require_second_derivative, second_derivative
 
 __all__ = ["DirectionalSharpness", "directional_sharpness"]
 
@@ -75,16 +75,15 @@ def directional_sharpness(
 
 def _along(objective: Objective, displacement: Tensor) -> tuple[float, float]:
     """Both forms, g'D and D'HD, from one graph for each batch; sums in float64."""
-    parts = objective.vector.split(displacement)
+    D = objective.vector.fitting(displacement)
     slope = curvature = 0.0
     with objective.evaluating():
         for batch in objective.gradients(graph=True):
-            gradients = zip(batch.gradients, parts, strict=True)
-            slope += batch.weight * sum(_inner(g.detach(), part) for g, part in gradients if g is not None)
-            bent = second_derivative(batch, parts, last=True)
-            curvature += batch.weight * sum(_inner(h, part) for h, part in zip(bent, parts, strict=True))
+            slope += batch.weight * _inner(batch.gradient.detach(), D)
+            curvature += batch.weight * _inner(second_derivative(batch, D, last=True), D)
+        require_second_derivative(objective)
     return slope, curvature
 
 
 def _inner(left: Tensor, right: Tensor) -> float:
-    return float((left.double() * right.double()).sum())
+    return float(left.double() @ right.double())

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from lossscope.probes.errors import ProbeError
+from lossscope.probes.parameter_vector import cast
 
 __all__ = ["FixedData", "fixed_data"]
 
@@ -24,6 +25,7 @@ class FixedData:
 
     batches: tuple[Any, ...]
     counts: tuple[float, ...]
+    count: Callable[[Any], float] | None = None  # terms of a batch; None for the length of its first tensor
 
     @property
     def samples(self) -> int:
@@ -40,6 +42,55 @@ class FixedData:
     def devices(self) -> set[torch.device]:
         """Where the tensors of the batches lie."""
         return {leaf.device for batch in self.batches for _, leaf in _leaves(batch) if isinstance(leaf, Tensor)}
+
+    @property
+    def shapes(self) -> tuple[tuple[tuple[str, tuple[int, ...]], ...], ...]:
+        """The place and the shape of each tensor of each batch."""
+        return tuple(
+            tuple((place, tuple(leaf.shape)) for place, leaf in _leaves(batch) if isinstance(leaf, Tensor | np.ndarray))
+            for batch in self.batches
+        )
+
+    def split(self, parts: int, *, seed: int) -> tuple[FixedData, ...]:
+        """Disjoint parts of nearly equal numbers of samples, which are shuffled before they are dealt out.
+
+        A sample is one place along the first axis of every tensor that is as long there as the first tensor of its
+        batch; everything else in a batch goes to all parts. A part keeps the batches, each with its own samples.
+
+        Args:
+            parts: How many, at least 2.
+            seed: Of the shuffle.
+
+        Returns:
+            The parts.
+
+        Raises:
+            ProbeError: there are fewer samples than parts, or a batch has no tensor with a length.
+        """
+        lengths = [_length(batch) for batch in self.batches]
+        if not 2 <= parts <= sum(lengths):
+            raise ProbeError(
+                f"{sum(lengths)} samples cannot be dealt into {parts} parts, need 2 to {sum(lengths)} parts"
+            )
+        order = torch.randperm(sum(lengths), generator=torch.Generator().manual_seed(seed))
+        owner = torch.empty_like(order)
+        owner[order] = torch.arange(len(order)) % parts
+        owners = torch.split(owner, lengths)
+        return tuple(self._part([(own == part).nonzero()[:, 0] for own in owners]) for part in range(parts))
+
+    def _part(self, places: list[Tensor]) -> FixedData:
+        """The samples at these places of each batch."""
+        triples = zip(self.batches, places, map(_length, self.batches), strict=True)
+        cut = [
+            _mapped(batch, partial(_taken, places=place, length=length))
+            for batch, place, length in triples
+            if len(place)
+        ]
+        return fixed_data(cut, self.count)
+
+    def cast(self, dtype: torch.dtype) -> FixedData:
+        """The same data with floating tensors in another dtype."""
+        return replace(self, batches=tuple(_mapped(batch, partial(cast, dtype=dtype)) for batch in self.batches))
 
     @cached_property
     def hash(self) -> str:
@@ -71,7 +122,7 @@ def fixed_data(batches: Iterable[Any], count: Callable[[Any], float] | None = No
     for index, terms in enumerate(counts):
         if not (math.isfinite(terms) and terms > 0):
             raise ProbeError(f"batch {index} counts {terms:g} terms, need a finite number above 0: drop the batch")
-    return FixedData(kept, counts)
+    return FixedData(kept, counts, count)
 
 
 def _length(batch: Any) -> int:
@@ -92,6 +143,24 @@ def _leaves(batch: Any, place: str = "") -> Iterator[tuple[str, Any]]:
             yield from _leaves(value, f"{place}.{index}")
     else:
         yield place, batch
+
+
+def _mapped(batch: Any, function: Callable[[Any], Any]) -> Any:
+    """A batch of the same make with a function of each leaf."""
+    if isinstance(batch, Mapping):
+        values = {key: _mapped(value, function) for key, value in batch.items()}
+        return values if type(batch) is dict else type(batch)(values)  # type: ignore[call-arg]
+    if isinstance(batch, tuple | list):
+        items = [_mapped(value, function) for value in batch]
+        return type(batch)(*items) if hasattr(batch, "_fields") else type(batch)(items)
+    return function(batch)
+
+
+def _taken(leaf: Any, places: Tensor, length: int) -> Any:
+    """These samples of a leaf; all of it where it has another length."""
+    if isinstance(leaf, Tensor | np.ndarray) and leaf.ndim and len(leaf) == length:
+        return leaf[places.to(leaf.device)] if isinstance(leaf, Tensor) else leaf[places.numpy()]
+    return leaf
 
 
 def _feed(digest: Any, place: str, leaf: Any) -> None:

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from lossscope.probes.curvature import measure_spectrum
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.estimate import Estimate, exact_estimate
-from lossscope.probes.hutchinson import trace_and_frobenius
+from lossscope.probes.hessian import hessian
 from lossscope.probes.objective import Objective
-from lossscope.probes.operator import SymmetricOperator, hessian, scaled
+from lossscope.probes.operator import SymmetricOperator, scaled
 from lossscope.probes.substitution import Substitution
 
 __all__ = ["adaptive_trace", "log_fisher_rao"]
@@ -25,7 +26,7 @@ def adaptive_trace(
     target: Objective | SymmetricOperator,
     *,
     parameters: Tensor | None = None,
-    samples: int = 128,
+    max_products: int = 128,
     rel: float = 0.01,
     seed: int = 0,
 ) -> Estimate:
@@ -39,15 +40,15 @@ def adaptive_trace(
     Args:
         target: The loss, or its Hessian or another operator `(n, n)`.
         parameters: `(n,)`, needed with an operator; with an objective its parameters are taken.
-        samples: Random probes at the most, at least 2.
+        max_products: The budget, at least 2.
         rel: Stop where the standard error is below `rel` times the value (or the norm, if that is larger).
-        seed: Of the probes.
+        seed: Of the random vectors.
 
     Returns:
         The trace with its 95 % interval; exact where `n` is at most 32.
 
     Raises:
-        ProbeError: the parameters are missing, do not fit or are not finite, or there are too few samples.
+        ProbeError: the parameters are missing, do not fit or are not finite, or the budget is too small.
 
     Source:
         docs/measures/adaptive_trace.md, after M. Andriushchenko et al. (2023), A modern look at the
@@ -58,14 +59,11 @@ def adaptive_trace(
         target = hessian(target)
     if parameters is None:
         raise ProbeError("adaptive_trace of an operator needs parameters=...: pass them as a vector (n,)")
-    trace, _ = trace_and_frobenius(
-        scaled(target, parameters),
-        rel=rel,
-        max_samples=samples,
-        generator=torch.Generator().manual_seed(seed),
-        decide=("trace",),
+    found = measure_spectrum(
+        scaled(target, parameters), rel=rel, max_products=max_products, quantities=("trace",), seed=seed
     )
-    return trace
+    assert found.trace is not None  # it was asked for
+    return found.trace
 
 
 def log_fisher_rao(objective: Objective) -> Estimate:
@@ -97,6 +95,7 @@ def log_fisher_rao(objective: Objective) -> Estimate:
         )
     begun = time.perf_counter()
     with objective.evaluating():
+        objective.require_repeatable()
         norm = _fisher_rao(objective, logits)
     if not math.isfinite(norm):
         raise ProbeError(f"the Fisher-Rao norm is {norm}: the logits overflow {objective.dtype} at these parameters")
@@ -109,17 +108,11 @@ def _fisher_rao(objective: Objective, logits: Callable[[Any, Any], Tensor]) -> f
     total = 0.0
     # not torch.func.jvp: inside it a module may not update its buffers in place
     with torch.no_grad(), forward_ad.dual_level():
-        moving = {
-            name: forward_ad.make_dual(p, p)  # type: ignore[no-untyped-call]
-            for name, p in zip(objective.names, objective.vector.tensors(), strict=True)
-        }
-        buffers = call.buffers()
-        for index, (weight, batch) in enumerate(zip(objective.data.weights, objective.data.batches, strict=True)):
-            if index and objective.mode != "train":
-                buffers = call.buffers()
-            z, u = forward_ad.unpack_dual(call(moving, buffers, batch))  # type: ignore[no-untyped-call]
+        moving = [forward_ad.make_dual(p, p) for p in objective.vector.tensors()]  # type: ignore[no-untyped-call]
+        for at in objective.passes():
+            z, u = forward_ad.unpack_dual(objective.evaluated(call, moving, at))  # type: ignore[no-untyped-call]
             if u is not None:
-                total += weight * float(_variance(z.double(), u.double()).mean())
+                total += at.weight * float(_variance(z.double(), u.double()).mean())
     return total
 
 

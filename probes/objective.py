@@ -2,34 +2,26 @@
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, Final, get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 
+from lossscope.probes.custom_function import custom_functions
 from lossscope.probes.errors import ProbeError
+from lossscope.probes.evaluation import ULPS, BatchGradient, Pass, sound_loss
 from lossscope.probes.fixed_data import FixedData, fixed_data
-from lossscope.probes.isolation import Mode, isolated, random_modules
+from lossscope.probes.isolation import Mode, isolated
 from lossscope.probes.parameter_vector import ParameterVector
 from lossscope.probes.substitution import Substitution
 
-__all__ = ["BatchGradient", "LossFunction", "Objective"]
+__all__ = ["LossFunction", "Objective"]
 
 LossFunction = Callable[[Any, Any], Tensor]
-_ULPS: Final = 100  # two evaluations of one loss may differ by this many units in the last place
-
-
-@dataclass(frozen=True)
-class BatchGradient:
-    """The gradient of one batch's loss, with its graph where one was asked for."""
-
-    weight: float  # share of the batch in the mean
-    leaves: list[Tensor]  # what was differentiated by, one for each name
-    gradients: list[Tensor | None]  # None where the loss does not contain the leaf
 
 
 class Objective:
@@ -79,7 +71,10 @@ class Objective:
         self.mode: Mode = mode
         self.vector = ParameterVector(model)
         self.data: FixedData = fixed_data(batches, count)
-        self._call = Substitution(model, loss_fn)
+        self.call = Substitution(model, loss_fn)
+        self.custom: list[str] | None = None  # functions with a backward pass of their own; None until a first gradient
+        self.twice = False  # whether second derivatives are known to be right
+        self._whole = True  # whether the coordinates are all of the trainable parameters, as they stand in the model
         self._inside = False
         self._checked = False
 
@@ -125,17 +120,62 @@ class Objective:
 
     def value(self) -> float:
         """The mean loss, in nats."""
-        with self.evaluating():
-            return self._value()
+        with self.evaluating(), torch.no_grad():
+            return math.fsum(weight * float(loss) for weight, loss in self.losses(self.copies()))
 
     def gradient(self) -> Tensor:
         """The gradient of the mean loss as a flat vector `(n,)`."""
         with self.evaluating():
             total = torch.zeros(self.size, dtype=self.dtype, device=self.device)
             for batch in self.gradients():
-                pairs = zip(batch.gradients, batch.leaves, strict=True)
-                total += batch.weight * self.vector.joined([torch.zeros_like(p) if g is None else g for g, p in pairs])
+                total.add_(batch.gradient, alpha=batch.weight)
             return total
+
+    def restricted(self, names: Collection[str]) -> Objective:
+        """The same loss as a function of some of the parameters, the others standing where they are.
+
+        Args:
+            names: Some of `names`; their order is that of the whole.
+
+        Returns:
+            The objective; it shares model and data with this one.
+
+        Raises:
+            ProbeError: a name is none of the parameters', or there is none.
+        """
+        part = copy.copy(self)
+        part.vector = ParameterVector(self.model, self.vector.known(names))
+        part._whole, part._inside = False, False
+        return part
+
+    def in_double(self) -> Objective:
+        """The same loss evaluated in float64: parameters, buffers and data are cast, the model is not touched."""
+        wide = copy.copy(self)
+        wide.vector = ParameterVector(self.model, self.names, torch.float64)
+        wide.call = Substitution(self.model, self.loss_fn, torch.float64)
+        wide.data = self.data.cast(torch.float64)
+        wide._whole, wide._inside = False, False
+        return wide
+
+    def split(self, count: int, *, seed: int) -> tuple[Objective, ...]:
+        """The same objective on disjoint parts of the data: samples shuffled and dealt out nearly equally.
+
+        Args:
+            count: How many parts, at least 2.
+            seed: Of the shuffle.
+
+        Returns:
+            The parts; their losses, weighted by their `samples`, add up to the whole.
+
+        Raises:
+            ProbeError: there are fewer samples than parts, or a batch cannot be cut.
+        """
+        parts = []
+        for data in self.data.split(count, seed=seed):
+            part = copy.copy(self)
+            part.data, part._inside = data, False
+            parts.append(part)
+        return tuple(parts)
 
     @contextmanager
     def at(self, vector: Tensor) -> Iterator[None]:
@@ -170,69 +210,97 @@ class Objective:
         with isolated(self.model, training=self.mode != "eval", devices={self.device} | self.data.devices):
             self._inside = True
             try:
-                self._check_repeatable()
                 yield
             finally:
                 self._inside = False
 
-    def leaves(self) -> list[Tensor]:
-        """Fresh leaves of a graph, one for each trainable parameter, sharing its memory."""
-        return [p.requires_grad_() for p in self.vector.tensors()]
+    def copies(self) -> list[Tensor]:
+        """Copies of the parameters: a model may write into them."""
+        return self.vector.views(self.parameters(), apart=True)
+
+    def leaf(self) -> Tensor:
+        """A copy of the parameters as the leaf of a graph, `(n,)`."""
+        return self.parameters().requires_grad_()
+
+    def passes(self) -> Iterator[Pass]:
+        """The batches in order, as they are to be evaluated.
+
+        Call it inside `evaluating`; in train mode evaluate every batch before you ask for the next. At the first use
+        all batches are evaluated once beforehand, and `loss` refuses those whose second value is another.
+        """
+        before = None if self._checked else self._values()
+        yield from self._starts(before)
+
+    def evaluated(self, function: Substitution, leaves: Sequence[Tensor], at: Pass) -> Any:
+        """A function of model and batch at the leaves, without any check."""
+        buffers = at.buffers if self.mode == "train" else function.buffers()
+        parameters = dict(zip(self.names, leaves, strict=True))
+        if not self._whole:
+            parameters |= self.vector.others()
+        return function(parameters, buffers, self.data.batches[at.index])
+
+    def sound(self, loss: Any, at: Pass) -> Tensor:
+        """The loss of a batch, once it is known to be one finite number and the same as before."""
+        found = sound_loss(loss, at, self.model)
+        if at.before is not None and at.index + 1 == len(self.data.batches):
+            self._checked = True
+        return found
+
+    def loss(self, leaves: Sequence[Tensor], at: Pass) -> Tensor:
+        """The loss of one batch with the graph down to the leaves, sound."""
+        return self.sound(self.evaluated(self.call, leaves, at), at)
 
     def losses(self, leaves: Sequence[Tensor]) -> Iterator[tuple[float, Tensor]]:
         """The weight and the loss of each batch, with the graph down to the leaves.
 
         Call it inside `evaluating`.
         """
-        parameters = dict(zip(self.names, leaves, strict=True))
-        buffers = self._call.buffers()
-        for index, (weight, batch) in enumerate(zip(self.data.weights, self.data.batches, strict=True)):
-            if index and self.mode != "train":
-                buffers = self._call.buffers()
-            yield weight, self._sound(self._call(parameters, buffers, batch), index)
+        for at in self.passes():
+            yield at.weight, self.loss(leaves, at)
+
+    def derivative(self, of: Tensor, theta: Tensor, *, graph: bool = False, keep: bool = False) -> Tensor:
+        """The derivative of a number by a leaf, `(n,)`, with its `graph` if asked for; `keep` that of the number."""
+        found = None
+        if of.requires_grad:
+            found = torch.autograd.grad(of, theta, create_graph=graph, retain_graph=graph or keep, allow_unused=True)[0]
+        if found is None and self._whole:
+            raise ProbeError(
+                f"the loss depends on none of the {len(self.names)} trainable parameters: does loss_fn use "
+                "the model it is given, without detach() or no_grad()?"
+            )
+        return torch.zeros_like(theta) if found is None else found
+
+    def slope(self, theta: Tensor, at: Pass, *, graph: bool = False) -> BatchGradient:
+        """The gradient of one batch by a leaf, with its graph if asked for; call it inside `evaluating`."""
+        loss = self.loss(self.vector.views(theta, apart=True), at)
+        if self.custom is None:
+            self.custom = custom_functions(loss)
+        return BatchGradient(at.weight, theta, self.derivative(loss, theta, graph=graph))
 
     def gradients(self, *, graph: bool = False) -> Iterator[BatchGradient]:
-        """The gradient of each batch by fresh leaves, with its graph if asked for.
+        """The gradient of each batch by a fresh leaf, with its graph if asked for.
 
         Call it inside `evaluating`.
         """
-        leaves = self.leaves()
-        for weight, loss in self.losses(leaves):
-            found: Sequence[Tensor | None] = [None]
-            if loss.requires_grad:
-                found = torch.autograd.grad(loss, leaves, create_graph=graph, allow_unused=True)
-            if all(g is None for g in found):
-                raise ProbeError(
-                    f"the loss depends on none of the {len(leaves)} trainable parameters: does loss_fn use "
-                    "the model it is given, without detach() or no_grad()?"
-                )
-            yield BatchGradient(weight, leaves, list(found))
+        theta = self.leaf()
+        for at in self.passes():
+            yield self.slope(theta, at, graph=graph)
 
-    def _value(self) -> float:
+    def require_repeatable(self) -> None:
+        """Refuse a loss that is no function of the parameters; what evaluates `losses` need not ask."""
+        if not self._checked:
+            self.value()
+
+    def _starts(self, before: list[float] | None) -> Iterator[Pass]:
+        """The batches with the buffers to begin with, which in train mode move from one to the next."""
+        buffers = self.call.buffers() if self.mode == "train" else {}
+        slack = ULPS * torch.finfo(self.dtype).eps * max(map(abs, before)) if before else 0.0
+        for index, weight in enumerate(self.data.weights):
+            where = f"on batch {index} of {len(self.data.batches)}"
+            yield Pass(index, weight, where, buffers, before[index] if before else None, slack)
+
+    def _values(self) -> list[float]:
+        """The loss of each batch."""
         with torch.no_grad():
-            return math.fsum(weight * float(loss) for weight, loss in self.losses(self.vector.tensors()))
-
-    def _sound(self, loss: Any, index: int) -> Tensor:
-        """The loss, once it is known to be one finite number."""
-        where = f"on batch {index} of {len(self.data.batches)}"
-        if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.is_floating_point():
-            what = f"{loss.dtype} of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
-            raise ProbeError(f"loss_fn returned {what} {where}, need one real number: return the mean over the batch")
-        if not math.isfinite(number := float(loss.detach())):
-            raise ProbeError(f"the loss is {number} {where}: nothing can be measured at these parameters")
-        return loss.reshape(())
-
-    def _check_repeatable(self) -> None:
-        """Refuse a loss that is not a function of the parameters; asked once, at the first use."""
-        if self._checked:
-            return
-        first, second = self._value(), self._value()
-        unit = torch.finfo(self.dtype).eps * max(abs(first), abs(second))
-        if abs(first - second) > _ULPS * unit:
-            active = random_modules(self.model)
-            cause = f"{', '.join(active[:3])} is active" if active else "loss_fn or the model draws random numbers"
-            raise ProbeError(
-                f"two evaluations of one loss gave {first:.9g} and {second:.9g}, more than {_ULPS} units in the last "
-                f"place apart: {cause}; use mode='eval', or take the randomness out"
-            )
-        self._checked = True
+            copies = self.copies()
+            return [float(self.loss(copies, at)) for at in self._starts(None)]

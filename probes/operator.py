@@ -2,38 +2,60 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from torch import Tensor
 
 from lossscope.probes.errors import ProbeError
-from lossscope.probes.objective import BatchGradient, Objective
+from lossscope.probes.objective import Objective
 
 if TYPE_CHECKING:
     import numpy as np
     from scipy.sparse.linalg import LinearOperator
 
-__all__ = ["SymmetricOperator", "from_matrix", "hessian", "scaled"]
+    from lossscope.probes.product_choice import Choice
+
+__all__ = ["ProductFacts", "SymmetricOperator", "asymmetry", "from_matrix", "preconditioned", "scaled"]
 
 _ASYMMETRY: Final = 1e3  # units in the last place of the largest entry that a Gram matrix may be off
+
+
+@dataclass(frozen=True)
+class ProductFacts:
+    """What is known of the products of an operator."""
+
+    method: str = "own product"  # what takes them
+    unit: float = math.nan  # their relative rounding unit; nan for that of the dtype
+    width: int = 1  # block width that is cheapest per column, as far as known
+    gradient_seconds: float = math.nan  # time of one gradient, as seen when a graph was built
+    choice: Choice | None = None  # why it is this method, where several were offered
 
 
 class SymmetricOperator:
     """A symmetric `(n, n)` matrix A as `operator @ V`, for V of shape `(n,)` or `(n, k)`.
 
-    Algorithms see this and no model. Make one with `from_matrix`, `hessian` or `scaled`, or from any
-    product of your own.
+    Algorithms see this and no model. Make one with `from_matrix`, `hessian`, `gauss_newton`, `fisher`, `restricted`,
+    `scaled` or `preconditioned`, or from any product of your own.
 
     Args:
         size: `n`.
         product: `(n, k) -> (n, k)`; linear, symmetric and repeatable.
         dtype: The dtype of the products.
         device: Where they are taken.
-        held: A context between whose ends the product may keep what it can reuse.
+        held: A context between whose ends the product may keep what it can reuse; it is told how many products the
+            caller expects to take, or None.
+        facts: What is known of the products at the moment.
+        objective: The objective whose parameters are the coordinates, if there is one.
         hessian_of: The objective, where A is its Hessian.
+        restrict: The diagonal block of some of the objective's parameters, see `restricted`.
+
+    Raises:
+        ProbeError: the size is below 1.
     """
 
     def __init__(
@@ -43,16 +65,66 @@ class SymmetricOperator:
         *,
         dtype: torch.dtype,
         device: torch.device,
-        held: Callable[[], AbstractContextManager[None]] = nullcontext,
+        held: Callable[[int | None], AbstractContextManager[None]] | None = None,
+        facts: Callable[[], ProductFacts] = ProductFacts,
+        objective: Objective | None = None,
         hessian_of: Objective | None = None,
+        restrict: Callable[[tuple[str, ...]], SymmetricOperator] | None = None,
     ) -> None:
+        if size < 1:
+            raise ProbeError(f"an operator of size {size} has no spectrum, need at least 1")
         self.size = size
         self.dtype = dtype
         self.device = device
         self.products = 0  # columns multiplied so far
-        self.held = held
+        self.objective = objective
         self.hessian_of = hessian_of
+        self.restrict = restrict
         self._product = product
+        self._held = held
+        self._facts = facts
+
+    @property
+    def facts(self) -> ProductFacts:
+        """What is known of the products at the moment."""
+        return self._facts()
+
+    @property
+    def method(self) -> str:
+        """What takes the products: `matrix`, `reverse`, ..."""
+        return self._facts().method
+
+    @property
+    def unit(self) -> float:
+        """The relative rounding unit of a product: that of the dtype, larger for finite differences."""
+        unit = self._facts().unit
+        return torch.finfo(self.dtype).eps if math.isnan(unit) else unit
+
+    @property
+    def width(self) -> int:
+        """The block width that is cheapest per column as far as known; 1 where nothing was measured."""
+        return self._facts().width
+
+    @property
+    def gradient_seconds(self) -> float:
+        """The time of one gradient as seen when a graph was built, nan where unknown."""
+        return self._facts().gradient_seconds
+
+    @property
+    def choice(self) -> Choice | None:
+        """Why `method` is what it is, None where there was nothing to choose or no product was taken yet."""
+        return self._facts().choice
+
+    def held(self, expected: int | None = None) -> AbstractContextManager[None]:
+        """A context between whose ends graphs are kept, as far as memory allows.
+
+        Args:
+            expected: How many products will be taken; from about 30 on, methods may be measured first.
+
+        Returns:
+            The context. What it keeps belongs to the parameters at its start: move them only outside.
+        """
+        return nullcontext() if self._held is None else self._held(expected)
 
     def __matmul__(self, V: Tensor) -> Tensor:
         """The product A V, in the operator's dtype and on its device.
@@ -64,14 +136,17 @@ class SymmetricOperator:
             The same shape as V.
 
         Raises:
-            ProbeError: the shape does not fit, or the product is not finite.
+            ProbeError: the shape does not fit, or the product is not finite or of another shape.
         """
         if V.ndim not in (1, 2) or len(V) != self.size:
             raise ProbeError(f"a tensor of shape {tuple(V.shape)} cannot be multiplied: need ({self.size},) or (n, k)")
         columns = V.detach().to(self.device, self.dtype).reshape(self.size, -1)
         found = self._product(columns)
+        if not isinstance(found, Tensor) or found.shape != columns.shape:
+            what = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
+            raise ProbeError(f"the product of columns {tuple(columns.shape)} came back as {what}, need the same shape")
         self.products += columns.shape[1]
-        if not bool(torch.isfinite(found).all()):
+        if not _finite(found):
             raise ProbeError(
                 f"product {self.products} with the operator is not finite: the curvature overflows {self.dtype} "
                 "at these parameters; try the model in float64"
@@ -108,42 +183,15 @@ def from_matrix(A: Tensor) -> SymmetricOperator:
     """
     if A.ndim != 2 or A.shape[0] != A.shape[1] or not len(A) or not A.is_floating_point():
         raise ProbeError(f"A is {A.dtype} of shape {tuple(A.shape)}, need a real floating square matrix")
-    largest, asymmetry = float(A.abs().max()), float((A - A.mT).abs().max())
-    if not asymmetry <= _ASYMMETRY * torch.finfo(A.dtype).eps * largest < float("inf"):
+    largest, difference = float(A.abs().max()), float((A - A.mT).abs().max())
+    if not difference <= _ASYMMETRY * torch.finfo(A.dtype).eps * largest < float("inf"):
         raise ProbeError(
-            f"A differs from its transpose by {asymmetry:g} where its largest entry is {largest:g}, need a finite "
+            f"A differs from its transpose by {difference:g} where its largest entry is {largest:g}, need a finite "
             "symmetric matrix: pass (A + A.mT) / 2 if that is what you mean"
         )
     symmetric = (A.detach() + A.detach().mT) / 2
-    return SymmetricOperator(len(A), symmetric.matmul, dtype=A.dtype, device=A.device)
-
-
-def hessian(objective: Objective) -> SymmetricOperator:
-    r"""The Hessian of an objective at the parameters the model has when a product is taken.
-
-    A product is the derivative of :math:`\langle \nabla L, v\rangle` by a second backward pass
-    (Pearlmutter's identity), exact up to rounding. The columns of a block share one forward and one
-    first backward pass; with one batch, `held()` shares them between products too. What `held()` keeps
-    belongs to the parameters at its start: move them only outside.
-
-    Args:
-        objective: The loss; its trainable parameters are the `n` coordinates.
-
-    Returns:
-        The operator. A parameter that the loss does not contain has a zero row.
-
-    Source:
-        B. Pearlmutter (1994), Fast exact multiplication by the Hessian, Neural Computation 6(1), 147-160.
-    """
-    product = _HessianProduct(objective)
-    return SymmetricOperator(
-        objective.size,
-        product,
-        dtype=objective.dtype,
-        device=objective.device,
-        held=product.held,
-        hessian_of=objective,
-    )
+    facts = ProductFacts("matrix")
+    return SymmetricOperator(len(A), symmetric.matmul, dtype=A.dtype, device=A.device, facts=lambda: facts)
 
 
 def scaled(operator: SymmetricOperator, diagonal: Tensor) -> SymmetricOperator:
@@ -159,60 +207,80 @@ def scaled(operator: SymmetricOperator, diagonal: Tensor) -> SymmetricOperator:
     Raises:
         ProbeError: the diagonal has another length, or is not finite.
     """
-    if tuple(diagonal.shape) != (operator.size,) or not bool(torch.isfinite(diagonal).all()):
+    if tuple(diagonal.shape) != (operator.size,) or not _finite(diagonal):
         raise ProbeError(f"the diagonal has shape {tuple(diagonal.shape)}, need {operator.size} finite numbers")
     d = diagonal.detach().to(operator.device, operator.dtype)[:, None]
 
     def product(V: Tensor) -> Tensor:
         return d * (operator @ (d * V))
 
-    return SymmetricOperator(operator.size, product, dtype=operator.dtype, device=operator.device, held=operator.held)
-
-
-class _HessianProduct:
-    """H V by two backward passes, with the graph of a single batch kept between products on request."""
-
-    def __init__(self, objective: Objective) -> None:
-        self._objective = objective
-        self._kept: BatchGradient | None = None
-
-    @contextmanager
-    def held(self) -> Iterator[None]:
-        """A context in which one graph serves all products, if there is one batch only."""
-        if self._kept is not None:
-            yield
-            return
-        with self._objective.evaluating():
-            try:
-                if len(self._objective.data.batches) == 1:
-                    self._kept = next(self._objective.gradients(graph=True))
-                yield
-            finally:
-                self._kept = None
-
-    def __call__(self, V: Tensor) -> Tensor:
-        """H V for V of shape `(n, k)`."""
-        columns = [self._objective.vector.split(column) for column in V.unbind(1)]
-        total = torch.zeros_like(V.mT, memory_format=torch.contiguous_format)  # (k, n)
-        with self._objective.evaluating():
-            for batch in [self._kept] if self._kept else self._objective.gradients(graph=True):
-                for row, column in enumerate(columns):
-                    last = self._kept is None and row == len(columns) - 1
-                    total[row] += batch.weight * self._objective.vector.joined(second_derivative(batch, column, last))
-        return total.mT
-
-
-def second_derivative(batch: BatchGradient, direction: list[Tensor], last: bool) -> list[Tensor]:
-    """The derivative of the batch's slope along a direction; the graph is freed if this is its `last` use."""
-    pairs = [(g, d) for g, d in zip(batch.gradients, direction, strict=True) if g is not None and g.requires_grad]
-    if not pairs:
-        return [torch.zeros_like(leaf) for leaf in batch.leaves]
-    found = torch.autograd.grad(
-        [g for g, _ in pairs],
-        batch.leaves,
-        [d for _, d in pairs],
-        retain_graph=not last,
-        allow_unused=True,
-        materialize_grads=True,
+    return SymmetricOperator(
+        operator.size,
+        product,
+        dtype=operator.dtype,
+        device=operator.device,
+        held=operator.held,
+        facts=lambda: operator.facts,
+        objective=operator.objective,
+        restrict=_scaled_block(operator, d[:, 0]),
     )
-    return list(found)
+
+
+def preconditioned(operator: SymmetricOperator, diagonal: Tensor) -> SymmetricOperator:
+    r"""The operator :math:`P^{-1/2} A P^{-1/2}` with :math:`P = \mathrm{diag}(p)`: A in an optimizer's own metric.
+
+    It has the eigenvalues of :math:`P^{-1} A`, which decide the stability of :math:`\theta \to \theta - \eta P^{-1} g`
+    as those of A decide that of gradient descent.
+
+    Args:
+        operator: A, `(n, n)`; its `products` go on counting.
+        diagonal: `(n,)`, p, all above zero: for Adam the bias-corrected :math:`\sqrt{\hat v} + \epsilon`.
+
+    Returns:
+        The operator.
+
+    Raises:
+        ProbeError: the diagonal has another length, or an entry is not finite or not above zero.
+
+    Source:
+        J. Cohen et al. (2022), Adaptive gradient methods at the edge of stability, arXiv:2207.14484.
+    """
+    if tuple(diagonal.shape) != (operator.size,):
+        raise ProbeError(f"the diagonal has shape {tuple(diagonal.shape)}, need {operator.size} positive numbers")
+    if not (_finite(diagonal) and float(least := diagonal.min()) > 0):
+        what = "is not finite" if not _finite(diagonal) else f"goes down to {float(least):g}"
+        raise ProbeError(f"the diagonal {what}, need finite numbers above 0: add the optimizer's epsilon")
+    return scaled(operator, diagonal.detach().double().rsqrt())
+
+
+def asymmetry(operator: SymmetricOperator, seed: int) -> float:
+    r"""How far an operator is from symmetric: :math:`|\langle Av, w\rangle - \langle v, Aw\rangle| / (|Av| |w|)`.
+
+    For a symmetric matrix it is a few rounding units of the product (`operator.unit`); for v, w at random a
+    matrix that is not symmetric shows its antisymmetric part times about :math:`1/\sqrt n`.
+
+    Args:
+        operator: `(n, n)`; two products are spent.
+        seed: Of the two random vectors v and w.
+
+    Returns:
+        The difference, relative to the larger of :math:`|Av||w|` and :math:`|v||Aw|`; 0 where both products are zero.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    pair = torch.randn(operator.size, 2, generator=generator, dtype=torch.float64).to(operator.device, operator.dtype)
+    image, pair = (operator @ pair).double(), pair.double()
+    scale = float((torch.linalg.vector_norm(image, dim=0) * torch.linalg.vector_norm(pair.flip(1), dim=0)).max())
+    return abs(float(image[:, 0] @ pair[:, 1] - pair[:, 0] @ image[:, 1])) / scale if scale > 0 else 0.0
+
+
+def _scaled_block(operator: SymmetricOperator, d: Tensor) -> Callable[[tuple[str, ...]], SymmetricOperator] | None:
+    """The blocks of D A D from those of A, if it has any."""
+    objective, block = operator.objective, operator.restrict
+    if objective is None or block is None:
+        return None
+    return lambda names: scaled(block(names), d[objective.vector.indices(names).to(d.device)])
+
+
+def _finite(values: Tensor) -> bool:
+    """Whether all are finite; as a rule by their sum, which cannot be finite otherwise."""
+    return math.isfinite(float(values.detach().sum())) or bool(torch.isfinite(values).all())

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Collection
 from dataclasses import replace
 from functools import partial
-from typing import Any, Final
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,8 +21,6 @@ from lossscope.probes.spectrum_estimate import EigenPairs, SpectrumEstimate
 
 __all__ = ["pyhessian_spectrum"]
 
-_OFFERED: Final = ("top", "trace")
-
 
 def pyhessian_spectrum(
     operator: SymmetricOperator,
@@ -30,7 +28,7 @@ def pyhessian_spectrum(
     top: int,
     rel: float,
     max_products: int,
-    quantities: Collection[str] | None,
+    quantities: Collection[str],
     seed: int,
 ) -> SpectrumEstimate:
     r"""The largest eigenvalues in absolute value, and the trace, as PyHessian 0.1 finds them.
@@ -48,20 +46,20 @@ def pyhessian_spectrum(
         top: How many eigenvalues.
         rel: A residual up to `rel` times the largest absolute value counts as converged.
         max_products: The budget, half for the eigenvalues and half for the trace where both are wanted.
-        quantities: None for both, or some of `top` and `trace`.
+        quantities: `top`, `trace` or both.
         seed: Of its random vectors.
 
     Returns:
-        The estimates; `bottom` and `frobenius` are None.
+        The estimates; `bottom`, `frobenius` and `density` are None. (Release 0.1 has a density too, but it calls a
+        function that torch no longer has.)
 
     Raises:
-        ProbeError: the operator is no Hessian, another quantity is asked for, or PyHessian cannot be imported.
+        ProbeError: the operator is no Hessian, the device is neither cpu nor cuda, or PyHessian cannot be imported.
 
     Source:
         Z. Yao et al. (2020), PyHessian: neural networks through the lens of the Hessian, arXiv:1912.07145.
     """
     objective = _objective(operator)
-    wanted = _wanted(quantities)
     library = _library()
     begun = time.perf_counter()
     with operator.held(), objective.evaluating(), warnings.catch_warnings():
@@ -69,12 +67,25 @@ def pyhessian_spectrum(
         torch.manual_seed(seed)  # the context puts the random state back
         loss = _LossModule(objective)
         judge = library(loss, _first, data=loss.stand_ins, cuda=objective.device.type == "cuda")
-        share = max_products // len(wanted)
-        pairs = _pairs(operator, judge, min(top, operator.size), share, rel) if "top" in wanted else None
-        trace = _trace(judge, max(2, share), rel) if "trace" in wanted else None
+        share = max_products // len(quantities)
+        pairs = _pairs(operator, judge, min(top, operator.size), share, rel) if "top" in quantities else None
+        trace = _trace(judge, max(2, share), rel) if "trace" in quantities else None
         loss.cut()
-    taken = loss.backward_passes - 1 + (len(pairs.values) if pairs else 0)
-    return SpectrumEstimate(pairs, None, trace, None, taken, time.perf_counter() - begun, "pyhessian")
+    seconds, gradient = time.perf_counter() - begun, operator.gradient_seconds
+    met = {"top": pairs is None or bool(pairs.converged.all()), "trace": trace is None or trace.converged}
+    return SpectrumEstimate(
+        top=pairs,
+        bottom=None,
+        trace=trace,
+        frobenius=None,
+        density=None,
+        products=loss.backward_passes - 1 + (len(pairs.values) if pairs else 0),
+        seconds=seconds,
+        gradients=seconds / gradient if gradient > 0 else math.nan,
+        engine="pyhessian",
+        method="pyhessian",
+        unmet=tuple(name for name in quantities if not met[name]),
+    )
 
 
 class _LossModule(nn.Module):
@@ -117,7 +128,8 @@ def _pairs(operator: SymmetricOperator, judge: Any, top: int, budget: int, rel: 
     residuals = torch.linalg.vector_norm((operator @ V).double() - V * theta.to(V.device), dim=0).cpu()
     order = theta.argsort(descending=True)
     converged = residuals <= rel * float(theta.abs().max())
-    return EigenPairs(theta[order], V[:, order.to(V.device)], residuals[order], converged[order])
+    # it knows of no gap, so a pair is no surer than its residual
+    return EigenPairs(theta[order], V[:, order.to(V.device)], residuals[order], residuals[order], converged[order])
 
 
 def _trace(judge: Any, samples: int, rel: float) -> Estimate:
@@ -135,16 +147,11 @@ def _trace(judge: Any, samples: int, rel: float) -> Estimate:
 def _objective(operator: SymmetricOperator) -> Objective:
     if operator.hessian_of is None:
         raise ProbeError("engine='pyhessian' knows Hessians only: pass hessian(objective), or use engine='lossscope'")
+    if operator.device.type not in ("cpu", "cuda"):
+        raise ProbeError(
+            f"engine='pyhessian' runs on cpu and cuda only, not on {operator.device.type}: use engine='lossscope'"
+        )
     return operator.hessian_of
-
-
-def _wanted(quantities: Collection[str] | None) -> set[str]:
-    wanted = set(_OFFERED if quantities is None else quantities)
-    if other := sorted(wanted - set(_OFFERED)):
-        raise ProbeError(f"engine='pyhessian' has no {other}: ask for {' and '.join(_OFFERED)} only")
-    if not wanted:
-        raise ProbeError(f"quantities={quantities!r} asks for nothing: name {' or '.join(_OFFERED)}")
-    return wanted
 
 
 def _library() -> Any:

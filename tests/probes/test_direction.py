@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from lossscope.probes.direction import directional_sharpness
 from lossscope.probes.errors import ProbeError
+from lossscope.probes.hessian import hessian
 from lossscope.probes.loss import CrossEntropy
 from lossscope.probes.objective import Objective
-from lossscope.probes.operator import hessian
 
 
 def gaussian(*shape: int, seed: int = 0) -> Tensor:

@@ -14,10 +14,10 @@ from lossscope.probes.curvature import measure_spectrum
 from lossscope.probes.direction import directional_sharpness
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.flatness import adaptive_trace, log_fisher_rao
+from lossscope.probes.hessian import hessian
 from lossscope.probes.isolation import random_modules
 from lossscope.probes.loss import CrossEntropy
 from lossscope.probes.objective import Objective
-from lossscope.probes.operator import hessian
 
 
 class Everything(nn.Module):
@@ -78,7 +78,7 @@ PROBES: dict[str, Callable[[Objective], Any]] = {
     "measure_spectrum": lambda o: measure_spectrum(hessian(o), top=2, max_products=40),
     "pyhessian": lambda o: measure_spectrum(hessian(o), top=2, max_products=12, engine="pyhessian"),
     "directional_sharpness": lambda o: directional_sharpness(o, torch.ones(o.size), at=o.parameters() + 0.1),
-    "adaptive_trace": lambda o: adaptive_trace(o, samples=8),
+    "adaptive_trace": lambda o: adaptive_trace(o, max_products=8),
     "log_fisher_rao": log_fisher_rao,
 }
 
@@ -154,3 +154,18 @@ def test_only_modules_that_draw_in_their_mode_are_named() -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.Dropout(), nn.RReLU())
     assert random_modules(model) == ["1 (Dropout)", "2 (RReLU)"]
     assert random_modules(model.eval()) == []
+
+
+def test_a_module_that_is_registered_twice_keeps_its_parameters():
+    model = nn.Sequential(nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 2))
+    model.again = model[2]
+    before = dict(model.named_parameters())
+    objective = Objective(
+        model, lambda m, x: F.cross_entropy(m[2](m[1](m[0](x))), torch.zeros(4, dtype=int)), [torch.randn(4, 3)]
+    )
+    objective.gradient()
+    after = dict(model.named_parameters())
+    assert list(after) == list(before)
+    assert all(after[name] is before[name] for name in before)
+    assert model.again.weight is model[2].weight
+    assert isinstance(model[2].weight, nn.Parameter)

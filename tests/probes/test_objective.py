@@ -199,3 +199,55 @@ def test_dict_batches_reach_the_loss_as_they_are() -> None:
     model = linear().requires_grad_()
     objective = Objective(model, lambda m, b: F.cross_entropy(m(b["x"]), b["y"]), [batch])
     assert objective.value() == pytest.approx(F.cross_entropy(model(batch["x"]), batch["y"]).item(), rel=1e-14)
+
+
+def test_parts_add_up_to_the_whole() -> None:
+    objective = Objective(linear(), mean_square, rows(9, 4, 2))
+    parts = objective.split(4, seed=3)
+    assert sorted(part.samples for part in parts) == [3, 4, 4, 4]
+    shares = [part.samples / objective.samples for part in parts]
+    assert sum(s * part.value() for s, part in zip(shares, parts, strict=True)) == pytest.approx(objective.value())
+    mean = sum(s * part.gradient() for s, part in zip(shares, parts, strict=True))
+    torch.testing.assert_close(mean, objective.gradient(), rtol=1e-12, atol=1e-14)
+    assert len({part.data_hash for part in parts}) == 4
+    with pytest.raises(ProbeError, match="15 samples cannot be dealt into 16 parts, need 2 to 15 parts"):
+        objective.split(16, seed=0)
+
+
+def test_an_objective_of_some_parameters_is_the_same_loss() -> None:
+    objective = Objective(linear(), mean_square, rows(9, 4))
+    part = objective.restricted(["bias"])
+    assert (part.names, part.size, part.value()) == (("bias",), 2, objective.value())
+    torch.testing.assert_close(part.gradient(), objective.gradient()[6:])
+    with part.at(torch.zeros(2)):
+        assert not objective.model.bias.any()
+    with pytest.raises(ProbeError, match="'b' is none of the 2 trainable parameters"):
+        objective.restricted(["b"])
+
+
+def test_the_same_loss_in_float64_leaves_the_model_in_its_own_dtype() -> None:
+    model = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3), nn.Linear(3, 2))
+    model[0].bias.requires_grad_(False)
+    objective = Objective(model, mean_square, [x.float() for x in rows(9, 4)])
+    wide = objective.in_double()
+    assert wide.dtype == wide.gradient().dtype == torch.float64
+    assert wide.value() == pytest.approx(objective.value(), rel=1e-5)
+    assert wide.value() != objective.value()
+    torch.testing.assert_close(wide.gradient().float(), objective.gradient(), rtol=1e-4, atol=1e-6)
+    assert {t.dtype for t in [*model.parameters(), model[1].running_mean]} == {torch.float32}
+
+
+def test_the_first_use_is_evaluated_twice_and_no_other() -> None:
+    model, passes = linear(), []
+    model.register_forward_hook(lambda *_: passes.append(1))
+    objective = Objective(model, mean_square, rows(4, 4))
+    for expected in (4, 6, 8):
+        objective.gradient()
+        assert len(passes) == expected
+    next(iter(objective.split(2, seed=0))).value()
+    assert len(passes) == 8 + 2
+
+
+def test_parameters_without_a_number_are_told() -> None:
+    with pytest.raises(ProbeError, match="the 1 trainable parameters hold 0 numbers, need at least 1"):
+        Objective(nn.ParameterList([nn.Parameter(torch.ones(0, 3))]), mean_square, rows(2))

@@ -1,21 +1,16 @@
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+import math
 
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
-from torch.func import functional_call
+from torch import Tensor
 
 from lossscope.probes.errors import ProbeError
-from lossscope.probes.loss import CrossEntropy
-from lossscope.probes.objective import Objective
-from lossscope.probes.operator import SymmetricOperator, from_matrix, hessian, scaled
+from lossscope.probes.operator import SymmetricOperator, asymmetry, from_matrix, preconditioned, scaled
 
 
 def gaussian(*shape: int, seed: int = 0) -> Tensor:
@@ -27,146 +22,9 @@ def symmetric(n: int, seed: int = 0) -> Tensor:
     return (A + A.mT) / 2
 
 
-class Tied(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.second, self.head = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 3)
-        self.second.weight = self.first.weight
-        self.head.bias.requires_grad_(False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(torch.tanh(self.second(torch.tanh(self.first(x)))))
-
-
-class Attention(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.qkv, self.head = nn.Linear(4, 12), nn.Linear(4, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        q, k, v = self.qkv(x.reshape(1, -1, 4)).chunk(3, -1)
-        return self.head(F.scaled_dot_product_attention(q, k, v)).reshape(-1, 3)
-
-
-class Images(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.net = nn.Sequential(nn.Conv2d(1, 4, 2), nn.GroupNorm(2, 4), nn.Tanh(), nn.Flatten(), nn.Linear(4, 3))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.net(x.reshape(-1, 1, 2, 2))
-
-
-def dictionary_loss(model: nn.Module, batch: Any) -> Tensor:
-    return ((model(batch["x"]) - 0.3) ** 2).mean() + 0.1 * sum(p.pow(4).sum() for p in model.parameters())
-
-
-NETS: dict[str, Callable[[], nn.Module]] = {
-    "mlp": lambda: nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)),
-    "tied": Tied,
-    "batchnorm": lambda: nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Tanh(), nn.Linear(4, 3)),
-    "conv": Images,
-    "attention": Attention,
-}
-
-
-def case(name: str, counts: tuple[int, ...] = (7, 4, 1), mode: Any = "eval") -> Objective:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(3)
-        net = NETS[name.removesuffix("-dict")]().double()
-    for module in net.modules():
-        if isinstance(module, nn.BatchNorm1d):
-            module.running_mean, module.running_var = gaussian(4), gaussian(4, seed=1).square() + 0.5
-    pairs = [(gaussian(n, 4, seed=n), torch.arange(n) % 3) for n in counts]
-    if name.endswith("-dict"):
-        return Objective(net, dictionary_loss, [{"x": x} for x, _ in pairs], mode=mode)
-    return Objective(net, CrossEntropy(), pairs, mode=mode)
-
-
-def dense_hessian(objective: Objective) -> Tensor:
-    """The same loss as one function of a flat vector, differentiated by torch's own dense Hessian."""
-
-    def mean_loss(theta: Tensor) -> Tensor:
-        shapes = [p.shape for n, p in objective.model.named_parameters() if n in objective.names]
-        parts = [part.reshape(s) for part, s in zip(theta.split([s.numel() for s in shapes]), shapes, strict=True)]
-        wrapped = nn.Module()
-        wrapped.model, wrapped.forward = objective.model, lambda b: objective.loss_fn(objective.model, b)
-        names = [f"model.{name}" for name in objective.names]
-        losses = [functional_call(wrapped, dict(zip(names, parts, strict=True)), (b,)) for b in objective.data.batches]
-        counts = objective.data.counts
-        return sum(c * loss for c, loss in zip(counts, losses, strict=True)) / sum(counts)
-
-    objective.model.train(objective.mode != "eval")
-    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
-        return torch.autograd.functional.hessian(mean_loss, objective.parameters())
-
-
-@pytest.mark.parametrize("name", [*NETS, "mlp-dict", "tied-dict"])
-def test_the_hessian_is_torchs_dense_one(name: str) -> None:
-    objective = case(name)
-    H = hessian(objective)
-    found = H @ torch.eye(objective.size, dtype=torch.float64)
-    torch.testing.assert_close(found, dense_hessian(objective), rtol=1e-8, atol=1e-8)
-    assert H.products == objective.size
-    assert (H.size, H.dtype, H.device) == (objective.size, torch.float64, torch.device("cpu"))
-
-
-def test_in_frozen_mode_the_hessian_goes_through_the_statistics_of_the_batch() -> None:
-    objective = case("batchnorm", (8, 5), mode="frozen")
-    found = hessian(objective) @ torch.eye(objective.size, dtype=torch.float64)
-    torch.testing.assert_close(found, dense_hessian(objective), rtol=1e-8, atol=1e-8)
-
-
-@pytest.mark.parametrize("counts", [(9,), (5, 4)])
-def test_held_products_are_the_same_and_the_graph_is_freed(counts: tuple[int, ...]) -> None:
-    objective = case("mlp", counts)
-    H, V = hessian(objective), gaussian(case("mlp").size, 3)
-    forwards: list[int] = []
-    objective.model.register_forward_hook(lambda *_: forwards.append(1))
-    expected = H @ V
-    forwards.clear()
-    with H.held():
-        for _ in range(4):
-            torch.testing.assert_close(H @ V, expected, rtol=1e-12, atol=1e-14)
-    assert len(forwards) == (1 if len(counts) == 1 else 2 * 4)
-    with objective.at(objective.parameters() + 0.5):
-        assert not torch.allclose(H @ V, expected)  # nothing of the old graph is left
-
-
-def test_a_block_of_columns_shares_one_forward_pass() -> None:
-    objective = case("mlp", (9, 3))
-    objective.value()
-    forwards: list[int] = []
-    objective.model.register_forward_hook(lambda *_: forwards.append(1))
-    found = hessian(objective) @ gaussian(objective.size, 6)
-    assert len(forwards) == 2
-    torch.testing.assert_close(found[:, 2], hessian(objective) @ gaussian(objective.size, 6)[:, 2])
-
-
-@given(st.integers(0, 10**6))
-@settings(max_examples=20, deadline=None)
-def test_the_hessian_is_symmetric_and_linear(seed: int) -> None:
-    H = hessian(case("attention"))
-    v, w = gaussian(H.size, seed=seed), gaussian(H.size, seed=seed + 1)
-    Hv, Hw = H @ v, H @ w
-    assert float(w @ Hv) == pytest.approx(float(v @ Hw), abs=1e-12 * float(v.norm() * w.norm()))
-    torch.testing.assert_close(H @ (2 * v - 3 * w), 2 * Hv - 3 * Hw, rtol=1e-10, atol=1e-12)
-
-
-def test_a_linear_loss_has_curvature_zero() -> None:
-    net = nn.Linear(3, 1).double()
-    objective = Objective(net, lambda m, x: m(x).mean(), [gaussian(4, 3)])
-    assert not (hessian(objective) @ gaussian(4)).any()
-
-
-def test_float32_products_agree_with_float64_to_single_precision() -> None:
-    double = case("mlp")
-    v = gaussian(double.size)
-    expected = hessian(double) @ v
-    single = Objective(double.model.float(), CrossEntropy(), [(x.float(), y) for x, y in double.data.batches])
-    found = hessian(single) @ v
-    assert found.dtype == torch.float32
-    torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-6)
+def own(A: Tensor, dtype: torch.dtype = torch.float64) -> SymmetricOperator:
+    """An operator of a user's own product."""
+    return SymmetricOperator(len(A), lambda V: A.to(V) @ V, dtype=dtype, device=torch.device("cpu"))
 
 
 def test_a_dense_matrix_multiplies_and_counts() -> None:
@@ -191,14 +49,81 @@ def test_a_scaled_operator_is_d_a_d() -> None:
     assert inner.products == 5
 
 
-def test_scipy_finds_the_same_eigenvalues_through_the_operator() -> None:
-    from scipy.sparse.linalg import eigsh
+def test_what_is_known_of_a_plain_product_is_little() -> None:
+    matrix, user = from_matrix(symmetric(4)), own(symmetric(4), torch.float32)
+    assert (matrix.method, user.method) == ("matrix", "own product")
+    assert (matrix.unit, user.unit) == (torch.finfo(torch.float64).eps, torch.finfo(torch.float32).eps)
+    for operator in (matrix, user, scaled(user, torch.ones(4))):
+        assert operator.width == 1
+        assert math.isnan(operator.gradient_seconds)
+        assert (operator.objective, operator.hessian_of, operator.choice, operator.restrict) == (None,) * 4
+    assert scaled(matrix, torch.ones(4)).method == "matrix"
 
-    H = hessian(case("mlp"))
-    found = eigsh(H.to_scipy(), k=3, which="LA", return_eigenvectors=False)
-    expected = torch.linalg.eigvalsh(H @ torch.eye(H.size, dtype=torch.float64))[-3:]
-    np.testing.assert_allclose(np.sort(found), expected.numpy(), rtol=1e-8)
-    assert H.to_scipy().dtype == np.float64
+
+def test_a_held_context_is_told_how_many_products_to_expect() -> None:
+    from contextlib import nullcontext
+
+    told: list[int | None] = []
+
+    def held(expected: int | None) -> nullcontext[None]:
+        told.append(expected)
+        return nullcontext()
+
+    operator = SymmetricOperator(2, lambda V: V, dtype=torch.float32, device=torch.device("cpu"), held=held)
+    for context in (operator.held(), operator.held(expected=7), scaled(operator, torch.ones(2)).held(9)):
+        with context:
+            pass
+    assert told == [None, 7, 9]
+
+
+@given(st.integers(0, 10**6))
+@settings(max_examples=25, deadline=None)
+def test_a_preconditioned_operator_has_the_eigenvalues_of_p_inverse_a(seed: int) -> None:
+    A, p = symmetric(6, seed), gaussian(6, seed=seed + 1).square() + 0.1
+    found = torch.linalg.eigvalsh(preconditioned(from_matrix(A), p) @ torch.eye(6, dtype=torch.float64))
+    expected = torch.linalg.eigvals(A / p[:, None]).real.sort().values
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-10)
+
+
+def test_a_diagonal_that_is_no_metric_is_told() -> None:
+    operator = from_matrix(symmetric(3))
+    with pytest.raises(ProbeError, match=r"the diagonal has shape \(2,\), need 3 positive numbers"):
+        preconditioned(operator, torch.ones(2))
+    with pytest.raises(ProbeError, match="the diagonal goes down to 0, need finite numbers above 0"):
+        preconditioned(operator, torch.tensor([1.0, 0.0, 2.0]))
+    with pytest.raises(ProbeError, match="the diagonal is not finite"):
+        preconditioned(operator, torch.tensor([1.0, math.nan, 2.0]))
+
+
+def test_asymmetry_is_rounding_for_a_symmetric_matrix_and_seen_for_another() -> None:
+    A = symmetric(40)
+    assert asymmetry(own(A), seed=0) < 1e-14
+    assert asymmetry(own(A, torch.float32), seed=0) < 1e-6
+    bent = A.clone()
+    bent[3] *= 1.5
+    assert all(asymmetry(own(bent), seed=seed) > 1e-3 for seed in range(5))
+    assert asymmetry(own(torch.zeros(4, 4)), seed=0) == 0.0
+    assert own(A).products == 0
+
+
+def test_a_product_that_comes_back_as_something_else_is_told() -> None:
+    def operator(product: object) -> SymmetricOperator:
+        return SymmetricOperator(3, product, dtype=torch.float32, device=torch.device("cpu"))  # type: ignore[arg-type]
+
+    with pytest.raises(ProbeError, match=r"columns \(3, 2\) came back as shape \(2, 3\), need the same shape"):
+        operator(lambda V: V.mT) @ torch.ones(3, 2)
+    with pytest.raises(ProbeError, match=r"columns \(3, 1\) came back as ndarray, need the same shape"):
+        operator(lambda V: V.numpy()) @ torch.ones(3)
+    with pytest.raises(ProbeError, match="an operator of size 0 has no spectrum, need at least 1"):
+        SymmetricOperator(0, lambda V: V, dtype=torch.float32, device=torch.device("cpu"))
+
+
+def test_large_finite_products_pass_and_infinite_ones_do_not() -> None:
+    huge = torch.full((4,), 3e38)
+    assert bool((own(torch.eye(4), torch.float32) @ huge == huge).all())  # though their sum overflows
+    for bad in (math.inf, -math.inf, math.nan):
+        with pytest.raises(ProbeError, match="product 1 with the operator is not finite"):
+            own(torch.eye(4), torch.float32) @ torch.tensor([1.0, bad, 1.0, 1.0])
 
 
 def test_matrices_and_vectors_that_do_not_fit_are_told() -> None:

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from lossscope.probes.curvature import measure_spectrum
 from lossscope.probes.errors import ProbeError
+from lossscope.probes.hessian import hessian
 from lossscope.probes.loss import CrossEntropy
 from lossscope.probes.objective import Objective
-from lossscope.probes.operator import from_matrix, hessian
+from lossscope.probes.operator import from_matrix
 
 
 def gaussian(*shape: int, seed: int = 0) -> Tensor:
@@ -29,14 +30,18 @@ def network() -> Objective:
 
 def test_both_engines_agree() -> None:
     H = hessian(network())
-    ours = measure_spectrum(H, top=2, rel=1e-3, max_products=1000)
-    theirs = measure_spectrum(H, top=2, rel=1e-3, max_products=1000, engine="pyhessian")
-    torch.testing.assert_close(theirs.top.values, ours.top.values, rtol=1e-3, atol=0)
+    ours = measure_spectrum(H, top=2, rel=1e-3, quantities=("top", "trace"))
+    theirs = measure_spectrum(H, top=2, rel=1e-3, max_products=400, engine="pyhessian", quantities=("top", "trace"))
+    assert theirs.top is not None
+    apart = (theirs.top.values - ours.top.values).abs()
+    assert (apart <= theirs.top.bounds + ours.top.bounds).all()
+    assert theirs.top.converged.all()
     assert abs(theirs.trace.value - ours.trace.value) < 4 * (theirs.trace.stderr + ours.trace.stderr)
-    assert theirs.trace.samples == 500
-    assert theirs.engine == "pyhessian"
+    assert theirs.trace.samples == 200
+    assert (theirs.engine, theirs.method) == ("pyhessian", "pyhessian")
     assert theirs.bottom is None
     assert theirs.frobenius is None
+    assert theirs.density is None
 
 
 def test_its_residuals_are_the_true_ones_and_its_products_are_counted() -> None:
@@ -45,9 +50,29 @@ def test_its_residuals_are_the_true_ones_and_its_products_are_counted() -> None:
     dense = H @ torch.eye(H.size, dtype=torch.float64)
     true = (dense @ found.top.vectors - found.top.vectors * found.top.values).norm(dim=0)
     torch.testing.assert_close(found.top.residuals, true, rtol=1e-8, atol=1e-12)
+    assert torch.equal(found.top.bounds, found.top.residuals)  # it knows of no gap
     assert 4 < found.products <= 14
     trace = measure_spectrum(H, max_products=10, quantities=("trace",), engine="pyhessian")
     assert trace.products == trace.trace.samples == 10
+
+
+def test_what_did_not_meet_its_bound_is_named() -> None:
+    H = hessian(network())
+    assert measure_spectrum(H, max_products=20, engine="pyhessian", quantities=("top", "trace")).unmet == (
+        "top",
+        "trace",
+    )
+    loose = measure_spectrum(H, top=1, rel=0.5, max_products=100, engine="pyhessian", quantities=("top", "trace"))
+    assert loose.unmet == ()
+
+
+def test_the_density_it_lacks_is_ours() -> None:
+    H = hessian(network())
+    found = measure_spectrum(H, top=1, engine="pyhessian")
+    assert found.engine == "pyhessian"
+    assert found.density is not None
+    assert float(found.density.weights.sum()) == pytest.approx(len(found.density.weights))
+    assert found.trace.samples + len(found.density.nodes) <= found.products <= 200
 
 
 class Saddle(nn.Module):
@@ -59,7 +84,9 @@ class Saddle(nn.Module):
 def test_a_negative_trace_does_not_stop_it_early() -> None:
     entries = torch.tensor([-5.0, -1.0, -1.0, 0.5, 0.5, 2.0], dtype=torch.float64)
     objective = Objective(Saddle(), lambda m, _: (entries * m.theta**2).sum() / 2, [torch.zeros(1)])
-    found = measure_spectrum(hessian(objective), top=1, rel=1e-3, max_products=200, engine="pyhessian")
+    found = measure_spectrum(
+        hessian(objective), top=1, rel=1e-3, max_products=200, quantities=("top", "trace"), engine="pyhessian"
+    )
     assert found.trace.value == pytest.approx(-4, rel=1e-10)
     assert found.trace.samples == 100
     assert float(found.top.values[0]) == pytest.approx(-5, rel=1e-3)  # power iteration: the largest |lambda|
@@ -73,14 +100,17 @@ def test_seeds_repeat() -> None:
 
 def test_what_it_cannot_do_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     H = hessian(network())
-    with pytest.raises(ProbeError, match=r"engine='pyhessian' has no \['bottom'\]: ask for top and trace only"):
+    with pytest.raises(ProbeError, match=r"engine='pyhessian' has no \['bottom'\]: ask for top, trace, density"):
         measure_spectrum(H, engine="pyhessian", quantities=("top", "bottom"))
-    with pytest.raises(ProbeError, match="asks for nothing"):
+    with pytest.raises(ProbeError, match=r"quantities=\(\): pass None for all"):
         measure_spectrum(H, engine="pyhessian", quantities=())
     with pytest.raises(ProbeError, match="knows Hessians only"):
         measure_spectrum(from_matrix(torch.eye(3)), engine="pyhessian")
     with pytest.raises(ProbeError, match="takes no warm_start"):
         measure_spectrum(H, engine="pyhessian", warm_start=torch.ones(H.size))
+    monkeypatch.setattr(H, "device", torch.device("mps"))
+    with pytest.raises(ProbeError, match="runs on cpu and cuda only, not on mps"):
+        measure_spectrum(H, engine="pyhessian", quantities=("top",))
 
 
 def test_a_missing_or_broken_library_is_told_with_the_next_command(monkeypatch: pytest.MonkeyPatch) -> None:

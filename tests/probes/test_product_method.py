@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lossscope.probes.custom_function import custom_functions, graph_nodes
+from lossscope.probes.loss import CrossEntropy
+from lossscope.probes.objective import Objective
+from lossscope.probes.product_method import BatchProduct, held_bytes
+
+
+@pytest.mark.parametrize("name", ["mlp", "conv and group norm", "attention", "batch norm"])
+def test_the_memory_of_a_graph_is_what_autograd_saves(name: str, make_case: Any) -> None:
+    objective = make_case(name, (300,)).objective()
+    saved: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with objective.evaluating(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        batch = next(objective.gradients(graph=True))
+    saved.pop(batch.theta.untyped_storage().data_ptr(), None)
+    made = BatchProduct(lambda rows, keep: rows, [batch.gradient], [batch.theta])
+    # torch packs a few scalars on the way that no node keeps in a tensor of its own
+    assert held_bytes(made) == pytest.approx(sum(saved.values()), rel=0.02)
+
+
+def test_a_storage_counts_once_and_a_product_that_knows_its_size_is_asked() -> None:
+    x = torch.ones(1000, requires_grad=True)
+    y = x.exp()
+    ends = [(y * y).sum(), y[:500].sin()]
+    assert held_bytes(BatchProduct(lambda rows, keep: rows, ends, [x])) == 4000  # y, whole
+    assert held_bytes(BatchProduct(lambda rows, keep: rows, ends, [x], bytes=7)) == 7
+    assert held_bytes(BatchProduct(lambda rows, keep: rows)) == 0
+    assert len({type(node).__name__ for node in graph_nodes(ends)}) == len(list(graph_nodes(ends)))
+
+
+class Double(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return 2 * x
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> Tensor:
+        return 2 * slope
+
+
+def test_functions_of_ones_own_are_found_in_a_graph() -> None:
+    x = torch.ones(3, requires_grad=True)
+    assert custom_functions(x.exp().sum()) == []
+    assert custom_functions(Double.apply(Double.apply(x)).sum()) == ["Double"]
+    objective = Objective(nn.Linear(2, 3), CrossEntropy(), [(torch.ones(2, 2), torch.zeros(2, dtype=torch.long))])
+    assert objective.custom is None
+    objective.gradient()
+    assert objective.custom == []

@@ -1,0 +1,133 @@
+"""A rescaling that leaves the function alone (Dinh et al. 2017): which measures move, and which stay at 1.0000."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lossscope.probes.curvature import measure_spectrum
+from lossscope.probes.direction import directional_sharpness
+from lossscope.probes.flatness import adaptive_trace, log_fisher_rao
+from lossscope.probes.hessian import hessian
+from lossscope.probes.loss import CrossEntropy
+from lossscope.probes.objective import Objective
+from lossscope.probes.operator import preconditioned
+from lossscope.probes.radial import theta_hessian_theta
+from lossscope.probes.restriction import restricted
+
+X = torch.randn(60, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+Y = torch.arange(60) % 3
+
+
+def relu_net() -> nn.Sequential:
+    """Two layers without a last bias, so that the rescaling reaches every parameter."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(5)
+        return nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3, bias=False)).double()
+
+
+def rescaled(net: nn.Sequential, alpha: float) -> nn.Sequential:
+    """The same function: the first layer times alpha, the second divided by it."""
+    other = copy.deepcopy(net)
+    with torch.no_grad():
+        other[0].weight *= alpha
+        other[0].bias *= alpha
+        other[2].weight /= alpha
+    return other
+
+
+def objective(net: nn.Module) -> Objective:
+    return Objective(net, CrossEntropy(), [(X[:40], Y[:40]), (X[40:], Y[40:])])
+
+
+def stretch(net: nn.Module, alpha: float) -> Tensor:
+    """The diagonal of the map that the rescaling is."""
+    factors = {"0.weight": alpha, "0.bias": alpha, "2.weight": 1 / alpha}
+    return torch.cat(
+        [torch.full((p.numel(),), factors[name], dtype=torch.float64) for name, p in net.named_parameters()]
+    )
+
+
+def squared_gradients(net: nn.Module) -> Tensor:
+    """The mean over the samples of the squared gradient: the diagonal of the empirical Fisher matrix."""
+    total = torch.zeros(sum(p.numel() for p in net.parameters()), dtype=torch.float64)
+    for x, y in zip(X, Y, strict=True):
+        grads = torch.autograd.grad(F.cross_entropy(net(x[None]), y[None]), list(net.parameters()))
+        total += torch.cat([g.reshape(-1) for g in grads]).square()
+    return total / len(X)
+
+
+def top(operator) -> float:
+    found = measure_spectrum(operator, top=1, rel=1e-9, quantities=("top",))
+    assert bool(found.top.converged[0])
+    return float(found.top.values[0])
+
+
+def whole(net: nn.Module, quantity: str) -> float:
+    found = measure_spectrum(hessian(objective(net)), quantities=(quantity,), max_products=100)
+    return getattr(found, quantity).value
+
+
+def orbit_trace(net: nn.Module) -> float:
+    """The least trace over all rescalings, 2 (t1 t2)^(1/2) by the inequality of the means."""
+    H = hessian(objective(net))
+    parts = [restricted(H, names) for names in (["0.weight", "0.bias"], ["2.weight"])]
+    traces = [float((part @ torch.eye(part.size, dtype=torch.float64)).trace()) for part in parts]
+    return 2 * math.sqrt(traces[0] * traces[1])
+
+
+RAW: dict[str, Callable[[nn.Module], float]] = {
+    "lambda_max": lambda net: top(hessian(objective(net))),
+    "trace": lambda net: whole(net, "trace"),
+    "frobenius": lambda net: whole(net, "frobenius"),
+    # Adam's P is a square root, so half of the scale is left in it
+    "sharpness in Adam's metric": lambda net: top(
+        preconditioned(hessian(objective(net)), squared_gradients(net).sqrt() + 1e-12)
+    ),
+}
+INVARIANT: dict[str, Callable[[nn.Module], float]] = {
+    "loss": lambda net: objective(net).value(),
+    "adaptive trace": lambda net: adaptive_trace(objective(net)).value,
+    "Fisher-Rao norm": lambda net: math.exp(log_fisher_rao(objective(net)).value),
+    "theta' H theta": lambda net: theta_hessian_theta(objective(net)).value,
+    "trace on the orbit": orbit_trace,
+    "sharpness in the metric of the diagonal Fisher": lambda net: top(
+        preconditioned(hessian(objective(net)), squared_gradients(net))
+    ),
+}
+
+
+def test_every_unit_is_alive() -> None:
+    assert float(squared_gradients(relu_net()).min()) > 0  # a dead one would make the metrics below singular
+
+
+@pytest.mark.parametrize("alpha", [1 / 3, 3.0])
+@pytest.mark.parametrize("measure", RAW)
+def test_a_rescaling_changes_raw_curvature_at_will(measure: str, alpha: float) -> None:
+    net = relu_net()
+    torch.testing.assert_close(rescaled(net, alpha)(X), net(X), rtol=1e-12, atol=1e-14)
+    ratio = RAW[measure](rescaled(net, alpha)) / RAW[measure](net)
+    assert abs(math.log(ratio)) > math.log(1.15)
+
+
+@pytest.mark.parametrize("alpha", [1 / 3, 3.0])
+@pytest.mark.parametrize("measure", INVARIANT)
+def test_a_rescaling_does_not_change_what_is_called_invariant(measure: str, alpha: float) -> None:
+    net = relu_net()
+    assert INVARIANT[measure](rescaled(net, alpha)) / INVARIANT[measure](net) == pytest.approx(1, abs=1e-8)
+
+
+@pytest.mark.parametrize("alpha", [1 / 3, 3.0])
+def test_the_edge_ratio_of_a_step_moves_with_the_step(alpha: float) -> None:
+    net = relu_net()
+    made, other = objective(net), objective(rescaled(net, alpha))
+    step = -0.3 * made.gradient()
+    before, after = directional_sharpness(made, step), directional_sharpness(other, stretch(net, alpha) * step)
+    assert after.edge_ratio.value == pytest.approx(before.edge_ratio.value, rel=1e-9)
+    assert abs(math.log(after.normalised.value / before.normalised.value)) > 0.1

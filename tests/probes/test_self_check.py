@@ -1,0 +1,294 @@
+"""The checks of `lossscope doctor`: all hold here, and each fails when what it looks at is broken."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from lossscope.probes import self_check_oracles, self_check_products, self_check_spectra
+from lossscope.probes.check import Judge, NotJudgedError, Place, check
+from lossscope.probes.estimate import Estimate
+from lossscope.probes.operator import SymmetricOperator
+from lossscope.probes.self_check import CHECKS, self_check
+from lossscope.probes.self_check_problems import NETWORKS, network
+from lossscope.probes.spectrum_estimate import SpectrumEstimate
+
+CPU = torch.device("cpu")
+SINGLE, DOUBLE = Place(torch.float32, CPU), Place(torch.float64, CPU)
+BY_NAME = {judge.name: judge for judge in CHECKS}
+Patch = pytest.MonkeyPatch
+
+
+@pytest.fixture(autouse=True)
+def fewer_seeds(monkeypatch: Patch) -> None:
+    monkeypatch.setattr(self_check_spectra, "_SEEDS", 24)
+
+
+@pytest.mark.parametrize("place", [SINGLE, DOUBLE], ids=["float32", "float64"])
+def test_every_check_holds_here_with_a_margin(place: Place) -> None:
+    for found in self_check(place):
+        if found.held is None:
+            assert "pip install" in found.why  # an oracle that this environment does not have
+            continue
+        assert found.held, found
+        probabilistic = found.name in ("eigenvalue bounds", "intervals", "PyHessian: trace")
+        assert found.figure <= (1.0 if probabilistic else 0.2) * found.bound, found
+        assert found.why
+
+
+def test_names_are_unique_and_statements_are_there() -> None:
+    assert len(BY_NAME) == len(CHECKS) >= 20
+    assert all(judge.what for judge in CHECKS)
+
+
+def off_by(share: float) -> Callable[[Patch], None]:
+    """Every product is off by this share of itself."""
+
+    def inject(monkeypatch: Patch) -> None:
+        true = SymmetricOperator.__matmul__
+        monkeypatch.setattr(SymmetricOperator, "__matmul__", lambda self, V: true(self, V) * (1 + share))
+
+    return inject
+
+
+def not_symmetric(monkeypatch: Patch) -> None:
+    true = SymmetricOperator.__matmul__
+    monkeypatch.setattr(SymmetricOperator, "__matmul__", lambda self, V: true(self, V) + 1e-3 * V.roll(1, 0).to(V))
+
+
+def gauss_newton_off(monkeypatch: Patch) -> None:
+    true = self_check_products.gauss_newton
+
+    def off(objective: Any) -> SymmetricOperator:
+        G = true(objective)
+        return SymmetricOperator(G.size, lambda V: 1.001 * (G @ V), dtype=G.dtype, device=G.device)
+
+    monkeypatch.setattr(self_check_products, "gauss_newton", off)
+
+
+def random_numbers_used(monkeypatch: Patch) -> None:
+    monkeypatch.setattr(self_check_products, "measure_spectrum", lambda *_, **__: torch.rand(1))
+
+
+def spectrum(change: Callable[[SpectrumEstimate], SpectrumEstimate], module: Any = self_check_spectra) -> Any:
+    """Every measured spectrum is changed."""
+
+    def inject(monkeypatch: Patch) -> None:
+        true = module.measure_spectrum
+        monkeypatch.setattr(module, "measure_spectrum", lambda *a, **k: change(true(*a, **k)))
+
+    return inject
+
+
+def biased(share: float) -> Callable[[SpectrumEstimate], SpectrumEstimate]:
+    def moved(one: Estimate) -> Estimate:
+        return replace(one, value=one.value + share, low=one.low + share, high=one.high + share)
+
+    return lambda found: replace(found, trace=moved(found.trace))
+
+
+def too_narrow(found: SpectrumEstimate) -> SpectrumEstimate:
+    def halved(one: Estimate) -> Estimate:
+        return replace(one, low=(one.low + one.value) / 2, high=(one.high + one.value) / 2)
+
+    return replace(found, trace=halved(found.trace), frobenius=halved(found.frobenius))
+
+
+def top_values(change: Callable[[Tensor], Tensor]) -> Any:
+    return spectrum(lambda found: replace(found, top=replace(found.top, values=change(found.top.values))))
+
+
+def ghost(values: Tensor) -> Tensor:
+    return torch.cat([values[:1], values[:-1]])
+
+
+def one_copy(values: Tensor) -> Tensor:
+    return torch.cat([values[1:], values[-1:]])
+
+
+def bounds_too_small(found: SpectrumEstimate) -> SpectrumEstimate:
+    return replace(found, top=replace(found.top, bounds=found.top.bounds / 1000))
+
+
+def weights_ignored(monkeypatch: Patch) -> None:
+    true = self_check_spectra.ritz
+
+    def equal(*arguments: Any) -> Any:
+        found = true(*arguments)
+        return replace(found, weights=found.weights * 0 + 1 / found.weights.shape[1])
+
+    monkeypatch.setattr(self_check_spectra, "ritz", equal)
+
+
+def singular_values_off(monkeypatch: Patch) -> None:
+    true = self_check_spectra.singular_spectrum
+    monkeypatch.setattr(
+        self_check_spectra, "singular_spectrum", lambda M: SimpleNamespace(values=1.001 * true(M).values, error=1e-8)
+    )
+
+
+DEFECTS: dict[str, Callable[[Patch], None]] = {
+    "linear regression": off_by(1e-3),
+    "logistic regression": off_by(1e-3),
+    "softmax regression": off_by(1e-3),
+    "empirical Fisher": off_by(1e-3),
+    "no residual": gauss_newton_off,
+    "scalar factorisation": off_by(1e-3),
+    "preconditioned": off_by(1e-3),
+    "symmetry": not_symmetric,
+    "finite differences": off_by(1e-3),
+    "trace of a ReLU network": gauss_newton_off,
+    "nothing left behind": random_numbers_used,
+    "diagonal quadratic": off_by(1e-3),
+    "eigenvalue bounds": spectrum(bounds_too_small),
+    "no ghosts": top_values(ghost),
+    "multiplicity": top_values(one_copy),
+    "quadrature": weights_ignored,
+    "identity": spectrum(biased(1.0)),
+    "intervals": spectrum(too_narrow),
+    "singular values": singular_values_off,
+    "PyHessian: lambda_max": off_by(1e-3),
+    "PyHessian: trace": spectrum(biased(1.0), self_check_oracles),
+    "curvlinops: Hessian": off_by(1e-3),
+    "curvlinops: Gauss-Newton": off_by(1e-3),
+    "curvlinops: empirical Fisher": off_by(1e-3),
+}
+
+
+@pytest.mark.parametrize("name", BY_NAME)
+def test_each_check_fails_when_what_it_looks_at_is_broken(name: str, monkeypatch: Patch) -> None:
+    DEFECTS[name](monkeypatch)
+    found = BY_NAME[name](SINGLE)
+    if found.held is None:
+        pytest.skip(found.why)
+    assert found.held is False, found
+    assert found.figure > found.bound, found  # and not because it raised
+
+
+def test_the_intervals_fail_when_the_trace_is_biased(monkeypatch: Patch) -> None:
+    spectrum(biased(2.0))(monkeypatch)
+    assert BY_NAME["intervals"](SINGLE).held is False
+
+
+@pytest.mark.parametrize("share", [math.nan, math.inf])
+def test_a_product_that_is_not_a_number_fails(share: float, monkeypatch: Patch) -> None:
+    off_by(share)(monkeypatch)
+    for name in ("linear regression", "symmetry", "diagonal quadratic", "eigenvalue bounds", "identity"):
+        assert BY_NAME[name](SINGLE).held is False, name
+
+
+def left(what: str) -> Callable[..., None]:
+    def leave(operator: SymmetricOperator, **_: Any) -> None:
+        net = operator.hessian_of.model
+        first = next(net.parameters())
+        if what == "a parameter":
+            first.data[0] += 1e-7
+        elif what == "a gradient":
+            first.grad = None
+        elif what == "a mode":
+            net.eval()
+        elif what == "a buffer":
+            net[1].running_mean += 1e-7
+        else:
+            first.requires_grad_(False)
+
+    return leave
+
+
+@pytest.mark.parametrize("what", ["a parameter", "a gradient", "a mode", "a buffer", "requires_grad"])
+def test_anything_left_behind_is_seen(what: str, monkeypatch: Patch) -> None:
+    monkeypatch.setattr(self_check_products, "measure_spectrum", left(what))
+    found = BY_NAME["nothing left behind"](SINGLE)
+    assert found.held is False
+    assert found.figure >= 1
+
+
+def test_a_reading_that_raises_has_failed_and_stops_no_other(monkeypatch: Patch) -> None:
+    @check("broken", "this raises")
+    def broken(place: Place) -> tuple[float, float, str]:
+        raise RuntimeError("no kernel\nfor this dtype")
+
+    @check("fine", "this holds")
+    def fine(place: Place) -> tuple[float, float, str]:
+        return 0.0, 0.0, "nothing"
+
+    monkeypatch.setattr("lossscope.probes.self_check.CHECKS", (broken, fine))
+    first, second = self_check(SINGLE)
+    assert (first.held, first.why) == (False, "it raised RuntimeError: no kernel for this dtype")
+    assert math.isnan(first.figure)
+    assert second.held is True
+
+
+def test_a_figure_that_is_no_number_does_not_hold() -> None:
+    assert Judge("gap", "a gap", lambda place: (math.nan, 1.0, "nothing"))(SINGLE).held is False
+
+
+def test_what_cannot_be_judged_is_neither_held_nor_failed() -> None:
+    def read(place: Place) -> tuple[float, float, str]:
+        raise NotJudgedError("x is not installed: run `pip install x`")
+
+    found = Judge("x", "x agrees", read)(SINGLE)
+    assert (found.held, found.why) == (None, "x is not installed: run `pip install x`")
+
+
+ORACLES = [name for name in BY_NAME if name.startswith(("PyHessian", "curvlinops"))]
+
+
+@pytest.mark.parametrize("name", ["PyHessian: lambda_max", "curvlinops: Gauss-Newton"])
+def test_a_library_that_is_missing_is_not_judged_and_the_command_is_told(name: str, monkeypatch: Patch) -> None:
+    def nowhere(distribution: str) -> str:
+        raise self_check_oracles.PackageNotFoundError(distribution)
+
+    monkeypatch.setattr(self_check_oracles, "version", nowhere)
+    found = BY_NAME[name](SINGLE)
+    assert found.held is None
+    assert "is not installed: run `pip install" in found.why
+
+
+def test_another_release_of_a_library_is_not_judged(monkeypatch: Patch) -> None:
+    monkeypatch.setattr(self_check_oracles, "version", lambda _: "9.9")
+    for name in ORACLES:
+        found = BY_NAME[name](SINGLE)
+        assert found.held is None
+        assert "9.9 is installed, this is written for" in found.why
+
+
+def test_a_library_that_raises_says_nothing_about_us(monkeypatch: Patch) -> None:
+    def broken(name: str) -> Any:
+        raise AttributeError("module 'torch' has no attribute 'eig'")
+
+    monkeypatch.setattr(self_check_oracles.importlib, "import_module", broken)
+    monkeypatch.setattr(self_check_oracles, "version", lambda name: self_check_oracles.ORACLES[name])
+    for name in ORACLES:
+        found = BY_NAME[name](SINGLE)
+        assert found.held is None
+        assert "itself raised AttributeError: module 'torch' has no attribute 'eig'" in found.why
+
+
+def test_pyhessian_is_not_asked_on_a_device_it_does_not_know(monkeypatch: Patch) -> None:
+    elsewhere = SimpleNamespace(device=torch.device("mps"))
+    with (
+        pytest.raises(NotJudgedError, match="runs on cpu and cuda only, not on mps"),
+        self_check_oracles._pyhessian(elsewhere),
+    ):
+        pass
+
+
+def test_checking_leaves_the_random_state() -> None:
+    before = torch.get_rng_state()
+    for name in ("softmax regression", "symmetry", "diagonal quadratic", "PyHessian: lambda_max"):
+        BY_NAME[name](SINGLE)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_networks_are_the_same_each_time(name: str) -> None:
+    assert torch.equal(network(name, DOUBLE).parameters(), network(name, DOUBLE).parameters())
+    torch.testing.assert_close(network(name, SINGLE).parameters().double(), network(name, DOUBLE).parameters())

@@ -1,0 +1,274 @@
+"""One table over every probe: each leaves the model, the random state and torch's switches bit for bit."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+import random
+import re
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import lossscope.probes
+from lossscope.probes.batch_sharpness import batch_sharpness
+from lossscope.probes.curvature import measure_spectrum
+from lossscope.probes.direction import directional_sharpness
+from lossscope.probes.errors import ProbeError
+from lossscope.probes.flatness import adaptive_trace, log_fisher_rao
+from lossscope.probes.gauss_newton import fisher, gauss_newton
+from lossscope.probes.hessian import hessian
+from lossscope.probes.loss import CrossEntropy
+from lossscope.probes.norm_sharpness import norm_sharpness
+from lossscope.probes.objective import Objective
+from lossscope.probes.operator import SymmetricOperator, preconditioned, scaled
+from lossscope.probes.output_methods import split_loss
+from lossscope.probes.per_module import per_module
+from lossscope.probes.product_choice import signature
+from lossscope.probes.radial import theta_hessian_theta
+from lossscope.probes.restriction import restricted
+from lossscope.probes.sampling_error import sampled_eigenvalue
+from lossscope.probes.second_derivative import require_second_derivative
+from lossscope.probes.tracking import EigenTracker
+
+
+class Net(nn.Module):
+    """Batch norm, dropout, tied weights, a frozen parameter and a buffer that moves with every call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.second.weight = self.first.weight
+        self.norm, self.dropout, self.head = nn.BatchNorm1d(4), nn.Dropout(0.5), nn.Linear(4, 3)
+        self.frozen = nn.Parameter(torch.full((4,), 0.5), requires_grad=False)
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        h = torch.tanh(self.norm(self.second(torch.tanh(self.first(x)))))
+        return self.head(self.dropout(h * self.frozen))
+
+
+def make_objective(mode: Any) -> Objective:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        net = Net()
+        batches = [(torch.randn(n, 4), torch.arange(n) % 3) for n in (40, 24)]
+    net.head.bias.grad, net.first.weight.grad = torch.ones(3), torch.full((4, 4), 0.25)
+    if mode != "eval":
+        net.dropout.p = 0.0  # with dropout the objective would be refused
+    net.norm.eval()  # a mixed state: neither all train nor all eval
+    return Objective(net, CrossEntropy(), batches, mode=mode)
+
+
+def moved(objective: Objective) -> None:
+    with objective.at(objective.parameters() + 0.1):
+        objective.value()
+        objective.gradient()
+
+
+def vector(objective: Objective) -> Tensor:
+    return torch.linspace(-1, 1, objective.size)
+
+
+def tracked(objective: Objective) -> None:
+    tracker = EigenTracker(rel=0.1)
+    tracker.measure(hessian(objective))
+    tracker.measure(hessian(objective))
+
+
+def own_operator(objective: Objective) -> Tensor:
+    A = SymmetricOperator(
+        objective.size, lambda V: 2 * V, dtype=objective.dtype, device=objective.device, hessian_of=objective
+    )
+    return A @ vector(objective)
+
+
+def by_method(method: str, objective: Objective) -> Tensor:
+    return hessian(objective, method=method) @ torch.stack([vector(objective), vector(objective).square()], 1)
+
+
+def chosen(objective: Objective) -> Tensor:
+    """So many products are expected that the ways to take them are measured."""
+    operator = hessian(objective)
+    with operator.held(expected=10_000):
+        return operator @ vector(objective)
+
+
+class OwnLoss(CrossEntropy):
+    """Not the package's own, so it is evaluated whole and by its halves."""
+
+    def __call__(self, model: nn.Module, batch: Any) -> Tensor:
+        return super().__call__(model, batch)
+
+
+def own_split(objective: Objective) -> None:
+    split_loss(Objective(objective.model, OwnLoss(), objective.data.batches, mode=objective.mode))
+
+
+def between(objective: Objective, operator: SymmetricOperator) -> Tensor:
+    """Two products within which graphs are kept."""
+    with operator.held(expected=2):
+        return operator @ vector(objective) + operator @ torch.stack([vector(objective)] * 2, 1)[:, 0]
+
+
+METHODS = ("auto", "reverse", "batched", "forward", "differences")
+# By the name under which a probe is public; "name: variant" where one name has several ways to go.
+PROBES: dict[str, Callable[[Objective], Any]] = {
+    "Objective: value": Objective.value,
+    "Objective: gradient": Objective.gradient,
+    "Objective: at": moved,
+    "Objective: restricted": lambda o: o.restricted(["head.weight"]).gradient(),
+    "Objective: split": lambda o: [part.value() for part in o.split(2, seed=0)],
+    "SymmetricOperator": own_operator,
+    **{
+        f"hessian: {name}": partial(by_method, name)
+        for name in ("auto", "reverse", "batched", "forward", "differences")
+    },
+    "hessian: held": lambda o: between(o, hessian(o)),
+    "hessian: measured": chosen,
+    "hessian: no memory": lambda o: between(o, hessian(o, memory=0)),
+    "gauss_newton": lambda o: between(o, gauss_newton(o)),
+    "fisher: true": lambda o: between(o, fisher(o, kind="true")),
+    "fisher: empirical": lambda o: between(o, fisher(o, kind="empirical")),
+    "scaled": lambda o: between(o, scaled(hessian(o), o.parameters())),
+    "preconditioned": lambda o: between(o, preconditioned(hessian(o), o.parameters().abs() + 0.1)),
+    "restricted": lambda o: between(o.restricted(["head.weight"]), restricted(hessian(o), ["head.weight"])),
+    "measure_spectrum": lambda o: measure_spectrum(hessian(o), top=2, max_products=20),
+    "measure_spectrum: pyhessian": lambda o: measure_spectrum(hessian(o), top=2, max_products=12, engine="pyhessian"),
+    "EigenTracker": tracked,
+    "per_module": lambda o: per_module(o, rel=0.5, max_products=16),
+    "sampled_eigenvalue": lambda o: sampled_eigenvalue(o, parts=4, rel=0.1, max_products=20),
+    "batch_sharpness": batch_sharpness,
+    "norm_sharpness: spectral": lambda o: norm_sharpness(o, "spectral", restarts=2, max_products=12),
+    "norm_sharpness: sign": lambda o: norm_sharpness(o, "sign", restarts=2, max_products=12),
+    "directional_sharpness": lambda o: directional_sharpness(o, vector(o), at=o.parameters() + 0.1),
+    "adaptive_trace": lambda o: adaptive_trace(o, max_products=16),
+    "log_fisher_rao": log_fisher_rao,
+    "theta_hessian_theta": theta_hessian_theta,
+    "split_loss": own_split,
+    "signature": partial(signature, "hessian"),
+    "require_second_derivative": require_second_derivative,
+}
+REFUSES = {("sampled_eigenvalue", "frozen"), ("sampled_eigenvalue", "train")}  # batch norm: no mean over samples
+REFUSES |= {(f"hessian: {name}", "train") for name in ("forward", "differences")}  # buffers that move in between
+
+
+def takes(function: Any, kinds: str) -> bool:
+    """Whether a parameter of the function, or of a public method of the class, is annotated with one of the kinds."""
+    if inspect.isclass(function):
+        methods = [m for name, m in vars(function).items() if inspect.isfunction(m) and name[0] != "_"]
+        return any(takes(m, kinds) for m in [function.__init__, *methods])
+    if not inspect.isfunction(function):
+        return False
+    parameters = inspect.signature(function).parameters.values()
+    return any(re.search(rf"\b({kinds})\b", str(p.annotation)) for p in parameters)
+
+
+def public() -> Iterator[tuple[str, Any, str]]:
+    """Every public name of the probes, with the arguments that make it one of the table."""
+    for name in lossscope.probes.__all__:
+        yield name, getattr(lossscope.probes, name), "Objective|SymmetricOperator"
+    for module in pkgutil.iter_modules(lossscope.probes.__path__, "lossscope.probes."):
+        loaded = importlib.import_module(module.name)
+        for name in getattr(loaded, "__all__", ()):
+            if inspect.isfunction(getattr(loaded, name)):
+                yield name, getattr(loaded, name), "Objective"
+
+
+def test_every_probe_that_takes_an_objective_is_in_the_table() -> None:
+    listed = {name.partition(":")[0] for name in PROBES}
+    missing = sorted({name for name, probe, kinds in public() if takes(probe, kinds)} - listed)
+    assert not missing, f"add a call of {', '.join(missing)} to PROBES"
+
+
+def state(model: nn.Module) -> dict[str, Any]:
+    """Everything a probe must leave: the bytes, and the objects themselves."""
+    tensors = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers())}
+    grads = {name: p.grad for name, p in model.named_parameters()}
+    return {
+        "objects": {name: id(t) for name, t in tensors.items()} | {f"{name}.grad": id(g) for name, g in grads.items()},
+        "bytes": {name: t.detach().clone() for name, t in tensors.items()},
+        "grads": {name: None if g is None else g.clone() for name, g in grads.items()},
+        "requires_grad": {name: t.requires_grad for name, t in tensors.items()},
+        "versions": {name: t._version for name, t in tensors.items()},
+        "modes": [module.training for module in model.modules()],
+        "torch": torch.get_rng_state(),
+        "numpy": [str(part) for part in np.random.get_state()],
+        "numpy words": torch.from_numpy(np.random.get_state()[1].astype(np.int64)),
+        "python": random.getstate(),
+        "grad modes": (torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.is_autocast_enabled("cpu")),
+        "kernels": (torch.backends.mha.get_fastpath_enabled(), torch.backends.cuda.flash_sdp_enabled()),
+        "defaults": (torch.get_default_dtype(), torch.get_num_threads()),
+    }
+
+
+def same(left: Any, right: Any) -> bool:
+    if isinstance(left, Tensor):
+        return torch.equal(left, right)
+    if isinstance(left, dict):
+        return left.keys() == right.keys() and all(same(left[key], right[key]) for key in left)
+    return left == right
+
+
+def assert_left(before: dict[str, Any], model: nn.Module) -> None:
+    after = state(model)
+    changed = [key for key in before if not same(before[key], after[key])]
+    assert not changed
+
+
+@pytest.mark.parametrize("mode", ["eval", "frozen", "train"])
+@pytest.mark.parametrize("probe", PROBES)
+def test_a_probe_leaves_everything_bit_for_bit(probe: str, mode: str) -> None:
+    objective = make_objective(mode)
+    fired: list[Any] = []
+    objective.model.head.weight.register_hook(fired.append)
+    before = state(objective.model)
+    with pytest.raises(ProbeError) if (probe, mode) in REFUSES else nullcontext():
+        PROBES[probe](objective)
+    assert_left(before, objective.model)
+    assert not fired  # hooks on the parameters belong to training
+
+
+class Interrupted(BaseException):
+    """What a user's ctrl-C raises in the middle of a probe; no probe may take it for an error of its own."""
+
+
+class Operations(TorchDispatchMode):
+    """Counts torch's operations, and interrupts one of them."""
+
+    def __init__(self, until: int | None = None) -> None:
+        super().__init__()
+        self.count, self.until = 0, until
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += 1
+        if self.count == self.until:
+            raise Interrupted
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("probe", PROBES)
+def test_a_probe_that_is_interrupted_leaves_everything_too(probe: str) -> None:
+    objective = make_objective("eval" if (probe, "frozen") in REFUSES else "frozen")
+    loss = objective.value()
+    PROBES[probe](objective)  # whatever is decided once is decided
+    before = state(objective.model)
+    with Operations() as whole:
+        PROBES[probe](objective)
+    if not whole.count:
+        return  # there is nothing to interrupt
+    for share in (0.15, 0.5, 0.8):
+        # an interruption within a compiled rule of torch comes out as a RuntimeError, and then as ours
+        with pytest.raises((Interrupted, RuntimeError, ProbeError)), Operations(until=1 + int(share * whole.count)):
+            PROBES[probe](objective)
+        assert_left(before, objective.model)
+    assert objective.value() == loss  # and the objective works again
