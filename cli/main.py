@@ -8,6 +8,8 @@ import typer
 
 from lossscope.cli.catalogue import list_app
 from lossscope.cli.demo import demo
+from lossscope.cli.doctor import doctor
+from lossscope.cli.probe import probe
 from lossscope.cli.report import report_app
 from lossscope.cli.runs import runs
 from lossscope.cli.train import train
@@ -24,7 +26,9 @@ app = typer.Typer(
 )
 app.command()(demo)
 app.command()(train)
+app.command()(probe)
 app.command()(runs)
+app.command()(doctor)
 app.add_typer(report_app, name="report")
 app.add_typer(list_app, name="list")
 

@@ -17,10 +17,10 @@ _PATIENCE: Final = 2.0  # seconds before a bar appears
 
 
 @contextmanager
-def progress_bar(label: str) -> Iterator[Callable[[int, int, float], None]]:
-    """A function to call with the step, the number of steps and the loss; it draws where a person looks."""
+def progress_bar(label: str) -> Iterator[Callable[[int, int, float | str], None]]:
+    """A function to call with the step, the number of steps and the loss, or a word; it draws where a person looks."""
     if not sys.stderr.isatty():
-        yield lambda step, steps, loss: None
+        yield lambda step, steps, said: None
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -30,15 +30,16 @@ def progress_bar(label: str) -> Iterator[Callable[[int, int, float], None]]:
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
-        TextColumn("loss {task.fields[loss]:.4g}"),
+        TextColumn("{task.fields[said]}"),
     )
     bar = Progress(*columns, console=Console(stderr=True), transient=True)
-    task = bar.add_task(label, loss=float("nan"))
+    task = bar.add_task(label, said="")
     started, shown = time.perf_counter(), False
 
-    def advance(step: int, steps: int, loss: float) -> None:
+    def advance(step: int, steps: int, said: float | str) -> None:
         nonlocal shown
-        bar.update(task, completed=step, total=steps, loss=loss)
+        words = said if isinstance(said, str) else f"loss {said:.4g}"
+        bar.update(task, completed=step, total=steps, said=words)
         if not shown and time.perf_counter() - started > _PATIENCE:
             bar.start()
             shown = True

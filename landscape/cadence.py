@@ -27,7 +27,10 @@ class Cadence:
     def __init__(self, preset: Preset, planned: int | None, visits: int | None, start: int) -> None:
         self._preset, self._planned = preset, planned
         count = preset.visits if visits is None else visits
-        self._visits = frozenset(log_spaced(planned, count)) if planned is not None else frozenset()
+        spaced = log_spaced(planned, count) if planned is not None else ()
+        self._visits = frozenset(spaced)
+        self._long = frozenset(spaced[::-1][:: preset.long_every])  # the last visit is one of them
+        self._made = 0
         self._saves = frozenset(log_spaced(planned, preset.checkpoints)) if planned is not None else frozenset()
         self._next_visit: float = start if count else math.inf
 
@@ -43,6 +46,10 @@ class Cadence:
         """Whether a curvature visit is due."""
         return step in self._visits if self._planned is not None else step >= self._next_visit
 
+    def long(self, step: int) -> bool:
+        """Whether a visit is to measure the whole panel."""
+        return step in self._long if self._planned is not None else self._made % self._preset.long_every == 0
+
     def checkpoint(self, step: int) -> bool:
         """Whether a checkpoint is due."""
         return step in self._saves
@@ -56,6 +63,7 @@ class Cadence:
             wall: Seconds since recording began.
             per_step: Seconds a step of the training takes.
         """
+        self._made += 1
         if step == 0:
             self._next_visit = 1
             return

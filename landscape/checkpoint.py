@@ -15,7 +15,14 @@ from torch.optim.optimizer import Optimizer
 
 from lossscope.landscape.errors import RunError
 
-__all__ = ["checkpoints", "forget_checkpoints_after", "load_checkpoint", "save_checkpoint"]
+__all__ = [
+    "checkpoints",
+    "forget_checkpoints_after",
+    "load_checkpoint",
+    "load_optimizer",
+    "load_weights",
+    "save_checkpoint",
+]
 
 _WEIGHTS = "weights.safetensors"
 _STATE = "optimizer.pt"
@@ -65,6 +72,36 @@ def load_checkpoint(folder: Path, model: nn.Module, optimizer: Optimizer) -> Non
         raise RunError(
             f"checkpoint {folder} cannot be loaded: it was cut short, altered or belongs to another network; "
             "move it away and resume from the one before it"
+        ) from error
+
+
+def load_weights(folder: Path, model: nn.Module) -> None:
+    """Put the weights of a checkpoint into a model; the optimizer and the random generator play no part.
+
+    Raises:
+        RunError: The file cannot be read, or its tensors are not those of the model.
+    """
+    try:
+        load_model(model, str(folder / _WEIGHTS))
+    except RuntimeError as error:  # torch names every tensor that does not fit
+        reasons = [line.strip() for line in str(error).splitlines()[1:]] or [str(error)]
+        raise RunError(f"the weights of checkpoint {folder} do not fit the model: {reasons[0]}") from error
+    except _DAMAGE as error:
+        raise RunError(f"checkpoint {folder} cannot be read: it was cut short or altered; measure another") from error
+
+
+def load_optimizer(folder: Path, optimizer: Optimizer) -> None:
+    """Put the state of a checkpoint into an optimizer.
+
+    Raises:
+        RunError: The file cannot be read, or belongs to another optimizer.
+    """
+    try:
+        optimizer.load_state_dict(torch.load(folder / _STATE, weights_only=True)["optimizer"])
+    except _DAMAGE as error:
+        raise RunError(
+            f"the optimizer's state in checkpoint {folder} cannot be loaded: it was cut short, altered or belongs to "
+            "another optimizer; measure another checkpoint"
         ) from error
 
 

@@ -2,7 +2,8 @@
 
 Order across tables. A flush writes one record batch per table that has rows, `steps` last. So whatever step the
 steps table shows, every other row handed in before that flush is on file too; the other tables may be ahead of
-it. A reader that looks at `steps` first keeps this for a run that is still being recorded.
+it. `probes` comes after `densities` for the same reason. A reader that looks at the tables in the opposite order keeps
+this for a run that is still being recorded.
 """
 
 from __future__ import annotations
@@ -18,14 +19,14 @@ import pyarrow as pa
 
 from lossscope.landscape.errors import RunError
 from lossscope.landscape.row import Cells, cells, record_batch
-from lossscope.landscape.schema import TABLES, arrow_schema
+from lossscope.landscape.schema import arrow_schema
 from lossscope.landscape.segment import BLANK_SEAL, SEGMENT_NAME, sealed
 
 __all__ = ["FLUSH_SECONDS", "JOURNAL", "WRITE_ORDER", "Journal", "segment_paths"]
 
 JOURNAL: Final = "journal"
 FLUSH_SECONDS: Final = 1.0
-WRITE_ORDER: Final = (*(table for table in TABLES if table != "steps"), "steps")
+WRITE_ORDER: Final = ("tensors", "spectra", "densities", "probes", "steps")
 
 
 class Journal:

@@ -16,6 +16,7 @@ from lossscope.landscape.schema import SCHEMA_VERSION
 __all__ = [
     "LONGEST_NAME",
     "MANIFEST",
+    "PROBING",
     "check_name",
     "manifest_text",
     "read_manifest",
@@ -27,6 +28,7 @@ __all__ = [
 
 MANIFEST: Final = "run.json"
 LONGEST_NAME: Final = 100
+PROBING: Final = "probe"  # the purpose of a session that measures checkpoints and trains nothing
 
 
 def run_path(root: str | Path, name: str) -> Path:

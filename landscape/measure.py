@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-__all__ = ["MEASURES", "Measure"]
+__all__ = ["CALLS", "MEASURES", "Measure", "call_of"]
 
 
 @dataclass(frozen=True)
@@ -14,6 +14,7 @@ class Measure:
 
     name: str
     unit: str
+    call: str  # what measures it: all measures of one call share its cost
     bound: str  # what low and high are
     invariance: str  # which function-preserving maps of the parameters leave it alone
     meaning: str
@@ -22,29 +23,198 @@ class Measure:
 _INTERVAL: Final = "95 % interval over random probes"
 # A Ritz value is a weighted mean of the eigenvalues, so it lies between the ends; one further out may have been missed.
 _BELOW: Final = (
-    "value: never above the eigenvalue, up to rounding; residual: some eigenvalue lies within it, no upper bound"
+    "value: never above the eigenvalue, up to rounding; bound: no eigenvalue lies above value + bound, with 95 % "
+    "confidence over the random start; residual: some eigenvalue lies within it"
 )
 _ABOVE: Final = (
-    "value: never below the eigenvalue, up to rounding; residual: some eigenvalue lies within it, no lower bound"
+    "value: never below the eigenvalue, up to rounding; bound: no eigenvalue lies below value - bound, with 95 % "
+    "confidence over the random start; residual: some eigenvalue lies within it"
 )
+_INNER: Final = "value: never above the eigenvalue, up to rounding; bound: an eigenvalue lies within it"
 _EXACT: Final = "exact on the fixed data"
+_QUADRATURE: Final = "95 % interval over random vectors, widened by the change since half of the steps"
+_DATA: Final = "95 % interval over the drawing of the data"
+_BATCHES: Final = "95 % interval over minibatches"
+_ROTATIONS: Final = "rotations only"
+_LINEAR: Final = "every linear map"
+_DIAGONAL: Final = "every diagonal rescaling"
+_OPTIMIZER: Final = "those maps that its optimizer's own metric follows"
+
+_ORDINALS: Final = {2: "second", 3: "third", 4: "fourth", 5: "fifth"}
 
 MEASURES: Final = (
     Measure(
-        "loss", "nats", _EXACT, "every function-preserving map", "mean training loss on the fixed data of curvature"
+        "loss",
+        "nats",
+        "loss",
+        _EXACT,
+        "every function-preserving map",
+        "mean training loss on the fixed data of curvature",
     ),
-    Measure("lambda_max", "nats", _BELOW, "rotations only", "largest eigenvalue of the Hessian"),
-    Measure("lambda_min", "nats", _ABOVE, "rotations only", "smallest eigenvalue of the Hessian"),
-    Measure("trace", "nats", _INTERVAL, "rotations only", "sum of the eigenvalues of the Hessian"),
-    Measure("frobenius", "nats", _INTERVAL, "rotations only", "root of the sum of squared eigenvalues"),
-    Measure("directional_sharpness", "nats", _EXACT, "rotations only", "D'HD / |D|^2 along the step D that was taken"),
+    Measure("lambda_max", "nats", "spectrum", _BELOW, _ROTATIONS, "largest eigenvalue of the Hessian"),
+    *(
+        Measure(f"lambda_{k}", "nats", "spectrum", _INNER, _ROTATIONS, f"{word} largest eigenvalue of the Hessian")
+        for k, word in _ORDINALS.items()
+    ),
+    Measure("lambda_min", "nats", "spectrum", _ABOVE, _ROTATIONS, "smallest eigenvalue of the Hessian"),
+    Measure("trace", "nats", "spectrum", _INTERVAL, _ROTATIONS, "sum of the eigenvalues of the Hessian"),
+    Measure("frobenius", "nats", "spectrum", _INTERVAL, _ROTATIONS, "root of the sum of squared eigenvalues"),
     Measure(
-        "edge_ratio", "1", _EXACT, "every linear map", "R_dir = -D'HD / (2 g'D): above 1 the step goes too far downhill"
+        "density",
+        "1/nats",
+        "spectrum",
+        _QUADRATURE,
+        _ROTATIONS,
+        "how the eigenvalues are distributed; nodes and weights in a table of their own",
     ),
     Measure(
-        "adaptive_trace", "nats", _INTERVAL, "every diagonal rescaling", "sum of theta_i^2 H_ii: a flatness measure"
+        "negative_mass",
+        "1",
+        "spectrum",
+        _QUADRATURE,
+        _ROTATIONS,
+        "share of negative eigenvalues in the sum of absolute eigenvalues",
     ),
     Measure(
-        "log_fisher_rao", "1", _EXACT, "every linear map", "ln of theta'F theta with the Fisher matrix of the model"
+        "effective_rank",
+        "1",
+        "spectrum",
+        _QUADRATURE,
+        _ROTATIONS,
+        "exp of the entropy of the positive eigenvalues: how many matter",
+    ),
+    Measure(
+        "participation_ratio",
+        "1",
+        "spectrum",
+        _QUADRATURE,
+        _ROTATIONS,
+        "squared sum of the positive eigenvalues over the sum of their squares: how many dominate",
+    ),
+    Measure(
+        "sharpness_edge_ratio",
+        "1",
+        "spectrum",
+        _BELOW,
+        _OPTIMIZER,
+        "lambda_max over the threshold of SGD at its settings: 1 is the edge of stability",
+    ),
+    Measure(
+        "preconditioned_sharpness",
+        "1",
+        "metric",
+        _BELOW,
+        _OPTIMIZER,
+        "largest eigenvalue of P^-1/2 H P^-1/2 with the metric P of the optimizer's last step",
+    ),
+    Measure(
+        "preconditioned_edge_ratio",
+        "1",
+        "metric",
+        _BELOW,
+        _OPTIMIZER,
+        "preconditioned sharpness over the optimizer's threshold: 1 is the edge of stability",
+    ),
+    Measure(
+        "directional_sharpness", "nats", "direction", _EXACT, _ROTATIONS, "D'HD / |D|^2 along the step D that was taken"
+    ),
+    Measure(
+        "edge_ratio",
+        "1",
+        "direction",
+        _EXACT,
+        _LINEAR,
+        "R_dir = -D'HD / (2 g'D): above 1 the step goes too far downhill",
+    ),
+    Measure(
+        "adaptive_trace",
+        "nats",
+        "adaptive_trace",
+        _INTERVAL,
+        _DIAGONAL,
+        "sum of theta_i^2 H_ii: a flatness measure",
+    ),
+    Measure(
+        "log_fisher_rao",
+        "1",
+        "log_fisher_rao",
+        _EXACT,
+        _LINEAR,
+        "ln of theta'F theta with the Fisher matrix of the model",
+    ),
+    Measure(
+        "theta_hessian_theta",
+        "nats",
+        "radial",
+        _EXACT,
+        _LINEAR,
+        "theta'H theta: curvature of the loss where all parameters grow by one factor",
+    ),
+    Measure(
+        "batch_sharpness",
+        "nats",
+        "batch_sharpness",
+        _BATCHES,
+        _ROTATIONS,
+        "mean over minibatches of g_B'H_B g_B / |g_B|^2",
+    ),
+    Measure(
+        "batch_sharpness_ratio_of_means",
+        "nats",
+        "batch_sharpness",
+        _BATCHES,
+        _ROTATIONS,
+        "mean of g_B'H_B g_B over the mean of |g_B|^2",
+    ),
+    Measure(
+        "trace_share", "1", "per_module", _INTERVAL, _ROTATIONS, "trace of a module's block over the trace of the whole"
+    ),
+    Measure(
+        "frobenius_share",
+        "1",
+        "per_module",
+        _INTERVAL,
+        _ROTATIONS,
+        "squared norm of a module's block over that of the whole",
+    ),
+    Measure(
+        "cross_block_share",
+        "1",
+        "per_module",
+        _INTERVAL,
+        _ROTATIONS,
+        "share of the squared norm that lies between the modules' blocks",
+    ),
+    Measure(
+        "lambda_max_in_sample",
+        "nats",
+        "sampling_error",
+        _BELOW,
+        _ROTATIONS,
+        "lambda_max of this sample of data: on average above that of the population",
+    ),
+    Measure(
+        "lambda_max_cross_fitted",
+        "nats",
+        "sampling_error",
+        _DATA,
+        _ROTATIONS,
+        "v'Hv with v from one half of the data and H from the other, both ways: on average below",
+    ),
+    Measure(
+        "lambda_max_population",
+        "nats",
+        "sampling_error",
+        _DATA,
+        _ROTATIONS,
+        "lambda_max of the population that the data were drawn from",
     ),
 )
+
+CALLS: Final = tuple(dict.fromkeys(measure.call for measure in MEASURES))
+_CALL_OF: Final = {measure.name: measure.call for measure in MEASURES}
+
+
+def call_of(measure: str, tensor: object = None) -> str:
+    """What measured a row: the call of its measure, `per_module` where it is about one block."""
+    return "per_module" if isinstance(tensor, str) else _CALL_OF.get(measure, measure)

@@ -105,7 +105,7 @@ class Recorder:
         self._names: dict[Tensor, str] = {p: name for name, p in model.named_parameters() if p.requires_grad}
         self._planned = steps
         self._cadence = Cadence(self.preset, steps, visits if objective is not None else 0, self._step)
-        self._curvature = CurvatureProbe(objective, self.preset) if objective is not None else None
+        self._curvature = CurvatureProbe(objective, self.preset, optimizer) if objective is not None else None
         if objective is not None:
             objective.value()  # one that cannot be measured is told now, not at the first visit
         manifest = self._manifest(arm, config, seeds)
@@ -288,8 +288,11 @@ class Recorder:
     def _visit_and_save(self) -> None:
         if self._curvature is not None and self._cadence.visit(self._step):
             with self._overhead.counted("curvature"):
-                for row in self._curvature.rows(self._step, self._before_flat(), self._displacement()):
-                    self._store.append("probes", row)
+                found = self._curvature.rows(
+                    self._step, self._before_flat(), self._displacement(), long=self._cadence.long(self._step)
+                )
+                for table, row in found.by_table():
+                    self._store.append(table, row)
                 self._note_gaps(self._curvature.gaps)
             o = self._overhead
             self._cadence.visited(self._step, o.seconds["curvature"], o.wall, o.training / max(self._step, 1))

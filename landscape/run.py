@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from lossscope.landscape.errors import RunError
 from lossscope.landscape.lock import is_recorded
-from lossscope.landscape.manifest import MANIFEST, read_manifest
+from lossscope.landscape.manifest import MANIFEST, PROBING, read_manifest
 from lossscope.landscape.schema import TABLES
 from lossscope.landscape.tables import RunTables
 
@@ -73,8 +73,15 @@ class Run:
 
     @cached_property
     def probes(self) -> pd.DataFrame:
-        """One row per estimate. Raises RunError where its files are garbled."""
+        """One row per estimate, measured again or not. Raises RunError where its files are garbled."""
         return self._frame("probes")
+
+    @cached_property
+    def standing(self) -> pd.DataFrame:
+        """The rows of `probes` that count, one per step, measure and tensor: see `lossscope.landscape.standing`."""
+        from lossscope.landscape.standing import standing
+
+        return standing(self.probes, self.manifest.get("data_hash"))
 
     @cached_property
     def densities(self) -> pd.DataFrame:
@@ -136,4 +143,6 @@ def _status(manifest: dict[str, Any], recorded: bool) -> Status:
             return "finished"
         case "failed":
             return "failed"
-    return "running" if recorded else "crashed"
+    sessions = manifest.get("sessions") or [{}]
+    probed = isinstance(sessions[-1], dict) and sessions[-1].get("purpose") == PROBING
+    return "running" if recorded and not probed else "crashed"

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 __all__ = ["SCHEMA_VERSION", "TABLES", "Column", "arrow_schema", "columns"]
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2  # 2: cost in gradients, method, and whose density; tables of version 1 read as before
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ _SPECTRA: Final = (
 _PROBES: Final = (
     _STEP,
     Column("measure", "text", "", "name of the measure, see lossscope list measures", required=True),
-    Column("tensor", "text", "", "name of the parameter; null where it is about all of them"),
+    Column("tensor", "text", "", "name of the parameter or block; null where it is about all of them"),
     Column("value", "float", "", "the estimate"),
     Column("stderr", "float", "", "standard error; 0 where exact, null where the bound is of another kind"),
     Column("low", "float", "", "lower end of the bound or of the 95 % interval"),
@@ -128,6 +128,8 @@ _PROBES: Final = (
     Column("samples", "int", "samples", "random probes behind the estimate"),
     Column("products", "int", "products", "Hessian products spent"),
     Column("seconds", "float", "s", "time spent"),
+    Column("gradients", "float", "gradients", "time spent over the time of one gradient; null where that is unknown"),
+    Column("method", "text", "", "what took the products"),
     Column("mode", "text", "", "mode of the model: eval, frozen or train"),
     Column("loss_kind", "text", "", "which loss was differentiated"),
     Column("gauge", "text", "", "raw, or the parametrisation that was fixed first"),
@@ -140,9 +142,15 @@ _PROBES: Final = (
 
 _DENSITIES: Final = (
     _STEP,
-    Column("probe", "int", "", "index of the random probe", required=True),
+    Column("probe", "int", "", "index of the random probe; 0 begins another density", required=True),
     Column("nodes", "floats", "nats", "quadrature nodes (Ritz values)", required=True),
     Column("weights", "floats", "1", "quadrature weights, summing to one", required=True),
+    Column("settled", "floats", "1", "1 where the node is a single eigenvalue, 0 where it stands for many"),
+    Column("size", "int", "", "eigenvalues that the whole spectrum has"),
+    Column("mode", "text", "", "mode of the model: eval, frozen or train"),
+    Column("loss_kind", "text", "", "which loss was differentiated"),
+    Column("seed", "int", "", "seed of the random probes"),
+    Column("data_hash", "text", "", "hash of the data the loss was averaged over"),
 )
 
 TABLES: Final[dict[str, tuple[Column, ...]]] = {

@@ -13,15 +13,15 @@ from lossscope.landscape.errors import RunError
 from lossscope.landscape.folder import claimed_folder
 from lossscope.landscape.journal import Journal
 from lossscope.landscape.lock import RunLock
-from lossscope.landscape.manifest import manifest_text, read_manifest, utc_now, write_manifest
-from lossscope.landscape.schema import SCHEMA_VERSION
+from lossscope.landscape.manifest import PROBING, manifest_text, read_manifest, utc_now, write_manifest
+from lossscope.landscape.schema import SCHEMA_VERSION, TABLES
 from lossscope.landscape.tables import RunTables
 
 __all__ = ["RunStore"]
 
 
 class RunStore:
-    """The writer of one run; made by `create` or `resume`, ended by `close`.
+    """The writer of one run; made by `create` or `resume` and ended by `close`, or by `extend` and `leave`.
 
     A process that ends without `close` leaves a run that reads as crashed, with every row of the last flush; a
     process that ends in good order still flushes. Not to be shared between threads or processes.
@@ -86,7 +86,31 @@ class RunStore:
         """
         if at_step < 0:
             raise ValueError(f"a run cannot be resumed at step {at_step}: the least is 0")
+        return cls._gone_on(Path(path), int(at_step), {}, {"status": "running", "how_it_ended": None, "ended": None})
+
+    @classmethod
+    def extend(cls, path: str | Path, facts: Mapping[str, Any]) -> RunStore:
+        """Add rows to a run that is not being recorded: measured after the fact, they supersede nothing.
+
+        How the run ended stays as it is, and it reads so all the while. End it with `leave`.
+
+        Args:
+            path: The run's folder.
+            facts: What the caller knows of this session; kept in the manifest beside its number.
+
+        Raises:
+            RunError: There is no run, it is being recorded, or one of its tables is garbled.
+            SchemaError: A newer lossscope wrote it.
+        """
         path = Path(path)
+        _refuse_garbled(path)
+        return cls._gone_on(path, None, {**facts, "purpose": PROBING}, {})
+
+    @classmethod
+    def _gone_on(
+        cls, path: Path, resumed_at: int | None, facts: Mapping[str, Any], changes: Mapping[str, Any]
+    ) -> RunStore:
+        """The store of a further session of a run, with changes to its manifest."""
         read_manifest(path)
         lock = RunLock(path)
         try:
@@ -94,12 +118,12 @@ class RunStore:
             sessions = [one for one in manifest.get("sessions") or [] if isinstance(one, dict)]
             known = [*(int(one.get("session") or 0) for one in sessions), *RunTables(path).sessions()]
             session = max(known, default=0) + 1
-            journal = Journal(path, session, unused_segment(path), at_step)
+            journal = Journal(path, session, unused_segment(path), resumed_at)
         except BaseException:
             lock.release()
             raise
-        sessions.append({"session": session, "started": utc_now(), "resumed_at": int(at_step)})
-        manifest.update(status="running", how_it_ended=None, ended=None, sessions=sessions)
+        sessions.append({"session": session, "started": utc_now(), "resumed_at": resumed_at, **facts})
+        manifest.update({**changes, "schema_version": SCHEMA_VERSION, "sessions": sessions})
         return _opened(cls, path, manifest, lock, journal)
 
     @property
@@ -164,25 +188,48 @@ class RunStore:
             raise ValueError(f"a run cannot end as {status!r}: use finished or failed")
         if self.closed:
             return
-        errors: list[RunError] = []
         try:
-            try:
-                self._journal.flush()
-            except RunError as error:
-                status = "failed"
-                errors.append(error)
-            try:
-                compact(self.path)
-            except RunError as error:
-                errors.append(error)
-            how = "; ".join([how, *map(str, errors)])
-            self.update_manifest(status=status, how_it_ended=how, ended=utc_now())
+            lost, kept = self._settle()
+            how = "; ".join([how, *map(str, lost + kept)])
+            self.update_manifest(status="failed" if lost else status, how_it_ended=how, ended=utc_now())
         finally:
-            self._leave.detach()
-            self._journal.close()
-            self._lock.release()
-        if errors:
-            raise errors[0]
+            self._release()
+        if lost or kept:
+            raise [*lost, *kept][0]
+
+    def leave(self) -> None:
+        """End an extension: flush and compact; what the manifest says of the run's end stays. Again: nothing.
+
+        Raises:
+            RunError: Rows could not be written or compacted.
+        """
+        if self.closed:
+            return
+        try:
+            lost, kept = self._settle()
+        finally:
+            self._release()
+        if lost or kept:
+            raise [*lost, *kept][0]
+
+    def _settle(self) -> tuple[list[RunError], list[RunError]]:
+        """Flush and compact; the errors of either, with which rows are lost or are kept in the journal."""
+        lost, kept = [], []
+        try:
+            self._journal.flush()
+        except RunError as error:
+            lost.append(error)
+        try:
+            compact(self.path)
+        except RunError as error:
+            kept.append(error)
+        return lost, kept
+
+    def _release(self) -> None:
+        """Close the files and give the folder back."""
+        self._leave.detach()
+        self._journal.close()
+        self._lock.release()
 
     def _refuse_if_closed(self) -> None:
         """Refuse to write into a run that has ended."""
@@ -197,6 +244,14 @@ def _opened(cls: type[RunStore], path: Path, manifest: dict[str, Any], lock: Run
     except BaseException:
         lock.release()
         raise
+
+
+def _refuse_garbled(path: Path) -> None:
+    """Refuse a run whose journal could not be compacted with new rows in it."""
+    tables = RunTables(path)
+    problems = [one.problem for table in TABLES for one in tables.segments(table) if one.problem]
+    if problems:
+        raise RunError(problems[0])
 
 
 def _leave(journal: Journal, lock: RunLock) -> None:

@@ -4,42 +4,28 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.optim.optimizer import Optimizer
+from torch import Tensor
 
 from lossscope.landscape.checkpoint import checkpoints, load_checkpoint
 from lossscope.landscape.config import TrainConfig
 from lossscope.landscape.errors import ConfigError, RunError, TrainingError
+from lossscope.landscape.job import Job, job_of
 from lossscope.landscape.manifest import run_path
 from lossscope.landscape.recorder import Recorder
 from lossscope.landscape.run import Run
-from lossscope.landscape.workload import Examples, Split, Workload, batch_at, built, workload
-from lossscope.optimizer import ARS2Neo, OptimizerError, create, settings
+from lossscope.landscape.workload import Examples, batch_at, workload
+from lossscope.optimizer import ARS2Neo, OptimizerError, settings
 from lossscope.probes.errors import ProbeError
-from lossscope.probes.loss import CrossEntropy
-from lossscope.probes.objective import Objective
 
 __all__ = ["recorded_config", "resolved", "train"]
 
 Progress = Callable[[int, int, float], None]  # step, steps, loss
-
-
-@dataclass(frozen=True)
-class _Job:
-    """Everything a run needs, built from its config."""
-
-    config: TrainConfig
-    task: Workload
-    split: Split
-    model: nn.Module
-    optimizer: Optimizer
-    objective: Objective
 
 
 def resolved(config: TrainConfig) -> TrainConfig:
@@ -86,7 +72,7 @@ def train(config: TrainConfig, *, resume: bool = False, force: bool = False, pro
     path = run_path(Path(config.out), config.run_name)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    job = _job(config)
+    job = job_of(config)
     start = _resume_point(path, config, job) if resume else None
     recorder = Recorder(
         path,
@@ -112,23 +98,7 @@ def train(config: TrainConfig, *, resume: bool = False, force: bool = False, pro
     return Run.open(path)
 
 
-def _job(config: TrainConfig) -> _Job:
-    task = workload(config.workload)
-    split = task.split(config.seeds["split"])
-    model = built(task.network, config.seeds["init"])
-    overrides = {key: tuple(value) if isinstance(value, list) else value for key, value in config.options.items()}
-    if config.lr is not None:
-        overrides["lr"] = config.lr
-    try:
-        optimizer = create(config.optimizer, model, **overrides)
-    except OptimizerError as error:
-        raise ConfigError(str(error)) from error
-    count = task.curvature_samples
-    probe = (split.train[0][:count], split.train[1][:count])
-    return _Job(config, task, split, model, optimizer, Objective(model, CrossEntropy(), [probe]))
-
-
-def _resume_point(path: Path, config: TrainConfig, job: _Job) -> int | None:
+def _resume_point(path: Path, config: TrainConfig, job: Job) -> int | None:
     if not path.exists():
         raise RunError(f"run {path} does not exist, so there is nothing to resume; leave --resume out to start it")
     before = recorded_config(path)
@@ -165,7 +135,7 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def _loop(job: _Job, recorder: Recorder, start: int, progress: Progress | None) -> None:
+def _loop(job: Job, recorder: Recorder, start: int, progress: Progress | None) -> None:
     config, steps = job.config, job.config.steps or 0
     if start == 0:
         torch.manual_seed(config.seeds["order"])
@@ -192,7 +162,7 @@ def _diverged(recorder: Recorder, step: int, value: float) -> None:
     )
 
 
-def _step(job: _Job, batch: Examples) -> Tensor:
+def _step(job: Job, batch: Examples) -> Tensor:
     inputs, labels = batch
     if isinstance(job.optimizer, ARS2Neo):
         for p in job.optimizer.passes(job.model):
@@ -210,7 +180,7 @@ def _step(job: _Job, batch: Examples) -> Tensor:
 
 
 @torch.no_grad()
-def _measured(job: _Job) -> dict[str, float]:
+def _measured(job: Job) -> dict[str, float]:
     training = job.model.training
     job.model.eval()
     try:

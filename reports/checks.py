@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from lossscope.landscape.run import Run
 
 __all__ = [
+    "all_bounds_met",
     "bounds_met",
     "edge_below_one",
     "entropy_raised",
@@ -52,6 +53,25 @@ def bounds_met(runs: Sequence[Run], measure: str = "lambda_max") -> Finding:
         f"{sum(flags)} of {len(flags)} visits" if flags else _NOTHING,
         f"probes.parquet: {measure}, converged",
     )
+
+
+def all_bounds_met(runs: Sequence[Run]) -> Finding:
+    """Whether every number with a bound or an interval met the precision that was asked for, by measure."""
+    claim = "Every measure met the precision that was asked of it at every visit."
+    source = "probes.parquet: converged"
+    counts: dict[str, list[int]] = {}
+    for run in runs:
+        rows = run.standing.dropna(subset=["converged"])
+        rows = rows[rows["value"].notna()]
+        for measure, met in zip(rows["measure"], rows["converged"].astype(bool), strict=True):
+            count = counts.setdefault(str(measure), [0, 0])
+            count[0] += bool(met)
+            count[1] += 1
+    if not counts:
+        return Finding(claim, None, _NOTHING, source)
+    missed = {measure: count for measure, count in counts.items() if count[0] < count[1]}
+    numbers = "; ".join(f"{measure} {met} of {all_of_it}" for measure, (met, all_of_it) in missed.items())
+    return Finding(claim, not missed, f"not always: {numbers}" if missed else f"{len(counts)} measures", source)
 
 
 def edge_below_one(runs: Sequence[Run]) -> Finding:
@@ -152,8 +172,8 @@ def losses_matched(runs: Sequence[Run]) -> Finding:
 
 
 def _rows(run: Run, measure: str) -> pd.DataFrame:
-    """The rows of a measure of the whole model."""
-    return run.probes.loc[(run.probes["measure"] == measure) & run.probes["tensor"].isna()]
+    """The rows of a measure of the whole model, one per step."""
+    return run.standing.loc[(run.standing["measure"] == measure) & run.standing["tensor"].isna()]
 
 
 def _late(run: Run, measure: str) -> list[tuple[float | None, int]]:

@@ -20,6 +20,8 @@ __all__ = [
     "Points",
     "Quantity",
     "Report",
+    "Spectra",
+    "Spectrum",
     "Table",
     "Threshold",
     "outcome_words",
@@ -83,6 +85,8 @@ class Axis:
     label: str
     unit: str = "1"
     scale: Literal["linear", "log", "symlog"] = "linear"
+    linear_to: float = 1.0  # a symlog axis is linear up to here, on both sides of zero
+    linear_decades: float = 0.35  # and either half of that is as long as so many decades
     limits: tuple[float, float] | None = None
 
 
@@ -152,7 +156,34 @@ class Cloud:
     summary: tuple[str, ...] = ()
 
 
-FigureData: TypeAlias = Curves | Cloud
+@dataclass(frozen=True)
+class Spectrum:
+    """The eigenvalues of one run: how many per decade of the axis, and those that stand alone."""
+
+    name: str
+    hue: int
+    x: Numbers
+    number: Numbers
+    low: Numbers
+    high: Numbers
+    single: Numbers  # eigenvalues known one by one
+
+
+@dataclass(frozen=True)
+class Spectra:
+    """A figure of spectral densities."""
+
+    key: str
+    title: str
+    caption: str
+    x: Axis
+    y: Axis
+    spectra: tuple[Spectrum, ...]
+    absent: tuple[str, ...] = ()
+    summary: tuple[str, ...] = ()
+
+
+FigureData: TypeAlias = Curves | Cloud | Spectra
 
 
 @dataclass(frozen=True)

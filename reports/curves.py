@@ -40,7 +40,7 @@ def curves(
         key: stable name of the figure.
         title: what is drawn.
         caption: what it means and what to beware of.
-        y: the vertical axis; a linear one becomes logarithmic where the numbers ask for it.
+        y: the vertical axis, logarithmic where the numbers ask for it; beside thresholds only if it is so described.
         series: the numbers of one run.
         dashed: a second series of the same run, drawn as a dashed line.
         styles: what the solid and the dashed line mean.
@@ -61,7 +61,7 @@ def curves(
         title=title,
         caption=_caption(caption, lines),
         x=step_axis(runs),
-        y=replace(y, scale=_scale(lines, thresholds)),
+        y=replace(y, scale=_scale(lines, () if y.scale == "log" else thresholds)),
         curves=tuple(lines),
         thresholds=thresholds,
         styles=styles,

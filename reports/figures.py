@@ -9,7 +9,18 @@ from typing import TYPE_CHECKING, Any, Final, assert_never
 
 import numpy as np
 
-from lossscope.reports.content import Axis, Cloud, Curve, Curves, FigureData, Numbers, Points, Threshold
+from lossscope.reports.axes import dress
+from lossscope.reports.content import (
+    Cloud,
+    Curve,
+    Curves,
+    FigureData,
+    Numbers,
+    Points,
+    Spectra,
+    Spectrum,
+    Threshold,
+)
 from lossscope.reports.numerals import printable
 from lossscope.reports.style import HEIGHT, RC, WIDTH, hue_colour
 
@@ -21,7 +32,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
-__all__ = ["CurveArtists", "draw_curve", "draw_figure", "draw_points", "draw_threshold", "figure_svg"]
+__all__ = ["CurveArtists", "draw_curve", "draw_figure", "draw_points", "draw_spectrum", "draw_threshold", "figure_svg"]
 
 _LONGEST_NAME: Final = 26
 _DENSE: Final = 150  # points from which a line is drawn thin
@@ -64,6 +75,24 @@ def draw_points(ax: Axes, points: Points) -> ErrorbarContainer:
     return _whiskers(ax, _array(points.x), _array(points.y), _array(points.error), hue_colour(points.hue), marker="o")
 
 
+def draw_spectrum(ax: Axes, spectrum: Spectrum, place: int = 0) -> list[Artist]:
+    """Draw eigenvalues per decade with their band, and a tick below for each that stands alone; `place` is its row."""
+    colour = hue_colour(spectrum.hue)
+    x = _array(spectrum.x)
+    band = ax.fill_between(x, _array(spectrum.low), _array(spectrum.high), color=colour, alpha=0.2, linewidth=0)
+    (line,) = ax.plot(x, _array(spectrum.number), color=colour, linewidth=1.3, zorder=3)
+    foot = 0.03 + 0.05 * place
+    ticks = ax.vlines(
+        _array(spectrum.single),
+        foot - 0.02,
+        foot + 0.02,
+        color=colour,
+        linewidth=1.1,
+        transform=ax.get_xaxis_transform(),
+    )
+    return [band, line, ticks]
+
+
 def draw_threshold(ax: Axes, threshold: Threshold) -> Artist:
     """Draw a horizontal dashed line at the threshold."""
     return ax.axhline(threshold.value, color=_ink(), linewidth=1.0, linestyle=(0, (2, 2)), zorder=2)
@@ -82,9 +111,11 @@ def draw_figure(data: FigureData) -> Figure:
                 legend = _draw_curves(ax, data)
             case Cloud():
                 legend = _draw_cloud(ax, data)
+            case Spectra():
+                legend = _draw_spectra(ax, data)
             case _:
                 assert_never(data)
-        _dress(ax, data.x, data.y)
+        dress(ax, data.x, data.y)
         _legend(figure, legend, data.absent)
     return figure
 
@@ -120,35 +151,11 @@ def _draw_cloud(ax: Axes, data: Cloud) -> list[tuple[Any, str]]:
     return [(draw_points(ax, points), _name(points.name)) for points in data.points]
 
 
-def _dress(ax: Axes, x: Axis, y: Axis) -> None:
-    """Labels with units, scales, limits, and numbers without mathematical typesetting."""
-    ax.set(xlabel=_label(x), ylabel=_label(y))
-    if not ax.has_data():
-        ax.text(0.5, 0.5, "no numbers", transform=ax.transAxes, ha="center", va="center")
-    ax.margins(x=0.02)
-    for axis, described, scale in ((ax.xaxis, x, ax.set_xscale), (ax.yaxis, y, ax.set_yscale)):
-        scale(described.scale, **({"linthresh": 1, "linscale": 0.35} if described.scale == "symlog" else {}))
-        if described.scale != "linear":
-            _short_numbers(axis, described)
-    if x.limits is not None:
-        first, last = x.limits
-        ax.set_xlim(first, last * (1.02 if x.scale == "linear" else 1.1))  # room for the last whisker
-
-
-def _short_numbers(axis: Any, described: Axis) -> None:
-    """Few and plain numbers on a logarithmic axis."""
-    from matplotlib.ticker import FixedLocator, LogLocator, NullFormatter, NullLocator, StrMethodFormatter
-
-    low, high = described.limits or sorted(abs(bound) for bound in axis.get_view_interval())
-    subs = (1.0, 2.0, 5.0) if low > 0 and high / low < 30 else (1.0,)
-    if described.scale == "symlog":
-        powers = 10.0 ** np.arange(np.floor(np.log10(high)) + 1)
-        axis.set_major_locator(FixedLocator([0.0, *powers]))
-    else:
-        axis.set_major_locator(LogLocator(base=10, subs=subs, numticks=9))
-    axis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    axis.set_minor_formatter(NullFormatter())
-    axis.set_minor_locator(NullLocator())
+def _draw_spectra(ax: Axes, data: Spectra) -> list[tuple[Any, str]]:
+    """Every run's spectrum; returns the legend's entries."""
+    for place, spectrum in enumerate(data.spectra):
+        draw_spectrum(ax, spectrum, place)
+    return [(_sample(hue_colour(one.hue)), _name(one.name)) for one in data.spectra]
 
 
 def _legend(figure: Figure, entries: list[tuple[Any, str]], absent: tuple[str, ...]) -> None:
@@ -201,11 +208,6 @@ def _between_gaps(values: Any) -> Any:
     there = np.isfinite(values)
     padded = np.concatenate([[False], there, [False]])
     return there & ~padded[:-2] & ~padded[2:]
-
-
-def _label(axis: Axis) -> str:
-    """The label with its unit."""
-    return f"{axis.label} ({axis.unit})" if axis.unit not in ("", "1") else axis.label
 
 
 def _name(name: str) -> str:

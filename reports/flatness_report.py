@@ -67,10 +67,15 @@ _RUN_CELLS: Final = (
         Column("log_fisher_rao", "log Fisher-Rao", "1", "natural logarithm of the Fisher-Rao norm"),
         of_run("log_fisher_rao"),
     ),
+    (
+        Column("theta_hessian_theta", "θᵀHθ", "nats", "curvature where all parameters grow by one factor"),
+        of_run("theta_hessian_theta"),
+    ),
 )
 _ARM_CELLS: Final = (
     (_NORM, over_seeds(_weight_norm)),
     (Column("adaptive_trace", "adaptive trace", "nats"), over_seeds("adaptive_trace")),
     (Column("adaptive_trace_error", "its widest SE", "nats"), widest_error_over_seeds("adaptive_trace")),
     (Column("log_fisher_rao", "log Fisher-Rao", "1"), over_seeds("log_fisher_rao")),
+    (Column("theta_hessian_theta", "θᵀHθ", "nats"), over_seeds("theta_hessian_theta")),
 )

@@ -6,7 +6,18 @@ import json
 import math
 from dataclasses import asdict
 
-from lossscope.reports.content import Cell, Curves, FigureData, Finding, Quantity, Report, Table, outcome_words
+from lossscope.reports.content import (
+    Cell,
+    Cloud,
+    Curves,
+    FigureData,
+    Finding,
+    Quantity,
+    Report,
+    Spectra,
+    Table,
+    outcome_words,
+)
 
 __all__ = ["report_json", "table_object"]
 
@@ -53,8 +64,8 @@ def _finding(finding: Finding) -> dict[str, object]:
 
 def _figure(figure: FigureData) -> dict[str, object]:
     """A figure with the numbers it draws."""
-    kind = "curves" if isinstance(figure, Curves) else "points"
-    return {"kind": kind, **asdict(figure)}
+    kinds: dict[type, str] = {Curves: "curves", Cloud: "points", Spectra: "spectra"}
+    return {"kind": kinds[type(figure)], **asdict(figure)}
 
 
 def _cell(cell: Cell) -> object:

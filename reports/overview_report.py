@@ -147,7 +147,7 @@ _MEASURES: Final[tuple[tuple[str, str, Callable[[Run], float | None]], ...]] = (
     ("recorder's share of the time", "%", overhead_percent),
 )
 _ERRORS: Final = (
-    ("λ_max: widest residual bound", "lambda_max"),
+    ("λ_max: widest bound", "lambda_max"),
     ("trace: widest standard error", "trace"),
     ("adaptive trace: widest standard error", "adaptive_trace"),
 )

@@ -32,9 +32,24 @@ __all__ = [
     "entropy_figure",
     "loss_figure",
     "shear_figure",
+    "threshold_figures",
     "trace_figure",
 ]
 
+_EDGES: Final = (
+    (
+        "preconditioned_edge_ratio",
+        "S_P over its threshold",
+        "Largest eigenvalue of the Hessian in the optimizer's own metric, over what its frozen step bears.",
+        "S_P / threshold",
+    ),
+    (
+        "sharpness_edge_ratio",
+        "λ_max over its threshold",
+        "Largest eigenvalue of the Hessian over what SGD at its learning rate and momentum bears.",
+        "λ_max / threshold",
+    ),
+)
 _BEFORE_AFTER: Final = ("before: A", "after: O")
 
 
@@ -51,10 +66,10 @@ def loss_figure(runs: Sequence[Run]) -> Curves:
 
 
 def eigenvalue_figure(runs: Sequence[Run]) -> Curves:
-    """The largest Hessian eigenvalue over steps, with its residual bounds."""
+    """The largest Hessian eigenvalue over steps, with its bounds."""
     title, caption = (
         "λ_max, the largest Hessian eigenvalue",
-        f"Measured with residual bounds. {ENDS_NOTE} {HESSIAN_NOTE}",
+        f"Measured with bounds. {ENDS_NOTE} {HESSIAN_NOTE}",
     )
     return _probe_figure(runs, "lambda_max", title, caption, Axis("λ_max", "nats"))
 
@@ -64,6 +79,17 @@ def edge_figure(runs: Sequence[Run]) -> Curves:
     caption = "Above 1 the quadratic model predicts that the loss rises along the step."
     line = Threshold(1.0, "η dᵀHd / (2 gᵀd) = 1")
     return _probe_figure(runs, "edge_ratio", "R_dir, the edge ratio of the step taken", caption, Axis("R_dir"), line)
+
+
+def threshold_figures(runs: Sequence[Run]) -> tuple[Curves, ...]:
+    """Each edge ratio that any run has, over steps, with its line at one."""
+    line = Threshold(1.0, "edge of stability")
+    drawn = [
+        _probe_figure(runs, measure, title, caption, Axis(label, scale="log"), line)
+        for measure, title, caption, label in _EDGES
+        if any((run.standing["measure"] == measure).any() for run in runs)
+    ]
+    return tuple(drawn)
 
 
 def trace_figure(runs: Sequence[Run]) -> Curves:

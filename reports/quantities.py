@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lossscope.landscape.measure import call_of
 from lossscope.landscape.series import loss_at, visits
 from lossscope.reports.content import Quantity
 
@@ -29,6 +30,7 @@ __all__ = [
     "median_and_range",
     "number",
     "overhead_percent",
+    "row_quantity",
     "widest_error",
 ]
 
@@ -49,12 +51,12 @@ def last_visit(run: Run) -> int | None:
 def at_last_visit(run: Run, measure: str) -> Quantity:
     """A measure of the whole model at the run's last visit, a gap where that visit does not have it.
 
-    `error` is the standard error, or for a Ritz value its residual bound; `low` and `high` are the 95 % interval
-    where there is a standard error.
+    `error` is the standard error, or for a Ritz value its bound; `low` and `high` are the 95 % interval where there
+    is a standard error.
     """
-    rows = run.probes
+    rows = run.standing
     rows = rows[(rows["step"] == last_visit(run)) & (rows["measure"] == measure) & rows["tensor"].isna()]
-    return _quantity(rows.iloc[-1]) if len(rows) else Quantity(None)
+    return row_quantity(rows.iloc[-1].to_dict()) if len(rows) else Quantity(None)
 
 
 def loss_at_last_visit(run: Run) -> float | None:
@@ -108,23 +110,17 @@ def _with_range(values: Iterable[float | None], middle: Callable[[list[float]], 
     return Quantity(float(middle(present)), low=min(present), high=max(present), gaps=gaps)
 
 
-def _quantity(row: pd.Series) -> Quantity:
-    """A row of the probes table as a quantity."""
-    stderr, residual = number(row["stderr"]), number(row["residual"])
-    if stderr is None:
-        return Quantity(number(row["value"]), error=residual)
-    return Quantity(number(row["value"]), error=stderr, low=number(row["low"]), high=number(row["high"]))
+def row_quantity(row: Mapping[Any, Any]) -> Quantity:
+    """A row of the probes table as a quantity.
 
-
-# Measures that may come out of one call; where they did, their rows name the same products and seconds.
-_CALLS: Final = {
-    "lambda_max": "spectrum",
-    "lambda_min": "spectrum",
-    "trace": "spectrum",
-    "frobenius": "spectrum",
-    "edge_ratio": "direction",
-    "directional_sharpness": "direction",
-}
+    `error` is the standard error, with `low` and `high` for its 95 % interval; where there is none, the bound.
+    """
+    value, stderr, low, high = (number(row[column]) for column in ("value", "stderr", "low", "high"))
+    if stderr is not None:
+        return Quantity(value, error=stderr, low=low, high=high)
+    if value is None or low is None or high is None:
+        return Quantity(value, error=number(row["residual"]))
+    return Quantity(value, error=max(value - low, high - value))
 
 
 @dataclass(frozen=True)
@@ -134,13 +130,15 @@ class CurvatureCost:
     visits: int
     products: int | None  # Hessian products; None where no row says
     seconds: float | None  # s
+    gradients: float | None  # the same time in gradients, as far as rows say
 
 
 def curvature_cost(run: Run) -> CurvatureCost:
-    """Visits, Hessian products and seconds a run spent on curvature."""
+    """Visits, Hessian products and time that were spent on a run's curvature, probes after the fact included."""
     probes = run.probes
-    call = probes["measure"].map(_CALLS).fillna(probes["measure"])
+    call = [call_of(*row) for row in zip(probes["measure"], probes["tensor"], strict=True)]
     # Rows of one call each name its whole cost, so it is counted once.
-    spent = probes.assign(call=call)[["step", "call", "products", "seconds"]].drop_duplicates()
-    products, seconds = (number(spent[column].sum(min_count=1)) for column in ("products", "seconds"))
-    return CurvatureCost(len(visits(run)), None if products is None else int(products), seconds)
+    spent = probes.assign(call=call)[["step", "call", "products", "seconds", "gradients"]].drop_duplicates()
+    columns = ("products", "seconds", "gradients")
+    products, seconds, gradients = (number(spent[column].sum(min_count=1)) for column in columns)
+    return CurvatureCost(len(visits(run)), None if products is None else int(products), seconds, gradients)

@@ -1,13 +1,17 @@
-"""The sharpness report: eigenvalues, trace and R_dir of runs, with what they cost."""
+"""The sharpness report: spectra, thresholds, modules and second opinions of runs, with what they cost."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
-from lossscope.reports.checks import bounds_met, edge_below_one, no_negative_curvature, precise
-from lossscope.reports.content import Column, Report, Table
-from lossscope.reports.panels import edge_figure, eigenvalue_figure, loss_figure, trace_figure
+from lossscope.reports.checks import all_bounds_met, bounds_met, edge_below_one, no_negative_curvature, precise
+from lossscope.reports.content import Column, FigureData, Report, Table
+from lossscope.reports.density_figure import density_figure
+from lossscope.reports.measure_tables import metric_table, sampling_table, spectrum_table
+from lossscope.reports.module_table import module_table
+from lossscope.reports.opinion_table import opinion_table
+from lossscope.reports.panels import edge_figure, eigenvalue_figure, loss_figure, threshold_figures, trace_figure
 from lossscope.reports.provenance import ending_notes, missing_curvature, provenance, runs_in_words
 from lossscope.reports.quantities import curvature_cost, overhead_percent
 from lossscope.reports.visit_tables import arm_table, of_run, over_seeds, run_table, widest_error_over_seeds
@@ -20,15 +24,15 @@ __all__ = ["sharpness"]
 
 _RUN_CELLS: Final = (
     (
-        Column("lambda_max", "λ_max ± bound", "nats", "largest Ritz value; some eigenvalue lies within the bound"),
+        Column("lambda_max", "λ_max ± bound", "nats", "largest Ritz value; no eigenvalue is known above value + bound"),
         of_run("lambda_max"),
     ),
     (
-        Column("lambda_min", "λ_min ± bound", "nats", "smallest Ritz value; some eigenvalue lies within the bound"),
+        Column("lambda_min", "λ_min ± bound", "nats", "smallest Ritz value; none is known below value - bound"),
         of_run("lambda_min"),
     ),
     (
-        Column("trace", "trace ± SE [95 %]", "nats", "Hutchinson estimate, standard error, 95 % interval"),
+        Column("trace", "trace ± SE [95 %]", "nats", "estimate, standard error, 95 % interval over random vectors"),
         of_run("trace"),
     ),
     (Column("edge_ratio", "R_dir", "1", "η dᵀHd / (2 gᵀd) of the step taken"), of_run("edge_ratio")),
@@ -48,12 +52,13 @@ _COST_COLUMNS: Final = (
     Column("visits", "visits", "", "curvature visits"),
     Column("products", "products", "", "Hessian products spent"),
     Column("seconds", "curvature", "s", "time spent on curvature"),
+    Column("gradients", "gradients", "", "the same time in gradients of the same loss, where rows say"),
     Column("overhead", "recorder's share", "%", "share of the wall time spent in the recorder"),
 )
 
 
 def sharpness(runs: Sequence[Run]) -> Report:
-    """The sharpness report of the runs: eigenvalues with bounds, trace with error bars, R_dir, and their cost.
+    """The sharpness report of the runs: spectra with bounds, edge ratios, what `lossscope probe` added, and their cost.
 
     It gives no verdict between arms: raw Hessian numbers depend on the parametrisation, so they are read along one
     run.
@@ -70,6 +75,7 @@ def sharpness(runs: Sequence[Run]) -> Report:
         subtitle=runs_in_words(runs),
         findings=(
             bounds_met(runs),
+            all_bounds_met(runs),
             precise(runs, "trace", "the trace"),
             edge_below_one(runs),
             no_negative_curvature(runs),
@@ -77,17 +83,38 @@ def sharpness(runs: Sequence[Run]) -> Report:
         tables=(
             run_table(runs, _RUN_CELLS, f"{ENDS_NOTE} {HESSIAN_NOTE} {LOSS_NOTE}"),
             arm_table(runs, _ARM_CELLS, f"{HESSIAN_NOTE} {SEEDS_NOTE}"),
+            *metric_table(runs),
+            *spectrum_table(runs),
+            *module_table(runs),
+            *sampling_table(runs),
+            *opinion_table(runs),
             _cost_table(runs),
         ),
-        figures=(loss_figure(runs), eigenvalue_figure(runs), edge_figure(runs), trace_figure(runs)),
+        figures=_figures(runs),
         notes=(*ending_notes(runs), HESSIAN_NOTE, VERDICT_NOTE),
         missing=missing_curvature(runs),
         provenance=provenance(runs),
     )
 
 
+def _figures(runs: Sequence[Run]) -> tuple[FigureData, ...]:
+    """The figures; those of densities and thresholds only where a run has them."""
+    density = density_figure(runs)
+    return (
+        loss_figure(runs),
+        eigenvalue_figure(runs),
+        edge_figure(runs),
+        *threshold_figures(runs),
+        trace_figure(runs),
+        *([density] if density.spectra else []),
+    )
+
+
 def _cost_table(runs: Sequence[Run]) -> Table:
     """What the measurements cost, a row per run."""
     costs = [(run, curvature_cost(run)) for run in runs]
-    rows = tuple((run.name, cost.visits, cost.products, cost.seconds, overhead_percent(run)) for run, cost in costs)
+    rows = tuple(
+        (run.name, cost.visits, cost.products, cost.seconds, cost.gradients, overhead_percent(run))
+        for run, cost in costs
+    )
     return Table("cost", "What it cost", _COST_COLUMNS, rows)

@@ -29,8 +29,9 @@ def trained(out: Path, name: str = "mine", *more: str) -> Path:
 
 @pytest.mark.parametrize(
     "command",
-    [(), ("demo",), ("train",), ("runs",), ("report",), ("report", "sharpness"), ("report", "entropy"),
-     ("report", "flatness"), ("list",), ("list", "optimizers"), ("list", "workloads"), ("list", "measures")],
+    [(), ("demo",), ("train",), ("probe",), ("runs",), ("doctor",), ("report",), ("report", "sharpness"),
+     ("report", "entropy"), ("report", "flatness"), ("list",), ("list", "optimizers"), ("list", "workloads"),
+     ("list", "measures")],
 )  # fmt: skip
 def test_every_command_has_help_with_an_example(command: tuple[str, ...]) -> None:
     result = CliRunner().invoke(app, [*command, "--help"])
@@ -40,7 +41,15 @@ def test_every_command_has_help_with_an_example(command: tuple[str, ...]) -> Non
 
 
 @pytest.mark.parametrize(
-    "command", [("report", "--help"), ("report", "sharpness", "--help"), ("--help",), ("runs", "--help")]
+    "command",
+    [
+        ("report", "--help"),
+        ("report", "sharpness", "--help"),
+        ("--help",),
+        ("runs", "--help"),
+        ("probe", "--help"),
+        ("doctor", "--help"),
+    ],
 )
 def test_help_loads_neither_torch_nor_matplotlib_nor_pandas(command: tuple[str, ...]) -> None:
     code = (

@@ -9,6 +9,7 @@ import pytest
 from lossscope.landscape.errors import RunError, SchemaError
 from lossscope.landscape.lock import RunLock, is_recorded
 from lossscope.landscape.run import Run
+from lossscope.landscape.schema import SCHEMA_VERSION
 from lossscope.landscape.store import RunStore
 
 
@@ -48,7 +49,7 @@ def test_the_callers_facts_are_kept_and_the_stores_own_are_not_overwritten(tmp_p
     assert (manifest["arm"], manifest["status"], manifest["schema_version"], manifest["steps"]) == (
         "sgd",
         "running",
-        1,
+        SCHEMA_VERSION,
         7,
     )
     store.close("finished", "done")
@@ -177,7 +178,7 @@ def test_a_bad_name_makes_no_folder(tmp_path, name):
 def test_resuming_what_is_not_there_or_from_the_future_is_refused(tmp_path):
     with pytest.raises(RunError, match="does not exist"):
         RunStore.resume(tmp_path / "a", 1)
-    (tmp_path / "run.json").write_text('{"schema_version": 2}')
+    (tmp_path / "run.json").write_text('{"schema_version": 99}')
     with pytest.raises(SchemaError, match="pip install -U lossscope"):
         RunStore.resume(tmp_path, 1)
     with pytest.raises(ValueError, match="cannot be resumed at step -1"):

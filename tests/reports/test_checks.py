@@ -71,7 +71,9 @@ def test_precision_names_the_worst_visit(write_run):
 
 @pytest.mark.parametrize(("value", "outcome"), [(-2.0, False), (-0.1, None), (0.5, True)])
 def test_negative_curvature_is_judged_beyond_its_bound(write_run, value, outcome):
-    run = write_run("a", rows=changing("probes", value=value, where=of("lambda_min", 40)))
+    run = write_run(
+        "a", rows=changing("probes", value=value, low=value - 0.25, high=value + 0.25, where=of("lambda_min", 40))
+    )
     assert no_negative_curvature([run]).outcome is outcome
 
 

@@ -1,0 +1,137 @@
+"""`lossscope probe`: measure saved checkpoints of a run after the fact."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from lossscope.cli.options import JsonOption
+
+if TYPE_CHECKING:
+    from lossscope.landscape.probed import Probed
+    from lossscope.landscape.subject import Effort
+
+__all__ = ["probe", "share_of"]
+
+
+def probe(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run, finished, failed or crashed.", show_default=False)],
+    checkpoint: Annotated[
+        list[str] | None,
+        typer.Option(metavar="STEP|all", help="Steps of checkpoints, or all; the last one by default. Repeatable."),
+    ] = None,
+    measures: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME,...",
+            help="Measures (see `lossscope list measures`) or groups of them: spectrum, metric, batch_sharpness, "
+            "per_module, sampling_error. The spectrum, the optimizer's metric and flatness by default.",
+        ),
+    ] = None,
+    rel: Annotated[str, typer.Option(metavar="SHARE", help="Error bound to reach, such as 1% or 0.01.")] = "1%",
+    max_products: Annotated[int, typer.Option(help="Hessian products that each call may spend.")] = 200,
+    objective: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE.py:NAME",
+            help="A function of yours without arguments that returns the Objective to measure; the checkpoint's "
+            "weights are loaded into its model. This runs the code in FILE.py. The run's own workload by default.",
+        ),
+    ] = None,
+    engine: Annotated[
+        Literal["lossscope", "pyhessian"],
+        typer.Option(help="pyhessian gives a second opinion on eigenvalues and trace; its density is ours."),
+    ] = "lossscope",
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the random vectors.")] = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure checkpoints of a run and append the numbers to it; prints them with bounds and cost.
+
+    How the run ended stays as it is, and what was recorded stays too: where a number is there twice, reports take the
+    one measured last, by lossscope before pyhessian, on the run's own data.
+
+    Example: lossscope probe runs/demo/adamw@rms-s0 --checkpoint all --measures lambda_max,trace --rel 1%
+
+    Example: lossscope probe runs/mine --objective mine.py:objective --measures per_module --json
+    """
+    from lossscope.cli.progress import progress_bar
+    from lossscope.landscape.probing import probe as measure
+
+    names = None if measures is None else _names(measures)
+    effort = _effort(rel, max_products, seed, engine)
+    steps = _steps(checkpoint)
+    with progress_bar(f"probe {run.name}") as progress:
+        found = measure(run, at=steps, measures=names, effort=effort, objective=objective, progress=progress)
+    from lossscope.reports.probe_table import probe_json, probe_tables
+    from lossscope.reports.text import table_text
+
+    if as_json:
+        typer.echo(probe_json(found), nl=False)
+        return
+    for table in probe_tables(found):
+        typer.echo(table_text(table))
+    typer.echo(_added(found))
+
+
+def _added(found: Probed) -> str:
+    """What was added, which bounds were missed, and where to read on."""
+    added = [f"{len(found.rows)} rows"] if found.rows else []
+    added += [f"{found.densities} density table{'s' * (found.densities > 1)}"] if found.densities else []
+    missed = f"bounds not met: {', '.join(found.unmet)}; raise --max-products or --rel. " if found.unmet else ""
+    return f"{missed}Added {' and '.join(added)}; read them with `lossscope report sharpness {found.run}`"
+
+
+def _names(measures: str) -> list[str]:
+    """The names in a list with commas."""
+    from lossscope.landscape.errors import ConfigError
+
+    names = [name.strip() for name in measures.split(",") if name.strip()]
+    if not names:
+        raise ConfigError("--measures names nothing: give names with commas, see `lossscope list measures`")
+    return names
+
+
+def _effort(rel: str, max_products: int, seed: int, engine: Literal["lossscope", "pyhessian"]) -> Effort:
+    """How precise, checked before anything is loaded."""
+    from lossscope.landscape.errors import ConfigError
+    from lossscope.landscape.subject import Effort
+
+    share = share_of(rel)
+    if max_products < 4:
+        raise ConfigError(f"--max-products {max_products} is too few: need at least 4")
+    return Effort(share, share, max_products, seed, engine)
+
+
+def share_of(text: str) -> float:
+    """A share written as 1% or 0.01.
+
+    Raises:
+        ConfigError: It is no number, or not between 0 and 1.
+    """
+    from lossscope.landscape.errors import ConfigError
+
+    bare = text.strip().removesuffix("%")
+    try:
+        share = float(bare) / (100 if bare != text.strip() else 1)
+    except ValueError:
+        raise ConfigError(f"--rel {text!r} is no number: write 1% or 0.01") from None
+    if not 0 < share < 1:
+        raise ConfigError(f"--rel {text} is out of range: need more than 0 % and less than 100 %, such as 1% or 0.01")
+    return share
+
+
+def _steps(given: list[str] | None) -> list[int] | Literal["last", "all"]:
+    """The steps asked for: several options or one list."""
+    from lossscope.landscape.errors import ConfigError
+
+    words = [word.strip() for one in given or [] for word in one.split(",") if word.strip()]
+    if not words:
+        return "last"
+    if words == ["all"]:
+        return "all"
+    for word in words:
+        if not word.isdecimal():
+            raise ConfigError(f"--checkpoint {word!r} is no step: give numbers of steps, or all")
+    return [int(word) for word in words]

@@ -1,0 +1,58 @@
+"""Which measures a checkpoint is probed for: names of measures, or of calls that give several."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from typing import Final
+
+from lossscope.landscape.errors import ConfigError
+from lossscope.landscape.measure import CALLS, MEASURES
+
+__all__ = ["chosen_measures"]
+
+_USUAL: Final = ("loss", "spectrum", "metric", "adaptive_trace", "log_fisher_rao", "radial")
+_RECORDED_ONLY: Final = "direction"
+_BY_PYHESSIAN: Final = ("lambda_max", "lambda_2", "lambda_3", "lambda_4", "lambda_5", "trace")
+_USUAL_PYHESSIAN: Final = ("lambda_max", "trace", "density")
+_OURS_BESIDE: Final = ("density", "negative_mass", "effective_rank", "participation_ratio")
+
+
+def chosen_measures(names: Sequence[str] | None, engine: str) -> Mapping[str, tuple[str, ...]]:
+    """The measures by the call that gives them, calls in their usual order.
+
+    Args:
+        names: Measures (`lambda_max`) or calls (`spectrum`, `per_module`); None for what is usual.
+        engine: `lossscope` or `pyhessian`, which has few of them.
+
+    Raises:
+        ConfigError: A name is unknown (the nearest are told), or cannot be had from a checkpoint or by this engine.
+    """
+    if names is None:
+        names = _USUAL_PYHESSIAN if engine == "pyhessian" else _USUAL
+    asked = dict.fromkeys(measure for name in names for measure in _measures(name))
+    if engine == "pyhessian":
+        offered = (*_BY_PYHESSIAN, *_OURS_BESIDE)
+        other = [name for name in asked if name not in offered]
+        if other:
+            raise ConfigError(
+                f"pyhessian has no {other[0]}: ask for {', '.join(offered)} (the last four by lossscope), or leave "
+                "--engine out"
+            )
+    found = {call: tuple(m.name for m in MEASURES if m.call == call and m.name in asked) for call in CALLS}
+    return {call: measures for call, measures in found.items() if measures}
+
+
+def _measures(name: str) -> tuple[str, ...]:
+    """The measures that a name stands for: those of a call, or itself."""
+    inside = tuple(m.name for m in MEASURES if m.call == name) or tuple(m.name for m in MEASURES if m.name == name)
+    if not inside:
+        known = dict.fromkeys([*CALLS, *(m.name for m in MEASURES)])
+        close = get_close_matches(name, list(known), n=3, cutoff=0.4)
+        hint = f"did you mean {' or '.join(close)}?" if close else "see `lossscope list measures`"
+        raise ConfigError(f"there is no measure {name!r}; {hint}")
+    if any(m.call == _RECORDED_ONLY for m in MEASURES if m.name in inside):
+        raise ConfigError(
+            f"{name} needs the step that was taken, which no checkpoint holds: it is recorded during training only"
+        )
+    return inside

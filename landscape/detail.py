@@ -1,0 +1,57 @@
+"""What is measured when it is asked for by name: batch sharpness, modules, the error over samples of data."""
+
+from __future__ import annotations
+
+import math
+
+from lossscope.landscape.estimate_row import Rows, estimate_row
+from lossscope.landscape.subject import Effort, Subject
+from lossscope.probes.batch_sharpness import batch_sharpness
+from lossscope.probes.operator import SymmetricOperator
+from lossscope.probes.per_module import per_module
+from lossscope.probes.sampling_error import sampled_eigenvalue
+
+__all__ = ["batch_rows", "module_rows", "sampling_rows"]
+
+
+def batch_rows(subject: Subject, names: frozenset[str]) -> Rows:
+    """Batch sharpness by both averages, on minibatches of the training's size where they are known."""
+    minibatches = subject.minibatches or subject.objective
+    found = batch_sharpness(minibatches)
+    both = {
+        "batch_sharpness": found.mean_of_ratios,
+        "batch_sharpness_ratio_of_means": found.ratio_of_means,
+    }
+    data = {"data_hash": minibatches.data_hash}
+    return Rows([{**estimate_row(name, one), **data} for name, one in both.items() if name in names])
+
+
+def module_rows(operator: SymmetricOperator, effort: Effort) -> Rows:
+    """The diagonal block of each module, and the share of what lies between them."""
+    found = per_module(operator, by="module", rel=effort.rel, max_products=effort.max_products, seed=effort.seed)
+    blocks = {
+        row.name: {
+            "trace": row.trace,
+            "lambda_max": row.lambda_max,
+            "frobenius": row.frobenius,
+            "trace_share": row.trace_share,
+            "frobenius_share": row.frobenius_share,
+        }
+        for row in found.rows
+    }
+    rows = [estimate_row(name, one, block) for block, many in blocks.items() for name, one in many.items()]
+    rows.append(estimate_row("cross_block_share", found.cross_share))
+    cost = {"products": found.products, "seconds": found.seconds, "method": operator.method}
+    return Rows([{**row, **cost} for row in rows])
+
+
+def sampling_rows(subject: Subject, effort: Effort, names: frozenset[str]) -> Rows:
+    """The largest eigenvalue of the sample, cross-fitted, and of the population."""
+    found = sampled_eigenvalue(subject.objective, rel=effort.rel, max_products=effort.max_products, seed=effort.seed)
+    three = {
+        "lambda_max_in_sample": found.in_sample,
+        "lambda_max_cross_fitted": found.cross_fitted,
+        "lambda_max_population": found.population,
+    }
+    cost = {"products": math.ceil(found.products), "seconds": found.seconds}
+    return Rows([{**estimate_row(name, one), **cost} for name, one in three.items() if name in names])

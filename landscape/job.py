@@ -1,0 +1,56 @@
+"""Everything a training run is made of, built anew from its config."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+from torch.optim.optimizer import Optimizer
+
+from lossscope.landscape.config import TrainConfig
+from lossscope.landscape.errors import ConfigError
+from lossscope.landscape.workload import Split, Workload, batch_at, built, workload
+from lossscope.optimizer import OptimizerError, create
+from lossscope.probes.loss import CrossEntropy
+from lossscope.probes.objective import Objective
+
+__all__ = ["Job", "job_of"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """Model, data, optimizer and the loss on curvature's fixed data, at the start of the run."""
+
+    config: TrainConfig
+    task: Workload
+    split: Split
+    model: nn.Module
+    optimizer: Optimizer
+    objective: Objective
+
+    def minibatches(self, count: int, seed: int) -> Objective:
+        """The loss on `count` batches of the training's size, drawn as training draws them but in another order."""
+        size = self.config.batch_size or self.task.batch_size
+        batches = [batch_at(self.split.train, size, step, seed) for step in range(count)]
+        return Objective(self.model, CrossEntropy(), batches)
+
+
+def job_of(config: TrainConfig) -> Job:
+    """The job of a config: a pure function of it, so a run's model and data can be had again.
+
+    Raises:
+        ConfigError: A name or a setting does not exist or is out of bounds.
+    """
+    task = workload(config.workload)
+    split = task.split(config.seeds["split"])
+    model = built(task.network, config.seeds["init"])
+    overrides = {key: tuple(value) if isinstance(value, list) else value for key, value in config.options.items()}
+    if config.lr is not None:
+        overrides["lr"] = config.lr
+    try:
+        optimizer = create(config.optimizer, model, **overrides)
+    except OptimizerError as error:
+        raise ConfigError(str(error)) from error
+    count = task.curvature_samples
+    probe = (split.train[0][:count], split.train[1][:count])
+    return Job(config, task, split, model, optimizer, Objective(model, CrossEntropy(), [probe]))

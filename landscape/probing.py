@@ -1,0 +1,200 @@
+"""Measuring saved checkpoints after the fact: rows appended to a run that has ended."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal
+
+from torch.optim.optimizer import Optimizer
+
+from lossscope.landscape.checkpoint import checkpoints, load_optimizer, load_weights
+from lossscope.landscape.choice import chosen_measures
+from lossscope.landscape.config import TrainConfig
+from lossscope.landscape.environment import code_version
+from lossscope.landscape.errors import RunError
+from lossscope.landscape.estimate_row import Rows
+from lossscope.landscape.job import job_of
+from lossscope.landscape.objective_file import objective_from
+from lossscope.landscape.panel import Panel
+from lossscope.landscape.probed import Absent, Probed
+from lossscope.landscape.run import Run
+from lossscope.landscape.store import RunStore
+from lossscope.landscape.subject import Effort, Subject
+from lossscope.optimizer import OptimizerError, create, names
+from lossscope.probes.errors import ProbeError
+from lossscope.probes.objective import Objective
+
+__all__ = ["probe"]
+
+Progress = Callable[[int, int, str], None]  # calls made, calls in all, what comes next
+
+_MINIBATCHES: Final = 32
+
+
+def probe(
+    path: str | Path,
+    *,
+    at: Sequence[int] | Literal["last", "all"] = "last",
+    measures: Sequence[str] | None = None,
+    effort: Effort,
+    objective: str | None = None,
+    progress: Progress | None = None,
+) -> Probed:
+    """Measure checkpoints of a run and append what was found to its tables.
+
+    The rows of a checkpoint are written together, so a process that is killed loses the checkpoint it is at and no
+    other. How the run ended stays as it is. Which row counts where one number was measured twice:
+    `lossscope.landscape.standing`.
+
+    Args:
+        path: The run's folder; any run that is not being recorded.
+        at: Steps of checkpoints, the last one, or all.
+        measures: Names of measures or of calls; None for what is usual.
+        effort: How precise, with which engine.
+        objective: `FILE.py:NAME`, a function without arguments that returns the Objective. The checkpoint's weights
+            are loaded into its model. None for the workload of the manifest, on the data that the run was recorded on.
+        progress: Called before each call and at the end.
+
+    Returns:
+        The rows and what is missing.
+
+    Raises:
+        ConfigError: A name or a number cannot be used.
+        RunError: There is no run or no such checkpoint, it is being recorded, its data cannot be had again, or not one
+            of the measures could be taken.
+    """
+    begun = time.perf_counter()
+    chosen = chosen_measures(measures, effort.engine)
+    run = Run.open(path)
+    if run.status == "running":
+        raise RunError(f"{path} is being recorded: wait until that has ended, then probe it")
+    saved = _saved(run, at)
+    subject = _own_subject(run, objective) if objective is not None else _rebuilt(run, effort.seed)
+    _loaded(next(iter(saved.values())), subject)  # weights of another network are told before anything is written
+    done = _Done(Rows(), [], measures is not None)
+    store = RunStore.extend(path, {"code_version": code_version()})
+    try:
+        for count, (step, folder) in enumerate(saved.items()):
+            _loaded(folder, subject)
+            rows = _measured(subject, effort, chosen, step, done, _told(progress, count, len(saved), chosen))
+            for table, row in rows.by_table():
+                store.append(table, row)
+            store.flush()
+            done.rows += rows
+    finally:
+        store.leave()
+    if not done.rows.probes and not done.rows.densities:
+        raise RunError(f"nothing could be measured in {path}: {done.absent[0].why}")
+    seconds = time.perf_counter() - begun
+    densities = sum(row["probe"] == 0 for row in done.rows.densities)
+    return Probed(Path(path), tuple(saved), tuple(done.rows.probes), densities, tuple(done.absent), seconds)
+
+
+@dataclass
+class _Done:
+    """What has been measured so far."""
+
+    rows: Rows
+    absent: list[Absent]
+    named: bool  # whether measures were asked for by name: then one that does not apply is missed
+
+
+def _saved(run: Run, at: Sequence[int] | str) -> Mapping[int, Path]:
+    """The checkpoints asked for, by step."""
+    found = checkpoints(run.path)
+    if not found:
+        raise RunError(
+            f"run {run.path} has no checkpoint to measure: `lossscope train` saves them, and a Recorder that is told "
+            "how many steps are planned"
+        )
+    if at == "all":
+        return found
+    steps = list(found)[-1:] if at == "last" else [int(step) for step in at]
+    for step in steps:
+        if step not in found:
+            raise RunError(f"run {run.path} has no checkpoint at step {step}: there is one at {_listed(found)}")
+    return {step: found[step] for step in sorted(set(steps))}
+
+
+def _listed(steps: Mapping[int, Path]) -> str:
+    return ", ".join(map(str, steps))
+
+
+def _rebuilt(run: Run, seed: int) -> Subject:
+    """Model, data and optimizer of the manifest's workload, on the data that the run was recorded on."""
+    config = run.manifest.get("config")
+    if not isinstance(config, dict) or "workload" not in config:
+        raise RunError(
+            f"run {run.path} was not made by `lossscope train`, so its model and data are not known: give the function "
+            "that makes them with --objective FILE.py:NAME"
+        )
+    job = job_of(TrainConfig.of(config))
+    recorded, rebuilt = run.manifest.get("data_hash"), job.objective.data_hash
+    if recorded != rebuilt:
+        raise RunError(
+            f"the data of {config['workload']} have the hash {rebuilt[:12]}, the run was recorded on "
+            f"{str(recorded)[:12]}: use the versions of its manifest's environment, or --objective FILE.py:NAME"
+        )
+    return Subject(job.objective, job.optimizer, job.minibatches(_MINIBATCHES, seed))
+
+
+def _own_subject(run: Run, place: str) -> Subject:
+    """The user's own objective, with the run's optimizer where its name is one that can be made."""
+    objective = objective_from(place)
+    config = run.manifest.get("config")
+    name = str((config or {}).get("optimizer") or run.manifest.get("arm"))
+    return Subject(objective, _made(name, objective))
+
+
+def _made(name: str, objective: Objective) -> Optimizer | None:
+    """The optimizer of that name for the objective's model; its settings come with the checkpoint's state."""
+    if name not in names():
+        return None
+    try:
+        return create(name, objective.model)
+    except OptimizerError:
+        return None
+
+
+def _loaded(folder: Path, subject: Subject) -> None:
+    """Put a checkpoint into the model and the optimizer."""
+    load_weights(folder, subject.objective.model)
+    if subject.optimizer is not None:
+        load_optimizer(folder, subject.optimizer)
+
+
+def _measured(
+    subject: Subject,
+    effort: Effort,
+    chosen: Mapping[str, tuple[str, ...]],
+    step: int,
+    done: _Done,
+    tell: Callable[[int, str], None],
+) -> Rows:
+    """The rows of one checkpoint; what it lacks is noted."""
+    panel, rows = Panel(subject, effort), Rows()
+    for count, (call, measures) in enumerate(chosen.items()):
+        tell(count, call)
+        try:
+            rows += panel.measure(call, measures)
+        except ProbeError as error:
+            done.absent.append(Absent(step, measures, str(error)))
+    tell(len(chosen), "")
+    if done.named:
+        done.absent += [Absent(step, (name,), why) for name, why in panel.absent.items()]
+    return panel.certified(rows, step) if rows.probes or rows.densities else rows
+
+
+def _told(
+    progress: Progress | None, place: int, places: int, chosen: Mapping[str, tuple[str, ...]]
+) -> Callable[[int, str], None]:
+    """Progress within one checkpoint as progress of the whole."""
+
+    def tell(count: int, call: str) -> None:
+        if progress is not None:
+            progress(place * len(chosen) + count, places * len(chosen), call)
+
+    return tell

@@ -1,0 +1,32 @@
+"""What a measurement is about, and how precise it is to be."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch.optim.optimizer import Optimizer
+
+from lossscope.probes.curvature import Engine
+from lossscope.probes.objective import Objective
+
+__all__ = ["Effort", "Subject"]
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How precise, and at what price."""
+
+    rel: float  # relative bound asked of every number that has one
+    trace_rel: float  # and of the adaptive trace, which random probes alone give
+    max_products: int  # Hessian products that one call may spend
+    seed: int = 0
+    engine: Engine = "lossscope"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is measured: a loss on fixed data, and what is known of the training that moves its parameters."""
+
+    objective: Objective
+    optimizer: Optimizer | None = None
+    minibatches: Objective | None = None  # the same loss on batches of the size that training uses

@@ -1,0 +1,65 @@
+"""The axes of figures: labels with units, scales, limits, and few plain numbers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lossscope.reports.content import Axis
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["dress"]
+
+
+def dress(ax: Axes, x: Axis, y: Axis) -> None:
+    """Labels with units, scales, limits, and numbers without mathematical typesetting."""
+    ax.set(xlabel=_label(x), ylabel=_label(y))
+    if not ax.has_data():
+        ax.text(0.5, 0.5, "no numbers", transform=ax.transAxes, ha="center", va="center")
+    ax.margins(x=0.02)
+    for axis, described, scale in ((ax.xaxis, x, ax.set_xscale), (ax.yaxis, y, ax.set_yscale)):
+        linear = {"linthresh": described.linear_to, "linscale": described.linear_decades}
+        scale(described.scale, **(linear if described.scale == "symlog" else {}))
+        if described.scale != "linear":
+            _short_numbers(axis, described)
+    if y.limits is not None:
+        ax.set_ylim(*y.limits)
+    if x.limits is not None:
+        first, last = x.limits
+        ax.set_xlim(first, last * (1.02 if x.scale == "linear" else 1.1))  # room for the last whisker
+
+
+def _short_numbers(axis: Any, described: Axis) -> None:
+    """Few and plain numbers on a logarithmic axis."""
+    from matplotlib.ticker import FixedLocator, LogLocator, NullFormatter, NullLocator, StrMethodFormatter
+
+    low, high = described.limits or sorted(abs(bound) for bound in axis.get_view_interval())
+    if low < 0 < high:
+        axis.set_major_locator(FixedLocator(_signed_powers(low, high, described.linear_to)))
+        axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axis.set_minor_locator(NullLocator())
+        return
+    subs = (1.0, 2.0, 5.0) if low > 0 and high / low < 30 else (1.0,)
+    if described.scale == "symlog":
+        powers = 10.0 ** np.arange(np.floor(np.log10(high)) + 1)
+        axis.set_major_locator(FixedLocator([0.0, *powers]))
+    else:
+        axis.set_major_locator(LogLocator(base=10, subs=subs, numticks=9))
+    axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.set_minor_formatter(NullFormatter())
+    axis.set_minor_locator(NullLocator())
+
+
+def _signed_powers(low: float, high: float, least: float) -> list[float]:
+    """Powers of ten on both sides of zero, up to the ends, and zero; none so small that it would stand beside zero."""
+    first = int(np.ceil(np.log10(least / 3)))
+    powers = [10.0**k for k in range(first, int(np.floor(np.log10(max(-low, high)))) + 1)]
+    return [*(-p for p in reversed(powers) if -p >= low), 0.0, *(p for p in powers if p <= high)]
+
+
+def _label(axis: Axis) -> str:
+    """The label with its unit."""
+    return f"{axis.label} ({axis.unit})" if axis.unit not in ("", "1") else axis.label

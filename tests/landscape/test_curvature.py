@@ -1,0 +1,175 @@
+"""Curvature visits: what a long and a short one measure, and that their numbers are those of the dense Hessian."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from lossscope.landscape.cadence import Cadence
+from lossscope.landscape.curvature import CurvatureProbe
+from lossscope.landscape.estimate_row import Rows
+from lossscope.landscape.measure import MEASURES
+from lossscope.landscape.metric import step_metric
+from lossscope.landscape.panel import Panel
+from lossscope.landscape.preset import PRESETS
+from lossscope.landscape.subject import Effort, Subject
+from lossscope.optimizer import create
+from lossscope.probes.loss import CrossEntropy
+from lossscope.probes.objective import Objective
+
+ECONOMY, FULL = PRESETS["economy"], PRESETS["full"]
+PROBED_ONLY = {"batch_sharpness", "per_module", "sampling_error"}
+
+
+def problem(optimizer="adamw", steps=3):
+    """A small trained network in float64 with its optimizer, objective, dense Hessian and last step."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 3)).double()
+        x, y = torch.randn(40, 5, dtype=torch.float64), torch.randint(0, 3, (40,))
+    made = torch.optim.SGD(model.parameters(), lr=0.2) if optimizer == "sgd" else create(optimizer, model, lr=0.05)
+    before = {}
+    for _ in range(steps):
+        made.zero_grad()
+        F.cross_entropy(model(x), y).backward()
+        before = {name: p.detach().clone() for name, p in model.named_parameters()}
+        made.step()
+    moved = {name: p.detach() - before[name] for name, p in model.named_parameters()} if before else {}
+    return model, made, Objective(model, CrossEntropy(), [(x, y)]), before, moved
+
+
+def dense(objective):
+    operator = Panel(Subject(objective), Effort(0.1, 0.1, 8)).hessian
+    return operator @ torch.eye(operator.size, dtype=torch.float64)
+
+
+def values(rows: Rows) -> dict[str, float]:
+    return {row["measure"]: row["value"] for row in rows.probes}
+
+
+def test_a_long_visit_writes_every_measure_that_is_recorded_and_none_that_the_list_does_not_know():
+    _, adamw, objective, before, moved = problem()
+    found = values(CurvatureProbe(objective, FULL, adamw).rows(3, before, moved))
+    _, sgd, objective, before, moved = problem("sgd")
+    found |= values(CurvatureProbe(objective, FULL, sgd).rows(3, before, moved))
+    recorded = {measure.name for measure in MEASURES if measure.call not in PROBED_ONLY} - {"density"}
+    assert set(found) == recorded
+
+
+@pytest.mark.parametrize("preset", [ECONOMY, FULL])
+def test_the_numbers_of_a_visit_are_those_of_the_dense_hessian(preset):
+    _, adamw, objective, before, moved = problem()
+    rows = CurvatureProbe(objective, replace(preset, products=80), adamw).rows(3, before, moved)
+    H, found = dense(objective), values(rows)
+    theta = torch.linalg.eigvalsh(H)
+    assert found["lambda_max"] == pytest.approx(float(theta[-1]), rel=preset.rel)
+    assert found["lambda_min"] == pytest.approx(float(theta[0]), abs=preset.rel * float(theta.abs().max()))
+    for row in rows.probes:
+        if row["measure"] in ("trace", "frobenius"):
+            true = float(H.trace()) if row["measure"] == "trace" else float(torch.linalg.matrix_norm(H))
+            assert abs(row["value"] - true) <= 4 * row["stderr"] + 1e-9
+    metric = step_metric(adamw, dict(objective.model.named_parameters()), objective)
+    P = metric.diagonal.rsqrt()
+    top = float(torch.linalg.eigvalsh(P[:, None] * H * P)[-1])
+    assert found["preconditioned_sharpness"] == pytest.approx(top, rel=preset.rel)
+    assert found["preconditioned_edge_ratio"] == pytest.approx(top / metric.threshold, rel=preset.rel)
+    w = objective.parameters()
+    assert found["theta_hessian_theta"] == pytest.approx(float(w @ H @ w))
+
+
+def test_five_eigenvalues_are_recorded_where_the_preset_asks_for_them():
+    _, adamw, objective, before, moved = problem()
+    found = values(CurvatureProbe(objective, FULL, adamw).rows(3, before, moved))
+    theta = torch.linalg.eigvalsh(dense(objective)).flip(0)[:5].tolist()
+    names = ("lambda_max", "lambda_2", "lambda_3", "lambda_4", "lambda_5")
+    assert [found[name] for name in names] == pytest.approx(theta, rel=0.01)
+
+
+def test_sgd_stands_against_two_over_its_learning_rate_and_adam_has_no_such_ratio():
+    _, sgd, objective, before, moved = problem("sgd")
+    found = values(CurvatureProbe(objective, ECONOMY, sgd).rows(3, before, moved))
+    assert found["sharpness_edge_ratio"] == pytest.approx(found["lambda_max"] * 0.2 / 2)
+    assert "preconditioned_sharpness" not in found
+    _, adamw, objective, before, moved = problem()
+    assert "sharpness_edge_ratio" not in values(CurvatureProbe(objective, ECONOMY, adamw).rows(3, before, moved))
+
+
+def test_before_the_first_step_there_is_no_metric_and_that_is_no_gap():
+    _, adamw, objective, _, _ = problem(steps=0)
+    probe = CurvatureProbe(objective, FULL, adamw)
+    found = values(probe.rows(0, {}, {}))
+    assert "preconditioned_sharpness" not in found
+    assert "edge_ratio" not in found
+    assert probe.gaps == []
+
+
+def test_a_short_visit_takes_the_loss_the_top_and_the_step_alone():
+    _, adamw, objective, before, moved = problem()
+    for preset in (ECONOMY, FULL):
+        rows = CurvatureProbe(objective, preset, adamw).rows(3, before, moved, long=False)
+        assert set(values(rows)) - {"lambda_2", "lambda_3", "lambda_4", "lambda_5"} == {
+            "loss",
+            "lambda_max",
+            "edge_ratio",
+            "directional_sharpness",
+        }
+        assert rows.densities == []
+
+
+def test_following_the_top_costs_a_few_products_after_the_first_visit():
+    model, adamw, objective, before, moved = problem()
+    probe = CurvatureProbe(objective, ECONOMY, adamw)
+    spent = []
+    for _ in range(6):
+        rows = probe.rows(3, before, moved, long=False).probes
+        spent.append(next(row["products"] for row in rows if row["measure"] == "lambda_max"))
+        with torch.no_grad():
+            for p in model.parameters():
+                p.mul_(1.01)
+    assert spent[0] > 3
+    assert max(spent[1:]) <= 3
+
+
+def test_the_density_of_a_visit_adds_up_and_has_the_moments_of_the_hessian():
+    _, adamw, objective, before, moved = problem()
+    rows = CurvatureProbe(objective, replace(FULL, products=400), adamw).rows(3, before, moved)
+    H = dense(objective)
+    assert {row["size"] for row in rows.densities} == {objective.size}
+    assert [row["probe"] for row in rows.densities] == list(range(len(rows.densities)))
+    for row in rows.densities:
+        assert sum(row["weights"]) == pytest.approx(1.0)
+        assert row["data_hash"] == objective.data_hash
+    settled = np.array(rows.densities[0]["settled"]) > 0
+    theta = torch.linalg.eigvalsh(H).numpy()
+    for node in np.array(rows.densities[0]["nodes"])[settled]:
+        assert np.abs(theta - node).min() < 1e-6
+
+
+def test_every_row_of_a_visit_has_its_certificate_and_its_cost_in_gradients():
+    _, adamw, objective, before, moved = problem()
+    rows = CurvatureProbe(objective, ECONOMY, adamw).rows(3, before, moved)
+    for row in rows.probes:
+        assert row["step"] == 3
+        assert (row["mode"], row["engine"], row["dtype"]) == ("eval", "lossscope", "float64")
+        assert row["gradients"] > 0 or row["seconds"] == 0
+
+
+def test_the_last_planned_visit_is_long_and_every_third_before_it_in_economy():
+    cadence = Cadence(ECONOMY, 400, 8, 0)
+    visits = [step for step in range(401) if cadence.visit(step)]
+    long = [cadence.long(step) for step in visits]
+    assert long == [False, True, False, False, True, False, False, True]
+
+
+def test_without_a_plan_every_third_visit_is_long_from_the_first():
+    cadence = Cadence(ECONOMY, None, None, 0)
+    long = []
+    for step in (0, 1, 2, 4, 8, 16):
+        long.append(cadence.long(step))
+        cadence.visited(step, spent=0.0, wall=1.0, per_step=0.1)
+    assert long == [True, False, False, True, False, False]
