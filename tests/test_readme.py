@@ -17,7 +17,7 @@ def test_the_readme_examples_run_in_order(tmp_path: Path, monkeypatch: pytest.Mo
     blocks = re.findall(
         r"<!-- tested by tests/test_readme.py -->\n```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S
     )
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     scope: dict[str, object] = {}
     for block in blocks:
         exec(compile(block, "README.md", "exec"), scope)
