@@ -82,7 +82,7 @@ class Plan:
     product_repeats: int
 
 
-FULL = Plan(tuple(RECIPES), 1.0, 50, 300, Rounds(5, 7, 15.0), Rounds(2, 5, 60.0), Effort(), 40, 3, 7, 3)
+FULL = Plan(tuple(RECIPES), 1.0, 50, 300, Rounds(5, 5), Rounds(2, 5, 45.0), Effort(), 40, 3, 7, 3)
 ROUGH = Effort(5e-3, density_probes=4, density_steps=16)
 QUICK = Plan(("mlp", "wide"), 0.25, 50, 300, Rounds(3, 3), Rounds(1, 1), ROUGH, 12, 1, 2, 3)
 

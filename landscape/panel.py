@@ -137,6 +137,7 @@ class Panel:
             self.hessian,
             top=max((1 + i for i, name in enumerate(EIGENVALUES) if name in names), default=1),
             rel=effort.rel,
+            trace_rel=effort.trace_rel,
             max_products=effort.max_products,
             quantities=tuple(quantity for quantity, wanted in asked.items() if wanted),
             seed=effort.seed,

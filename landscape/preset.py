@@ -23,17 +23,17 @@ class Preset:
     cap: float  # share of the wall time that curvature may take, where the number of steps is not known
     checkpoints: int  # log-spaced checkpoints, where the number of steps is known
     products: int  # Hessian products that a visit may spend on the spectrum, and on each measure besides
-    rel: float  # relative bound asked of everything that comes out of the spectrum
-    trace_rel: float  # relative standard error asked of the adaptive trace
+    rel: float  # relative bound asked of eigenvalues
+    trace_rel: float  # relative standard error asked of traces and of the norm
     top: int  # eigenvalues at the upper end
     tracked: bool  # whether the largest is followed from visit to visit, for a few products each
     long_every: int  # every so many visits, and at the last one, the whole panel is measured; the others are short
 
 
 PRESETS: Final[dict[str, Preset]] = {
-    "economy": Preset("economy", 100, None, 8, 2.0, 0.02, 3, 32, 0.03, 0.3, 1, True, 3),
-    "standard": Preset("standard", 10, 100, 20, 1.5, 0.10, 8, 64, 0.02, 0.15, 1, False, 1),
-    "full": Preset("full", 1, 10, 40, 1.2, 0.50, 20, 256, 0.01, 0.05, 5, False, 1),
+    "economy": Preset("economy", 100, None, 8, 2.0, 0.02, 3, 32, 0.03, 0.15, 1, True, 3),
+    "standard": Preset("standard", 10, 100, 20, 1.5, 0.10, 8, 64, 0.02, 0.05, 1, False, 1),
+    "full": Preset("full", 1, 10, 40, 1.2, 0.50, 20, 256, 0.01, 0.02, 5, False, 1),
 }
 
 

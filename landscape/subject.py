@@ -16,8 +16,8 @@ __all__ = ["Effort", "Subject"]
 class Effort:
     """How precise, and at what price."""
 
-    rel: float  # relative bound asked of every number that has one
-    trace_rel: float  # and of the adaptive trace, which random probes alone give
+    rel: float  # relative bound asked of eigenvalues and of everything else that has one
+    trace_rel: float  # relative standard error asked of traces and of the norm
     max_products: int  # Hessian products that one call may spend
     seed: int = 0
     engine: Engine = "lossscope"

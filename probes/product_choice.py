@@ -88,7 +88,7 @@ def choose(job: Job, circumstances: Hashable) -> Choice:
 
 
 def rule(plain: Method, because: str = "nothing is measured for a few products") -> Choice:
-    """The plain method, column by column: within a quarter of the best one wherever it was measured."""
+    """The plain method, column by column: the best or near it for all but very small networks."""
     return Choice(plain.name, 1, f"by rule: {because}")
 
 

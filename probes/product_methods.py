@@ -63,7 +63,9 @@ def _linearize(objective: Objective, at: Pass) -> BatchProduct:
 
 def _compile(objective: Objective, at: Pass) -> BatchProduct:
     """Forward over reverse as one compiled program."""
-    return BatchProduct(_mapped(torch.compile(_derivative(objective, at, "compile"), dynamic=False)))
+    multiply = _mapped(torch.compile(_derivative(objective, at, "compile"), dynamic=False))
+    multiply(torch.zeros(1, objective.size, dtype=objective.dtype, device=objective.device), True)  # compiles
+    return BatchProduct(multiply)
 
 
 def _derivative(objective: Objective, at: Pass, name: str) -> Callable[[Tensor], Tensor]:

@@ -111,8 +111,9 @@ class SpectralDensity:
             quantile: Which, between 0 and 1.
 
         Returns:
-            The ratio. Its interval holds the quantiles at which the distribution, less or plus its own error,
-            reaches `quantile`; a gap where that quantile is zero up to rounding.
+            The ratio. Its interval holds the quantiles at which the distribution, less or plus its own error and one
+            node of the quadrature, reaches `quantile`; a gap where that quantile is zero up to rounding, and
+            for `high` where nothing is known from above.
         """
         if not 0 < quantile < 1:
             raise ProbeError(f"quantile={quantile:g} is out of range, need 0 < quantile < 1")
@@ -122,15 +123,18 @@ class SpectralDensity:
         below = np.zeros(len(sizes))
         below[order[: at + 1]] = 1.0
         reach = self._reach(below / self.size)
-        places = np.minimum(np.searchsorted(up_to, [quantile, quantile - reach, quantile + reach]), len(sizes) - 1)
-        value, high, low = (self._over(float(size)) for size in sizes[places])
+        places = np.searchsorted(up_to, [quantile, quantile - reach, quantile + reach])
+        if not self.settled.all():  # between two nodes the distribution is known up to the weight of one
+            places += [0, -1, 1]
+        value, high, low = (self._over(sizes, int(place)) for place in places)
         if math.isnan(value):
             return exact_estimate(math.nan)
         agrees = self.half is None or low <= self.half.condition(quantile).value <= high
         return Estimate(value, math.nan, low, high, len(self.weights), "standard error", converged=agrees)
 
-    def _over(self, size: float) -> float:
-        """The largest eigenvalue over a size; a gap where that is rounding."""
+    def _over(self, sizes: Array, place: int) -> float:
+        """The largest eigenvalue over one of the sizes; a gap where that is rounding, or below all of them."""
+        size = float(sizes[min(place, len(sizes) - 1)]) if place >= 0 else 0.0
         return float(self.nodes[-1] / size) if size > self.noise else math.nan
 
     def _sum(self, f: Array) -> tuple[float, Array]:

@@ -166,9 +166,7 @@ def test_the_interval_covers_the_truth_with_the_stopping_rule_on(name: str, rel:
     trace, norm = float(A.trace()), float(torch.linalg.matrix_norm(A))
     covered = [0, 0]
     for seed in range(1000):
-        found = measure_spectrum(
-            from_matrix(A), rel=rel, max_products=budget, quantities=quantities, top=2, seed=seed
-        )
+        found = measure_spectrum(from_matrix(A), rel=rel, max_products=budget, quantities=quantities, top=2, seed=seed)
         assert found.trace is not None
         assert found.frobenius is not None
         covered[0] += covers(found.trace, trace)
@@ -208,6 +206,9 @@ def test_the_whole_matrix_is_taken_where_it_costs_no_more_than_the_missing_probe
     assert trace.bound == frobenius.bound == "exact"
     assert trace.value == pytest.approx(float(A.trace()), abs=1e-12)
     assert frobenius.value == pytest.approx(float(A.norm()), rel=1e-12)
+    for dimension in (60, 84, 92):  # also where the last chunk completes it
+        grown, _ = estimated(A, dimension, rel=1e-4, budget=200)
+        assert grown.bound == "exact"
     tight, _ = estimated(A, rel=1e-3, budget=90)
     assert tight.bound == "standard error"
 

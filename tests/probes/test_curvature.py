@@ -188,9 +188,7 @@ def test_what_converged_is_as_accurate_as_asked(rel: float) -> None:
 
 def test_equal_seeds_repeat_bit_for_bit() -> None:
     A = rotated(torch.linspace(0, 1, 200))
-    first, again, other = (
-        measure_spectrum(from_matrix(A), seed=seed, max_products=90, rel=0.03) for seed in (4, 4, 5)
-    )
+    first, again, other = (measure_spectrum(from_matrix(A), seed=seed, max_products=90, rel=0.03) for seed in (4, 4, 5))
     assert (first.trace.value, first.trace.low) == (again.trace.value, again.trace.low)
     assert first.frobenius.value == again.frobenius.value
     assert torch.equal(first.top.vectors, again.top.vectors)
@@ -331,7 +329,7 @@ def test_a_budget_that_cannot_hold_what_is_asked_for_is_refused_with_the_number(
     A = from_matrix(rotated(torch.linspace(0, 1, 50)))
     with pytest.raises(ProbeError, match=r"max_products=8 is too few for .*\(top=5, bottom=1\), need at least 9"):
         measure_spectrum(A, max_products=8)
-    with pytest.raises(ProbeError, match="max_products=1 is too few for trace .*need at least 2: raise it or ask"):
+    with pytest.raises(ProbeError, match=r"max_products=1 is too few for trace .*need at least 2: raise it or ask"):
         measure_spectrum(A, max_products=1, quantities=("trace",))
     assert A.products == 0
     assert measure_spectrum(A, max_products=9).products == 9

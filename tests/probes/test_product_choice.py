@@ -126,6 +126,12 @@ def test_a_faster_method_wins_where_it_was_measured_and_is_remembered(clock: Clo
     assert used(products(*methods, matrix="another"), None) == ("plain", 1)
 
 
+def test_a_gain_of_a_few_percent_is_no_reason_to_leave_the_plain_method(clock: Clock) -> None:
+    made = products(clock.method("plain", 1.0), clock.method("other", 0.97))
+    assert used(made, 10**4) == ("plain", 1)
+    assert made.facts.choice.why == "measured: the cheapest of 2"
+
+
 @given(
     st.integers(1, 10**5),
     st.lists(st.tuples(st.floats(0.01, 20), st.floats(0, 300), st.floats(0, 3)), max_size=4),

@@ -54,7 +54,7 @@ SPECTRA: dict[str, Array] = {
     "two close": np.r_[1.0, 0.95, 0.6 * _BULK.random(298)],
     "four close": np.r_[1.0, 0.99, 0.98, 0.97, 0.6 * _BULK.random(296)],
 }
-LOOKS = {"gaussian bulk": 14, "power law": 6, "outlier and bulk": 6, "two close": 10, "four close": 16}
+LOOKS = {"gaussian bulk": 12, "power law": 6, "outlier and bulk": 6, "two close": 8, "four close": 14}
 SPECTRA = {name: np.sort(values)[::-1].copy() for name, values in SPECTRA.items()}
 
 
@@ -70,9 +70,8 @@ def test_an_eigenvalue_is_ruled_out_where_it_is_in_at_most_five_per_cent_of_the_
     values, looks = SPECTRA[name], LOOKS[name]
     top, bottom = values[0], values[-1]
     wrong = {key: np.zeros(2, dtype=int) for key in itertools.product((1, 2), (False, True))}
-    seeds = {key: 250 for key in wrong}
     for width, warm in wrong:
-        for seed in range(seeds[width, warm]):
+        for seed in range(250):
             start = started(diagonal(values), width, second(len(values)) if warm else None, seeded(seed))
             failed = np.zeros(2, dtype=bool)  # at one of the looks: at any of them the search might stop
             while start.space.dimension < looks:
@@ -84,7 +83,7 @@ def test_an_eigenvalue_is_ruled_out_where_it_is_in_at_most_five_per_cent_of_the_
                 failed[1] |= below > 1e-12 and found.enclosed(below * (1 - 1e-9), largest=False)
             wrong[width, warm] += failed
     for key, count in wrong.items():
-        assert count.max() <= binom.ppf(0.9999, seeds[key], 0.05), (key, count)
+        assert count.max() <= binom.ppf(0.9999, 250, 0.05), (key, count)
     assert sum(wrong.values()).max() <= binom.ppf(0.9999, 1000, 0.05)
 
 
@@ -110,6 +109,23 @@ def test_the_reach_is_the_first_distance_from_which_on_nothing_is_possible(width
         reach = found.reach(largest=largest)
         assert not any(found.enclosed(reach * share, largest=largest) for share in (0.001, 0.1, 0.5, 0.9))
         assert all(found.enclosed(reach * share, largest=largest) for share in (1, 1.1, 2, 10, 1e3))
+
+
+@pytest.mark.parametrize("largest", [True, False])
+def test_a_pair_has_converged_exactly_where_the_search_would_stop(largest: bool) -> None:
+    both = set()
+    for seed in range(5):
+        start = grown(SPECTRA["gaussian bulk"], 9, seed=seed)
+        found = ritz(start.space, start.random)
+        for share in np.linspace(0.98, 1.01, 13):  # the reach itself is known to one per cent
+            allowed = share * found.reach(largest=largest)
+            rel = (allowed + found.rounding) / found.scale
+            pairs = eigenpairs(start.space, found, 1, rel, largest=largest)
+            stops = found.enclosed(rel * found.scale - found.rounding, largest=largest)
+            assert bool(pairs.converged[0]) == stops
+            assert not stops or float(pairs.bounds[0]) <= rel * found.scale
+            both.add(stops)
+    assert both == {True, False}
 
 
 def first_convergence(start: Start, true: float, allowed: float) -> int:

@@ -8,7 +8,7 @@ import pkgutil
 import random
 import re
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from functools import partial
 from typing import Any
 
@@ -267,8 +267,11 @@ def test_a_probe_that_is_interrupted_leaves_everything_too(probe: str) -> None:
     if not whole.count:
         return  # there is nothing to interrupt
     for share in (0.15, 0.5, 0.8):
-        # an interruption within a compiled rule of torch comes out as a RuntimeError, and then as ours
-        with pytest.raises((Interrupted, RuntimeError, ProbeError)), Operations(until=1 + int(share * whole.count)):
+        # an interruption within a compiled rule of torch comes out as a RuntimeError; a product that may be taken in
+        # several ways then goes on in another one
+        operations = Operations(until=1 + int(share * whole.count))
+        with suppress(Interrupted, RuntimeError, ProbeError), operations:
             PROBES[probe](objective)
+        assert operations.count >= operations.until
         assert_left(before, objective.model)
     assert objective.value() == loss  # and the objective works again
