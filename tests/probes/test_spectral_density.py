@@ -205,7 +205,8 @@ def test_a_number_that_the_second_half_of_the_steps_has_moved_has_not_converged(
     assert late is not None
     assert late.negative_mass.converged
     assert late.negative_mass.high - late.negative_mass.low < 0.15
-    assert within(late.negative_mass, true_numbers(values, 1)["negative mass"])
+    true = true_numbers(values, 1)["negative mass"]  # one seed: whether intervals cover is asked of many elsewhere
+    assert abs(late.negative_mass.value - true) < 0.1
 
 
 def test_without_the_two_halves_nothing_is_said_to_have_converged() -> None:
