@@ -374,7 +374,7 @@ def resident_bytes() -> int:
 
 def growth(take: Callable[[SymmetricOperator, Tensor], Any], held: bool) -> int:
     """By how much resident memory grows over 200 products whose graph holds 2 MiB, without the cycle collector."""
-    net = nn.Sequential(nn.Linear(2, 128), nn.Tanh(), nn.Linear(128, 2))
+    net = nn.Sequential(nn.Linear(2, 512), nn.Tanh(), nn.Linear(512, 2))
     objective = Objective(net, CrossEntropy(), [(gaussian(1000, 2).float(), torch.arange(1000) % 2)])
     H, v = hessian(objective), gaussian(objective.size).float()
 
