@@ -28,7 +28,7 @@ demo: $(VENV)/ready
 
 test: $(VENV)/ready-dev
 	@echo "== running the tests (all but the slow ones)"
-	@$(BIN)/python -m pytest -m "not slow"
+	@$(BIN)/python -m pytest -m "not slow" -n auto --dist loadfile
 
 test-slow: $(VENV)/ready-dev
 	@echo "== running the slow tests"
