@@ -5,17 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.evaluation import Pass
+from lossscope.probes.gradient_time import GradientTime
 from lossscope.probes.objective import Objective
 from lossscope.probes.operator import ProductFacts
 from lossscope.probes.product_choice import Choice, Job, choose, rule, signature
 from lossscope.probes.product_method import BatchProduct, Method, held_bytes
-from lossscope.probes.product_trial import now, reason
+from lossscope.probes.product_trial import mismatch, now, out_of_memory, reason
 from lossscope.probes.second_derivative import SecondDerivativeError
 
 __all__ = ["HeldProducts"]
@@ -26,7 +28,9 @@ class HeldProducts:
 
     Each batch is traversed once for all columns of a block. Between the ends of `held` the graphs of as many batches
     as fit into the memory are kept, in their order; those of the others are made anew for each product. Outside nothing
-    is kept.
+    is kept, and the method is that of the rule: what was chosen for a job may be dear to set up.
+
+    A method that was chosen by what it cost another objective is compared with the plain one first, on one product.
 
     Args:
         matrix: The name of the matrix, which what was measured is remembered by.
@@ -52,26 +56,35 @@ class HeldProducts:
         self._memory = memory
         self._named = method != "auto"
         self._settled = self._named
-        self._choice = rule(methods[0])
+        self._plain = methods[0]
+        self._compared = objective.compared.setdefault(matrix, {})
+        self._choice = rule(self._plain)
         if self._named:
             self._choice = Choice(method, self._methods[method].widths[-1], "it was asked for")
         self._kept: dict[int, BatchProduct] | None = None
         self._left = math.nan  # bytes that may still be kept
-        self._gradients: dict[int, float] = {}  # seconds of one gradient, by batch
+        self._gradient = GradientTime(objective)
         self._unit = math.nan
 
     @property
     def facts(self) -> ProductFacts:
         """What is known of the products at the moment."""
-        weights = self._objective.data.weights
-        share = math.fsum(weights[index] for index in self._gradients)
-        seconds = math.fsum(self._gradients.values()) / share if share else math.nan
         unit = self._objective.vector.unit if math.isnan(self._unit) else self._unit
-        return ProductFacts(self._choice.method, unit, self._choice.width, seconds, self._choice)
+        return ProductFacts(self._choice.method, unit, self._choice.width, self._gradient.seconds, self._choice)
 
     @contextmanager
     def held(self, expected: int | None = None) -> Iterator[None]:
-        """A context in which graphs are kept; it may be nested."""
+        """A context in which graphs are kept; it may be nested. At its end the time of a gradient is a warm one.
+
+        Args:
+            expected: How many products will be taken; None where that is unknown.
+
+        Yields:
+            Nothing.
+
+        Raises:
+            ProbeError: the loss cannot be measured, or memory runs out.
+        """
         if self._kept is not None:
             yield
             return
@@ -83,27 +96,39 @@ class HeldProducts:
                 yield
             finally:
                 self._kept = None
+            self._gradient.warm()
 
     def __call__(self, V: Tensor) -> Tensor:
         """The product A V for V of shape `(n, k)`."""
         rows = V.mT.contiguous()
         with self._objective.evaluating():
+            if self._kept is None and not self._settled:
+                self._choice = rule(self._plain)
             try:
                 return self._product(rows).mT
             except Exception as error:  # torch raises many kinds where a derivative is missing
-                if _known(error):
-                    raise
+                self._refuse(error)
                 return self._product_otherwise(rows, error).mT
 
     def _chosen(self, expected: int | None) -> Choice:
         """The choice for a job of so many products."""
-        job = Job(self._objective, tuple(self._methods.values()), self._prepare, expected, self._memory)
+        methods = tuple(self._methods.values())
+        job = Job(self._objective, methods, self._prepare, expected, self._memory, self._compared)
         try:
             return choose(job, signature(self._matrix, self._objective))
         except Exception as error:  # of the plain method, which nothing can be compared with then
-            if _known(error):
-                raise
-            return rule(job.methods[0], reason(error))
+            self._refuse(error)
+            return rule(self._plain, reason(error))
+
+    def _refuse(self, error: Exception) -> None:
+        """Raise what says that nothing can be measured, whatever the method; where memory ran out, what to do."""
+        if isinstance(error, ProbeError) and not isinstance(error, SecondDerivativeError):
+            raise error
+        if out_of_memory(error):
+            raise ProbeError(
+                f"memory ran out in a product by {self._choice.method}, with up to {self._memory:.3g} bytes for kept "
+                f"graphs ({reason(error)}): pass a smaller memory=, or make the batches smaller"
+            ) from error
 
     def _product(self, rows: Tensor) -> Tensor:
         """The products of all batches, added up by their weights."""
@@ -148,15 +173,27 @@ class HeldProducts:
         chunks = torch.split(rows, self._choice.width)
         parts = [made.multiply(chunk, keep or i < len(chunks)) for i, chunk in enumerate(chunks, 1)]
         found = parts[0] if len(parts) == 1 else torch.cat(parts)
+        if at.index == 0 and self._choice.trials:
+            self._compare(at, rows, found, {(self._choice.method, len(chunk) > 1) for chunk in chunks})
         return found if at.weight == 1 else found * at.weight
+
+    def _compare(self, at: Pass, rows: Tensor, found: Tensor, ways: set[tuple[str, bool]]) -> None:
+        """Raise where products differ from those of the plain method, by a mean of them; once for an objective."""
+        if self._choice.method == self._plain.name or all(self._compared.get(way) for way in ways):
+            return
+        made = self._prepare(self._plain, replace(at, buffers=self._objective.call.buffers()))
+        mean = 1 + torch.arange(len(rows)).to(rows)[None] / len(rows)  # weights in which v and -v do not cancel
+        wrong = mismatch(mean @ found, made.multiply(mean @ rows, False), self._objective.vector.unit)
+        self._compared.update(dict.fromkeys(ways, not wrong))
+        if wrong:
+            raise _WrongProductError(f"its product differs from that of {self._plain.name} by {wrong} of it")
 
     def _prepare(self, method: Method, at: Pass) -> BatchProduct:
         """What a method makes of a batch; where that is one gradient, its time is kept."""
         begun = now(self._objective.device)
         made = method.prepare(self._objective, at)
         if method.is_gradient:
-            seconds = now(self._objective.device) - begun
-            self._gradients[at.index] = min(seconds, self._gradients.get(at.index, math.inf))
+            self._gradient.see(at.index, now(self._objective.device) - begun)
         if method.check is not None:
             method.check(self._objective)
         if method.unit is not None and math.isnan(self._unit):
@@ -178,6 +215,5 @@ class HeldProducts:
             self._left = -1.0
 
 
-def _known(error: Exception) -> bool:
-    """Whether an error says that nothing can be measured, whatever the method."""
-    return isinstance(error, ProbeError) and not isinstance(error, SecondDerivativeError)
+class _WrongProductError(Exception):
+    """A method that is wrong without a word."""

@@ -70,7 +70,7 @@ def output_methods(loss: SplitLoss, curvature: OutputCurvature) -> tuple[Method,
     return (
         Method("reverse", partial(_reverse, loss, curvature), is_gradient=True),
         Method("batched", partial(_batched, loss, curvature), widths=(2, 8), is_gradient=True, first_seconds=0.6),
-        Method("forward", partial(_forward, loss, curvature), first_seconds=2.0, is_gradient=True),
+        Method("forward", partial(_forward, loss, curvature), first_seconds=2.0),
     )
 
 

@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lossscope.probes import gradient_time, held_products, product_choice, product_trial
+from lossscope.probes.curvature import measure_spectrum
+from lossscope.probes.gauss_newton import gauss_newton
+from lossscope.probes.hessian import hessian
+from lossscope.probes.loss import CrossEntropy
+from lossscope.probes.objective import Objective
+from lossscope.probes.operator import SymmetricOperator
+
+
+class Machine:
+    """A clock on which a gradient takes 10 seconds at first, then 3 with its graph and 2 without."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.seconds = 0.0
+        self.gradients: list[tuple[int, bool]] = []  # batch and whether with its graph
+        plain = Objective.slope
+
+        def slope(objective: Objective, theta: Tensor, at: Any, *, graph: bool = False) -> Any:
+            self.seconds += (3.0 if graph else 2.0) if self.gradients else 10.0
+            self.gradients.append((at.index, graph))
+            return plain(objective, theta, at, graph=graph)
+
+        monkeypatch.setattr(Objective, "slope", slope)
+        for module in (product_choice, product_trial, held_products, gradient_time):
+            monkeypatch.setattr(module, "now", lambda _: self.seconds)
+        monkeypatch.setattr(product_choice, "_MEASURED", {})
+        monkeypatch.setattr(gradient_time, "_LEAST", {})
+
+
+@pytest.fixture(name="machine")
+def a_machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
+    return Machine(monkeypatch)
+
+
+def objective(*rows: int, width: int = 5) -> Objective:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(3, width), nn.Tanh(), nn.Linear(width, 3))
+    generator = torch.Generator().manual_seed(0)
+    batches = [(torch.randn(n, 3, generator=generator), torch.arange(n) % 3) for n in rows or (6,)]
+    return Objective(net, CrossEntropy(), batches)
+
+
+def multiplied(operator: SymmetricOperator, times: int = 1) -> None:
+    with operator.held():
+        for _ in range(times):
+            operator @ torch.ones(operator.size)
+
+
+def test_the_first_gradient_of_a_process_does_not_count(machine: Machine) -> None:
+    H = hessian(objective())
+    with H.held():
+        H @ torch.ones(H.size)
+        assert H.gradient_seconds == 10.0  # all that is known so far
+    assert H.gradient_seconds == 2.0
+    assert machine.gradients == [(0, True), (0, False)]
+    assert H.products == 1
+
+
+def test_one_more_gradient_is_taken_once_in_a_process_for_each_signature(machine: Machine) -> None:
+    H, again = hessian(objective()), hessian(objective())
+    for _ in range(3):
+        multiplied(H, 2)
+    multiplied(again)
+    assert machine.gradients.count((0, False)) == 1
+    assert again.gradient_seconds == H.gradient_seconds == 2.0
+    multiplied(hessian(objective(width=6)))
+    multiplied(hessian(objective(7)))
+    assert machine.gradients.count((0, False)) == 3
+
+
+def test_all_matrices_of_an_objective_share_its_gradient(machine: Machine) -> None:
+    multiplied(hessian(objective()))
+    before = len(machine.gradients)
+    G = gauss_newton(objective())
+    multiplied(G)
+    assert len(machine.gradients) == before
+    assert G.gradient_seconds <= 2.0
+
+
+def test_a_gradient_is_one_over_all_batches(machine: Machine) -> None:
+    H = hessian(objective(6, 2))
+    multiplied(H)
+    assert H.gradient_seconds == 4.0
+    assert machine.gradients == [(0, True), (1, True), (0, False), (1, False)]
+
+
+def test_where_no_gradient_was_seen_none_is_taken(machine: Machine) -> None:
+    forward, idle = hessian(objective(), method="forward"), hessian(objective())
+    multiplied(forward)
+    multiplied(idle, 0)
+    assert math.isnan(forward.gradient_seconds)
+    assert math.isnan(idle.gradient_seconds)
+    assert machine.gradients == []
+
+
+def test_no_gradient_is_taken_after_an_error(machine: Machine) -> None:
+    H = hessian(objective())
+
+    def broken() -> None:
+        with H.held():
+            H @ torch.ones(H.size)
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        broken()
+    assert machine.gradients == [(0, True)]
+
+
+def test_the_cost_of_a_measurement_is_counted_in_warm_gradients(machine: Machine) -> None:
+    found = measure_spectrum(hessian(objective()), quantities=("top",), top=1)
+    assert found.gradients == found.seconds / 2.0
+
+
+def test_the_gradient_that_is_taken_touches_nothing(machine: Machine) -> None:
+    of = objective()
+    of.model[0].weight.grad = torch.ones(5, 3)
+    before = {name: p.clone() for name, p in of.model.named_parameters()}
+    random = torch.get_rng_state()
+    multiplied(hessian(of))
+    assert machine.gradients[-1] == (0, False)
+    assert torch.equal(torch.get_rng_state(), random)
+    for name, p in of.model.named_parameters():
+        assert torch.equal(p, before[name])
+        assert (p.grad is None) == (name != "0.weight")
+    assert torch.equal(of.model[0].weight.grad, torch.ones(5, 3))
