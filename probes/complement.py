@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.estimate import Estimate, exact_estimate, mean_estimate, root_estimate
-from lossscope.probes.krylov import BlockKrylov
+from lossscope.probes.krylov import Array, BlockKrylov
 from lossscope.probes.operator import SymmetricOperator
 
 __all__ = ["Complement", "trace_and_frobenius"]
@@ -51,6 +51,7 @@ class Complement:
         self._probes: list[Tensor] = []  # (m, n) each, P z as it was when they were multiplied
         self._images: list[Tensor] = []
         self._seen: list[int] = []  # dimensions of Q that they know of
+        self._known: list[tuple[Array, Array] | None] = []  # their forms z'Bz and |Bz|^2, once they were asked for
         self.samples = 0
 
     def draw(self, count: int) -> None:
@@ -62,6 +63,7 @@ class Complement:
             self._probes.append(Z)
             self._images.append((self._operator @ Z.mT).mT)
             self._seen.append(self._space.dimension)
+            self._known.append(None)
         self.samples += count
 
     def estimates(self) -> tuple[Estimate, Estimate]:
@@ -71,22 +73,30 @@ class Complement:
         inside = float(np.trace(T))
         images = self._space.images
         outside = 2 * float(torch.linalg.vector_norm(images, dtype=torch.float64)) ** 2 - float(np.square(T).sum())
-        return _shifted(mean_estimate(forms), inside), _shifted(mean_estimate(squares), outside)
+        square = mean_estimate(squares)
+        square = replace(square, low=max(square.low, 0.0))  # the norm is at least what is known of it
+        return _shifted(mean_estimate(forms), inside), _shifted(square, outside)
 
-    def _forms(self) -> tuple[list[float], list[float]]:
+    def _forms(self) -> tuple[Array, Array]:
         """The forms z'Bz and |Bz|^2 of every probe, for the space as it is now."""
-        forms: list[float] = []
-        squares: list[float] = []
-        for block, (Z, Y) in enumerate(zip(self._probes, self._images, strict=True)):
-            if (seen := self._seen[block]) < self._space.dimension:
-                new, images = self._space.basis[seen:], self._space.images[seen:]
-                share = Z @ new.mT
-                Z, Y = Z - share @ new, Y - share @ images
-                self._probes[block], self._images[block], self._seen[block] = Z, Y, self._space.dimension
-            rest = Y - (Y @ self._space.basis.mT) @ self._space.basis
-            forms += (Z.double() * Y.double()).sum(1).tolist()
-            squares += rest.double().square().sum(1).tolist()
-        return forms, squares
+        found = [self._forms_of(block) for block in range(len(self._probes))]
+        return np.concatenate([forms for forms, _ in found]), np.concatenate([squares for _, squares in found])
+
+    def _forms_of(self, block: int) -> tuple[Array, Array]:
+        """The same of one block of probes; only what a space that has grown changes is computed anew."""
+        seen, known = self._seen[block], self._known[block]
+        if known is not None and seen == self._space.dimension:
+            return known
+        Z, Y = self._probes[block], self._images[block]
+        if seen < self._space.dimension:
+            new, images = self._space.basis[seen:], self._space.images[seen:]
+            share = Z @ new.mT
+            Z, Y = Z - share @ new, Y - share @ images
+            self._probes[block], self._images[block], self._seen[block] = Z, Y, self._space.dimension
+        rest = Y - (Y @ self._space.basis.mT) @ self._space.basis
+        pair = torch.stack([(Z.double() * Y.double()).sum(1), rest.double().square().sum(1)]).cpu().numpy()
+        self._known[block] = found = (pair[0], pair[1])
+        return found
 
 
 def trace_and_frobenius(

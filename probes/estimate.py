@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 import numpy as np
 from scipy.special import stdtrit
@@ -15,6 +15,7 @@ from lossscope.probes.errors import ProbeError
 __all__ = ["Bound", "Estimate", "exact_estimate", "mean_estimate", "root_estimate"]
 
 Bound = Literal["exact", "standard error", "residual", "lower bound"]
+_STEEP: Final = 0.9  # of the way to where Hall's cubic is flat, and its inverse no longer tells anything
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,11 @@ def mean_estimate(samples: Sequence[float] | np.ndarray[tuple[int], np.dtype[np.
     say; :math:`\nu = (m - 1)/2` is right for an excess kurtosis of 2. Without skew it is the t-interval of so
     many degrees.
 
+    The inverse of the cubic has the slope :math:`(1 + g T)^{-2/3}`, without a bound at :math:`T = -1/g`. A few samples
+    of which one lies apart reach that point, and an end of the interval goes off by ten standard errors; so
+    :math:`|g|` counts up to :math:`0.9/|T|` only. Coverage stays what it was, and the widest intervals from ten
+    samples become a third narrower.
+
     Args:
         samples: `m >= 2` numbers.
 
@@ -99,9 +105,15 @@ def mean_estimate(samples: Sequence[float] | np.ndarray[tuple[int], np.dtype[np.
     m = len(x)
     if m < 2:
         raise ProbeError(f"{m} sample has no standard error, need at least 2: raise the number of samples")
-    mean, deviation = float(x.mean()), float(x.std(ddof=1))
+    mean = float(x.sum()) / m
+    centred = x - mean
+    squares = centred * centred
+    total = float(squares.sum())
+    deviation = math.sqrt(total / (m - 1))
     reach = float(stdtrit(max(1.0, (m - 1) / 2), 0.975)) / math.sqrt(m)
-    skewness = _skewness(x)
+    skewness, most = 0.0, _STEEP / reach
+    if total > m * (1e-14 * float(np.abs(x).max())) ** 2:  # the samples do not agree up to rounding
+        skewness = min(max(math.sqrt(m) * float(centred @ squares) / total**1.5, -most), most)
     return Estimate(
         mean,
         deviation / math.sqrt(m),
@@ -130,16 +142,8 @@ def root_estimate(square: Estimate) -> Estimate:
     return Estimate(value, stderr, low, high, square.samples, square.bound)
 
 
-def _skewness(x: np.ndarray[tuple[int], np.dtype[np.float64]]) -> float:
-    """The third standardised moment; 0 where all samples agree up to rounding."""
-    deviation = float(x.std())
-    if deviation <= 1e-14 * float(np.abs(x).max()):
-        return 0.0
-    return float((((x - x.mean()) / deviation) ** 3).mean())
-
-
 def _without_skew(target: float, skewness: float, m: int) -> float:
     """The `W` at which Hall's cubic equals `target`."""
     if abs(skewness) < 1e-6:
         return target
-    return float(3 / skewness * (np.cbrt(1 + skewness * (target - skewness / (6 * m))) - 1))
+    return 3 / skewness * (float(np.cbrt(1 + skewness * (target - skewness / (6 * m)))) - 1)

@@ -29,17 +29,33 @@ def test_without_skew_the_interval_is_a_t_interval_of_half_the_degrees() -> None
     assert (found.low, found.high) == pytest.approx(t.interval(0.95, 2, 3.0, stderr), rel=1e-12)
 
 
-def test_both_ends_solve_halls_cubic() -> None:
+@pytest.mark.parametrize(("last", "clipped"), [(1.0, False), (12.0, True)])
+def test_both_ends_solve_halls_cubic(last: float, clipped: bool) -> None:
     from scipy.special import stdtrit
 
-    x = np.random.default_rng(0).chisquare(1, 20)
+    x = np.append(np.random.default_rng(0).chisquare(1, 19), last)
     found, s, m = mean_estimate(x), x.std(ddof=1), len(x)
+    reach = stdtrit((m - 1) / 2, 0.975) / math.sqrt(m)
     g = float((((x - x.mean()) / x.std()) ** 3).mean())
+    assert (abs(g) > 0.9 / reach) == clipped
+    g = min(g, 0.9 / reach)
     for end, sign in ((found.low, 1), (found.high, -1)):
         W = (x.mean() - end) / s
         cubic = W + g * W**2 / 3 + g**2 * W**3 / 27 + g / (6 * m)
-        assert cubic == pytest.approx(sign * stdtrit((m - 1) / 2, 0.975) / math.sqrt(m), rel=1e-10)
+        assert cubic == pytest.approx(sign * reach, rel=1e-10)
     assert found.high - found.value > found.value - found.low > 0  # skewed to the right: the truth may lie far above
+
+
+@pytest.mark.parametrize("samples", [3, 10, 40])
+def test_one_sample_that_lies_apart_does_not_send_an_end_away(samples: int) -> None:
+    from scipy.special import stdtrit
+
+    plain = float(stdtrit(max(1, (samples - 1) / 2), 0.975))  # standard errors, without skew
+    for apart in (-1.0, 1.0):
+        found = mean_estimate([*np.linspace(0, 0.1, samples - 1), apart])
+        far = max(found.high - found.value, found.value - found.low) / found.stderr
+        near = min(found.high - found.value, found.value - found.low) / found.stderr
+        assert 0.5 * plain < near < plain < far < 2.5 * plain
 
 
 @pytest.mark.parametrize("samples", [16, 32])
