@@ -5,21 +5,22 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Collection
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final, Literal, get_args
 
 import torch
 from torch import Tensor
 
+from lossscope.probes.asked import Asked
 from lossscope.probes.complement import trace_and_frobenius
 from lossscope.probes.ends import WHOLE, eigenpairs, grow
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.operator import SymmetricOperator
 from lossscope.probes.ritz import ritz
 from lossscope.probes.second_opinion import pyhessian_spectrum
-from lossscope.probes.spectral_density import spectral_density
+from lossscope.probes.spectral_density import SpectralDensity, spectral_density
 from lossscope.probes.spectrum_estimate import SpectrumEstimate
-from lossscope.probes.start import started
+from lossscope.probes.start import Start, started
 
 __all__ = ["QUANTITIES", "Engine", "measure_spectrum"]
 
@@ -28,10 +29,8 @@ QUANTITIES: Final = ("top", "bottom", "trace", "frobenius", "density")
 _OFFERED: Final = ("top", "trace")  # by pyhessian
 _PROBE_STREAM: Final = 0x9E3779B97F4A7C15  # keeps the random probes apart from the start vectors of the same seed
 _DENSITY_STEPS: Final = 8  # block steps that a density is given at least
-_PROBES: Final = 10  # products that are kept for the probes at least
-_PROBES_SHARE: Final = 3  # and the part of the budget, one third
+_MORE_STEPS: Final = 4  # and between two looks whether its numbers stand still
 _CHEAP: Final = 0.4  # of a single product: a block of eight needs about twice the products that one of two does
-_FEW: Final = 16  # products that ends usually take
 
 
 def measure_spectrum(
@@ -57,8 +56,9 @@ def measure_spectrum(
     what did not. The bound is `rel` times: the largest :math:`|\theta|` for an eigenvalue (the lower end
     too, so a `lambda_min` near zero is known to `rel` of the spectrum, not of itself);
     :math:`\max(|\mathrm{tr} A|, \lVert A\rVert_F)` for the standard error of the trace;
-    :math:`\lVert A\rVert_F` for that of the norm. The density and what follows from it get at least eight
-    block steps and carry their own errors.
+    :math:`\lVert A\rVert_F` for that of the norm. The density gets at least eight block steps; asked for alone it
+    gets as many as make its numbers stand still. Beside other quantities it goes as far as they do, and is named in
+    `unmet` where its numbers still move.
 
     An end of the spectrum is where no eigenvalue lies further out, with 95 % confidence over the random
     start, for any matrix. Where several eigenvalues or the density are asked for, the block has two vectors (more
@@ -95,7 +95,7 @@ def measure_spectrum(
         [4.0, -1.0, 4.0]
     """
     _check(top, bottom, (rel, rel if trace_rel is None else trace_rel), engine)
-    ask = _Ask(
+    ask = Asked(
         _wanted(quantities, engine),
         min(top, operator.size),
         min(bottom, operator.size),
@@ -110,68 +110,13 @@ def measure_spectrum(
     return _measured(operator, ask, warm_start)
 
 
-@dataclass(frozen=True)
-class _Ask:
-    """What is asked for."""
-
-    wanted: frozenset[str]
-    top: int
-    bottom: int
-    rel: float
-    trace_rel: float
-    max_products: int
-    seed: int
-
-    @property
-    def probes(self) -> tuple[str, ...]:
-        """The quantities that random probes give."""
-        return tuple(name for name in ("trace", "frobenius") if name in self.wanted)
-
-    @property
-    def pairs(self) -> tuple[int, int]:
-        """Pairs wanted at the upper and at the lower end."""
-        return self.top * ("top" in self.wanted), self.bottom * ("bottom" in self.wanted)
-
-    @property
-    def krylov(self) -> bool:
-        """Whether anything is read off the Krylov space itself."""
-        return bool(self.wanted & {"top", "bottom", "density"})
-
-    @property
-    def expected(self) -> int:
-        """A guess at the products it will take."""
-        return min(self.max_products, sum(self.pairs) + _FEW * (self.krylov + bool(self.probes)))
-
-    def for_the_space(self, size: int) -> int:
-        """The part of the budget that the space may take before the probes; all that a small one needs."""
-        if size <= min(WHOLE, self.max_products):
-            return size
-        kept = max(_PROBES, self.max_products // _PROBES_SHARE) if self.probes else 0
-        return max(self.max_products - kept, self.max_products // 2)
-
-    def width(self, operator: SymmetricOperator) -> int:
-        """Vectors of a block: two where copies of eigenvalues or the density matter, more where they are cheap."""
-        needed = 2 if max(self.pairs) > 1 or "density" in self.wanted else 1
-        return max(needed, _cheap_width(operator))
-
-    def check_budget(self, size: int) -> None:
-        """Refuse a budget that cannot hold what is asked for."""
-        least = min(size, max(sum(self.pairs) + 1, 4)) if self.krylov else 0
-        least += 2 if self.probes and size > least else 0
-        if self.max_products < least:
-            raise ProbeError(
-                f"max_products={self.max_products} is too few for {', '.join(sorted(self.wanted))} "
-                f"(top={self.top}, bottom={self.bottom}), need at least {least}: raise it or ask for less"
-            )
-
-
-def _measured(operator: SymmetricOperator, ask: _Ask, warm_start: Tensor | None) -> SpectrumEstimate:
+def _measured(operator: SymmetricOperator, ask: Asked, warm_start: Tensor | None) -> SpectrumEstimate:
     """Everything asked for, from one Krylov space and from probes on what it leaves."""
     begun, before = time.perf_counter(), operator.products
     trace = frobenius = top = bottom = density = None
     with operator.held(expected=ask.expected):
         generator = torch.Generator().manual_seed(ask.seed)
-        start = started(operator, ask.width(operator) if ask.krylov else 1, warm_start, generator)
+        start = started(operator, max(ask.width, _cheap_width(operator)) if ask.krylov else 1, warm_start, generator)
         space, (most, least) = start.space, ask.pairs
         if ask.krylov or operator.size <= min(WHOLE, ask.max_products):
             steps = _DENSITY_STEPS if "density" in ask.wanted else 0
@@ -191,8 +136,7 @@ def _measured(operator: SymmetricOperator, ask: _Ask, warm_start: Tensor | None)
             top = eigenpairs(space, found, most, ask.rel, largest=True) if most else None
             bottom = eigenpairs(space, found, least, ask.rel, largest=False) if least else None
             if "density" in ask.wanted:
-                half = ritz(space, start.random, dimensions=-(-space.dimension // 2)) if space.dimension > 1 else None
-                density = spectral_density(found, half, operator.size)
+                density = _density(start, ask.for_the_space(operator.size) if ask.density_alone else 0)
     seconds = time.perf_counter() - begun
     products = operator.products - before
     return _complete(
@@ -210,6 +154,19 @@ def _measured(operator: SymmetricOperator, ask: _Ask, warm_start: Tensor | None)
             (),
         )
     )
+
+
+def _density(start: Start, room: int) -> SpectralDensity:
+    """The density of a space that grows up to `room` until its numbers stand still."""
+    space = start.space
+    while True:
+        half = ritz(space, start.random, dimensions=-(-space.dimension // 2)) if space.dimension > 1 else None
+        density = spectral_density(ritz(space, start.random), half, space.size)
+        if density.converged or space.dimension >= room:
+            return density
+        for _ in range(_MORE_STEPS):
+            if space.dimension < room:
+                space.step(room - space.dimension)
 
 
 def _cheap_width(operator: SymmetricOperator) -> int:
@@ -238,10 +195,11 @@ def _complete(found: SpectrumEstimate) -> SpectrumEstimate:
         for name, estimate in (("trace", found.trace), ("frobenius", found.frobenius))
         if estimate is not None and not estimate.converged
     ]
+    unmet += ["density"] if found.density is not None and not found.density.converged else []
     return replace(found, unmet=tuple(unmet))
 
 
-def _second_opinion(operator: SymmetricOperator, ask: _Ask, warm_start: Tensor | None) -> SpectrumEstimate:
+def _second_opinion(operator: SymmetricOperator, ask: Asked, warm_start: Tensor | None) -> SpectrumEstimate:
     """What PyHessian finds; the density is ours."""
     if warm_start is not None:
         raise ProbeError("engine='pyhessian' takes no warm_start: leave it out, or use engine='lossscope'")

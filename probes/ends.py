@@ -15,6 +15,7 @@ from lossscope.probes.start import Start
 __all__ = ["WHOLE", "eigenpairs", "grow"]
 
 WHOLE: Final = 32  # up to this size the space is grown to the whole space: everything is exact
+_MORE: Final = 2  # dimensions beyond the wanted pairs without which nothing is ever enclosed, unless the space closes
 _OFTEN: Final = 24  # dimensions up to which the ends are looked at after each step, then after every second
 
 
@@ -35,7 +36,8 @@ def grow(start: Start, *, top: int, bottom: int, rel: float, max_products: int, 
     while space.dimension < limit:
         space.step(limit - space.dimension)
         k = space.dimension
-        if k < least or (space.steps < steps and space.width) or (k > _OFTEN and space.steps % 2):
+        early = space.width and (k < min(limit, least + _MORE) or space.steps < steps)
+        if k < least or early or (k > _OFTEN and space.steps % 2):
             continue
         if _met(ritz(space, start.random), top, bottom, rel):
             return

@@ -17,8 +17,9 @@ __all__ = ["Array", "BlockKrylov"]
 Array = np.ndarray[Any, Any]
 _LOST: Final = 0.7  # a vector that one sweep shortens to less than this is swept once more
 _ASYMMETRY: Final = 1e4  # rounding units of the largest entry by which q'Ap and p'Aq may differ
+_NONSENSE: Final = 0.3  # of the sum of two images: what the image of a sum may be off by before it is no image at all
 _SMALL: Final = 0.1  # of the largest entry: a remainder below it is swept again
-_CHECKED: Final = 8  # dimensions up to which that is looked at
+_CHECKED: Final = 4  # dimensions up to which that is looked at
 _SPARE: Final = 16  # rows of room to start with
 
 
@@ -135,6 +136,7 @@ class BlockKrylov:
         """Orthonormal rows that span the given ones, up to parts no longer than `least`; and how they make them up."""
         kept: list[Tensor] = []
         across = np.zeros((len(rows), len(rows)))
+        unit = self._operator.unit
         for index, given in enumerate(rows):
             row = given
             for _ in range(2):
@@ -143,7 +145,7 @@ class BlockKrylov:
                     across[place, index] += float(share)
                     row = row - share * other
             length = float(torch.linalg.vector_norm(row))
-            if length > max(least, 10 * self._operator.unit * float(torch.linalg.vector_norm(given))):
+            if length > max(least, 10 * unit * float(torch.linalg.vector_norm(given))):
                 row = row / length
                 if self.dimension and length < _SMALL * self._scale:  # what was left of the basis has been blown up
                     row = row - (row @ self.basis.mT) @ self.basis
@@ -166,23 +168,28 @@ class BlockKrylov:
 
     def _check_symmetric(self, block: Tensor, coordinates: Array, first: int) -> None:
         """Refuse an operator of which q'Ap and p'Aq differ by more than rounding."""
-        if not 0 < first <= _CHECKED:
+        if first > _CHECKED:
             return
-        back = (self._images[:first] @ block.mT).double().cpu().numpy()
+        back = (self._images[: self.dimension] @ block.mT).double().cpu().numpy()
         scale = max(self._scale, float(np.abs(coordinates).max()))
-        off = float(np.abs(back - coordinates[:first]).max())
-        allowed = _ASYMMETRY * self._operator.unit * scale
-        if off > allowed and self._additive(allowed):
+        off = float(np.abs(back - coordinates).max())
+        if off > _ASYMMETRY * self._operator.unit * scale and not self._noise():
             raise ProbeError(
                 f"the operator is not symmetric: two products differ by {off / scale:.2g} of its largest entry, "
-                f"{allowed / scale:.2g} is allowed: pass one with <Av, w> = <v, Aw>"
+                f"{_ASYMMETRY * self._operator.unit:.2g} is allowed: "
+                + (
+                    "a layer of the model has a wrong second derivative; measure with method='differences'"
+                    if self._operator.hessian_of is not None
+                    else "pass a linear one that repeats itself, with <Av, w> = <v, Aw>"
+                )
             )
 
-    def _additive(self, allowed: float) -> bool:
-        """Whether the operator is a matrix at all; one that is zero up to rounding returns noise, which is none."""
+    def _noise(self) -> bool:
+        """Whether all images are rounding, as of an operator that is zero: they then do not even add up."""
         both = self._operator @ (self._basis[0] + self._basis[1])
-        off = torch.linalg.vector_norm(both - self._images[0] - self._images[1])
-        return float(off) <= allowed
+        total = self._images[0] + self._images[1]
+        off = torch.linalg.vector_norm(both - total)
+        return float(off) > _NONSENSE * float(torch.linalg.vector_norm(total))
 
     def _make_room(self, rows: int) -> None:
         while rows > len(self._basis):

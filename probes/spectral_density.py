@@ -50,6 +50,7 @@ class SpectralDensity:
     settled: Array  # (k,) bool
     size: int  # n
     noise: float  # a Ritz value near zero is known to this much
+    lowest: float  # no eigenvalue lies below it, at 95 % confidence
     half: SpectralDensity | None = None  # what half of the steps gave
 
     @cached_property
@@ -58,6 +59,12 @@ class SpectralDensity:
         rest = np.where(self.settled, 0.0, self.weights.mean(0))
         total, left = rest.sum(), 1.0 - self.settled.sum() / self.size
         return np.where(self.settled, 1.0 / self.size, rest * (left / total if total > 0 else 0.0))
+
+    @property
+    def converged(self) -> bool:
+        """Whether its numbers have: negative mass, effective rank and participation ratio, as far as there are any."""
+        numbers = (self.negative_mass, self.effective_rank, self.participation_ratio)
+        return all(one.converged or math.isnan(one.value) for one in numbers)
 
     def curve(self, grid: Array, width: float) -> tuple[Array, Array, Array]:
         """The density smoothed by Gaussians, with a pointwise 95 % band.
@@ -78,18 +85,26 @@ class SpectralDensity:
 
     @property
     def negative_mass(self) -> Estimate:
-        r"""The share of negative eigenvalues in :math:`\sum|\lambda|`, those within 0.1 % of the largest left out."""
-        return self._estimate(lambda d: d._ratio(d._negative(), np.abs(d.nodes)))
+        r"""The share of negative eigenvalues in :math:`\sum|\lambda|`, those within 0.1 % of the largest left out.
+
+        Where none has been seen but some are not ruled out, `high` is what n of them at the lowest possible place
+        would make up, and the number has not converged.
+        """
+        found = self._estimate(lambda d: d._ratio(d._negative(), np.abs(d.nodes)), 0.0, 1.0)
+        if found.value > 0 or self.settled.all() or self.lowest >= -self._zone:
+            return found
+        total = self.size * float(self.shares @ np.abs(self.nodes))
+        return replace(found, high=min(1.0, max(found.high, -self.lowest * self.size / total)), converged=False)
 
     @property
     def participation_ratio(self) -> Estimate:
         r"""The number of eigenvalues that matter: :math:`(\sum\lambda^+)^2/\sum(\lambda^+)^2`."""
-        return self._estimate(SpectralDensity._participation)
+        return self._estimate(SpectralDensity._participation, 1.0, self.size)
 
     @property
     def effective_rank(self) -> Estimate:
         r""":math:`\exp(-\sum p \ln p)` with :math:`p = \lambda^+/\sum\lambda^+` (Roy and Vetterli 2007)."""
-        return self._estimate(SpectralDensity._entropy_rank)
+        return self._estimate(SpectralDensity._entropy_rank, 1.0, self.size)
 
     def effective_parameters(self, alpha: float) -> Estimate:
         r"""MacKay's :math:`\sum_i \lambda_i^+/(\lambda_i^+ + \alpha)`.
@@ -102,7 +117,7 @@ class SpectralDensity:
         """
         if not alpha > 0:
             raise ProbeError(f"alpha={alpha:g} is out of range, need a positive prior precision")
-        return self._estimate(lambda d: d._sum(_positive(d.nodes) / (_positive(d.nodes) + alpha)))
+        return self._estimate(lambda d: d._sum(_positive(d.nodes) / (_positive(d.nodes) + alpha)), 0.0, self.size)
 
     def condition(self, quantile: float = 0.5) -> Estimate:
         r"""The largest eigenvalue over a quantile of the absolute eigenvalues.
@@ -127,6 +142,8 @@ class SpectralDensity:
         if not self.settled.all():  # between two nodes the distribution is known up to the weight of one
             places += [0, -1, 1]
         value, high, low = (self._over(sizes, int(place)) for place in places)
+        if self.nodes[-1] < 0:  # of a negative definite matrix the larger size is the larger ratio
+            low, high = high, low
         if math.isnan(value):
             return exact_estimate(math.nan)
         agrees = self.half is None or low <= self.half.condition(quantile).value <= high
@@ -150,8 +167,12 @@ class SpectralDensity:
 
     def _negative(self) -> Array:
         """The sizes of the nodes that are negative beyond the dead zone."""
-        zone = max(_DEAD_ZONE * float(np.abs(self.nodes).max()), 3 * self.noise)
-        return np.where(self.nodes < -zone, -self.nodes, 0.0)
+        return np.where(self.nodes < -self._zone, -self.nodes, 0.0)
+
+    @property
+    def _zone(self) -> float:
+        """Eigenvalues within it have no sign."""
+        return max(_DEAD_ZONE * float(np.abs(self.nodes).max()), 3 * self.noise)
 
     def _participation(self) -> tuple[float, Array]:
         plus = _positive(self.nodes)
@@ -170,26 +191,28 @@ class SpectralDensity:
         value = math.exp(math.log(first) - second / first)
         return value, value * (plus / first - logs / first + second * plus / first**2)
 
-    def _estimate(self, number: Callable[[SpectralDensity], tuple[float, Array]]) -> Estimate:
-        """A number that follows from the spectrum, with what sampling and the number of steps leave open."""
+    def _estimate(
+        self, number: Callable[[SpectralDensity], tuple[float, Array]], least: float, most: float
+    ) -> Estimate:
+        """A number that follows from the spectrum, with what sampling and the number of steps leave open of its range.
+
+        The reach is judged before it is clipped: an interval that the range makes short says nothing of convergence.
+        """
         value, slope = number(self)
+
+        def possible(found: float) -> float:
+            return min(max(found, least), most)
+
         if math.isnan(value):
             return exact_estimate(math.nan)
         if self.settled.all():
-            return exact_estimate(value)
+            return exact_estimate(possible(value))
         stderr, reach = self._error(slope), self._reach(slope)
         moved = abs(value - number(self.half)[0]) if self.half is not None else math.inf
         agrees = moved <= max(reach, _AGREE * abs(value))
-        moved = moved if math.isfinite(moved) else 0.0
-        return Estimate(
-            value,
-            stderr,
-            value - reach - moved,
-            value + reach + moved,
-            len(self.weights),
-            "standard error",
-            converged=bool(agrees),
-        )
+        reach += moved if math.isfinite(moved) else 0.0
+        low, high = possible(value - reach), possible(value + reach)
+        return Estimate(possible(value), stderr, low, high, len(self.weights), "standard error", converged=bool(agrees))
 
     def _error(self, slope: Array) -> float:
         """The standard error of a sum over the spectrum with this slope."""
@@ -220,7 +243,8 @@ def spectral_density(now: Ritz, before: Ritz | None, size: int) -> SpectralDensi
     Returns:
         The density.
     """
-    found = SpectralDensity(now.values, now.weights, _settled(now, size), size, float(now.residuals.min()))
+    lowest = float(now.values[0]) - now.reach(largest=False)
+    found = SpectralDensity(now.values, now.weights, _settled(now, size), size, float(now.residuals.min()), lowest)
     half = None if before is None else spectral_density(before, None, size)
     return replace(found, half=half)
 

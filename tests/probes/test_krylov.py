@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -201,3 +203,24 @@ def test_rounding_is_no_asymmetry_and_a_matrix_of_rounding_is_zero() -> None:
     while space.dimension < 20:
         space.step(1)
     assert operator.products == 20
+
+
+def own(product: Callable[[Tensor], Tensor], size: int) -> SymmetricOperator:
+    return SymmetricOperator(size, product, dtype=torch.float64, device=torch.device("cpu"))
+
+
+def test_an_operator_that_is_random_or_not_linear_is_refused() -> None:
+    S, shift, noise = rotated(torch.linspace(1, 20, 60)), gaussian(60, seed=3), seeded(4)
+    randomly = own(lambda V: S @ V + 0.3 * torch.randn(V.shape, generator=noise, dtype=V.dtype), 60)
+    bent = own(lambda V: S @ V + (V * shift[:, None]).abs(), 60)
+    for operator in (randomly, bent):
+        space = BlockKrylov(operator, gaussian(4, 60), seeded(1))
+        with pytest.raises(ProbeError, match=r"not symmetric.*a linear one that repeats itself"):
+            space.step(4)
+
+
+def test_the_square_of_the_first_block_must_be_symmetric_too() -> None:
+    shear = torch.tensor([[1.0, 1.0], [0.0, 1.0]]).double()
+    space = BlockKrylov(own(lambda V: shear @ V, 2), gaussian(2, 2), seeded(1))
+    with pytest.raises(ProbeError, match="not symmetric"):
+        space.step(2)

@@ -331,3 +331,72 @@ def test_a_scale_changes_no_ratio() -> None:
     for key, estimate in numbers(plain, 0.5).items():
         other = numbers(scaled, 500)[key]
         assert (other.value, other.low, other.high) == pytest.approx((estimate.value, estimate.low, estimate.high))
+
+
+POSSIBLE: dict[str, tuple[float, float]] = {  # over n, but for the mass
+    "negative mass": (0.0, 1.0),
+    "participation ratio": (1.0, 100.0),
+    "effective rank": (1.0, 100.0),
+    "effective parameters": (0.0, 100.0),
+}
+NARROW: dict[str, Array] = {  # spectra whose numbers lie at an end of their range
+    "one positive value": np.r_[1e-3, -np.linspace(0.5, 1, 99)],
+    "nearly positive": np.r_[-0.02, np.linspace(0.5, 1, 99)],
+    "nearly negative": np.r_[0.02, -np.linspace(0.5, 1, 99)],
+    "flat": np.linspace(0.99, 1.01, 100),
+    "one large value": np.r_[50.0, np.linspace(-0.01, 0.01, 99)],
+}
+
+
+@pytest.mark.parametrize("name", NARROW)
+def test_no_number_and_no_interval_leaves_its_range(name: str) -> None:
+    for seed in range(8):
+        for budget in (4, 6, 40):
+            density = density_of(NARROW[name], budget=budget, seed=seed)
+            found = numbers(density, 0.05)
+            for key, (least, most) in POSSIBLE.items():
+                one = found[key]
+                if math.isnan(one.value):  # no positive Ritz value was seen
+                    continue
+                assert least <= one.low <= one.value <= one.high <= most, key
+                assert one.stderr >= 0
+            ratio = found["condition"]
+            least = float(density.nodes[-1] / np.abs(density.nodes).max())  # over the largest of all
+            if least > 0 and not math.isnan(ratio.value):
+                assert least <= ratio.low <= ratio.value
+                assert ratio.value <= ratio.high or math.isnan(ratio.high)
+
+
+def test_the_condition_of_a_negative_definite_matrix_has_its_ends_in_order() -> None:
+    for seed in range(5):
+        found = density_of(-np.r_[5.0, 0.5 + _RANDOM.random(199)], seed=seed).condition(0.5)
+        assert found.value < 0
+        assert found.low <= found.value <= found.high
+
+
+FEW_BELOW = np.concatenate([np.full(8, -5.0), np.linspace(0, 100, 392)])
+
+
+def test_no_negative_mass_counts_as_converged_only_where_none_is_possible() -> None:
+    true = 40 / np.abs(FEW_BELOW).sum()
+    for seed in range(20):
+        start = started(diagonal(FEW_BELOW), 2, None, seeded(seed))
+        for _ in range(4):
+            start.space.step(2)
+        early = spectral_density(ritz(start.space, start.random), None, 400).negative_mass
+        assert early.high >= true
+        assert not early.converged
+    surely = density_of(np.linspace(10, 100, 400)).negative_mass
+    assert (surely.value, surely.low, surely.high, surely.converged) == (0, 0, 0, True)
+
+
+def test_asked_for_alone_the_density_goes_on_until_its_numbers_stand_still_or_the_budget_is_spent() -> None:
+    true, covered = 40 / np.abs(FEW_BELOW).sum(), 0
+    for seed in range(20):
+        mass = density_of(FEW_BELOW, seed=seed).negative_mass
+        assert mass.converged
+        covered += mass.low <= true <= mass.high
+    assert covered >= 18
+    found = measure_spectrum(diagonal(FEW_BELOW), quantities=("density",), max_products=18)
+    assert found.products == 18
+    assert found.unmet == ("density",)
