@@ -15,14 +15,15 @@ from lossscope.probes.krylov import BlockKrylov
 from lossscope.probes.operator import SymmetricOperator
 from lossscope.probes.ritz import Ritz, ritz
 from lossscope.probes.spectrum_estimate import EigenPairs, SpectrumEstimate
-from lossscope.probes.start import Start, started
+from lossscope.probes.start import started
 
 __all__ = ["EigenTracker"]
 
 _FEWEST: Final = 2  # vectors kept: with the second one a crossing is seen when it happens
 _MOST: Final = 5
 _FADING: Final = 0.1  # each kept vector enters the next start with a tenth of the weight of the one before
-_RANDOM_SHARE: Final = 0.05  # of the next start, so that what was never seen can grow from visit to visit
+_RANDOM_SHARE: Final = 0.1  # of the next start, so that what was never seen can grow from visit to visit
+_ONWARDS: Final = 0.2  # of the last turn of the top vector is added once more: turns tend to go on
 _CLOSE: Final = 0.8  # a kept value above this part of the largest may overtake it
 _SAME: Final = 0.5  # overlap of two top vectors that are the same one
 
@@ -31,13 +32,14 @@ class EigenTracker:
     r"""The largest eigenvalue of an operator that changes little from visit to visit.
 
     A visit starts from the top vectors of the last one, with weights 1, 0.1, 0.01, ... and a small random part,
-    and takes products until the residual of the largest Ritz value is at most `rel` times it. Some eigenvalue
-    then lies within the residual, whatever has happened since. That it is the largest one is certain at 95 % at the
-    first visit, which starts from a random vector, and likely after: vectors are carried on from visit to visit, so an
-    eigenvalue that comes near has been amplified many times before it overtakes.
+    and takes products until the residual of the largest Ritz value is at most `rel` times the largest absolute one.
+    Some eigenvalue then lies within the residual, whatever has happened since. That it is the largest one is certain
+    at 95 % at the first visit, which starts from a random vector and goes on until no eigenvalue can lie further out.
+    After that it is likely, not proven: vectors are carried on from visit to visit, so an eigenvalue that comes near
+    has been amplified many times before it overtakes, and one that was missed is seen some visits later.
 
     Args:
-        rel: The bound to reach, relative to the largest absolute Ritz value.
+        rel: The residual to reach, relative to the largest absolute Ritz value.
         max_products: The most that a visit may spend.
         seed: Of the random parts.
 
@@ -50,7 +52,7 @@ class EigenTracker:
         >>> first = tracker.measure(from_matrix(torch.diag(torch.arange(1.0, 101.0) ** 2)))
         >>> again = tracker.measure(from_matrix(torch.diag(1.01 * torch.arange(1.0, 101.0) ** 2)))
         >>> again.products, bool(again.top.converged[0])
-        (2, True)
+        (3, True)
     """
 
     def __init__(self, rel: float = 0.03, *, max_products: int = 64, seed: int = 0) -> None:
@@ -64,6 +66,7 @@ class EigenTracker:
         self._generator = torch.Generator().manual_seed(seed)
         self._kept: Tensor | None = None  # (n, j), the last top vectors
         self._keep = _FEWEST
+        self._turn: Tensor | None = None  # (n,), how the top vector has moved between the last two visits
 
     def measure(self, operator: SymmetricOperator) -> SpectrumEstimate:
         """The largest eigenvalue at the present parameters.
@@ -75,7 +78,7 @@ class EigenTracker:
             An estimate of which `top` alone is filled, with one pair.
 
         Raises:
-            ProbeError: the size has changed, or a product is not finite.
+            ProbeError: the size or the dtype has changed, or a product is not finite.
         """
         begun, before = time.perf_counter(), operator.products
         with operator.held(expected=None if self._kept is None else _FEWEST + 1):
@@ -107,26 +110,34 @@ class EigenTracker:
 
     def _warm(self, operator: SymmetricOperator, kept: Tensor) -> tuple[BlockKrylov, Ritz]:
         """A later visit: from the last vectors, until the residual is small enough."""
-        if len(kept) != operator.size:
-            raise ProbeError(f"the operator has size {operator.size}, was {len(kept)}: make a new EigenTracker for it")
-        n = operator.size
-        fading = torch.tensor([_FADING**i for i in range(kept.shape[1])], dtype=kept.dtype, device=kept.device)
-        drawn = torch.randn(n, generator=self._generator, dtype=torch.float64)
-        row = kept @ fading * (math.sqrt(n) / _RANDOM_SHARE) + drawn.to(kept)
-        space = BlockKrylov(operator, row[None], self._generator)
-        start = Start(space, space.start)
+        space = BlockKrylov(operator, self._start(operator, kept)[None], self._generator)
         while True:
             space.step(1)
-            found = ritz(space, start.random)
+            found = ritz(space, space.start)
             met = found.residuals[-1] <= self._rel * found.scale
-            if met or space.dimension >= min(n, self._max_products):
+            if met or space.dimension >= min(operator.size, self._max_products):
                 return space, found
+
+    def _start(self, operator: SymmetricOperator, kept: Tensor) -> Tensor:
+        """The kept vectors, far above a random one."""
+        n = operator.size
+        if len(kept) != n or kept.dtype != operator.dtype:
+            raise ProbeError(
+                f"the operator has size {n} and {operator.dtype}, was {len(kept)} and {kept.dtype}: "
+                "make a new EigenTracker for it"
+            )
+        fading = torch.tensor([_FADING**i for i in range(kept.shape[1])], dtype=kept.dtype, device=kept.device)
+        onwards = 0.0 if self._turn is None else _ONWARDS * self._turn
+        drawn = torch.randn(n, generator=self._generator, dtype=torch.float64)
+        return (kept @ fading + onwards) * (math.sqrt(n) / _RANDOM_SHARE) + drawn.to(kept)
 
     def _note(self, pairs: EigenPairs) -> None:
         """Keep the vectors for the next visit: more of them where eigenvalues are close or have crossed."""
         new, old = pairs.vectors, self._kept
-        crossed = old is not None and abs(float(old[:, 0] @ new[:, 0])) < _SAME
+        overlap = 1.0 if old is None else float(old[:, 0] @ new[:, 0])
+        crossed = abs(overlap) < _SAME
         self.crossings += crossed
+        self._turn = None if old is None or crossed else new[:, 0] - math.copysign(1.0, overlap) * old[:, 0]
         close = int((pairs.values > _CLOSE * pairs.values[0]).sum())
         self._keep = min(_MOST, max(_FEWEST, close + 1, self._keep + 1 if crossed else self._keep - 1))
         self._kept = new.clone()

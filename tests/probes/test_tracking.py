@@ -131,7 +131,7 @@ def test_a_direction_that_rises_out_of_the_bulk_is_found_within_some_visits(seed
     tracker = EigenTracker(rel=0.03, seed=seed)
     wrong = wrong_visits(tracker, [(10, 1.0 if visit < 10 else 14.0) for visit in range(30)], bulk=2.0)
     assert wrong == list(range(10, 10 + len(wrong)))
-    assert len(wrong) <= 8
+    assert len(wrong) <= 10
     assert tracker.crossings == 1
 
 
@@ -186,8 +186,10 @@ def test_tiny_and_degenerate_matrices_are_tracked_too(dtype: torch.dtype) -> Non
 def test_a_change_of_size_and_settings_out_of_range_are_told() -> None:
     tracker = EigenTracker()
     tracker.measure(diagonal(10))
-    with pytest.raises(ProbeError, match="the operator has size 100, was 200: make a new EigenTracker for it"):
+    with pytest.raises(ProbeError, match=r"has size 100 and .*, was 200 and .*: make a new EigenTracker for it"):
         tracker.measure(diagonal(10, size=100))
+    with pytest.raises(ProbeError, match=r"torch.float32, was 200 and torch.float64: make a new EigenTracker for it"):
+        tracker.measure(from_matrix(torch.eye(N)))
     for rel in (0, 1):
         with pytest.raises(ProbeError, match=f"rel={rel} is out of range, need 0 < rel < 1"):
             EigenTracker(rel=rel)
