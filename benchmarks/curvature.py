@@ -126,7 +126,8 @@ def _top(problem: Problem, truth: Reference, plan: Plan) -> Result:
 
 def _panel(problem: Problem, truth: Reference, plan: Plan) -> Result:
     """The panel by all, curvlinops with settings that are as good as ours."""
-    arms = panel_arms(problem, _combination(problem, truth) if rivals.installed("curvlinops") else None)
+    settings = _combination(problem, truth) if rivals.installed("curvlinops") else None
+    arms = panel_arms(problem, truth, settings)
     return Result(problem, truth, arms, run(problem, arms, plan.panel))
 
 

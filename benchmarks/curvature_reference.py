@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -63,6 +64,14 @@ class Reference:
     def density_distance(self, density: tuple[Array, Array]) -> float:
         """The Wasserstein-1 distance between the cumulative distributions, relative to lambda_max."""
         return _distance(density, self.density) / float(self.top[0])
+
+    def trace_samples(self, rel: float, size: int) -> int:
+        """How many random signs a plain estimate of the trace needs for a standard error of `rel`.
+
+        The variance of one is twice the squared Frobenius norm, less that of the diagonal, which is small beside it.
+        """
+        nodes, shares = self.density
+        return math.ceil(2 * size * float(shares @ nodes**2) / (rel * self.trace) ** 2)
 
 
 def remembered(problem: Problem, effort: Effort) -> Reference:

@@ -81,12 +81,16 @@ def pyhessian_top(problem: Problem, seed: int, *, tol: float = 1e-3) -> Found:
         return Found(judge.products, values)
 
 
-def pyhessian_panel(problem: Problem, seed: int) -> Found:
-    """Its three calls with their defaults; `density` needs `torch.eig`, which is lent to it."""
+def pyhessian_panel(problem: Problem, seed: int, *, samples: int | None = None) -> Found:
+    """Its three calls with their defaults, or with so many `samples` of the trace.
+
+    `density` needs `torch.eig`, which is lent to it.
+    """
     with pyhessian(problem, seed) as judge:
         values, _ = judge.hessian.eigenvalues(top_n=5)
         first = judge.products
-        trace = float(np.mean(judge.hessian.trace()))
+        stop = {} if samples is None else {"maxIter": samples, "tol": 0.0}
+        trace = float(np.mean(judge.hessian.trace(**stop)))
         second = judge.products - first
         with patch.object(torch, "eig", _eig, create=True):
             nodes, weights = judge.hessian.density(iter=100, n_v=1)

@@ -101,6 +101,7 @@ def print_top(results: Sequence[Result]) -> list[Verdict]:
     verdicts = [Verdict("λ_max: our worst error at most 1 %", f"{100 * worst:.2g} %", worst <= 0.01)]
     if default := _labelled(results, "pyhessian, tol 0.001"):
         verdicts += _against_pyhessian(default)
+        verdicts.append(_at_least("λ_max without the proof: pyhessian at least 1.5x", default, 1.5, ours=1))
     if default := _labelled(results, "curvlinops + eigsh, tol 0.01"):
         verdicts.append(_at_least("λ_max: curvlinops + eigsh, tol 0.01, at least 4x", default, 4))
     return verdicts
@@ -126,9 +127,9 @@ def _against_pyhessian(default: Sequence[tuple[Result, Series]]) -> list[Verdict
     ]
 
 
-def _at_least(aim: str, pairs: Sequence[tuple[Result, Series]], bound: float) -> Verdict:
-    """An aim for the median over the networks of their time over ours."""
-    ratios = [arm.time / result.arms[0].time for result, arm in pairs]
+def _at_least(aim: str, pairs: Sequence[tuple[Result, Series]], bound: float, ours: int = 0) -> Verdict:
+    """An aim for the median over the networks of their time over that of one of our arms."""
+    ratios = [arm.time / result.arms[ours].time for result, arm in pairs]
     each = ", ".join(f"{ratio:.2f}" for ratio in ratios)
     return Verdict(aim, f"{median(ratios):.2f}x, the median of {each}", median(ratios) >= bound)
 
@@ -165,7 +166,11 @@ def print_panel(results: Sequence[Result]) -> list[Verdict]:
         if unmet := sorted({name for found in result.arms[0].found for name in found.unmet}):
             print(f"\nOurs says that it did not reach its bound for {', '.join(unmet)} on {result.problem.name}.")
     verdicts = []
-    for library, aim, bound in (("pyhessian", "at least 5x (aim 8x)", 5), ("curvlinops", "at least 3x", 3)):
+    for library, aim, bound in (
+        ("pyhessian, three calls", "at least 5x (aim 8x)", 5),
+        ("pyhessian, trace to 1 % too", "at least 5x (aim 8x)", 5),
+        ("curvlinops", "at least 3x", 3),
+    ):
         pairs = [(r, arm) for r in results for arm in r.arms if arm.label.startswith(library)]
         if pairs:
             verdicts.append(_at_least(f"panel: {library} {aim}", pairs, bound))
