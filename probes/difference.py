@@ -75,7 +75,15 @@ class Differences:
 
 
 def apart(expected: Tensor, found: Tensor) -> float:
-    """The distance of two vectors in units of the first."""
+    """The distance of two vectors in units of the first.
+
+    Args:
+        expected: `(n,)`.
+        found: `(n,)`.
+
+    Returns:
+        The ratio; where the first is zero, 1 for another vector and 0 for the same.
+    """
     size, distance = float(torch.linalg.vector_norm(expected)), float(torch.linalg.vector_norm(expected - found))
     return distance / size if size > 0 else float(distance > 0)
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.isolation import random_modules
 
-__all__ = ["ULPS", "BatchGradient", "Pass", "sound_loss"]
+__all__ = ["ULPS", "BatchGradient", "Pass", "require_same", "sound_loss"]
 
 ULPS: Final = 100  # two evaluations of one loss may differ by this many units in the last place
 
@@ -56,11 +56,26 @@ def sound_loss(loss: Any, at: Pass, model: nn.Module) -> Tensor:
         raise ProbeError(f"loss_fn returned {what} {at.where}, need one real number: return the mean over the batch")
     if not math.isfinite(number := float(loss.detach())):
         raise ProbeError(f"the loss is {number} {at.where}: nothing can be measured at these parameters")
-    if at.before is not None and abs(number - at.before) > at.slack:
-        active = random_modules(model)
-        cause = f"{', '.join(active[:3])} is active" if active else "loss_fn or the model draws random numbers"
-        raise ProbeError(
-            f"two evaluations of one loss gave {at.before:.9g} and {number:.9g} {at.where}, more than {ULPS} units in "
-            f"the last place apart: {cause}; use mode='eval', or take the randomness out"
-        )
+    require_same(number, at, model)
     return loss.reshape(())
+
+
+def require_same(number: float, at: Pass, model: nn.Module) -> None:
+    """Refuse a loss that differs from the one before.
+
+    Args:
+        number: The loss.
+        at: The batch.
+        model: Where to look for modules that draw random numbers.
+
+    Raises:
+        ProbeError: it differs by more than the slack.
+    """
+    if at.before is None or abs(number - at.before) <= at.slack:
+        return
+    active = random_modules(model)
+    cause = f"{', '.join(active[:3])} is active" if active else "loss_fn or the model draws random numbers"
+    raise ProbeError(
+        f"two evaluations of one loss gave {at.before:.9g} and {number:.9g} {at.where}, more than {ULPS} units in "
+        f"the last place apart: {cause}; use mode='eval', or take the randomness out"
+    )

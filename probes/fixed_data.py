@@ -86,7 +86,8 @@ class FixedData:
             for batch, place, length in triples
             if len(place)
         ]
-        return fixed_data(cut, self.count)
+        counting = [batch for batch in cut if self.count is None or self.count(batch)]  # some may leave all terms out
+        return fixed_data(counting or cut, self.count)
 
     def cast(self, dtype: torch.dtype) -> FixedData:
         """The same data with floating tensors in another dtype."""
@@ -113,16 +114,27 @@ def fixed_data(batches: Iterable[Any], count: Callable[[Any], float] | None = No
         The data.
 
     Raises:
-        ProbeError: there is no batch, or a count is missing, not positive or not finite.
+        ProbeError: there is no batch or nothing to take one from, or a count is missing, no number, not positive or not
+            finite.
     """
+    if not isinstance(batches, Iterable):
+        raise ProbeError(f"batches is a {type(batches).__name__}, need an iterable of batches: pass a list or a loader")
     kept = tuple(batches)
     if not kept:
         raise ProbeError("got 0 batches, need at least 1: an exhausted iterator, perhaps; pass a list or a new loader")
-    counts = tuple(float((count or _length)(batch)) for batch in kept)
+    counts = tuple(_number((count or _length)(batch), index) for index, batch in enumerate(kept))
     for index, terms in enumerate(counts):
         if not (math.isfinite(terms) and terms > 0):
             raise ProbeError(f"batch {index} counts {terms:g} terms, need a finite number above 0: drop the batch")
     return FixedData(kept, counts, count)
+
+
+def _number(terms: Any, index: int) -> float:
+    """What `count` returned, as a number."""
+    try:
+        return float(terms)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ProbeError(f"count returned {terms!r} for batch {index}, need a number: its terms") from error
 
 
 def _length(batch: Any) -> int:

@@ -17,6 +17,7 @@ from lossscope.probes.estimate import Estimate, exact_estimate
 from lossscope.probes.hessian import hessian
 from lossscope.probes.objective import Objective
 from lossscope.probes.operator import SymmetricOperator, scaled
+from lossscope.probes.product_trial import reason
 from lossscope.probes.substitution import Substitution
 
 __all__ = ["adaptive_trace", "log_fisher_rao"]
@@ -82,7 +83,7 @@ def log_fisher_rao(objective: Objective) -> Estimate:
         The logarithm, exact on the fixed data; a gap (nan) where the norm is zero.
 
     Raises:
-        ProbeError: the loss shows no logits, or the derivative is not finite.
+        ProbeError: the loss shows no logits, they have no derivative in forward mode, or it is not finite.
 
     Source:
         T. Liang et al. (2019), Fisher-Rao metric, geometry, and complexity of neural networks, arXiv:1711.01530.
@@ -96,7 +97,10 @@ def log_fisher_rao(objective: Objective) -> Estimate:
     begun = time.perf_counter()
     with objective.evaluating():
         objective.require_repeatable()
-        norm = _fisher_rao(objective, logits)
+        try:
+            norm = _fisher_rao(objective, logits)
+        except NotImplementedError as error:  # of torch, for a function without a rule
+            raise ProbeError(f"the logits have no derivative in forward mode here ({reason(error)})") from error
     if not math.isfinite(norm):
         raise ProbeError(f"the Fisher-Rao norm is {norm}: the logits overflow {objective.dtype} at these parameters")
     return exact_estimate(math.log(norm) if norm > 0 else math.nan, seconds=time.perf_counter() - begun)

@@ -29,8 +29,9 @@ def hessian(objective: Objective, *, method: str = "auto", memory: float = 2**30
             * `compile`: `forward`, compiled (on CUDA only),
             * `differences`: central differences of gradients, where the model has no second derivative.
 
-            `auto` takes `reverse` by rule; where `held` expects 30 products or more it may compare the methods first,
-            for a tenth of the job at the most. Where `reverse` raises it goes on to `forward` and `differences`.
+            `auto` takes `reverse` by rule; where `held` expects 30 products or more (50 with a single batch) it may
+            compare the methods first, for a tenth of the job at the most, and use the best one until the end of `held`.
+            Where `reverse` raises it goes on to `forward` and `differences`.
         memory: Bytes that the kept graphs of `held` may hold together.
 
     Returns:
@@ -39,7 +40,7 @@ def hessian(objective: Objective, *, method: str = "auto", memory: float = 2**30
 
     Raises:
         ProbeError: the method is unknown, or the memory is negative. A product raises one where a method that was named
-            cannot take it.
+            cannot take it, or memory runs out.
 
     Source:
         B. Pearlmutter (1994), Fast exact multiplication by the Hessian, Neural Computation 6(1), 147-160.

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lossscope.probes.errors import ProbeError
 
-__all__ = ["CrossEntropy", "MeanSquaredError", "SplitLoss", "rows"]
+__all__ = ["CrossEntropy", "MeanSquaredError", "SplitLoss", "own_count", "rows"]
 
 
 @runtime_checkable
@@ -66,8 +66,12 @@ class CrossEntropy:
 
     def terms(self, outputs: Tensor, batch: Any) -> int:
         """Over how many terms the mean is taken: rows of logits, without those that are left out."""
+        return self.count(batch)
+
+    def count(self, batch: Any) -> int:
+        """The same from the labels alone."""
         labels = self.labels(batch)
-        return outputs[..., 0].numel() if labels.is_floating_point() else int((labels != _LEFT_OUT).sum())
+        return labels[..., 0].numel() if labels.is_floating_point() else int((labels != _LEFT_OUT).sum())
 
     def hessian_of_outputs(self, outputs: Tensor, batch: Any) -> Callable[[Tensor], Tensor]:
         """The Hessian of `of_outputs`, as a function u -> S u of tensors like the logits."""
@@ -154,8 +158,30 @@ class MeanSquaredError:
 _LEFT_OUT = -100  # torch's ignore_index
 
 
+def own_count(loss_fn: Any) -> Callable[[Any], float] | None:
+    """How a loss counts the terms of a batch, where it is known.
+
+    Args:
+        loss_fn: Any loss.
+
+    Returns:
+        `CrossEntropy.count`; None for another loss, and for a subclass that takes its mean otherwise.
+    """
+    mine, kind = (CrossEntropy.__call__, CrossEntropy.of_outputs), type(loss_fn)
+    if isinstance(loss_fn, CrossEntropy) and (kind.__call__, kind.of_outputs) == mine:
+        return loss_fn.count
+    return None
+
+
 def rows(outputs: Tensor) -> Tensor:
-    """Outputs as one row for each term, `(N, C)`; a single axis is N terms of one number each."""
+    """Outputs as one row for each term of a mean.
+
+    Args:
+        outputs: `(..., C)`, or `(N,)`: N terms of one number each.
+
+    Returns:
+        `(N, C)`, a view where there can be one.
+    """
     return outputs.reshape(-1, outputs.shape[-1] if outputs.ndim > 1 else 1)
 
 

@@ -6,22 +6,27 @@ import copy
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, get_args
+from dataclasses import replace
+from typing import Any, Final, get_args
 
 import torch
 from torch import Tensor, nn
 
+from lossscope.probes.checkpointing import no_reentrant_checkpoint
 from lossscope.probes.custom_function import custom_functions
 from lossscope.probes.errors import ProbeError
-from lossscope.probes.evaluation import ULPS, BatchGradient, Pass, sound_loss
+from lossscope.probes.evaluation import ULPS, BatchGradient, Pass, require_same, sound_loss
 from lossscope.probes.fixed_data import FixedData, fixed_data
-from lossscope.probes.isolation import Mode, isolated
+from lossscope.probes.isolation import Mode, isolated, random_state
+from lossscope.probes.loss import own_count
 from lossscope.probes.parameter_vector import ParameterVector
 from lossscope.probes.substitution import Substitution
 
-__all__ = ["LossFunction", "Objective"]
+__all__ = ["Compared", "LossFunction", "Objective"]
 
 LossFunction = Callable[[Any, Any], Tensor]
+Compared = dict[tuple[str, bool], bool]  # method, and whether in blocks wider than one -> whether it was right
+_CLOSE: Final = 0.1  # of the root mean square of the parameters, how far a second look is taken from
 
 
 class Objective:
@@ -38,13 +43,15 @@ class Objective:
         batches: The data; read once and kept.
         mode: `eval`; `frozen`, that is train mode with each forward pass seeing the same running statistics;
             or `train`, where buffers move from batch to batch within one evaluation.
-        count: `count(batch)` says over how many terms the loss of a batch is a mean (tokens, say);
-            by default the length of the first tensor in the batch. Unequal batches are weighted by it.
+        count: `count(batch)` says over how many terms the loss of a batch is a mean (tokens, say); by default
+            `CrossEntropy` is asked, which knows, and for any other loss the length of the first tensor in the batch
+            is taken. Unequal batches are weighted by it.
 
     Raises:
-        ProbeError: there is no batch, no trainable parameter, one that is not real and floating, or the mode is
-            unknown. Using it raises one where the loss is no finite scalar, or where two evaluations differ
-            by more than 100 units in the last place.
+        ProbeError: there is no batch, no trainable parameter, one that is not real and floating or has no shape yet,
+            or the mode is unknown. Using it raises one where the loss is no finite scalar, where two evaluations differ
+            by more than 100 units in the last place (here or, if random numbers are drawn, close by), or where it goes
+            through a reentrant checkpoint.
 
     Example:
         >>> net = torch.nn.Linear(1, 1, bias=False)
@@ -70,10 +77,11 @@ class Objective:
         self.loss_fn = loss_fn
         self.mode: Mode = mode
         self.vector = ParameterVector(model)
-        self.data: FixedData = fixed_data(batches, count)
+        self.data: FixedData = fixed_data(batches, count or own_count(loss_fn))
         self.call = Substitution(model, loss_fn)
         self.custom: list[str] | None = None  # functions with a backward pass of their own; None until a first gradient
         self.twice = False  # whether second derivatives are known to be right
+        self.compared: dict[str, Compared] = {}  # ways to take products, by matrix, as they were compared here
         self._whole = True  # whether the coordinates are all of the trainable parameters, as they stand in the model
         self._inside = False
         self._checked = False
@@ -262,7 +270,10 @@ class Objective:
         """The derivative of a number by a leaf, `(n,)`, with its `graph` if asked for; `keep` that of the number."""
         found = None
         if of.requires_grad:
-            found = torch.autograd.grad(of, theta, create_graph=graph, retain_graph=graph or keep, allow_unused=True)[0]
+            with no_reentrant_checkpoint():
+                found = torch.autograd.grad(
+                    of, theta, create_graph=graph, retain_graph=graph or keep, allow_unused=True
+                )[0]
         if found is None and self._whole:
             raise ProbeError(
                 f"the loss depends on none of the {len(self.names)} trainable parameters: does loss_fn use "
@@ -301,6 +312,26 @@ class Objective:
 
     def _values(self) -> list[float]:
         """The loss of each batch."""
+        devices = {self.device} | self.data.devices
         with torch.no_grad():
-            copies = self.copies()
-            return [float(self.loss(copies, at)) for at in self._starts(None)]
+            copies, before = self.copies(), random_state(devices)
+            with no_reentrant_checkpoint():
+                found = [float(self.loss(copies, at)) for at in self._starts(None)]
+            if random_state(devices) != before:
+                self._require_idle_draws()
+            return found
+
+    def _require_idle_draws(self) -> None:
+        """Refuse random numbers that show close by, though not here: behind a last layer of zeros, say."""
+        theta = self.parameters()
+        size = float(theta.square().mean().sqrt()) or 1.0
+        moved = torch.randn(self.size, generator=torch.Generator().manual_seed(0)).to(theta)
+        theta.add_(moved, alpha=_CLOSE * size)
+        first, again = ([self._near(theta, at) for at in self._starts(None)] for _ in range(2))
+        for at, number in zip(self._starts(first), again, strict=True):
+            if math.isfinite(number):  # else the second look tells nothing
+                require_same(number, replace(at, where=f"{at.where}, at parameters close by"), self.model)
+
+    def _near(self, theta: Tensor, at: Pass) -> float:
+        """The loss of one batch at other parameters."""
+        return float(self.evaluated(self.call, self.vector.views(theta.clone(), apart=True), at))

@@ -44,7 +44,7 @@ class SymmetricOperator:
 
     Args:
         size: `n`.
-        product: `(n, k) -> (n, k)`; linear, symmetric and repeatable.
+        product: `(n, k) -> (n, k)`; linear, symmetric and repeatable. It may write into what it is given.
         dtype: The dtype of the products.
         device: Where they are taken.
         held: A context between whose ends the product may keep what it can reuse; it is told how many products the
@@ -55,7 +55,7 @@ class SymmetricOperator:
         restrict: The diagonal block of some of the objective's parameters, see `restricted`.
 
     Raises:
-        ProbeError: the size is below 1.
+        ProbeError: the size is below 1, or the dtype is not real and floating.
     """
 
     def __init__(
@@ -73,6 +73,8 @@ class SymmetricOperator:
     ) -> None:
         if size < 1:
             raise ProbeError(f"an operator of size {size} has no spectrum, need at least 1")
+        if not dtype.is_floating_point:
+            raise ProbeError(f"an operator of dtype {dtype} has no products here, need a real floating one: float32")
         self.size = size
         self.dtype = dtype
         self.device = device
@@ -136,12 +138,14 @@ class SymmetricOperator:
             The same shape as V.
 
         Raises:
-            ProbeError: the shape does not fit, or the product is not finite or of another shape.
+            ProbeError: V is complex, its shape does not fit, or the product is not finite or of another shape.
         """
         if V.ndim not in (1, 2) or len(V) != self.size:
             raise ProbeError(f"a tensor of shape {tuple(V.shape)} cannot be multiplied: need ({self.size},) or (n, k)")
+        if V.is_complex():
+            raise ProbeError(f"a tensor of {V.dtype} cannot be multiplied, need a real one: take .real and .imag apart")
         columns = V.detach().to(self.device, self.dtype).reshape(self.size, -1)
-        found = self._product(columns)
+        found = self._product(columns.clone() if self.objective is None else columns)  # a user's may write into it
         if not isinstance(found, Tensor) or found.shape != columns.shape:
             what = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
             raise ProbeError(f"the product of columns {tuple(columns.shape)} came back as {what}, need the same shape")
@@ -154,13 +158,14 @@ class SymmetricOperator:
         return found.reshape(V.shape)
 
     def to_scipy(self) -> LinearOperator:
-        """The same matrix as a `scipy.sparse.linalg.LinearOperator`, for its solvers."""
+        """The same matrix as a `scipy.sparse.linalg.LinearOperator`, for its solvers; float32 at least."""
         from scipy.sparse.linalg import LinearOperator
 
         def matmat(V: np.ndarray[Any, Any]) -> Any:
-            return (self @ torch.as_tensor(V)).cpu().numpy()
+            return (self @ torch.as_tensor(V)).to(wide).cpu().numpy()
 
-        number = torch.empty(0, dtype=self.dtype).numpy().dtype
+        wide = torch.promote_types(self.dtype, torch.float32)  # what numpy and its solvers know
+        number = torch.empty(0, dtype=wide).numpy().dtype
         shape = (self.size, self.size)
         return LinearOperator(shape, matvec=matmat, rmatvec=matmat, matmat=matmat, rmatmat=matmat, dtype=number)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from lossscope.probes.errors import ProbeError
 
@@ -25,8 +26,8 @@ class ParameterVector:
         dtype: What their parts are to be cast to; None for what they are.
 
     Raises:
-        ProbeError: no parameter requires grad, one is not real and floating, they lie on several devices, or they hold
-            no number.
+        ProbeError: no parameter requires grad, one is not real and floating, they lie on several devices, they hold
+            no number, or a lazy module has none yet.
     """
 
     def __init__(
@@ -34,6 +35,9 @@ class ParameterVector:
     ) -> None:
         if not isinstance(model, nn.Module):
             raise ProbeError(f"model is a {type(model).__name__}, need a torch.nn.Module")
+        tensors = [*model.named_parameters(), *model.named_buffers()]
+        if lazy := [name for name, tensor in tensors if is_lazy(tensor)]:
+            raise ProbeError(f"{len(lazy)} tensors, such as {lazy[0]}, have no shape yet: run one forward pass first")
         found = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
         if not found:
             raise ProbeError(_nothing_to_move(model))
@@ -145,7 +149,15 @@ def _nothing_to_move(model: nn.Module) -> str:
 
 
 def cast(value: Any, dtype: torch.dtype | None) -> Any:
-    """A floating tensor in another dtype; anything else, and everything without a dtype, stays what it is."""
+    """A floating tensor in another dtype.
+
+    Args:
+        value: Anything.
+        dtype: The dtype; None for what it is.
+
+    Returns:
+        The tensor in that dtype; anything but a floating tensor as it is.
+    """
     if dtype is None or not isinstance(value, Tensor) or not value.is_floating_point():
         return value
     return value.to(dtype)

@@ -42,7 +42,14 @@ class Method:
 
 
 def held_bytes(made: BatchProduct) -> int:
-    """The memory that a product of one batch holds, in bytes: every storage saved in its graph once."""
+    """The memory that a product of one batch holds: every storage saved in its graph once.
+
+    Args:
+        made: The product.
+
+    Returns:
+        Bytes.
+    """
     if made.bytes is not None:
         return made.bytes
     held: dict[int, int] = {}

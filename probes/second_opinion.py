@@ -17,6 +17,7 @@ from lossscope.probes.errors import ProbeError
 from lossscope.probes.estimate import Estimate, mean_estimate
 from lossscope.probes.objective import Objective
 from lossscope.probes.operator import SymmetricOperator
+from lossscope.probes.second_derivative import require_second_derivative
 from lossscope.probes.spectrum_estimate import EigenPairs, SpectrumEstimate
 
 __all__ = ["pyhessian_spectrum"]
@@ -54,13 +55,15 @@ def pyhessian_spectrum(
         function that torch no longer has.)
 
     Raises:
-        ProbeError: the operator is no Hessian, the device is neither cpu nor cuda, or PyHessian cannot be imported.
+        ProbeError: the operator is no Hessian, the device is neither cpu nor cuda, PyHessian cannot be imported, or
+            autograd gets the second derivative wrong, on which it relies.
 
     Source:
         Z. Yao et al. (2020), PyHessian: neural networks through the lens of the Hessian, arXiv:1912.07145.
     """
     objective = _objective(operator)
     library = _library()
+    require_second_derivative(objective)  # it would take the wrong one without a word
     begun = time.perf_counter()
     with operator.held(), objective.evaluating(), warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -48,30 +48,70 @@ class Regression:
 
 
 def asked(found: T | None) -> T:
-    """What was asked for, which must be there."""
+    """What was asked for, which must be there.
+
+    Args:
+        found: A quantity of a measurement.
+
+    Returns:
+        The same.
+
+    Raises:
+        ProbeError: it is None.
+    """
     if found is None:
         raise ProbeError("a quantity that was asked for is None")
     return found
 
 
 def gaussian(*shape: int, seed: int = 0) -> Tensor:
-    """Normal numbers in float64 on the CPU, the same on every machine."""
+    """Normal numbers in float64 on the CPU, the same on every machine.
+
+    Args:
+        shape: Of the tensor.
+        seed: Of the numbers.
+
+    Returns:
+        The tensor.
+    """
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def dense(operator: SymmetricOperator) -> Tensor:
-    """The whole matrix of an operator, `(n, n)` float64 on the CPU."""
+    """The whole matrix of an operator, from its products with the unit vectors.
+
+    Args:
+        operator: `(n, n)`.
+
+    Returns:
+        The matrix `(n, n)`, float64 on the CPU.
+    """
     return (operator @ torch.eye(operator.size)).cpu().double()
 
 
 def distance(found: Tensor, known: Tensor) -> float:
-    """How far two arrays are apart, relative to the norm of the known one."""
+    """How far two arrays are apart, relative to the norm of the known one.
+
+    Args:
+        found: The array that was measured.
+        known: What it should be, of the same shape and not zero.
+
+    Returns:
+        The distance, taken in float64.
+    """
     known = known.cpu().double()
     return float((found.detach().cpu().double() - known).norm() / known.norm())
 
 
 def linear_regression(place: Place) -> Regression:
-    r"""Least squares with an intercept: :math:`H = \frac{2}{N} X^\top X`, the last column of X ones."""
+    r"""Least squares with an intercept: :math:`H = \frac{2}{N} X^\top X`, the last column of X ones.
+
+    Args:
+        place: The dtype and the device.
+
+    Returns:
+        The problem and its Hessian.
+    """
     X, net = _inputs(place), _linear(place, 1)
     y = gaussian(len(X), 1, seed=7).to(place.dtype)
     rows = _with_ones(X)
@@ -79,7 +119,14 @@ def linear_regression(place: Place) -> Regression:
 
 
 def logistic_regression(place: Place) -> Regression:
-    r"""Two classes and one logit: :math:`H = \frac1N X^\top \mathrm{diag}(s (1 - s)) X`, s the predictions."""
+    r"""Two classes and one logit: :math:`H = \frac1N X^\top \mathrm{diag}(s (1 - s)) X`, s the predictions.
+
+    Args:
+        place: The dtype and the device.
+
+    Returns:
+        The problem and its Hessian.
+    """
     X, net = _inputs(place), _linear(place, 1)
     y = (gaussian(len(X), 1, seed=8) > 0).to(place.dtype)
     rows = _with_ones(X)
@@ -93,6 +140,12 @@ def softmax_regression(place: Place) -> Regression:
 
     They are the mean of :math:`J^\top (\mathrm{diag}\,p - p p^\top) J`, and the empirical Fisher matrix is that of
     :math:`J^\top (p - e_y)(p - e_y)^\top J`, with J the derivative of the logits by weights and intercepts.
+
+    Args:
+        place: The dtype and the device.
+
+    Returns:
+        The problem, its Hessian and its empirical Fisher matrix.
     """
     X, net = _inputs(place), _linear(place, _CLASSES)
     y = torch.arange(len(X)) % _CLASSES
@@ -118,14 +171,31 @@ class Parameters(nn.Module):
 
 
 def quadratic(eigenvalues: Tensor, place: Place) -> Objective:
-    r"""The loss :math:`\frac12 \sum_i \lambda_i \theta_i^2`, whose Hessian is diagonal."""
+    r"""The loss :math:`\frac12 \sum_i \lambda_i \theta_i^2`, whose Hessian is diagonal.
+
+    Args:
+        eigenvalues: `(n,)`.
+        place: The dtype and the device.
+
+    Returns:
+        The objective, standing at ones.
+    """
     entries = eigenvalues.to(place.device, place.dtype)
     model = Parameters(torch.ones_like(entries))
     return Objective(model, lambda m, _: (entries * m.theta**2).sum() / 2, [torch.zeros(1)])
 
 
 def rotated(eigenvalues: Tensor, place: Place, *, seed: int = 0) -> Tensor:
-    """A symmetric matrix of these eigenvalues without a preferred basis; rounding to the dtype moves them by eps."""
+    """A symmetric matrix of these eigenvalues without a preferred basis.
+
+    Args:
+        eigenvalues: `(n,)`.
+        place: The dtype and the device; rounding to the dtype moves the eigenvalues by eps.
+        seed: Of the basis.
+
+    Returns:
+        The matrix `(n, n)`.
+    """
     Q = torch.linalg.qr(gaussian(len(eigenvalues), len(eigenvalues), seed=seed))[0]
     A: Tensor = (Q * eigenvalues.double()) @ Q.mT
     return ((A + A.mT) / 2).to(place.dtype).to(place.device)
@@ -167,7 +237,16 @@ NETWORKS: Final[dict[str, Callable[[], nn.Module]]] = {
 
 
 def network(name: str, place: Place, counts: tuple[int, ...] = _COUNTS) -> Objective:
-    """The cross-entropy of one of `NETWORKS` on uneven batches."""
+    """The cross-entropy of one of `NETWORKS` on uneven batches.
+
+    Args:
+        name: Of the network.
+        place: The dtype and the device.
+        counts: Samples of each batch.
+
+    Returns:
+        The objective; weights and data are the same on every machine.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         net = NETWORKS[name]().to(place.dtype)

@@ -84,6 +84,15 @@ def gradient_descent(lr: float) -> Threshold:
 
     Along an eigenvector a step multiplies the distance to the minimum by :math:`1 - \eta\lambda`.
 
+    Args:
+        lr: Learning rate, finite and above 0.
+
+    Returns:
+        The threshold.
+
+    Raises:
+        ProbeError: a setting is out of its range.
+
     Source:
         J. Cohen et al. (2021), Gradient descent on neural networks typically occurs at the edge of stability,
         arXiv:2103.00065.
@@ -99,6 +108,17 @@ def heavy_ball(lr: float, momentum: float, dampening: float = 0.0) -> Threshold:
     :math:`r^2 - (1 + b - (1 - d)\eta\lambda) r + b = 0`. As :math:`b < 1`, a root leaves the unit circle at
     :math:`r = -1` only, where :math:`(1 - d)\eta\lambda = 2 (1 + b)`.
 
+    Args:
+        lr: Learning rate, finite and above 0.
+        momentum: b, from 0 to below 1.
+        dampening: d, from 0 to below 1.
+
+    Returns:
+        The threshold.
+
+    Raises:
+        ProbeError: a setting is out of its range.
+
     Source:
         Derived here; for d = 0, B. Polyak (1964), Some methods of speeding up the convergence of iteration methods.
     """
@@ -107,17 +127,41 @@ def heavy_ball(lr: float, momentum: float, dampening: float = 0.0) -> Threshold:
 
 
 def ema_momentum(lr: float, beta: float) -> Threshold:
-    """The threshold 2 (1 + b) / ((1 - b) lr) of a running mean of gradients on lambda_max: heavy ball with d = b."""
+    """The threshold 2 (1 + b) / ((1 - b) lr) of a running mean of gradients on lambda_max: heavy ball with d = b.
+
+    Args:
+        lr: Learning rate, finite and above 0.
+        beta: b, from 0 to below 1.
+
+    Returns:
+        The threshold.
+
+    Raises:
+        ProbeError: a setting is out of its range.
+
+    Source:
+        Derived here, see `heavy_ball`.
+    """
     _check(lr, beta=beta)
     return Threshold("EMA momentum", "lambda_max", 2 * (1 + beta) / ((1 - beta) * lr), "theorem")
 
 
 def nesterov(lr: float, momentum: float) -> Threshold:
-    r"""The threshold (2 + 2 b) / ((1 + 2 b) lr) of torch's Nesterov momentum on :math:`\lambda_{\max}(H)`.
+    r"""The threshold 2 (1 + b) / ((1 + 2 b) lr) of torch's Nesterov momentum on :math:`\lambda_{\max}(H)`.
 
     With :math:`B \leftarrow b B + g` and :math:`x \leftarrow x - \eta (g + b B)` an eigen-direction obeys
     :math:`r^2 - (1 + b) s\, r + b s = 0` with :math:`s = 1 - \eta\lambda`; a root leaves the unit circle at
     :math:`r = -1` first, where :math:`s = -1/(1 + 2b)`.
+
+    Args:
+        lr: Learning rate, finite and above 0.
+        momentum: b, from 0 to below 1.
+
+    Returns:
+        The threshold.
+
+    Raises:
+        ProbeError: a setting is out of its range.
 
     Source:
         Derived here.
@@ -131,6 +175,16 @@ def frozen_adam(lr: float, beta1: float) -> Threshold:
 
     In the coordinates :math:`P^{1/2} x` Adam is EMA momentum. For b1 = 0.9 it is 38 / lr. `landscape.metric`
     builds P from an optimizer's state.
+
+    Args:
+        lr: Learning rate, finite and above 0.
+        beta1: b1, from 0 to below 1.
+
+    Returns:
+        The threshold.
+
+    Raises:
+        ProbeError: a setting is out of its range.
 
     Source:
         J. Cohen et al. (2022), Adaptive gradient methods at the edge of stability, arXiv:2207.14484.
@@ -177,6 +231,15 @@ def sam(lr: float, rho: float, gradient_norm: float) -> Threshold:
 def batch_sharpness_threshold(lr: float) -> Threshold:
     """The level 2 / lr that the batch sharpness of plain SGD was seen to settle at.
 
+    Args:
+        lr: Learning rate, finite and above 0.
+
+    Returns:
+        The level, as a threshold.
+
+    Raises:
+        ProbeError: a setting is out of its range.
+
     Source:
         A. Andreyev and P. Beneventano (2024), Edge of stochastic stability, arXiv:2412.20553.
     """
@@ -189,6 +252,17 @@ def momentum_batch_sharpness_threshold(lr: float, momentum: float, regime: Liter
 
     It is 2 (1 - b) / lr where noise decides, 2 (1 + b) / lr (heavy ball's) where batches are nearly the whole data;
     between the two nothing is known.
+
+    Args:
+        lr: Learning rate, finite and above 0.
+        momentum: b, from 0 to below 1.
+        regime: `small` or `large` batches.
+
+    Returns:
+        The level, as a threshold.
+
+    Raises:
+        ProbeError: a setting is out of its range, or the regime is unknown.
 
     Source:
         A. Andreyev et al. (2026), Momentum further constrains sharpness at the edge of stochastic stability,
@@ -207,6 +281,15 @@ def non_euclidean(lr: float) -> Threshold:
     With :math:`d^* = \arg\max_{|d| \le 1} g^\top d` the second-order model changes by
     :math:`-\eta |g|_*^2 + \tfrac12 \eta^2 |g|_*^2\, d^{*\top} H d^*`, a decrease for every d* if :math:`S < 2/\eta`.
 
+    Args:
+        lr: Learning rate, finite and above 0.
+
+    Returns:
+        The threshold.
+
+    Raises:
+        ProbeError: a setting is out of its range.
+
     Source:
         R. Islamov et al. (2026), Non-Euclidean gradient descent operates at the edge of stability, arXiv:2603.05002.
     """
@@ -220,6 +303,15 @@ def normalised(lr: float) -> Threshold:
     These are sign descent (Lion without momentum) in the maximum norm and Muon with an exact polar factor in the
     spectral norm: the second-order model changes by :math:`-\eta |g|_* + \tfrac12 \eta^2 d^{*\top} H d^*`.
 
+    Args:
+        lr: Learning rate, finite and above 0.
+
+    Returns:
+        The threshold.
+
+    Raises:
+        ProbeError: a setting is out of its range.
+
     Source:
         Derived here; Islamov et al. (2026), section 4, see the training of networks settle at it.
     """
@@ -228,7 +320,20 @@ def normalised(lr: float) -> Threshold:
 
 
 def logged_step(lr: float) -> Threshold:
-    """The threshold 2 / lr of any step D = -lr d on d'Hd / (g'd): R_dir of `directional_sharpness` below 1."""
+    """The threshold 2 / lr of any step D = -lr d on d'Hd / (g'd): R_dir of `directional_sharpness` below 1.
+
+    Args:
+        lr: Learning rate, finite and above 0.
+
+    Returns:
+        The threshold.
+
+    Raises:
+        ProbeError: a setting is out of its range.
+
+    Source:
+        Derived in `directional_sharpness`.
+    """
     _check(lr)
     return Threshold("any step", "d'Hd / (g'd)", 2 / lr, "descent")
 

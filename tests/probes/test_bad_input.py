@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from lossscope.probes.curvature import measure_spectrum
 from lossscope.probes.errors import ProbeError
@@ -93,6 +95,43 @@ def rotated(eigenvalues: Tensor) -> Tensor:
     return (A + A.mT) / 2
 
 
+def penalty(model: nn.Module, _: Any) -> Tensor:
+    """A loss that needs no data."""
+    return sum(p.square().sum() for p in model.parameters())
+
+
+def lazy() -> Any:
+    return objective(nn.Sequential(nn.LazyLinear(5), nn.Tanh()))
+
+
+class Checkpointed(nn.Module):
+    """A block between two layers whose activations are taken again on the way back."""
+
+    def __init__(self, *, reentrant: bool, first: type[nn.Module]) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            self.first, self.block, self.head = first(4, 4), nn.Linear(4, 4), nn.Linear(4, 3)
+        self.reentrant = reentrant
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = checkpoint(lambda z: torch.tanh(self.block(z)), self.first(x), use_reentrant=self.reentrant)
+        return self.head(h)
+
+
+def through_a_checkpoint(take: Callable[[Objective], Any], first: type[nn.Module]) -> Callable[[], Any]:
+    def attempt() -> Any:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # as a user might have it
+            return take(objective(Checkpointed(reentrant=True, first=first)))
+
+    return attempt
+
+
+def out_of_range(attempt: Any) -> Callable[[], Any]:
+    return lambda: SymmetricOperator(3, lambda V: V, dtype=attempt, device=torch.device("cpu"))
+
+
 def unseen_outputs() -> Any:
     return gauss_newton(objective(loss=lambda m, b: m(b[0]).square().mean())) @ torch.ones(43)
 
@@ -122,7 +161,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
         r"torch\.float32 of shape \(8,\) on batch 0 of 2, need one real number",
     ),
     "an exhausted iterator": (exhausted, r"got 0 batches, need at least 1: an exhausted iterator"),
-    "batches of no length": (lambda: objective(batches=[{}]), r"holds no tensor with a length"),
+    "batches of no length": (lambda: objective(loss=penalty, batches=[{}]), r"holds no tensor with a length"),
     "dropout left on": (lambda: spectrum(objective(mode="train")), r"100 units.*1 \(Dropout\) is active"),
     "dropout left on in frozen mode": (lambda: spectrum(objective(mode="frozen")), r"1 \(Dropout\) is active"),
     "no budget": (lambda: spectrum(max_products=0), r"max_products=0 is too few.*need at least \d+"),
@@ -146,6 +185,25 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "a name that no parameter has": (lambda: restricted(hessian(objective()), ["0.weights"]), r"'0\.weights'.*4"),
     "a Gauss-Newton matrix without outputs": (unseen_outputs, r"outputs"),
     "samples that hang together": (coupled_samples, r"\d"),
+    "a lazy module": (lazy, r"2 tensors, such as 0\.weight, have no shape yet: run one forward pass first"),
+    "no batches": (lambda: Objective(net(), CrossEntropy(), None), r"batches is a NoneType, need an iterable"),
+    "a count that is no number": (lambda: objective(count=lambda _: "eight"), r"returned 'eight' for batch 0"),
+    "a count of nothing": (lambda: objective(count=lambda _: None), r"returned None for batch 0, need a number"),
+    "an integer operator": (out_of_range(torch.int64), r"dtype torch\.int64 .*need a real floating one"),
+    "a complex operator": (out_of_range(torch.complex64), r"dtype torch\.complex64 .*need a real floating one"),
+    "a complex vector": (
+        lambda: from_matrix(torch.eye(3)) @ torch.ones(3, dtype=torch.complex64),
+        r"torch\.complex64 cannot be multiplied, need a real one",
+    ),
+    **{
+        f"a reentrant checkpoint{where}: {name}": (through_a_checkpoint(take, first), r"use_reentrant=True.*=False")
+        for where, first in (("", nn.Linear), (" that torch only warns of", nn.Identity))
+        for name, take in {
+            "gradient": Objective.gradient,
+            "spectrum": spectrum,
+            "Gauss-Newton": lambda of: gauss_newton(of) @ torch.ones(of.size),
+        }.items()
+    },
     "an unknown Fisher matrix": (
         lambda: fisher(objective(), kind="exact"),
         r"'exact'.*true.*empirical|'exact'.*empirical.*true",
@@ -161,6 +219,13 @@ def test_it_is_refused_in_one_sentence_with_the_number_in_it(case: str) -> None:
         attempt()
     assert "\n" not in str(caught.value)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_checkpoint_of_the_newer_kind_changes_nothing() -> None:
+    model = Checkpointed(reentrant=False, first=nn.Linear)
+    H = hessian(objective(model))
+    plain = nn.Sequential(model.first, model.block, nn.Tanh(), model.head)
+    torch.testing.assert_close(H @ torch.ones(H.size), hessian(objective(plain)) @ torch.ones(H.size))
 
 
 @pytest.mark.parametrize("mode", ["frozen", "train"])

@@ -109,6 +109,18 @@ def test_softmax_regression_is_its_own_gauss_newton_matrix() -> None:
     assert log_fisher_rao(objective).value == pytest.approx(math.log(float(theta @ expected @ theta)), rel=1e-12)
 
 
+def test_the_relative_flatness_of_a_softmax_regression_is_its_closed_form() -> None:
+    """T3: the sum over classes s, t of <w_s, w_t> tr H_st is the mean of |x|^2 (sum_c K_cc p_c - p'Kp), K = WW'."""
+    x, net = gaussian(N, D), linear(C)
+    objective = Objective(net, CrossEntropy(), batches(x, torch.arange(N) % C))
+    W = net.weight.detach()
+    K, p = W @ W.mT, (x @ W.mT).softmax(-1)
+    known = float((x.square().sum(1) * (p @ K.diagonal() - ((p @ K) * p).sum(1))).mean())
+    for operator in (hessian(objective), gauss_newton(objective)):
+        H = dense(operator).reshape(C, D, C, D)
+        assert float((K * torch.einsum("sdtd->st", H)).sum()) == pytest.approx(known, rel=1e-12)
+
+
 def test_without_norm_layers_a_relu_network_has_the_trace_of_its_gauss_newton_matrix() -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

@@ -225,7 +225,7 @@ def test_graphs_are_kept_within_the_memory(memory: int, make_case: Any) -> None:
     with G.held():
         for _ in range(3):
             torch.testing.assert_close(G @ V, expected, rtol=1e-12, atol=1e-14)
-    assert len(passes) == (3 if memory else 9)
+        assert len(passes) == (3 if memory else 9)
     assert G.gradient_seconds > 0
     assert (G.hessian_of, G.objective, G.method) == (None, objective, "reverse")
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import random
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -148,6 +149,20 @@ def test_a_backward_pass_in_waiting_does_not_notice_a_probe() -> None:
     model.zero_grad()
     loss.backward()
     assert model.head.weight.grad is not None
+
+
+@pytest.mark.parametrize("wrap", ["weight_norm", "spectral_norm"])
+def test_what_the_hooks_of_older_norms_leave_in_a_module_is_what_was_there(wrap: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch that they are old
+        model = nn.Sequential(getattr(nn.utils, wrap)(nn.Linear(6, 4)), nn.Tanh(), nn.Linear(4, 3))
+        model(data()[0][0])
+        weight, value = model[0].weight, model[0].weight.detach().clone()
+        objective = Objective(model, CrossEntropy(), data())
+        with objective.at(objective.parameters() + 1):
+            hessian(objective) @ objective.parameters()
+    assert model[0].weight is weight
+    assert torch.equal(weight, value)
 
 
 def test_only_modules_that_draw_in_their_mode_are_named() -> None:

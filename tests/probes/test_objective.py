@@ -2,14 +2,18 @@ from __future__ import annotations
 
 import functools
 import math
+import random
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lossscope.probes.errors import ProbeError
+from lossscope.probes.hessian import hessian
 from lossscope.probes.loss import CrossEntropy
 from lossscope.probes.objective import Objective
 
@@ -49,6 +53,38 @@ def test_count_weights_batches_by_what_their_mean_is_over() -> None:
     weights = [float(b[0, 0] ** 2) for b in rows(2, 2)]
     expected = sum(w * float(b.mean()) for w, b in zip(weights, rows(2, 2), strict=True)) / sum(weights)
     assert objective.value() == pytest.approx(expected, rel=1e-14)
+
+
+class Halved(CrossEntropy):
+    """A mean of another kind, which the labels do not count."""
+
+    def of_outputs(self, outputs: Tensor, batch: Any) -> Tensor:
+        return super().of_outputs(outputs, batch) / 2
+
+
+def test_labels_that_are_left_out_weigh_nothing() -> None:
+    model, x, y = linear(), torch.cat(rows(12)), torch.arange(12) % 2
+    y[[0, 1, 3, 9]] = -100
+    pairs = list(zip(x.split([5, 7]), y.split([5, 7]), strict=True))
+    objective = Objective(model, CrossEntropy(), pairs)
+    whole = Objective(model, CrossEntropy(), [(x, y)])
+    assert objective.data.counts == (2.0, 6.0)
+    assert objective.value() == pytest.approx(float(CrossEntropy()(model, (x, y)).detach()), rel=1e-14)
+    torch.testing.assert_close(objective.gradient(), whole.gradient(), rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(hessian(objective) @ torch.eye(8), hessian(whole) @ torch.eye(8))
+    for count in (2, 4):  # in four, a part has samples of the first batch whose labels are all left out
+        parts = objective.split(count, seed=0)
+        assert sum(part.samples * part.value() for part in parts) / 8 == pytest.approx(objective.value(), rel=1e-14)
+    assert min(len(part.data.batches) for part in parts) == 1
+    counts = [
+        Objective(model, CrossEntropy(), [(x, y)], count=len).data.counts,  # a count of one's own comes first
+        Objective(model, Halved(), [(x, y)]).data.counts,
+        Objective(model, CrossEntropy(), [(x, torch.ones(12, 2))]).data.counts,
+        Objective(model, CrossEntropy(), [(x.reshape(3, 4, 3), y.reshape(3, 4))]).data.counts,
+    ]
+    assert counts == [(2.0,), (12.0,), (12.0,), (8.0,)]
+    with pytest.raises(ProbeError, match="batch 0 counts 0 terms"):
+        Objective(model, CrossEntropy(), [(x, torch.full((12,), -100))])
 
 
 def test_an_iterator_can_be_evaluated_again_and_again() -> None:
@@ -144,6 +180,50 @@ def test_random_losses_are_refused_and_the_layer_is_named() -> None:
         Objective(model, lambda m, b: mean_square(m, b + torch.randn_like(b)), rows(4)).value()
 
 
+def headless(*random: nn.Module) -> nn.Sequential:
+    """A network whose last layer is zero, so that nothing before it shows in the loss."""
+    head = nn.Linear(3, 2, dtype=torch.float64)
+    nn.init.zeros_(head.weight)
+    nn.init.zeros_(head.bias)
+    return nn.Sequential(nn.Linear(3, 3, dtype=torch.float64), nn.Tanh(), *random, head)
+
+
+class Masked(nn.Module):
+    """Dropout by numpy's or Python's generator."""
+
+    def __init__(self, draw: Callable[[int], Any]) -> None:
+        super().__init__()
+        self.draw = draw
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.tensor([self.draw(0) for _ in range(x.shape[-1])], dtype=x.dtype)
+
+
+@pytest.mark.parametrize("mode", ["frozen", "train"])
+@pytest.mark.parametrize("take", [Objective.value, Objective.gradient, lambda o: hessian(o) @ o.parameters()])
+def test_dropout_behind_a_head_of_zeros_is_refused_and_named(take: Any, mode: Any) -> None:
+    objective = Objective(headless(nn.Dropout()), mean_square, rows(4, 2), mode=mode)
+    for _ in range(2):  # again at the second attempt
+        with pytest.raises(ProbeError, match=r"at parameters close by.*2 \(Dropout\) is active; use mode='eval'"):
+            take(objective)
+    assert Objective(headless(nn.Dropout()), mean_square, rows(4, 2)).value() == 1.0  # eval mode is fine
+
+
+@pytest.mark.parametrize("draw", [lambda _: np.random.rand(), lambda _: random.random()])
+def test_no_generator_of_random_numbers_is_overlooked(draw: Any) -> None:
+    with pytest.raises(ProbeError, match=r"close by.*loss_fn or the model draws random numbers"):
+        Objective(headless(Masked(draw)), mean_square, rows(4)).value()
+
+
+def test_random_numbers_that_decide_nothing_are_let_through() -> None:
+    def idle(model: nn.Module, batch: Any) -> Tensor:
+        torch.rand(()), np.random.rand(), random.random()
+        return mean_square(model, batch)
+
+    objective = Objective(linear(), idle, rows(4))
+    assert objective.value() == Objective(linear(), mean_square, rows(4)).value()
+
+
 def test_a_last_digit_of_noise_is_let_through() -> None:
     noise = iter(range(100))
     objective = Objective(linear(), lambda m, b: mean_square(m, b) * (1 + 1e-15 * next(noise)), rows(4))
@@ -184,7 +264,8 @@ def test_frozen_mode_normalises_by_the_batch_and_eval_mode_by_the_running_statis
 
 def test_the_loss_goes_by_its_name() -> None:
     kinds = [CrossEntropy(), mean_square, functools.partial(mean_square)]
-    found = [Objective(linear(), kind, rows(1)).loss_kind for kind in kinds]
+    batches = [(rows(1)[0], torch.zeros(1, dtype=torch.long))]
+    found = [Objective(linear(), kind, batches).loss_kind for kind in kinds]
     assert found == ["CrossEntropy", "mean_square", "mean_square"]
 
 

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from lossscope.probes.curvature import measure_spectrum
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.operator import SymmetricOperator, asymmetry, from_matrix, preconditioned, scaled
 
@@ -104,6 +105,22 @@ def test_asymmetry_is_rounding_for_a_symmetric_matrix_and_seen_for_another() -> 
     assert all(asymmetry(own(bent), seed=seed) > 1e-3 for seed in range(5))
     assert asymmetry(own(torch.zeros(4, 4)), seed=0) == 0.0
     assert own(A).products == 0
+
+
+def test_a_product_that_writes_into_its_argument_reaches_nobody() -> None:
+    A = SymmetricOperator(5, lambda V: V.mul_(2), dtype=torch.float64, device=torch.device("cpu"))
+    V = gaussian(5, 2)
+    before = V.clone()
+    assert torch.equal(A @ V, 2 * before)
+    assert torch.equal(V, before)
+    assert measure_spectrum(A, quantities=("trace",)).trace.value == pytest.approx(10, rel=1e-12)
+    assert torch.equal(scaled(A, torch.ones(5)) @ V, 2 * before)
+
+
+def test_scipy_gets_numbers_that_it_knows() -> None:
+    A = from_matrix(torch.diag(torch.arange(1.0, 9)).bfloat16()).to_scipy()
+    assert A.dtype == np.float32
+    assert (A @ np.ones(8, dtype=np.float32)).tolist() == list(range(1, 9))
 
 
 def test_a_product_that_comes_back_as_something_else_is_told() -> None:

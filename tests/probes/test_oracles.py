@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from functools import partial
 from typing import Any
 
 import pytest
@@ -9,13 +11,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from lossscope.probes.batch_sharpness import batch_sharpness
 from lossscope.probes.curvature import measure_spectrum
+from lossscope.probes.direction import directional_sharpness
 from lossscope.probes.errors import ProbeError
+from lossscope.probes.flatness import log_fisher_rao
 from lossscope.probes.gauss_newton import fisher, gauss_newton
 from lossscope.probes.hessian import hessian
 from lossscope.probes.loss import MeanSquaredError
 from lossscope.probes.objective import Objective
 from lossscope.probes.operator import preconditioned
+from lossscope.probes.radial import theta_hessian_theta
 from lossscope.probes.restriction import restricted
 
 curvlinops = pytest.importorskip("curvlinops")
@@ -158,6 +164,67 @@ def test_with_the_statistics_of_the_batch_the_products_are_those_of_curvlinops(m
     }
     for kind, ours in made.items():
         assert_same(ours, theirs(kind, net, nn.CrossEntropyLoss(), case.pairs))
+
+
+class WeightNorm(nn.Module):
+    """A linear layer whose rows have the lengths g and the directions v, written out."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__()
+        W = layer.weight.detach()
+        self.bias = nn.Parameter(layer.bias.detach().clone())
+        self.g, self.v = nn.Parameter(W.norm(dim=1, keepdim=True)), nn.Parameter(W.clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ (self.v * self.g / self.v.square().sum(1, keepdim=True).sqrt()).mT + self.bias
+
+
+def weight_normed(kind: str, make_case: Any, mode: Any = "eval") -> tuple[Objective, Objective]:
+    """The same function of the same parameters with torch's weight norm and written out."""
+    case, written = make_case("mlp", (7, 4)), make_case("mlp", (7, 4))
+    wrap = nn.utils.weight_norm if kind == "hook" else nn.utils.parametrizations.weight_norm
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch that the hook is old
+        wrap(case.net[0])
+    written.net[0] = WeightNorm(written.net[0])
+    return case.objective(mode), written.objective(mode)
+
+
+@pytest.mark.parametrize("kind", ["hook", "parametrization"])
+def test_torchs_weight_norm_whose_second_derivative_is_wrong_does_not_go_into_a_result(
+    kind: str, make_case: Any
+) -> None:
+    torchs, written = weight_normed(kind, make_case)
+    v = block(torchs.size)[:, 0]
+    torch.testing.assert_close(torchs.gradient(), written.gradient(), rtol=1e-10, atol=1e-12)
+    for operator in (hessian(torchs), hessian(torchs, method="differences")):
+        error = operator @ torch.eye(torchs.size) - hessian(written) @ torch.eye(torchs.size)
+        assert float(error.norm()) < 1e-8
+        assert operator.method == "differences"
+    for kinds in (gauss_newton, partial(fisher, kind="empirical")):  # first derivatives alone
+        torch.testing.assert_close(kinds(torchs) @ v, kinds(written) @ v, rtol=1e-10, atol=1e-12)
+    expected = theta_hessian_theta(written).value
+    assert theta_hessian_theta(torchs).value == pytest.approx(expected, rel=1e-6)
+    for refused in (
+        lambda of: directional_sharpness(of, v),
+        batch_sharpness,
+        lambda of: hessian(of, method="reverse") @ v,
+        lambda of: measure_spectrum(hessian(of), engine="pyhessian", top=1, max_products=20),
+    ):
+        refused(written)
+        with pytest.raises(ProbeError, match="WeightNormInterface"):
+            refused(torchs)
+    with pytest.raises(ProbeError, match="no derivative in forward mode here"):
+        log_fisher_rao(torchs)
+
+
+def test_in_train_mode_weight_norm_is_refused_with_the_mode_that_can_take_it(make_case: Any) -> None:
+    torchs, written = weight_normed("parametrization", make_case, "train")
+    v = block(torchs.size)[:, 0]
+    with pytest.raises(ProbeError, match=r"WeightNormInterface.*mode='frozen' and hessian\(objective\)"):
+        hessian(torchs) @ v
+    frozen = hessian(weight_normed("parametrization", make_case, "frozen")[0])
+    torch.testing.assert_close(frozen @ v, hessian(written) @ v, rtol=1e-6, atol=1e-8)
 
 
 class SmoothImages(nn.Module):

@@ -53,6 +53,7 @@ def test_functions_of_ones_own_are_found_in_a_graph() -> None:
     x = torch.ones(3, requires_grad=True)
     assert custom_functions(x.exp().sum()) == []
     assert custom_functions(Double.apply(Double.apply(x)).sum()) == ["Double"]
+    assert custom_functions(torch._weight_norm(x[:, None], x[:, None], 0).sum()) == ["WeightNormInterface"]
     objective = Objective(nn.Linear(2, 3), CrossEntropy(), [(torch.ones(2, 2), torch.zeros(2, dtype=torch.long))])
     assert objective.custom is None
     objective.gradient()

@@ -41,7 +41,10 @@ from lossscope.probes.tracking import EigenTracker
 
 
 class Net(nn.Module):
-    """Batch norm, dropout, tied weights, a frozen parameter and a buffer that moves with every call."""
+    """Batch norm, dropout, tied weights, a frozen parameter, a buffer that moves with every call.
+
+    And the worst manners: it draws from numpy and Python, and leaves plain attributes behind.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -50,10 +53,13 @@ class Net(nn.Module):
         self.norm, self.dropout, self.head = nn.BatchNorm1d(4), nn.Dropout(0.5), nn.Linear(4, 3)
         self.frozen = nn.Parameter(torch.full((4,), 0.5), requires_grad=False)
         self.register_buffer("calls", torch.zeros(()))
+        self.seen, self.drawn = self.first.weight.detach(), 0.0
 
     def forward(self, x: Tensor) -> Tensor:
         self.calls += 1
-        h = torch.tanh(self.norm(self.second(torch.tanh(self.first(x)))))
+        self.drawn = np.random.rand() + random.random()
+        self.seen = torch.tanh(self.first(x))
+        h = self.fresh = torch.tanh(self.norm(self.second(self.seen)))
         return self.head(self.dropout(h * self.frozen))
 
 
@@ -201,6 +207,7 @@ def state(model: nn.Module) -> dict[str, Any]:
         "requires_grad": {name: t.requires_grad for name, t in tensors.items()},
         "versions": {name: t._version for name, t in tensors.items()},
         "modes": [module.training for module in model.modules()],
+        "attributes": [{name: id(value) for name, value in vars(module).items()} for module in model.modules()],
         "torch": torch.get_rng_state(),
         "numpy": [str(part) for part in np.random.get_state()],
         "numpy words": torch.from_numpy(np.random.get_state()[1].astype(np.int64)),
