@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from lossscope.probes.check import Check, Place
+    from lossscope.probes.product_choice import Choice
     from lossscope.reports.content import Table
 
 __all__ = ["doctor"]
@@ -170,7 +171,7 @@ def _chosen(place: Place) -> dict[str, Any]:
         "samples": _SAMPLES,
         "gradient_seconds": gradient,
         "chosen": [
-            {"expected": expected, "method": choice.method, "width": choice.width, "why": choice.why}
+            {"expected": expected, "method": choice.method, "width": choice.width, "why": _why(choice)}
             for expected, choice in chosen
             if choice
         ],
@@ -186,6 +187,16 @@ def _chosen(place: Place) -> dict[str, Any]:
         ],
         "untried": sorted({method.name for method in HESSIAN_METHODS} - {name for name, _ in tried}),
     }
+
+
+def _why(choice: Choice) -> str:
+    """Why `auto` takes a method; where nothing was left to compare it with, why that is."""
+    others = [trial for trial in choice.trials if trial.method != choice.method]
+    if not choice.trials or any(not trial.refused for trial in others):
+        return choice.why
+    if others:
+        return "measured: every other method that was tried is wrong here or raises"
+    return "no other method was worth the time to try it"
 
 
 def _product_table(products: Mapping[str, Any]) -> Table:

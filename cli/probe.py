@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 import typer
 
@@ -14,6 +14,14 @@ if TYPE_CHECKING:
     from lossscope.landscape.subject import Effort
 
 __all__ = ["probe", "share_of"]
+
+_NEXT_STEPS: Final = {
+    "effort": "Bounds not met: {}; raise --max-products or --rel",
+    "depth": "The space is not deep enough for {}, whose intervals say so: ask for density alone, with more "
+    "--max-products",
+    "data": "The searches behind {} did not meet their bound: raise --max-products or --rel",
+    "batches": "Too few minibatches for the interval of {} to be trusted: measure an objective of more batches",
+}
 
 
 def probe(
@@ -42,7 +50,7 @@ def probe(
     ] = None,
     engine: Annotated[
         Literal["lossscope", "pyhessian"],
-        typer.Option(help="pyhessian gives a second opinion on eigenvalues and trace; its density is ours."),
+        typer.Option(help="pyhessian gives a second opinion on eigenvalues and trace."),
     ] = "lossscope",
     seed: Annotated[int, typer.Option(min=0, help="Seed of the random vectors.")] = 0,
     as_json: JsonOption = False,
@@ -77,10 +85,24 @@ def probe(
 
 def _added(found: Probed) -> str:
     """What was added, which bounds were missed, and where to read on."""
-    added = [f"{len(found.rows)} rows"] if found.rows else []
-    added += [f"{found.densities} density table{'s' * (found.densities > 1)}"] if found.densities else []
-    missed = f"bounds not met: {', '.join(found.unmet)}; raise --max-products or --rel. " if found.unmet else ""
-    return f"{missed}Added {' and '.join(added)}; read them with `lossscope report sharpness {found.run}`"
+    rows, densities = len(found.rows), len(found.whole_densities)
+    added = [f"{rows} row{'s' * (rows > 1)}"] if rows else []
+    added += [f"{densities} density table{'s' * (densities > 1)}"] if densities else []
+    them = "it" if rows + densities == 1 else "them"
+    return f"{_missed(found)}Added {' and '.join(added)}; read {them} with `lossscope report sharpness {found.run}`"
+
+
+def _missed(found: Probed) -> str:
+    """What to do about numbers that are not as precise as asked, by what their precision hangs on."""
+    from lossscope.landscape.measure import limit_of
+
+    said = []
+    for limit, what in _NEXT_STEPS.items():
+        missed = dict.fromkeys(
+            r["measure"] for r in found.rows if not r["converged"] and limit_of(r["measure"]) == limit
+        )
+        said += [f"{what.format(', '.join(missed))}.\n"] if missed else []
+    return "".join(said)
 
 
 def _names(measures: str) -> list[str]:
@@ -99,8 +121,8 @@ def _effort(rel: str, max_products: int, seed: int, engine: Literal["lossscope",
     from lossscope.landscape.subject import Effort
 
     share = share_of(rel)
-    if max_products < 4:
-        raise ConfigError(f"--max-products {max_products} is too few: need at least 4")
+    if max_products < 1:
+        raise ConfigError(f"--max-products {max_products} is out of range: need at least 1")
     return Effort(share, share, max_products, seed, engine)
 
 
@@ -129,9 +151,11 @@ def _steps(given: list[str] | None) -> list[int] | Literal["last", "all"]:
     words = [word.strip() for one in given or [] for word in one.split(",") if word.strip()]
     if not words:
         return "last"
-    if words == ["all"]:
+    if set(words) == {"all"}:
         return "all"
     for word in words:
+        if word == "all":
+            raise ConfigError(f"--checkpoint {','.join(words)}: all cannot be combined with steps")
         if not word.isdecimal():
             raise ConfigError(f"--checkpoint {word!r} is no step: give numbers of steps, or all")
     return [int(word) for word in words]

@@ -6,6 +6,7 @@ import os
 import pickle
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -21,6 +22,7 @@ __all__ = [
     "load_checkpoint",
     "load_optimizer",
     "load_weights",
+    "optimizer_state",
     "save_checkpoint",
 ]
 
@@ -96,13 +98,30 @@ def load_optimizer(folder: Path, optimizer: Optimizer) -> None:
     Raises:
         RunError: The file cannot be read, or belongs to another optimizer.
     """
+    state = optimizer_state(folder)
     try:
-        optimizer.load_state_dict(torch.load(folder / _STATE, weights_only=True)["optimizer"])
+        optimizer.load_state_dict(state)
     except _DAMAGE as error:
         raise RunError(
-            f"the optimizer's state in checkpoint {folder} cannot be loaded: it was cut short, altered or belongs to "
-            "another optimizer; measure another checkpoint"
+            f"the optimizer's state in checkpoint {folder} cannot be loaded: it belongs to another optimizer; measure "
+            "another checkpoint"
         ) from error
+
+
+def optimizer_state(folder: Path) -> dict[str, Any]:
+    """The optimizer's `state_dict()` in a checkpoint.
+
+    Raises:
+        RunError: The file cannot be read.
+    """
+    try:
+        state: dict[str, Any] = torch.load(folder / _STATE, weights_only=True)["optimizer"]
+    except _DAMAGE as error:
+        raise RunError(
+            f"the optimizer's state in checkpoint {folder} cannot be read: it was cut short or altered; measure "
+            "another checkpoint"
+        ) from error
+    return state
 
 
 def forget_checkpoints_after(run: Path, step: int) -> None:

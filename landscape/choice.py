@@ -13,8 +13,9 @@ __all__ = ["chosen_measures"]
 
 _USUAL: Final = ("loss", "spectrum", "metric", "adaptive_trace", "log_fisher_rao", "radial")
 _RECORDED_ONLY: Final = "direction"
+_ALSO_CALLED: Final = {"r_dir": "edge_ratio"}  # by reports
 _BY_PYHESSIAN: Final = ("lambda_max", "lambda_2", "lambda_3", "lambda_4", "lambda_5", "trace")
-_USUAL_PYHESSIAN: Final = ("lambda_max", "trace", "density")
+_USUAL_PYHESSIAN: Final = ("lambda_max", "trace")
 _OURS_BESIDE: Final = ("density", "negative_mass", "effective_rank", "participation_ratio")
 
 
@@ -45,14 +46,29 @@ def chosen_measures(names: Sequence[str] | None, engine: str) -> Mapping[str, tu
 
 def _measures(name: str) -> tuple[str, ...]:
     """The measures that a name stands for: those of a call, or itself."""
-    inside = tuple(m.name for m in MEASURES if m.call == name) or tuple(m.name for m in MEASURES if m.name == name)
+    called = _ALSO_CALLED.get(name.lower(), name)
+    inside = tuple(m.name for m in MEASURES if called in (m.call, m.name))
     if not inside:
         known = dict.fromkeys([*CALLS, *(m.name for m in MEASURES)])
-        close = get_close_matches(name, list(known), n=3, cutoff=0.4)
+        close = get_close_matches(name, list(known), n=3, cutoff=0.6)
+        if close and close[0] in _recorded_only():
+            raise ConfigError(f"there is no measure {name!r}, and {_needs_the_step(close[0])}")
+        close = [one for one in close if one not in _recorded_only()]
         hint = f"did you mean {' or '.join(close)}?" if close else "see `lossscope list measures`"
         raise ConfigError(f"there is no measure {name!r}; {hint}")
-    if any(m.call == _RECORDED_ONLY for m in MEASURES if m.name in inside):
-        raise ConfigError(
-            f"{name} needs the step that was taken, which no checkpoint holds: it is recorded during training only"
-        )
+    if called in _recorded_only():
+        raise ConfigError(_needs_the_step(name if called == name else f"{name} ({called})"))
     return inside
+
+
+def _recorded_only() -> tuple[str, ...]:
+    """The names of measures that no checkpoint can be probed for, and of their call."""
+    return (_RECORDED_ONLY, *(m.name for m in MEASURES if m.call == _RECORDED_ONLY))
+
+
+def _needs_the_step(name: str) -> str:
+    """Why a measure along the step is not to be had."""
+    return (
+        f"{name} needs the step that was taken, which no checkpoint holds: it is recorded during training only, see "
+        "`lossscope report sharpness RUN`"
+    )

@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
 from lossscope.landscape.estimate_row import Row, Rows, estimate_row
-from lossscope.landscape.panel import EIGENVALUES, Panel
+from lossscope.landscape.measure import EIGENVALUES
+from lossscope.landscape.panel import Panel
 from lossscope.landscape.preset import Preset
 from lossscope.landscape.subject import Effort, Subject
 from lossscope.probes.direction import directional_sharpness

@@ -7,6 +7,7 @@ import math
 from lossscope.landscape.estimate_row import Rows, estimate_row
 from lossscope.landscape.subject import Effort, Subject
 from lossscope.probes.batch_sharpness import batch_sharpness
+from lossscope.probes.hessian import hessian
 from lossscope.probes.operator import SymmetricOperator
 from lossscope.probes.per_module import per_module
 from lossscope.probes.sampling_error import sampled_eigenvalue
@@ -22,8 +23,8 @@ def batch_rows(subject: Subject, names: frozenset[str]) -> Rows:
         "batch_sharpness": found.mean_of_ratios,
         "batch_sharpness_ratio_of_means": found.ratio_of_means,
     }
-    data = {"data_hash": minibatches.data_hash}
-    return Rows([{**estimate_row(name, one), **data} for name, one in both.items() if name in names])
+    facts = {"data_hash": minibatches.data_hash, "method": "reverse"}  # a graph for each batch
+    return Rows([{**estimate_row(name, one), **facts} for name, one in both.items() if name in names])
 
 
 def module_rows(operator: SymmetricOperator, effort: Effort) -> Rows:
@@ -53,5 +54,6 @@ def sampling_rows(subject: Subject, effort: Effort, names: frozenset[str]) -> Ro
         "lambda_max_cross_fitted": found.cross_fitted,
         "lambda_max_population": found.population,
     }
-    cost = {"products": math.ceil(found.products), "seconds": found.seconds}
+    method = hessian(subject.objective).method
+    cost = {"products": math.ceil(found.products), "seconds": found.seconds, "method": method}
     return Rows([{**estimate_row(name, one), **cost} for name, one in three.items() if name in names])

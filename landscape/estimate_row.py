@@ -83,7 +83,7 @@ def certified(rows: Rows, step: int, objective: Objective, seed: int, gradient_s
     more = {"gauge": "raw", "dtype": str(objective.dtype).removeprefix("torch."), "engine": "lossscope"}
     return Rows(
         [{**shared, **more, **row, "gradients": _gradients(row, gradient_seconds)} for row in rows.probes],
-        [{**shared, **row} for row in rows.densities],
+        [{**shared, **row, "gradients": _gradients(row, gradient_seconds)} for row in rows.densities],
     )
 
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal
 
-__all__ = ["CALLS", "MEASURES", "Measure", "call_of"]
+__all__ = ["CALLS", "EIGENVALUES", "MEASURES", "UNASKED", "Limit", "Measure", "call_of", "limit_of"]
+
+EIGENVALUES: Final = ("lambda_max", "lambda_2", "lambda_3", "lambda_4", "lambda_5")
+Limit = Literal["exact", "effort", "depth", "batches", "data"]
 
 
 @dataclass(frozen=True)
@@ -213,6 +216,25 @@ MEASURES: Final = (
 
 CALLS: Final = tuple(dict.fromkeys(measure.call for measure in MEASURES))
 _CALL_OF: Final = {measure.name: measure.call for measure in MEASURES}
+
+
+_LIMIT_OF_BOUND: Final[dict[str, Limit]] = {
+    _EXACT: "exact",
+    _QUADRATURE: "depth",
+    _BATCHES: "batches",
+    _DATA: "data",
+}
+UNASKED: Final[frozenset[Limit]] = frozenset({"exact", "batches"})  # limits of measures of which no bound is asked
+_LIMITS: Final = {measure.name: _LIMIT_OF_BOUND.get(measure.bound, "effort") for measure in MEASURES}
+
+
+def limit_of(measure: str) -> Limit:
+    """What the precision of a measure hangs on.
+
+    That is nothing (`exact`), the bound and budget asked for (`effort`), the depth of the Krylov space (`depth`), how
+    many minibatches there are (`batches`), or the data themselves (`data`).
+    """
+    return _LIMITS.get(measure, "effort")
 
 
 def call_of(measure: str, tensor: object = None) -> str:

@@ -12,9 +12,10 @@ from types import ModuleType
 from typing import Any
 
 from lossscope.landscape.errors import ConfigError
+from lossscope.probes.errors import ProbeError
 from lossscope.probes.objective import Objective
 
-__all__ = ["objective_from"]
+__all__ = ["evaluated_once", "objective_from"]
 
 
 def objective_from(place: str) -> Objective:
@@ -45,6 +46,36 @@ def objective_from(place: str) -> Objective:
     return found
 
 
+def evaluated_once(objective: Objective, place: str, *, slope: bool) -> None:
+    """Call the loss once, and its gradient: what the user's own code raises is told before anything is measured.
+
+    A value that cannot be measured (not finite, say) passes: another checkpoint may have one, and measures say so
+    themselves.
+
+    Args:
+        objective: From `place`, at the parameters it is to be measured at.
+        place: `FILE.py:NAME`.
+        slope: Whether derivatives are asked for; a loss that has none is then refused.
+
+    Raises:
+        ConfigError: The loss raised something, or does not depend on the parameters.
+    """
+    try:
+        objective.value()
+    except ProbeError:
+        return
+    except (Exception, SystemExit) as error:
+        raise ConfigError(f"loss of {place} raised {_said(error)}; it is called as loss_fn(model, batch)") from error
+    if not slope:
+        return
+    try:
+        objective.gradient()
+    except ProbeError as error:
+        raise ConfigError(f"loss of {place}: {error}") from error
+    except (Exception, SystemExit) as error:
+        raise ConfigError(f"the gradient of the loss of {place} raised {_said(error)}") from error
+
+
 def _loaded(path: Path) -> ModuleType:
     """The file as a module."""
     spec = importlib.util.spec_from_file_location(f"_lossscope_objective_{path.stem}", path)
@@ -53,7 +84,7 @@ def _loaded(path: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # the user's own code may raise anything
+    except (Exception, SystemExit) as error:  # the user's own code may raise anything
         raise ConfigError(f"{path} cannot be loaded: {_said(error)}") from error
     return module
 
@@ -61,9 +92,10 @@ def _loaded(path: Path) -> ModuleType:
 def _member(module: ModuleType, name: str, path: Path) -> Any:
     """What the module has under that name, if it can be called."""
     if not hasattr(module, name):
-        known = [one for one, value in vars(module).items() if callable(value) and not one.startswith("_")]
-        close = get_close_matches(name, known, n=2, cutoff=0.4) or known[:5]
-        hint = f"did you mean {' or '.join(close)}?" if close else "it defines no function"
+        own = [one for one, value in vars(module).items() if getattr(value, "__module__", None) == module.__name__]
+        known = [one for one in own if callable(vars(module)[one]) and not one.startswith("_")]
+        close = get_close_matches(name, known, n=2, cutoff=0.6)
+        hint = f"did you mean {' or '.join(close)}?" if close else f"it defines {', '.join(known[:5]) or 'no function'}"
         raise ConfigError(f"{path} has no {name!r}; {hint}")
     return getattr(module, name)
 
@@ -76,14 +108,14 @@ def _called(function: Any, what: str) -> Any:
         )
     try:
         return function()
-    except Exception as error:  # the user's own code may raise anything
+    except (Exception, SystemExit) as error:  # the user's own code may raise anything
         raise ConfigError(f"{what} raised {_said(error)}") from error
 
 
-def _said(error: Exception) -> str:
+def _said(error: BaseException) -> str:
     """Kind and first line of an error."""
-    lines = str(error).splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0].rstrip('.')}" if lines else type(error).__name__
 
 
 @contextmanager

@@ -6,13 +6,16 @@ import math
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Final
 
+import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from lossscope.landscape.detail import batch_rows, module_rows, sampling_rows
 from lossscope.landscape.estimate_row import Row, Rows, certified, density_rows, estimate_row
+from lossscope.landscape.measure import EIGENVALUES
 from lossscope.landscape.metric import StepMetric, step_metric
 from lossscope.landscape.subject import Effort, Subject
 from lossscope.probes.curvature import measure_spectrum
@@ -26,9 +29,8 @@ from lossscope.probes.spectrum_estimate import SpectrumEstimate
 from lossscope.probes.stability import edge_ratio
 from lossscope.probes.tracking import EigenTracker
 
-__all__ = ["EIGENVALUES", "Panel"]
+__all__ = ["Panel"]
 
-EIGENVALUES: Final = ("lambda_max", "lambda_2", "lambda_3", "lambda_4", "lambda_5")
 _FROM_DENSITY: Final = frozenset({"density", "negative_mass", "effective_rank", "participation_ratio"})
 _BY_PYHESSIAN: Final = frozenset({*EIGENVALUES, "trace"})
 _EDGE: Final = "sharpness_edge_ratio"
@@ -114,7 +116,9 @@ class Panel:
         return _shared({name: one for name, one in top.items() if name in names}, found)
 
     def _loss(self, names: frozenset[str]) -> Rows:
-        return Rows([estimate_row("loss", exact_estimate(self._objective.value()))])
+        begun = time.perf_counter()
+        value = self._objective.value()
+        return Rows([estimate_row("loss", exact_estimate(value, seconds=time.perf_counter() - begun))])
 
     def _spectra(self, names: frozenset[str]) -> Rows:
         """Eigenvalues, trace, norm, density and what follows from it; with another engine the density stays ours."""
@@ -156,7 +160,7 @@ class Panel:
         rows = self._top_rows(found, eigenvalues)
         rows += _shared({name: one for name, one in others.items() if one is not None and name in names}, found)
         if found.density is not None and "density" in names:
-            rows += Rows(densities=density_rows(found.density))
+            rows += Rows(densities=[{**row, **_cost(found)} for row in density_rows(found.density)])
         return rows
 
     def _edge(self, top: Estimate) -> dict[str, Estimate]:
@@ -166,16 +170,19 @@ class Panel:
         except ProbeError as error:
             self.absent[_EDGE] = str(error)
             return {}
-        if metric is None or metric.diagonal is not None or metric.threshold is None:
-            self.absent[_EDGE] = f"the {self._optimizer} has no threshold of lambda_max"
+        if metric is None:
+            self.absent[_EDGE] = self._no_metric
+            return {}
+        if metric.diagonal is not None or metric.threshold is None:
+            self.absent[_EDGE] = f"the {self._optimizer} has no threshold of lambda_max: see preconditioned_edge_ratio"
             return {}
         return {_EDGE: edge_ratio(top, metric.threshold)}
 
     def _preconditioned(self, names: frozenset[str]) -> Rows:
         metric = self.metric
         if metric is None or metric.diagonal is None:
-            why = "metric is not known" if metric is None else "metric is the plain one: read sharpness_edge_ratio"
-            self.absent |= dict.fromkeys(names, f"the {self._optimizer}'s {why}")
+            plain = f"the {self._optimizer}'s metric is the plain one: ask for sharpness_edge_ratio"
+            self.absent |= dict.fromkeys(sorted(names), self._no_metric if metric is None else plain)
             return Rows()
         found = measure_spectrum(
             preconditioned(self.hessian, metric.diagonal),
@@ -204,13 +211,15 @@ class Panel:
             rel=self._effort.trace_rel,
             seed=self._effort.seed,
         )
-        return Rows([estimate_row("adaptive_trace", found)])
+        return Rows([{**estimate_row("adaptive_trace", found), "method": self.hessian.method}])
 
     def _fisher_rao(self, names: frozenset[str]) -> Rows:
+        _load_forward_mode()
         return Rows([estimate_row("log_fisher_rao", log_fisher_rao(self._objective))])
 
     def _radial(self, names: frozenset[str]) -> Rows:
-        return Rows([estimate_row("theta_hessian_theta", theta_hessian_theta(self._objective))])
+        found = theta_hessian_theta(self._objective)
+        return Rows([{**estimate_row("theta_hessian_theta", found), "method": hessian(self._objective).method}])
 
     def _remember(self, call: str, found: SpectrumEstimate) -> None:
         """Keep the top vector for the next point."""
@@ -220,16 +229,34 @@ class Panel:
     @property
     def _optimizer(self) -> str:
         """What the optimizer is called."""
-        return "optimizer" if self._subject.optimizer is None else type(self._subject.optimizer).__name__
+        return type(self._subject.optimizer).__name__
+
+    @property
+    def _no_metric(self) -> str:
+        """Why the optimizer's metric is not known, and what to read in its place."""
+        unmade = f"the metric of the {self._optimizer} is not known"
+        why = self._subject.no_optimizer if self._subject.optimizer is None else unmade
+        return f"{why}; ask for lambda_max, and read R_dir, which training records for every optimizer"
+
+
+@cache
+def _load_forward_mode() -> None:
+    """Have torch load its rules of forward derivatives, about a second once in a process: the price of no measure."""
+    with forward_ad.dual_level():
+        forward_ad.make_dual(torch.zeros(1), torch.zeros(1))  # type: ignore[no-untyped-call]
 
 
 def _shared(estimates: Mapping[str, Estimate], found: SpectrumEstimate) -> Rows:
     """Rows of estimates that one call gave: each names all of its cost."""
-    cost: Row = {
+    return Rows([{**estimate_row(name, one), **_cost(found)} for name, one in estimates.items()])
+
+
+def _cost(found: SpectrumEstimate) -> Row:
+    """The columns of the cost."""
+    return {
         "products": found.products,
         "seconds": found.seconds,
         "method": found.method,
         "engine": found.engine,
         "gradients": found.gradients,
     }
-    return Rows([{**estimate_row(name, one), **cost} for name, one in estimates.items()])

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lossscope.landscape.measure import UNASKED, limit_of
+
 __all__ = ["Absent", "Probed"]
 
 
@@ -25,11 +27,17 @@ class Probed:
     run: Path
     steps: tuple[int, ...]  # of the checkpoints
     rows: tuple[dict[str, Any], ...]  # of the table `probes`, in the order in which they were measured
-    densities: int  # densities in the table of that name
+    densities: tuple[dict[str, Any], ...]  # of the table `densities`, one row for each random vector
     absent: tuple[Absent, ...]
     seconds: float
 
     @property
+    def whole_densities(self) -> tuple[dict[str, Any], ...]:
+        """One row for each density."""
+        return tuple({"measure": "density", "tensor": None, **row} for row in self.densities if row["probe"] == 0)
+
+    @property
     def unmet(self) -> tuple[str, ...]:
-        """The measures of which a number missed its bound."""
-        return tuple(dict.fromkeys(row["measure"] for row in self.rows if row["converged"] is False))
+        """The measures of which a number missed the bound that was asked of it."""
+        missed = [row["measure"] for row in self.rows if row["converged"] is False]
+        return tuple(name for name in dict.fromkeys(missed) if limit_of(name) not in UNASKED)

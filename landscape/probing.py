@@ -8,24 +8,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
-from torch.optim.optimizer import Optimizer
-
-from lossscope.landscape.checkpoint import checkpoints, load_optimizer, load_weights
+from lossscope.landscape.budget import check_budget
+from lossscope.landscape.checkpoint import checkpoints, load_optimizer, load_weights, optimizer_state
 from lossscope.landscape.choice import chosen_measures
 from lossscope.landscape.config import TrainConfig
 from lossscope.landscape.environment import code_version
 from lossscope.landscape.errors import RunError
 from lossscope.landscape.estimate_row import Rows
 from lossscope.landscape.job import job_of
-from lossscope.landscape.objective_file import objective_from
+from lossscope.landscape.objective_file import evaluated_once, objective_from
+from lossscope.landscape.own_optimizer import OwnOptimizerError, own_optimizer
 from lossscope.landscape.panel import Panel
 from lossscope.landscape.probed import Absent, Probed
 from lossscope.landscape.run import Run
 from lossscope.landscape.store import RunStore
 from lossscope.landscape.subject import Effort, Subject
-from lossscope.optimizer import OptimizerError, create, names
 from lossscope.probes.errors import ProbeError
-from lossscope.probes.objective import Objective
 
 __all__ = ["probe"]
 
@@ -46,7 +44,8 @@ def probe(
     """Measure checkpoints of a run and append what was found to its tables.
 
     The rows of a checkpoint are written together, so a process that is killed loses the checkpoint it is at and no
-    other. How the run ended stays as it is. Which row counts where one number was measured twice:
+    other. Nothing is written before the first number is there: a probe that fails leaves the run byte for byte as it
+    was. How the run ended stays as it is. Which row counts where one number was measured twice:
     `lossscope.landscape.standing`.
 
     Args:
@@ -62,7 +61,7 @@ def probe(
         The rows and what is missing.
 
     Raises:
-        ConfigError: A name or a number cannot be used.
+        ConfigError: A name or a number cannot be used, the budget is too small, or the loss raises something.
         RunError: There is no run or no such checkpoint, it is being recorded, its data cannot be had again, or not one
             of the measures could be taken.
     """
@@ -72,9 +71,13 @@ def probe(
     if run.status == "running":
         raise RunError(f"{path} is being recorded: wait until that has ended, then probe it")
     saved = _saved(run, at)
-    subject = _own_subject(run, objective) if objective is not None else _rebuilt(run, effort.seed)
-    _loaded(next(iter(saved.values())), subject)  # weights of another network are told before anything is written
-    done = _Done(Rows(), [], measures is not None)
+    first = next(iter(saved.values()))
+    subject = _rebuilt(run, effort.seed) if objective is None else _own_subject(run, objective, first)
+    check_budget(chosen, effort, subject.objective.size)
+    _loaded(first, subject)
+    if objective is not None:
+        evaluated_once(subject.objective, objective, slope=set(chosen) != {"loss"})
+    done = _Done(Rows(), [], measures is not None or subject.optimizer is None)
     store = RunStore.extend(path, {"code_version": code_version()})
     try:
         for count, (step, folder) in enumerate(saved.items()):
@@ -86,11 +89,17 @@ def probe(
             done.rows += rows
     finally:
         store.leave()
-    if not done.rows.probes and not done.rows.densities:
+    found = done.rows
+    if not found.probes and not found.densities:
         raise RunError(f"nothing could be measured in {path}: {done.absent[0].why}")
-    seconds = time.perf_counter() - begun
-    densities = sum(row["probe"] == 0 for row in done.rows.densities)
-    return Probed(Path(path), tuple(saved), tuple(done.rows.probes), densities, tuple(done.absent), seconds)
+    return Probed(
+        Path(path),
+        tuple(saved),
+        tuple(found.probes),
+        tuple(found.densities),
+        tuple(done.absent),
+        time.perf_counter() - begun,
+    )
 
 
 @dataclass
@@ -99,7 +108,7 @@ class _Done:
 
     rows: Rows
     absent: list[Absent]
-    named: bool  # whether measures were asked for by name: then one that does not apply is missed
+    tell: bool  # whether what does not apply is missed: measures were named, or the optimizer is not known
 
 
 def _saved(run: Run, at: Sequence[int] | str) -> Mapping[int, Path]:
@@ -141,22 +150,14 @@ def _rebuilt(run: Run, seed: int) -> Subject:
     return Subject(job.objective, job.optimizer, job.minibatches(_MINIBATCHES, seed))
 
 
-def _own_subject(run: Run, place: str) -> Subject:
-    """The user's own objective, with the run's optimizer where its name is one that can be made."""
+def _own_subject(run: Run, place: str, folder: Path) -> Subject:
+    """The user's own objective, with the run's optimizer where the checkpoint's state is one that it can have."""
     objective = objective_from(place)
-    config = run.manifest.get("config")
-    name = str((config or {}).get("optimizer") or run.manifest.get("arm"))
-    return Subject(objective, _made(name, objective))
-
-
-def _made(name: str, objective: Objective) -> Optimizer | None:
-    """The optimizer of that name for the objective's model; its settings come with the checkpoint's state."""
-    if name not in names():
-        return None
+    load_weights(folder, objective.model)  # weights of another network are told before their optimizer
     try:
-        return create(name, objective.model)
-    except OptimizerError:
-        return None
+        return Subject(objective, own_optimizer(run.manifest, optimizer_state(folder), objective.model))
+    except OwnOptimizerError as error:
+        return Subject(objective, no_optimizer=f"the run's optimizer cannot be made anew: {error}")
 
 
 def _loaded(folder: Path, subject: Subject) -> None:
@@ -183,8 +184,9 @@ def _measured(
         except ProbeError as error:
             done.absent.append(Absent(step, measures, str(error)))
     tell(len(chosen), "")
-    if done.named:
-        done.absent += [Absent(step, (name,), why) for name, why in panel.absent.items()]
+    if done.tell:
+        reasons = dict.fromkeys(panel.absent.values())
+        done.absent += [Absent(step, tuple(n for n, why in panel.absent.items() if why == one), one) for one in reasons]
     return panel.certified(rows, step) if rows.probes or rows.densities else rows
 
 

@@ -331,6 +331,7 @@ class Recorder:
         ]
         return {
             "arm": arm or type(self._optimizer).__name__,
+            "optimizer": type(self._optimizer).__name__,
             "config": config or {},
             "seeds": seeds or {},
             "model": {"parameters": sum(p.numel() for p in self._names), "tensors": tensors},

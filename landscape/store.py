@@ -32,14 +32,18 @@ class RunStore:
         session: The number of this recording session, 1 for a new run.
     """
 
-    def __init__(self, path: Path, manifest: dict[str, Any], lock: RunLock, journal: Journal) -> None:
+    def __init__(
+        self, path: Path, manifest: dict[str, Any], lock: RunLock, journal: Journal, *, at_once: bool = True
+    ) -> None:
         self.path = path
         self.manifest = manifest
         self.session: int = manifest["sessions"][-1]["session"]
         self._lock = lock
         self._journal = journal
         self._leave = weakref.finalize(self, _leave, journal, lock)
-        write_manifest(path, manifest)
+        self._begun = False
+        if at_once:
+            self._begin()
 
     @classmethod
     def create(cls, path: str | Path, manifest: Mapping[str, Any], *, force: bool = False) -> RunStore:
@@ -92,7 +96,8 @@ class RunStore:
     def extend(cls, path: str | Path, facts: Mapping[str, Any]) -> RunStore:
         """Add rows to a run that is not being recorded: measured after the fact, they supersede nothing.
 
-        How the run ended stays as it is, and it reads so all the while. End it with `leave`.
+        How the run ended stays as it is, and it reads so all the while. Nothing is written before the first row, so
+        an extension without any leaves the run byte for byte as it was. End it with `leave`.
 
         Args:
             path: The run's folder.
@@ -104,11 +109,17 @@ class RunStore:
         """
         path = Path(path)
         _refuse_garbled(path)
-        return cls._gone_on(path, None, {**facts, "purpose": PROBING}, {})
+        return cls._gone_on(path, None, {**facts, "purpose": PROBING}, {}, at_once=False)
 
     @classmethod
     def _gone_on(
-        cls, path: Path, resumed_at: int | None, facts: Mapping[str, Any], changes: Mapping[str, Any]
+        cls,
+        path: Path,
+        resumed_at: int | None,
+        facts: Mapping[str, Any],
+        changes: Mapping[str, Any],
+        *,
+        at_once: bool = True,
     ) -> RunStore:
         """The store of a further session of a run, with changes to its manifest."""
         read_manifest(path)
@@ -124,7 +135,7 @@ class RunStore:
             raise
         sessions.append({"session": session, "started": utc_now(), "resumed_at": resumed_at, **facts})
         manifest.update({**changes, "schema_version": SCHEMA_VERSION, "sessions": sessions})
-        return _opened(cls, path, manifest, lock, journal)
+        return _opened(cls, path, manifest, lock, journal, at_once=at_once)
 
     @property
     def closed(self) -> bool:
@@ -143,6 +154,7 @@ class RunStore:
         """
         self._refuse_if_closed()
         self._journal.append(table, row)
+        self._begin()
 
     def flush(self) -> None:
         """Hand all rows to the operating system, so that they outlive this process.
@@ -168,7 +180,7 @@ class RunStore:
         self._refuse_if_closed()
         manifest = {**self.manifest, **changes}
         write_manifest(self.path, manifest)
-        self.manifest = manifest
+        self.manifest, self._begun = manifest, True
 
     def close(self, status: Literal["finished", "failed"], how: str) -> None:
         """End the run: flush, compact into Parquet, and say in the manifest how it ended. Again: nothing.
@@ -206,11 +218,17 @@ class RunStore:
         if self.closed:
             return
         try:
-            lost, kept = self._settle()
+            lost, kept = self._settle() if self._begun else ([], [])
         finally:
             self._release()
         if lost or kept:
             raise [*lost, *kept][0]
+
+    def _begin(self) -> None:
+        """Say in the manifest that this session is there, once."""
+        if not self._begun:
+            write_manifest(self.path, self.manifest)
+            self._begun = True
 
     def _settle(self) -> tuple[list[RunError], list[RunError]]:
         """Flush and compact; the errors of either, with which rows are lost or are kept in the journal."""
@@ -237,10 +255,18 @@ class RunStore:
             raise ValueError(f"the run in {self.path} is closed: resume it to go on")
 
 
-def _opened(cls: type[RunStore], path: Path, manifest: dict[str, Any], lock: RunLock, journal: Journal) -> RunStore:
+def _opened(
+    cls: type[RunStore],
+    path: Path,
+    manifest: dict[str, Any],
+    lock: RunLock,
+    journal: Journal,
+    *,
+    at_once: bool = True,
+) -> RunStore:
     """The store, or the lock given back where its manifest cannot be written."""
     try:
-        return cls(path, manifest, lock, journal)
+        return cls(path, manifest, lock, journal, at_once=at_once)
     except BaseException:
         lock.release()
         raise

@@ -30,3 +30,4 @@ class Subject:
     objective: Objective
     optimizer: Optimizer | None = None
     minibatches: Objective | None = None  # the same loss on batches of the size that training uses
+    no_optimizer: str = "no optimizer is given"  # why there is none, where there is none

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 __all__ = ["dress"]
+
+_POWERS: Final = 3  # powers of ten that make an axis readable without numbers between them
 
 
 def dress(ax: Axes, x: Axis, y: Axis) -> None:
@@ -36,21 +38,27 @@ def _short_numbers(axis: Any, described: Axis) -> None:
     """Few and plain numbers on a logarithmic axis."""
     from matplotlib.ticker import FixedLocator, LogLocator, NullFormatter, NullLocator, StrMethodFormatter
 
-    low, high = described.limits or sorted(abs(bound) for bound in axis.get_view_interval())
+    low, high = described.limits or sorted(axis.get_view_interval())
     if low < 0 < high:
         axis.set_major_locator(FixedLocator(_signed_powers(low, high, described.linear_to)))
         axis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axis.set_minor_locator(NullLocator())
         return
-    subs = (1.0, 2.0, 5.0) if low > 0 and high / low < 30 else (1.0,)
+    axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.set_minor_formatter(NullFormatter())
     if described.scale == "symlog":
         powers = 10.0 ** np.arange(np.floor(np.log10(high)) + 1)
         axis.set_major_locator(FixedLocator([0.0, *powers]))
-    else:
-        axis.set_major_locator(LogLocator(base=10, subs=subs, numticks=9))
-    axis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    axis.set_minor_formatter(NullFormatter())
-    axis.set_minor_locator(NullLocator())
+        axis.set_minor_locator(NullLocator())
+        return
+    subs = (1.0,) if _powers_within(low, high) >= _POWERS else (1.0, 2.0, 5.0)
+    axis.set_major_locator(LogLocator(base=10, subs=subs, numticks=9))
+    axis.set_minor_locator(LogLocator(base=10, subs=range(2, 10), numticks=9))
+
+
+def _powers_within(low: float, high: float) -> int:
+    """How many powers of ten lie from `low` to `high`, both above 0."""
+    return int(np.floor(np.log10(high)) - np.ceil(np.log10(low))) + 1 if 0 < low <= high else 0
 
 
 def _signed_powers(low: float, high: float, least: float) -> list[float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 import numpy as np
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["cloud", "curves", "step_axis"]
 
+_WIDE: Final = 20  # a range that a linear axis shows badly
 SeriesOf = Callable[["Run"], Series]
 
 
@@ -40,7 +41,8 @@ def curves(
         key: stable name of the figure.
         title: what is drawn.
         caption: what it means and what to beware of.
-        y: the vertical axis, logarithmic where the numbers ask for it; beside thresholds only if it is so described.
+        y: the vertical axis, logarithmic where the numbers ask for it; beside thresholds, and where some lie below
+            zero, only if it is so described.
         series: the numbers of one run.
         dashed: a second series of the same run, drawn as a dashed line.
         styles: what the solid and the dashed line mean.
@@ -61,7 +63,7 @@ def curves(
         title=title,
         caption=_caption(caption, lines),
         x=step_axis(runs),
-        y=replace(y, scale=_scale(lines, () if y.scale == "log" else thresholds)),
+        y=_scaled(y, lines, thresholds),
         curves=tuple(lines),
         thresholds=thresholds,
         styles=styles,
@@ -161,13 +163,24 @@ def _caption(caption: str, lines: Sequence[Curve]) -> str:
     return " ".join(part for part in parts if part)
 
 
-def _scale(lines: Sequence[Curve], thresholds: Sequence[Threshold]) -> Literal["linear", "log"]:
-    """Logarithmic for positive numbers over more than a factor of 20, unless there is a line to compare with."""
+def _scaled(y: Axis, lines: Sequence[Curve], thresholds: Sequence[Threshold]) -> Axis:
+    """Logarithmic for numbers over more than a factor of 20, unless there is a line to compare with.
+
+    An axis described as logarithmic is so beside a line too, and goes through zero where numbers lie below it: it is
+    then linear up to the power of ten below the usual size of a number.
+    """
     lows = [value for line in lines for value in line.low if value is not None]
     highs = [value for line in lines for value in line.high if value is not None]
-    if thresholds or not lows or min(lows) <= 0 or max(highs) <= 20 * min(lows):
-        return "linear"
-    return "log"
+    asked = y.scale == "log"
+    if (thresholds and not asked) or not lows:
+        return replace(y, scale="linear")
+    if min(lows) > 0:
+        seen = [*lows, *highs, *(line.value for line in thresholds)]
+        return replace(y, scale="log" if max(seen) > _WIDE * min(seen) else "linear")
+    sizes = [abs(value) for value in (*lows, *highs) if value]
+    if not asked or not sizes or max(sizes) <= _WIDE * float(np.median(sizes)):
+        return replace(y, scale="linear")
+    return replace(y, scale="symlog", linear_to=float(10.0 ** np.floor(np.log10(np.median(sizes)))))
 
 
 def _log_if_positive(values: Sequence[float | None]) -> Literal["linear", "log"]:

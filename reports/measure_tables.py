@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 __all__ = ["metric_table", "sampling_table", "spectrum_table"]
 
 _RUN: Final = (Column("run", "run", words=True), Column("step", "step", "", "the last step that has these numbers"))
+_EIGENVALUES: Final = tuple(Column(f"lambda_{k}", f"λ_{k} ± bound", "nats") for k in (2, 3, 4, 5))
 _SPECTRUM: Final = (
-    *(Column(f"lambda_{k}", f"λ_{k} ± bound", "nats") for k in (2, 3, 4, 5)),
     Column("frobenius", "‖H‖_F ± SE [95 %]", "nats", "root of the sum of squared eigenvalues"),
     Column("negative_mass", "negative mass", "1", "share of negative eigenvalues in Σ|λ|"),
     Column("effective_rank", "effective rank", "1", "exp of the entropy of the positive eigenvalues"),
@@ -53,8 +53,11 @@ _SAMPLING_NOTE: Final = (
 
 
 def spectrum_table(runs: Sequence[Run]) -> tuple[Table, ...]:
-    """What follows from the whole spectrum; nothing where no run has it."""
-    return _measure_table(runs, "spectrum", "The whole spectrum", _SPECTRUM, _SPECTRUM_NOTE)
+    """Eigenvalues below the largest, and what follows from the whole spectrum; nothing where no run has it."""
+    return (
+        *_measure_table(runs, "eigenvalues", "Eigenvalues below the largest", _EIGENVALUES, ""),
+        *_measure_table(runs, "spectrum", "The whole spectrum", _SPECTRUM, _SPECTRUM_NOTE),
+    )
 
 
 def metric_table(runs: Sequence[Run]) -> tuple[Table, ...]:

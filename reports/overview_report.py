@@ -27,8 +27,10 @@ from lossscope.reports.quantities import (
     mean_and_range,
     median_and_range,
     overhead_percent,
+    seed_count,
     widest_error,
 )
+from lossscope.reports.visit_tables import repeated_seeds
 from lossscope.reports.wording import FLATTENING_NOTE, HESSIAN_NOTE, SEEDS_NOTE, VERDICT_NOTE
 
 if TYPE_CHECKING:
@@ -88,7 +90,7 @@ def _table(number: int, arms: Sequence[tuple[str, Sequence[Run]]]) -> Table:
     """The summary of a few arms."""
     heads = tuple(Column(f"arm_{place}", arm) for place, (arm, _) in enumerate(arms, start=1))
     columns = (Column("measure", "measure", words=True), Column("unit", "unit", words=True), *heads)
-    rows: list[tuple[Cell, ...]] = [("seeds", "", *(len(members) for _, members in arms))]
+    rows: list[tuple[Cell, ...]] = [("seeds", "", *(seed_count(members) for _, members in arms))]
     measured: list[tuple[Cell, ...]] = [
         (words, unit, *(median_and_range(value(run) for run in members) for _, members in arms))
         for words, unit, value in _MEASURES
@@ -98,7 +100,7 @@ def _table(number: int, arms: Sequence[tuple[str, Sequence[Run]]]) -> Table:
         for words, measure in _ERRORS
     ]
     key = "summary" if number == 1 else f"summary_{number}"
-    note = f"{HESSIAN_NOTE} {SEEDS_NOTE}"
+    note = " ".join([*repeated_seeds([run for _, members in arms for run in members]), HESSIAN_NOTE, SEEDS_NOTE])
     return Table(key, "Each arm at its end: median [range over seeds]", columns, (*rows, *measured, *errors), note)
 
 

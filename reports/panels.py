@@ -78,7 +78,8 @@ def edge_figure(runs: Sequence[Run]) -> Curves:
     """R_dir of the step taken over steps, with its line at one."""
     caption = "Above 1 the quadratic model predicts that the loss rises along the step."
     line = Threshold(1.0, "η dᵀHd / (2 gᵀd) = 1")
-    return _probe_figure(runs, "edge_ratio", "R_dir, the edge ratio of the step taken", caption, Axis("R_dir"), line)
+    axis = Axis("R_dir", scale="log")
+    return _probe_figure(runs, "edge_ratio", "R_dir, the edge ratio of the step taken", caption, axis, line)
 
 
 def threshold_figures(runs: Sequence[Run]) -> tuple[Curves, ...]:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import Any, Final, TypeAlias
 
-from lossscope.landscape.measure import MEASURES, call_of
+from lossscope.landscape.measure import MEASURES, UNASKED, call_of, limit_of
 from lossscope.landscape.probed import Probed
 from lossscope.landscape.schema import columns
 from lossscope.reports.content import Cell, Column, Table
@@ -47,8 +47,8 @@ _ABSENT: Final = (
 def probe_tables(probed: Probed) -> tuple[Table, ...]:
     """The numbers with their bounds, what they cost, and what is missing where anything is."""
     tables = (
-        Table("measured", "Measured", _VALUES, tuple(map(_value, probed.rows))),
-        Table("cost", "What it cost", _COSTS, tuple(map(_cost, _by_call(probed.rows)))),
+        Table("measured", "Measured", _VALUES, (*map(_value, probed.rows), *_densities(probed))),
+        Table("cost", "What it cost", _COSTS, tuple(map(_cost, _calls(probed)))),
     )
     missing = tuple((one.step, ", ".join(one.measures), one.why) for one in probed.absent)
     return (*tables, Table("absent", "Not measured", _ABSENT, missing)) if missing else tables
@@ -61,10 +61,10 @@ def probe_json(probed: Probed) -> str:
         "run": str(probed.run),
         "steps": list(probed.steps),
         "rows": [{column: _plain(row.get(column)) for column in columns("probes")} for row in probed.rows],
-        "densities": probed.densities,
+        "densities": len(probed.whole_densities),
         "unmet": list(probed.unmet),
         "absent": [asdict(one) for one in probed.absent],
-        "products": sum(call[0]["products"] for call in _by_call(probed.rows)),
+        "products": sum(call[0]["products"] for call in _calls(probed)),
         "seconds": probed.seconds,
     }
     return json.dumps(content, ensure_ascii=False, allow_nan=False, indent=2) + "\n"
@@ -72,26 +72,35 @@ def probe_json(probed: Probed) -> str:
 
 def _value(row: Row) -> tuple[Cell, ...]:
     """A measured number."""
-    met = "yes" if row["converged"] else "no"
+    asked = limit_of(row["measure"]) not in UNASKED
+    met = ("yes" if row["converged"] else "no") if asked else None
     unit = _UNITS.get(row["measure"], "")
     return (row["step"], row["measure"], row["tensor"], row_quantity(row), unit, met, row["engine"])
 
 
-def _by_call(rows: Sequence[Row]) -> list[list[Row]]:
-    """The rows of each call together: they name the same cost."""
+def _densities(probed: Probed) -> Iterable[tuple[Cell, ...]]:
+    """A row for each density, which is a table and no number."""
+    for row in probed.whole_densities:
+        nodes = [len(one["nodes"]) for one in probed.densities if one["step"] == row["step"]]
+        what = f"{nodes[0]} nodes, {len(nodes)} weights each" if nodes else None
+        yield row["step"], row["measure"], None, what, _UNITS[row["measure"]], None, row["engine"]
+
+
+def _calls(probed: Probed) -> list[list[Row]]:
+    """The rows of each call together, steps in order: they name the same cost."""
     calls: dict[tuple[object, ...], list[Row]] = {}
-    for row in rows:
+    for row in (*probed.rows, *probed.whole_densities):
         key = (row["step"], call_of(row["measure"], row["tensor"]), row["engine"], row["products"], row["seconds"])
         calls.setdefault(key, []).append(row)
-    return list(calls.values())
+    return sorted(calls.values(), key=lambda rows: int(rows[0]["step"]))
 
 
 def _cost(rows: list[Row]) -> tuple[Cell, ...]:
     """What a call cost."""
     first = rows[0]
     call = call_of(first["measure"], first["tensor"])
-    cost = (number(first[column]) for column in ("products", "seconds", "gradients"))
-    return (first["step"], call, len(rows), *cost, first.get("method"))
+    seconds, gradients = number(first["seconds"]), number(first["gradients"])
+    return (first["step"], call, len(rows), int(first["products"]), seconds, gradients, first.get("method"))
 
 
 def _plain(value: object) -> object:

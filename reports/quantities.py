@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
@@ -31,8 +31,11 @@ __all__ = [
     "number",
     "overhead_percent",
     "row_quantity",
+    "seed_count",
     "widest_error",
 ]
+
+_COST: Final = ("products", "seconds", "gradients")
 
 
 def number(value: object) -> float | None:
@@ -100,6 +103,13 @@ def overhead_percent(run: Run) -> float | None:
     return None if share is None else 100 * share
 
 
+def seed_count(runs: Sequence[Run]) -> int:
+    """How many different seeds (init, split, order) the runs have; a run that does not say counts by itself."""
+    said = [run.manifest.get("seeds") for run in runs]
+    known = {tuple(sorted((str(k), str(v)) for k, v in one.items())) for one in said if isinstance(one, dict) and one}
+    return len(known) + sum(not (isinstance(one, dict) and one) for one in said)
+
+
 def _with_range(values: Iterable[float | None], middle: Callable[[list[float]], np.floating]) -> Quantity:
     """A middle, the smallest and the largest of what is there."""
     asked = list(values)
@@ -135,10 +145,21 @@ class CurvatureCost:
 
 def curvature_cost(run: Run) -> CurvatureCost:
     """Visits, Hessian products and time that were spent on a run's curvature, probes after the fact included."""
-    probes = run.probes
-    call = [call_of(*row) for row in zip(probes["measure"], probes["tensor"], strict=True)]
-    # Rows of one call each name its whole cost, so it is counted once.
-    spent = probes.assign(call=call)[["step", "call", "products", "seconds", "gradients"]].drop_duplicates()
-    columns = ("products", "seconds", "gradients")
-    products, seconds, gradients = (number(spent[column].sum(min_count=1)) for column in columns)
+    probes, densities = run.probes, run.densities
+    calls = [call_of(str(measure), tensor) for measure, tensor in zip(probes["measure"], probes["tensor"], strict=True)]
+    # Rows of one call, those of its density too, each name its whole cost, so it is counted once.
+    spent = {*_spent(probes, calls), *_spent(densities, [call_of("density")] * len(densities))}
+    products, seconds, gradients = (_sum(cost[place] for _, _, cost in spent) for place in range(3))
     return CurvatureCost(len(visits(run)), None if products is None else int(products), seconds, gradients)
+
+
+def _spent(rows: pd.DataFrame, calls: Sequence[str]) -> Iterable[tuple[int, str, tuple[float | None, ...]]]:
+    """Step, call and cost of each row."""
+    for step, call, *cost in zip(rows["step"], calls, *(rows[column] for column in _COST), strict=True):
+        yield int(step), call, tuple(map(number, cost))
+
+
+def _sum(values: Iterable[float | None]) -> float | None:
+    """The sum of what is there; None where nothing is."""
+    there = [value for value in values if value is not None]
+    return math.fsum(there) if there else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from io import StringIO
 from typing import TYPE_CHECKING, Final, Literal
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["report_text", "table_text"]
 
 WIDTH: Final = 118
+_NAME: Final = 16  # letters of a name that are kept together before numbers break
 
 
 def report_text(report: Report) -> str:
@@ -108,10 +110,9 @@ def _table(console: Console, table: Table) -> None:
         console.print("  none")
         return
     grid = _grid(table, between=" ")
-    if (
-        console.measure(grid, options=console.options.update_width(10 * WIDTH)).maximum > WIDTH
-    ):  # then each interval stands below its number
+    if sum(_natural(grid)) > _room(grid):  # then each interval stands below its number
         grid = _grid(table, between="\n")
+    _fit(grid)
     console.print(grid)
     if table.note:
         _bullet(console, "*", table.note)
@@ -129,6 +130,57 @@ def _grid(table: Table, *, between: str) -> Grid:
     for row in table.rows:
         grid.add_row(*(_plain(_cell(cell, between)) for cell in row))
     return grid
+
+
+def _fit(grid: Grid) -> None:
+    """Give every column its width: names give way first, then numbers; a header breaks between its words only."""
+    words, lines = _longest(grid, str.split, head=True), _natural(grid)
+    values = _longest(grid, str.splitlines, head=False)
+    whole = [
+        max(word, min(value, _NAME) if column.justify == "left" else value)
+        for column, word, value in zip(grid.columns, words, values, strict=True)
+    ]
+    for floors in (whole, words, [1] * len(words)):
+        widths = _narrowed(lines, floors, _room(grid))
+        if sum(widths) <= _room(grid):
+            break
+    for column, width in zip(grid.columns, widths, strict=True):
+        column.width = width
+
+
+def _narrowed(widths: Sequence[int], floors: Sequence[int], room: int) -> list[int]:
+    """The widths, the widest cut down to its floor first, until all of them fit or none can give way."""
+    found = list(widths)
+    while sum(found) > room:
+        wide = [place for place, width in enumerate(found) if width > floors[place]]
+        if not wide:
+            break
+        found[max(wide, key=lambda place: found[place])] -= 1
+    return found
+
+
+def _natural(grid: Grid) -> list[int]:
+    """The width of each column in which no line breaks."""
+    both = (_longest(grid, str.splitlines, head=head) for head in (True, False))
+    return [max(pair) for pair in zip(*both, strict=True)]
+
+
+def _longest(grid: Grid, parts: Callable[[str], Sequence[str]], *, head: bool) -> list[int]:
+    """The longest part, a line or a word, in the header or in the cells of each column."""
+    from rich.cells import cell_len
+
+    return [
+        max(
+            (cell_len(part) for one in ([column.header] if head else column.cells) for part in parts(str(one))),
+            default=1,
+        )
+        for column in grid.columns
+    ]
+
+
+def _room(grid: Grid) -> int:
+    """What the columns have together: between two of them there are three blanks."""
+    return WIDTH - 3 * (len(grid.columns) - 1)
 
 
 def _header(column: Column) -> str:

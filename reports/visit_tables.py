@@ -7,13 +7,20 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 
 from lossscope.landscape.series import by_arm
 from lossscope.reports.content import Cell, Column, Quantity, Table
-from lossscope.reports.quantities import at_last_visit, last_visit, loss_at_last_visit, median_and_range, widest_error
+from lossscope.reports.quantities import (
+    at_last_visit,
+    last_visit,
+    loss_at_last_visit,
+    median_and_range,
+    seed_count,
+    widest_error,
+)
 from lossscope.reports.wording import LOSS_NOTE
 
 if TYPE_CHECKING:
     from lossscope.landscape.run import Run
 
-__all__ = ["arm_table", "of_run", "over_seeds", "run_table", "widest_error_over_seeds"]
+__all__ = ["arm_table", "of_run", "over_seeds", "repeated_seeds", "run_table", "widest_error_over_seeds"]
 
 RunCell: TypeAlias = Callable[["Run"], Cell]
 ArmCell: TypeAlias = Callable[[Sequence["Run"]], Cell]
@@ -57,11 +64,22 @@ def arm_table(runs: Sequence[Run], measured: Sequence[tuple[Column, ArmCell]], n
     """
     loss = over_seeds(loss_at_last_visit)
     rows = tuple(
-        (arm, len(members), loss(members), *(cell(members) for _, cell in measured))
+        (arm, seed_count(members), loss(members), *(cell(members) for _, cell in measured))
         for arm, members in by_arm(runs).items()
     )
     title = "Each arm at its last visits: median [range over seeds]"
+    note = " ".join([*repeated_seeds(runs), note])
     return Table("arms", title, (*_ARM_COLUMNS, *(one for one, _ in measured)), rows, note)
+
+
+def repeated_seeds(runs: Sequence[Run]) -> tuple[str, ...]:
+    """A sentence for each arm of which several runs have the same seeds."""
+    arms = [(arm, len(members), seed_count(members)) for arm, members in by_arm(runs).items()]
+    return tuple(
+        f"{arm}: {count} runs of {seeds} seed{'s' * (seeds > 1)}, so its range is less than one over {count} seeds."
+        for arm, count, seeds in arms
+        if seeds < count
+    )
 
 
 def of_run(measure: str) -> Callable[[Run], Quantity]:

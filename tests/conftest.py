@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 
+from lossscope.landscape.preset import PRESETS
 from lossscope.landscape.run import Run
 from lossscope.landscape.store import RunStore
 
@@ -94,37 +97,59 @@ def probe_rows(arm: str, seed: int, steps: int) -> Iterator[dict[str, object]]:
             yield {**mean, "measure": "edge_ratio", "value": 0.5 + 0.1 * seed, "stderr": 0.0, "products": 1}
 
 
+def written(
+    path: Path,
+    arm: str = "ars2-base",
+    seed: int = 0,
+    *,
+    steps: int = 40,
+    curvature: bool = True,
+    status: str | None = "finished",
+    rows: Callable[[str, dict[str, object]], dict[str, object] | None] = lambda table, row: row,
+    **facts: object,
+) -> Run:
+    """A run at that path, opened."""
+    store = RunStore.create(path, {**manifest(arm, seed), **facts})
+    made = [*step_rows(arm, seed, steps)]
+    made += [("probes", row) for row in probe_rows(arm, seed, steps)] if curvature and steps else []
+    for table, row in made:
+        changed = rows(table, row)
+        if changed is not None:
+            store.append(table, changed)
+    store.flush()
+    if status is not None:
+        store.close(status, "the loop ended")
+    return Run.open(path)
+
+
 @pytest.fixture
 def write_run(tmp_path: Path) -> Callable[..., Run]:
     """Writes a run below `tmp_path` and opens it."""
+    return lambda name, *settings, **more: written(tmp_path / name, *settings, **more)
 
-    def write(
-        name: str,
-        arm: str = "ars2-base",
-        seed: int = 0,
-        *,
-        steps: int = 40,
-        curvature: bool = True,
-        status: str | None = "finished",
-        rows: Callable[[str, dict[str, object]], dict[str, object] | None] = lambda table, row: row,
-        **facts: object,
-    ) -> Run:
-        store = RunStore.create(tmp_path / name, {**manifest(arm, seed), **facts})
-        written = [*step_rows(arm, seed, steps)]
-        written += [("probes", row) for row in probe_rows(arm, seed, steps)] if curvature and steps else []
-        for table, row in written:
-            changed = rows(table, row)
-            if changed is not None:
-                store.append(table, changed)
-        store.flush()
-        if status is not None:
-            store.close(status, "the loop ended")
-        return Run.open(tmp_path / name)
 
-    return write
+@pytest.fixture(scope="session")
+def demo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two arms of two seeds, one of them without a second pass; for copying only."""
+    folder = tmp_path_factory.mktemp("written")
+    for arm in ("ars2-base", "ars2-sync"):
+        for seed in (0, 1):
+            written(folder / f"{arm}-s{seed}", arm, seed)
+    return folder
 
 
 @pytest.fixture
-def demo_runs(write_run: Callable[..., Run]) -> list[Run]:
-    """Two arms of two seeds, one of them without a second pass."""
-    return [write_run(f"demo/{arm}-s{seed}", arm, seed) for arm in ("ars2-base", "ars2-sync") for seed in (0, 1)]
+def demo_runs(demo_folder: Path, tmp_path: Path) -> list[Run]:
+    """A copy of the demo's runs that a test may change, in the order of arms and seeds."""
+    folder = Path(shutil.copytree(demo_folder, tmp_path / "demo"))
+    return [Run.open(path) for path in sorted(folder.iterdir())]
+
+
+@pytest.fixture
+def few_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Curvature visits in this process spend few products: for claims about their rows, not their precision.
+
+    Enough for every row: five eigenvalues and the bottom one need nine.
+    """
+    for name, preset in list(PRESETS.items()):
+        monkeypatch.setitem(PRESETS, name, replace(preset, products=16))

@@ -15,6 +15,8 @@ from lossscope.cli.doctor import doctor
 from lossscope.landscape.errors import ConfigError
 from lossscope.probes.check import Judge, NotJudgedError, Place
 from lossscope.probes.operator import SymmetricOperator
+from lossscope.probes.product_choice import Choice
+from lossscope.probes.product_trial import Trial
 from lossscope.probes.self_check_products import PRODUCT_CHECKS
 
 app = typer.Typer()
@@ -158,3 +160,21 @@ def test_a_wrong_option_exits_2(wrong: tuple[str, ...]) -> None:
     result = invoke(*wrong)
     assert result.exit_code == 2
     assert wrong[0] in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("others", "words"),
+    [
+        ([], "no other method was worth the time to try it"),
+        ([("batched", "RuntimeError: no rule")], "every other method that was tried is wrong here or raises"),
+        ([("batched", "RuntimeError: no rule"), ("forward", "")], "the cheapest of 2"),
+    ],
+)
+def test_a_method_without_a_rival_says_why_it_has_none(others, words):
+    trials = (Trial("reverse", 1, 1e-3, 1e-3), *(Trial(name, 1, 1e-3, 1e-3, refused=why) for name, why in others))
+    count = sum(not trial.refused for trial in trials)
+    assert words in module._why(Choice("reverse", 1, f"measured: the cheapest of {count}", trials))
+
+
+def test_a_method_by_rule_says_its_rule():
+    assert module._why(Choice("reverse", 1, "30 products are too few")) == "30 products are too few"

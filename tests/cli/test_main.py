@@ -5,23 +5,44 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from subprocess import CompletedProcess
+from typing import TypeAlias
 
 import pytest
 from typer.testing import CliRunner
 
-from lossscope.cli.main import app
+from lossscope.cli.main import app, main
 from lossscope.landscape.run import open_runs
 
+Command: TypeAlias = Callable[..., CompletedProcess[str]]
 COMMAND = [sys.executable, "-c", "from lossscope.cli.main import main; main()"]
 
 
-def lossscope(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+def lossscope(*arguments: str, cwd: Path | None = None) -> CompletedProcess[str]:
     return subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, check=False, cwd=cwd)
 
 
+@pytest.fixture
+def inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Command:
+    """The command in this process and in `tmp_path`, where torch is loaded already; a traceback fails the test."""
+    monkeypatch.chdir(tmp_path)
+
+    def command(*arguments: str) -> CompletedProcess[str]:
+        monkeypatch.setattr(sys, "argv", ["lossscope", *arguments])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as end:
+            main()
+        assert isinstance(end.value.code, int)
+        said = capfd.readouterr()
+        return CompletedProcess(arguments, end.value.code, said.out, said.err)
+
+    return command
+
+
 def trained(out: Path, name: str = "mine", *more: str) -> Path:
-    arguments = ["train", "--out", str(out), "--name", name, "--steps", "4", "--set", "visits=2", *more]
+    arguments = ["train", "--out", str(out), "--name", name, "--steps", "4", "--set", "visits=0", *more]
     result = CliRunner().invoke(app, arguments, catch_exceptions=False)
     assert result.exit_code == 0, result.output
     return out / name
@@ -112,8 +133,10 @@ def test_options_a_file_and_assignments_share_their_keys_and_the_later_wins(tmp_
         (["runs", "absent"], "absent"),
     ],
 )
-def test_a_known_error_is_one_line_on_stderr_and_exit_code_1(arguments: list[str], words: str, tmp_path: Path) -> None:
-    done = lossscope(*arguments, cwd=tmp_path)
+def test_a_known_error_is_one_line_on_stderr_and_exit_code_1(
+    arguments: list[str], words: str, inside: Command, tmp_path: Path
+) -> None:
+    done = inside(*arguments)
     assert done.returncode == 1, done.stderr
     assert done.stdout == ""
     assert done.stderr.startswith("error: ")
@@ -122,26 +145,39 @@ def test_a_known_error_is_one_line_on_stderr_and_exit_code_1(arguments: list[str
     assert not (tmp_path / "runs").exists()
 
 
-def test_an_existing_run_needs_resume_or_force(tmp_path: Path) -> None:
+def test_a_known_error_of_a_fresh_process_is_one_line_too(tmp_path: Path) -> None:
+    done = lossscope("train", "--workload", "digit-mlp", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    assert not any(tmp_path.iterdir())
+
+
+def test_an_existing_run_needs_resume_or_force(inside: Command, tmp_path: Path) -> None:
     trained(tmp_path)
-    again = ["train", "--out", str(tmp_path), "--name", "mine", "--steps", "4", "--set", "visits=2"]
-    done = lossscope(*again)
+    before = (tmp_path / "mine" / "run.json").read_bytes()
+    again = ["train", "--out", str(tmp_path), "--name", "mine", "--steps", "4", "--set", "visits=0"]
+    done = inside(*again)
     assert done.returncode == 1
     assert "--resume" in done.stderr
     assert "--force" in done.stderr
-    assert lossscope("train", "--out", str(tmp_path), "--name", "mine", "--resume", "--steps", "6").returncode == 0
+    assert (tmp_path / "mine" / "run.json").read_bytes() == before
+    assert inside("train", "--out", str(tmp_path), "--name", "mine", "--resume", "--steps", "6").returncode == 0
     assert json.loads((tmp_path / "mine" / "run.json").read_text())["steps"] == 6
-    assert lossscope(*again, "--force").returncode == 0
+    assert inside(*again, "--force").returncode == 0
+    assert json.loads((tmp_path / "mine" / "run.json").read_text())["steps"] == 4
 
 
-def test_an_unwritable_folder_is_one_line(tmp_path: Path) -> None:
+def test_an_unwritable_folder_is_one_line(inside: Command, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a folder")
-    done = lossscope("train", "--out", str(tmp_path / "file" / "runs"), "--steps", "1")
+    done = inside("train", "--out", str(tmp_path / "file" / "runs"), "--steps", "1")
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1
 
 
-def test_a_loss_that_became_nan_is_one_line_and_the_report_works(tmp_path: Path) -> None:
+def test_a_loss_that_became_nan_is_one_line_and_the_report_works(
+    inside: Command, few_products: None, tmp_path: Path
+) -> None:
     arguments = [
         "train",
         "--out",
@@ -155,32 +191,32 @@ def test_a_loss_that_became_nan_is_one_line_and_the_report_works(tmp_path: Path)
         "--steps",
         "30",
     ]
-    done = lossscope(*arguments)
+    done = inside(*arguments)
     assert done.returncode == 1
     assert done.stderr.strip().count("\n") == 0
     assert "the loss became" in done.stderr
-    report = lossscope("report", "sharpness", str(tmp_path / "hot"))
+    report = inside("report", "sharpness", str(tmp_path / "hot"))
     assert report.returncode == 0, report.stderr
     assert "failed" in report.stdout
 
 
-def test_a_garbled_table_and_a_newer_manifest_are_one_line_each(tmp_path: Path) -> None:
+def test_a_garbled_table_and_a_newer_manifest_are_one_line_each(inside: Command, tmp_path: Path) -> None:
     run = trained(tmp_path)
     (run / "steps.parquet").write_bytes(b"PAR1 and nothing else")
-    done = lossscope("report", "sharpness", str(run))
+    done = inside("report", "sharpness", str(run))
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     assert "steps.parquet" in done.stderr
     manifest = json.loads((run / "run.json").read_text())
     (run / "run.json").write_text(json.dumps({**manifest, "schema_version": 99}))
-    done = lossscope("report", "sharpness", str(run))
+    done = inside("report", "sharpness", str(run))
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     assert "99" in done.stderr
 
 
-def test_a_wrong_table_in_a_file_is_not_hidden_by_an_assignment(tmp_path: Path) -> None:
+def test_a_wrong_table_in_a_file_is_not_hidden_by_an_assignment(inside: Command, tmp_path: Path) -> None:
     file = tmp_path / "run.toml"
     file.write_text("options = 3\n")
-    done = lossscope("train", str(file), "--set", "options.rho=0.1", cwd=tmp_path)
+    done = inside("train", str(file), "--set", "options.rho=0.1")
     assert done.returncode == 1
     assert "options = 3" in done.stderr
 
@@ -193,8 +229,10 @@ def test_a_dtype_is_given_by_name(tmp_path: Path) -> None:
     assert half_run.steps["loss"].tolist() != full_run.steps["loss"].tolist()
 
 
-def test_the_demo_leaves_nine_runs_and_one_page_and_prints_one_table(tmp_path: Path) -> None:
-    arguments = ["demo", "--out", str(tmp_path / "demo"), "--steps", "4"]
+def test_the_demo_leaves_nine_runs_and_one_page_and_prints_one_table(
+    inside: Command, few_products: None, tmp_path: Path
+) -> None:
+    arguments = ["demo", "--out", str(tmp_path / "demo"), "--steps", "1"]
     result = CliRunner().invoke(app, arguments, catch_exceptions=False)
     assert result.exit_code == 0
     runs = {f"{arm}-s{seed}" for arm in ("ars2-base", "ars2-sync", "adamw@rms") for seed in range(3)}
@@ -204,12 +242,12 @@ def test_the_demo_leaves_nine_runs_and_one_page_and_prints_one_table(tmp_path: P
     page = (tmp_path / "demo" / "report.html").read_text()
     for figure in ("Training loss", "λ_max", "R_dir", "Trace", "entropy", "Shear angle", "Fisher energy"):
         assert figure in page
-    again = lossscope(*arguments)
+    again = inside(*arguments)
     assert again.returncode == 1
     assert "--force" in again.stderr
-    inside = lossscope("demo", "--out", str(tmp_path / "demo" / "ars2-base-s0"))
-    assert inside.returncode == 1
-    assert "is a run itself" in inside.stderr
+    nested = inside("demo", "--out", str(tmp_path / "demo" / "ars2-base-s0"))
+    assert nested.returncode == 1
+    assert "is a run itself" in nested.stderr
 
 
 @pytest.mark.slow
@@ -227,9 +265,9 @@ def test_the_whole_demo_makes_twenty_visits_a_run(tmp_path: Path) -> None:
     assert done.stderr.count("of which recording took") == 9
 
 
-def test_usage_errors_exit_2() -> None:
-    assert lossscope("train", "--steps", "x").returncode == 2
-    assert lossscope("nothing").returncode == 2
+def test_usage_errors_exit_2(inside: Command) -> None:
+    assert inside("train", "--steps", "x").returncode == 2
+    assert inside("nothing").returncode == 2
 
 
 def test_the_lists_name_everything_and_parse_as_json() -> None:

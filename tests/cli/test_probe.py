@@ -80,7 +80,7 @@ def test_what_is_absent_and_what_missed_its_bound_is_said(run):
     result = probe(run, "--measures", "loss,metric,trace", "--checkpoint", "0", "--rel", "0.1%", "--max-products", "8")
     assert "Not measured" in result.stdout
     assert "second moment" in result.stdout
-    assert "bounds not met: trace; raise --max-products" in result.stdout
+    assert "Bounds not met: trace; raise --max-products or --rel." in result.stdout
 
 
 @pytest.mark.parametrize(
@@ -88,6 +88,8 @@ def test_what_is_absent_and_what_missed_its_bound_is_said(run):
     [
         (["--checkpoint", "2000"], "has no checkpoint at step 2000: there is one at 0,"),
         (["--checkpoint", "last"], "--checkpoint 'last' is no step"),
+        (["--checkpoint", "all,4"], "all cannot be combined with steps"),
+        (["--measures", "R_dir"], "R_dir (edge_ratio) needs the step that was taken"),
         (["--measures", "lambda_mx"], "did you mean lambda_max"),
         (["--measures", "edge_ratio"], "recorded during training only"),
         (["--measures", ","], "--measures names nothing"),
@@ -95,7 +97,8 @@ def test_what_is_absent_and_what_missed_its_bound_is_said(run):
         (["--rel", "100%"], "--rel 100% is out of range"),
         (["--rel", "nan"], "--rel nan is out of range"),
         (["--rel", "little"], "--rel 'little' is no number"),
-        (["--max-products", "3"], "--max-products 3 is too few"),
+        (["--max-products", "3"], "--max-products 3 is too few for spectrum: need at least 9"),
+        (["--max-products", "0"], "--max-products 0 is out of range"),
         (["--objective", "absent.py:objective"], "there is no file absent.py"),
         (["--engine", "pyhessian", "--measures", "lambda_min"], "pyhessian has no lambda_min"),
     ],

@@ -13,7 +13,11 @@ from lossscope.landscape.run import Run
 from lossscope.landscape.schema import SCHEMA_VERSION, TABLES
 from lossscope.landscape.store import RunStore
 
-NEW = {"probes": {"gradients", "method"}, "densities": {"settled", "size", "mode", "loss_kind", "seed", "data_hash"}}
+COST = {"products", "seconds", "gradients", "method", "engine"}
+NEW = {
+    "probes": {"gradients", "method"},
+    "densities": {"settled", "size", "mode", "loss_kind", "seed", "data_hash"} | COST,
+}
 
 
 def added(path, step, value):
@@ -144,3 +148,17 @@ def test_a_run_from_the_future_is_not_extended(tmp_path):
     with pytest.raises(SchemaError, match="pip install -U lossscope"):
         RunStore.extend(tmp_path, {})
     assert [one.name for one in tmp_path.iterdir()] == ["run.json"]
+
+
+@pytest.mark.parametrize("crashed", [True, False])
+def test_an_extension_without_a_row_leaves_the_run_byte_for_byte(tmp_path, small, crashed):
+    store = small.store(tmp_path / "a")
+    small.crash(store) if crashed else store.close("finished", "done")
+    before = {path: path.read_bytes() for path in store.path.rglob("*") if path.is_file()}
+    extension = RunStore.extend(store.path, {"code_version": "test"})
+    with pytest.raises(RunError, match="is being recorded"):  # the folder is its own all the same
+        RunStore.extend(store.path, {})
+    extension.leave()
+    assert {path: path.read_bytes() for path in store.path.rglob("*") if path.is_file()} == before
+    added(store.path, 3, 1.0).leave()
+    assert [one["session"] for one in Run.open(store.path).manifest["sessions"]] == [1, 2]

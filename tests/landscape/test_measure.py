@@ -43,7 +43,7 @@ def test_a_name_stands_for_a_measure_or_for_all_of_a_call():
         "log_fisher_rao",
         "radial",
     }
-    assert chosen_measures(None, "pyhessian") == {"spectrum": ("lambda_max", "trace", "density")}
+    assert chosen_measures(None, "pyhessian") == {"spectrum": ("lambda_max", "trace")}
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,7 @@ def steps(model: nn.Module, optimizer: torch.optim.Optimizer, count: int, record
 
 @pytest.mark.parametrize("name", names())
 @pytest.mark.parametrize("preset", ["economy", "full"])
-def test_recording_changes_no_bit_of_the_parameters(name: str, preset: str, tmp_path: Path) -> None:
+def test_recording_changes_no_bit_of_the_parameters(name: str, preset: str, few_products: None, tmp_path: Path) -> None:
     recorded, plain = network(), network()
     optimizer = create(name, recorded, lr=1e-2)
     with Recorder(tmp_path / "run", recorded, optimizer, objective(recorded), preset, steps=6) as recorder:
@@ -314,7 +314,9 @@ def test_without_an_objective_there_is_no_curvature(tmp_path: Path) -> None:
     assert run.manifest["data_hash"] is None
 
 
-def test_the_cost_is_measured_written_and_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_cost_is_measured_written_and_told(
+    few_products: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     model = network()
     optimizer = create("ars2-sync", model, lr=1e-2)
     with Recorder(tmp_path / "run", model, optimizer, objective(model), "full", steps=10) as recorder:

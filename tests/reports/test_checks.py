@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from lossscope.reports.checks import (
+    all_bounds_met,
     bounds_met,
     edge_below_one,
     entropy_raised,
@@ -143,3 +144,18 @@ def test_without_numbers_nothing_is_judged(write_run):
     )
     assert [check(empty).outcome for check in checks] == [None] * len(checks)
     assert precise(empty, "trace", "the trace").outcome is None
+
+
+def test_precision_counts_the_whole_model_once_for_each_visit_and_only_what_was_asked_of_it(write_run):
+    def rows(table, row):
+        if row.get("measure") == "adaptive_trace":  # a block of a module
+            return {**row, "measure": "trace", "tensor": "0", "converged": False}
+        if row.get("measure") == "edge_ratio":  # no bound is asked of it
+            return {**row, "measure": "batch_sharpness", "converged": False}
+        return row
+
+    found = all_bounds_met([write_run("a", rows=rows)])
+    assert (found.outcome, found.numbers) == (True, "3 measures")
+    missed = write_run("b", rows=changing("probes", converged=False, where=of("trace", 8, 16)))
+    found = all_bounds_met([missed])
+    assert (found.outcome, found.numbers) == (False, "trace met 6 of 8")

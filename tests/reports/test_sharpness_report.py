@@ -123,3 +123,21 @@ def test_a_run_whose_every_visit_failed_is_not_told_to_pass_an_objective(write_r
     (missing,) = sharpness([write_run("a", curvature=False, curvature_gaps=gaps)]).missing
     assert missing.what == "Curvature of a at 1 visit (step 0)"
     assert missing.how == "the weights are not finite"
+
+
+@pytest.mark.parametrize("report", [sharpness, flatness, overview])
+def test_runs_of_the_same_seeds_are_one_seed_and_said_so(report, write_run):
+    runs = [write_run(name, "sgd", seed) for name, seed in (("a", 0), ("b", 0), ("c", 0), ("d", 1))]
+    runs += [write_run(name, "unknown", seeds={}) for name in ("e", "f")]  # who does not say is taken at his word
+    for table in report(runs).tables:
+        keys = [column.key for column in table.columns]
+        if "seeds" in keys:
+            assert [row[keys.index("seeds")] for row in table.rows] == [2, 2]
+        elif table.rows[0][0] == "seeds":
+            assert table.rows[0][2:] == (2, 2)
+        else:
+            continue
+        assert "sgd: 4 runs of 2 seeds" in table.note
+        assert "unknown:" not in table.note
+        return
+    pytest.fail("no table counts seeds")

@@ -1,0 +1,49 @@
+"""What the calls of a panel say of their own cost."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from lossscope.landscape import panel as panel_module
+from lossscope.landscape.panel import Panel
+from lossscope.landscape.subject import Effort, Subject
+from lossscope.probes.loss import CrossEntropy
+from lossscope.probes.objective import Objective
+
+
+@pytest.fixture
+def subject() -> Subject:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = torch.nn.Linear(3, 2)
+        return Subject(Objective(model, CrossEntropy(), [(torch.randn(8, 3), torch.arange(8) % 2)]))
+
+
+def test_loading_torchs_forward_rules_is_booked_on_no_measure(subject, monkeypatch):
+    order: list[str] = []
+    measure = panel_module.log_fisher_rao
+    monkeypatch.setattr(panel_module, "_load_forward_mode", lambda: order.append("rules"))
+    monkeypatch.setattr(panel_module, "log_fisher_rao", lambda goal: order.append("measure") or measure(goal))
+    Panel(subject, Effort(0.1, 0.1, 16)).measure("log_fisher_rao", ["log_fisher_rao"])
+    assert order == ["rules", "measure"]
+
+
+def test_a_density_names_the_cost_of_its_call(subject):
+    rows = Panel(subject, Effort(0.1, 0.1, 16)).measure("spectrum", ["density"])
+    assert rows.probes == []
+    assert len(rows.densities) > 1
+    for row in rows.densities:
+        assert row["products"] > 0
+        assert row["seconds"] > 0
+        assert row["method"] == "reverse"
+
+
+def test_what_has_no_optimizer_says_so_and_where_to_read_on(subject):
+    panel = Panel(Subject(subject.objective, no_optimizer="there is none"), Effort(0.1, 0.1, 16))
+    panel.measure("metric", ["preconditioned_sharpness"])
+    panel.measure("spectrum", ["sharpness_edge_ratio"])
+    assert set(panel.absent) == {"preconditioned_sharpness", "sharpness_edge_ratio"}
+    assert set(panel.absent.values()) == {
+        "there is none; ask for lambda_max, and read R_dir, which training records for every optimizer"
+    }
