@@ -1,4 +1,4 @@
-"""Following the largest eigenvalue along a run for two or three products a visit."""
+"""Following the largest eigenvalue along a run for about three products a visit."""
 
 from __future__ import annotations
 
@@ -23,7 +23,6 @@ _FEWEST: Final = 2  # vectors kept: with the second one a crossing is seen when 
 _MOST: Final = 5
 _FADING: Final = 0.1  # each kept vector enters the next start with a tenth of the weight of the one before
 _RANDOM_SHARE: Final = 0.1  # of the next start, so that what was never seen can grow from visit to visit
-_ONWARDS: Final = 0.2  # of the last turn of the top vector is added once more: turns tend to go on
 _CLOSE: Final = 0.8  # a kept value above this part of the largest may overtake it
 _SAME: Final = 0.5  # overlap of two top vectors that are the same one
 
@@ -66,7 +65,6 @@ class EigenTracker:
         self._generator = torch.Generator().manual_seed(seed)
         self._kept: Tensor | None = None  # (n, j), the last top vectors
         self._keep = _FEWEST
-        self._turn: Tensor | None = None  # (n,), how the top vector has moved between the last two visits
 
     def measure(self, operator: SymmetricOperator) -> SpectrumEstimate:
         """The largest eigenvalue at the present parameters.
@@ -127,17 +125,14 @@ class EigenTracker:
                 "make a new EigenTracker for it"
             )
         fading = torch.tensor([_FADING**i for i in range(kept.shape[1])], dtype=kept.dtype, device=kept.device)
-        onwards = 0.0 if self._turn is None else _ONWARDS * self._turn
         drawn = torch.randn(n, generator=self._generator, dtype=torch.float64)
-        return (kept @ fading + onwards) * (math.sqrt(n) / _RANDOM_SHARE) + drawn.to(kept)
+        return kept @ fading * (math.sqrt(n) / _RANDOM_SHARE) + drawn.to(kept)
 
     def _note(self, pairs: EigenPairs) -> None:
         """Keep the vectors for the next visit: more of them where eigenvalues are close or have crossed."""
         new, old = pairs.vectors, self._kept
-        overlap = 1.0 if old is None else float(old[:, 0] @ new[:, 0])
-        crossed = abs(overlap) < _SAME
+        crossed = old is not None and abs(float(old[:, 0] @ new[:, 0])) < _SAME
         self.crossings += crossed
-        self._turn = None if old is None or crossed else new[:, 0] - math.copysign(1.0, overlap) * old[:, 0]
         close = int((pairs.values > _CLOSE * pairs.values[0]).sum())
         self._keep = min(_MOST, max(_FEWEST, close + 1, self._keep + 1 if crossed else self._keep - 1))
         self._kept = new.clone()
