@@ -14,7 +14,7 @@ from lossscope.optimizer.plan import Plan
 from lossscope.optimizer.record import TensorRecord
 from lossscope.optimizer.track import direction_scale, matrix_view, track_of
 
-__all__ = ["Moment", "Taken", "apply_step", "tensor_record", "whitened"]
+__all__ = ["Moment", "Taken", "apply_step", "product_dtype", "tensor_record", "whitened"]
 
 
 @dataclass
@@ -29,6 +29,7 @@ class Moment:
     stale_shear: Tensor | None
     state: dict[str, Any]
     injected: bool  # whether the gradient holds an injected shear
+    raised: Tensor | None = None  # the adversarial gradient of a sync step
 
     @property
     def steps(self) -> float:
@@ -44,6 +45,8 @@ class Taken:
     direction: Tensor
     scale: Tensor | float
     matrix_shape: tuple[int, ...] | None
+    source: Tensor | None = None  # the input of Newton-Schulz
+    whitened: Tensor | None = None  # Adam's direction
 
 
 def whitened(moments: Sequence[Moment], betas: tuple[float, float], eps: float) -> list[Tensor]:
@@ -97,43 +100,48 @@ def apply_step(group: dict[str, Any], parameter: Tensor, A: Tensor) -> Taken:
     lr = group["lr"]
     if track_of(group, parameter) == "vector":
         parameter.add_(A, alpha=-lr)
-        return Taken(None, A, 1.0, None)
+        return Taken(None, A, 1.0, None, None, A)
     view = matrix_view(A, flatten=group["flatten"], convolution=group["convolution"])
     triples = ns.coefficients(group["newton_schulz"], group["ns_steps"])
-    factor = ns.orthogonal_factor(view, triples, _product_dtype(group["ns_dtype"], A))
+    factor = ns.orthogonal_factor(view, triples, product_dtype(group["ns_dtype"], A), norm=group["ns_norm"])
     O = factor.reshape(A.shape)
     scale = direction_scale(group["energy"], A, O, view.shape, orthogonalise=group["orthogonalise"])
     direction = O if group["orthogonalise"] else A
     parameter.addcmul_(direction, scale, value=-lr)
-    return Taken(O, direction, scale, tuple(view.shape))
+    return Taken(O, direction, scale, tuple(view.shape), A, A)
 
 
-def _product_dtype(setting: torch.dtype | str, A: Tensor) -> torch.dtype:
+def product_dtype(setting: torch.dtype | str, A: Tensor) -> torch.dtype:
+    """The dtype of Newton-Schulz products: as set, by `auto` bfloat16 for float32 on CUDA and that of `A` elsewhere."""
     if isinstance(setting, torch.dtype):
         return setting
     return torch.bfloat16 if A.dtype == torch.float32 and A.device.type == "cuda" else A.dtype
 
 
-def tensor_record(moment: Moment, A: Tensor, taken: Taken, group: dict[str, Any], plan: Plan) -> TensorRecord:
+def tensor_record(moment: Moment, taken: Taken, group: dict[str, Any], plan: Plan) -> TensorRecord:
     """What an observer gets to see of one parameter."""
-    p = moment.parameter
+    p, state = moment.parameter, moment.state
     fresh = plan.decision.sync and p in plan.moves
+    adam = "exp_avg" in state
     return TensorRecord(
         name=moment.name,
-        track="vector" if taken.orthogonal is None else "matrix",
+        track=track_of(group, p),
         parameter=p,
         gradient=moment.base,
         perturbation=plan.moves.get(p),
-        adversarial=moment.gradient if plan.decision.sync else None,
+        adversarial=moment.raised,
         stale_shear=moment.stale_shear,
-        shear=moment.state.get("shear") if fresh else None,
+        shear=state.get("shear") if fresh else None,
         injected=moment.gradient if moment.injected else None,
-        exp_avg=moment.state["exp_avg"],
-        exp_avg_sq=moment.state["exp_avg_sq"],
-        first_correction=1 - group["betas"][0] ** moment.steps,
-        second_correction=1 - group["betas"][1] ** moment.steps,
-        eps=group["eps"],
-        whitened=A,
+        followed=moment.gradient,
+        exp_avg=state.get("exp_avg"),
+        exp_avg_sq=state.get("exp_avg_sq"),
+        first_correction=1 - group["betas"][0] ** moment.steps if adam else None,
+        second_correction=1 - group["betas"][1] ** moment.steps if adam else None,
+        eps=group["eps"] if adam else None,
+        momentum=state.get("momentum_buffer"),
+        whitened=taken.whitened,
+        source=taken.source,
         orthogonal=taken.orthogonal,
         direction=taken.direction,
         scale=taken.scale,

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from lossscope.optimizer.errors import OptimizerError
 
-__all__ = ["PRESETS", "Triple", "coefficients", "orthogonal_factor"]
+__all__ = ["NORMS", "PRESETS", "Triple", "coefficients", "orthogonal_factor"]
 
+NORMS: Final = ("frobenius", "schatten4")
 Triple = tuple[float, float, float]
 
 # Added to the Frobenius norm before dividing, as the published step does.
@@ -80,7 +81,9 @@ def coefficients(preset: str, steps: int) -> tuple[Triple, ...]:
     return tuple(triples[min(i, len(triples) - 1)] for i in range(steps))
 
 
-def orthogonal_factor(matrix: Tensor, triples: Sequence[Triple], dtype: torch.dtype) -> Tensor:
+def orthogonal_factor(
+    matrix: Tensor, triples: Sequence[Triple], dtype: torch.dtype, *, norm: str = "frobenius"
+) -> Tensor:
     """An approximation of `U V'` where `matrix = U S V'`.
 
     The matrix is divided by its Frobenius norm, which bounds every singular value by one, and each triple
@@ -91,6 +94,8 @@ def orthogonal_factor(matrix: Tensor, triples: Sequence[Triple], dtype: torch.dt
         matrix: `(m, n)`, or `(batch, m, n)`: each slice by itself.
         triples: One `(a, b, c)` a step.
         dtype: The dtype of the products; the result comes back in the dtype of `matrix`.
+        norm: What the matrix is divided by first: `frobenius`, or `schatten4`, the fourth root of the sum of the fourth
+            powers of the singular values. That bounds them by one as well and is smaller, so fewer are left small.
 
     Source:
         K. Jordan et al., "Muon" (2024).
@@ -99,6 +104,8 @@ def orthogonal_factor(matrix: Tensor, triples: Sequence[Triple], dtype: torch.dt
     tall = X.shape[-2] > X.shape[-1]
     X = X.mT if tall else X
     X = X / (torch.linalg.matrix_norm(X, keepdim=True) + _NORM_FLOOR)
+    if norm == "schatten4":
+        X = X / torch.linalg.matrix_norm(X @ X.mT, keepdim=True).sqrt().clamp_min(torch.finfo(X.dtype).tiny)
     small = X.shape[-1] >= 2 * X.shape[-2] and _gram_is_stable(triples, dtype)
     X = _on_gram_matrix(X, triples) if small else _on_matrix(X, triples)
     return (X.mT if tall else X).to(matrix.dtype)

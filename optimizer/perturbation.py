@@ -1,4 +1,4 @@
-"""Where the second gradient is taken: four ascents `e` from the base gradient."""
+"""Where the second gradient is taken: five ascents `e` from the base gradient."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Final
 
 import torch
 from torch import Tensor
+
+from lossscope.optimizer.errors import OptimizerError
 
 __all__ = ["PERTURBATIONS", "Ascent"]
 
@@ -20,14 +22,19 @@ class Ascent:
 
     parameter: Tensor
     gradient: Tensor
-    second_moment: Tensor  # v before this step's gradient entered it
+    second_moment: Tensor | None  # v before this step's gradient entered it; None in a method without one
     steps: int  # updates of v so far
     beta2: float
     eps: float
     rho: float
+    seed: int = 0  # of a random ascent
 
 
 def _root_of_stale_second_moment(ascent: Ascent) -> Tensor:
+    if ascent.second_moment is None:
+        raise OptimizerError(
+            "this method has no second moment to whiten an ascent with; use perturbation='sam' or 'asam'"
+        )
     correction = 1 - ascent.beta2 ** max(1, ascent.steps) + _FLOOR
     return (ascent.second_moment / correction).sqrt_().add_(ascent.eps)
 
@@ -72,9 +79,22 @@ def asam(ascents: Sequence[Ascent]) -> list[Tensor]:
     return _over_one_ball(moves, scaled, [a.rho for a in ascents])
 
 
+def random(ascents: Sequence[Ascent]) -> list[Tensor]:
+    """`rho z / |z|` with normal z over one global ball: the control that asks whether the direction matters.
+
+    Drawn from generators of their own, so that training uses no other random numbers and a resumed run draws the same.
+    """
+    drawn = []
+    for a in ascents:
+        generator = torch.Generator().manual_seed(a.seed)
+        drawn.append(torch.randn(a.parameter.shape, generator=generator, dtype=torch.float64).to(a.parameter))
+    return _over_one_ball(drawn, drawn, [a.rho for a in ascents])
+
+
 PERTURBATIONS: Final[dict[str, Callable[[Sequence[Ascent]], list[Tensor]]]] = {
     "ars2": ars2,
     "paper": paper,
     "sam": sam,
     "asam": asam,
+    "random": random,
 }

@@ -32,3 +32,4 @@ class Plan:
     losses: tuple[Tensor | None, Tensor | None] = (None, None)
     base: dict[Tensor, Tensor] = field(default_factory=dict)  # the base gradients of a sync step
     moves: dict[Tensor, Tensor] = field(default_factory=dict)  # its perturbations
+    followed: dict[Tensor, Tensor] = field(default_factory=dict)  # what is followed in place of the second gradient

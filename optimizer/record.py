@@ -16,7 +16,7 @@ class TensorRecord:
     """One parameter of one step. Tensors are references: clone what you keep.
 
     `None` says that the step had no such tensor: no perturbation without a second pass, no Newton-Schulz
-    output on the vector track.
+    output on the vector track, no second moment in a method without one.
     """
 
     name: str
@@ -28,12 +28,15 @@ class TensorRecord:
     stale_shear: Tensor | None  # s as it was stored before the step
     shear: Tensor | None  # s of this step
     injected: Tensor | None  # g with the stored shear added, where that fed the moments
-    exp_avg: Tensor  # m
-    exp_avg_sq: Tensor  # v
-    first_correction: float  # 1 - beta1^t
-    second_correction: float  # 1 - beta2^t
-    eps: float
-    whitened: Tensor  # A = m_hat / (sqrt(v_hat) + eps), the input of Newton-Schulz
+    followed: Tensor  # the gradient that fed the moments, whichever it was
+    exp_avg: Tensor | None  # m
+    exp_avg_sq: Tensor | None  # v
+    first_correction: float | None  # 1 - beta1^t
+    second_correction: float | None  # 1 - beta2^t
+    eps: float | None
+    momentum: Tensor | None  # of methods without Adam's moments
+    whitened: Tensor | None  # A = m_hat / (sqrt(v_hat) + eps)
+    source: Tensor | None  # the input of Newton-Schulz, in the shape of the parameter
     orthogonal: Tensor | None  # O, its output, in the shape of the parameter
     direction: Tensor  # what the step follows: O, or A
     scale: Tensor | float  # its factor, 0-d
@@ -41,13 +44,17 @@ class TensorRecord:
     matrix_shape: tuple[int, ...] | None  # how a matrix was cut: (m, n) or (batch, m, n)
 
     @property
-    def m_hat(self) -> Tensor:
-        """The momentum, bias-corrected; computed when asked."""
+    def m_hat(self) -> Tensor | None:
+        """The momentum, bias-corrected where it is Adam's; computed when asked."""
+        if self.exp_avg is None or self.first_correction is None:
+            return self.momentum
         return self.exp_avg / self.first_correction
 
     @property
-    def v_hat(self) -> Tensor:
+    def v_hat(self) -> Tensor | None:
         """The second moment, bias-corrected; computed when asked."""
+        if self.exp_avg_sq is None or self.second_correction is None:
+            return None
         return self.exp_avg_sq / self.second_correction
 
     @property

@@ -2,56 +2,75 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import partial
 from inspect import signature
 from typing import Any, Final
 
-import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer
 
 from lossscope.optimizer.ars2_neo import ARS2Neo
 from lossscope.optimizer.errors import OptimizerError
+from lossscope.optimizer.relative import Relative
+from lossscope.optimizer.rules import RULES
+from lossscope.optimizer.settings import DEFAULTS
+from lossscope.optimizer.track import track_of
 
-__all__ = ["DESCRIPTIONS", "create", "names", "settings"]
+__all__ = ["ENTRIES", "Entry", "create", "names", "register", "settings"]
 
-_FACTORIES: Final[dict[str, Callable[..., Optimizer]]] = {
-    "ars2-base": partial(ARS2Neo, mode="base"),
-    "ars2-sync": partial(ARS2Neo, mode="sync"),
-    "ars2-lazy": partial(ARS2Neo, mode="lazy"),
-    "ars2-aga": partial(ARS2Neo, mode="aga"),
-    "adamw@rms": partial(ARS2Neo, mode="base", orthogonalise=False),
-    "adamw": torch.optim.AdamW,
-    "sgd": torch.optim.SGD,
+_INJECTING: Final = ("k", "alpha", "shear")
+_ADAPTIVE: Final = ("aga_beta", "aga_lambda", "aga_gamma", "trigger")
+# Settings that a mode reads: to accept others would be to ignore them without a word.
+_OF_MODE: Final[dict[str, tuple[str, ...]]] = {
+    "base": (),
+    "sync": ("rho", "perturbation"),
+    "lazy": ("rho", "perturbation", *_INJECTING),
+    "aga": ("rho", "perturbation", *_INJECTING, *_ADAPTIVE),
+    "timer": ("rho", "perturbation", *_INJECTING, "aga_lambda", "seed"),
 }
+_OF_ARS2: Final = tuple(
+    name
+    for name in signature(ARS2Neo).parameters
+    if name not in ("params", *_OF_MODE["aga"], "seed", "surrogate", "mode")
+)
 
-_ADAPTIVE: Final = frozenset({"aga_beta", "aga_lambda", "aga_gamma", "trigger"})
-_INJECTING: Final = frozenset({"k", "alpha", "shear"})
-_ASCENDING: Final = frozenset({"rho", "perturbation"})
-# Settings that a mode does not read: to accept them would be to ignore them without a word.
-_WITHOUT_USE: Final[dict[str, frozenset[str]]] = {
-    "ars2-base": _ADAPTIVE | _INJECTING | _ASCENDING,
-    "adamw@rms": _ADAPTIVE | _INJECTING | _ASCENDING,
-    "ars2-sync": _ADAPTIVE | _INJECTING,
-    "ars2-lazy": _ADAPTIVE,
-}
 
-DESCRIPTIONS: Final = {
-    "ars2-base": "ARS2-Neo, one pass a step",
-    "ars2-sync": "ARS2-Neo, two passes every step",
-    "ars2-lazy": "ARS2-Neo, two passes every k steps, shear injected between",
-    "ars2-aga": "ARS2-Neo, two passes when the gradient turns against the shear",
-    "adamw@rms": "AdamW's direction with the step size of ARS2-Neo base: lr |O|_F A for a matrix",
-    "adamw": "torch.optim.AdamW",
-    "sgd": "torch.optim.SGD",
-}
+@dataclass(frozen=True)
+class Entry:
+    """An optimizer that `create` knows."""
+
+    words: str  # what it is, in a line
+    source: str
+    make: Callable[..., Optimizer]  # (params, **settings)
+    usual: Mapping[str, Any] = field(default_factory=dict)  # every setting it accepts, with its usual value
+
+
+ENTRIES: Final[dict[str, Entry]] = {}
+
+
+def register(name: str, entry: Entry) -> None:
+    """Let `create` know an optimizer.
+
+    Args:
+        name: New.
+        entry: What it is.
+
+    Raises:
+        OptimizerError: The name is taken.
+    """
+    if name in ENTRIES:
+        raise OptimizerError(
+            f"an optimizer {name!r} is registered already ({ENTRIES[name].words}): choose another name"
+        )
+    ENTRIES[name] = entry
 
 
 def names() -> tuple[str, ...]:
     """The names `create` knows."""
-    return tuple(_FACTORIES)
+    return tuple(ENTRIES)
 
 
 def settings(name: str) -> tuple[str, ...]:
@@ -60,16 +79,7 @@ def settings(name: str) -> tuple[str, ...]:
     Raises:
         OptimizerError: The name does not exist; the nearest ones are told.
     """
-    if name not in _FACTORIES:
-        raise OptimizerError(f"there is no optimizer {name!r}{_nearest(name, names())}")
-    factory = _FACTORIES[name]
-    left_out = {"params", *_fixed(factory), *_WITHOUT_USE.get(name, ())}
-    return tuple(p for p in signature(factory).parameters if p not in left_out)
-
-
-def _nearest(word: str, words: Iterable[str]) -> str:
-    close = get_close_matches(word, list(words), n=3, cutoff=0.4)
-    return f"; did you mean {' or '.join(close)}?" if close else f"; known: {', '.join(words)}"
+    return tuple(_entry(name).usual)
 
 
 def create(name: str, parameters: nn.Module | Iterable[tuple[str, Tensor]], **overrides: Any) -> Optimizer:
@@ -84,11 +94,10 @@ def create(name: str, parameters: nn.Module | Iterable[tuple[str, Tensor]], **ov
         OptimizerError: The name or a setting does not exist (the nearest ones are told), or a setting is out
             of its bounds.
     """
-    known = settings(name)
-    factory = _FACTORIES[name]
+    entry = _entry(name)
     for setting in overrides:
-        if setting not in known:
-            raise OptimizerError(f"optimizer {name} has no setting {setting!r}{_nearest(setting, known)}")
+        if setting not in entry.usual:
+            raise OptimizerError(f"optimizer {name} has no setting {setting!r}{_nearest(setting, entry.usual)}")
     named = list(parameters.named_parameters() if isinstance(parameters, nn.Module) else parameters)
     if any(not isinstance(pair, tuple) for pair in named):
         raise OptimizerError(f"create({name!r}, ...) takes a model or its named_parameters(), not bare parameters")
@@ -96,12 +105,130 @@ def create(name: str, parameters: nn.Module | Iterable[tuple[str, Tensor]], **ov
     if not trainable:
         raise OptimizerError(f"no parameter requires a gradient; {name} has nothing to optimise")
     try:
-        return factory(trainable, **overrides)
+        return entry.make(trainable, **overrides)
     except (TypeError, ValueError) as error:
         raise OptimizerError(f"optimizer {name}: {error}") from error
     except (IndexError, KeyError, RuntimeError) as error:
         raise OptimizerError(f"optimizer {name} does not accept its settings {overrides}: {error}") from error
 
 
-def _fixed(factory: Callable[..., Optimizer]) -> tuple[str, ...]:
-    return tuple(factory.keywords) if isinstance(factory, partial) else ()
+def _entry(name: str) -> Entry:
+    if name not in ENTRIES:
+        raise OptimizerError(f"there is no optimizer {name!r}{_nearest(name, names())}")
+    return ENTRIES[name]
+
+
+def _nearest(word: str, words: Iterable[str]) -> str:
+    close = get_close_matches(word, list(words), n=3, cutoff=0.4)
+    return f"; did you mean {' or '.join(close)}?" if close else f"; known: {', '.join(words)}"
+
+
+# -- ours --------------------------------------------------------------------------------------------------------
+
+
+def _ars2(
+    name: str,
+    words: str,
+    mode: Any,
+    source: str = "the public ARS2-Neo",
+    changed: Mapping[str, Any] | None = None,
+    **fixed: Any,
+) -> None:
+    """Register ARS2-Neo in one mode, with some usual values changed and some settings fixed."""
+    drawn = ("seed",) if fixed.get("perturbation") == "random" else ()
+    read = [setting for setting in (*_OF_ARS2, *_OF_MODE[mode], *drawn) if setting not in fixed]
+    own = changed or {}
+    periods = {"lazy": 5, "aga": 10, "timer": 10}
+    period = {"k": periods[mode]} if mode in periods else {}
+    usual = {**{setting: DEFAULTS[setting] for setting in read}, **period, **own}
+    register(name, Entry(words, source, partial(ARS2Neo, mode=mode, **fixed, **own), usual))
+
+
+def _made(trainable: list[tuple[str, Tensor]], *, rule: str, fixed: Mapping[str, Any], **chosen: Any) -> Relative:
+    """A relative whose vectors have a group of their own where their learning rate is another."""
+    base = chosen.pop("base", rule)
+    if base not in RULES:
+        raise OptimizerError(f"base={base!r} is no rule{_nearest(str(base), RULES)}")
+    vector_lr = chosen.pop("vector_lr", RULES[base].vector_lr)
+    merged = {**fixed, **chosen}
+    if vector_lr is None:
+        return Relative(trainable, base, **merged)
+    matrices = [(label, p) for label, p in trainable if track_of({"track": None}, p) == "matrix"]
+    vectors = [(label, p) for label, p in trainable if track_of({"track": None}, p) == "vector"]
+    groups: list[dict[str, Any]] = [{"params": matrices}] if matrices else []
+    groups += [{"params": vectors, "lr": vector_lr}] if vectors else []
+    return Relative(groups, base, **merged)
+
+
+def _rule(name: str, words: str) -> None:
+    """Register a rule that never ascends."""
+    rule = RULES[name]
+    usual = {"lr": rule.lr, "weight_decay": rule.weight_decay, **rule.settings}
+    usual |= {} if rule.vector_lr is None else {"vector_lr": rule.vector_lr}
+    register(name, Entry(words, rule.source, partial(_made, rule=name, fixed={}), usual))
+
+
+def _ascent(name: str, words: str, source: str, **fixed: Any) -> None:
+    """Register an ascent that goes with any rule; `base` names it."""
+    free: dict[str, Any] = {key: fixed[key] for key in ("rho", "alpha", "k") if key in fixed}
+    rules = {key: value for rule in RULES.values() for key, value in rule.settings.items()}
+    usual: dict[str, Any] = {
+        "base": "sgd",
+        "lr": None,
+        "weight_decay": None,
+        **free,
+        **dict.fromkeys(rules),
+        "vector_lr": None,
+    }
+    register(name, Entry(words, source, partial(_made, rule="sgd", fixed=fixed), usual))
+
+
+_rule("adamw", "AdamW: decoupled decay, bias-corrected moments")
+_rule("sgd", "SGD, with momentum where it is set")
+_rule("muon", "Muon: the orthogonal factor of the momentum; AdamW for vectors")
+_rule("rmsuon", "RMSuon: the orthogonal factor of Adam's mean, with the norm of Adam's step")
+_ars2("adarmsuon", "AdaRMSuon: ARS2-Neo's kernel without any ascent", "base", "the ARS repository")
+_rule("adamuon", "AdaMuon: the orthogonal factor of the momentum's signs, over the root of its running square")
+_rule("normuon", "NorMuon: Muon with rows brought to one size by their running mean square")
+_rule("muoneq", "MuonEq: Muon of a momentum whose rows (R), columns (C) or both (RC) have length one")
+_ars2("ars2-base", "ARS2-Neo, one pass a step", "base")
+_ars2("ars2-sync", "ARS2-Neo, two passes every step", "sync")
+_ars2("ars2-lazy", "ARS2-Neo, two passes every k steps, shear injected between", "lazy")
+_ars2("ars2-aga", "ARS2-Neo, two passes when the gradient turns against the shear", "aga")
+_ars2("ars", "ARS: AdaRMSuon with an ascent at every step, the forerunner", "sync", "the ARS repository", {"rho": 0.05})
+_ascent("sam", "SAM with any base", "Foret et al. (2021)", mode="sync", perturbation="sam", rho=0.05)
+_ascent("asam", "ASAM with any base", "Kwon et al. (2021)", mode="sync", perturbation="asam", rho=0.5)
+_ascent(
+    "gsam",
+    "GSAM with any base",
+    "Zhuang et al. (2022)",
+    mode="sync",
+    perturbation="sam",
+    rho=0.05,
+    surrogate="gsam",
+    alpha=0.4,
+)
+_ascent(
+    "looksam", "LookSAM with any base", "Liu et al. (2022)", mode="lazy", perturbation="sam", rho=0.1, alpha=0.7, k=5
+)
+_ars2(
+    "adamw@rms",
+    "AdamW's direction with the step size of ARS2-Neo base: lr |O|_F A for a matrix",
+    "base",
+    "a control of ours",
+    orthogonalise=False,
+)
+_rule("muon@rms", "Muon's direction with the step size of ARS2-Neo base: lr E NS(m_hat)")
+_ars2(
+    "ars2-timer",
+    "ARS2-Neo, two passes at random, as often as aga's trigger fires on noise",
+    "timer",
+    "a control of ours",
+)
+_ars2(
+    "ars2-random",
+    "ARS2-Neo, two passes every step, ascending in a random direction",
+    "sync",
+    "a control of ours",
+    perturbation="random",
+)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import torch
@@ -12,16 +12,14 @@ from lossscope.optimizer import newton_schulz as ns
 from lossscope.optimizer.errors import OptimizerError
 from lossscope.optimizer.perturbation import PERTURBATIONS
 from lossscope.optimizer.shear import SHEARS
-from lossscope.optimizer.track import ENERGIES, TRACKS
+from lossscope.optimizer.surrogate import SURROGATES
+from lossscope.optimizer.track import ADJUSTMENTS, ENERGIES, TRACKS
 from lossscope.optimizer.trigger import MODES, TRIGGERS, TriggerState
 
-__all__ = ["DEFAULTS", "checked_group", "period_of"]
+__all__ = ["DEFAULTS", "SHARED", "checked_group", "period_of"]
 
-DEFAULTS: Final[dict[str, Any]] = {
-    "lr": 1e-3,
-    "betas": (0.9, 0.999),
-    "eps": 1e-8,
-    "weight_decay": 0.01,
+# What every optimizer here reads: when and where to ascend, and how tensors are cut.
+SHARED: Final[dict[str, Any]] = {
     "mode": "base",
     "rho": 0.1,
     "k": 1,
@@ -29,35 +27,51 @@ DEFAULTS: Final[dict[str, Any]] = {
     "aga_beta": 0.99,
     "aga_lambda": 2.0,
     "aga_gamma": 2.0,
+    "seed": 0,
+    "perturbation": "ars2",
+    "shear": "looksam",
+    "surrogate": "adversarial",
+    "trigger": "reference",
+    "flatten": False,
+    "convolution": False,
+    "track": None,
+    **{name: field.default for name, field in TriggerState.__dataclass_fields__.items()},
+}
+
+# And what ARS2-Neo reads besides.
+DEFAULTS: Final[dict[str, Any]] = {
+    "lr": 1e-3,
+    "betas": (0.9, 0.999),
+    "eps": 1e-8,
+    "weight_decay": 0.01,
     "energy": "reference",
     "newton_schulz": "keller",
     "ns_steps": 5,
     "ns_dtype": "auto",
-    "perturbation": "ars2",
-    "shear": "looksam",
+    "ns_norm": "frobenius",
     "orthogonalise": True,
-    "flatten": False,
-    "convolution": False,
-    "track": None,
-    "trigger": "reference",
-    **{name: field.default for name, field in TriggerState.__dataclass_fields__.items()},
+    **SHARED,
 }
 
 # One for the whole optimizer: the decision to ascend is made once for all groups, and a record names one
 # set of polynomials.
-_SHARED: Final = (
+_ONE: Final = (
     "mode",
     "k",
     "alpha",
     "aga_beta",
     "aga_lambda",
     "aga_gamma",
+    "seed",
     "perturbation",
     "shear",
+    "surrogate",
     "trigger",
     "newton_schulz",
     "ns_steps",
 )
+
+_PERIODS: Final = {"lazy": 5, "aga": 10, "timer": 10}  # the usual k of the modes that have one
 
 # Configuration files have no dtypes, only their names.
 _DTYPES: Final = {
@@ -69,6 +83,11 @@ _CHOICES: Final[dict[str, tuple[object, ...]]] = {
     "energy": ENERGIES,
     "perturbation": tuple(PERTURBATIONS),
     "shear": SHEARS,
+    "surrogate": tuple(SURROGATES),
+    "ns_norm": ns.NORMS,
+    "adjust": ADJUSTMENTS,
+    "equilibrate": ("R", "C", "RC"),
+    "nesterov": (True, False),
     "trigger": TRIGGERS,
     "track": (*TRACKS, None),
     "orthogonalise": (True, False),
@@ -77,7 +96,7 @@ _CHOICES: Final[dict[str, tuple[object, ...]]] = {
 }
 
 _BOUNDS: Final[dict[str, tuple[str, Callable[[float], bool]]]] = {
-    "lr": ("at least 0", lambda x: x >= 0),
+    "lr": ("at least 0 and finite", lambda x: 0 <= x < math.inf),
     "eps": ("at least 0", lambda x: x >= 0),
     "weight_decay": ("at least 0", lambda x: x >= 0),
     "rho": ("a finite number", math.isfinite),
@@ -85,6 +104,9 @@ _BOUNDS: Final[dict[str, tuple[str, Callable[[float], bool]]]] = {
     "aga_beta": ("in [0, 1)", lambda x: 0 <= x < 1),
     "aga_lambda": ("at least 0", lambda x: x >= 0),
     "aga_gamma": ("a finite number", math.isfinite),
+    "momentum": ("in [0, 1)", lambda x: 0 <= x < 1),
+    "row_beta": ("in [0, 1)", lambda x: 0 <= x < 1),
+    "rms_eps": ("at least 0", lambda x: x >= 0),
 }
 
 
@@ -93,10 +115,19 @@ def _check_number(name: str, value: Any, words: str, holds: Callable[[float], bo
         raise OptimizerError(f"{name}={value!r} must be {words}")
 
 
-def checked_group(group: dict[str, Any], first: dict[str, Any]) -> None:
-    """Raise an `OptimizerError` for a group whose settings are unknown, out of bounds or contradict the first."""
+def checked_group(group: dict[str, Any], first: dict[str, Any], defaults: Mapping[str, Any] = DEFAULTS) -> None:
+    """Raise an `OptimizerError` for a group whose settings are unknown, out of bounds or contradict the first.
+
+    Args:
+        group: The parameter group.
+        first: The first group of the optimizer.
+        defaults: The settings that the optimizer knows.
+
+    Raises:
+        OptimizerError: See above; it names the setting, its value and the bound.
+    """
     known = {
-        *DEFAULTS,
+        *defaults,
         "params",
         "param_names",
         "initial_lr",
@@ -106,16 +137,36 @@ def checked_group(group: dict[str, Any], first: dict[str, Any]) -> None:
         "base_momentum",
     }
     if unknown := sorted(group.keys() - known):
-        raise OptimizerError(f"a parameter group has the unknown setting {unknown[0]!r}; known: {', '.join(DEFAULTS)}")
+        raise OptimizerError(f"a parameter group has the unknown setting {unknown[0]!r}; known: {', '.join(defaults)}")
     for name, choices in _CHOICES.items():
-        if group[name] not in choices:
+        if name in group and group[name] not in choices:
             raise OptimizerError(f"{name}={group[name]!r} is none of {', '.join(map(repr, choices))}")
     for name, (words, holds) in _BOUNDS.items():
-        _check_number(name, group[name], words, holds)
-    if not isinstance(group["betas"], tuple | list) or len(group["betas"]) != 2:
-        raise OptimizerError(f"betas={group['betas']!r} must be two numbers in [0, 1)")
-    for beta in group["betas"]:
+        if name in group:
+            _check_number(name, group[name], words, holds)
+    betas = group.get("betas", (0.0, 0.0))
+    if not isinstance(betas, tuple | list) or len(betas) != 2:
+        raise OptimizerError(f"betas={betas!r} must be two numbers in [0, 1)")
+    for beta in betas:
         _check_number("betas", beta, "two numbers in [0, 1)", lambda x: 0 <= x < 1)
+    if "ns_dtype" in group:
+        _check_newton_schulz(group)
+    if not isinstance(group["seed"], int):
+        raise OptimizerError(f"seed={group['seed']!r} must be a whole number")
+    if group["mode"] in _PERIODS:
+        period_of(group["mode"], group["k"])
+    for name in _ONE:
+        if name in group and group[name] != first[name]:
+            raise OptimizerError(
+                f"{name}={group[name]!r} in one group and {first[name]!r} in the first: it is one for all groups"
+            )
+    if group["track"] == "matrix" and any(p.ndim < 2 for p in group["params"]):
+        raise OptimizerError("track='matrix' for a parameter with fewer than 2 dimensions; put it into a vector group")
+    if any(not p.is_floating_point() for p in group["params"]):
+        raise OptimizerError("optimizers here step real floating parameters only; leave the others out of its groups")
+
+
+def _check_newton_schulz(group: dict[str, Any]) -> None:
     if isinstance(group["ns_dtype"], str) and group["ns_dtype"] in _DTYPES:
         group["ns_dtype"] = _DTYPES[group["ns_dtype"]]
     if group["ns_dtype"] != "auto" and not getattr(group["ns_dtype"], "is_floating_point", False):
@@ -123,28 +174,17 @@ def checked_group(group: dict[str, Any], first: dict[str, Any]) -> None:
             f"ns_dtype={group['ns_dtype']!r} must be 'auto', a floating torch.dtype or one of {', '.join(_DTYPES)}"
         )
     ns.coefficients(group["newton_schulz"], group["ns_steps"])
-    if group["mode"] in ("lazy", "aga"):
-        period_of(group["mode"], group["k"])
-    for name in _SHARED:
-        if group[name] != first[name]:
-            raise OptimizerError(
-                f"{name}={group[name]!r} in one group and {first[name]!r} in the first: it is one for all groups"
-            )
-    if group["track"] == "matrix" and any(p.ndim < 2 for p in group["params"]):
-        raise OptimizerError("track='matrix' for a parameter with fewer than 2 dimensions; put it into a vector group")
-    if any(not p.is_floating_point() for p in group["params"]):
-        raise OptimizerError("ARS2Neo steps real floating parameters only; leave the others out of its groups")
 
 
 def period_of(mode: str, k: int | None) -> int:
     """The lazy period or aga's longest interval: what was asked for, else the mode's default."""
-    if mode not in ("lazy", "aga"):
+    if mode not in _PERIODS:
         if k is not None:
             raise OptimizerError(
-                f"k={k} has no meaning in mode={mode!r}; it is the lazy period or aga's longest interval"
+                f"k={k} has no meaning in mode={mode!r}; it is the lazy period or the longest interval of aga and timer"
             )
         return 1
-    period = {"lazy": 5, "aga": 10}[mode] if k is None else k
+    period = _PERIODS[mode] if k is None else k
     if not isinstance(period, int) or period < 2:
         raise OptimizerError(
             f"k={period} must be a whole number of at least 2; for two passes every step use mode='sync'"

@@ -11,10 +11,11 @@ from torch import Tensor
 
 from lossscope.optimizer.errors import OptimizerError
 
-__all__ = ["ENERGIES", "TRACKS", "direction_scale", "matrix_view", "track_of"]
+__all__ = ["ADJUSTMENTS", "ENERGIES", "TRACKS", "direction_scale", "matrix_view", "step_factor", "track_of"]
 
 TRACKS: Final = ("matrix", "vector")
 ENERGIES: Final = ("reference", "unit", "rms")
+ADJUSTMENTS: Final = ("keller", "moonlight", "none")
 
 
 def track_of(group: dict[str, Any], parameter: Tensor) -> str:
@@ -53,3 +54,18 @@ def direction_scale(energy: str, A: Tensor, O: Tensor, shape: Sequence[int], *, 
     else:
         raise OptimizerError(f"energy={energy!r} is none of {', '.join(ENERGIES)}")
     return scale if orthogonalise else torch.div(scale * size, E.clamp_min(tiny))
+
+
+def step_factor(adjust: str, shape: Sequence[int]) -> float:
+    """How many times the orthogonal factor of an `(m, n)` matrix a step is long, per unit of lr.
+
+    Args:
+        adjust: `keller`, `sqrt(max(1, m / n))` (Jordan et al., 2024); `moonlight`, `0.2 sqrt(max(m, n))`, whose root
+            mean square is about that of an Adam step (Liu et al., 2025); `none`, 1.
+        shape: `(m, n)`, or `(batch, m, n)`.
+
+    Returns:
+        The factor.
+    """
+    m, n = shape[-2:]
+    return {"keller": math.sqrt(max(1.0, m / n)), "moonlight": 0.2 * math.sqrt(max(m, n)), "none": 1.0}[adjust]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import MutableMapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-__all__ = ["MODES", "TRIGGERS", "Decision", "TriggerState", "adaptive", "periodic"]
+__all__ = ["MODES", "TRIGGERS", "Decision", "TriggerState", "adaptive", "periodic", "timed"]
 
-MODES: Final = ("base", "sync", "lazy", "aga")
+MODES: Final = ("base", "sync", "lazy", "aga", "timer")
 TRIGGERS: Final = ("reference", "lagged")
 
 
@@ -53,6 +54,19 @@ def _after(before: TriggerState, *, sync: bool, variance: float, count: int) -> 
 def periodic(before: TriggerState, *, k: int, alpha: float) -> Decision:
     """A second gradient at steps 1, k + 1, 2k + 1, ...; at every step for k = 1."""
     sync = before.clock % k == 0
+    return Decision(sync, _after(before, sync=sync, variance=0.0, count=0), alpha)
+
+
+def timed(before: TriggerState, *, k: int, alpha: float, lamda: float, seed: int) -> Decision:
+    """A second gradient at random: with probability `Phi(-lambda)` a step, at step 1, and after k steps at the latest.
+
+    That is the rate at which the adaptive trigger fires where phi is noise. The draw of a step depends on `seed` and
+    its number alone, so a resumed run goes on with the same ones.
+    """
+    step = before.clock + 1
+    chance = math.erfc(lamda / math.sqrt(2)) / 2
+    drawn = random.Random(seed * 1_000_003 + step).random()
+    sync = step == 1 or step - before.last_sync >= k or drawn < chance
     return Decision(sync, _after(before, sync=sync, variance=0.0, count=0), alpha)
 
 

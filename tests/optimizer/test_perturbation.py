@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lossscope.optimizer import ARS2Neo
+from lossscope.optimizer import ARS2Neo, OptimizerError
 from lossscope.optimizer.perturbation import PERTURBATIONS, Ascent
 
 FLOAT64 = torch.float64
@@ -54,8 +55,27 @@ def test_the_sizes_are_rho_per_tensor_or_over_all(seed, rho, scale):
 @settings(max_examples=25, deadline=None)
 def test_every_ascent_goes_uphill(seed):
     given_ = ascents(seed)
-    for rule in PERTURBATIONS.values():
-        assert stacked(rule(given_)) @ stacked([a.gradient for a in given_]) > 0
+    for name, rule in PERTURBATIONS.items():
+        assert name == "random" or stacked(rule(given_)) @ stacked([a.gradient for a in given_]) > 0
+
+
+def test_a_random_ascent_is_on_the_ball_repeats_itself_and_knows_nothing_of_the_gradient():
+    given_ = [replace(a, rho=0.3, seed=i) for i, a in enumerate(ascents(1))]
+    move = stacked(PERTURBATIONS["random"](given_))
+    assert float(move.norm()) == pytest.approx(0.3, rel=1e-10)
+    before = torch.get_rng_state()
+    flipped = [replace(a, gradient=-a.gradient) for a in given_]
+    assert torch.equal(stacked(PERTURBATIONS["random"](flipped)), move)
+    assert torch.equal(torch.get_rng_state(), before)
+    others = [replace(a, seed=a.seed + 7) for a in given_]
+    assert not torch.equal(stacked(PERTURBATIONS["random"](others)), move)
+
+
+def test_a_whitened_ascent_without_a_second_moment_is_refused():
+    bare = [replace(a, second_moment=None) for a in ascents(1)]
+    for name in ("ars2", "paper"):
+        with pytest.raises(OptimizerError, match="no second moment to whiten an ascent with"):
+            PERTURBATIONS[name](bare)
 
 
 def test_the_directions_are_those_of_their_formulas():
@@ -87,7 +107,7 @@ def test_zeros_do_not_move_and_give_no_nan(name):
     for w, g in [(zero, zero + 1), (zero + 1, zero), (zero, zero)]:
         (move,) = PERTURBATIONS[name]([Ascent(w, g, zero, 0, 0.9, 1e-8, 0.1)])
         assert torch.isfinite(move).all()
-        if name in ("ars2", "asam") or not g.any():
+        if name in ("ars2", "asam") or (name != "random" and not g.any()):
             assert not move.any()
 
 

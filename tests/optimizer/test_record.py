@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lossscope.optimizer import ARS2Neo, ars2_neo, kernel
+from lossscope.optimizer import ARS2Neo, ascending, kernel
 from lossscope.optimizer import newton_schulz as ns
 from lossscope.optimizer.shear import residual
 
@@ -96,7 +96,7 @@ def test_without_an_observer_no_record_is_made_and_no_operator_is_added(options,
     removed = Problem(**options)
     removed.optimizer.observe(lambda record: None).remove()
     monkeypatch.setattr(kernel, "TensorRecord", lambda **_: pytest.fail("a record was made"))
-    monkeypatch.setattr(ars2_neo, "StepRecord", lambda **_: pytest.fail("a record was made"))
+    monkeypatch.setattr(ascending, "StepRecord", lambda **_: pytest.fail("a record was made"))
     assert operators(removed) == never
     assert len(never) > 100
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules import module as module_hooks
 
-from lossscope.optimizer import ARS2Neo, OptimizerError, ars2_neo
+from lossscope.optimizer import ARS2Neo, OptimizerError, ascending
 
 FLOAT64 = torch.float64
 TWO_PASSES = {"sync": {"mode": "sync"}, "lazy": {"mode": "lazy", "k": 2}, "aga": {"mode": "aga"}}
@@ -83,7 +83,7 @@ def test_buffers_count_once(way):
 
 def test_buffers_would_change_without_the_guard(monkeypatch):
     network = seeded(Mixed())
-    monkeypatch.setattr(ars2_neo, "untouched_buffers", lambda model: nullcontext())
+    monkeypatch.setattr(ascending, "untouched_buffers", lambda model: nullcontext())
     optimizer = ARS2Neo(network.named_parameters(), mode="sync")
     for _ in optimizer.passes(network):
         network(draw(1, 4, 1, 6, 6)).square().sum().backward()

@@ -1,0 +1,692 @@
+"""What every registered optimizer guarantees: one table, and registering an optimizer tests it."""
+
+from __future__ import annotations
+
+import copy
+import io
+import math
+import pickle
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from lossscope.optimizer import ENTRIES, Entry, OptimizerError, StepRecord, create, names, register, settings
+from lossscope.optimizer.rules import RULES
+
+FLOAT64 = torch.float64
+NAMES = names()
+EVERY = pytest.mark.parametrize("name", NAMES)
+ASCENDING = tuple(name for name in NAMES if "rho" in settings(name))
+
+# What a matrix keeps between steps: Adam's moments, a momentum, or nothing; and whether its step knows the
+# orthogonal factor of something. A vector keeps Adam's moments, under sgd what a matrix keeps.
+KEEPS: dict[str, tuple[str, bool]] = {
+    "adamw": ("moments", False),
+    "sgd": ("nothing", False),
+    "muon": ("momentum", True),
+    "rmsuon": ("moments", True),
+    "adarmsuon": ("moments", True),
+    "adamuon": ("momentum", True),
+    "normuon": ("momentum", True),
+    "muoneq": ("momentum", True),
+    "ars2-base": ("moments", True),
+    "ars2-sync": ("moments", True),
+    "ars2-lazy": ("moments", True),
+    "ars2-aga": ("moments", True),
+    "ars": ("moments", True),
+    "sam": ("nothing", False),
+    "asam": ("nothing", False),
+    "gsam": ("nothing", False),
+    "looksam": ("nothing", False),
+    "adamw@rms": ("moments", True),
+    "muon@rms": ("moments", True),
+    "ars2-timer": ("moments", True),
+    "ars2-random": ("moments", True),
+}
+
+# Guarantees that a method cannot give, and why. Each is shown not to hold: a cell that heals fails here.
+CANNOT: dict[tuple[str, str], str] = {
+    ("gsam", "clipped"): "the share of the base gradient that is taken off is not clipped: it is of the first pass",
+    ("looksam", "clipped"): "the injected shear adds alpha of the clipped gradient's norm",
+    ("ars2-lazy", "clipped"): "the injected shear adds alpha of the clipped gradient's norm",
+    ("ars2-aga", "clipped"): "the injected shear adds alpha of the clipped gradient's norm",
+    ("ars2-timer", "clipped"): "the injected shear adds alpha of the clipped gradient's norm",
+}
+
+
+def cells(guarantee: str) -> Any:
+    """Every name; where the guarantee cannot be given the test must fail, for the reason in the table."""
+    return pytest.mark.parametrize(
+        "name",
+        [
+            pytest.param(name, marks=pytest.mark.xfail(strict=True, reason=CANNOT[name, guarantee]))
+            if (name, guarantee) in CANNOT
+            else name
+            for name in NAMES
+        ],
+    )
+
+
+def test_every_registered_optimizer_has_a_row():
+    assert set(KEEPS) == set(NAMES)
+    assert {name for name, _ in CANNOT} <= set(NAMES)
+
+
+# -- a problem -----------------------------------------------------------------------------------------------------
+
+
+def draw(seed: int, *shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=FLOAT64)
+
+
+class Busy(nn.Module):
+    """Two layers, with batch statistics and dropout where asked for, and a branch that is used on demand."""
+
+    def __init__(self, *, busy: bool = False, branch: bool = False) -> None:
+        super().__init__()
+        self.first = nn.Linear(5, 8)
+        self.norm = nn.BatchNorm1d(8) if busy else nn.Identity()
+        self.drop = nn.Dropout(0.4) if busy else nn.Identity()
+        self.middle = nn.Linear(8, 8)
+        self.last = nn.Linear(8, 3)
+        self.late = nn.Linear(8, 3) if branch else None
+        with torch.no_grad():
+            for i, p in enumerate(self.parameters()):
+                p.copy_(draw(i, *p.shape) / 2)
+        self.double()
+
+    def forward(self, x: Tensor, *, branch: bool = False) -> Tensor:
+        h = torch.tanh(self.middle(self.drop(torch.tanh(self.norm(self.first(x))))))
+        return self.last(h) + (self.late(h) if branch and self.late is not None else 0)
+
+
+def batch(step: int, size: int = 12) -> tuple[Tensor, Tensor]:
+    x = draw(100 + step, size, 5)
+    return x, (x[:, :3] + 0.3 * draw(500 + step, size, 3)).argmax(1)
+
+
+def loss_of(model: Busy, step: int, **more: Any) -> Tensor:
+    x, y = batch(step)
+    return F.cross_entropy(model(x.to(model.last.weight.dtype), **more), y)
+
+
+def started(name: str, model: Busy, **overrides: Any) -> Any:
+    """The optimizer with a learning rate that suits it, periods of five and some decay."""
+    chosen = {"lr": {"adamw": 0.02, "sgd": 0.3}.get(name, 0.01), "weight_decay": 0.1}
+    chosen |= {"k": 5} if "k" in settings(name) else {}
+    chosen |= {"vector_lr": 0.01} if ENTRIES[name].usual.get("vector_lr") else {}
+    return create(name, model, **{**chosen, **overrides})
+
+
+def train(model: Busy, optimizer: Any, steps: range, **more: Any) -> None:
+    for step in steps:
+        for p in optimizer.passes(model):
+            p.backward(loss_of(model, step, **more))
+        optimizer.step()
+
+
+def tensors(model: Busy, optimizer: Any) -> list[Tensor]:
+    states = [optimizer.state[p] for p in model.parameters() if p in optimizer.state]
+    return [*copies(model), *(state[key] for state in states for key in sorted(state))]
+
+
+def copies(model: Busy) -> list[Tensor]:
+    return [t.detach().clone() for t in model.state_dict().values()]
+
+
+def same(first: list[Tensor], second: list[Tensor]) -> bool:
+    return len(first) == len(second) and all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def records_of(optimizer: Any) -> list[StepRecord]:
+    kept: list[StepRecord] = []
+    optimizer.observe(kept.append)
+    return kept
+
+
+# -- names, groups and state ---------------------------------------------------------------------------------------
+
+
+@EVERY
+def test_parameters_keep_their_names(name):
+    model = Busy()
+    optimizer = started(name, model)
+    records = records_of(optimizer)
+    train(model, optimizer, range(1))
+    labels = {label for label, _ in model.named_parameters()}
+    assert {label for group in optimizer.state_dict()["param_groups"] for label in group["param_names"]} == labels
+    assert {t.name: id(t.parameter) for t in records[0].tensors} == {n: id(p) for n, p in model.named_parameters()}
+
+
+@EVERY
+def test_a_group_has_its_own_learning_rate_and_decay(name):
+    model, alone = Busy(), Busy()
+    rest = [(label, p) for label, p in model.named_parameters() if not label.startswith("middle")]
+    optimizer = create(name, rest, lr=0.01)
+    optimizer.add_param_group({"params": list(model.middle.named_parameters("middle")), "lr": 0.0})
+    before = copies(model)
+    train(model, optimizer, range(3))
+    moved = {label: not torch.equal(t, b) for (label, t), b in zip(model.state_dict().items(), before, strict=True)}
+    assert moved == {label: not label.startswith("middle") for label in moved}
+    assert {label for label, _ in alone.named_parameters()} == {
+        label for group in optimizer.param_groups for label in group["param_names"]
+    }
+
+
+@pytest.mark.parametrize("dtype", [FLOAT64, torch.bfloat16])
+@EVERY
+def test_a_run_resumed_in_mid_cycle_goes_on_bit_for_bit(name, dtype):
+    whole = Busy(busy=True).to(dtype)
+    optimizer = started(name, whole)
+    torch.manual_seed(0)
+    train(whole, optimizer, range(3))
+    file = io.BytesIO()
+    torch.save((whole.state_dict(), optimizer.state_dict(), torch.get_rng_state()), file)
+    train(whole, optimizer, range(3, 9))
+    file.seek(0)
+    weights, state, random = torch.load(file, weights_only=True)
+    again = Busy(busy=True).to(dtype)
+    again.load_state_dict(weights)
+    resumed = started(name, again)
+    resumed.load_state_dict(state)
+    torch.set_rng_state(random)
+    train(again, resumed, range(3, 9))
+    assert same(tensors(whole, optimizer), tensors(again, resumed))
+    assert optimizer.trigger_state == resumed.trigger_state
+    assert all(bool(torch.isfinite(t).all()) for t in tensors(again, resumed))
+
+
+@EVERY
+def test_a_run_repeats_bit_for_bit(name):
+    ends = []
+    for _ in range(2):
+        model = Busy(busy=True)
+        optimizer = started(name, model)
+        torch.manual_seed(0)
+        train(model, optimizer, range(6))
+        ends.append(tensors(model, optimizer))
+    assert same(*ends)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda pair: pickle.loads(pickle.dumps(pair))])
+@EVERY
+def test_a_copy_goes_on_like_the_original_and_unseen(name, copied: Callable[[Any], Any]):
+    model = Busy()
+    optimizer = started(name, model)
+    records = records_of(optimizer)
+    train(model, optimizer, range(3))
+    twin, its_optimizer = copied((model, optimizer))
+    train(twin, its_optimizer, range(3, 7))
+    assert len(records) == 3
+    assert its_optimizer.param_groups[0]["params"][0] is not optimizer.param_groups[0]["params"][0]
+    train(model, optimizer, range(3, 7))
+    assert same(tensors(model, optimizer), tensors(twin, its_optimizer))
+
+
+# -- records -------------------------------------------------------------------------------------------------------
+
+
+@EVERY
+def test_a_record_has_what_the_method_has_and_none_for_the_rest(name):
+    model = Busy()
+    optimizer = started(name, model)
+    records = records_of(optimizer)
+    train(model, optimizer, range(8))
+    first = optimizer.param_groups[0]
+    keeps, orthogonal = KEEPS[name]
+    stores = first["mode"] in ("lazy", "aga", "timer")
+    assert [r.step for r in records] == list(range(1, 9))
+    assert not stores or 2 <= sum(r.synced for r in records) < 8
+    for i, record in enumerate(records):
+        injects = stores and not record.synced
+        assert record.synced or first["mode"] != "sync"
+        assert not record.synced or first["mode"] != "base"
+        assert first["mode"] != "lazy" or record.synced == (i % 5 == 0)
+        assert record.loss is not None
+        assert (record.adversarial_loss is not None) == record.synced
+        assert (record.phi is not None) == (first["mode"] == "aga" and i > 0)
+        assert (record.threshold is not None) == (first["mode"] == "aga")
+        assert (record.alpha is not None) == injects
+        assert bool(record.newton_schulz) == orthogonal
+        for t in record.tensors:
+            matrix = t.parameter.ndim == 2
+            adam = keeps == "moments" or (not matrix and keeps != "nothing")
+            has = {
+                "gradient": True,
+                "perturbation": record.synced,
+                "adversarial": record.synced,
+                "stale_shear": stores and i > 0,
+                "shear": stores and record.synced,
+                "injected": injects,
+                "followed": True,
+                "exp_avg": adam,
+                "exp_avg_sq": adam,
+                "first_correction": adam,
+                "second_correction": adam,
+                "eps": adam,
+                "v_hat": adam,
+                "whitened": adam,
+                "momentum": matrix and keeps == "momentum",
+                "m_hat": adam or (matrix and keeps == "momentum"),
+                "source": matrix and orthogonal,
+                "orthogonal": matrix and orthogonal,
+                "matrix_shape": matrix and orthogonal,
+                "direction": True,
+                "scale": True,
+                "update": True,
+            }
+            assert {field: getattr(t, field) is not None for field in has} == has, (record.step, t.name)
+
+
+@EVERY
+def test_the_update_of_a_record_is_what_the_weights_moved_by(name):
+    model = Busy()
+    optimizer = started(name, model, weight_decay=0.0)
+    records = records_of(optimizer)
+    for step in range(6):
+        before = {label: p.detach().clone() for label, p in model.named_parameters()}
+        train(model, optimizer, range(step, step + 1))
+        for t in records[-1].tensors:
+            moved = before[t.name] - t.parameter.detach()
+            torch.testing.assert_close(t.update, moved, rtol=1e-9, atol=1e-12)
+
+
+# -- mixed precision, accumulation, schedules, clipping --------------------------------------------------------------
+
+
+@EVERY
+def test_scaled_losses_give_the_same_run(name):
+    plain, scaled = Busy().float(), Busy().float()
+    without, optimizer = started(name, plain), started(name, scaled)
+    train(plain, without, range(7))
+    expected, records = records_of(without), records_of(optimizer)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=1000)
+    for step in range(8):
+        for _ in optimizer.passes(scaled, scaler=scaler):
+            scaler.scale(loss_of(scaled, step)).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        if step == 6:
+            assert same(tensors(plain, without), tensors(scaled, optimizer))
+    train(plain, without, range(7, 8))
+    for ours, theirs in zip(records[-1].tensors, expected[-1].tensors, strict=True):
+        torch.testing.assert_close(ours.gradient, theirs.gradient, rtol=1e-6, atol=0)  # in one unit
+
+
+@EVERY
+def test_a_step_that_overflows_is_left_out_and_the_next_one_taken(name):
+    model = Busy().float()
+    optimizer = started(name, model)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=1000)
+    for step in range(4):
+        before = copies(model)
+        for _ in optimizer.passes(model, scaler=scaler):
+            scaler.scale(loss_of(model, step) * (math.inf if step == 2 else 1.0)).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        assert same(before, copies(model)) == (step == 2)
+    assert scaler.get_scale() == 2.0**9
+    assert all(bool(torch.isfinite(t).all()) for t in tensors(model, optimizer))
+
+
+@EVERY
+def test_weights_in_bfloat16_train_and_keep_their_dtype(name):
+    model = Busy().bfloat16()
+    optimizer = started(name, model)
+    before = copies(model)
+    train(model, optimizer, range(6))
+    assert not any(torch.equal(a, b) for a, b in zip(before, copies(model), strict=True))
+    for p in model.parameters():
+        assert bool(torch.isfinite(p).all())
+        assert {t.dtype for key, t in optimizer.state[p].items() if key != "step"} <= {torch.bfloat16}
+
+
+@EVERY
+def test_accumulated_micro_batches_are_the_batch(name):
+    whole, parts = Busy(), Busy()
+    train(whole, by_whole := started(name, whole), range(6))
+    optimizer = started(name, parts)
+    for step in range(6):
+        x, y = batch(step)
+        for p in optimizer.passes(parts):
+            for xs, ys in zip(x.split(4), y.split(4), strict=True):
+                p.backward(F.cross_entropy(parts(xs), ys) / 3)
+        optimizer.step()
+    for a, b in zip(tensors(whole, by_whole), tensors(parts, optimizer), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-9)
+    assert float(by_whole.last.losses[0]) == pytest.approx(float(optimizer.last.losses[0]), rel=1e-9)
+
+
+@EVERY
+def test_a_closure_is_the_loop_of_passes(name):
+    looped, closed = Busy(busy=True), Busy(busy=True)
+    torch.manual_seed(0)
+    train(looped, by_loop := started(name, looped), range(6))
+    torch.manual_seed(0)
+    optimizer = started(name, closed)
+    for step in range(6):
+
+        def closure(step: int = step) -> Tensor:
+            optimizer.zero_grad()
+            value = loss_of(closed, step)
+            value.backward()
+            return value
+
+        optimizer.step(closure)
+    assert same(tensors(looped, by_loop), tensors(closed, optimizer))
+
+
+@EVERY
+def test_a_schedule_drives_the_learning_rate_of_every_group(name):
+    scheduled, by_hand = Busy(), Busy()
+    optimizer, other = started(name, scheduled), started(name, by_hand)
+    usual = [group["lr"] for group in other.param_groups]
+    schedule = LambdaLR(optimizer, lambda step: 2.0**-step)
+    for step in range(6):
+        train(scheduled, optimizer, range(step, step + 1))
+        schedule.step()
+        for group, lr in zip(other.param_groups, usual, strict=True):
+            group["lr"] = lr * 2.0**-step
+        train(by_hand, other, range(step, step + 1))
+    assert same(copies(scheduled), copies(by_hand))
+    assert optimizer.param_groups[0]["lr"] == usual[0] / 64
+
+
+@EVERY
+def test_a_schedule_of_rho_drives_the_ascent_through_its_group(name):
+    if name not in ASCENDING:  # one pass and no radius to schedule
+        with pytest.raises(OptimizerError, match="has no setting 'rho'"):
+            create(name, Busy(), rho=0.1)
+        assert len(list(started(name, Busy()).passes())) == 1
+        return
+    lengths = []
+    for shrink in (1.0, 0.5):
+        model = Busy()
+        optimizer = started(name, model)
+        for group in optimizer.param_groups:
+            group["rho"] *= shrink
+        records = records_of(optimizer)
+        train(model, optimizer, range(1))
+        lengths.append(torch.stack([t.perturbation.norm() for t in records[0].tensors]))
+    assert bool((lengths[0] > 0).all())
+    torch.testing.assert_close(lengths[1], lengths[0] / 2, rtol=1e-9, atol=0)
+    for group in optimizer.param_groups:
+        group["rho"] = 0.0
+    assert len(list(optimizer.passes(model))) == 1
+
+
+@cells("clipped")
+def test_clipping_after_the_last_pass_bounds_what_is_followed(name):
+    model = Busy()
+    optimizer = started(name, model)
+    records = records_of(optimizer)
+    for step in range(6):
+        for p in optimizer.passes(model):
+            p.backward(loss_of(model, step))
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1e-3)
+        optimizer.step()
+        followed = torch.stack([t.followed.norm() for t in records[-1].tensors]).norm()
+        assert float(followed) == pytest.approx(1e-3, rel=1e-2 if step == 0 else 1e-3)
+
+
+@EVERY
+def test_clipping_is_what_the_step_is_made_of(name):
+    """Whatever is added beside, the gradient of the last pass enters a step as it was clipped."""
+    model = Busy()
+    optimizer = started(name, model)
+    records = records_of(optimizer)
+    for step in range(6):
+        for p in optimizer.passes(model):
+            p.backward(loss_of(model, step))
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1e-3)
+        optimizer.step()
+        of_last = [t.adversarial if records[-1].synced else t.gradient for t in records[-1].tensors]
+        assert float(torch.stack([g.norm() for g in of_last]).norm()) == pytest.approx(1e-3, rel=1e-3)
+
+
+# -- the second pass leaves no trace -------------------------------------------------------------------------------
+
+
+@EVERY
+def test_batch_statistics_count_once_a_step(name):
+    model = Busy(busy=True)
+    optimizer = started(name, model, weight_decay=0.0)
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+    twin = Busy(busy=True)
+    torch.manual_seed(0)
+    train(model, optimizer, range(6))
+    torch.manual_seed(0)
+    for step in range(6):
+        loss_of(twin, step)
+    assert int(model.norm.num_batches_tracked) == 6
+    assert same(copies(model), copies(twin))
+
+
+@EVERY
+def test_both_passes_draw_the_same_mask_and_the_stream_goes_on_as_after_one(name):
+    model = Busy(busy=True)
+    optimizer = started(name, model)
+    masks: list[Tensor] = []
+    model.drop.register_forward_hook(lambda module, inputs, output: masks.append(output.detach() != 0))
+    torch.manual_seed(0)
+    seen = []
+    for step in range(6):
+        masks.clear()
+        train(model, optimizer, range(step, step + 1))
+        assert all(torch.equal(masks[0], mask) for mask in masks)
+        seen.append(masks[0])
+    assert not torch.equal(seen[0], seen[1])
+    twin = Busy(busy=True)
+    torch.manual_seed(0)
+    for step in range(6):
+        loss_of(twin, step)
+    after = torch.get_rng_state()
+    torch.manual_seed(0)
+    train(model, optimizer, range(6))
+    assert torch.equal(torch.get_rng_state(), after)
+
+
+@EVERY
+def test_an_exception_in_the_last_pass_leaves_the_weights_bit_for_bit(name):
+    model = Busy(busy=True)
+    optimizer = started(name, model)
+    before = copies(model)
+    last = 1 if name in ASCENDING else 0
+
+    def broken() -> None:
+        for p in optimizer.passes(model):
+            p.backward(loss_of(model, 0))
+            if p.index == last:
+                assert same(before[:1], copies(model)[:1]) == (last == 0)
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        broken()
+    for label, now in model.named_parameters():
+        assert torch.equal(now, dict(Busy(busy=True).named_parameters())[label])
+    assert optimizer.trigger_state.clock == 0
+    train(model, optimizer, range(3))
+    assert optimizer.trigger_state.clock == 3
+
+
+@EVERY
+def test_gradients_are_left_as_the_last_pass_made_them(name):
+    model = Busy()
+    optimizer = started(name, model)
+    for step in range(6):
+        for p in optimizer.passes(model):
+            p.backward(loss_of(model, step))
+        before = [(q, q.grad, q.grad.clone()) for q in model.parameters()]
+        optimizer.step()
+        for q, gradient, value in before:
+            assert q.grad is gradient
+            assert torch.equal(gradient, value)
+
+
+# -- gradients that are missing, late, or zero ---------------------------------------------------------------------
+
+
+@EVERY
+def test_a_parameter_may_get_its_first_gradient_late(name):
+    model = Busy(branch=True)
+    optimizer = started(name, model)
+    untouched = [p.detach().clone() for p in model.late.parameters()]
+    train(model, optimizer, range(3))
+    assert all(torch.equal(p, was) for p, was in zip(model.late.parameters(), untouched, strict=True))
+    assert not any("step" in optimizer.state.get(p, ()) for p in model.late.parameters())
+    train(model, optimizer, range(3, 8), branch=True)
+    for p, was in zip(model.late.parameters(), untouched, strict=True):
+        assert not torch.equal(p, was)
+        assert bool(torch.isfinite(p).all())
+        assert int(optimizer.state[p]["step"]) == 5
+
+
+@EVERY
+def test_a_tensor_frozen_in_the_middle_stays_where_it_is(name):
+    model = Busy()
+    optimizer = started(name, model)
+    train(model, optimizer, range(2))
+    model.middle.requires_grad_(False)
+    before = [p.detach().clone() for p in model.middle.parameters()]
+    train(model, optimizer, range(2, 8))
+    assert all(torch.equal(p, was) for p, was in zip(model.middle.parameters(), before, strict=True))
+    assert all(int(optimizer.state[p]["step"]) == 2 for p in model.middle.parameters())
+    model.middle.requires_grad_(True)
+    train(model, optimizer, range(8, 10))
+    assert not any(torch.equal(p, was) for p, was in zip(model.middle.parameters(), before, strict=True))
+    assert all(bool(torch.isfinite(p).all()) for p in model.parameters())
+
+
+@pytest.mark.parametrize("dtype", [FLOAT64, torch.bfloat16])
+@EVERY
+def test_gradients_of_zero_move_nothing_but_decay(name, dtype):
+    model = Busy().to(dtype)
+    optimizer = started(name, model, weight_decay=0.25)
+    rates = {p: group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    expected = {p: p.detach().clone() for p in model.parameters()}
+    for step in range(6):
+        for p in optimizer.passes(model):
+            p.backward(0.0 * loss_of(model, step))
+        optimizer.step()
+        for p, was in expected.items():
+            was.sub_(was, alpha=rates[p] * 0.25) if KEEPS[name][0] == "nothing" else was.mul_(1 - rates[p] * 0.25)
+    for p, was in expected.items():
+        assert torch.equal(p, was)
+    assert all(bool(torch.isfinite(t).all()) for t in tensors(model, optimizer))
+    train(model, optimizer, range(2))
+    assert all(bool(torch.isfinite(t).all()) for t in tensors(model, optimizer))
+
+
+# -- bad input -----------------------------------------------------------------------------------------------------
+
+BAD: dict[str, tuple[Any, ...]] = {
+    "lr": (-1.0, math.nan, "fast"),
+    "vector_lr": (-1.0, math.nan),
+    "weight_decay": (-0.1, math.nan),
+    "betas": (0.9, (0.9,), (1.0, 0.9), (0.9, -0.1)),
+    "eps": (-1e-8, math.nan),
+    "rms_eps": (-1e-8,),
+    "momentum": (1.0, -0.1),
+    "row_beta": (1.0, -0.1),
+    "nesterov": ("yes",),
+    "newton_schulz": ("kellr",),
+    "ns_steps": (0, 2.5),
+    "ns_dtype": ("int8", torch.int8),
+    "ns_norm": ("nuclear",),
+    "adjust": ("moon",),
+    "equilibrate": ("X",),
+    "energy": ("half",),
+    "orthogonalise": ("often",),
+    "flatten": ("often",),
+    "rho": (math.nan, math.inf, "far"),
+    "perturbation": ("upward",),
+    "k": (0, 1, 2.5),
+    "alpha": (math.nan, "much"),
+    "shear": ("sideways",),
+    "aga_beta": (1.0, -0.1),
+    "aga_lambda": (-1.0,),
+    "aga_gamma": (math.inf,),
+    "trigger": ("hair",),
+    "seed": (0.5, "lucky"),
+    "base": ("adm",),
+}
+
+
+def bad_cells() -> Iterator[Any]:
+    """Every setting of every name with a bad value, and with each of them where the setting first occurs."""
+    seen: set[str] = set()
+    for name in NAMES:
+        for setting in settings(name):
+            base = next((base for base, rule in RULES.items() if setting in rule.settings), "muon")
+            more = {"base": base} if "base" in settings(name) and setting != "base" else {}
+            values = BAD.get(setting, ("untested",))
+            for value in values[:1] if setting in seen else values:
+                yield pytest.param(name, setting, value, more, id=f"{name}-{setting}-{value}")
+            seen.add(setting)
+
+
+@pytest.mark.parametrize(("name", "setting", "value", "more"), list(bad_cells()))
+def test_a_setting_out_of_bounds_is_one_sentence_that_names_it(name, setting, value, more):
+    said = setting.removeprefix("vector_")
+    with pytest.raises(OptimizerError, match=rf"^optimizer {name}: {said}=[^\n]+$"):
+        create(name, Busy(), **{**more, setting: value})
+
+
+@EVERY
+def test_an_unknown_setting_is_one_sentence(name):
+    with pytest.raises(OptimizerError, match=rf"^optimizer {name} has no setting 'learning_rate'[^\n]+$"):
+        create(name, Busy(), learning_rate=0.1)
+    optimizer = started(name, Busy())
+    with pytest.raises(OptimizerError, match=r"^a parameter group has the unknown setting 'wd'; known: [^\n]+$"):
+        optimizer.add_param_group({"params": [("extra", nn.Parameter(draw(0, 2, 2)))], "wd": 0.1})
+    assert len(optimizer.param_groups) == len(started(name, Busy()).param_groups)
+
+
+@EVERY
+def test_a_name_is_registered_once(name):
+    with pytest.raises(OptimizerError, match=rf"an optimizer '{name}' is registered already \(.*choose another name"):
+        register(name, Entry("another", "nobody", ENTRIES["sgd"].make))
+    assert ENTRIES[name].words != "another"
+
+
+@EVERY
+def test_sparse_gradients_are_refused_before_anything_moves(name):
+    table = nn.Embedding(4, 3, sparse=True).double()
+    optimizer = create(name, table)
+    before = table.weight.detach().clone()
+
+    def train_once() -> None:
+        for _ in optimizer.passes():
+            table(torch.tensor([1, 2])).square().sum().backward()
+        optimizer.step()
+
+    with pytest.raises(OptimizerError, match="a parameter of shape \\(4, 3\\) has a sparse gradient"):
+        train_once()
+    assert torch.equal(table.weight, before)
+
+
+@EVERY
+def test_complex_parameters_are_refused(name):
+    W = nn.Parameter(torch.randn(3, 3, dtype=torch.complex64, generator=torch.Generator().manual_seed(0)))
+    with pytest.raises(OptimizerError, match="step real floating parameters only"):
+        create(name, [("W", W)])
+
+
+@EVERY
+def test_a_step_without_the_gradient_it_needs_is_one_sentence(name):
+    model = Busy()
+    optimizer = started(name, model)
+    loss_of(model, 0).backward()
+    if name not in ASCENDING:
+        optimizer.step()
+        return
+    before = copies(model)
+    with pytest.raises(OptimizerError, match=r"^step 1 of mode='\w+' needs a second gradient: [^\n]+$"):
+        optimizer.step()
+    assert same(before, copies(model))
