@@ -1,0 +1,120 @@
+"""Which layer leaves its own Taylor model first: the remainder of moving one layer alone, and when it stands out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from lossscope.probes.errors import ProbeError
+from lossscope.probes.objective import Objective
+from lossscope.probes.step_quality import step_taken
+
+__all__ = ["PatientZero", "layer_remainders", "patient_zero"]
+
+
+@dataclass(frozen=True)
+class PatientZero:
+    """The layer whose remainder stood out first."""
+
+    layer: str
+    step: int  # row of the series
+    ratio: float  # its remainder over its threshold at that step, above 1
+
+
+def layer_remainders(objective: Objective, displacement: Tensor, *, at: Tensor | None = None) -> dict[str, float]:
+    r"""The Taylor remainder of first order of each parameter tensor, were it alone to take its part of the step.
+
+    .. math:: R_l = L(\theta + D_l) - L(\theta) - g_l^\top D_l
+
+    It is half the curvature of the layer's own block along its part of the step, and what is beyond. They do not add
+    up to the remainder of the whole step, which has the curvature between layers too.
+
+    Args:
+        objective: The loss.
+        displacement: `(n,)`, D, parameters after the step minus before.
+        at: `(n,)`, the parameters before the step; None for those the model has now.
+
+    Returns:
+        Nats, by the names of the parameters. One gradient is spent, and one loss for each of them; the model is left
+        bit for bit. Rounding: see `StepQuality.rounding`.
+
+    Raises:
+        ProbeError: a shape does not fit, the displacement or a loss is not finite.
+
+    Source:
+        docs/measures/step_quality.md.
+    """
+    with objective.at(at) if at is not None else nullcontext(), objective.evaluating():
+        s, theta = step_taken(objective, displacement), objective.parameters()
+        before, slopes = objective.value(), objective.gradient().double() * s.double()
+        found = {}
+        for name in objective.names:
+            where = objective.vector.indices([name]).to(s.device)
+            moved = theta.clone()
+            moved[where] += s[where]
+            with objective.at(moved):
+                found[name] = objective.value() - before - float(slopes[where].sum())
+    return found
+
+
+def patient_zero(
+    remainders: npt.ArrayLike, layers: Sequence[str], *, factor: float = 10.0, window: int = 20, rounding: float = 0.0
+) -> PatientZero | None:
+    """The layer whose remainder is the first to exceed its running threshold.
+
+    The threshold of a layer at a step is `factor` times the median of its absolute remainders over the `window` steps
+    before, which is its own usual size and not moved by single spikes, and at least `rounding`. A layer has none before
+    `window / 2` steps of it are known, and where it is 0.
+
+    Args:
+        remainders: `(T, layers)`, `layer_remainders` of T steps in order, up to a spike of the loss, say; nan where
+            one is missing.
+        layers: Their names.
+        factor: How many times its usual size a remainder must reach.
+        window: Steps that the usual size is taken from, at least 2.
+        rounding: Nats that a remainder may be off by, `StepQuality.rounding`: what is smaller stands out from nothing.
+
+    Returns:
+        The layer, of several at one step that with the largest ratio; None where no remainder stood out.
+
+    Raises:
+        ProbeError: the shape does not fit the names, or `factor`, `window` or `rounding` is out of range.
+
+    Source:
+        docs/measures/step_quality.md.
+
+    Example:
+        >>> quiet = [[1e-3, 1e-3]] * 12
+        >>> patient_zero([*quiet, [1e-3, 0.02], [0.5, 0.5]], ["first", "second"])
+        PatientZero(layer='second', step=12, ratio=2.0)
+    """
+    sizes = np.abs(np.asarray(remainders, dtype=np.float64))
+    if sizes.ndim != 2 or sizes.shape[1] != len(layers):
+        raise ProbeError(f"remainders of shape {sizes.shape} do not fit {len(layers)} layers: need (steps, layers)")
+    if not 1 <= factor < math.inf:
+        raise ProbeError(f"factor={factor:g} is out of range, need a finite number of at least 1")
+    if window < 2:
+        raise ProbeError(f"window={window} is out of range, need at least 2 steps")
+    if not 0 <= rounding < math.inf:
+        raise ProbeError(f"rounding={rounding:g} is out of range, need a finite number of at least 0 nats")
+    for step in range(1, len(sizes)):
+        thresholds = np.maximum(factor * _usual(sizes[max(0, step - window) : step], window), rounding)
+        ratios = np.nan_to_num(sizes[step] / np.where(thresholds > 0, thresholds, math.nan), nan=0.0)
+        if (ratios > 1).any():
+            first = int(np.argmax(ratios))
+            return PatientZero(layers[first], step, float(ratios[first]))
+    return None
+
+
+def _usual(before: npt.NDArray[np.float64], window: int) -> npt.NDArray[np.float64]:
+    """The median of each layer over the steps that have it; nan where they are too few."""
+    found = np.full(before.shape[1], math.nan)
+    for layer in np.flatnonzero(np.isfinite(before).sum(0) >= window / 2):
+        found[layer] = np.nanmedian(before[:, layer])
+    return found

@@ -1,0 +1,175 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from lossscope.probes.errors import ProbeError
+from lossscope.probes.hessian import hessian
+from lossscope.probes.loss import CrossEntropy
+from lossscope.probes.objective import Objective
+from lossscope.probes.step_quality import secant_curvature, step_quality, step_taken
+
+
+def gaussian(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+class Vector(nn.Module):
+    def __init__(self, theta: Tensor) -> None:
+        super().__init__()
+        self.theta = nn.Parameter(theta.clone())
+
+
+def symmetric(n: int, seed: int) -> Tensor:
+    A = gaussian(n, n, seed=seed)
+    return (A + A.mT) / 2
+
+
+def quadratic(A: Tensor, theta: Tensor) -> Objective:
+    return Objective(Vector(theta), lambda m, _: m.theta @ A @ m.theta / 2 + m.theta.sum(), [torch.zeros(1)])
+
+
+def cubic(a: float, t: float = 0.0) -> Objective:
+    return Objective(Vector(torch.tensor([t]).double()), lambda m, _: a * m.theta[0] ** 3, [torch.zeros(1)])
+
+
+def network(dtype: torch.dtype = torch.float64) -> Objective:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        parts = (nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Tanh(), nn.Dropout(0.5), nn.Linear(6, 3))
+        net = nn.Sequential(*parts).double().to(dtype)
+    return Objective(net, CrossEntropy(), [(gaussian(n, 4, seed=n).to(dtype), torch.arange(n) % 3) for n in (9, 4)])
+
+
+@given(st.integers(0, 10**6), st.integers(1, 6))
+@settings(max_examples=20, deadline=None)
+def test_a_quadratic_leaves_no_second_remainder_and_half_its_curvature_as_the_first(seed: int, n: int) -> None:
+    A, theta, D = symmetric(n, seed), gaussian(n, seed=seed + 1), gaussian(n, seed=seed + 2)
+    found = step_quality(quadratic(A, theta), D)
+    curvature = float(D @ A @ D)
+    size = 1 + abs(found.change) + abs(curvature) + abs(found.slope)
+    assert found.first_remainder == pytest.approx(curvature / 2, abs=1e-12 * size)
+    assert found.second_remainder == pytest.approx(0, abs=1e-12 * size)
+    assert found.curvature == pytest.approx(curvature, abs=1e-12 * size)
+    if abs(found.slope + curvature / 2) > 1e-3:
+        assert found.trust_ratio == pytest.approx(1, abs=1e-8)
+    assert found.relative_second == pytest.approx(0, abs=1e-8)
+
+
+def test_a_cubic_leaves_its_third_power() -> None:
+    found = step_quality(cubic(2.0), torch.tensor([0.5]))
+    assert (found.slope, found.curvature) == (0.0, 0.0)
+    assert (found.change, found.first_remainder, found.second_remainder) == (0.25, 0.25, 0.25)
+    assert all(math.isnan(x) for x in (found.relative_first, found.relative_second, found.trust_ratio))
+    moved = step_quality(cubic(2.0, 1.0), torch.tensor([-0.5]))  # 2 t^3 from 1: slope 6, curvature 12
+    assert (moved.slope, moved.curvature, moved.change) == pytest.approx((-3.0, 3.0, -1.75))
+    assert moved.second_remainder == pytest.approx(2 * (-0.5) ** 3)
+    assert moved.relative_first == pytest.approx(1.25 / 3)
+    assert moved.relative_second == pytest.approx(0.25 / 4.5)
+    assert moved.trust_ratio == pytest.approx(1.75 / 1.5)
+
+
+def test_the_remainders_of_a_network_fall_as_the_square_and_the_cube_of_the_step() -> None:
+    objective = network()
+    D = gaussian(objective.size) / 10
+    whole, half = step_quality(objective, D), step_quality(objective, D / 2)
+    assert whole.first_remainder / half.first_remainder == pytest.approx(4, rel=0.3)
+    tiny = [step_quality(objective, D * scale).second_remainder for scale in (0.02, 0.01)]
+    assert tiny[0] / tiny[1] == pytest.approx(8, rel=0.05)
+
+
+def test_the_model_may_stand_after_the_step() -> None:
+    objective = network()
+    theta, D = objective.parameters(), gaussian(objective.size, seed=1) / 10
+    here = step_quality(objective, D), secant_curvature(objective, D)
+    with objective.at(theta + D):
+        there = step_quality(objective, D, at=theta), secant_curvature(objective, D, at=theta)
+    assert here == there
+
+
+def test_the_model_is_left_bit_for_bit() -> None:
+    objective = network(torch.float32)
+    objective.model.train()
+    before = {name: tensor.clone() for name, tensor in objective.model.state_dict().items()}
+    state = torch.get_rng_state()
+    D = gaussian(objective.size).float()
+    step_quality(objective, D)
+    secant_curvature(objective, D)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in objective.model.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), state)
+    assert objective.model.training
+    assert all(p.grad is None for p in objective.model.parameters())
+
+
+@pytest.mark.parametrize("size", [1e-1, 1e-3, 1e-5])
+def test_float32_is_off_by_no_more_than_the_rounding_says(size: float) -> None:
+    coarse = network(torch.float32)
+    for seed in range(10):
+        D = size * gaussian(coarse.size, seed=seed).float()
+        s = step_taken(coarse, D)
+        wide = Objective(
+            network().model,
+            CrossEntropy(),
+            [(x.double(), y) for x, y in (network(torch.float32).data.batches)],
+        )
+        exact = step_quality(wide, s.double(), at=coarse.parameters().double())
+        found = step_quality(coarse, D)
+        slack = found.rounding + 1e-5 * abs(found.slope)
+        assert found.change == pytest.approx(exact.change, abs=slack)
+        assert found.first_remainder == pytest.approx(exact.first_remainder, abs=slack)
+
+
+@given(st.integers(0, 10**6))
+@settings(max_examples=15, deadline=None)
+def test_the_secant_of_a_quadratic_is_its_rayleigh_quotient(seed: int) -> None:
+    A, D = symmetric(5, seed), gaussian(5, seed=seed + 1)
+    found = secant_curvature(quadratic(A, gaussian(5, seed=seed + 2)), D)
+    assert found.rayleigh == pytest.approx(float(D @ A @ D / (D @ D)), abs=1e-12)
+    assert found.norm == pytest.approx(float((A @ D).norm() / D.norm()), rel=1e-10)
+    assert found.alignment == pytest.approx(found.rayleigh / found.norm, abs=1e-12)
+    assert abs(found.rayleigh) <= found.norm * (1 + 1e-12)
+
+
+def test_the_secant_is_the_mean_curvature_over_the_segment() -> None:
+    assert secant_curvature(cubic(2.0, 1.0), torch.tensor([2.0])).rayleigh == pytest.approx(24)  # 12 t over [1, 3]
+    objective = network()
+    D = 1e-4 * gaussian(objective.size)
+    local = float(D @ (hessian(objective) @ D) / (D @ D))
+    assert secant_curvature(objective, D).rayleigh == pytest.approx(local, rel=1e-3)
+
+
+def test_a_zero_step_is_a_gap() -> None:
+    objective = network()
+    secant = secant_curvature(objective, torch.zeros(objective.size))
+    assert all(math.isnan(x) for x in (secant.rayleigh, secant.norm, secant.alignment))
+    found = step_quality(objective, torch.zeros(objective.size))
+    assert (found.change, found.first_remainder) == (0.0, 0.0)
+    assert math.isnan(found.trust_ratio)
+    flat = Objective(Vector(torch.ones(2)), lambda m, _: m.theta.sum(), [torch.zeros(1)])
+    straight = secant_curvature(flat, torch.ones(2))
+    assert (straight.rayleigh, straight.norm) == (0.0, 0.0)
+    assert math.isnan(straight.alignment)
+
+
+def test_a_step_that_the_parameters_cannot_take_is_the_one_they_took() -> None:
+    model = nn.Linear(1, 1, bias=False).to(torch.bfloat16)
+    with torch.no_grad():
+        model.weight.fill_(1.0)
+    objective = Objective(model, lambda m, x: m(x).float().square().mean(), [torch.ones(1, 1, dtype=torch.bfloat16)])
+    assert step_taken(objective, torch.tensor([1e-4])).tolist() == [0.0]
+    assert step_quality(objective, torch.tensor([1e-4])).change == 0.0
+    assert math.isnan(secant_curvature(objective, torch.tensor([1e-4])).rayleigh)
+
+
+def test_a_step_that_is_not_finite_or_does_not_fit_is_refused() -> None:
+    objective = network()
+    for measure in (step_quality, secant_curvature):
+        with pytest.raises(ProbeError, match="the displacement is not finite"):
+            measure(objective, torch.full((objective.size,), math.nan))
+        with pytest.raises(ProbeError, match=r"shape \(3,\) does not fit"):
+            measure(objective, torch.ones(3))

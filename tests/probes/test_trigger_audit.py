@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+import math
+import random
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lossscope.optimizer.trigger import TriggerState, adaptive, timed
+from lossscope.probes.errors import ProbeError
+from lossscope.probes.trigger_audit import phi_memory, trigger_audit
+
+
+def run_of_timer(lamda: float, k: int, steps: int, seed: int = 0) -> list[bool]:
+    """The optimizer's own random timer, which is the null."""
+    state, found = TriggerState(), []
+    for _ in range(steps):
+        decision = timed(state, k=k, alpha=0.1, lamda=lamda, seed=seed)
+        found.append(decision.sync)
+        state = decision.after
+    return found
+
+
+def run_of_adaptive(lamda: float, k: int, phis: list[float], rule: str = "lagged") -> list[bool]:
+    state, found = TriggerState(), []
+    for phi in phis:
+        decision = adaptive(state, phi, k=k, alpha=0.1, beta=0.99, lamda=lamda, gamma=1.0, rule=rule)
+        found.append(decision.sync)
+        state = decision.after
+    return found
+
+
+@pytest.mark.parametrize(("lamda", "k"), [(0.0, 3), (1.0, 10), (2.0, 10)])
+def test_the_random_timer_has_the_rate_and_the_runs_of_the_null(lamda: float, k: int) -> None:
+    found = trigger_audit(run_of_timer(lamda, k, 20000), lamda=lamda, k=k)
+    assert found.rate.value == pytest.approx(found.null_rate, rel=0.03)
+    assert abs(found.rate.value - found.null_rate) < 4 * found.rate.stderr < 0.03
+    assert abs(found.chance.value - found.null_chance) < 4 * found.chance.stderr < 0.03
+    spread = 4 * np.sqrt(found.null_runs + 1)
+    assert np.all(np.abs(found.runs - found.null_runs) < spread)
+    assert found.null_rate * found.null_interval == pytest.approx(1, rel=1e-14)
+
+
+def test_the_interval_covers_the_null_over_seeds() -> None:
+    inside = 0
+    for seed in range(100):
+        found = trigger_audit(run_of_timer(1.0, 10, 600, seed), lamda=1.0, k=10, draws=400, seed=seed)
+        inside += found.rate.low <= found.null_rate <= found.rate.high
+    assert 90 <= inside < 100
+
+
+def test_the_adaptive_trigger_on_noise_has_the_rate_of_the_null_and_on_a_drift_has_not() -> None:
+    noise = random.Random(1)
+    phis = [noise.gauss(0, 0.1) for _ in range(10000)]
+    still = trigger_audit(run_of_adaptive(1.0, 10, phis), lamda=1.0, k=10)
+    assert still.chance.value == pytest.approx(still.null_chance, rel=0.06)
+    against = trigger_audit(run_of_adaptive(1.0, 10, [phi - 0.1 for phi in phis]), lamda=1.0, k=10)
+    assert against.rate.low > against.null_rate
+
+
+@given(st.floats(0, 4), st.integers(1, 30))
+def test_the_null_is_a_geometric_law_cut_off_at_the_cap(lamda: float, k: int) -> None:
+    found = trigger_audit([True] * 11, lamda=lamda, k=k)
+    p = math.erfc(lamda / math.sqrt(2)) / 2
+    assert found.null_chance == pytest.approx(p, rel=1e-12)
+    assert found.null_interval == pytest.approx((1 - (1 - p) ** k) / p, rel=1e-9)
+    assert found.null_runs.sum() == pytest.approx(10, rel=1e-12)
+    lengths = np.arange(1, k + 1)
+    assert found.null_runs @ lengths / 10 == pytest.approx(found.null_interval, rel=1e-9)
+
+
+def test_a_periodic_trigger_never_fires_by_itself() -> None:
+    found = trigger_audit([t % 5 == 0 for t in range(101)], lamda=1.0, k=5)
+    assert (found.rate.value, found.rate.low, found.rate.high) == (0.2, 0.2, 0.2)
+    assert (found.chance.value, found.chance.high) == (0.0, 0.0)
+    assert found.runs.tolist() == [0, 0, 0, 0, 20]
+
+
+def test_a_second_gradient_at_every_step_leaves_the_chance_a_gap() -> None:
+    found = trigger_audit([True] * 20, lamda=1.0, k=1)
+    assert (found.rate.value, found.null_rate) == (1.0, 1.0)
+    assert math.isnan(found.chance.value)
+
+
+def test_the_unfinished_run_at_the_end_is_left_out() -> None:
+    steps = [True, False, True, False, True]
+    whole, more = (trigger_audit([*steps, *tail], lamda=1.0, k=4) for tail in ([], [False, False]))
+    assert whole.rate == more.rate
+    assert math.isnan(trigger_audit([True, False, True], lamda=1.0, k=4).rate.value)
+    assert math.isnan(trigger_audit([], lamda=1.0, k=4).rate.value)
+
+
+def test_white_noise_stays_in_its_band_and_an_autoregressive_phi_leaves_it() -> None:
+    generator = np.random.default_rng(0)
+    noise = generator.standard_normal(4000)
+    white = phi_memory(noise.tolist(), lags=range(1, 101))
+    assert 90 <= (np.abs(white.autocorrelation) < white.band).sum() < 100
+    phi = [noise[0]]
+    for x in noise[1:]:
+        phi.append(0.6 * phi[-1] + 0.8 * x)
+    found = phi_memory(phi, lags=(1, 2, 3))
+    assert found.autocorrelation == pytest.approx([0.6, 0.36, 0.216], abs=0.04)
+    assert found.band == pytest.approx(1.96 / math.sqrt(4000), rel=1e-3)
+
+
+def test_steps_without_phi_are_left_out_of_both_sums() -> None:
+    phi = [1.0, -1.0] * 50
+    holes: list[float | None] = [None if t % 10 == 3 else value for t, value in enumerate(phi)]
+    found = phi_memory(holes, lags=(1, 2, 10))
+    assert found.autocorrelation == pytest.approx([-1.0, 1.0, 1.0], abs=0.05)
+    assert found.band == pytest.approx(1.96 / np.sqrt([79, 78, 81]), rel=1e-12)
+    assert np.isnan(phi_memory([0.5] * 9, lags=(1,)).autocorrelation).all()
+    assert np.isnan(phi_memory([0.1, 0.2], lags=(7,)).autocorrelation).all()
+    assert np.isnan(phi_memory([], lags=(1,)).band).all()
+
+
+def test_arguments_out_of_range_are_refused() -> None:
+    with pytest.raises(ProbeError, match=r"a run of 4 steps .* longer than the cap k=3"):
+        trigger_audit([True, False, False, False, True], lamda=1.0, k=3)
+    with pytest.raises(ProbeError, match="k=0 is out of range"):
+        trigger_audit([True], lamda=1.0, k=0)
+    with pytest.raises(ProbeError, match="lamda=-1 is out of range"):
+        trigger_audit([True], lamda=-1.0, k=2)
+    with pytest.raises(ProbeError, match=r"lags=\(0,\) are out of range"):
+        phi_memory([0.1], lags=(0,))
