@@ -1,4 +1,4 @@
-"""What a step costs: ARS2-Neo beside torch's Muon and AdamW, and each mode beside base.
+"""What a step costs: ARS2-Neo beside torch's Muon and AdamW, each mode beside base, every optimizer beside AdamW.
 
 Run it with `python benchmarks/step.py [--quick]`. All arms of a table run in one process in interleaved
 rounds, so that whatever else the machine does hits them alike; a row is the median over rounds, with its ratio
@@ -8,23 +8,21 @@ to the first row and the inverse. The output is markdown, ready for `benchmarks/
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
-from statistics import median
 from tempfile import mkdtemp
 
 import torch
-import torch.nn.functional as F
+from step_family import family_table
+from step_timing import Arm, medians
+from step_training import Training
 from torch import Tensor, nn
 from torch.optim import _muon
 
 from lossscope.landscape.recorder import Recorder
-from lossscope.landscape.workload import batch_at, built, workload
-from lossscope.optimizer import ARS2Neo, create
+from lossscope.optimizer import ARS2Neo, names
 
 QUICK = "--quick" in sys.argv
 ROUNDS, REPEATS = (8, 5) if QUICK else (60, 6)
@@ -45,34 +43,6 @@ MODADD = [
 ]
 # Two convolutions with biases and group norm, and a linear head, for 8 by 8 digits.
 DIGITS_CONV = [(16, 1, 3, 3), (16,), (16,), (16,), (32, 16, 3, 3), (32,), (32,), (32,), (10, 512), (10,)]
-
-
-@dataclass
-class Arm:
-    """A row of a table: a label, and what one step of it runs."""
-
-    label: str
-    step: Callable[[], object]
-
-
-def timed(arm: Arm, repeats: int) -> float:
-    """Seconds a step."""
-    start = time.perf_counter()
-    for _ in range(repeats):
-        arm.step()
-    return (time.perf_counter() - start) / repeats
-
-
-def medians(arms: Sequence[Arm], rounds: int, repeats: int) -> list[float]:
-    """Median seconds a step of each arm, over rounds that visit the arms in turn."""
-    for arm in arms:
-        timed(arm, max(2, repeats // 4))
-    seen: list[list[float]] = [[] for _ in arms]
-    for turn in range(rounds):
-        order = [(turn + i) % len(arms) for i in range(len(arms))]
-        for index in order:
-            seen[index].append(timed(arms[index], repeats))
-    return [median(times) for times in seen]
 
 
 def print_table(title: str, arms: Sequence[Arm], rounds: int, repeats: int) -> None:
@@ -159,26 +129,13 @@ def step_arms(shapes: Sequence[tuple[int, ...]]) -> list[Arm]:
 
 def training_arm(label: str, name: str, record: str | None = None, **options: object) -> Arm:
     """A training step on modadd-113, with forward and backward, recorded with the preset `record`."""
-    work = workload("modadd-113")
-    train = work.split(0).train
-    batches = [batch_at(train, work.batch_size, step, 0) for step in range(7)]
-    model = built(work.network, 0)
-    optimizer, count = create(name, model, **{**work.options, **options}), 0
-    recorder = Recorder(Path(mkdtemp()) / "run", model, optimizer, preset=record) if record else None
+    training = Training.of(name, **options)
+    path = Path(mkdtemp()) / "run"
+    recorder = Recorder(path, training.model, training.optimizer, preset=record) if record else None
 
     def step() -> None:
         """One training step on the next batch."""
-        nonlocal count
-        x, y = batches[count % len(batches)]
-        count += 1
-
-        def closure() -> Tensor:
-            optimizer.zero_grad()
-            loss = F.cross_entropy(model(x), y)
-            loss.backward()
-            return loss
-
-        loss = optimizer.step(closure)
+        loss = training.step()
         if recorder is not None:
             recorder.step(loss)
 
@@ -229,6 +186,8 @@ def main() -> None:
         print_table("Step alone, modadd transformer", step_arms(MODADD), ROUNDS, REPEATS)
         print_table("Step alone, digits conv net", step_arms(DIGITS_CONV), ROUNDS, REPEATS)
         print_table("Step with its passes, modadd-113, batch 512", mode_arms(), 3 if QUICK else 9, 10)
+        print("\nEvery optimizer, modadd-113, batch 512\n")
+        print(family_table(names(), MODADD, rounds=2 if QUICK else 9, repeats=10))
         for name in ("ars2-base", "ars2-aga"):
             # A hundred steps a round: a whole number of every preset's periods.
             print_table(f"Recording {name} on modadd-113, batch 512", recording_arms(name), 2 if QUICK else 5, 100)

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated
+import shutil
+import textwrap
+from collections.abc import Mapping
+from typing import Annotated, Any, Final
 
 import typer
 
 __all__ = ["list_app"]
 
 list_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="List optimizers, workloads or measures.")
+
+_WIDEST: Final = 110  # columns; longer lines are hard to read
+_HARD_SPACE: Final = "\u00a0"
 
 _Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -26,24 +32,48 @@ def _print(kind: str, descriptions: dict[str, str], as_json: bool) -> None:
 
 @list_app.command()
 def optimizers(as_json: _Json = False) -> None:
-    """Print the optimizers that `train` knows.
+    """Print the optimizers that `train` knows, each with its source and its usual settings.
+
+    A workload may have others that are usual there, see `lossscope list workloads`.
 
     Example: lossscope list optimizers
     """
-    from lossscope.optimizer import DESCRIPTIONS
+    from lossscope.optimizer import ENTRIES
 
-    _print("optimizers", dict(DESCRIPTIONS), as_json)
+    if as_json:
+        rows = [
+            {"name": name, "description": entry.words, "source": entry.source, "defaults": dict(entry.usual)}
+            for name, entry in ENTRIES.items()
+        ]
+        typer.echo(json.dumps({"schema": 1, "optimizers": rows}, indent=2))
+        return
+    width = min(shutil.get_terminal_size().columns, _WIDEST)
+    for name, entry in ENTRIES.items():
+        typer.echo(f"{name}\n{_filled(entry.words, width)}\n{_filled(f'source: {entry.source}', width)}")
+        typer.echo(_filled(_settings(entry.usual), width))
+
+
+def _settings(usual: Mapping[str, Any]) -> str:
+    """Settings with their values; those without one come from elsewhere."""
+    known = [f"{key}={value}".replace(" ", _HARD_SPACE) for key, value in usual.items() if value is not None]
+    return ", ".join(known) + ("; the others as the base has them" if None in usual.values() else "")
+
+
+def _filled(text: str, width: int) -> str:
+    """The text in indented lines; a setting stays on one."""
+    lines = textwrap.fill(text, width, initial_indent="    ", subsequent_indent="    ", break_on_hyphens=False)
+    return lines.replace(_HARD_SPACE, " ")
 
 
 @list_app.command()
 def workloads(as_json: _Json = False) -> None:
-    """Print the networks and data that `train` knows.
+    """Print the networks and data that `train` knows, with the settings that are usual there.
 
     Example: lossscope list workloads --json
     """
     from lossscope.landscape.workload import WORKLOADS
 
-    _print("workloads", {name: w.description for name, w in WORKLOADS.items()}, as_json)
+    _print("workloads", {name: f"{w.description}; {w.usual}" for name, w in WORKLOADS.items()}, as_json)
 
 
 @list_app.command()

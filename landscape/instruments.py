@@ -90,12 +90,13 @@ def tensor_rows(seen: Sequence[Seen]) -> list[Row]:
 
 
 def _energies(seen: Seen, record: TensorRecord) -> Row:
-    if record.gradient is None:
+    mean, square = record.m_hat, record.v_hat
+    if record.gradient is None or mean is None or square is None or record.eps is None:
         return {}
     followed = record.orthogonal if record.direction is record.orthogonal else None
     found = energies(
-        record.m_hat,
-        record.v_hat,
+        mean,
+        square,
         record.eps,
         gradient=record.gradient,
         update=seen.displacement,
@@ -177,17 +178,31 @@ def spectrum_rows(seen: Sequence[Seen], newton_schulz: tuple[tuple[float, float,
     records = {s.name: s.record for s in matrices if s.record is not None}
     for name, record in records.items():
         mine = {row["object"]: row for row in rows if row["tensor"] == name}
-        if "orthogonal" in mine:
-            _use_map(mine["orthogonal"], mine["whitened"], newton_schulz)
-        followed = mine.get("orthogonal", mine["whitened"])
+        if "orthogonal" in mine and newton_schulz:
+            _use_map(mine["orthogonal"], mine[_source(record)], newton_schulz)
+        followed = mine.get(_followed(record) or "")
+        if followed is None:
+            continue  # the update is among the objects
         size = abs(float(record.lr)) * record.scale
         scaled: Row = {key: followed[key] * size for key in ("values", "error") if key in followed}
         rows.append({**followed, **scaled, "object": "update", "method": "scaled"})
     return rows
 
 
-def _use_map(orthogonal: Row, whitened: Row, triples: tuple[tuple[float, float, float], ...]) -> None:
-    image = newton_schulz_image(whitened["values"], triples)
+def _source(record: TensorRecord) -> str:
+    """The object that went into Newton-Schulz."""
+    return "whitened" if record.source is record.whitened else "source"
+
+
+def _followed(record: TensorRecord) -> str | None:
+    """The object that the update is a multiple of; None where it is none of them."""
+    if record.direction is record.orthogonal:
+        return "orthogonal"
+    return "whitened" if record.direction is record.whitened else None
+
+
+def _use_map(orthogonal: Row, source: Row, triples: tuple[tuple[float, float, float], ...]) -> None:
+    image = newton_schulz_image(source["values"], triples)
     deviation = (image - orthogonal["values"]).abs().amax(-1)
     orthogonal |= {"values": image, "method": "map", "error": deviation}
 
@@ -199,10 +214,13 @@ def _objects(seen: Seen) -> list[tuple[str, Tensor]]:
     record = seen.record
     if record is None:
         return [*objects, ("update", seen.displacement)]
-    objects += [("momentum", record.m_hat), ("whitened", record.whitened)]
-    if record.orthogonal is not None and record.direction is record.orthogonal:
-        objects.append(("orthogonal", record.orthogonal))
-    return objects
+    shown = {"momentum": record.m_hat, "whitened": record.whitened}
+    if record.direction is not record.whitened:  # else the factor gave the step its norm alone
+        shown |= {"source": None if record.source is record.whitened else record.source}
+        shown |= {"orthogonal": record.orthogonal}
+    if _followed(record) is None:
+        shown["update"] = record.update
+    return objects + [(name, tensor) for name, tensor in shown.items() if tensor is not None]
 
 
 def settled(rows: Sequence[Row]) -> list[Row]:

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer
 
-from lossscope.optimizer import ARS2Neo
+from lossscope.landscape.optimizer_name import ascends, optimizer_name
+from lossscope.optimizer import ARS2Neo, Ascending, Relative
 from lossscope.optimizer.kernel import apply_step
+from lossscope.optimizer.rules import RULES
 from lossscope.optimizer.track import track_of
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.objective import Objective
@@ -25,7 +27,7 @@ class StepMetric:
     """A diagonal metric P and the threshold of the largest eigenvalue of the Hessian in it.
 
     Attributes:
-        name: The optimizer's class.
+        name: What the optimizer is called, see `optimizer_name`.
         quantity: `lambda_max` of the Hessian where P is a multiple of the identity, else
             `preconditioned_sharpness`, the largest eigenvalue of `preconditioned(hessian, diagonal)`.
         diagonal: `(n,)` float64 in the order of the objective's names, above 0: P; None for `lambda_max`.
@@ -76,13 +78,19 @@ def step_metric(
     returned, without a threshold. Without orthogonalisation (`adamw@rms`) each matrix takes Adam's step times a factor,
     which divides its P.
 
+    **Relatives.** The rules `adamw` and `sgd` are AdamW and SGD as above: adamw's decay is decoupled, sgd's goes
+    through the gradient. The others orthogonalise: their whitening is returned where every coordinate has a
+    second moment (`rmsuon`, `muon@rms`), else nothing. With an ascent the step follows the gradient of
+    another point, so no rule has a threshold.
+
     Args:
-        optimizer: `torch.optim.SGD`, `Adam` or `AdamW`, or `ARS2Neo` in any mode.
+        optimizer: `torch.optim.SGD`, `Adam` or `AdamW`, or `ARS2Neo` or `Relative` in any mode.
         parameters: The parameters of the model by name, as `dict(model.named_parameters())` has them.
         objective: Says which parameters are the coordinates, and in which order.
 
     Returns:
-        The metric; None where the optimizer is another, of a class of the user's own, or ascends (`maximize`).
+        The metric; None where the optimizer is another, of a class of the user's own, goes uphill (`maximize`), or has
+        neither a threshold nor a whitening.
 
     Raises:
         ProbeError: a parameter is in no group or has no state yet, or the metric is not finite or not above 0.
@@ -91,11 +99,11 @@ def step_metric(
         J. Cohen et al. (2022), Adaptive gradient methods at the edge of stability, arXiv:2207.14484, for Adam; the
         mixture of groups is derived in docs/measures/preconditioned_sharpness.md.
     """
-    if type(optimizer) not in (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, ARS2Neo):
+    if type(optimizer) not in (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, ARS2Neo, Relative):
         return None
     if any(group.get("maximize") for group in optimizer.param_groups):
         return None
-    name = type(optimizer).__name__
+    name = optimizer_name(optimizer)
     groups = {p: group for group in optimizer.param_groups for p in group["params"]}
     found = []
     for label in objective.names:
@@ -105,7 +113,10 @@ def step_metric(
                 f"parameter {label} is in no group of the {name}: the metric it is stepped in is not known"
             )
         found.append((label, p, groups[p]))
-    if isinstance(optimizer, ARS2Neo) and _has_no_threshold(optimizer, found):
+    steps = {_step_of(optimizer, group, p) for _, p, group in found}
+    if "orthogonal" in steps or ascends(optimizer):
+        if not all(_whitens(optimizer, group, p) for _, p, group in found):
+            return None
         diagonal = torch.cat([_whitening(optimizer, *entry)[0].flatten() for entry in found])
         return StepMetric(name, "preconditioned_sharpness", _sound(diagonal, name), None)
     bears = [_bears(optimizer, *entry) for entry in found]
@@ -131,7 +142,7 @@ def _in_units_of_one_threshold(name: str, bears: list[_Bears], parameters: list[
 def _bears(optimizer: Optimizer, label: str, p: nn.Parameter, group: dict[str, Any]) -> _Bears:
     """What the coordinates of a parameter bear at the settings of its group."""
     lr, decay = float(group["lr"]), float(group["weight_decay"])
-    if isinstance(optimizer, torch.optim.SGD):
+    if _step_of(optimizer, group, p) == "sgd":
         rule = nesterov(lr, group["momentum"]) if group["nesterov"] else heavy_ball(lr, *_inertia(group))
         return _Bears(None, rule.value, decay)
     whitening, first = _whitening(optimizer, label, p, group)
@@ -139,14 +150,14 @@ def _bears(optimizer: Optimizer, label: str, p: nn.Parameter, group: dict[str, A
     metric = first * whitening
     if isinstance(optimizer, ARS2Neo):
         metric = metric / _step_factor(optimizer.state[p]["exp_avg"] / metric, group, p)
-    if isinstance(optimizer, ARS2Neo) or group["decoupled_weight_decay"]:
+    if isinstance(optimizer, Ascending) or group["decoupled_weight_decay"]:
         return _Bears(metric, line * (1 - lr * decay / 2), 0.0)
     return _Bears(metric, line, decay)
 
 
 def _inertia(group: dict[str, Any]) -> tuple[float, float]:
-    """Momentum and dampening; torch does not read the dampening where there is no momentum."""
-    return (float(group["momentum"]), float(group["dampening"])) if group["momentum"] else (0.0, 0.0)
+    """Momentum and dampening; torch does not read the dampening where there is no momentum, and ours has none."""
+    return (float(group["momentum"]), float(group.get("dampening", 0.0))) if group["momentum"] else (0.0, 0.0)
 
 
 def _whitening(optimizer: Optimizer, label: str, p: nn.Parameter, group: dict[str, Any]) -> tuple[Tensor, float]:
@@ -154,7 +165,7 @@ def _whitening(optimizer: Optimizer, label: str, p: nn.Parameter, group: dict[st
     state = optimizer.state.get(p) or {}
     if "exp_avg_sq" not in state:
         raise ProbeError(
-            f"parameter {label} has no second moment in the {type(optimizer).__name__} yet: the metric is known after "
+            f"parameter {label} has no second moment in the {optimizer_name(optimizer)} yet: the metric is known after "
             "the first step in which it has a gradient"
         )
     v = state["max_exp_avg_sq"] if group.get("amsgrad") else state["exp_avg_sq"]
@@ -170,10 +181,22 @@ def _step_factor(A: Tensor, group: dict[str, Any], p: nn.Parameter) -> Tensor | 
     return taken.scale.double() if isinstance(taken.scale, Tensor) else taken.scale
 
 
-def _has_no_threshold(optimizer: ARS2Neo, found: list[tuple[str, nn.Parameter, dict[str, Any]]]) -> bool:
-    """Whether a step of these parameters is orthogonalised, or taken along the gradient of another point."""
-    ascends = optimizer.param_groups[0]["mode"] != "base" and any(g["rho"] > 0 for g in optimizer.param_groups)
-    return ascends or any(group["orthogonalise"] and track_of(group, p) == "matrix" for _, p, group in found)
+def _step_of(optimizer: Optimizer, group: dict[str, Any], p: nn.Parameter) -> Literal["sgd", "adam", "orthogonal"]:
+    """What a parameter's step is: along its gradients, along Adam's direction, or along an orthogonal factor."""
+    if isinstance(optimizer, Relative):
+        if optimizer.rule == "sgd":
+            return "sgd"
+        return "adam" if optimizer.rule == "adamw" or track_of(group, p) == "vector" else "orthogonal"
+    if isinstance(optimizer, ARS2Neo):
+        return "orthogonal" if group["orthogonalise"] and track_of(group, p) == "matrix" else "adam"
+    return "sgd" if isinstance(optimizer, torch.optim.SGD) else "adam"
+
+
+def _whitens(optimizer: Optimizer, group: dict[str, Any], p: nn.Parameter) -> bool:
+    """Whether the optimizer keeps a second moment of the parameter once it has stepped it."""
+    if not isinstance(optimizer, Relative):
+        return not isinstance(optimizer, torch.optim.SGD)
+    return _step_of(optimizer, group, p) == "adam" or "exp_avg_sq" in RULES[optimizer.rule].state
 
 
 def _sound(values: Tensor, name: str) -> Tensor:

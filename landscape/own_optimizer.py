@@ -2,31 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer
 
-from lossscope.optimizer import ARS2Neo, OptimizerError, create, names
+from lossscope.optimizer import ARS2Neo, OptimizerError, Relative, create, names
+from lossscope.optimizer.rules import RULES
 
 __all__ = ["OwnOptimizerError", "own_optimizer"]
 
-_CLASSES: Final[dict[str, type[Optimizer]]] = {
-    "sgd": torch.optim.SGD,
-    "adam": torch.optim.Adam,
-    "adamw": torch.optim.AdamW,
-    "ars2neo": ARS2Neo,
+
+@dataclass(frozen=True)
+class _Kind:
+    """How an optimizer is made, and how the settings in its state are told from those of others."""
+
+    make: Callable[[list[dict[str, Any]]], Optimizer]
+    marks: tuple[str, ...]  # it saves these, and loading a state checks no name
+    foreign: tuple[str, ...] = ()  # and never these
+
+
+_CLASSES: Final[dict[str, _Kind]] = {
+    "sgd": _Kind(torch.optim.SGD, ("momentum", "dampening")),
+    "adam": _Kind(torch.optim.Adam, ("betas", "amsgrad")),
+    "adamw": _Kind(torch.optim.AdamW, ("betas", "amsgrad")),
+    "ars2neo": _Kind(ARS2Neo, ("betas", "energy")),
 }
-# Settings that one class saves and the others do not: loading a state checks no name.
-_MARKS: Final[dict[type[Optimizer], tuple[str, ...]]] = {
-    torch.optim.SGD: ("momentum", "dampening"),
-    torch.optim.Adam: ("betas", "amsgrad"),
-    torch.optim.AdamW: ("betas", "amsgrad"),
-    ARS2Neo: ("betas", "energy"),
-}
-_OF_SHAPE: Final = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer")  # tensors as large as their parameter
+_OF_RULES: Final = {setting for rule in RULES.values() for setting in rule.settings} - {"betas", "eps"}
+_OF_SHAPE: Final = (  # tensors as large as their parameter
+    "exp_avg",
+    "exp_avg_sq",
+    "max_exp_avg_sq",
+    "momentum_buffer",
+    "orthogonal_square",
+    "shear",
+    "placebo",
+)
 
 
 class OwnOptimizerError(ValueError):
@@ -36,9 +51,9 @@ class OwnOptimizerError(ValueError):
 def own_optimizer(manifest: Mapping[str, Any], state: Mapping[str, Any], model: nn.Module) -> Optimizer:
     """The run's optimizer for a model that stands in for the run's own, with the state loaded.
 
-    Its class comes from the manifest: from the config's `optimizer`, the class that the recorder saw, or the arm,
-    in this order, in upper or lower case. Settings and moments come from the state. Names in a manifest are free, so it
-    counts only where the state is one that this class would have saved for these parameters.
+    What it is comes from the manifest: from the config's `optimizer`, the name that the recorder gave it, or the arm,
+    in this order, in upper or lower case. Settings and moments come from the state. Names in a manifest are free, so
+    one counts only where the state is one that this optimizer would have saved for these parameters.
 
     Args:
         manifest: Of the run.
@@ -48,13 +63,17 @@ def own_optimizer(manifest: Mapping[str, Any], state: Mapping[str, Any], model: 
     Raises:
         OwnOptimizerError: The class is not known, or the state does not fit it or the model.
     """
-    kind, name = _kind(manifest, model)
     groups = state["param_groups"]
-    for mark in _MARKS[kind]:
-        if any(mark not in group for group in groups):
-            raise OwnOptimizerError(f"the run calls it {name}, but its state has no {mark}")
+    kind, name = _kind(manifest, model, groups)
+    for group in groups:
+        for mark in kind.marks:
+            if mark not in group:
+                raise OwnOptimizerError(f"the run calls it {name}, but its state has no {mark}")
+        for mark in kind.foreign:
+            if mark in group:
+                raise OwnOptimizerError(f"the run calls it {name}, but its state has {mark}, which is another's")
     try:
-        optimizer = kind(_groups(groups, model))  # type: ignore[call-arg]
+        optimizer = kind.make(_groups(groups, model))
         optimizer.load_state_dict(dict(state))
     except (OptimizerError, ValueError, TypeError, KeyError, RuntimeError) as error:
         raise OwnOptimizerError(
@@ -75,22 +94,46 @@ def _check_shapes(optimizer: Optimizer) -> None:
                 )
 
 
-def _kind(manifest: Mapping[str, Any], model: nn.Module) -> tuple[type[Optimizer], str]:
-    """The class by the first of its names that is known, and what it is called."""
+def _kind(manifest: Mapping[str, Any], model: nn.Module, groups: Sequence[Mapping[str, Any]]) -> tuple[_Kind, str]:
+    """The optimizer by the first of its names that is known, and what it is called."""
     config = manifest.get("config")
-    said = [config.get("optimizer") if isinstance(config, Mapping) else None]
-    said += [manifest.get("optimizer"), manifest.get("arm")]
+    config = config if isinstance(config, Mapping) else {}
+    said = (config.get("optimizer"), manifest.get("optimizer"), manifest.get("arm"))
     called = [one for one in said if isinstance(one, str) and one]
     for name in called:
-        if name.lower() in _CLASSES:
-            return _CLASSES[name.lower()], name
-        if name.lower() in names():
-            try:
-                return type(create(name.lower(), model)), name
-            except OptimizerError as error:
-                raise OwnOptimizerError(f"{name} cannot be made for this model: {error}") from error
-    known = "known are SGD, Adam, AdamW and ARS2Neo"
+        kind = _of_class(name.lower(), groups) or _registered(name.lower(), config.get("options"), model)
+        if kind is not None:
+            return kind, name
+    known = "known are torch's SGD, Adam and AdamW, ARS2Neo, and those of `lossscope list optimizers`"
     raise OwnOptimizerError(f"the run calls it {called[0]!r}; {known}" if called else f"the run names none; {known}")
+
+
+def _of_class(name: str, groups: Sequence[Mapping[str, Any]]) -> _Kind | None:
+    """By the name of a class or a rule; some rules share theirs with a class of torch's, whose groups have no mode."""
+    rule, _, _ = name.partition("+")
+    if rule in RULES and all("mode" in group for group in groups):
+        return _relative(rule)
+    return _CLASSES.get(name)
+
+
+def _registered(name: str, options: object, model: nn.Module) -> _Kind | None:
+    """By a name that `create` knows."""
+    if name not in names():
+        return None
+    base = options.get("base") if isinstance(options, Mapping) else None
+    try:
+        made = create(name, model, **({} if base is None else {"base": base}))
+    except OptimizerError as error:
+        raise OwnOptimizerError(f"{name} cannot be made for this model: {error}") from error
+    if isinstance(made, Relative):
+        return _relative(made.rule)
+    return _CLASSES.get(type(made).__name__.lower())
+
+
+def _relative(rule: str) -> _Kind:
+    """The optimizer of a rule."""
+    own = RULES[rule].settings
+    return _Kind(partial(Relative, rule=rule), ("mode", *own), tuple(sorted(_OF_RULES - own.keys())))
 
 
 def _groups(saved: Sequence[Mapping[str, Any]], model: nn.Module) -> list[dict[str, Any]]:

@@ -17,6 +17,7 @@ from lossscope.landscape.detail import batch_rows, module_rows, sampling_rows
 from lossscope.landscape.estimate_row import Row, Rows, certified, density_rows, estimate_row
 from lossscope.landscape.measure import EIGENVALUES
 from lossscope.landscape.metric import StepMetric, step_metric
+from lossscope.landscape.optimizer_name import optimizer_name
 from lossscope.landscape.subject import Effort, Subject
 from lossscope.probes.curvature import measure_spectrum
 from lossscope.probes.errors import ProbeError
@@ -229,7 +230,8 @@ class Panel:
     @property
     def _optimizer(self) -> str:
         """What the optimizer is called."""
-        return type(self._subject.optimizer).__name__
+        optimizer = self._subject.optimizer
+        return "optimizer" if optimizer is None else optimizer_name(optimizer)
 
     @property
     def _no_metric(self) -> str:

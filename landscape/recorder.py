@@ -28,10 +28,11 @@ from lossscope.landscape.instruments import (
     step_numbers,
     tensor_rows,
 )
+from lossscope.landscape.optimizer_name import optimizer_name
 from lossscope.landscape.overhead import Overhead
 from lossscope.landscape.preset import preset_of
 from lossscope.landscape.store import RunStore
-from lossscope.optimizer import ARS2Neo, StepRecord
+from lossscope.optimizer import Ascending, StepRecord
 
 if TYPE_CHECKING:
     from lossscope.probes.objective import Objective
@@ -62,7 +63,7 @@ class Recorder:
         steps: How many optimizer steps are planned. With it, curvature visits and checkpoints are log-spaced
             over them and all take place; without it they grow apart geometrically under the preset's cap.
         visits: Log-spaced curvature visits in place of the preset's number.
-        arm: The name that groups runs over seeds; the optimizer's class by default.
+        arm: The name that groups runs over seeds; that of the optimizer by default, see `optimizer_name`.
         config: What the run was asked to do; kept in the manifest.
         seeds: Numbers of the init, split and order seeds; kept in the manifest.
         force: Replace a run that is there.
@@ -210,7 +211,7 @@ class Recorder:
         self._release()
         if self._look_is_due or self._cadence.visit(step):
             self._before = {p: p.detach().clone() for p in self._names}
-        if self._look_is_due and isinstance(optimizer, ARS2Neo):
+        if self._look_is_due and isinstance(optimizer, Ascending):
             self._handle = optimizer.observe(self._on_record)
         elif self._look_is_due:
             # Some optimizers overwrite the gradient in place, so it is copied before the step.
@@ -272,7 +273,7 @@ class Recorder:
         self._rows, self._numbers = {}, {}
 
     def _decision(self) -> Row:
-        last = self._optimizer.last if isinstance(self._optimizer, ARS2Neo) else None
+        last = self._optimizer.last if isinstance(self._optimizer, Ascending) else None
         if last is None:
             return {"passes": 1}
         decision = last.decision
@@ -330,8 +331,8 @@ class Recorder:
             for p, name in self._names.items()
         ]
         return {
-            "arm": arm or type(self._optimizer).__name__,
-            "optimizer": type(self._optimizer).__name__,
+            "arm": arm or optimizer_name(self._optimizer),
+            "optimizer": optimizer_name(self._optimizer),
             "config": config or {},
             "seeds": seeds or {},
             "model": {"parameters": sum(p.numel() for p in self._names), "tensors": tensors},

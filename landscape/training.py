@@ -19,8 +19,9 @@ from lossscope.landscape.job import Job, job_of
 from lossscope.landscape.manifest import run_path
 from lossscope.landscape.recorder import Recorder
 from lossscope.landscape.run import Run
-from lossscope.landscape.workload import Examples, batch_at, workload
-from lossscope.optimizer import ARS2Neo, OptimizerError, settings
+from lossscope.landscape.workload import Examples, Workload, batch_at, workload
+from lossscope.optimizer import ENTRIES, Ascending, OptimizerError, settings
+from lossscope.optimizer.rules import RULES
 from lossscope.probes.errors import ProbeError
 
 __all__ = ["recorded_config", "resolved", "train"]
@@ -36,10 +37,10 @@ def resolved(config: TrainConfig) -> TrainConfig:
     """
     task = workload(config.workload)
     try:
-        known = settings(config.optimizer)
+        known = _read(config)
     except OptimizerError as error:
         raise ConfigError(f"{error}; see `lossscope list optimizers`") from error
-    usual = {key: value for key, value in task.options.items() if key in known}
+    usual = {key: value for key, value in task.options.items() if key in known} | _usual_rate(config, task)
     return config.with_settings(
         {
             "steps": config.steps or task.steps,
@@ -49,6 +50,26 @@ def resolved(config: TrainConfig) -> TrainConfig:
             "options": {**usual, **config.options},
         }
     )
+
+
+def _rule(config: TrainConfig) -> str:
+    """The rule that takes the step: the base of an ascent, else the optimizer itself."""
+    return str(config.options.get("base") or ENTRIES[config.optimizer].usual.get("base", config.optimizer))
+
+
+def _read(config: TrainConfig) -> set[str]:
+    """The settings that the optimizer reads; an ascent reads those of its base."""
+    known = set(settings(config.optimizer))
+    if "base" not in known:
+        return known
+    of_others = {setting for rule in RULES.values() for setting in rule.settings}
+    return known - of_others | (RULES[_rule(config)].settings.keys() if _rule(config) in RULES else set())
+
+
+def _usual_rate(config: TrainConfig, task: Workload) -> dict[str, float]:
+    """The workload's learning rate for the rule that takes the step, where it has one and none was asked for."""
+    usual = task.rates.get(_rule(config))
+    return {} if usual is None or config.lr is not None else {"lr": usual}
 
 
 def train(config: TrainConfig, *, resume: bool = False, force: bool = False, progress: Progress | None = None) -> Run:
@@ -164,7 +185,7 @@ def _diverged(recorder: Recorder, step: int, value: float) -> None:
 
 def _step(job: Job, batch: Examples) -> Tensor:
     inputs, labels = batch
-    if isinstance(job.optimizer, ARS2Neo):
+    if isinstance(job.optimizer, Ascending):
         for p in job.optimizer.passes(job.model):
             p.backward(F.cross_entropy(job.model(inputs), labels))
         loss: Tensor = job.optimizer.step()

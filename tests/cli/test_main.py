@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from lossscope.cli.main import app, main
 from lossscope.landscape.run import open_runs
+from lossscope.optimizer import names, settings
 
 Command: TypeAlias = Callable[..., CompletedProcess[str]]
 COMMAND = [sys.executable, "-c", "from lossscope.cli.main import main; main()"]
@@ -117,7 +118,7 @@ def test_options_a_file_and_assignments_share_their_keys_and_the_later_wins(tmp_
     ("arguments", "words"),
     [
         (["train", "--workload", "digit-mlp"], "did you mean digits-mlp"),
-        (["train", "--optimizer", "ars2"], "did you mean ars2-"),
+        (["train", "--optimizer", "ars2"], "did you mean ars or ars2-"),
         (["train", "--set", "step=3"], "unknown key 'step'; did you mean steps"),
         (["train", "--set", "steps=many"], "must be a whole number"),
         (["train", "--name", "../x"], "../x"),
@@ -125,7 +126,7 @@ def test_options_a_file_and_assignments_share_their_keys_and_the_later_wins(tmp_
         (["train", "--name", ""], "name"),
         (["train", "--seed", "99999999999999999999"], "must lie between 0 and"),
         (["train", "--set", "threads=100000"], "must lie between 1 and"),
-        (["train", "--optimizer", "adamw", "--set", "options.betas=[0.9]"], "does not accept its settings"),
+        (["train", "--optimizer", "adamw", "--set", "options.betas=[0.9]"], "must be two numbers in [0, 1)"),
         (["train", "--optimizer", "ars2-base", "--set", "options.rho=0.5"], "has no setting 'rho'"),
         (["train", "--optimizer", "ars2-sync", "--set", "options.ns_dtype=int8"], "'auto'"),
         (["train", "--resume", "--name", "absent"], "absent"),
@@ -268,6 +269,30 @@ def test_the_whole_demo_makes_twenty_visits_a_run(tmp_path: Path) -> None:
 def test_usage_errors_exit_2(inside: Command) -> None:
     assert inside("train", "--steps", "x").returncode == 2
     assert inside("nothing").returncode == 2
+
+
+def test_the_list_of_optimizers_has_sources_and_defaults_and_fits_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = json.loads(CliRunner().invoke(app, ["list", "optimizers", "--json"]).output)["optimizers"]
+    assert [row["name"] for row in rows] == list(names())
+    assert all(row["source"] and row["description"] for row in rows)
+    defaults = {row["name"]: row["defaults"] for row in rows}
+    assert all(set(defaults[name]) == set(settings(name)) for name in names())
+    assert defaults["looksam"] | {"k": 5, "alpha": 0.7, "base": "sgd"} == defaults["looksam"]
+    for columns in (80, 140):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        text = CliRunner().invoke(app, ["list", "optimizers"]).output
+        assert 70 < max(map(len, text.splitlines())) <= min(columns, 110)
+        assert [line for line in text.splitlines() if not line.startswith(" ")] == list(names())
+        assert text.count("    source: ") == len(rows)
+        assert "betas=(0.9, 0.999)" in text
+        assert "base=sgd, rho=0.05; the others as the base has them" in text
+        assert "None" not in text
+
+
+def test_the_list_of_workloads_has_the_settings_that_are_usual_there() -> None:
+    text = CliRunner().invoke(app, ["list", "workloads"]).output
+    assert "400 steps of 128, lr=0.1 for sgd" in text
+    assert "weight_decay=1.0" in text
 
 
 def test_the_lists_name_everything_and_parse_as_json() -> None:

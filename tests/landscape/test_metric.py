@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer
 
 from lossscope.landscape.metric import StepMetric, step_metric
-from lossscope.optimizer import ARS2Neo, create, names
+from lossscope.optimizer import ARS2Neo, Ascending, Relative, create, names
 from lossscope.probes.curvature import measure_spectrum
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.hessian import hessian
@@ -61,7 +61,7 @@ def step(objective: Objective, optimizer: Optimizer) -> Tensor:
         loss.backward()
         return loss
 
-    if isinstance(optimizer, ARS2Neo):
+    if isinstance(optimizer, Ascending):
         optimizer.step(closure)
     else:
         closure()
@@ -84,6 +84,11 @@ def joined(objective: Objective, optimizer: Optimizer, key: str) -> Tensor:
 
 ADAPTIVE: dict[str, Make] = {
     "adamw": lambda m: create("adamw", m, lr=0.02, weight_decay=0.0),
+    "adamw large eps of ours": lambda m: create("adamw", m, lr=0.02, weight_decay=0.0, eps=0.1),
+    "muon of vectors": lambda m: Relative(
+        [{"params": list(m.named_parameters()), "track": "vector"}], "muon", lr=0.02, betas=(0.9, 0.999), eps=1e-8
+    ),
+    "torch adamw": lambda m: torch.optim.AdamW(m.parameters(), lr=0.02, weight_decay=0.0),
     "adamw amsgrad": lambda m: torch.optim.AdamW(m.parameters(), lr=0.02, weight_decay=0.0, amsgrad=True),
     "adamw large eps": lambda m: torch.optim.AdamW(m.parameters(), lr=0.02, weight_decay=0.0, eps=0.1),
     "adamw foreach": lambda m: torch.optim.AdamW(m.parameters(), lr=0.02, weight_decay=0.0, foreach=True),
@@ -141,6 +146,14 @@ FROZEN: dict[str, Make] = {
     "nesterov, two lr": lambda m: torch.optim.SGD(halves(m, lr=0.02), lr=0.1, momentum=0.8, nesterov=True),
     "two momenta": lambda m: torch.optim.SGD(halves(m, lr=0.02, momentum=0.0), lr=0.1, momentum=0.8),
     "two decays": lambda m: torch.optim.SGD(halves(m, weight_decay=4.0), lr=0.1, momentum=0.8, dampening=0.2),
+    "sgd of ours": lambda m: create("sgd", m, lr=0.1),
+    "sgd of ours with decay": lambda m: create("sgd", m, lr=0.1, weight_decay=3.0, momentum=0.8),
+    "nesterov of ours, two lr": lambda m: Relative(halves(m, lr=0.02), "sgd", lr=0.1, momentum=0.8, nesterov=True),
+    "an ascent of radius 0": lambda m: create("sam", m, lr=0.1, momentum=0.8, rho=0.0),
+    "adamw of ours": lambda m: create("adamw", m, lr=0.1, weight_decay=2.0),
+    "three settings of ours": lambda m: Relative(
+        halves(m, lr=0.02, betas=(0.5, 0.9), weight_decay=5.0), "adamw", lr=0.1
+    ),
     "adamw": lambda m: torch.optim.AdamW(m.parameters(), lr=0.1, weight_decay=2.0),
     "adam": lambda m: torch.optim.Adam(m.parameters(), lr=0.1, weight_decay=20.0, betas=(0.6, 0.9)),
     "three settings": lambda m: torch.optim.AdamW(halves(m, lr=0.02, betas=(0.5, 0.9), weight_decay=5.0), lr=0.1),
@@ -154,6 +167,8 @@ def freeze(optimizer: Optimizer) -> None:
             group["betas"] = (group["betas"][0], 1 - 2.0**-53)
             second = gaussian(*p.shape, seed=10 + index).square() + 0.1
             optimizer.state[p] = {"step": torch.tensor(1e18), "exp_avg": torch.zeros_like(p), "exp_avg_sq": second}
+            if group.get("momentum"):
+                optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
 
 
 def edge_in(found: StepMetric, H: Tensor) -> float:
@@ -195,11 +210,12 @@ def test_the_optimizer_itself_converges_below_the_edge_and_diverges_above(name: 
 
 def test_plain_sgd_needs_no_metric_and_no_state() -> None:
     objective = network()
-    optimizer = create("sgd", objective.model, lr=0.1, momentum=0.9)
-    found = metric(optimizer, objective)
-    assert found == StepMetric("SGD", "lambda_max", None, heavy_ball(0.1, 0.9).value)
-    optimizer.param_groups[0]["lr"] = torch.tensor(0.05)  # as a scheduler may leave it
-    assert metric(optimizer, objective).threshold == pytest.approx(heavy_ball(0.05, 0.9).value, rel=1e-6)
+    theirs = torch.optim.SGD(objective.model.parameters(), lr=0.1, momentum=0.9)
+    for name, optimizer in (("sgd", create("sgd", objective.model, lr=0.1, momentum=0.9)), ("SGD", theirs)):
+        found = metric(optimizer, objective)
+        assert found == StepMetric(name, "lambda_max", None, heavy_ball(0.1, 0.9).value)
+        optimizer.param_groups[0]["lr"] = torch.tensor(0.05)  # as a scheduler may leave it
+        assert metric(optimizer, objective).threshold == pytest.approx(heavy_ball(0.05, 0.9).value, rel=1e-6)
 
 
 def test_full_batch_training_of_a_network_settles_at_the_edge() -> None:
@@ -251,6 +267,55 @@ def test_an_ascent_has_no_threshold_even_without_orthogonalisation() -> None:
         assert (metric(optimizer, objective).threshold is not None) is known
 
 
+# -- relatives ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["rmsuon", "muon@rms"])
+@pytest.mark.parametrize("track", ["matrix", "vector"])
+def test_a_rule_with_adams_moments_has_a_threshold_for_vectors_only(name: str, track: str) -> None:
+    objective = network()
+    if track == "vector":
+        objective.model[0].weight.requires_grad_(False)
+        objective.model[2].weight.requires_grad_(False)
+        objective = Objective(objective.model, CrossEntropy(), objective.data.batches)
+    optimizer = create(name, objective.model)
+    for _ in range(3):
+        step(objective, optimizer)
+    found = metric(optimizer, objective)
+    assert found.diagonal is not None
+    whitening = (joined(objective, optimizer, "exp_avg_sq") / (1 - 0.999**3)).sqrt() + 1e-8
+    if track == "matrix":
+        assert (found.threshold, found.name) == (None, name)
+        assert torch.allclose(found.diagonal, whitening, rtol=1e-12)
+    else:
+        assert found.threshold == pytest.approx(frozen_adam(1e-3, 0.9).value * (1 - 1e-3 * 0.01 / 2), rel=1e-12)
+
+
+@pytest.mark.parametrize("name", ["muon", "adamuon", "normuon", "muoneq"])
+def test_a_rule_without_a_second_moment_of_matrices_has_no_metric(name: str) -> None:
+    objective = network()
+    optimizer = create(name, objective.model)
+    for _ in range(2):
+        assert step_metric(optimizer, dict(objective.model.named_parameters()), objective) is None
+        step(objective, optimizer)
+
+
+@pytest.mark.parametrize("name", ["sam", "asam", "gsam", "looksam"])
+def test_an_ascent_has_the_whitening_of_its_base_or_no_metric(name: str) -> None:
+    objective = network()
+    parameters = dict(objective.model.named_parameters())
+    plain = create(name, objective.model)
+    step(objective, plain)
+    assert step_metric(plain, parameters, objective) is None
+    whitening = create(name, objective.model, base="adamw")
+    step(objective, whitening)
+    found = metric(whitening, objective)
+    assert (found.threshold, found.quantity) == (None, "preconditioned_sharpness")
+    still = create(name, objective.model, base="adamw", rho=0.0)
+    step(objective, still)
+    assert metric(still, objective).threshold is not None
+
+
 # -- around it ------------------------------------------------------------------------------------------------
 
 
@@ -276,7 +341,8 @@ def test_asking_changes_nothing_and_a_restored_state_answers_the_same(name: str)
     optimizer = create(name, objective.model)
     step(objective, optimizer)
     before = copy.deepcopy(optimizer.state_dict()), objective.parameters()
-    found = metric(optimizer, objective)
+    parameters = dict(objective.model.named_parameters())
+    found = step_metric(optimizer, parameters, objective)
     after = optimizer.state_dict()
     for old, new in zip(before[0]["state"].values(), after["state"].values(), strict=True):
         for key, value in old.items():
@@ -284,7 +350,10 @@ def test_asking_changes_nothing_and_a_restored_state_answers_the_same(name: str)
     assert torch.equal(objective.parameters(), before[1])
     rebuilt = create(name, objective.model)
     rebuilt.load_state_dict(before[0])
-    again = metric(rebuilt, objective)
+    again = step_metric(rebuilt, parameters, objective)
+    assert (again is None) is (found is None)
+    if again is None or found is None:
+        return
     assert (again.name, again.quantity, again.threshold) == (found.name, found.quantity, found.threshold)
     assert (again.diagonal is None) is (found.diagonal is None)
     assert found.diagonal is None or torch.equal(again.diagonal, found.diagonal)
@@ -319,9 +388,9 @@ def test_other_optimizers_are_not_guessed_at() -> None:
 def test_what_has_no_metric_is_told_by_name() -> None:
     objective = network()
     model = objective.model
-    for name in ("adamw", "ars2-base", "adamw@rms"):
+    for name, called in (("adamw", "adamw"), ("rmsuon", "rmsuon"), ("ars2-base", "ARS2Neo"), ("adamw@rms", "ARS2Neo")):
         optimizer = create(name, model)
-        with pytest.raises(ProbeError, match=rf"0.weight has no second moment in the {type(optimizer).__name__} yet"):
+        with pytest.raises(ProbeError, match=rf"0.weight has no second moment in the {called} yet"):
             metric(optimizer, objective)
     partly = torch.optim.AdamW(model.parameters())
     model[2].bias.grad = None

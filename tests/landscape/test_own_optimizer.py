@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -9,8 +10,9 @@ import pytest
 import torch
 from torch import nn
 
+from lossscope.landscape.optimizer_name import optimizer_name
 from lossscope.landscape.own_optimizer import OwnOptimizerError, own_optimizer
-from lossscope.optimizer import ARS2Neo
+from lossscope.optimizer import ARS2Neo, Ascending, Relative, create, names, settings
 
 Make = Callable[[Any], torch.optim.Optimizer]
 
@@ -46,6 +48,73 @@ def test_the_class_is_found_by_its_name_and_everything_else_comes_with_the_state
     assert len(found.state) == 4
 
 
+def take_step(optimizer: Ascending, model: nn.Module) -> None:
+    for p in optimizer.passes(model):
+        p.backward(model(torch.linspace(-1, 1, 15).reshape(5, 3)).square().mean())
+    optimizer.step()
+
+
+MADE: list[tuple[str, dict[str, str]]] = [(name, {}) for name in names()]
+MADE += [(name, {"base": base}) for name in names() if "base" in settings(name) for base in ("muon", "rmsuon")]
+
+
+@pytest.mark.parametrize(("name", "options"), MADE)
+def test_a_registered_optimizer_is_made_again_from_its_name_and_its_state(name, options):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model, twin = network(), network()
+    optimizer = create(name, model, lr=0.01, **options)
+    take_step(optimizer, model)
+    state = optimizer.state_dict()
+    seen = {"optimizer": optimizer_name(optimizer), "arm": "my best"}
+    chosen = {"config": {"optimizer": name, "options": options}, "optimizer": "RMSprop"}
+    for manifest in (seen, chosen):
+        twin.load_state_dict(model.state_dict())
+        found = own_optimizer(manifest, copy.deepcopy(state), twin)  # loading a state does not copy its tensors
+        assert type(found) is type(optimizer)
+        assert isinstance(found, Ascending)
+        assert optimizer_name(found) == optimizer_name(optimizer)
+        take_step(found, twin)
+    take_step(optimizer, model)
+    for p, q in zip(model.parameters(), twin.parameters(), strict=True):
+        assert torch.equal(p, q)
+
+
+def test_the_name_of_a_relative_tells_its_rule_and_its_ascent():
+    model = network()
+    called = {
+        "muon": create("muon", model),
+        "sgd+sam": create("sam", model),
+        "sgd": create("sam", model, rho=0.0),
+        "adamw+asam": create("asam", model, base="adamw"),
+        "sgd+gsam": create("gsam", model),
+        "muon@rms": create("muon@rms", model),
+        "ARS2Neo": create("ars2-sync", model),
+        "AdamW": torch.optim.AdamW(model.parameters()),
+    }
+    assert {name: optimizer_name(optimizer) for name, optimizer in called.items()} == {name: name for name in called}
+
+    class Mine(Relative):
+        pass
+
+    assert optimizer_name(Mine(model.named_parameters(), "sgd")) == "Mine"
+
+
+def test_the_state_of_another_rule_is_refused():
+    model = network()
+    for name, state_of, words in (
+        ("adamw", "muon", "its state has adjust, which is another's"),
+        ("muon", "normuon", "its state has row_beta, which is another's"),
+        ("normuon", "muon", "its state has no row_beta"),
+        ("sgd", "adamw", "its state has no momentum"),
+        ("ars2-base", "rmsuon", "its state has no energy"),
+        ("Muon", "torch", "its state has no mode"),
+    ):
+        made = torch.optim.Adam(model.parameters()) if state_of == "torch" else create(state_of, model)
+        with pytest.raises(OwnOptimizerError, match=f"the run calls it {name}, but {words}"):
+            own_optimizer({"optimizer": name}, made.state_dict(), network())
+
+
 def test_the_class_that_was_seen_goes_before_an_arm_of_the_users_own_naming():
     state = stepped(MAKERS["AdamW"])
     assert type(own_optimizer({"arm": "sgd", "optimizer": "AdamW"}, state, network())) is torch.optim.AdamW
@@ -68,7 +137,7 @@ def test_named_parameters_tell_which_are_in_which_group():
 @pytest.mark.parametrize(
     ("manifest", "make", "model", "words"),
     [
-        ({"arm": "Lion"}, "SGD", network(), "the run calls it 'Lion'; known are SGD, Adam, AdamW and ARS2Neo"),
+        ({"arm": "Lion"}, "SGD", network(), "the run calls it 'Lion'; known are torch's SGD, Adam and AdamW"),
         ({}, "SGD", network(), "the run names none"),
         ({"arm": "sgd"}, "AdamW", network(), "calls it sgd, but its state has no momentum"),
         ({"arm": "adamw"}, "SGD", network(), "calls it adamw, but its state has no betas"),

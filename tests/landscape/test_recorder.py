@@ -18,7 +18,7 @@ from lossscope.landscape.modular_addition import ModularTransformer, modular_add
 from lossscope.landscape.preset import PRESETS
 from lossscope.landscape.recorder import Recorder
 from lossscope.landscape.run import Run
-from lossscope.optimizer import ARS2Neo, OptimizerError, StepRecord, create, names
+from lossscope.optimizer import ARS2Neo, Ascending, OptimizerError, StepRecord, create, names
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.loss import CrossEntropy
 from lossscope.probes.objective import Objective
@@ -41,7 +41,7 @@ def objective(model: nn.Module) -> Objective:
 def steps(model: nn.Module, optimizer: torch.optim.Optimizer, count: int, recorder: Recorder | None = None) -> None:
     x, y = batch()
     for _ in range(count):
-        if isinstance(optimizer, ARS2Neo):
+        if isinstance(optimizer, Ascending):
             for p in optimizer.passes(model):
                 p.backward(F.cross_entropy(model(x), y))
             loss = optimizer.step()
@@ -125,6 +125,44 @@ def test_the_rows_hold_the_numbers_of_the_step(tmp_path: Path, monkeypatch: pyte
         np.testing.assert_allclose(spectra.loc[name, "values"], expected, rtol=1e-6, atol=1e-7 * float(expected[0]))
     energy = run.tensors.query("step == 3 and tensor == '0.weight'").iloc[0]["energy"]
     assert energy == pytest.approx(float(weight.whitened.norm()))
+
+
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [
+        ("sgd", set()),
+        ("adamw", {"momentum", "whitened"}),
+        ("muon", {"momentum", "source", "orthogonal"}),
+        ("normuon", {"momentum", "source", "orthogonal"}),
+        ("adamuon", {"momentum", "source", "orthogonal"}),
+        ("rmsuon", {"momentum", "whitened", "source", "orthogonal"}),
+    ],
+)
+def test_the_spectra_of_a_rule_are_those_of_its_own_tensors(
+    name: str, more: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(PRESETS, "full", replace(PRESETS["full"], spectra_every=1))
+    model = network().double()
+    x, y = batch()
+    optimizer = create(name, model)
+    assert isinstance(optimizer, Ascending)
+    kept: list[StepRecord] = []
+    with Recorder(tmp_path / "run", model, optimizer, preset="full") as recorder:
+        for _ in range(2):
+            for p in optimizer.passes(model):
+                p.backward(F.cross_entropy(model(x.double()), y))
+            handle = optimizer.observe(kept.append)
+            recorder.step(optimizer.step())
+            handle.remove()
+    (record,) = (t for t in kept[-1].tensors if t.name == "0.weight")
+    spectra = Run.open(tmp_path / "run").spectra.query("step == 2 and tensor == '0.weight'").set_index("object")
+    tensors = {"weight": record.parameter.detach(), "gradient": record.gradient, "update": record.update}
+    tensors |= {"momentum": record.m_hat, "whitened": record.whitened}
+    tensors |= {"source": record.source, "orthogonal": record.orthogonal}
+    assert set(spectra.index) == {"weight", "gradient", "update"} | more
+    for kind, values in spectra["values"].items():
+        expected = torch.linalg.svdvals(tensors[str(kind)])
+        np.testing.assert_allclose(values, expected, rtol=1e-6, atol=1e-6 * float(expected[0]))
 
 
 def test_curvature_is_measured_at_log_spaced_steps_and_along_the_step_taken(tmp_path: Path) -> None:

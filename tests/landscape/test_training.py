@@ -16,6 +16,8 @@ from lossscope.landscape import TrainConfig, first_step, train
 from lossscope.landscape.checkpoint import checkpoints
 from lossscope.landscape.errors import ConfigError, RunError, TrainingError
 from lossscope.landscape.run import Run
+from lossscope.landscape.training import resolved
+from lossscope.optimizer import ENTRIES, Entry
 
 EXACT = ["step", "loss", "lr", "phi", "adversarial_loss", "test_accuracy", "test_loss"]
 
@@ -30,7 +32,9 @@ def last_weights(run: Run) -> dict[str, torch.Tensor]:
     return load_file(folder / "weights.safetensors")
 
 
-@pytest.mark.parametrize("optimizer", ["ars2-base", "ars2-sync", "ars2-lazy", "ars2-aga", "adamw@rms", "adamw", "sgd"])
+@pytest.mark.parametrize(
+    "optimizer", ["ars2-base", "ars2-lazy", "ars2-aga", "ars2-timer", "adamw", "sgd", "muon", "normuon", "looksam"]
+)
 def test_a_resumed_run_continues_bit_for_bit(optimizer: str, tmp_path: Path) -> None:
     whole = train(config(tmp_path, optimizer=optimizer, name="whole"))
     train(config(tmp_path, optimizer=optimizer, name="halves", steps=7))
@@ -71,9 +75,51 @@ def test_a_loss_that_is_not_finite_ends_the_run_as_failed_and_keeps_what_was_the
     assert run.steps["loss"].iloc[0] > 0
 
 
-def test_a_setting_that_only_the_first_step_refuses_is_a_known_error(tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match=r"sgd cannot step with .*differentiable"):
-        train(config(tmp_path, name="odd", optimizer="sgd", options={"differentiable": True, "lr": 0.1}))
+def test_an_optimizer_of_anothers_may_be_registered_and_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(ENTRIES, "theirs", Entry("Adam", "torch", torch.optim.Adam, {"lr": 1e-3}))
+    run = train(config(tmp_path, optimizer="theirs", lr=0.01))
+    assert run.steps["loss"].iloc[-1] < run.steps["loss"].iloc[0]
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"optimizer": "sgd"}, {"lr": 0.1}),
+        ({"optimizer": "looksam"}, {"lr": 0.1}),
+        ({"optimizer": "sam", "options": {"base": "muoneq"}}, {"lr": 0.01, "base": "muoneq"}),
+        ({"optimizer": "sam", "options": {"base": "muon"}}, {"base": "muon"}),
+        ({"optimizer": "sgd", "options": {"lr": 0.2}}, {"lr": 0.2}),
+        ({"optimizer": "sgd", "lr": 0.2}, {}),
+        ({"optimizer": "adamw"}, {}),
+        ({"optimizer": "sgd", "workload": "modadd-59"}, {"weight_decay": 1.0}),
+        ({"optimizer": "sam", "workload": "modadd-59"}, {"weight_decay": 1.0}),
+        (
+            {"optimizer": "sam", "workload": "modadd-59", "options": {"base": "adamw"}},
+            {"weight_decay": 1.0, "betas": (0.9, 0.98), "base": "adamw"},
+        ),
+    ],
+)
+def test_what_is_usual_for_a_workload_is_that_of_the_rule_unless_something_else_was_asked_for(
+    settings: dict[str, object], expected: dict[str, object]
+) -> None:
+    assert resolved(TrainConfig.of(settings)).options == expected
+
+
+def test_a_base_that_is_none_is_a_known_error(tmp_path: Path) -> None:
+    for base in ("sgdd", ["sgd"], 3):
+        with pytest.raises(ConfigError, match="sgd"):
+            train(config(tmp_path, optimizer="sam", options={"base": base}))
+
+
+def test_a_setting_that_only_the_first_step_refuses_is_a_known_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry = Entry("AdamW", "torch", torch.optim.AdamW, {"lr": 1e-3, "differentiable": False})
+    monkeypatch.setitem(ENTRIES, "theirs", entry)
+    with pytest.raises(TrainingError, match=r"theirs cannot step with .*differentiable"):
+        train(config(tmp_path, name="odd", optimizer="theirs", options={"differentiable": True}))
     assert Run.open(tmp_path / "odd").status == "failed"
 
 

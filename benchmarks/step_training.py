@@ -1,0 +1,61 @@
+"""Training steps on modadd-113 with any optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lossscope.landscape.config import TrainConfig
+from lossscope.landscape.training import resolved
+from lossscope.landscape.workload import Examples, batch_at, built, workload
+from lossscope.optimizer import create
+
+Make = Callable[[nn.Module], torch.optim.Optimizer]
+
+
+def optimizer_of(name: str, model: nn.Module, **options: object) -> torch.optim.Optimizer:
+    """The registered optimizer with the settings that are usual for modadd-113."""
+    asked = {"workload": "modadd-113", "optimizer": name, "options": options}
+    return create(name, model, **resolved(TrainConfig.of(asked)).options)
+
+
+@dataclass
+class Training:
+    """A model with its optimizer and the batches it sees in turn."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    batches: Sequence[Examples]
+    steps: int = 0
+    passes: int = 0
+
+    @classmethod
+    def of(cls, name: str, **options: object) -> Training:
+        """With a registered optimizer."""
+        return cls.by(lambda model: optimizer_of(name, model, **options))
+
+    @classmethod
+    def by(cls, make: Make) -> Training:
+        """With any."""
+        work = workload("modadd-113")
+        train = work.split(0).train
+        model = built(work.network, 0)
+        return cls(model, make(model), [batch_at(train, work.batch_size, step, 0) for step in range(7)])
+
+    def step(self) -> Tensor:
+        """One step, with its forward and backward passes, on the next batch; the loss."""
+        x, y = self.batches[self.steps % len(self.batches)]
+        self.steps += 1
+
+        def closure() -> Tensor:
+            self.passes += 1
+            self.optimizer.zero_grad()
+            loss = F.cross_entropy(self.model(x), y)
+            loss.backward()
+            return loss
+
+        return self.optimizer.step(closure)

@@ -1,0 +1,71 @@
+"""`lossscope train` with every registered optimizer, and the three reports on each run."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from lossscope.cli.main import app
+from lossscope.landscape.run import Run
+from lossscope.optimizer import names
+
+REPORTS = ("sharpness", "entropy", "flatness")
+QUICK = ("sgd", "muon", "looksam")  # a gradient, an orthogonal factor, an ascent over a base
+
+
+def told(*arguments: str) -> str:
+    result = CliRunner().invoke(app, [*arguments], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def trained(name: str, folder: Path, *more: str) -> Run:
+    arguments = ["train", "--workload", "digits-mlp", "--optimizer", name, "--out", str(folder), "--json", *more]
+    return Run.open(json.loads(told(*arguments))["run"])
+
+
+def check_reports(run: Run, name: str) -> None:
+    for kind in REPORTS:
+        assert name in told("report", kind, str(run.path))
+        assert json.loads(told("report", kind, str(run.path), "--format", "json"))["kind"] == kind
+
+
+def check_objects(run: Run) -> None:
+    """Every matrix that was looked at has a weight, a gradient and an update, all of finite numbers."""
+    looks = run.spectra.groupby(["step", "tensor"])["object"].agg(set)
+    assert len(looks) > 0
+    assert all({"weight", "gradient", "update"} <= seen for seen in looks)
+    assert run.spectra["norm"].notna().all()
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_training_lowers_the_loss_and_the_reports_work(name: str, few_products: None, tmp_path: Path) -> None:
+    run = trained(name, tmp_path, "--steps", "60", "--set", "visits=2")
+    losses = run.steps["loss"]
+    assert all(map(math.isfinite, losses))
+    assert losses.iloc[-20:].mean() < losses.iloc[:20].mean() - 0.01
+    check_objects(run)
+    check_reports(run, name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", names())
+def test_every_optimizer_learns_the_digits_with_its_defaults_and_the_reports_work(
+    name: str, few_products: None, tmp_path: Path
+) -> None:
+    run = trained(name, tmp_path, "--set", "visits=3")
+    losses = run.steps["loss"]
+    assert len(losses) == 400
+    assert all(map(math.isfinite, losses))
+    assert losses.iloc[-20:].mean() < 0.5 * losses.iloc[0]
+    assert run.steps["test_accuracy"].dropna().iloc[-1] > 0.85
+    check_objects(run)
+    check_reports(run, name)
+    page = tmp_path / "all.html"
+    for kind in REPORTS:
+        told("report", kind, str(run.path), "--format", "html", "--output", str(page), "--force")
+        assert page.read_text().endswith("</html>\n")

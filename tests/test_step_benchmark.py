@@ -1,0 +1,55 @@
+"""The benchmark of steps in a tiny mode: what it says of memory and passes is what the methods need."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+SHAPES = [(300, 200), (300,), (2, 200, 100)]
+
+
+@pytest.fixture(scope="module")
+def family() -> Iterator[ModuleType]:
+    sys.path.insert(0, str(BENCHMARKS))
+    try:
+        yield importlib.import_module("step_family")
+    finally:
+        sys.path.remove(str(BENCHMARKS))
+
+
+@pytest.mark.parametrize(
+    ("name", "least", "most"),
+    [
+        ("torch AdamW", 4, 5.5),  # weights, gradients, two moments; temporaries
+        ("adamw", 4, 5.01),
+        ("sgd", 2, 3.01),  # the gradients with the decay are one copy more
+        ("sam", 5, 5.1),  # weights aside, the move, the second gradient
+        ("looksam", 6, 7.02),  # and the shear
+        ("ars2-sync", 8, 9.5),
+        ("ars2-lazy", 9, 11.5),  # the shear, once more while it is made anew,
+    ],
+)
+def test_peak_memory_counts_what_a_step_holds(family: ModuleType, name: str, least: float, most: float) -> None:
+    copies = family.peak_copies(name, SHAPES)
+    assert least - 0.01 <= copies <= most
+
+
+def test_passes_are_those_of_the_training(family: ModuleType) -> None:
+    assert family.passes("adamw", 2) == 1
+    assert family.passes("ars2-sync", 2) == 2
+    assert family.passes("looksam", 5) == 1.2
+
+
+def test_the_table_has_a_row_for_each_and_ratios_to_adamw(family: ModuleType) -> None:
+    table = family.family_table(["muon", "gsam"], SHAPES, rounds=1, repeats=1, steps=1)
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
+    assert [row[0] for row in rows[2:]] == ["torch AdamW", "muon", "gsam"]
+    assert rows[2][2] == rows[2][4] == "1.00"
+    assert [row[5] for row in rows[2:]] == ["1.00", "1.00", "2.00"]
+    assert all(len(row) == 7 and all(float(cell) > 0 for cell in row[1:]) for row in rows[2:])
