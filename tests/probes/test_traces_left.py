@@ -25,7 +25,9 @@ from lossscope.probes.direction import directional_sharpness
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.flatness import adaptive_trace, log_fisher_rao
 from lossscope.probes.gauss_newton import fisher, gauss_newton
+from lossscope.probes.gradient_alignment import gradient_alignment
 from lossscope.probes.hessian import hessian
+from lossscope.probes.layer_remainders import layer_remainders
 from lossscope.probes.loss import CrossEntropy
 from lossscope.probes.norm_sharpness import norm_sharpness
 from lossscope.probes.objective import Objective
@@ -37,6 +39,7 @@ from lossscope.probes.radial import theta_hessian_theta
 from lossscope.probes.restriction import restricted
 from lossscope.probes.sampling_error import sampled_eigenvalue
 from lossscope.probes.second_derivative import require_second_derivative
+from lossscope.probes.step_quality import secant_curvature, step_quality, step_taken
 from lossscope.probes.tracking import EigenTracker
 
 
@@ -126,6 +129,12 @@ def between(objective: Objective, operator: SymmetricOperator) -> Tensor:
         return operator @ vector(objective) + operator @ torch.stack([vector(objective)] * 2, 1)[:, 0]
 
 
+def aligned(objective: Objective) -> None:
+    top = measure_spectrum(hessian(objective), top=2, quantities=("top",), max_products=12).top
+    assert top is not None
+    gradient_alignment(objective, top)
+
+
 METHODS = ("auto", "reverse", "batched", "forward", "differences")
 # By the name under which a probe is public; "name: variant" where one name has several ways to go.
 PROBES: dict[str, Callable[[Objective], Any]] = {
@@ -160,6 +169,11 @@ PROBES: dict[str, Callable[[Objective], Any]] = {
     "adaptive_trace": lambda o: adaptive_trace(o, max_products=16),
     "log_fisher_rao": log_fisher_rao,
     "theta_hessian_theta": theta_hessian_theta,
+    "step_quality": lambda o: step_quality(o, 0.01 * vector(o), at=o.parameters() + 0.1),
+    "secant_curvature": lambda o: secant_curvature(o, 0.01 * vector(o), at=o.parameters() + 0.1),
+    "step_taken": lambda o: step_taken(o, 0.01 * vector(o)),
+    "layer_remainders": lambda o: layer_remainders(o, 0.01 * vector(o), at=o.parameters() + 0.1),
+    "gradient_alignment": aligned,
     "split_loss": own_split,
     "signature": partial(signature, "hessian"),
     "require_second_derivative": require_second_derivative,
