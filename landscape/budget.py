@@ -9,11 +9,10 @@ from typing import Final
 from lossscope.landscape.errors import ConfigError
 from lossscope.landscape.measure import EIGENVALUES, MEASURES
 from lossscope.landscape.subject import Effort
+from lossscope.probes.asked import least_products as of_spectrum
 
 __all__ = ["check_budget", "least_products"]
 
-_SPACE: Final = 4  # products of the smallest Krylov space
-_PROBES: Final = 2  # random vectors that give a standard error
 _FROM_DENSITY: Final = frozenset({"density", "negative_mass", "effective_rank", "participation_ratio"})
 
 
@@ -49,10 +48,10 @@ def least_products(call: str, names: Collection[str], size: int) -> int:
     """
     rules: dict[str, Callable[[], int]] = {
         "spectrum": partial(_spectrum, frozenset(names), size),
-        "metric": partial(_least, size, pairs=1),
-        "adaptive_trace": partial(_least, size, space=False, probes=True),
-        "per_module": partial(_least, size, pairs=2, probes=True),
-        "sampling_error": partial(_least, size, pairs=1),
+        "metric": partial(of_spectrum, size, pairs=1, space=True, probes=False),
+        "adaptive_trace": partial(of_spectrum, size, pairs=0, space=False, probes=True),
+        "per_module": partial(of_spectrum, size, pairs=2, space=True, probes=True),
+        "sampling_error": partial(of_spectrum, size, pairs=1, space=True, probes=False),
     }
     return rules[call]() if call in rules else 0
 
@@ -62,10 +61,4 @@ def _spectrum(names: frozenset[str], size: int) -> int:
     top = max((1 + i for i, name in enumerate(EIGENVALUES) if name in names), default=0)
     pairs = max(top, int("sharpness_edge_ratio" in names)) + ("lambda_min" in names)
     space = bool(pairs or names & _FROM_DENSITY)
-    return _least(size, pairs=pairs, space=space, probes=bool(names & {"trace", "frobenius"}))
-
-
-def _least(size: int, *, pairs: int = 0, space: bool = True, probes: bool = False) -> int:
-    """The rule of `measure_spectrum`: a space that holds the pairs and one more, and two probes of the rest."""
-    least = min(size, max(pairs + 1, _SPACE)) if space else 0
-    return least + (_PROBES if probes and size > least else 0)
+    return of_spectrum(size, pairs=pairs, space=space, probes=bool(names & {"trace", "frobenius"}))

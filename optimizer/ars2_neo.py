@@ -9,7 +9,7 @@ import torch
 
 from lossscope.optimizer.ascending import Ascending, Params
 from lossscope.optimizer.errors import OptimizerError
-from lossscope.optimizer.kernel import Moment, Taken, apply_step, whitened
+from lossscope.optimizer.kernel import Moment, Taken, apply_step, decay, whitened
 from lossscope.optimizer.plan import Pass
 from lossscope.optimizer.settings import DEFAULTS, checked_group, period_of
 from lossscope.optimizer.state import adam_state
@@ -26,16 +26,7 @@ class ARS2Neo(Ascending):
     `W <- (1 - lr wd) W - lr E O`. Vectors take Adam's step `lr A`. On a sync step the gradient is the one
     at `w + e`. As `|O|_F` is about `0.87 sqrt(min(m, n))`, a step is that many times Adam's at the same lr.
 
-    Steps are taken in one of two ways; both zero the gradients themselves before each pass:
-
-        for p in optimizer.passes(model):
-            p.backward(loss_fn(model))      # or plain loss.backward()
-        optimizer.step()
-
-        optimizer.step(closure)             # closure: zero, forward, backward, return the loss
-
-    A pass after the first leaves no trace: weights are copied back even if it raises, buffers (batch-norm
-    statistics) count once, and both passes draw the same random numbers.
+    Steps are taken by `passes()` and `step()`, or by `step(closure)`: see `Ascending`.
 
     Args:
         params: Parameters, `(name, parameter)` pairs or groups. Shape decides the track (`ndim >= 2`:
@@ -46,8 +37,9 @@ class ARS2Neo(Ascending):
         weight_decay: Decoupled; applied before the step as `1 - lr * weight_decay`.
         mode: `base`: one pass. `sync`: two passes every step. `lazy`: two every `k` steps, the stored shear
             injected between. `aga`: two when the gradient turns against the stored shear, or after `k` steps.
+            `timer`: two at random, as often as aga's trigger fires where phi is noise: a control.
         rho: Radius of the ascent; at or below zero there is none, at the cost of `base`.
-        k: The lazy period (default 5) or aga's longest interval (default 10); an error in other modes.
+        k: The lazy period (default 5) or the longest interval of aga and timer (default 10); an error in other modes.
         alpha: Share of the gradient's norm that the shear is injected with.
         aga_beta: Decay of the running mean of phi^2.
         aga_lambda: The trigger's threshold in standard deviations of phi.
@@ -57,14 +49,16 @@ class ARS2Neo(Ascending):
         ns_steps: How many polynomials.
         ns_dtype: Dtype of the products for float32 parameters: `"auto"` is float32 on the CPU and bfloat16
             on CUDA. A `torch.dtype` holds for all.
-        perturbation: `ars2` (per tensor, times |w|), `paper` (global), `sam`, `asam`.
+        ns_norm: What Newton-Schulz divides a matrix by first: `frobenius`, or `schatten4`, which is smaller.
+        perturbation: `ars2` (per tensor, times |w|), `paper` (global), `sam`, `asam`, or `random`, a control.
         shear: What is injected: `looksam`, `placebo` (random, orthogonal, same norm), `signflip`, `off`.
         orthogonalise: False follows `A` in place of `O`, with steps of exactly the same norm.
         flatten: Cuts raw 3-D parameters `(h, d, n)` as one matrix `(h d, n)` in place of `h` matrices. A
             group with `convolution=True` is cut as `(out, -1)`, as everything with more dimensions is.
         trigger: `reference`, or `lagged`: a bias-corrected variance of the phi before the present one.
-
-    `last` holds the decision and the losses of the last step; every number in it was computed anyway.
+        surrogate: What a sync step follows: the `adversarial` gradient, or `gsam`, that less `alpha` times the part of
+            the base gradient that is orthogonal to it.
+        seed: Of the timer and of the random ascent, which draw from generators of their own.
 
     Raises:
         OptimizerError: A setting out of bounds, no matrix among the parameters, sparse gradients, or a step
@@ -121,7 +115,5 @@ class ARS2Neo(Ascending):
     def take(self, group: dict[str, Any], moments: Sequence[Moment]) -> list[Taken]:
         """Whiten, decay, and step along the orthogonal factors."""
         A = whitened(moments, group["betas"], group["eps"])
-        if group["weight_decay"] != 0:
-            for moment in moments:  # the foreach form rounds the factor to the dtype: 0.9975 is 0.9961 in bfloat16
-                moment.parameter.mul_(1 - group["lr"] * group["weight_decay"])
+        decay(group, moments)
         return [apply_step(group, m.parameter, a) for m, a in zip(moments, A, strict=True)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
@@ -29,7 +30,7 @@ __all__ = ["Ascending", "Params"]
 Params = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]]
 
 
-class Ascending(Optimizer):
+class Ascending(Optimizer, ABC):
     r"""What all our optimizers share: passes, the decision to ascend, the shear, records. A child takes the step.
 
     Steps are taken in one of two ways; both zero the gradients themselves before each pass:
@@ -53,17 +54,17 @@ class Ascending(Optimizer):
         self.last: Plan | None = None
         super().__init__(cast(Any, params), defaults)
 
+    @abstractmethod
     def fresh_state(self, group: dict[str, Any], parameter: Tensor) -> dict[str, Any]:
         """The state of a parameter before its first step."""
-        raise NotImplementedError
 
+    @abstractmethod
     def take(self, group: dict[str, Any], moments: Sequence[Moment]) -> list[Taken]:
         """Move the parameters of a group; called without gradients, once a step, with those that have one."""
-        raise NotImplementedError
 
+    @abstractmethod
     def check_group(self, group: dict[str, Any], first: dict[str, Any]) -> None:
         """Raise an `OptimizerError` for settings that are unknown, out of bounds or contradict the first group."""
-        raise NotImplementedError
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore a pickled or copied optimizer; observers are not copied, and loading a state keeps them."""

@@ -14,7 +14,7 @@ from lossscope.optimizer.plan import Plan
 from lossscope.optimizer.record import TensorRecord
 from lossscope.optimizer.track import direction_scale, matrix_view, track_of
 
-__all__ = ["Moment", "Taken", "apply_step", "product_dtype", "tensor_record", "whitened"]
+__all__ = ["Moment", "Taken", "apply_step", "decay", "orthogonal_factor", "tensor_record", "whitened"]
 
 
 @dataclass
@@ -95,23 +95,35 @@ def _fusible(gradients: Sequence[Tensor], means: Sequence[Tensor]) -> bool:
     )
 
 
+def decay(group: dict[str, Any], moments: Sequence[Moment]) -> None:
+    """Decoupled weight decay, before the step: `W <- (1 - lr wd) W`."""
+    if group["weight_decay"] != 0:
+        for moment in moments:  # the foreach form rounds the factor to the dtype: 0.9975 is 0.9961 in bfloat16
+            moment.parameter.mul_(1 - group["lr"] * group["weight_decay"])
+
+
+def orthogonal_factor(group: dict[str, Any], source: Tensor) -> tuple[Tensor, tuple[int, ...]]:
+    """The Newton-Schulz image of a tensor by the settings of a group, in its shape, and how it was cut."""
+    view = matrix_view(source, flatten=group["flatten"], convolution=group["convolution"])
+    triples = ns.coefficients(group["newton_schulz"], group["ns_steps"])
+    O = ns.orthogonal_factor(view, triples, _product_dtype(group["ns_dtype"], source), norm=group["ns_norm"])
+    return O.reshape(source.shape), tuple(view.shape)
+
+
 def apply_step(group: dict[str, Any], parameter: Tensor, A: Tensor) -> Taken:
     """Move a parameter along its whitened momentum, or along the Newton-Schulz image of it."""
     lr = group["lr"]
     if track_of(group, parameter) == "vector":
         parameter.add_(A, alpha=-lr)
         return Taken(None, A, 1.0, None, None, A)
-    view = matrix_view(A, flatten=group["flatten"], convolution=group["convolution"])
-    triples = ns.coefficients(group["newton_schulz"], group["ns_steps"])
-    factor = ns.orthogonal_factor(view, triples, product_dtype(group["ns_dtype"], A), norm=group["ns_norm"])
-    O = factor.reshape(A.shape)
-    scale = direction_scale(group["energy"], A, O, view.shape, orthogonalise=group["orthogonalise"])
+    O, shape = orthogonal_factor(group, A)
+    scale = direction_scale(group["energy"], A, O, shape, orthogonalise=group["orthogonalise"])
     direction = O if group["orthogonalise"] else A
     parameter.addcmul_(direction, scale, value=-lr)
-    return Taken(O, direction, scale, tuple(view.shape), A, A)
+    return Taken(O, direction, scale, shape, A, A)
 
 
-def product_dtype(setting: torch.dtype | str, A: Tensor) -> torch.dtype:
+def _product_dtype(setting: torch.dtype | str, A: Tensor) -> torch.dtype:
     """The dtype of Newton-Schulz products: as set, by `auto` bfloat16 for float32 on CUDA and that of `A` elsewhere."""
     if isinstance(setting, torch.dtype):
         return setting

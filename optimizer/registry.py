@@ -16,7 +16,7 @@ from lossscope.optimizer.ars2_neo import ARS2Neo
 from lossscope.optimizer.errors import OptimizerError
 from lossscope.optimizer.relative import Relative
 from lossscope.optimizer.rules import RULES
-from lossscope.optimizer.settings import DEFAULTS
+from lossscope.optimizer.settings import DEFAULTS, period_of
 from lossscope.optimizer.track import track_of
 
 __all__ = ["ENTRIES", "Entry", "create", "names", "register", "settings"]
@@ -45,7 +45,7 @@ class Entry:
     words: str  # what it is, in a line
     source: str
     make: Callable[..., Optimizer]  # (params, **settings)
-    usual: Mapping[str, Any] = field(default_factory=dict)  # every setting it accepts, with its usual value
+    usual: Mapping[str, Any] = field(default_factory=dict)  # every setting it accepts; None: its base's usual value
 
 
 ENTRIES: Final[dict[str, Entry]] = {}
@@ -138,8 +138,7 @@ def _ars2(
     drawn = ("seed",) if fixed.get("perturbation") == "random" else ()
     read = [setting for setting in (*_OF_ARS2, *_OF_MODE[mode], *drawn) if setting not in fixed]
     own = changed or {}
-    periods = {"lazy": 5, "aga": 10, "timer": 10}
-    period = {"k": periods[mode]} if mode in periods else {}
+    period = {"k": period_of(mode, None)} if "k" in _OF_MODE[mode] else {}
     usual = {**{setting: DEFAULTS[setting] for setting in read}, **period, **own}
     register(name, Entry(words, source, partial(ARS2Neo, mode=mode, **fixed, **own), usual))
 

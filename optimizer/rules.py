@@ -10,8 +10,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from lossscope.optimizer import newton_schulz as ns
-from lossscope.optimizer.kernel import Moment, Taken, product_dtype, whitened
+from lossscope.optimizer.kernel import Moment, Taken, decay, orthogonal_factor, whitened
 from lossscope.optimizer.track import matrix_view, step_factor
 
 __all__ = ["RULES", "Rule"]
@@ -41,7 +40,7 @@ class Rule:
 def adamw(group: Group, moments: Sequence[Moment]) -> list[Taken]:
     """`W <- (1 - lr wd) W - lr A`, with `A = m_hat / (sqrt(v_hat) + eps)`."""
     A = whitened(moments, group["betas"], group["eps"])
-    _decay(group, moments)
+    decay(group, moments)
     return [_move(group, moment, a, 1.0, whitened=a) for moment, a in zip(moments, A, strict=True)]
 
 
@@ -64,11 +63,11 @@ def sgd(group: Group, moments: Sequence[Moment]) -> list[Taken]:
 
 def muon(group: Group, moments: Sequence[Moment]) -> list[Taken]:
     """`B <- b B + (1 - b) g`, `W <- (1 - lr wd) W - lr c NS(U)`, `U = (1 - b) g + b B` by Nesterov or else B."""
-    _decay(group, moments)
+    decay(group, moments)
     taken = []
     for moment in moments:
         U = _momentum(group, moment)
-        O, shape = _orthogonal(group, U)
+        O, shape = orthogonal_factor(group, U)
         taken.append(_move(group, moment, O, step_factor(group["adjust"], shape), orthogonal=O, source=U, shape=shape))
     return taken
 
@@ -86,11 +85,11 @@ def muon_rms(group: Group, moments: Sequence[Moment]) -> list[Taken]:
 def _energetic(group: Group, moments: Sequence[Moment], *, unit: bool) -> list[Taken]:
     """A step along `NS(m_hat)` that gets its size from Adam's step."""
     A = whitened(moments, group["betas"], group["eps"])
-    _decay(group, moments)
+    decay(group, moments)
     taken = []
     for moment, a in zip(moments, A, strict=True):
         mean = moment.state["exp_avg"] / (1 - group["betas"][0] ** moment.steps)
-        O, shape = _orthogonal(group, mean)
+        O, shape = orthogonal_factor(group, mean)
         E, size = torch.linalg.vector_norm(a), torch.linalg.vector_norm(O)
         scale = E / size.clamp_min(torch.finfo(O.dtype).tiny) if unit else E
         taken.append(_move(group, moment, O, scale, orthogonal=O, source=mean, whitened=a, shape=shape))
@@ -99,11 +98,11 @@ def _energetic(group: Group, moments: Sequence[Moment], *, unit: bool) -> list[T
 
 def adamuon(group: Group, moments: Sequence[Moment]) -> list[Taken]:
     """`O = NS(sign U)`, `V <- b V + (1 - b) O^2`, `D = O / (sqrt V + eps)` scaled to `|D| = 0.2 sqrt(m n)`."""
-    _decay(group, moments)
+    decay(group, moments)
     taken = []
     for moment in moments:
         S = _momentum(group, moment).sign()
-        O, shape = _orthogonal(group, S)
+        O, shape = orthogonal_factor(group, S)
         V = moment.state["orthogonal_square"].lerp_(O.square(), 1 - group["momentum"])
         D = O / (V.sqrt() + group["rms_eps"])
         scale = 0.2 * math.sqrt(D.numel()) / (torch.linalg.vector_norm(D) + group["rms_eps"])
@@ -113,11 +112,11 @@ def adamuon(group: Group, moments: Sequence[Moment]) -> list[Taken]:
 
 def normuon(group: Group, moments: Sequence[Moment]) -> list[Taken]:
     """`O = NS(U)`, rows divided by the root of their running mean square, and back to the norm of O."""
-    _decay(group, moments)
+    decay(group, moments)
     taken = []
     for moment in moments:
         U = _momentum(group, moment)
-        O, shape = _orthogonal(group, U)
+        O, shape = orthogonal_factor(group, U)
         view = O.reshape(shape)
         q = moment.state["row_square"]
         q.lerp_(view.square().mean(-1, keepdim=True).to(q), 1 - group["row_beta"])
@@ -132,14 +131,14 @@ def normuon(group: Group, moments: Sequence[Moment]) -> list[Taken]:
 
 def muoneq(group: Group, moments: Sequence[Moment]) -> list[Taken]:
     """`B <- b B + g`, `U = g + b B` with rows, columns or both brought to length one, then Muon's step."""
-    _decay(group, moments)
+    decay(group, moments)
     taken = []
     for moment in moments:
         B = moment.state["momentum_buffer"].mul_(group["momentum"]).add_(moment.gradient)
         moment.state["step"] += 1
         U = moment.gradient.add(B, alpha=group["momentum"]) if group["nesterov"] else B
         even = _equilibrated(_view(group, U), group["equilibrate"]).reshape(U.shape)
-        O, shape = _orthogonal(group, even)
+        O, shape = orthogonal_factor(group, even)
         taken.append(
             _move(group, moment, O, step_factor(group["adjust"], shape), orthogonal=O, source=even, shape=shape)
         )
@@ -163,21 +162,6 @@ def _momentum(group: Group, moment: Moment) -> Tensor:
 
 def _view(group: Group, tensor: Tensor) -> Tensor:
     return matrix_view(tensor, flatten=group["flatten"], convolution=group["convolution"])
-
-
-def _orthogonal(group: Group, source: Tensor) -> tuple[Tensor, tuple[int, ...]]:
-    """The Newton-Schulz image of a tensor in its shape, and how it was cut."""
-    view = _view(group, source)
-    triples = ns.coefficients(group["newton_schulz"], group["ns_steps"])
-    O = ns.orthogonal_factor(view, triples, product_dtype(group["ns_dtype"], source), norm=group["ns_norm"])
-    return O.reshape(source.shape), tuple(view.shape)
-
-
-def _decay(group: Group, moments: Sequence[Moment]) -> None:
-    """Decoupled weight decay, before the step."""
-    if group["weight_decay"] != 0:
-        for moment in moments:  # the foreach form rounds the factor to the dtype: 0.9975 is 0.9961 in bfloat16
-            moment.parameter.mul_(1 - group["lr"] * group["weight_decay"])
 
 
 def _move(

@@ -8,8 +8,10 @@ from typing import Final
 from lossscope.probes.ends import WHOLE
 from lossscope.probes.errors import ProbeError
 
-__all__ = ["Asked"]
+__all__ = ["Asked", "least_products"]
 
+_SPACE: Final = 4  # dimensions of the smallest space
+_SAMPLES: Final = 2  # random vectors that give a standard error
 _PROBES: Final = 10  # products that are kept for the probes at least
 _PROBES_SHARE: Final = 3  # and the part of the budget, one third
 _FEW: Final = 16  # products that ends usually take
@@ -50,7 +52,7 @@ class Asked:
     @property
     def least(self) -> int:
         """Dimensions of the space that hold all pairs asked for."""
-        return max(sum(self.pairs) + 1, 4)
+        return max(sum(self.pairs) + 1, _SPACE)
 
     def for_the_space(self, size: int) -> int:
         """The part of the budget that the space may take before the probes; all that a small one needs."""
@@ -71,10 +73,25 @@ class Asked:
 
     def check_budget(self, size: int) -> None:
         """Refuse a budget that cannot hold what is asked for."""
-        least = min(size, self.least) if self.krylov else 0
-        least += 2 if self.probes and size > least else 0
+        least = least_products(size, pairs=sum(self.pairs), space=self.krylov, probes=bool(self.probes))
         if self.max_products < least:
             raise ProbeError(
                 f"max_products={self.max_products} is too few for {', '.join(sorted(self.wanted))} "
                 f"(top={self.top}, bottom={self.bottom}), need at least {least}: raise it or ask for less"
             )
+
+
+def least_products(size: int, *, pairs: int, space: bool, probes: bool) -> int:
+    """The fewest products that a measurement can be made with: a space with the pairs and one more, and two probes.
+
+    Args:
+        size: `n`.
+        pairs: Eigenpairs wanted at both ends together.
+        space: Whether anything is read off the Krylov space.
+        probes: Whether random probes of the rest are wanted.
+
+    Returns:
+        The number; `measure_spectrum` refuses fewer.
+    """
+    least = min(size, max(pairs + 1, _SPACE)) if space else 0
+    return least + (_SAMPLES if probes and size > least else 0)

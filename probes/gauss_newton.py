@@ -100,16 +100,7 @@ def _operator(
     """The operator J' S J with S the curvature of the loss by the outputs."""
     loss = split_loss(objective)
     products = HeldProducts(matrix, objective, output_methods(loss, curvature), method=method, memory=memory)
-    return SymmetricOperator(
-        objective.size,
-        products,
-        dtype=objective.dtype,
-        device=objective.device,
-        held=products.held,
-        facts=lambda: products.facts,
-        objective=objective,
-        restrict=lambda names: _operator(matrix, objective.restricted(names), curvature, method, memory),
-    )
+    return products.operator(lambda names: _operator(matrix, objective.restricted(names), curvature, method, memory))
 
 
 def _hessian_of_outputs(loss: Any, outputs: Tensor, batch: Any) -> Callable[[Tensor], Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -14,7 +14,7 @@ from lossscope.probes.errors import ProbeError
 from lossscope.probes.evaluation import Pass
 from lossscope.probes.gradient_time import GradientTime
 from lossscope.probes.objective import Objective
-from lossscope.probes.operator import ProductFacts
+from lossscope.probes.operator import ProductFacts, SymmetricOperator
 from lossscope.probes.product_choice import Choice, Job, choose, rule, signature
 from lossscope.probes.product_method import BatchProduct, Method, held_bytes
 from lossscope.probes.product_trial import mismatch, now, out_of_memory, reason
@@ -71,6 +71,31 @@ class HeldProducts:
         """What is known of the products at the moment."""
         unit = self._objective.vector.unit if math.isnan(self._unit) else self._unit
         return ProductFacts(self._choice.method, unit, self._choice.width, self._gradient.seconds, self._choice)
+
+    def operator(
+        self, restrict: Callable[[tuple[str, ...]], SymmetricOperator], *, hessian_of: Objective | None = None
+    ) -> SymmetricOperator:
+        """These products as an operator.
+
+        Args:
+            restrict: The diagonal block of some of the parameters, see `restricted`.
+            hessian_of: The objective, where the matrix is its Hessian.
+
+        Returns:
+            The operator.
+        """
+        objective = self._objective
+        return SymmetricOperator(
+            objective.size,
+            self,
+            dtype=objective.dtype,
+            device=objective.device,
+            held=self.held,
+            facts=lambda: self.facts,
+            objective=objective,
+            hessian_of=hessian_of,
+            restrict=restrict,
+        )
 
     @contextmanager
     def held(self, expected: int | None = None) -> Iterator[None]:

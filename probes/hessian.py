@@ -47,14 +47,6 @@ def hessian(objective: Objective, *, method: str = "auto", memory: float = 2**30
     """
     offered = [known for known in HESSIAN_METHODS if known.name != "compile" or objective.device.type == "cuda"]
     products = HeldProducts("hessian", objective, offered, method=method, memory=memory)
-    return SymmetricOperator(
-        objective.size,
-        products,
-        dtype=objective.dtype,
-        device=objective.device,
-        held=products.held,
-        facts=lambda: products.facts,
-        objective=objective,
-        hessian_of=objective,
-        restrict=lambda names: hessian(objective.restricted(names), method=method, memory=memory),
+    return products.operator(
+        lambda names: hessian(objective.restricted(names), method=method, memory=memory), hessian_of=objective
     )

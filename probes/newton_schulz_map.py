@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lossscope.probes.errors import ProbeError
 
-__all__ = ["check_newton_schulz_image", "newton_schulz_image"]
+__all__ = ["check_newton_schulz_image", "composed", "newton_schulz_image"]
 
 Array = npt.NDArray[np.float64]
 Coefficients = Sequence[Sequence[float]]
@@ -68,11 +68,11 @@ def newton_schulz_image(
     if isinstance(values, Tensor):
         wide = values.detach().double()
         size = torch.linalg.vector_norm(wide, dim=-1) if norm is None else torch.as_tensor(norm).to(wide)
-        image = _mapped(wide / (size + eps).unsqueeze(-1), coefficients).abs()
+        image = composed(wide / (size + eps).unsqueeze(-1), coefficients).abs()
         return image.sort(dim=-1, descending=True).values
     array = np.asarray(values, dtype=np.float64)
     length = np.linalg.norm(array, axis=-1) if norm is None else np.asarray(norm, dtype=np.float64)
-    return -np.sort(-np.abs(_mapped(array / (length + eps)[..., None], coefficients)), axis=-1)
+    return -np.sort(-np.abs(composed(array / (length + eps)[..., None], coefficients)), axis=-1)
 
 
 @torch.no_grad()
@@ -115,11 +115,19 @@ def check_newton_schulz_image(
 
 
 @overload
-def _mapped(x: Tensor, coefficients: Coefficients) -> Tensor: ...
+def composed(x: Tensor, coefficients: Coefficients) -> Tensor: ...
 @overload
-def _mapped(x: Array, coefficients: Coefficients) -> Array: ...
-def _mapped(x: Tensor | Array, coefficients: Coefficients) -> Tensor | Array:
-    """The composed polynomials; a negative image is a singular value whose vector has turned its sign."""
+def composed(x: Array, coefficients: Coefficients) -> Array: ...
+def composed(x: Tensor | Array, coefficients: Coefficients) -> Tensor | Array:
+    """The composed polynomials, with their signs: a negative image is a singular value whose vector has turned.
+
+    Args:
+        x: Singular values over the norm.
+        coefficients: The triples `(a, b, c)`, first one first.
+
+    Returns:
+        Their images, in the same order.
+    """
     for a, b, c in coefficients:
         square = x * x
         x = x * (a + square * (b + c * square))

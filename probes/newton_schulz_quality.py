@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lossscope.probes.errors import ProbeError
+from lossscope.probes.newton_schulz_map import composed
 
 __all__ = ["BAND", "newton_schulz_quality"]
 
@@ -73,7 +74,7 @@ def newton_schulz_quality(
     length = torch.linalg.vector_norm(wide, dim=-1)
     divisor = (length if norm is None else torch.as_tensor(norm).to(wide)) + eps
     sound = torch.isfinite(length) & (length > 0)
-    p = _image(torch.where(sound[..., None], wide / divisor[..., None], torch.nan), coefficients)
+    p = composed(torch.where(sound[..., None], wide / divisor[..., None], torch.nan), coefficients)
     size, root = torch.linalg.vector_norm(p, dim=-1), p.shape[-1] ** 0.5
     outside = ((p < band[0]) | (p > band[1])).double().mean(-1)
     return {
@@ -82,11 +83,3 @@ def newton_schulz_quality(
         "output_norm": size / root,
         "polar_cosine": p.sum(-1) / (size * root),
     }
-
-
-def _image(x: Tensor, coefficients: Sequence[Sequence[float]]) -> Tensor:
-    """The composed polynomials, in order and with their signs, which the spectrum of the output does not show."""
-    for a, b, c in coefficients:
-        square = x * x
-        x = x * (a + square * (b + c * square))
-    return x
