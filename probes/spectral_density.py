@@ -91,7 +91,7 @@ class SpectralDensity:
         would make up, and the number has not converged.
         """
         found = self._estimate(lambda d: d._ratio(d._negative(), np.abs(d.nodes)), 0.0, 1.0)
-        if found.value > 0 or self.settled.all() or self.lowest >= -self._zone:
+        if found.value > 0 or self.settled.all() or self.lowest >= -self._dead:  # not what is lost in noise so far
             return found
         total = self.size * float(self.shares @ np.abs(self.nodes))
         return replace(found, high=min(1.0, max(found.high, -self.lowest * self.size / total)), converged=False)
@@ -172,7 +172,12 @@ class SpectralDensity:
     @property
     def _zone(self) -> float:
         """Eigenvalues within it have no sign."""
-        return max(_DEAD_ZONE * float(np.abs(self.nodes).max()), 3 * self.noise)
+        return max(self._dead, 3 * self.noise)
+
+    @property
+    def _dead(self) -> float:
+        """The same once Ritz values are sharp."""
+        return _DEAD_ZONE * float(np.abs(self.nodes).max())
 
     def _participation(self) -> tuple[float, Array]:
         plus = _positive(self.nodes)

@@ -121,7 +121,7 @@ def test_the_budget_is_kept_and_what_is_left_over_is_said_not_to_have_converged(
     assert not found.top.converged.any()
     assert not found.bottom.converged.any()
     assert not found.trace.converged
-    assert found.unmet == ("top", "bottom", "trace", "frobenius")
+    assert found.unmet == ("top", "bottom", "trace", "frobenius", "density")
     assert found.seconds > 0
     assert (found.engine, found.method) == ("lossscope", "matrix")
     assert math.isnan(found.gradients)  # there is no objective
