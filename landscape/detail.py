@@ -6,10 +6,10 @@ import math
 
 from lossscope.landscape.estimate_row import Rows, estimate_row
 from lossscope.landscape.subject import Effort, Subject
-from lossscope.probes.batch_sharpness import batch_sharpness
-from lossscope.probes.hessian import hessian
+from lossscope.probes.batch_curvature import batch_sharpness
+from lossscope.probes.hessian_operator import hessian
+from lossscope.probes.module_blocks import per_module
 from lossscope.probes.operator import SymmetricOperator
-from lossscope.probes.per_module import per_module
 from lossscope.probes.sampling_error import sampled_eigenvalue
 
 __all__ = ["batch_rows", "module_rows", "sampling_rows"]

@@ -26,7 +26,7 @@ __all__ = ["FLUSH_SECONDS", "JOURNAL", "WRITE_ORDER", "Journal", "segment_paths"
 
 JOURNAL: Final = "journal"
 FLUSH_SECONDS: Final = 1.0
-WRITE_ORDER: Final = ("tensors", "spectra", "densities", "probes", "steps")
+WRITE_ORDER: Final = ("tensors", "spectra", "pairs", "densities", "probes", "steps")
 
 
 class Journal:

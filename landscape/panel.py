@@ -23,7 +23,7 @@ from lossscope.probes.curvature import measure_spectrum
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.estimate import Estimate, exact_estimate
 from lossscope.probes.flatness import adaptive_trace, log_fisher_rao
-from lossscope.probes.hessian import hessian
+from lossscope.probes.hessian_operator import hessian
 from lossscope.probes.operator import preconditioned
 from lossscope.probes.radial import theta_hessian_theta
 from lossscope.probes.spectrum_estimate import SpectrumEstimate

@@ -89,6 +89,11 @@ class Run:
         return self._frame("densities")
 
     @cached_property
+    def pairs(self) -> pd.DataFrame:
+        """One row per object and pair of points that two minibatches were looked at. Raises RunError likewise."""
+        return self._frame("pairs")
+
+    @cached_property
     def ends(self) -> str:
         """Where and how the run ends, in a sentence or two; a table that cannot be read is named, not raised."""
         try:

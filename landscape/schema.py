@@ -12,7 +12,9 @@ import pyarrow as pa
 
 __all__ = ["SCHEMA_VERSION", "TABLES", "Column", "arrow_schema", "columns"]
 
-SCHEMA_VERSION: Final = 2  # 2: cost in gradients, method, and whose density; tables of version 1 read as before
+# 2: cost in gradients, method, and whose density. 3: pairs of minibatches, Newton-Schulz, excess order, injection,
+# layers. Tables of earlier versions read as before, with gaps for what they did not have.
+SCHEMA_VERSION: Final = 3
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,8 @@ _STEPS: Final = (
     Column("adversarial_angle", "float", "rad", "angle between the base and the adversarial gradient"),
     Column("shear_norm", "float", "nats", "norm of the fresh shear, all parameters"),
     Column("freshness", "float", "1", "cosine of the stored shear with the fresh one that replaces it"),
+    Column("injection_angle", "float", "rad", "angle between the update and the one without the injected shear"),
+    Column("remainder_rounding", "float", "nats", "by how much each remainder of this step may be off"),
     Column("surrogate_gap", "float", "nats", "adversarial loss minus loss"),
     Column("secant_gradient", "float", "nats", "<g_adv - g, e> / |e|^2, a curvature along the ascent"),
     Column("secant_loss", "float", "nats", "2 (gap - <g, e>) / |e|^2, the same from two losses"),
@@ -87,6 +91,13 @@ _TENSORS: Final = (
     Column("phi", "float", "1", "cosine of the gradient with the stored shear, before any injection"),
     Column("freshness", "float", "1", "cosine of the stored shear with the fresh one that replaces it"),
     Column("injected_norm", "float", "nats", "norm of what the shear added to the gradient"),
+    Column("injection_angle", "float", "rad", "angle between the update and the one without the injected shear"),
+    Column(
+        "remainder",
+        "float",
+        "nats",
+        "L(w + D_l) - L(w) - g_l'D_l on the fixed data, were this parameter alone to take its part of the step",
+    ),
 )
 
 _SPECTRA: Final = (
@@ -97,7 +108,8 @@ _SPECTRA: Final = (
         "object",
         "text",
         "",
-        "gradient, momentum, whitened, source (of Newton-Schulz, where that is another), orthogonal, update or weight",
+        "gradient, momentum, whitened, source (of Newton-Schulz, where that is another), orthogonal, update or weight; "
+        "batch_gradient and pair_gradient are of one probe minibatch, and of two together",
         required=True,
     ),
     Column("values", "floats", "", "singular values, descending", required=True),
@@ -108,6 +120,10 @@ _SPECTRA: Final = (
     Column("effective_rank", "float", "1", "exp of the unnormalised nuclear entropy"),
     Column("condition", "float", "1", "largest over smallest singular value; null where singular"),
     Column("orthogonality_defect", "float", "1", "|MM' - I|_F / sqrt r after scaling |M|_F to sqrt r"),
+    Column("excess_order", "float", "nats", "energy entropy of white noise of this shape less that of the matrix"),
+    Column("outside_band", "float", "1", "of orthogonal: share of singular values that the map left outside its band"),
+    Column("polar_norm", "float", "1", "of orthogonal: |O|_F / sqrt r, 1 for an orthogonal matrix"),
+    Column("polar_cosine", "float", "1", "of orthogonal: cosine with the exact polar factor of the input"),
     Column(
         "method",
         "text",
@@ -164,12 +180,33 @@ _DENSITIES: Final = (
     Column("data_hash", "text", "", "hash of the data the loss was averaged over"),
 )
 
+_PAIRS: Final = (
+    Column("step", "int", "steps", "optimizer steps taken at the later of the two points", required=True),
+    Column("object", "text", "", "gradient or shear", required=True),
+    Column("lag", "int", "steps", "from the earlier point, at which the window began, to the later one", required=True),
+    Column(
+        "cosine",
+        "float",
+        "1",
+        "between the vectors of two disjoint minibatches, one at either point; both ways round, averaged",
+    ),
+    Column("square", "float", "nats^2", "at lag 0: squared norm of the vector of one minibatch, mean of the two"),
+    Column("pair_square", "float", "nats^2", "at lag 0: squared norm of the mean of both vectors"),
+    Column("samples", "float", "samples", "in one minibatch"),
+    Column("size", "int", "", "numbers in a vector"),
+    Column("mode", "text", "", "mode of the model: eval, frozen or train"),
+    Column("loss_kind", "text", "", "which loss was differentiated"),
+    Column("dtype", "text", "", "dtype of the vectors"),
+    Column("data_hash", "text", "", "hash of the minibatches, all of them together"),
+)
+
 TABLES: Final[dict[str, tuple[Column, ...]]] = {
     "steps": _STEPS,
     "tensors": _TENSORS,
     "spectra": _SPECTRA,
     "probes": _PROBES,
     "densities": _DENSITIES,
+    "pairs": _PAIRS,
 }
 
 

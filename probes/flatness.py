@@ -14,7 +14,7 @@ from torch.autograd import forward_ad
 from lossscope.probes.curvature import measure_spectrum
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.estimate import Estimate, exact_estimate
-from lossscope.probes.hessian import hessian
+from lossscope.probes.hessian_operator import hessian
 from lossscope.probes.objective import Objective
 from lossscope.probes.operator import SymmetricOperator, scaled
 from lossscope.probes.product_trial import reason

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from lossscope.probes.estimate import Estimate, exact_estimate
-from lossscope.probes.hessian import hessian
+from lossscope.probes.hessian_operator import hessian
 from lossscope.probes.objective import Objective
 
 __all__ = ["theta_hessian_theta"]

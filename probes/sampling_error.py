@@ -16,7 +16,7 @@ from lossscope.probes.cross_fit import End, HalfForms, cross_fit
 from lossscope.probes.curvature import measure_spectrum
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.estimate import Estimate
-from lossscope.probes.hessian import hessian
+from lossscope.probes.hessian_operator import hessian
 from lossscope.probes.objective import Objective
 from lossscope.probes.seeds import independent_seeds
 

@@ -17,8 +17,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from lossscope.probes.check import Judge, NotJudgedError, Place, Reading, check
 from lossscope.probes.curvature import measure_spectrum
 from lossscope.probes.estimate import mean_estimate
-from lossscope.probes.gauss_newton import fisher, gauss_newton
-from lossscope.probes.hessian import hessian
+from lossscope.probes.gauss_newton_operator import fisher, gauss_newton
+from lossscope.probes.hessian_operator import hessian
 from lossscope.probes.objective import Objective
 from lossscope.probes.operator import SymmetricOperator
 from lossscope.probes.self_check_problems import NETWORKS, asked, distance, gaussian, network

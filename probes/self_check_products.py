@@ -13,8 +13,8 @@ from lossscope.probes.check import Place, Reading, check
 from lossscope.probes.curvature import measure_spectrum
 from lossscope.probes.direction import directional_sharpness
 from lossscope.probes.flatness import adaptive_trace
-from lossscope.probes.gauss_newton import fisher, gauss_newton
-from lossscope.probes.hessian import hessian
+from lossscope.probes.gauss_newton_operator import fisher, gauss_newton
+from lossscope.probes.hessian_operator import hessian
 from lossscope.probes.loss import MeanSquaredError
 from lossscope.probes.objective import Objective
 from lossscope.probes.operator import SymmetricOperator, from_matrix, preconditioned, scaled

@@ -10,7 +10,7 @@ from torch import Tensor
 from lossscope.probes.check import Place, Reading, check
 from lossscope.probes.curvature import measure_spectrum
 from lossscope.probes.estimate import Estimate
-from lossscope.probes.hessian import hessian
+from lossscope.probes.hessian_operator import hessian
 from lossscope.probes.krylov import BlockKrylov
 from lossscope.probes.matrix_spectrum import singular_spectrum
 from lossscope.probes.operator import from_matrix

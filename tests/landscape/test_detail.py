@@ -9,11 +9,11 @@ from torch import nn
 from lossscope.landscape.detail import batch_rows, module_rows, sampling_rows
 from lossscope.landscape.measure import MEASURES
 from lossscope.landscape.subject import Effort, Subject
-from lossscope.probes.batch_sharpness import batch_sharpness
-from lossscope.probes.hessian import hessian
+from lossscope.probes.batch_curvature import batch_sharpness
+from lossscope.probes.hessian_operator import hessian
 from lossscope.probes.loss import CrossEntropy
+from lossscope.probes.module_blocks import per_module
 from lossscope.probes.objective import Objective
-from lossscope.probes.per_module import per_module
 from lossscope.probes.sampling_error import sampled_eigenvalue
 
 EFFORT = Effort(0.05, 0.05, 40, seed=3)

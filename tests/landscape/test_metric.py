@@ -15,7 +15,7 @@ from lossscope.landscape.metric import StepMetric, step_metric
 from lossscope.optimizer import ARS2Neo, Ascending, Relative, create, names
 from lossscope.probes.curvature import measure_spectrum
 from lossscope.probes.errors import ProbeError
-from lossscope.probes.hessian import hessian
+from lossscope.probes.hessian_operator import hessian
 from lossscope.probes.loss import CrossEntropy
 from lossscope.probes.objective import Objective
 from lossscope.probes.operator import preconditioned

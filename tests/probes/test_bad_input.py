@@ -14,8 +14,8 @@ from torch.utils.checkpoint import checkpoint
 
 from lossscope.probes.curvature import measure_spectrum
 from lossscope.probes.errors import ProbeError
-from lossscope.probes.gauss_newton import fisher, gauss_newton
-from lossscope.probes.hessian import hessian
+from lossscope.probes.gauss_newton_operator import fisher, gauss_newton
+from lossscope.probes.hessian_operator import hessian
 from lossscope.probes.loss import CrossEntropy
 from lossscope.probes.objective import Objective
 from lossscope.probes.operator import SymmetricOperator, from_matrix, preconditioned, scaled

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from lossscope.probes.curvature import measure_spectrum
 from lossscope.probes.direction import directional_sharpness
 from lossscope.probes.flatness import adaptive_trace, log_fisher_rao
-from lossscope.probes.gauss_newton import fisher, gauss_newton
-from lossscope.probes.hessian import hessian
+from lossscope.probes.gauss_newton_operator import fisher, gauss_newton
+from lossscope.probes.hessian_operator import hessian
 from lossscope.probes.loss import CrossEntropy, MeanSquaredError
+from lossscope.probes.module_blocks import per_module
 from lossscope.probes.objective import Objective
 from lossscope.probes.operator import SymmetricOperator, preconditioned, scaled
-from lossscope.probes.per_module import per_module
 from lossscope.probes.radial import theta_hessian_theta
 from lossscope.probes.restriction import restricted
 

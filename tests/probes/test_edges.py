@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from lossscope.probes import stability
-from lossscope.probes.batch_sharpness import batch_sharpness
+from lossscope.probes.batch_curvature import batch_sharpness
 from lossscope.probes.curvature import measure_spectrum
 from lossscope.probes.direction import directional_sharpness
-from lossscope.probes.hessian import hessian
+from lossscope.probes.hessian_operator import hessian
 from lossscope.probes.loss import MeanSquaredError
-from lossscope.probes.norm_sharpness import norm_sharpness
 from lossscope.probes.objective import Objective
 from lossscope.probes.operator import from_matrix, preconditioned
+from lossscope.probes.worst_case import norm_sharpness
 
 LR, B, RHO = 0.05, 0.9, 0.3
 

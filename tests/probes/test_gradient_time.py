@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from lossscope.probes import gradient_time, held_products, product_choice, product_trial
 from lossscope.probes.curvature import measure_spectrum
-from lossscope.probes.gauss_newton import gauss_newton
-from lossscope.probes.hessian import hessian
+from lossscope.probes.gauss_newton_operator import gauss_newton
+from lossscope.probes.hessian_operator import hessian
 from lossscope.probes.loss import CrossEntropy
 from lossscope.probes.objective import Objective
 from lossscope.probes.operator import SymmetricOperator

@@ -15,7 +15,7 @@ from lossscope.probes.curvature import measure_spectrum
 from lossscope.probes.direction import directional_sharpness
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.flatness import adaptive_trace, log_fisher_rao
-from lossscope.probes.hessian import hessian
+from lossscope.probes.hessian_operator import hessian
 from lossscope.probes.isolation import random_modules
 from lossscope.probes.loss import CrossEntropy
 from lossscope.probes.objective import Objective

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lossscope.probes.curvature import measure_spectrum
-from lossscope.probes.hessian import hessian
+from lossscope.probes.hessian_operator import hessian
 from lossscope.probes.objective import Objective
 from lossscope.probes.operator import from_matrix
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lossscope.probes.errors import ProbeError
-from lossscope.probes.hessian import hessian
+from lossscope.probes.hessian_operator import hessian
 from lossscope.probes.loss import CrossEntropy
 from lossscope.probes.objective import Objective
 

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from lossscope.probes.batch_sharpness import batch_sharpness
+from lossscope.probes.batch_curvature import batch_sharpness
 from lossscope.probes.curvature import measure_spectrum
 from lossscope.probes.direction import directional_sharpness
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.flatness import log_fisher_rao
-from lossscope.probes.gauss_newton import fisher, gauss_newton
-from lossscope.probes.hessian import hessian
+from lossscope.probes.gauss_newton_operator import fisher, gauss_newton
+from lossscope.probes.hessian_operator import hessian
 from lossscope.probes.loss import MeanSquaredError
 from lossscope.probes.objective import Objective
 from lossscope.probes.operator import preconditioned

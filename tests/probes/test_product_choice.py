@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from lossscope.probes import gradient_time, held_products, product_choice, product_trial
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.evaluation import Pass
-from lossscope.probes.gauss_newton import gauss_newton
+from lossscope.probes.gauss_newton_operator import gauss_newton
 from lossscope.probes.held_products import HeldProducts
-from lossscope.probes.hessian import hessian
+from lossscope.probes.hessian_operator import hessian
 from lossscope.probes.loss import CrossEntropy
 from lossscope.probes.objective import Objective
 from lossscope.probes.product_choice import signature

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from lossscope.probes.curvature import measure_spectrum
 from lossscope.probes.direction import directional_sharpness
 from lossscope.probes.flatness import adaptive_trace, log_fisher_rao
-from lossscope.probes.hessian import hessian
+from lossscope.probes.hessian_operator import hessian
 from lossscope.probes.loss import CrossEntropy
 from lossscope.probes.objective import Objective
 from lossscope.probes.operator import preconditioned

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lossscope.probes.curvature import measure_spectrum
 from lossscope.probes.errors import ProbeError
-from lossscope.probes.hessian import hessian
+from lossscope.probes.hessian_operator import hessian
 from lossscope.probes.loss import CrossEntropy
 from lossscope.probes.objective import Objective
 from lossscope.probes.operator import from_matrix

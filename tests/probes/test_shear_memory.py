@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from lossscope.probes.errors import ProbeError
+from lossscope.probes.memory import LaggedCosines, direction_memory, memory_difference
 from lossscope.probes.shear_geometry import shear
-from lossscope.probes.shear_memory import LaggedCosines, direction_memory, lagged_cosines, memory_difference
+from lossscope.probes.shear_memory import lagged_cosines
 
 TRUE, CEILING = 0.802, 0.205
 

@@ -19,28 +19,28 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import lossscope.probes
-from lossscope.probes.batch_sharpness import batch_sharpness
+from lossscope.probes.alignment import gradient_alignment
+from lossscope.probes.batch_curvature import batch_sharpness
 from lossscope.probes.curvature import measure_spectrum
 from lossscope.probes.direction import directional_sharpness
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.flatness import adaptive_trace, log_fisher_rao
-from lossscope.probes.gauss_newton import fisher, gauss_newton
-from lossscope.probes.gradient_alignment import gradient_alignment
-from lossscope.probes.hessian import hessian
-from lossscope.probes.layer_remainders import layer_remainders
+from lossscope.probes.gauss_newton_operator import fisher, gauss_newton
+from lossscope.probes.hessian_operator import hessian
 from lossscope.probes.loss import CrossEntropy
-from lossscope.probes.norm_sharpness import norm_sharpness
+from lossscope.probes.module_blocks import per_module
 from lossscope.probes.objective import Objective
 from lossscope.probes.operator import SymmetricOperator, preconditioned, scaled
 from lossscope.probes.output_methods import split_loss
-from lossscope.probes.per_module import per_module
 from lossscope.probes.product_choice import signature
 from lossscope.probes.radial import theta_hessian_theta
+from lossscope.probes.remainders import layer_remainders
 from lossscope.probes.restriction import restricted
 from lossscope.probes.sampling_error import sampled_eigenvalue
 from lossscope.probes.second_derivative import require_second_derivative
-from lossscope.probes.step_quality import secant_curvature, step_quality, step_taken
+from lossscope.probes.taylor import secant_curvature, step_quality, step_taken
 from lossscope.probes.tracking import EigenTracker
+from lossscope.probes.worst_case import norm_sharpness
 
 
 class Net(nn.Module):

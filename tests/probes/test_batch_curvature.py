@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lossscope.probes.batch_sharpness import batch_sharpness, ratio_of_means
+from lossscope.probes.batch_curvature import batch_sharpness, ratio_of_means
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.estimate import mean_estimate
-from lossscope.probes.hessian import hessian
+from lossscope.probes.hessian_operator import hessian
 from lossscope.probes.loss import CrossEntropy
 from lossscope.probes.objective import Objective
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lossscope.probes.curvature import measure_spectrum
 from lossscope.probes.errors import ProbeError
-from lossscope.probes.hessian import hessian
+from lossscope.probes.hessian_operator import hessian
 from lossscope.probes.module_table import MeasuredBlock, MeasuredWhole, ModuleTable, module_table
 from lossscope.probes.objective import Objective
 from lossscope.probes.operator import SymmetricOperator

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from lossscope.probes.block_bootstrap import Array
 from lossscope.probes.errors import ProbeError
-from lossscope.probes.noise_scale import NoiseScale, noise_scale
+from lossscope.probes.gradient_noise import NoiseScale, noise_scale
 
 MEAN = np.array([1.0, -0.5, 0.2, 0.0])
 SPREAD = np.array([2.0, 1.0, 0.5, 0.1])  # standard deviations of one sample, by coordinate

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from lossscope.probes.alignment import gradient_alignment
 from lossscope.probes.curvature import measure_spectrum
 from lossscope.probes.errors import ProbeError
-from lossscope.probes.gradient_alignment import gradient_alignment
-from lossscope.probes.hessian import hessian
+from lossscope.probes.hessian_operator import hessian
 from lossscope.probes.loss import CrossEntropy
 from lossscope.probes.objective import Objective
 from lossscope.probes.spectrum_estimate import EigenPairs

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from lossscope.probes.errors import ProbeError
-from lossscope.probes.gauss_newton import fisher, gauss_newton
-from lossscope.probes.hessian import hessian
+from lossscope.probes.gauss_newton_operator import fisher, gauss_newton
+from lossscope.probes.hessian_operator import hessian
 from lossscope.probes.loss import CrossEntropy, MeanSquaredError, rows
 from lossscope.probes.objective import Objective
 from lossscope.probes.operator import SymmetricOperator

@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from lossscope.probes.errors import ProbeError
-from lossscope.probes.hessian import hessian
+from lossscope.probes.hessian_operator import hessian
 from lossscope.probes.loss import CrossEntropy
-from lossscope.probes.norm_sharpness import Norm, dual_norm, norm_sharpness
 from lossscope.probes.objective import Objective
 from lossscope.probes.operator import from_matrix
 from lossscope.probes.stability import edge_ratio, normalised
+from lossscope.probes.worst_case import Norm, dual_norm, norm_sharpness
 
 
 def gaussian(*shape: int, seed: int = 0) -> Tensor:

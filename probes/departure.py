@@ -1,21 +1,17 @@
-"""Which layer leaves its own Taylor model first: the remainder of moving one layer alone, and when it stands out."""
+"""Which layer leaves its own Taylor model first: the remainder that stands out before the others do."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from torch import Tensor
 
 from lossscope.probes.errors import ProbeError
-from lossscope.probes.objective import Objective
-from lossscope.probes.step_quality import step_taken
 
-__all__ = ["PatientZero", "layer_remainders", "patient_zero"]
+__all__ = ["PatientZero", "patient_zero"]
 
 
 @dataclass(frozen=True)
@@ -25,42 +21,6 @@ class PatientZero:
     layer: str
     step: int  # row of the series
     ratio: float  # its remainder over its threshold at that step, above 1
-
-
-def layer_remainders(objective: Objective, displacement: Tensor, *, at: Tensor | None = None) -> dict[str, float]:
-    r"""The Taylor remainder of first order of each parameter tensor, were it alone to take its part of the step.
-
-    .. math:: R_l = L(\theta + D_l) - L(\theta) - g_l^\top D_l
-
-    It is half the curvature of the layer's own block along its part of the step, and what is beyond. They do not add
-    up to the remainder of the whole step, which has the curvature between layers too.
-
-    Args:
-        objective: The loss.
-        displacement: `(n,)`, D, parameters after the step minus before.
-        at: `(n,)`, the parameters before the step; None for those the model has now.
-
-    Returns:
-        Nats, by the names of the parameters. One gradient is spent, and one loss for each of them; the model is left
-        bit for bit. Rounding: see `StepQuality.rounding`.
-
-    Raises:
-        ProbeError: a shape does not fit, the displacement or a loss is not finite.
-
-    Source:
-        docs/measures/step_quality.md.
-    """
-    with objective.at(at) if at is not None else nullcontext(), objective.evaluating():
-        s, theta = step_taken(objective, displacement), objective.parameters()
-        before, slopes = objective.value(), objective.gradient().double() * s.double()
-        found = {}
-        for name in objective.names:
-            where = objective.vector.indices([name]).to(s.device)
-            moved = theta.clone()
-            moved[where] += s[where]
-            with objective.at(moved):
-                found[name] = objective.value() - before - float(slopes[where].sum())
-    return found
 
 
 def patient_zero(

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lossscope.optimizer.trigger import TriggerState, adaptive, timed
+from lossscope.probes.audit import phi_memory, trigger_audit
 from lossscope.probes.errors import ProbeError
-from lossscope.probes.trigger_audit import phi_memory, trigger_audit
 
 
 def run_of_timer(lamda: float, k: int, steps: int, seed: int = 0) -> list[bool]:

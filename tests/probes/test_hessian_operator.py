@@ -18,7 +18,7 @@ from torch.func import functional_call
 
 from lossscope.probes.direction import directional_sharpness
 from lossscope.probes.errors import ProbeError
-from lossscope.probes.hessian import hessian
+from lossscope.probes.hessian_operator import hessian
 from lossscope.probes.loss import CrossEntropy
 from lossscope.probes.objective import Objective
 from lossscope.probes.operator import SymmetricOperator, asymmetry

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from lossscope.probes.errors import ProbeError
-from lossscope.probes.hessian import hessian
+from lossscope.probes.hessian_operator import hessian
 from lossscope.probes.loss import CrossEntropy
 from lossscope.probes.objective import Objective
-from lossscope.probes.step_quality import secant_curvature, step_quality, step_taken
+from lossscope.probes.taylor import secant_curvature, step_quality, step_taken
 
 
 def gaussian(*shape: int, seed: int = 0) -> Tensor:
