@@ -11,17 +11,15 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import date
-from pathlib import Path
-from tempfile import mkdtemp
 
 import torch
 from step_family import family_table
+from step_recording import recording_table
 from step_timing import Arm, medians
 from step_training import Training
 from torch import Tensor, nn
 from torch.optim import _muon
 
-from lossscope.landscape.recorder import Recorder
 from lossscope.optimizer import ARS2Neo, names
 
 QUICK = "--quick" in sys.argv
@@ -127,19 +125,9 @@ def step_arms(shapes: Sequence[tuple[int, ...]]) -> list[Arm]:
 # -- the step with its passes ---------------------------------------------------------------------------------
 
 
-def training_arm(label: str, name: str, record: str | None = None, **options: object) -> Arm:
-    """A training step on modadd-113, with forward and backward, recorded with the preset `record`."""
-    training = Training.of(name, **options)
-    path = Path(mkdtemp()) / "run"
-    recorder = Recorder(path, training.model, training.optimizer, preset=record) if record else None
-
-    def step() -> None:
-        """One training step on the next batch."""
-        loss = training.step()
-        if recorder is not None:
-            recorder.step(loss)
-
-    return Arm(label, step)
+def training_arm(label: str, name: str, **options: object) -> Arm:
+    """A training step on modadd-113, with forward and backward."""
+    return Arm(label, Training.of(name, **options).step)
 
 
 def mode_arms() -> list[Arm]:
@@ -152,14 +140,6 @@ def mode_arms() -> list[Arm]:
         training_arm("aga, k 10, lambda 0.1", "ars2-aga", k=10, aga_lambda=0.1),
         training_arm("aga, k 10, lambda 2", "ars2-aga", k=10),
         training_arm("AdamW", "adamw"),
-    ]
-
-
-def recording_arms(name: str) -> list[Arm]:
-    """The same training, not recorded and recorded with each preset; without curvature, which has its own budget."""
-    return [
-        training_arm("not recorded", name),
-        *(training_arm(f"recorded, {preset}", name, record=preset) for preset in ("economy", "standard", "full")),
     ]
 
 
@@ -189,8 +169,10 @@ def main() -> None:
         print("\nEvery optimizer, modadd-113, batch 512\n")
         print(family_table(names(), MODADD, rounds=2 if QUICK else 9, repeats=10))
         for name in ("ars2-base", "ars2-aga"):
-            # A hundred steps a round: a whole number of every preset's periods.
-            print_table(f"Recording {name} on modadd-113, batch 512", recording_arms(name), 2 if QUICK else 5, 100)
+            print(f"\nRecording {name} on modadd-113, batch 512\n")
+            # Two hundred steps a round: a whole number of every preset's periods.
+            presets = ("economy", "standard", "full")
+            print(recording_table(name, presets, rounds=2 if QUICK else 5, repeats=200))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from lossscope.reports.content import Report
     from lossscope.reports.rendering import Format
 
-__all__ = ["entropy", "flatness", "opened", "report_app", "sharpness"]
+__all__ = ["dynamics", "entropy", "flatness", "opened", "report_app", "sharpness"]
 
 report_app = typer.Typer(
     no_args_is_help=True,
@@ -69,6 +69,22 @@ def flatness(
     Example: lossscope report flatness runs/demo --format html --output flatness.html
     """
     from lossscope.reports import flatness as report
+
+    _write(report, runs, format, output, force)
+
+
+@report_app.command()
+def dynamics(
+    runs: RunPaths,
+    format: FormatOption = "text",
+    output: OutputOption = None,
+    force: ForceOption = False,
+) -> None:
+    """What the steps did: memory of shear and gradient, trigger, noise scale, step against model, layers.
+
+    Example: lossscope report dynamics runs/demo
+    """
+    from lossscope.reports import dynamics as report
 
     _write(report, runs, format, output, force)
 

@@ -50,6 +50,7 @@ def least_products(call: str, names: Collection[str], size: int) -> int:
         "spectrum": partial(_spectrum, frozenset(names), size),
         "metric": partial(of_spectrum, size, pairs=1, space=True, probes=False),
         "adaptive_trace": partial(of_spectrum, size, pairs=0, space=False, probes=True),
+        "alignment": partial(of_spectrum, size, pairs=5 if "top5_share" in names else 1, space=True, probes=False),
         "per_module": partial(of_spectrum, size, pairs=2, space=True, probes=True),
         "sampling_error": partial(of_spectrum, size, pairs=1, space=True, probes=False),
     }

@@ -36,11 +36,29 @@ class Cadence:
 
     def tensors(self, step: int) -> bool:
         """Whether norms, energies and shear are due."""
-        return self._every(step, self._preset.tensors_every)
+        return self._every(step, self._preset.tensors_every) or self.layers(step)
 
     def spectra(self, step: int) -> bool:
         """Whether singular values are due."""
         return self._every(step, self._preset.spectra_every)
+
+    def layers(self, step: int) -> bool:
+        """Whether the layers' own remainders are due."""
+        every = self._preset.layers_every
+        return every is not None and step > 0 and step % every == 0
+
+    def window(self, step: int) -> tuple[int, int] | None:
+        """The number of the window of minibatches that is open, and the lag that is due in it; 0 begins a window.
+
+        None where nothing is due: no window, another lag, or one whose first lag the run would not reach.
+        """
+        every, lags = self._preset.windows_every, self._preset.lags
+        if every is None or step < every:
+            return None
+        number, lag = divmod(step, every)
+        if self._planned is not None and number * every + lags[0] > self._planned:
+            return None
+        return (number, lag) if lag == 0 or lag in lags else None
 
     def visit(self, step: int) -> bool:
         """Whether a curvature visit is due."""

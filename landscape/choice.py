@@ -11,7 +11,7 @@ from lossscope.landscape.measure import CALLS, MEASURES
 
 __all__ = ["chosen_measures"]
 
-_USUAL: Final = ("loss", "spectrum", "metric", "adaptive_trace", "log_fisher_rao", "radial")
+_USUAL: Final = ("loss", "spectrum", "metric", "adaptive_trace", "log_fisher_rao", "logits", "radial")
 _RECORDED_ONLY: Final = "direction"
 _ALSO_CALLED: Final = {"r_dir": "edge_ratio"}  # by reports
 _BY_PYHESSIAN: Final = ("lambda_max", "lambda_2", "lambda_3", "lambda_4", "lambda_5", "trace")

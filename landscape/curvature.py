@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Final
@@ -15,9 +17,12 @@ from lossscope.landscape.measure import EIGENVALUES
 from lossscope.landscape.panel import Panel
 from lossscope.landscape.preset import Preset
 from lossscope.landscape.subject import Effort, Subject
-from lossscope.probes.direction import directional_sharpness
+from lossscope.probes.direction import DirectionalSharpness, directional_sharpness
 from lossscope.probes.errors import ProbeError
+from lossscope.probes.estimate import Estimate, exact_estimate
 from lossscope.probes.objective import Objective
+from lossscope.probes.remainders import LayerRemainders, layer_remainders
+from lossscope.probes.taylor import StepQuality, secant_curvature, step_quality
 from lossscope.probes.tracking import EigenTracker
 
 __all__ = ["CurvatureProbe"]
@@ -32,6 +37,7 @@ _REST: Final = (
     "effective_rank",
     "participation_ratio",
 )
+_ALIGNMENT: Final = ("top_share", "gradient_cosine", "gradient_rayleigh")
 _METRIC: Final = ("preconditioned_sharpness", "preconditioned_edge_ratio")
 
 
@@ -39,8 +45,8 @@ class CurvatureProbe:
     """Measures curvature at the present parameters, visit after visit, starting from the last top vectors.
 
     A short visit takes the loss, `lambda_max` and both numbers along the step taken. A long one takes the whole
-    panel. Where the preset tracks, `lambda_max` is followed from each visit to the next, for a few products;
-    otherwise it comes out of the panel's space.
+    panel, and how far the loss along the step was from its models. Where the preset tracks, `lambda_max` is followed
+    from each visit to the next, for a few products; otherwise it comes out of the panel's space.
 
     Args:
         objective: The loss on fixed data.
@@ -74,7 +80,8 @@ class CurvatureProbe:
         for call in self._calls(panel, long, bool(displacement)):
             found += self._attempt(step, call)
         if displacement:
-            found += self._attempt(step, lambda: self._direction(before, displacement))
+            at, moved = self._flat(before), self._flat(displacement)
+            found += self._attempt(step, partial(self._quality if long else self._direction, at, moved))
         return panel.certified(found, step) if found.probes else found
 
     def _calls(self, panel: Panel, long: bool, stepped: bool) -> Iterator[Callable[[], Rows]]:
@@ -87,7 +94,10 @@ class CurvatureProbe:
             yield partial(panel.measure, "spectrum", [*top, *_REST])
             yield partial(panel.measure, "adaptive_trace", ["adaptive_trace"])
             yield partial(panel.measure, "log_fisher_rao", ["log_fisher_rao"])
+            yield partial(panel.measure, "logits", ["logit_norm", "mean_margin"])
             yield partial(panel.measure, "radial", ["theta_hessian_theta"])
+            five = ("top5_share",) if self._preset.top >= 5 else ()
+            yield partial(panel.measure, "alignment", [*_ALIGNMENT, *five])
         elif top:
             yield partial(panel.measure, "spectrum", top)
         if long and stepped:
@@ -100,11 +110,54 @@ class CurvatureProbe:
             self.gaps.append({"step": step, "why": str(error)})
             return Rows()
 
-    def _direction(self, before: dict[str, Tensor], displacement: dict[str, Tensor]) -> Rows:
+    def layers(self, step: int, before: dict[str, Tensor], displacement: dict[str, Tensor]) -> LayerRemainders | None:
+        """The Taylor remainder of each layer, were it alone to take its part of the step; None is a gap."""
+        try:
+            return layer_remainders(self.objective, self._flat(displacement), at=self._flat(before))
+        except ProbeError as error:
+            self.gaps.append({"step": step, "why": f"layers: {error}"})
+            return None
+
+    def _flat(self, by_name: dict[str, Tensor]) -> Tensor:
+        return torch.cat([by_name[name].flatten() for name in self.objective.names])
+
+    def _direction(self, at: Tensor, step: Tensor) -> Rows:
         """Slope and curvature along the step that was taken."""
-        at, step = (
-            torch.cat([part[name].flatten() for name in self.objective.names]) for part in (before, displacement)
-        )
         found = directional_sharpness(self.objective, step, at=at)
-        both = {"edge_ratio": found.edge_ratio, "directional_sharpness": found.normalised}
-        return Rows([estimate_row(name, one) for name, one in both.items()])
+        return Rows([estimate_row(name, one) for name, one in _along(found).items()])
+
+    def _quality(self, at: Tensor, step: Tensor) -> Rows:
+        """The same, and what the loss really did along the step."""
+        begun = time.perf_counter()
+        quality = step_quality(self.objective, step, at=at)
+        secant = secant_curvature(self.objective, step, at=at)
+        cost = {"products": 1, "seconds": time.perf_counter() - begun}
+        exact = {
+            "relative_first": quality.relative_first,
+            "relative_second": quality.relative_second,
+            "trust_ratio": quality.trust_ratio,
+            "secant_curvature": secant.rayleigh,
+            "secant_norm": secant.norm,
+            "secant_alignment": secant.alignment,
+        }
+        found = _along(quality.along) | _rounded(quality) | {name: exact_estimate(one) for name, one in exact.items()}
+        return Rows([{**estimate_row(name, one), **cost} for name, one in found.items()])
+
+
+def _along(found: DirectionalSharpness) -> dict[str, Estimate]:
+    """The measures of a direction."""
+    return {"edge_ratio": found.edge_ratio, "directional_sharpness": found.normalised}
+
+
+def _rounded(quality: StepQuality) -> dict[str, Estimate]:
+    """The differences of losses, each between its rounding."""
+    three = {
+        "loss_change": quality.change,
+        "first_remainder": quality.first_remainder,
+        "second_remainder": quality.second_remainder,
+    }
+    off = quality.rounding
+    return {
+        name: Estimate(one, math.nan, one - off, one + off, 0, "residual", converged=True)
+        for name, one in three.items()
+    }

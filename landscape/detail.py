@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from lossscope.landscape.estimate_row import Rows, estimate_row
 from lossscope.landscape.subject import Effort, Subject
+from lossscope.probes.alignment import GradientAlignment, gradient_alignment
 from lossscope.probes.batch_curvature import batch_sharpness
+from lossscope.probes.estimate import Estimate, exact_estimate
 from lossscope.probes.hessian_operator import hessian
 from lossscope.probes.module_blocks import per_module
+from lossscope.probes.objective import Objective
 from lossscope.probes.operator import SymmetricOperator
 from lossscope.probes.sampling_error import sampled_eigenvalue
+from lossscope.probes.spectrum_estimate import EigenPairs
 
-__all__ = ["batch_rows", "module_rows", "sampling_rows"]
+__all__ = ["alignment_rows", "batch_rows", "module_rows", "sampling_rows"]
 
 
 def batch_rows(subject: Subject, names: frozenset[str]) -> Rows:
@@ -25,6 +30,20 @@ def batch_rows(subject: Subject, names: frozenset[str]) -> Rows:
     }
     facts = {"data_hash": minibatches.data_hash, "method": "reverse"}  # a graph for each batch
     return Rows([{**estimate_row(name, one), **facts} for name, one in both.items() if name in names])
+
+
+def alignment_rows(objective: Objective, top: EigenPairs, names: frozenset[str]) -> Rows:
+    """Where the gradient points in the eigenvectors of largest curvature."""
+    found = gradient_alignment(objective, top)
+    share = {f"top{k}_share" if k > 1 else "top_share": k for k in (1, 5) if k <= len(found.chi)}
+    four = {name: _share(found, k) for name, k in share.items()}
+    four |= {"gradient_cosine": exact_estimate(found.cosine), "gradient_rayleigh": found.share}
+    return Rows([estimate_row(name, one) for name, one in four.items() if name in names])
+
+
+def _share(found: GradientAlignment, k: int) -> Estimate:
+    """The share of the first k eigenvectors; met where all of them had met their bound."""
+    return replace(exact_estimate(float(found.chi[k - 1])), converged=bool(found.converged[k - 1]))
 
 
 def module_rows(operator: SymmetricOperator, effort: Effort) -> Rows:

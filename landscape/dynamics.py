@@ -1,13 +1,34 @@
 """What the steps of a run did, from its record: memory of directions, the trigger, gradient noise, layers.
 
-No part of it measures anew.
+Nothing is measured anew, and no part of it loads torch.
 """
 
-from __future__ import annotations
+from lossscope.landscape.arm_memory import ArmMemory, DirectionOfArm, RunMemory, memory_of_arm, memory_of_run
+from lossscope.landscape.batch_noise import NoiseRecord, SpectralOrder, mean_order, noise_of, order_of
+from lossscope.landscape.layer_record import AROUND, LayerRecord, layers_of
+from lossscope.landscape.pooling import Pooled, pooled, seed_of
+from lossscope.landscape.trigger_record import SETTLED, TriggerRecord, trigger_of
+from lossscope.probes.estimate import Estimate
 
-from typing import TYPE_CHECKING
-
-from lossscope.probes.memory import LaggedCosines
-
-if TYPE_CHECKING:
-    from lossscope.landscape.run import Run
+__all__ = [
+    "AROUND",
+    "SETTLED",
+    "ArmMemory",
+    "DirectionOfArm",
+    "Estimate",
+    "LayerRecord",
+    "NoiseRecord",
+    "Pooled",
+    "RunMemory",
+    "SpectralOrder",
+    "TriggerRecord",
+    "layers_of",
+    "mean_order",
+    "memory_of_arm",
+    "memory_of_run",
+    "noise_of",
+    "order_of",
+    "pooled",
+    "seed_of",
+    "trigger_of",
+]

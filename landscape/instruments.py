@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Final, cast
 
 import numpy as np
 import torch
@@ -19,12 +19,14 @@ from lossscope.probes.energy import energies
 from lossscope.probes.matrix_spectrum import MatrixSpectrum, gram_error, gram_spectra
 from lossscope.probes.newton_schulz_map import newton_schulz_image
 from lossscope.probes.norms import norm, norms, relative_radius, update_ratio
+from lossscope.probes.polar_quality import newton_schulz_quality
 from lossscope.probes.shear_geometry import angle, cosine, secants, surrogate_gap
 
 __all__ = [
     "Row",
     "Seen",
     "finished_spectra",
+    "injection_angles",
     "seen_by_any",
     "seen_by_record",
     "settled",
@@ -34,6 +36,7 @@ __all__ = [
 ]
 
 Row = dict[str, Any]
+_QUALITY: Final = {"outside_band": "outside_band", "polar_norm": "output_norm", "polar_cosine": "polar_cosine"}
 
 
 @dataclass(frozen=True)
@@ -162,7 +165,19 @@ def _second_pass_numbers(records: Sequence[TensorRecord], losses: tuple[Tensor |
     return row
 
 
-def spectrum_rows(seen: Sequence[Seen], newton_schulz: tuple[tuple[float, float, float], ...]) -> list[Row]:
+def injection_angles(seen: Sequence[Seen], without: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    """How far the injected shear has turned the update: of all parameters together, and of each.
+
+    Args:
+        seen: The parameters of a step of one of our own optimizers.
+        without: The update of each had nothing been injected, by name.
+    """
+    taken = {s.name: s.record.update for s in seen if s.record is not None}
+    whole = angle([taken[name] for name in without], list(without.values()))
+    return whole, {name: angle(taken[name], plain) for name, plain in without.items()}
+
+
+def spectrum_rows(seen: Sequence[Seen], step: StepRecord | None) -> list[Row]:
     """One row a matrix and object, values still on the device.
 
     The output of Newton-Schulz has the singular vectors of its input, so its spectrum is the scalar map of the
@@ -178,14 +193,15 @@ def spectrum_rows(seen: Sequence[Seen], newton_schulz: tuple[tuple[float, float,
     records = {s.name: s.record for s in matrices if s.record is not None}
     for name, record in records.items():
         mine = {row["object"]: row for row in rows if row["tensor"] == name}
-        if "orthogonal" in mine and newton_schulz:
-            _use_map(mine["orthogonal"], mine[_source(record)], newton_schulz)
+        if "orthogonal" in mine and step is not None and step.newton_schulz:
+            _use_map(mine["orthogonal"], mine[_source(record)], step)
         followed = mine.get(_followed(record) or "")
         if followed is None:
             continue  # the update is among the objects
         size = abs(float(record.lr)) * record.scale
         scaled: Row = {key: followed[key] * size for key in ("values", "error") if key in followed}
-        rows.append({**followed, **scaled, "object": "update", "method": "scaled"})
+        kept = {key: value for key, value in followed.items() if key not in _QUALITY}  # those are of Newton-Schulz
+        rows.append({**kept, **scaled, "object": "update", "method": "scaled"})
     return rows
 
 
@@ -201,10 +217,13 @@ def _followed(record: TensorRecord) -> str | None:
     return "whitened" if record.direction is record.whitened else None
 
 
-def _use_map(orthogonal: Row, source: Row, triples: tuple[tuple[float, float, float], ...]) -> None:
-    image = newton_schulz_image(source["values"], triples)
+def _use_map(orthogonal: Row, source: Row, step: StepRecord) -> None:
+    values, triples = source["values"], step.newton_schulz
+    size = torch.linalg.vector_norm(values, ord=4 if step.ns_norm == "schatten4" else 2, dim=-1)
+    image = newton_schulz_image(values, triples, norm=size)
     deviation = (image - orthogonal["values"]).abs().amax(-1)
-    orthogonal |= {"values": image, "method": "map", "error": deviation}
+    quality = newton_schulz_quality(values, triples, norm=size)
+    orthogonal |= {"values": image, "method": "map", "error": deviation, **{c: quality[k] for c, k in _QUALITY.items()}}
 
 
 def _objects(seen: Seen) -> list[tuple[str, Tensor]]:
@@ -254,7 +273,9 @@ def _slices(row: Row) -> list[Row]:
             continue  # a gap: the matrix had an entry that is not finite
         known = gram_error(part) if error is None else float(error if index is None else error[index])
         spectrum = MatrixSpectrum.from_values(part, shape, method, known)
-        done.append({"tensor": row["tensor"], "slice": index, "object": row["object"], **_described(spectrum)})
+        quality = {key: float(row[key] if index is None else row[key][index]) for key in _QUALITY if key in row}
+        place = {"tensor": row["tensor"], "slice": index, "object": row["object"]}
+        done.append({**place, **_described(spectrum), **quality})
     return done
 
 
@@ -268,6 +289,7 @@ def _described(spectrum: MatrixSpectrum) -> Row:
         "effective_rank": spectrum.effective_rank,
         "condition": spectrum.condition if math.isfinite(spectrum.condition) else None,
         "orthogonality_defect": spectrum.orthogonality_defect,
+        "excess_order": spectrum.excess_order,
         "method": spectrum.method,
         "error": spectrum.error,
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 from torch import nn
 from torch.optim.optimizer import Optimizer
@@ -16,6 +17,9 @@ from lossscope.probes.objective import Objective
 
 __all__ = ["Job", "job_of"]
 
+_PAIR_SEED: Final = 50_000  # away from the seeds of training orders
+_MOST_PAIRS: Final = 32
+
 
 @dataclass(frozen=True)
 class Job:
@@ -27,6 +31,21 @@ class Job:
     model: nn.Module
     optimizer: Optimizer
     objective: Objective
+
+    def minibatch_pairs(self, count: int) -> Objective | None:
+        """The loss on `count` pairs of minibatches of the training's size, those of a pair without common samples.
+
+        Each pair is drawn anew, as training draws its batches but in orders of its own. None where the training set
+        has not two minibatches.
+        """
+        size, train = self.config.batch_size or self.task.batch_size, self.split.train
+        if count < 1 or len(train[1]) < 2 * size:
+            return None
+        seeds = [
+            _PAIR_SEED + self.config.seeds["order"] * _MOST_PAIRS + pair for pair in range(min(count, _MOST_PAIRS))
+        ]
+        batches = [batch_at(train, size, step, seed) for seed in seeds for step in (0, 1)]
+        return Objective(self.model, CrossEntropy(), batches)
 
     def minibatches(self, count: int, seed: int) -> Objective:
         """The loss on `count` batches of the training's size, drawn as training draws them but in another order."""

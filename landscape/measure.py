@@ -35,6 +35,9 @@ _ABOVE: Final = (
 )
 _INNER: Final = "value: never above the eigenvalue, up to rounding; bound: an eigenvalue lies within it"
 _EXACT: Final = "exact on the fixed data"
+_ROUNDED: Final = "exact on the fixed data, within the rounding of a loss"
+_EIGENVECTORS: Final = "exact up to the error of the eigenvectors"
+_EIGENVALUE: Final = "between the bounds of lambda_max"
 _QUADRATURE: Final = "95 % interval over random vectors, widened by the change since half of the steps"
 _DATA: Final = "95 % interval over the drawing of the data"
 _BATCHES: Final = "95 % interval over minibatches"
@@ -129,6 +132,38 @@ MEASURES: Final = (
         _LINEAR,
         "R_dir = -D'HD / (2 g'D): above 1 the step goes too far downhill",
     ),
+    *(
+        Measure(name, "nats", "direction", _ROUNDED, _LINEAR, words)
+        for name, words in {
+            "loss_change": "L(theta + D) - L(theta) along the step D that was taken",
+            "first_remainder": "R1 = that change less g'D: what the slope did not say",
+            "second_remainder": "R2 = R1 - D'HD / 2: what slope and curvature did not say",
+        }.items()
+    ),
+    *(
+        Measure(name, "1", "direction", _EXACT, _LINEAR, words)
+        for name, words in {
+            "relative_first": "|R1| / |g'D|",
+            "relative_second": "|R2| / (|g'D| + |D'HD| / 2)",
+            "trust_ratio": "the change of the loss over what slope and curvature predicted: 1 where they are right",
+        }.items()
+    ),
+    Measure(
+        "secant_curvature", "nats", "direction", _EXACT, _ROTATIONS, "D'y / |D|^2, y the change of gradient on the step"
+    ),
+    Measure("secant_norm", "nats", "direction", _EXACT, _ROTATIONS, "|y| / |D|: never below the one along the step"),
+    Measure("secant_alignment", "1", "direction", _EXACT, _ROTATIONS, "cosine of the step and the change of gradient"),
+    Measure("top_share", "1", "alignment", _EIGENVECTORS, _ROTATIONS, "share of |g|^2 along the top eigenvector"),
+    Measure("top5_share", "1", "alignment", _EIGENVECTORS, _ROTATIONS, "share of |g|^2 in the top five eigenvectors"),
+    Measure("gradient_cosine", "1", "alignment", _EXACT, _ROTATIONS, "cos(g, Hg)"),
+    Measure(
+        "gradient_rayleigh",
+        "1",
+        "alignment",
+        _EIGENVALUE,
+        _ROTATIONS,
+        "g'Hg / |g|^2 over lambda_max: 1 where the gradient is the top eigenvector",
+    ),
     Measure(
         "adaptive_trace",
         "nats",
@@ -144,6 +179,22 @@ MEASURES: Final = (
         _EXACT,
         _LINEAR,
         "ln of theta'F theta with the Fisher matrix of the model",
+    ),
+    Measure(
+        "logit_norm",
+        "1",
+        "logits",
+        _EXACT,
+        "every function-preserving map",
+        "mean norm of the centred logits: curvature shrinks as they grow",
+    ),
+    Measure(
+        "mean_margin",
+        "1",
+        "logits",
+        _EXACT,
+        "every function-preserving map",
+        "mean of the right logit less the largest other one",
     ),
     Measure(
         "theta_hessian_theta",
@@ -220,6 +271,7 @@ _CALL_OF: Final = {measure.name: measure.call for measure in MEASURES}
 
 _LIMIT_OF_BOUND: Final[dict[str, Limit]] = {
     _EXACT: "exact",
+    _ROUNDED: "exact",
     _QUADRATURE: "depth",
     _BATCHES: "batches",
     _DATA: "data",

@@ -9,8 +9,16 @@ from typing import Final, Literal
 
 __all__ = ["Overhead"]
 
-Kind = Literal["instruments", "curvature", "checkpoints"]
-_KINDS: Final[tuple[Kind, ...]] = ("instruments", "curvature", "checkpoints")
+Kind = Literal["instruments", "spectra", "counterfactual", "minibatches", "layers", "curvature", "checkpoints"]
+_WORDS: Final[dict[Kind, str]] = {
+    "instruments": "rows and norms",
+    "spectra": "singular spectra",
+    "counterfactual": "updates without injection",
+    "minibatches": "pairs of minibatches",
+    "layers": "layers",
+    "curvature": "curvature",
+    "checkpoints": "checkpoints",
+}
 
 
 class Overhead:
@@ -23,7 +31,7 @@ class Overhead:
     def __init__(self, before: Mapping[str, float] | None = None) -> None:
         past = before or {}
         self._start = time.perf_counter() - past.get("wall_seconds", 0.0)
-        self.seconds: dict[Kind, float] = {kind: past.get(f"{kind}_seconds", 0.0) for kind in _KINDS}
+        self.seconds: dict[Kind, float] = {kind: past.get(f"{kind}_seconds", 0.0) for kind in _WORDS}
 
     @property
     def wall(self) -> float:
@@ -48,7 +56,7 @@ class Overhead:
         """Seconds and shares of the wall time, in all and by kind."""
         wall, total = self.wall, sum(self.seconds.values())
         found = {"wall_seconds": wall, "seconds": total, "share": total / wall}
-        for kind in _KINDS:
+        for kind in _WORDS:
             found[f"{kind}_seconds"] = self.seconds[kind]
             found[f"{kind}_share"] = self.seconds[kind] / wall
         return found
@@ -56,7 +64,9 @@ class Overhead:
     def sentence(self, steps: int) -> str:
         """One sentence for a person."""
         o = self.summary()
+        shares = {words: 100 * o[f"{kind}_share"] for kind, words in _WORDS.items() if self.seconds[kind]}
+        parts = ", ".join(f"{words} {share:.1f} %" for words, share in sorted(shares.items(), key=lambda one: -one[1]))
         return (
-            f"{steps} steps in {o['wall_seconds']:.1f} s, of which recording took {100 * o['share']:.1f} % "
-            f"(curvature {100 * o['curvature_share']:.1f} %, step instruments {100 * o['instruments_share']:.1f} %)"
+            f"{steps} steps in {o['wall_seconds']:.1f} s, of which recording took {100 * o['share']:.1f} %"
+            f"{f' ({parts})' if parts else ''}"
         )

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from lossscope.landscape.detail import batch_rows, module_rows, sampling_rows
+from lossscope.landscape.detail import alignment_rows, batch_rows, module_rows, sampling_rows
 from lossscope.landscape.estimate_row import Row, Rows, certified, density_rows, estimate_row
 from lossscope.landscape.measure import EIGENVALUES
 from lossscope.landscape.metric import StepMetric, step_metric
@@ -24,9 +24,10 @@ from lossscope.probes.errors import ProbeError
 from lossscope.probes.estimate import Estimate, exact_estimate
 from lossscope.probes.flatness import adaptive_trace, log_fisher_rao
 from lossscope.probes.hessian_operator import hessian
+from lossscope.probes.logits import logit_scale
 from lossscope.probes.operator import preconditioned
 from lossscope.probes.radial import theta_hessian_theta
-from lossscope.probes.spectrum_estimate import SpectrumEstimate
+from lossscope.probes.spectrum_estimate import EigenPairs, SpectrumEstimate
 from lossscope.probes.stability import edge_ratio
 from lossscope.probes.tracking import EigenTracker
 
@@ -53,6 +54,7 @@ class Panel:
     def __init__(self, subject: Subject, effort: Effort, near: dict[str, Tensor] | None = None) -> None:
         self.absent: dict[str, str] = {}
         self._near = {} if near is None else near
+        self._top: EigenPairs | None = None  # of the Hessian at this point, as far as measured
         self.hessian = hessian(subject.objective)
         self._subject, self._effort, self._objective = subject, effort, subject.objective
         self._calls: dict[str, Callable[[frozenset[str]], Rows]] = {
@@ -61,7 +63,9 @@ class Panel:
             "metric": self._preconditioned,
             "adaptive_trace": self._adaptive_trace,
             "log_fisher_rao": self._fisher_rao,
+            "logits": self._logits,
             "radial": self._radial,
+            "alignment": self._alignment,
             "batch_sharpness": lambda names: batch_rows(subject, names),
             "per_module": lambda names: module_rows(self.hessian, effort),
             "sampling_error": lambda names: sampling_rows(subject, effort, names),
@@ -85,7 +89,9 @@ class Panel:
 
     def tracked(self, tracker: EigenTracker) -> Rows:
         """The largest eigenvalue as followed from the last visit, and where it stands against its threshold."""
-        return self._top_rows(tracker.measure(self.hessian), frozenset({"lambda_max", _EDGE}))
+        found = tracker.measure(self.hessian)
+        self._top = found.top
+        return self._top_rows(found, frozenset({"lambda_max", _EDGE}))
 
     @cached_property
     def metric(self) -> StepMetric | None:
@@ -150,6 +156,8 @@ class Panel:
             engine=effort.engine,
         )
         self._remember("spectrum", found)
+        if effort.engine == "lossscope" and eigenvalues:
+            self._top = found.top
         others = {
             "lambda_min": None if found.bottom is None else found.bottom.estimate(),
             "trace": found.trace,
@@ -218,9 +226,25 @@ class Panel:
         _load_forward_mode()
         return Rows([estimate_row("log_fisher_rao", log_fisher_rao(self._objective))])
 
+    def _logits(self, names: frozenset[str]) -> Rows:
+        found = logit_scale(self._objective)
+        both = {"logit_norm": found.norm, "mean_margin": found.margin}
+        return Rows([estimate_row(name, one) for name, one in both.items() if name in names])
+
     def _radial(self, names: frozenset[str]) -> Rows:
         found = theta_hessian_theta(self._objective)
         return Rows([{**estimate_row("theta_hessian_theta", found), "method": hessian(self._objective).method}])
+
+    def _alignment(self, names: frozenset[str]) -> Rows:
+        begun, before = time.perf_counter(), self.hessian.products
+        count = 5 if "top5_share" in names else 1
+        if self._top is None or len(self._top.values) < min(count, self._objective.size):
+            self._spectrum(frozenset(EIGENVALUES[:count]), self._effort)
+        if self._top is None or not len(self._top.values):
+            return Rows()
+        rows = alignment_rows(self._objective, self._top, names)
+        cost = {"products": self.hessian.products - before + 1, "seconds": time.perf_counter() - begun}
+        return Rows([{**row, **cost} for row in rows.probes])
 
     def _remember(self, call: str, found: SpectrumEstimate) -> None:
         """Keep the top vector for the next point."""

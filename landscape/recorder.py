@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,22 +16,15 @@ from lossscope.landscape.checkpoint import forget_checkpoints_after, save_checkp
 from lossscope.landscape.curvature import CurvatureProbe
 from lossscope.landscape.environment import code_version, environment
 from lossscope.landscape.errors import LandscapeError
-from lossscope.landscape.instruments import (
-    Row,
-    Seen,
-    finished_spectra,
-    seen_by_any,
-    seen_by_record,
-    settled,
-    spectrum_rows,
-    step_numbers,
-    tensor_rows,
-)
+from lossscope.landscape.instruments import Row, finished_spectra, seen_by_any, seen_by_record, settled
+from lossscope.landscape.minibatches import MinibatchPairs
 from lossscope.landscape.optimizer_name import optimizer_name
 from lossscope.landscape.overhead import Overhead
 from lossscope.landscape.preset import preset_of
+from lossscope.landscape.step_look import StepLook
 from lossscope.landscape.store import RunStore
 from lossscope.optimizer import Ascending, StepRecord
+from lossscope.probes.errors import ProbeError
 
 if TYPE_CHECKING:
     from lossscope.probes.objective import Objective
@@ -60,6 +52,9 @@ class Recorder:
         optimizer: Its optimizer.
         objective: Fixed data for curvature. Without it curvature is absent and reports say so.
         preset: `economy`, `standard` or `full`.
+        minibatches: The training loss on some minibatches of the training's size, those of each pair (first and second,
+            third and fourth, ...) without common samples. Without it there is no memory of directions, and no gradient
+            noise.
         steps: How many optimizer steps are planned. With it, curvature visits and checkpoints are log-spaced
             over them and all take place; without it they grow apart geometrically under the preset's cap.
         visits: Log-spaced curvature visits in place of the preset's number.
@@ -82,6 +77,7 @@ class Recorder:
         objective: Objective | None = None,
         preset: str = "standard",
         *,
+        minibatches: Objective | None = None,
         steps: int | None = None,
         visits: int | None = None,
         arm: str | None = None,
@@ -101,12 +97,11 @@ class Recorder:
         self._handle: RemovableHandle | None = None
         self._before: dict[Tensor, Tensor] = {}
         self._gradients: dict[Tensor, Tensor] = {}
-        self._rows: dict[str, list[Row]] = {}
-        self._numbers: Row = {}
         self._names: dict[Tensor, str] = {p: name for name, p in model.named_parameters() if p.requires_grad}
         self._planned = steps
         self._cadence = Cadence(self.preset, steps, visits if objective is not None else 0, self._step)
         self._curvature = CurvatureProbe(objective, self.preset, optimizer) if objective is not None else None
+        self._pairs = MinibatchPairs(minibatches, optimizer) if minibatches is not None else None
         if objective is not None:
             objective.value()  # one that cannot be measured is told now, not at the first visit
         manifest = self._manifest(arm, config, seeds)
@@ -116,6 +111,7 @@ class Recorder:
             self._store = RunStore.resume(self.path, resume_at)
             forget_checkpoints_after(self.path, resume_at)
         self._overhead = Overhead(self._store.manifest.get("overhead"))
+        self._looked = StepLook(self._cadence, self._overhead)
         earlier = self._store.manifest.get("curvature_gaps") or []
         self._gaps: list[Row] = [gap for gap in earlier if gap["step"] <= self._step]  # later visits are made anew
         self._handles = [
@@ -148,10 +144,16 @@ class Recorder:
         if not self._taken:
             return
         self._taken = False
+        self._look_at_layers()
         with self._overhead.counted("instruments"):
             measured = {"train_accuracy": train_accuracy, "test_loss": test_loss, "test_accuracy": test_accuracy}
             self._write_step(loss.detach().reshape(()) if isinstance(loss, Tensor) else loss, measured)
         self._visit_and_save()
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps taken so far."""
+        return self._step
 
     @property
     def overhead(self) -> dict[str, float]:
@@ -212,7 +214,7 @@ class Recorder:
         if self._look_is_due or self._cadence.visit(step):
             self._before = {p: p.detach().clone() for p in self._names}
         if self._look_is_due and isinstance(optimizer, Ascending):
-            self._handle = optimizer.observe(self._on_record)
+            self._handle = optimizer.observe(self._on_record, counterfactual=self.preset.counterfactual)
         elif self._look_is_due:
             # Some optimizers overwrite the gradient in place, so it is copied before the step.
             self._gradients = {p: p.grad.detach().clone() for p in self._names if p.grad is not None}
@@ -223,35 +225,20 @@ class Recorder:
         self._handle, self._gradients = None, {}
 
     def _on_record(self, record: StepRecord) -> None:
-        with self._overhead.counted("instruments"):
-            losses = (record.loss, record.adversarial_loss)
-            self._look(seen_by_record(record, self._before), losses, record)
+        seen = seen_by_record(record, self._before)
+        self._looked.take(self._step + 1, seen, (record.loss, record.adversarial_loss), record)
 
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         self._depth -= 1
         if self._depth:
             return
-        with self._overhead.counted("instruments"):
-            if self._look_is_due and self._handle is None:
-                # A closure has left its gradients only now.
-                gradients = self._gradients or {p: p.grad for p in self._names if p.grad is not None}
-                self._look(seen_by_any(self._names, self._before, gradients), (None, None), None)
-            self._release()
-            self._step += 1
-            self._taken = True
-
-    def _look(
-        self, seen: Sequence[Seen], losses: tuple[Tensor | None, Tensor | None], record: StepRecord | None
-    ) -> None:
-        step = self._step + 1
-        if not seen:
-            return
-        if self._cadence.tensors(step):
-            self._rows["tensors"] = tensor_rows(seen)
-            self._numbers = step_numbers(seen, losses)
-        if self._cadence.spectra(step):
-            triples = record.newton_schulz if record is not None else ()
-            self._rows["spectra"] = spectrum_rows(seen, triples)
+        if self._look_is_due and self._handle is None:
+            # A closure has left its gradients only now.
+            gradients = self._gradients or {p: p.grad for p in self._names if p.grad is not None}
+            self._looked.take(self._step + 1, seen_by_any(self._names, self._before, gradients), (None, None), None)
+        self._release()
+        self._step += 1
+        self._taken = True
 
     # -- after it -----------------------------------------------------------------------------------
 
@@ -259,18 +246,36 @@ class Recorder:
         first = self._optimizer.param_groups[0]
         # What the optimizer decided by goes before the same number measured beside it.
         decided = {key: value for key, value in self._decision().items() if value is not None}
-        row: Row = {"loss": loss, "lr": float(first["lr"]), **self._numbers, **decided, **measured}
-        (row, *others) = settled([row, *self._rows.get("tensors", []), *self._rows.get("spectra", [])])
-        count = len(self._rows.get("tensors", []))
-        if row.get("adversarial_loss") is not None and row["loss"] is not None:
-            row["surrogate_gap"] = row["adversarial_loss"] - row["loss"]
-        row["seconds"] = self._overhead.wall
-        self._store.append("steps", {"step": self._step, **row})
-        for tensor_row in others[:count]:
-            self._store.append("tensors", {"step": self._step, **tensor_row})
-        for spectrum_row in finished_spectra(others[count:]):
-            self._store.append("spectra", {"step": self._step, **spectrum_row})
-        self._rows, self._numbers = {}, {}
+        row: Row = {"loss": loss, "lr": float(first["lr"]), **_decay(first), **decided, **measured}
+        for table, one in self._looked.rows(row):
+            if table == "steps":
+                one["seconds"] = self._overhead.wall
+                if one.get("adversarial_loss") is not None and one["loss"] is not None:
+                    one["surrogate_gap"] = one["adversarial_loss"] - one["loss"]
+            self._store.append(table, {"step": self._step, **one})
+
+    def _look_at_layers(self) -> None:
+        if self._curvature is not None and self._before and self._cadence.layers(self._step):
+            with self._overhead.counted("layers"):
+                found = self._curvature.layers(self._step, self._before_by_name(), self._displacement())
+                if found is not None:
+                    self._looked.add_layers(found)
+
+    def _look_at_pairs(self) -> None:
+        due = self._cadence.window(self._step)
+        if self._pairs is None or due is None:
+            return
+        with self._overhead.counted("minibatches"):
+            try:
+                pairs, spectra = self._pairs.rows(self._step, *due)
+            except ProbeError as error:  # a gap, which stops no training
+                self._note_gaps([{"step": self._step, "why": f"minibatches: {error}"}])
+                return
+            found = settled([*pairs, *spectra])
+            for row in found[: len(pairs)]:
+                self._store.append("pairs", row)
+            for row in finished_spectra(found[len(pairs) :]):
+                self._store.append("spectra", {"step": self._step, **row})
 
     def _decision(self) -> Row:
         last = self._optimizer.last if isinstance(self._optimizer, Ascending) else None
@@ -287,10 +292,11 @@ class Recorder:
         }
 
     def _visit_and_save(self) -> None:
+        self._look_at_pairs()
         if self._curvature is not None and self._cadence.visit(self._step):
             with self._overhead.counted("curvature"):
                 found = self._curvature.rows(
-                    self._step, self._before_flat(), self._displacement(), long=self._cadence.long(self._step)
+                    self._step, self._before_by_name(), self._displacement(), long=self._cadence.long(self._step)
                 )
                 for table, row in found.by_table():
                     self._store.append(table, row)
@@ -310,7 +316,7 @@ class Recorder:
             gaps.clear()
             self._store.update_manifest(curvature_gaps=self._gaps)
 
-    def _before_flat(self) -> dict[str, Tensor]:
+    def _before_by_name(self) -> dict[str, Tensor]:
         return {self._names[p]: old for p, old in self._before.items()}
 
     def _displacement(self) -> dict[str, Tensor]:
@@ -333,6 +339,7 @@ class Recorder:
         return {
             "arm": arm or optimizer_name(self._optimizer),
             "optimizer": optimizer_name(self._optimizer),
+            "trigger": _trigger(self._optimizer),
             "config": config or {},
             "seeds": seeds or {},
             "model": {"parameters": sum(p.numel() for p in self._names), "tensors": tensors},
@@ -342,3 +349,17 @@ class Recorder:
             "preset": self.preset.name,
             "dtype": str(next(iter(self._names)).dtype).removeprefix("torch."),
         }
+
+
+def _decay(group: dict[str, Any]) -> Row:
+    """The weight decay of a group, where its optimizer has one."""
+    decay = group.get("weight_decay")
+    return {} if decay is None else {"weight_decay": float(decay)}
+
+
+def _trigger(optimizer: Optimizer) -> dict[str, Any] | None:
+    """What decides when an optimizer takes a second gradient, where that is not a plain period."""
+    first = optimizer.param_groups[0]
+    if not (isinstance(optimizer, Ascending) and optimizer.ascends and first["mode"] in ("aga", "timer")):
+        return None
+    return {"mode": first["mode"], "lambda": float(first["aga_lambda"]), "k": int(first["k"])}

@@ -45,6 +45,7 @@ _STEPS: Final = (
     Column("loss", "float", "nats", "training loss of the first pass, at the parameters before the step"),
     Column("adversarial_loss", "float", "nats", "training loss of the second pass, at the ascended parameters"),
     Column("lr", "float", "1", "learning rate of the first parameter group"),
+    Column("weight_decay", "float", "1", "weight decay of the first parameter group; lr times it is the decay a step"),
     Column("passes", "int", "passes", "forward and backward passes of this step"),
     Column("synced", "bool", "", "whether this step took a second, adversarial gradient"),
     Column("phi", "float", "1", "cosine of the gradient with the stored shear, before any injection"),

@@ -17,12 +17,14 @@ from lossscope.landscape.config import TrainConfig
 from lossscope.landscape.errors import ConfigError, RunError, TrainingError
 from lossscope.landscape.job import Job, job_of
 from lossscope.landscape.manifest import run_path
+from lossscope.landscape.preset import preset_of
 from lossscope.landscape.recorder import Recorder
 from lossscope.landscape.run import Run
 from lossscope.landscape.workload import Examples, Workload, batch_at, workload
 from lossscope.optimizer import ENTRIES, Ascending, OptimizerError, settings
 from lossscope.optimizer.rules import RULES
 from lossscope.probes.errors import ProbeError
+from lossscope.probes.objective import Objective
 
 __all__ = ["recorded_config", "resolved", "train"]
 
@@ -101,6 +103,7 @@ def train(config: TrainConfig, *, resume: bool = False, force: bool = False, pro
         job.optimizer,
         job.objective,
         config.preset,
+        minibatches=_minibatches(config, job),
         steps=config.steps,
         visits=config.visits,
         arm=config.optimizer,
@@ -117,6 +120,12 @@ def train(config: TrainConfig, *, resume: bool = False, force: bool = False, pro
     except (OptimizerError, ProbeError) as error:
         raise TrainingError(f"{error}; what was recorded is kept in {path}") from error
     return Run.open(path)
+
+
+def _minibatches(config: TrainConfig, job: Job) -> Objective | None:
+    """Pairs of minibatches for the windows of the run, where its preset has any."""
+    every = preset_of(config.preset).windows_every
+    return None if every is None else job.minibatch_pairs((config.steps or 0) // every)
 
 
 def _resume_point(path: Path, config: TrainConfig, job: Job) -> int | None:

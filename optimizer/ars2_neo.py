@@ -68,6 +68,8 @@ class ARS2Neo(Ascending):
         The public ARS2-Neo, as formulas; LookSAM (Liu et al., 2022) for the shear; Muon (Jordan, 2024).
     """
 
+    rule = "ars2"
+
     def __init__(
         self,
         params: Params,

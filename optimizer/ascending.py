@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -14,15 +12,23 @@ from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from lossscope.optimizer import newton_schulz as ns
+from lossscope.optimizer.counterfactual import Uninjected
 from lossscope.optimizer.errors import OptimizerError
+from lossscope.optimizer.injection import direction_of, store_shears
 from lossscope.optimizer.kernel import Moment, Taken, tensor_record
+from lossscope.optimizer.observers import Observers
 from lossscope.optimizer.perturbation import PERTURBATIONS, Ascent
 from lossscope.optimizer.plan import Pass, Plan
 from lossscope.optimizer.record import StepRecord, TensorRecord
-from lossscope.optimizer.shear import injected, misalignment, placebo, residual
-from lossscope.optimizer.surrogate import SURROGATES
-from lossscope.optimizer.trigger import Decision, TriggerState, adaptive, periodic, timed
+from lossscope.optimizer.refusals import (
+    refuse_a_missing_pass,
+    refuse_mixed_units,
+    refuse_no_gradient,
+    refuse_sparse_gradients,
+)
+from lossscope.optimizer.saved import RULE, refuse_foreign_state
+from lossscope.optimizer.shear import injected, misalignment
+from lossscope.optimizer.trigger import Decision, TriggerState, decided
 from lossscope.optimizer.two_pass import RandomState, ascended, own_copy, untouched_buffers
 
 __all__ = ["Ascending", "Params"]
@@ -41,6 +47,9 @@ class Ascending(Optimizer, ABC):
 
         optimizer.step(closure)             # closure: zero, forward, backward, return the loss
 
+    Gradients are not checked, as that would wait for the device: one that is not finite makes weights that are not, in
+    the same step, as in torch. A `GradScaler` leaves such steps out; see `passes`.
+
     A pass after the first leaves no trace: weights are copied back even if it raises, buffers (batch-norm
     statistics) count once, and both passes draw the same random numbers.
 
@@ -48,11 +57,19 @@ class Ascending(Optimizer, ABC):
     """
 
     def __init__(self, params: Params, defaults: dict[str, Any]) -> None:
-        self._observers: OrderedDict[int, Callable[[StepRecord], None]] = OrderedDict()
+        self._observers = Observers()
         self._plan: Plan | None = None
         self._inside_pass = False
+        self._scaler_told = self._scaler_asked = False
         self.last: Plan | None = None
         super().__init__(cast(Any, params), defaults)
+
+    rule: str  # the name of its arithmetic, saved with its state
+
+    @property
+    def optional_state(self) -> frozenset[str]:
+        """What a parameter's state may have or lack, as settings were before."""
+        return frozenset()
 
     @abstractmethod
     def fresh_state(self, group: dict[str, Any], parameter: Tensor) -> dict[str, Any]:
@@ -69,8 +86,9 @@ class Ascending(Optimizer, ABC):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore a pickled or copied optimizer; observers are not copied, and loading a state keeps them."""
         super().__setstate__(state)
-        self._observers = self.__dict__.get("_observers", OrderedDict())
+        self._observers = self.__dict__.get("_observers", Observers())
         self._plan, self._inside_pass, self.last = None, False, None
+        self._scaler_told = self._scaler_asked = False
         for group in self.param_groups:
             for name, value in self.defaults.items():
                 group.setdefault(name, value)
@@ -84,15 +102,56 @@ class Ascending(Optimizer, ABC):
             self.param_groups.pop()
             raise
 
-    def observe(self, callback: Callable[[StepRecord], None]) -> RemovableHandle:
+    def state_dict(self) -> dict[str, Any]:
+        """What torch saves, and the rule that steps by it."""
+        return {**super().state_dict(), RULE: self.rule}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a saved state, with its settings.
+
+        Raises:
+            OptimizerError: It is the state of another rule; nothing of it is loaded then.
+        """
+        refuse_foreign_state(self, state_dict)
+        super().load_state_dict(state_dict)
+
+    def observe(self, callback: Callable[[StepRecord], None], *, counterfactual: bool = False) -> RemovableHandle:
         """A handle with `.remove()`; until then `callback` gets the record of every step, after it.
 
         Without an observer a step computes and keeps nothing more. An observer that is attached after the
         passes of a step still gets its record.
+
+        Args:
+            callback: Gets the record, which is valid until it returns.
+            counterfactual: Whether the record of a step that injects a shear can tell what the step would have been
+                without: `record.uninjected()`. For that, parameters and state are copied before such a step.
+
+        Returns:
+            The handle.
         """
-        handle = RemovableHandle(self._observers)
-        self._observers[handle.id] = callback
-        return handle
+        return self._observers.add(callback, counterfactual=counterfactual)
+
+    @property
+    def ascends(self) -> bool:
+        """Whether there are steps that take a second gradient: not in mode `base`, nor without a radius."""
+        first = self.param_groups[0]
+        return bool(first["mode"] != "base") and any(group["rho"] > 0 for group in self.param_groups)
+
+    @torch.no_grad()
+    def ascent(self, gradients: Mapping[Tensor, Tensor]) -> dict[Tensor, Tensor]:
+        """The perturbation that a second pass would use now, were these the gradients of the first; nothing changes.
+
+        Args:
+            gradients: Of parameters of this optimizer, in one unit with the loss.
+
+        Returns:
+            One perturbation for each parameter that has a gradient here and a radius; none where nothing ascends.
+        """
+        ascents = self._ascents(gradients) if self.ascends else {}
+        if not ascents:
+            return {}
+        moves = PERTURBATIONS[self.param_groups[0]["perturbation"]](list(ascents.values()))
+        return dict(zip(ascents, moves, strict=True))
 
     @property
     def trigger_state(self) -> TriggerState:
@@ -111,12 +170,14 @@ class Ascending(Optimizer, ABC):
             scaler: The scaler of the losses, where there is one: run `scaler.scale(loss).backward()` in each pass,
                 then `scaler.step(optimizer)`. It unscales the gradients of the last pass; those of the first one
                 are divided by its scale here, so that records and what is made of both gradients are in one unit.
+                One that steps the optimizer without having been told is refused where a second pass was taken.
         """
         if self._inside_pass:
             raise OptimizerError("passes() was started inside another passes() loop; leave or close that one first")
         self._plan = None
+        self._scaler_told, self._scaler_asked = scaler is not None, False
         self.zero_grad()
-        replay = RandomState(self._parameters()) if self._ascends else None
+        replay = RandomState(self._parameters()) if self.ascends else None
         first = Pass(0)
         self._inside_pass = True
         try:
@@ -134,36 +195,37 @@ class Ascending(Optimizer, ABC):
         """Take the step; returns the loss of the first pass, where the closure or the passes told it.
 
         Raises:
-            OptimizerError: The step needs a second gradient and there was neither a closure nor `passes()`.
+            OptimizerError: The step needs a second gradient and there was neither a closure nor `passes()`; or a
+                `GradScaler` takes it that `passes()` was not told of.
         """
         if self._inside_pass:
             raise OptimizerError("step() was called inside the passes() loop; call it once, after the loop")
         loss = self._run(closure) if closure is not None else None
         plan = self._plan or self._plan_without_passes()
         self._plan = None
-        self._follow(plan)
+        asked, self._scaler_asked = self._scaler_asked, False
+        if asked and not self._scaler_told and plan.decision.sync:
+            refuse_mixed_units()
+        plan.follow(self.param_groups[0])
         observed: list[TensorRecord] | None = [] if self._observers else None
+        uninjected = Uninjected(self.take) if self._observers.want_counterfactuals and self._injects(plan) else None
         first = 0
         for group in self.param_groups:
-            self._step_group(group, first, plan, observed)
+            self._step_group(group, first, plan, observed, uninjected)
             first += len(group["params"])
         plan.decision.after.write(self.param_groups[0])
         self.last = Plan(plan.decision, plan.losses)  # scalars only: the tensors of the step are let go
         if observed is not None:
-            self._report(plan, tuple(observed))
+            self._observers.tell(self.param_groups[0], plan, observed, uninjected)
         return plan.losses[0] if loss is None else loss
 
     # -- the passes -------------------------------------------------------------------------------------
 
     @property
-    def _ascends(self) -> bool:
-        first = self.param_groups[0]
-        return bool(first["mode"] != "base") and any(group["rho"] > 0 for group in self.param_groups)
-
-    @property
-    def _stores_shear(self) -> bool:
-        first = self.param_groups[0]
-        return bool(first["mode"] == "aga") or (first["mode"] in ("lazy", "timer") and first["shear"] != "off")
+    def _step_supports_amp_scaling(self) -> bool:
+        # A GradScaler asks for it right before it unscales the gradients and calls step(): how we learn of one.
+        self._scaler_asked = True
+        return False
 
     def _parameters(self) -> list[Tensor]:
         return [p for group in self.param_groups for p in group["params"]]
@@ -176,66 +238,37 @@ class Ascending(Optimizer, ABC):
             if isinstance(value, Tensor):
                 p.loss = value.detach()
             loss = value if p.index == 0 else loss
-            if all(q.grad is None for q in self._parameters()):
-                raise OptimizerError(
-                    "the closure left no gradient; it must zero, run forward, call backward and return the loss"
-                )
+            refuse_no_gradient(self._parameters())
         return loss
 
     def _decide(self) -> Decision:
         first = self.param_groups[0]
         before = TriggerState.read(first)
-        self._refuse_sparse_gradients()
-        if not self._ascends:
-            return Decision(sync=False, after=replace(before, clock=before.clock + 1))
-        alpha = 0.0 if first["shear"] == "off" else first["alpha"]
-        if first["mode"] == "timer":
-            return timed(before, k=first["k"], alpha=alpha, lamda=first["aga_lambda"], seed=first["seed"])
+        refuse_sparse_gradients(self._parameters())
+        if not self.ascends:
+            return decided({**first, "mode": "base"}, before, None)
         if first["mode"] != "aga":
-            return periodic(before, k=1 if first["mode"] == "sync" else first["k"], alpha=alpha)
+            return decided(first, before, None)
         having = [p for p in self._parameters() if p.grad is not None and "shear" in self.state.get(p, ())]
         phi = misalignment([cast(Tensor, p.grad) for p in having], [self.state[p]["shear"] for p in having])
-        return adaptive(
-            before,
-            phi,
-            k=first["k"],
-            alpha=alpha,
-            beta=first["aga_beta"],
-            lamda=first["aga_lambda"],
-            gamma=first["aga_gamma"],
-            rule=first["trigger"],
-        )
-
-    def _refuse_sparse_gradients(self) -> None:
-        for p in self._parameters():
-            if p.grad is not None and p.grad.layout != torch.strided:
-                raise OptimizerError(
-                    f"a parameter of shape {tuple(p.shape)} has a sparse gradient, which no optimizer here steps; "
-                    "build its module with sparse=False, or step it with torch.optim.SparseAdam"
-                )
+        return decided(first, before, phi)
 
     def _plan_without_passes(self) -> Plan:
         decision = self._decide()
         if decision.sync:
-            raise OptimizerError(
-                f"step {decision.after.clock} of mode={self.param_groups[0]['mode']!r} needs a second gradient: run "
-                "`for p in optimizer.passes(model): p.backward(loss)` before step(), or call step(closure)"
-            )
+            refuse_a_missing_pass(decision.after.clock, self.param_groups[0]["mode"])
         return Plan(decision)
 
     def _second_pass(self, plan: Plan, replay: RandomState, model: nn.Module | None, scale: float) -> Iterator[Pass]:
         first = {p: p.grad for p in self._parameters() if p.grad is not None}
         plan.base = {p: own_copy(g) if scale == 1 else g / scale for p, g in first.items()}
-        ascents = self._ascents(plan.base)
-        with torch.no_grad():
-            perturbation = PERTURBATIONS[self.param_groups[0]["perturbation"]]
-            moves = perturbation(list(ascents.values())) if ascents else []  # no gradient: nowhere to ascend to
-        plan.moves = dict(zip(ascents, moves, strict=True))
+        plan.moves = self.ascent(plan.base)  # empty without a gradient: there is nowhere to ascend to
         second, afterwards = Pass(1), RandomState(self._parameters())
         self.zero_grad()
         self._inside_pass = True
         try:
-            with ascended(list(plan.moves), moves) if moves else nullcontext(), untouched_buffers(model):
+            up = ascended(list(plan.moves), list(plan.moves.values())) if plan.moves else nullcontext()
+            with up, untouched_buffers(model):
                 replay.restore()
                 yield second
         finally:
@@ -243,13 +276,14 @@ class Ascending(Optimizer, ABC):
             self._inside_pass = False
         plan.losses = (plan.losses[0], second.loss)
 
-    def _ascents(self, base: dict[Tensor, Tensor]) -> dict[Tensor, Ascent]:
+    def _ascents(self, base: Mapping[Tensor, Tensor]) -> dict[Tensor, Ascent]:
         ascents: dict[Tensor, Ascent] = {}
         clock = self.trigger_state.clock
         for group in self.param_groups:
             for p in group["params"]:
                 if group["rho"] > 0 and p in base:
-                    state = self._state(group, p)
+                    state = self.state.get(p, {})
+                    state = state if "step" in state else self.fresh_state(group, p)
                     beta2, eps = group.get("betas", (0.0, 0.0))[1], group.get("eps", 0.0)
                     v, steps = state.get("exp_avg_sq"), int(state["step"])
                     seed = (group["seed"] * 1_000_003 + clock) * 10_007 + len(ascents)
@@ -277,27 +311,22 @@ class Ascending(Optimizer, ABC):
         fed = injected(gradient, direction, plan.decision.alpha)
         return Moment(index, name, parameter, fed, gradient, stale, state, True)
 
+    def _injects(self, plan: Plan) -> bool:
+        """Whether the step injects a stored shear somewhere."""
+        having = [self.state.get(p, {}) for p in self._parameters() if p.grad is not None]
+        return not plan.decision.sync and any(self._injected_direction(state) is not None for state in having)
+
     def _injected_direction(self, state: dict[str, Any]) -> Tensor | None:
-        kind = self.param_groups[0]["shear"]
-        if kind == "off" or not self._ascends:
-            return None
-        stored = cast("Tensor | None", state.get("placebo" if kind == "placebo" else "shear"))
-        return -stored if kind == "signflip" and stored is not None else stored
+        return direction_of(self.param_groups[0], state) if self.ascends else None
 
-    def _follow(self, plan: Plan) -> None:
-        """Make the gradients that the step follows of the two it has, where they are not the adversarial ones."""
-        first = self.param_groups[0]
-        if not plan.decision.sync or first["surrogate"] == "adversarial":
-            return
-        both = [p for p in plan.moves if p.grad is not None]
-        if not both:
-            return
-        made = SURROGATES[first["surrogate"]](
-            [cast(Tensor, p.grad) for p in both], [plan.base[p] for p in both], first["alpha"]
-        )
-        plan.followed = dict(zip(both, made, strict=True))
-
-    def _step_group(self, group: dict[str, Any], first: int, plan: Plan, observed: list[TensorRecord] | None) -> None:
+    def _step_group(
+        self,
+        group: dict[str, Any],
+        first: int,
+        plan: Plan,
+        observed: list[TensorRecord] | None,
+        uninjected: Uninjected | None,
+    ) -> None:
         indices = range(first, first + len(group["params"]))
         names = group.get("param_names") or [f"parameter {i}" for i in indices]
         rows = zip(indices, names, group["params"], strict=True)
@@ -305,39 +334,10 @@ class Ascending(Optimizer, ABC):
         if not moments:
             return
         if plan.decision.sync:
-            self._store_shears(moments, plan)
+            store_shears(self.param_groups[0], moments, plan)
+        if uninjected is not None:
+            uninjected.hold(group, moments)
         taken = self.take(group, moments)
         if observed is not None:
             steps = zip(moments, taken, strict=True)
             observed += [tensor_record(moment, one, group, plan) for moment, one in steps]
-
-    def _store_shears(self, moments: Sequence[Moment], plan: Plan) -> None:
-        if not self._stores_shear:
-            return
-        for moment in moments:
-            if moment.base is None or moment.parameter not in plan.moves:
-                continue
-            moment.state["shear"] = residual(cast(Tensor, moment.raised), moment.base)
-            if self.param_groups[0]["shear"] == "placebo":
-                seed = plan.decision.after.clock * 1_000_003 + moment.index
-                moment.state["placebo"] = placebo(moment.state["shear"], moment.base, seed)
-
-    def _report(self, plan: Plan, tensors: tuple[TensorRecord, ...]) -> None:
-        decision, first = plan.decision, self.param_groups[0]
-        injected_here = any(t.injected is not None for t in tensors)
-        record = StepRecord(
-            step=decision.after.clock,
-            mode=first["mode"],
-            synced=decision.sync,
-            loss=plan.losses[0],
-            adversarial_loss=plan.losses[1],
-            phi=decision.phi,
-            threshold=decision.threshold,
-            alpha=decision.alpha if injected_here else None,
-            newton_schulz=ns.coefficients(first["newton_schulz"], first["ns_steps"])
-            if first.get("ns_norm") == "frobenius"
-            else (),
-            tensors=tensors,
-        )
-        for callback in list(self._observers.values()):
-            callback(record)

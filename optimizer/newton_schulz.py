@@ -30,8 +30,10 @@ def _with_safety(triples: Sequence[Triple], factor: float) -> tuple[Triple, ...]
 
 
 # Sources: keller: K. Jordan's Muon (2024). you: the five-step set known by its author's name, You (2025).
-# polar_express: Amsel et al. (2025), with their safety factor 1.01. cans: Grishina et al. (2025), to the
-# digits in print. classical: the Taylor quintic of the sign function.
+# polar_express: Amsel et al. (2025), with their safety factor 1.01; polar_express_safer: the set for 1.02 that the dion
+# project uses. cans: Grishina et al. (2025), to the digits in print. deepseek_v4: eight of keller and two that end at
+# one: it wants ns_steps=10. cubic5: arXiv 2606.00371, without the fifth power. classical: the Taylor quintic of the
+# sign function.
 PRESETS: Final[dict[str, tuple[Triple, ...]]] = {
     "keller": ((3.4445, -4.7750, 2.0315),),
     "you": (
@@ -56,12 +58,27 @@ PRESETS: Final[dict[str, tuple[Triple, ...]]] = {
         ),
         (1.875, -1.25, 0.375),
     ),
+    "polar_express_safer": (
+        (8.1566, -22.4833, 15.8788),
+        (4.0429, -2.8089, 0.5000),
+        (3.8917, -2.7725, 0.5061),
+        (3.2858, -2.3681, 0.4645),
+        (2.3465, -1.7098, 0.4232),
+    ),
     "cans": (
         (8.4703, -25.1081, 18.6293),
         (4.1828, -3.1087, 0.5806),
         (3.9619, -2.9541, 0.5630),
         (3.2866, -2.4647, 0.5074),
         (2.2737, -1.6447, 0.4162),
+    ),
+    "deepseek_v4": (*((3.4445, -4.7750, 2.0315),) * 8, (2.0, -1.5, 0.5), (2.0, -1.5, 0.5)),
+    "cubic5": (
+        (3.3657, -3.3421, 0.0),
+        (2.5744, -1.4957, 0.0),
+        (2.5369, -1.4313, 0.0),
+        (2.4419, -1.2764, 0.0),
+        (2.2230, -0.9631, 0.0),
     ),
     "classical": ((15 / 8, -10 / 8, 3 / 8),),
 }

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any, cast
 
 from torch import Tensor
 
+from lossscope.optimizer.surrogate import SURROGATES
 from lossscope.optimizer.trigger import Decision
 
 __all__ = ["Pass", "Plan"]
@@ -33,3 +36,17 @@ class Plan:
     base: dict[Tensor, Tensor] = field(default_factory=dict)  # the base gradients of a sync step
     moves: dict[Tensor, Tensor] = field(default_factory=dict)  # its perturbations
     followed: dict[Tensor, Tensor] = field(default_factory=dict)  # what is followed in place of the second gradient
+
+    def follow(self, settings: Mapping[str, Any]) -> None:
+        """Make what is followed of both gradients, where it is not the second one.
+
+        Args:
+            settings: Of the optimizer.
+        """
+        if not self.decision.sync or settings["surrogate"] == "adversarial":
+            return
+        both = [p for p in self.moves if p.grad is not None]
+        if both:
+            raised, base = [cast(Tensor, p.grad) for p in both], [self.base[p] for p in both]
+            made = SURROGATES[settings["surrogate"]](raised, base, settings["alpha"])
+            self.followed = dict(zip(both, made, strict=True))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -75,5 +76,7 @@ class StepRecord:
     phi: float | None  # None where the mode does not measure it
     threshold: float | None
     alpha: float | None  # None where nothing was injected
-    newton_schulz: tuple[Triple, ...]
+    newton_schulz: tuple[Triple, ...]  # empty in a method without it
+    ns_norm: str | None  # what it divides by first, "frobenius" or "schatten4"
+    uninjected: Callable[[], dict[str, Tensor]] | None  # `update` by name as it were without injection; see `observe`
     tensors: tuple[TensorRecord, ...]

@@ -16,7 +16,7 @@ from lossscope.optimizer.ars2_neo import ARS2Neo
 from lossscope.optimizer.errors import OptimizerError
 from lossscope.optimizer.relative import Relative
 from lossscope.optimizer.rules import RULES
-from lossscope.optimizer.settings import DEFAULTS, period_of
+from lossscope.optimizer.settings import DEFAULTS, checked_number, period_of
 from lossscope.optimizer.track import track_of
 
 __all__ = ["ENTRIES", "Entry", "create", "names", "register", "settings"]
@@ -152,6 +152,7 @@ def _made(trainable: list[tuple[str, Tensor]], *, rule: str, fixed: Mapping[str,
     merged = {**fixed, **chosen}
     if vector_lr is None:
         return Relative(trainable, base, **merged)
+    checked_number("vector_lr", vector_lr)  # a group calls it lr
     matrices = [(label, p) for label, p in trainable if track_of({"track": None}, p) == "matrix"]
     vectors = [(label, p) for label, p in trainable if track_of({"track": None}, p) == "vector"]
     groups: list[dict[str, Any]] = [{"params": matrices}] if matrices else []

@@ -26,6 +26,9 @@ class Relative(Ascending):
     the rule's. Any ascent goes with any rule, but `ars2` and `paper` whiten it by a second moment, which not every
     rule has.
 
+    `OneCycleLR` and `CyclicLR` cycle `betas` where a method has them. Under a rule that has a `momentum` as well those
+    are of vectors alone: set `cycle_momentum=False`, or schedule the `momentum` of its groups.
+
     Args:
         params: Parameters, `(name, parameter)` pairs or groups.
         rule: A name in `RULES`.
@@ -55,6 +58,11 @@ class Relative(Ascending):
             raise OptimizerError(f"rule {rule} has no setting {unknown[0]!r}; known: {', '.join(defaults)}")
         merged = {**defaults, **settings}
         super().__init__(params, {**merged, "k": period_of(merged["mode"], settings.get("k"))})
+
+    @property
+    def optional_state(self) -> frozenset[str]:
+        """A momentum that was switched on or off in between."""
+        return frozenset({"momentum_buffer"} if self.rule == "sgd" else ())
 
     def __getstate__(self) -> dict[str, Any]:
         """What pickling and copying keep: torch's own part and the rule."""

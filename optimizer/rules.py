@@ -101,7 +101,8 @@ def adamuon(group: Group, moments: Sequence[Moment]) -> list[Taken]:
     decay(group, moments)
     taken = []
     for moment in moments:
-        S = _momentum(group, moment).sign()
+        U = _momentum(group, moment)
+        S = U.sign().add_(U, alpha=0.0)  # the sign of NaN is 0 in torch, and 0 times what is not finite is NaN
         O, shape = orthogonal_factor(group, S)
         V = moment.state["orthogonal_square"].lerp_(O.square(), 1 - group["momentum"])
         D = O / (V.sqrt() + group["rms_eps"])

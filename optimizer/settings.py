@@ -16,7 +16,7 @@ from lossscope.optimizer.surrogate import SURROGATES
 from lossscope.optimizer.track import ADJUSTMENTS, ENERGIES, TRACKS
 from lossscope.optimizer.trigger import MODES, TRIGGERS, TriggerState
 
-__all__ = ["DEFAULTS", "SHARED", "checked_group", "period_of"]
+__all__ = ["DEFAULTS", "SHARED", "checked_group", "checked_number", "period_of"]
 
 # What every optimizer here reads: when and where to ascend, and how tensors are cut.
 SHARED: Final[dict[str, Any]] = {
@@ -69,6 +69,7 @@ _ONE: Final = (
     "trigger",
     "newton_schulz",
     "ns_steps",
+    "ns_norm",
 )
 
 _PERIODS: Final = {"lazy": 5, "aga": 10, "timer": 10}  # the usual k of the modes that have one
@@ -97,6 +98,7 @@ _CHOICES: Final[dict[str, tuple[object, ...]]] = {
 
 _BOUNDS: Final[dict[str, tuple[str, Callable[[float], bool]]]] = {
     "lr": ("at least 0 and finite", lambda x: 0 <= x < math.inf),
+    "vector_lr": ("at least 0 and finite", lambda x: 0 <= x < math.inf),
     "eps": ("at least 0", lambda x: x >= 0),
     "weight_decay": ("at least 0", lambda x: x >= 0),
     "rho": ("a finite number", math.isfinite),
@@ -113,6 +115,12 @@ _BOUNDS: Final[dict[str, tuple[str, Callable[[float], bool]]]] = {
 def _check_number(name: str, value: Any, words: str, holds: Callable[[float], bool]) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float | torch.Tensor) or not holds(float(value)):
         raise OptimizerError(f"{name}={value!r} must be {words}")
+
+
+def checked_number(name: str, value: Any) -> None:
+    """Raise an `OptimizerError` that names the setting, its value and the bound, for one that is out of it."""
+    words, holds = _BOUNDS[name]
+    _check_number(name, value, words, holds)
 
 
 def checked_group(group: dict[str, Any], first: dict[str, Any], defaults: Mapping[str, Any] = DEFAULTS) -> None:
@@ -141,9 +149,9 @@ def checked_group(group: dict[str, Any], first: dict[str, Any], defaults: Mappin
     for name, choices in _CHOICES.items():
         if name in group and group[name] not in choices:
             raise OptimizerError(f"{name}={group[name]!r} is none of {', '.join(map(repr, choices))}")
-    for name, (words, holds) in _BOUNDS.items():
+    for name in _BOUNDS:
         if name in group:
-            _check_number(name, group[name], words, holds)
+            checked_number(name, group[name])
     betas = group.get("betas", (0.0, 0.0))
     if not isinstance(betas, tuple | list) or len(betas) != 2:
         raise OptimizerError(f"betas={betas!r} must be two numbers in [0, 1)")

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor
 
-__all__ = ["adam_state", "zeros_state"]
+__all__ = ["OF_ASCENT", "adam_state", "zeros_state"]
+
+OF_ASCENT: Final = frozenset({"shear", "placebo"})  # kept beside what the step itself needs
 
 
 def adam_state(parameter: Tensor) -> dict[str, Any]:
     """A step count and Adam's two moments, all zero.
+
+    They have the dtype of the parameter, as in `torch.optim.AdamW`. In bfloat16 the nearest number to 0.999 v is v, so
+    that the second moment grows and hardly falls: keep weights in float32 there, or set betas up to (0.99, 0.99).
 
     Args:
         parameter: Whose shape, dtype and device the moments get.

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import MutableMapping
-from dataclasses import dataclass
+from collections.abc import Mapping, MutableMapping
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
-__all__ = ["MODES", "TRIGGERS", "Decision", "TriggerState", "adaptive", "periodic", "timed"]
+__all__ = ["MODES", "TRIGGERS", "Decision", "TriggerState", "adaptive", "decided", "periodic", "timed"]
 
 MODES: Final = ("base", "sync", "lazy", "aga", "timer")
 TRIGGERS: Final = ("reference", "lagged")
@@ -101,3 +101,25 @@ def adaptive(
     sync = value < threshold or step == 1 or age >= k
     after = _after(before, sync=sync, variance=variance, count=before.phi_count + measured)
     return Decision(sync, after, alpha * (1 + max(0.0, value)) ** gamma, phi, threshold)
+
+
+def decided(settings: Mapping[str, Any], before: TriggerState, phi: float | None) -> Decision:
+    """What the mode of an optimizer decides, by its settings."""
+    mode, k = settings["mode"], settings["k"]
+    alpha = 0.0 if settings["shear"] == "off" else settings["alpha"]
+    if mode == "base":
+        return Decision(sync=False, after=replace(before, clock=before.clock + 1))
+    if mode == "timer":
+        return timed(before, k=k, alpha=alpha, lamda=settings["aga_lambda"], seed=settings["seed"])
+    if mode != "aga":
+        return periodic(before, k=1 if mode == "sync" else k, alpha=alpha)
+    return adaptive(
+        before,
+        phi,
+        k=k,
+        alpha=alpha,
+        beta=settings["aga_beta"],
+        lamda=settings["aga_lambda"],
+        gamma=settings["aga_gamma"],
+        rule=settings["trigger"],
+    )

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from lossscope.probes.gauss_newton_operator import fisher, gauss_newton
     from lossscope.probes.gradient_noise import NoiseScale, noise_scale
     from lossscope.probes.hessian_operator import hessian
+    from lossscope.probes.logits import LogitScale, logit_scale
     from lossscope.probes.loss import CrossEntropy, MeanSquaredError
     from lossscope.probes.matrix_spectrum import MatrixSpectrum, singular_spectrum
     from lossscope.probes.memory import (
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from lossscope.probes.operator import SymmetricOperator, from_matrix, preconditioned, scaled
     from lossscope.probes.polar_quality import newton_schulz_quality
     from lossscope.probes.radial import theta_hessian_theta
-    from lossscope.probes.remainders import layer_remainders
+    from lossscope.probes.remainders import LayerRemainders, layer_remainders
     from lossscope.probes.restriction import restricted
     from lossscope.probes.sampling_error import SampledEigenvalue, sampled_eigenvalue
     from lossscope.probes.shear_memory import lagged_cosines
@@ -57,6 +58,8 @@ _HOMES = {
     "Estimate": "estimate",
     "GradientAlignment": "alignment",
     "LaggedCosines": "memory",
+    "LayerRemainders": "remainders",
+    "LogitScale": "logits",
     "MatrixSpectrum": "matrix_spectrum",
     "MeanSquaredError": "loss",
     "ModuleRow": "module_table",
@@ -88,6 +91,7 @@ _HOMES = {
     "lagged_cosines": "shear_memory",
     "layer_remainders": "remainders",
     "log_fisher_rao": "flatness",
+    "logit_scale": "logits",
     "measure_spectrum": "curvature",
     "memory_difference": "memory",
     "newton_schulz_image": "newton_schulz_map",
@@ -118,6 +122,8 @@ __all__ = [
     "Estimate",
     "GradientAlignment",
     "LaggedCosines",
+    "LayerRemainders",
+    "LogitScale",
     "MatrixSpectrum",
     "MeanSquaredError",
     "ModuleRow",
@@ -149,6 +155,7 @@ __all__ = [
     "lagged_cosines",
     "layer_remainders",
     "log_fisher_rao",
+    "logit_scale",
     "measure_spectrum",
     "memory_difference",
     "newton_schulz_image",

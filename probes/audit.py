@@ -57,7 +57,9 @@ def trigger_audit(synced: Sequence[bool], *, lamda: float, k: int, draws: int = 
         seed: Of the bootstrap.
 
     Returns:
-        The audit. With fewer than two complete runs rate and chance are gaps.
+        The audit. With fewer than two complete runs rate and chance are gaps. Where the trigger fired at none of n
+        steps before the cap, or at all of them, draws have no spread, and the open end of the chance is that of n
+        independent steps, :math:`1 - 0.025^{1/n}` from the other.
 
     Raises:
         ProbeError: k is below 1, a run is longer than k, or lambda is negative or not finite.
@@ -89,7 +91,7 @@ def trigger_audit(synced: Sequence[bool], *, lamda: float, k: int, draws: int = 
         _share(np.ones(len(lengths)), lengths.astype(np.float64), draws, seed),
         1 / interval,
         interval,
-        _share(fired, tried, draws, seed),
+        _chance(fired, tried, draws, seed),
         p,
         np.bincount(lengths, minlength=k + 1)[1:].astype(np.float64),
         len(lengths) * null,
@@ -136,6 +138,16 @@ def _share(above: Array, below: Array, draws: int, seed: int) -> Estimate:
     block = block_length(above - above.sum() / below.sum() * below)
     found = block_bootstrap(np.stack([above, below]), _quotient, block=block, draws=draws, seed=seed)
     return replace(found, low=max(found.low, 0.0), high=min(found.high, 1.0))
+
+
+def _chance(fired: Array, tried: Array, draws: int, seed: int) -> Estimate:
+    """The share of the steps before the cap at which the trigger fired; one-sided where that is none or all."""
+    found, steps = _share(fired, tried, draws, seed), float(tried.sum())
+    if found.value not in (0.0, 1.0):
+        return found
+    reach = 1 - 0.025 ** (1 / steps)
+    ends = (0.0, reach) if found.value == 0 else (1 - reach, 1.0)
+    return replace(found, stderr=math.nan, low=ends[0], high=ends[1])
 
 
 def _quotient(sums: Array) -> Array:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -57,7 +57,8 @@ def noise_scale(
         seed: Of the bootstrap.
 
     Returns:
-        The three numbers. Where the interval of the signal reaches 0 the scale has infinite ends.
+        The three numbers. The scale's interval has no end below 0 (but where chance took its value there); where that
+        of the signal reaches 0 its upper end is infinite.
 
     Raises:
         ProbeError: the batch sizes are not 0 < b < B, the lengths differ, a square is negative, or there are fewer than
@@ -91,8 +92,11 @@ def noise_scale(
         chosen = np.stack([rows[row], rows[2]])
         return block_bootstrap(chosen, _mean, block=block or block_length(series), draws=draws, seed=seed)
 
+    found = block_bootstrap(
+        rows[:2], _ratio, block=block or block_length(noise - ratio * signal), draws=draws, seed=seed
+    )
     return NoiseScale(
-        block_bootstrap(rows[:2], _ratio, block=block or block_length(noise - ratio * signal), draws=draws, seed=seed),
+        replace(found, low=max(found.low, min(found.value, 0.0))),  # no ratio of two squares is below 0
         mean(1, signal),
         mean(0, noise),
     )

@@ -12,7 +12,7 @@ from lossscope.probes.block_bootstrap import Array, block_bootstrap, block_lengt
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.estimate import Estimate, exact_estimate
 
-__all__ = ["DirectionMemory", "LaggedCosines", "direction_memory", "memory_difference"]
+__all__ = ["DirectionMemory", "LaggedCosines", "angular_velocity", "direction_memory", "memory_difference"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,8 +20,11 @@ class LaggedCosines:
     """Cosines between vectors of two independent batches, at each step and some steps apart."""
 
     lags: tuple[int, ...]  # steps, ascending, without 0
-    values: Array  # (1 + lags, T); row 0 is lag 0; nan where the run has ended or a vector is zero
+    values: Array  # (1 + lags, T), a column for each first step; row 0 is lag 0; nan where a vector is missing or zero
     size: int  # numbers in a vector
+    # Whether columns some steps apart share a vector, as those of every step in a row do. False for windows, each with
+    # a first vector of its own that its lags are counted from, and which do not overlap.
+    shared: bool = True
 
 
 @dataclass(frozen=True)
@@ -52,8 +55,8 @@ def direction_memory(
 
     Args:
         cosines: From `lagged_cosines`.
-        block: Steps in a block of the bootstrap. Default: of each lag, what an autoregressive series of its
-            correlation wants, and more than the lag, because steps a lag apart share a vector.
+        block: Columns in a block of the bootstrap. Default: of each lag, what an autoregressive series of its
+            correlation wants, and more than the lag where columns a lag apart share a vector.
         draws: Of the bootstrap.
         seed: Of the bootstrap.
 
@@ -68,16 +71,18 @@ def direction_memory(
         docs/measures/shear_memory.md.
     """
     values, lags = cosines.values, cosines.lags
-    raw = tuple(_ratio(row, np.ones_like(row), k, block, draws, seed) for row, k in zip(values[1:], lags, strict=True))
-    normalised = tuple(_ratio(row, values[0], k, block, draws, seed) for row, k in zip(values[1:], lags, strict=True))
+    least = [k + 1 if cosines.shared else 1 for k in lags]
+    rows = list(zip(values[1:], least, strict=True))
+    raw = tuple(_ratio(row, np.ones_like(row), few, block, draws, seed) for row, few in rows)
+    normalised = tuple(_ratio(row, values[0], few, block, draws, seed) for row, few in rows)
     below = [k for k, estimate in zip(lags, normalised, strict=True) if estimate.value < 0.5]
     return DirectionMemory(
         lags,
         raw,
         normalised,
-        _ratio(values[0], np.ones_like(values[0]), 0, block, draws, seed),
+        _ratio(values[0], np.ones_like(values[0]), 1, block, draws, seed),
         float(below[0]) if below else math.nan,
-        _turning(normalised[0]) if lags[0] == 1 else exact_estimate(math.nan),
+        angular_velocity(normalised[0]) if lags[0] == 1 else exact_estimate(math.nan),
         1 / math.sqrt(cosines.size),
     )
 
@@ -113,23 +118,40 @@ def memory_difference(
     found = []
     for row, k in enumerate(shears.lags, 1):
         four = [shears.values[row], shears.values[0], gradients.values[row], gradients.values[0]]
-        length = block or max(_length(four[0], four[1], k), _length(four[2], four[3], k))
+        least = k + 1 if shears.shared or gradients.shared else 1
+        length = block or max(_length(four[0], four[1], least), _length(four[2], four[3], least))
         found.append(block_bootstrap(_with_counts(four), _difference, block=length, draws=draws, seed=seed))
     return tuple(found)
 
 
-def _ratio(above: Array, below: Array, lag: int, block: int | None, draws: int, seed: int) -> Estimate:
-    """The ratio of two means over the steps."""
-    length = block or _length(above, below, lag)
+def angular_velocity(first: Estimate) -> Estimate:
+    """The angle whose cosine is A(1).
+
+    Args:
+        first: A(1), with its interval.
+
+    Returns:
+        Radians a step, 0 where A(1) exceeds 1; the ends of the interval are those of A(1), which change places.
+    """
+    if math.isnan(first.value):
+        return first
+    value, high, low = (math.acos(min(max(x, -1.0), 1.0)) for x in (first.value, first.low, first.high))
+    slope = math.sqrt(max(1 - first.value**2, 0.0))
+    return replace(first, value=value, low=low, high=high, stderr=first.stderr / slope if slope > 0 else math.nan)
+
+
+def _ratio(above: Array, below: Array, least: int, block: int | None, draws: int, seed: int) -> Estimate:
+    """The ratio of two means over the columns."""
+    length = block or _length(above, below, least)
     return block_bootstrap(_with_counts([above, below]), _quotient, block=length, draws=draws, seed=seed)
 
 
-def _length(above: Array, below: Array, lag: int) -> int:
-    """The length of blocks: of the part of each step in the ratio, and no shorter than what shares a vector."""
-    if not np.isfinite(above).any() or not np.nanmean(below) > 0:
+def _length(above: Array, below: Array, least: int) -> int:
+    """The length of blocks: of the part of each column in the ratio, and `least` at the least."""
+    if not (np.isfinite(above) & np.isfinite(below)).any() or not np.nanmean(below) > 0:
         return 1
     part = above - np.nanmean(above) / np.nanmean(below) * below
-    return min(max(block_length(part), lag + 1), len(part))
+    return min(max(block_length(part), least), len(part))
 
 
 def _with_counts(rows: Sequence[Array]) -> Array:
@@ -148,12 +170,3 @@ def _quotient(sums: Array) -> Array:
 def _difference(sums: Array) -> Array:
     """The difference of two quotients."""
     return _quotient(sums[:4]) - _quotient(sums[4:])
-
-
-def _turning(first: Estimate) -> Estimate:
-    """The angle of a cosine; the ends change places."""
-    if math.isnan(first.value):
-        return first
-    value, high, low = (math.acos(min(max(x, -1.0), 1.0)) for x in (first.value, first.low, first.high))
-    slope = math.sqrt(max(1 - first.value**2, 0.0))
-    return replace(first, value=value, low=low, high=high, stderr=first.stderr / slope if slope > 0 else math.nan)

@@ -185,6 +185,19 @@ class Objective:
             parts.append(part)
         return tuple(parts)
 
+    def batch(self, index: int) -> Objective:
+        """The same objective on one of its batches.
+
+        Args:
+            index: From 0.
+
+        Returns:
+            The objective; its loss is that batch's own mean.
+        """
+        part = copy.copy(self)
+        part.data, part._inside = fixed_data([self.data.batches[index]], self.data.count), False
+        return part
+
     @contextmanager
     def at(self, vector: Tensor) -> Iterator[None]:
         """A context in which the model stands at other parameters; they are put back bit for bit.

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from dataclasses import dataclass
 
 from torch import Tensor
 
 from lossscope.probes.objective import Objective
-from lossscope.probes.taylor import step_taken
+from lossscope.probes.taylor import rounding, step_taken
 
-__all__ = ["layer_remainders"]
+__all__ = ["LayerRemainders", "layer_remainders"]
 
 
-def layer_remainders(objective: Objective, displacement: Tensor, *, at: Tensor | None = None) -> dict[str, float]:
+@dataclass(frozen=True)
+class LayerRemainders:
+    """The remainder of each parameter tensor."""
+
+    by_name: dict[str, float]  # nats
+    rounding: float  # nats that each may be off by
+
+
+def layer_remainders(objective: Objective, displacement: Tensor, *, at: Tensor | None = None) -> LayerRemainders:
     r"""The Taylor remainder of first order of each parameter tensor, were it alone to take its part of the step.
 
     .. math:: R_l = L(\theta + D_l) - L(\theta) - g_l^\top D_l
@@ -27,7 +36,7 @@ def layer_remainders(objective: Objective, displacement: Tensor, *, at: Tensor |
 
     Returns:
         Nats, by the names of the parameters. One gradient is spent, and one loss for each of them; the model is left
-        bit for bit. Rounding: see `StepQuality.rounding`.
+        bit for bit. What is below the rounding is unknown, not small.
 
     Raises:
         ProbeError: a shape does not fit, the displacement or a loss is not finite.
@@ -38,11 +47,12 @@ def layer_remainders(objective: Objective, displacement: Tensor, *, at: Tensor |
     with objective.at(at) if at is not None else nullcontext(), objective.evaluating():
         s, theta = step_taken(objective, displacement), objective.parameters()
         before, slopes = objective.value(), objective.gradient().double() * s.double()
-        found = {}
+        found, losses = {}, [before]
         for name in objective.names:
             where = objective.vector.indices([name]).to(s.device)
             moved = theta.clone()
             moved[where] += s[where]
             with objective.at(moved):
-                found[name] = objective.value() - before - float(slopes[where].sum())
-    return found
+                losses.append(objective.value())
+            found[name] = losses[-1] - before - float(slopes[where].sum())
+    return LayerRemainders(found, rounding(objective, *losses))

@@ -10,11 +10,11 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from lossscope.probes.direction import directional_sharpness
+from lossscope.probes.direction import DirectionalSharpness, directional_sharpness
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.objective import Objective
 
-__all__ = ["SecantCurvature", "StepQuality", "secant_curvature", "step_quality", "step_taken"]
+__all__ = ["SecantCurvature", "StepQuality", "rounding", "secant_curvature", "step_quality", "step_taken"]
 
 _ROUNDINGS: Final = 4  # units in the last place that two losses and their difference may be off by
 
@@ -24,14 +24,23 @@ class StepQuality:
     """What a step did to the loss of fixed data, and what its models of first and second order had said."""
 
     change: float  # L(theta + D) - L(theta), nats; below 0 for a decrease
-    slope: float  # g'D, nats
-    curvature: float  # D'HD, nats
+    along: DirectionalSharpness  # g'D and D'HD
     first_remainder: float  # R1 = change - g'D, nats
     second_remainder: float  # R2 = R1 - D'HD / 2, nats
     relative_first: float  # r1 = |R1| / |g'D|; a gap where g'D is 0
     relative_second: float  # r2 = |R2| / (|g'D| + |D'HD| / 2); a gap where both are 0
     trust_ratio: float  # change / (g'D + D'HD / 2); a gap where that is 0
     rounding: float  # by how much the change, R1 and R2 may be off, nats
+
+    @property
+    def slope(self) -> float:
+        """g'D, nats."""
+        return self.along.slope.value
+
+    @property
+    def curvature(self) -> float:
+        """D'HD, nats."""
+        return self.along.curvature.value
 
 
 @dataclass(frozen=True)
@@ -84,15 +93,19 @@ def step_quality(objective: Objective, displacement: Tensor, *, at: Tensor | Non
     second, predicted = first - curvature / 2, slope + curvature / 2
     return StepQuality(
         change,
-        slope,
-        curvature,
+        along,
         first,
         second,
         _over(abs(first), abs(slope)),
         _over(abs(second), abs(slope) + abs(curvature) / 2),
         _over(change, predicted),
-        _ROUNDINGS * objective.vector.unit * max(abs(before), abs(after)),
+        rounding(objective, before, after),
     )
+
+
+def rounding(objective: Objective, *losses: float) -> float:
+    """By how much a difference of these losses may be off, nats: four units in the last place of the largest."""
+    return _ROUNDINGS * objective.vector.unit * max(map(abs, losses))
 
 
 def secant_curvature(objective: Objective, displacement: Tensor, *, at: Tensor | None = None) -> SecantCurvature:

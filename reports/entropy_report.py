@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Final
 from lossscope.landscape.series import by_arm
 from lossscope.reports.checks import entropy_raised, spectra_precise
 from lossscope.reports.content import Cell, Column, Report, Table
+from lossscope.reports.newton_schulz_table import newton_schulz_table
+from lossscope.reports.order_table import order_table
 from lossscope.reports.panels import entropy_figure
 from lossscope.reports.provenance import ending_notes, missing_spectra, provenance, runs_in_words
 from lossscope.reports.quantities import last_spectra, mean_and_range, median_and_range, number
@@ -66,7 +68,13 @@ def spectral_entropy(runs: Sequence[Run]) -> Report:
         title="Spectral entropy",
         subtitle=runs_in_words(runs),
         findings=(entropy_raised(runs), spectra_precise(runs)),
-        tables=(_entropy_table(runs), _condition_table(runs), _tensor_table(runs)),
+        tables=(
+            _entropy_table(runs),
+            _condition_table(runs),
+            *newton_schulz_table(runs),
+            *order_table(runs),
+            _tensor_table(runs),
+        ),
         figures=(entropy_figure(runs),),
         notes=(*ending_notes(runs), *_update_notes(runs), FLATTENING_NOTE, VERDICT_NOTE),
         missing=missing_spectra(runs),

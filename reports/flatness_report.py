@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from lossscope.reports.checks import losses_matched, precise
 from lossscope.reports.content import Column, Missing, Report
+from lossscope.reports.norm_tables import norm_table, tensor_norm_table
 from lossscope.reports.panels import adaptive_trace_figure, loss_figure
 from lossscope.reports.provenance import ending_notes, missing_curvature, provenance, runs_in_words
 from lossscope.reports.quantities import last_number
@@ -47,6 +48,8 @@ def flatness(runs: Sequence[Run]) -> Report:
         tables=(
             run_table(runs, _RUN_CELLS, f"{ADAPTIVE_NOTE} {LOSS_NOTE}"),
             arm_table(runs, _ARM_CELLS, SEEDS_NOTE),
+            *norm_table(runs),
+            *tensor_norm_table(runs),
         ),
         figures=(adaptive_trace_figure(runs), loss_figure(runs)),
         notes=(*ending_notes(runs), _NO_COMPARISON, ADAPTIVE_NOTE),

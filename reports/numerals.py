@@ -42,6 +42,8 @@ def quantity_text(quantity: Quantity) -> str:
         '12.35 [12.11, 12.52]'
         >>> quantity_text(Quantity(12.0, low=12.0, high=12.0, gaps=2))
         '12.00 (2 missing)'
+        >>> quantity_text(Quantity(0.5, low=-math.inf, high=math.inf))
+        '0.5000 [−∞, ∞]'
     """
     return _without_gaps(quantity) + (f" ({quantity.gaps} missing)" if quantity.gaps else "")
 
@@ -53,6 +55,8 @@ def _without_gaps(quantity: Quantity) -> str:
         return GAP
     written = [_with_error(value, error)] if error else []
     if low is not None and high is not None and low < high:
+        if math.isinf(low) or math.isinf(high):
+            return f"{written[0] if written else plain(value)} [{_end(low)}, {_end(high)}]"
         middle, left, right = _interval(value, low, high, _MOST_DIGITS if written else _RANGE_DIGITS)
         return f"{written[0] if written else middle} [{left}, {right}]"
     return written[0] if written else plain(value)
@@ -101,6 +105,11 @@ def _with_error(value: float, error: float) -> str:
     power = _exponent(size)
     places = 1 - _exponent(error) + power
     return f"({_fixed(value / 10.0**power, places)} ± {_fixed(error / 10.0**power, places)})e{power:+03d}"
+
+
+def _end(value: float) -> str:
+    """An end of an interval that may have none."""
+    return plain(value) if math.isfinite(value) else ("\N{MINUS SIGN}∞" if value < 0 else "∞")
 
 
 def _interval(value: float, low: float, high: float, most: int) -> tuple[str, str, str]:

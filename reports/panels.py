@@ -19,6 +19,7 @@ from lossscope.landscape.series import (
 )
 from lossscope.reports.content import Axis, Cloud, Curves, Threshold
 from lossscope.reports.curves import cloud, curves
+from lossscope.reports.step_visits import trust_series
 from lossscope.reports.wording import BATCH_NOTE, ENDS_NOTE, FLATTENING_NOTE, HESSIAN_NOTE, LOSS_NOTE
 
 if TYPE_CHECKING:
@@ -31,9 +32,11 @@ __all__ = [
     "energy_figure",
     "entropy_figure",
     "loss_figure",
+    "phi_figure",
     "shear_figure",
     "threshold_figures",
     "trace_figure",
+    "trust_figure",
 ]
 
 _EDGES: Final = (
@@ -51,6 +54,7 @@ _EDGES: Final = (
     ),
 )
 _BEFORE_AFTER: Final = ("before: A", "after: O")
+_PHI: Final = ("phi", "threshold")
 
 
 def loss_figure(runs: Sequence[Run]) -> Curves:
@@ -122,6 +126,34 @@ def shear_figure(runs: Sequence[Run]) -> Curves:
         caption="Angle between the base and the adversarial gradient; only steps with a second pass have one.",
         y=Axis("angle", "°"),
         series=_angle_in_degrees,
+    )
+
+
+def phi_figure(runs: Sequence[Run]) -> Curves:
+    """Phi over steps, dashed the threshold of triggers."""
+    return curves(
+        runs,
+        key="phi",
+        title="phi and the trigger's threshold",
+        caption="Cosine of the gradient with the stored shear. Below its threshold a trigger takes a second gradient.",
+        y=Axis("phi"),
+        series=lambda run: step_series(run, "phi"),
+        dashed=lambda run: step_series(run, "threshold"),
+        styles=_PHI,
+    )
+
+
+def trust_figure(runs: Sequence[Run]) -> Curves:
+    """The trust ratio over steps, with its line at one."""
+    return curves(
+        runs,
+        key="trust_ratio",
+        title="Trust ratio of the step taken",
+        caption="Actual over predicted change of the loss on the fixed data; below 0 the sign was wrong. Whiskers are "
+        "the rounding of the losses; where it is all there is, there is a gap.",
+        y=Axis("actual / predicted change"),
+        series=trust_series,
+        thresholds=(Threshold(1.0, "as predicted"),),
     )
 
 

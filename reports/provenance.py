@@ -12,7 +12,7 @@ from lossscope.reports.quantities import curvature_cost
 if TYPE_CHECKING:
     from lossscope.landscape.run import Run
 
-__all__ = ["ending_notes", "missing_curvature", "missing_spectra", "provenance", "runs_in_words"]
+__all__ = ["ending_notes", "listed", "missing_curvature", "missing_spectra", "provenance", "runs_in_words"]
 
 _ENVIRONMENT: Final = ("lossscope", "torch", "python", "numpy", "platform", "threads")
 _MOST_NAMES: Final = 6
@@ -56,7 +56,7 @@ def missing_curvature(runs: Sequence[Run]) -> tuple[Missing, ...]:
     """What to say about runs and visits without curvature; nothing where all have it."""
     without = [run.name for run in runs if not len(run.probes) and not _gaps(run)]
     how = "Pass objective=Objective(model, loss_fn, batches) to the Recorder; curvature is measured on its fixed data."
-    absent = (Missing(f"Curvature of {_listed(without)}", how),) if without else ()
+    absent = (Missing(f"Curvature of {listed(without)}", how),) if without else ()
     return (*absent, *(gap for run in runs for gap in _visit_gaps(run)))
 
 
@@ -66,7 +66,7 @@ def missing_spectra(runs: Sequence[Run]) -> tuple[Missing, ...]:
     if not without:
         return ()
     how = "Record with preset standard or full, on a model with at least one matrix."
-    return (Missing(f"Singular spectra of {_listed(without)}", how),)
+    return (Missing(f"Singular spectra of {listed(without)}", how),)
 
 
 def _facts(run: Run) -> Iterable[tuple[str, str]]:
@@ -102,7 +102,7 @@ def _visit_gaps(run: Run) -> Iterable[Missing]:
     if gaps:
         steps = list(dict.fromkeys(str(gap.get("step", "?")) for gap in gaps))
         what = "Part of the curvature" if len(run.probes) else "Curvature"
-        where = f"at {_counted(len(steps), 'visit')} (step {_listed(steps)})"
+        where = f"at {_counted(len(steps), 'visit')} (step {listed(steps)})"
         reason = gaps[0].get("why") or "no reason was recorded"
         yield Missing(f"{what} of {run.name} {where}", f"{'First reason: ' if len(gaps) > 1 else ''}{reason}")
 
@@ -135,7 +135,7 @@ def _counted(count: int, noun: str) -> str:
     return f"{count} {noun}" + ("" if count == 1 else "s")
 
 
-def _listed(names: Sequence[str]) -> str:
+def listed(names: Sequence[str]) -> str:
     """The names, the last of a long list counted only."""
     shown = ", ".join(names[:_MOST_NAMES])
     return f"{shown} and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else shown

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -16,12 +16,14 @@ from lossscope.reports.content import Quantity
 if TYPE_CHECKING:
     import pandas as pd
 
+    from lossscope.landscape.dynamics import Estimate, Pooled
     from lossscope.landscape.run import Run
 
 __all__ = [
     "CurvatureCost",
     "at_last_visit",
     "curvature_cost",
+    "estimated",
     "last_number",
     "last_spectra",
     "last_visit",
@@ -30,6 +32,7 @@ __all__ = [
     "median_and_range",
     "number",
     "overhead_percent",
+    "pooled_quantity",
     "row_quantity",
     "seed_count",
     "widest_error",
@@ -131,6 +134,18 @@ def row_quantity(row: Mapping[Any, Any]) -> Quantity:
     if value is None or low is None or high is None:
         return Quantity(value, error=number(row["residual"]))
     return Quantity(value, error=max(value - low, high - value))
+
+
+def estimated(estimate: Estimate, factor: float = 1.0) -> Quantity:
+    """An estimate, times a positive factor for its unit, with the ends of its interval; infinite ends stay so."""
+    if not math.isfinite(estimate.value):
+        return Quantity(None)
+    return Quantity(factor * estimate.value, low=factor * estimate.low, high=factor * estimate.high)
+
+
+def pooled_quantity(found: Pooled) -> Quantity:
+    """A number over seeds with the ends of its interval; the seeds that have none are counted."""
+    return replace(estimated(found.estimate), gaps=found.gaps)
 
 
 @dataclass(frozen=True)

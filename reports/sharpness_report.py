@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 from lossscope.reports.checks import all_bounds_met, bounds_met, edge_below_one, no_negative_curvature, precise
-from lossscope.reports.content import Column, FigureData, Report, Table
+from lossscope.reports.content import Column, FigureData, Report
+from lossscope.reports.cost_tables import cost_table, overhead_table
 from lossscope.reports.density_figure import density_figure
 from lossscope.reports.measure_tables import metric_table, sampling_table, spectrum_table
 from lossscope.reports.module_table import module_table
 from lossscope.reports.opinion_table import opinion_table
 from lossscope.reports.panels import edge_figure, eigenvalue_figure, loss_figure, threshold_figures, trace_figure
 from lossscope.reports.provenance import ending_notes, missing_curvature, provenance, runs_in_words
-from lossscope.reports.quantities import curvature_cost, overhead_percent
 from lossscope.reports.visit_tables import arm_table, of_run, over_seeds, run_table, widest_error_over_seeds
 from lossscope.reports.wording import ENDS_NOTE, HESSIAN_NOTE, LOSS_NOTE, SEEDS_NOTE, VERDICT_NOTE
 
@@ -46,14 +46,6 @@ _ARM_CELLS: Final = (
         widest_error_over_seeds("trace"),
     ),
     (Column("edge_ratio", "R_dir", "1"), over_seeds("edge_ratio")),
-)
-_COST_COLUMNS: Final = (
-    Column("run", "run", words=True),
-    Column("visits", "visits", "", "curvature visits"),
-    Column("products", "products", "", "Hessian products spent"),
-    Column("seconds", "curvature", "s", "time spent on curvature"),
-    Column("gradients", "gradients", "", "the same time in gradients of the same loss, where rows say"),
-    Column("overhead", "recorder's share", "%", "share of the wall time spent in the recorder"),
 )
 
 
@@ -88,7 +80,8 @@ def sharpness(runs: Sequence[Run]) -> Report:
             *module_table(runs),
             *sampling_table(runs),
             *opinion_table(runs),
-            _cost_table(runs),
+            cost_table(runs),
+            *overhead_table(runs),
         ),
         figures=_figures(runs),
         notes=(*ending_notes(runs), HESSIAN_NOTE, VERDICT_NOTE),
@@ -108,13 +101,3 @@ def _figures(runs: Sequence[Run]) -> tuple[FigureData, ...]:
         trace_figure(runs),
         *([density] if density.spectra else []),
     )
-
-
-def _cost_table(runs: Sequence[Run]) -> Table:
-    """What the measurements cost, a row per run."""
-    costs = [(run, curvature_cost(run)) for run in runs]
-    rows = tuple(
-        (run.name, cost.visits, cost.products, cost.seconds, cost.gradients, overhead_percent(run))
-        for run, cost in costs
-    )
-    return Table("cost", "What it cost", _COST_COLUMNS, rows)

@@ -7,9 +7,11 @@ from typing import Final
 __all__ = [
     "ADAPTIVE_NOTE",
     "BATCH_NOTE",
+    "DYNAMICS_NOTE",
     "ENDS_NOTE",
     "FLATTENING_NOTE",
     "HESSIAN_NOTE",
+    "INTERVAL_NOTE",
     "LOSS_NOTE",
     "SEEDS_NOTE",
     "UPDATE_NOTE",
@@ -50,4 +52,12 @@ LOSS_NOTE: Final = (
 SEEDS_NOTE: Final = (
     "Ranges run over training seeds, the unit of statistics; the error of a measurement is stated apart. "
     "Seeds counted as missing have no such number; the rest is over the others."
+)
+INTERVAL_NOTE: Final = (
+    "Intervals are Student's over the training seeds where there are two or more, with means over them; of one seed "
+    "they are over that run's own windows or steps, and say nothing of other seeds."
+)
+DYNAMICS_NOTE: Final = (
+    "Angles and cosines do not move under rotations of the parameters, but do under a rescaling of layers: they "
+    "compare along one run, or between optimizers on one network."
 )

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from lossscope.landscape.preset import PRESETS
 from lossscope.landscape.run import Run
 
 ROOT = Path(__file__).parents[1]
@@ -22,9 +23,10 @@ def test_the_readme_examples_run_in_order(tmp_path: Path, monkeypatch: pytest.Mo
     for block in blocks:
         exec(compile(block, "README.md", "exec"), scope)
     mine, curved = Run.open("runs/mine"), Run.open("runs/curved")
-    assert (len(mine.steps), len(curved.steps)) == (20, 20)
+    assert (len(mine.steps), len(curved.steps)) == (20, 120)
     assert len(mine.probes) == 0
     assert "lambda_max" in set(curved.probes["measure"])
+    assert len(curved.pairs) == 4
     assert len(scope["shapes"]) == 20  # type: ignore[arg-type]
 
 
@@ -36,8 +38,35 @@ def test_recording_takes_two_more_lines_than_not_recording() -> None:
     assert [line.strip().split("(")[0] for line in lines] == ["recorder = Recorder", "recorder.step", "recorder.close"]
 
 
-@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "benchmarks/RESULTS.md"])
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "benchmarks/RESULTS.md", "docs/recording.md"])
 def test_every_file_that_a_page_names_exists(page: str) -> None:
     named = re.findall(r"`([\w./-]+/[\w./-]*\.?\w*)`", (ROOT / page).read_text())
     for name in {name for name in named if not name.startswith("runs/")}:
         assert (ROOT / name).exists(), f"{page} names {name}"
+
+
+def test_the_page_on_recording_names_the_cadence_of_every_preset() -> None:
+    page = (ROOT / "docs/recording.md").read_text()
+    rows = {
+        row.split("|")[1].strip().split(",")[0].split(":")[0]: row.split("|")[3:6]
+        for row in page.splitlines()
+        if "|" in row
+    }
+    for column, name in enumerate(("economy", "standard", "full")):
+        preset = PRESETS[name]
+        told = {start: found[column].strip() for start, found in rows.items() if len(found) == 3}
+        assert period(told["norms"]) == preset.tensors_every
+        assert period(told["singular spectra"]) == preset.spectra_every
+        assert period(told["Taylor remainder of each layer"]) == preset.layers_every
+        assert period(told["pairs of minibatches"].split(",")[0]) == preset.windows_every
+        lags = re.search(r"lags 0, ([\d, ]+)", told["pairs of minibatches"])
+        assert (tuple(map(int, lags[1].split(", "))) if lags else ()) == preset.lags
+        assert told["curvature visits"].split(",")[0] == str(preset.visits)
+        assert (told["the update without the injected shear"] == "never") == (not preset.counterfactual)
+
+
+def period(words: str) -> int | None:
+    """The number of steps in `every 10 steps`; None for never."""
+    if words == "never":
+        return None
+    return 1 if words.endswith("every step") else int(re.search(r"every (\d+)", words)[1])  # type: ignore[index]

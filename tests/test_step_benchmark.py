@@ -14,13 +14,22 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 SHAPES = [(300, 200), (300,), (2, 200, 100)]
 
 
-@pytest.fixture(scope="module")
-def family() -> Iterator[ModuleType]:
+def imported(name: str) -> Iterator[ModuleType]:
     sys.path.insert(0, str(BENCHMARKS))
     try:
-        yield importlib.import_module("step_family")
+        yield importlib.import_module(name)
     finally:
         sys.path.remove(str(BENCHMARKS))
+
+
+@pytest.fixture(scope="module")
+def family() -> Iterator[ModuleType]:
+    yield from imported("step_family")
+
+
+@pytest.fixture(scope="module")
+def recording() -> Iterator[ModuleType]:
+    yield from imported("step_recording")
 
 
 @pytest.mark.parametrize(
@@ -53,3 +62,12 @@ def test_the_table_has_a_row_for_each_and_ratios_to_adamw(family: ModuleType) ->
     assert rows[2][2] == rows[2][4] == "1.00"
     assert [row[5] for row in rows[2:]] == ["1.00", "1.00", "2.00"]
     assert all(len(row) == 7 and all(float(cell) > 0 for cell in row[1:]) for row in rows[2:])
+
+
+def test_the_cost_of_recording_is_told_by_instrument(recording: ModuleType) -> None:
+    table = recording.recording_table("ars2-lazy", ["economy", "full"], rounds=1, repeats=41)
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
+    assert [row[0] for row in rows[2:]] == ["not recorded", "economy", "full"]
+    assert all(len(row) == 8 for row in rows)
+    assert [float(cell) > 0 for cell in rows[3][3:]] == [True, False, False, False, False]
+    assert all(float(cell) > 0 for cell in rows[4][3:])

@@ -12,10 +12,11 @@ from typer.testing import CliRunner
 
 from lossscope.cli.report import report_app
 from lossscope.landscape.errors import LandscapeError, RunError, SchemaError
+from lossscope.landscape.store import RunStore
 
 app = typer.Typer()
 app.add_typer(report_app, name="report")
-COMMANDS = ("sharpness", "entropy", "flatness")
+COMMANDS = ("sharpness", "entropy", "flatness", "dynamics")
 
 
 def invoke(*arguments, catch=False):
@@ -96,6 +97,22 @@ RUN = "from lossscope.cli.report import report_app\nreport_app({arguments!r}, st
 def test_help_loads_nothing_heavy(command):
     modules = loaded_by(RUN.format(arguments=[command, "--help"]))
     assert not modules & {"torch", "numpy", "pandas", "pyarrow", "matplotlib", "jinja2", "scipy"}
+
+
+def test_help_of_all_reports_lists_each():
+    listed = invoke("--help").stdout
+    assert all(command in listed for command in COMMANDS)
+
+
+def test_a_text_report_of_dynamics_with_intervals_loads_no_torch_and_no_statistics(write_run):
+    run = write_run("a")
+    store = RunStore.extend(run.path, {})
+    for step in range(0, 40):
+        store.append("pairs", {"step": step, "object": "gradient", "lag": step % 2, "cosine": 0.5, "size": 9})
+    store.leave()
+    modules = loaded_by(RUN.format(arguments=["dynamics", str(run.path)]))
+    assert {"pandas", "lossscope.probes.memory", "scipy.special"} <= modules
+    assert not modules & {"torch", "matplotlib", "jinja2", "scipy.stats"}
 
 
 def test_no_text_report_loads_torch_or_matplotlib(demo_runs):

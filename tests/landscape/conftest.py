@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+from lossscope.landscape.preset import PRESETS
 from lossscope.landscape.run import Run
 from lossscope.landscape.store import RunStore
 
@@ -43,3 +45,10 @@ def seen(path: Path) -> dict[str, list[tuple[int, float]]]:
 def small() -> SimpleNamespace:
     """The four functions above."""
     return SimpleNamespace(store=store, fill=fill, crash=crash, seen=seen)
+
+
+@pytest.fixture
+def every_instrument(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every instrument of `full` looks within six steps."""
+    frequent = {"spectra_every": 2, "layers_every": 2, "windows_every": 3, "lags": (1, 2)}
+    monkeypatch.setitem(PRESETS, "full", replace(PRESETS["full"], **frequent))

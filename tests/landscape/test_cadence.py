@@ -10,7 +10,7 @@ import pytest
 
 from lossscope.landscape.cadence import Cadence
 from lossscope.landscape.overhead import Overhead
-from lossscope.landscape.preset import PRESETS
+from lossscope.landscape.preset import PRESETS, Preset
 
 STANDARD = PRESETS["standard"]
 
@@ -51,6 +51,36 @@ def test_tensors_and_spectra_are_looked_at_at_the_first_step_at_their_period_and
     looked = {step for step in range(1, 201) if cadence.spectra(step)}
     assert looked == ({1} | {100, 200} | visits) - {0}
     assert not any(Cadence(PRESETS["economy"], None, 0, 0).spectra(step) for step in range(1, 300))
+
+
+def test_layers_are_looked_at_at_their_own_period_and_tensors_with_them() -> None:
+    cadence = Cadence(STANDARD, 400, 0, 0)
+    layers = [step for step in range(401) if cadence.layers(step)]
+    assert layers == list(range(50, 401, 50))
+    assert all(map(cadence.tensors, layers))
+    assert not any(Cadence(PRESETS["economy"], 400, 0, 0).layers(step) for step in range(401))
+
+
+def test_a_window_has_a_begin_and_its_lags_and_none_begins_that_the_end_would_cut_to_nothing() -> None:
+    due = {step: Cadence(STANDARD, 300, 0, 0).window(step) for step in range(301)}
+    assert {step: one for step, one in due.items() if one} == {
+        100: (1, 0),
+        101: (1, 1),
+        105: (1, 5),
+        120: (1, 20),
+        200: (2, 0),
+        201: (2, 1),
+        205: (2, 5),
+        220: (2, 20),
+    }
+    assert Cadence(STANDARD, None, 0, 0).window(300) == (3, 0)
+    assert not any(Cadence(PRESETS["economy"], None, 0, 0).window(step) for step in range(301))
+
+
+@pytest.mark.parametrize("preset", PRESETS.values(), ids=PRESETS)
+def test_windows_do_not_overlap_and_have_the_lag_of_one_step(preset: Preset) -> None:
+    assert (preset.windows_every is None) == (not preset.lags)
+    assert preset.windows_every is None or (preset.lags[0] == 1 and preset.lags[-1] < preset.windows_every)
 
 
 def test_checkpoints_are_log_spaced_where_the_end_is_known() -> None:

@@ -83,6 +83,51 @@ def test_the_numbers_of_a_visit_are_those_of_the_dense_hessian(preset):
     assert found["theta_hessian_theta"] == pytest.approx(float(w @ H @ w))
 
 
+def test_the_loss_along_the_step_is_held_against_its_slope_and_curvature():
+    _, adamw, objective, before, moved = problem()
+    found = values(CurvatureProbe(objective, replace(FULL, products=16), adamw).rows(3, before, moved))
+    after, D = objective.value(), torch.cat([moved[name].flatten() for name in objective.names])
+    g_after = objective.gradient()
+    with objective.at(objective.parameters() - D):
+        H, change, g = dense(objective), after - objective.value(), objective.gradient()
+    slope, bent, y = float(g @ D), float(D @ H @ D), g_after - g
+    R1, R2 = change - slope, change - slope - bent / 2
+    assert found["loss_change"] == pytest.approx(change)
+    assert found["first_remainder"] == pytest.approx(R1)
+    assert found["second_remainder"] == pytest.approx(R2, abs=1e-12)
+    assert found["relative_first"] == pytest.approx(abs(R1 / slope))
+    assert found["relative_second"] == pytest.approx(abs(R2) / (abs(slope) + abs(bent) / 2))
+    assert found["trust_ratio"] == pytest.approx(change / (slope + bent / 2))
+    assert found["secant_curvature"] == pytest.approx(float(D @ y / (D @ D)))
+    assert found["secant_norm"] == pytest.approx(float(y.norm() / D.norm()))
+    assert found["secant_alignment"] == pytest.approx(float(D @ y / D.norm() / y.norm()))
+
+
+def test_what_is_below_the_rounding_of_a_loss_has_ends_on_both_sides_of_zero():
+    _, adamw, objective, before, moved = problem()
+    tiny = {name: 1e-12 * one for name, one in moved.items()}
+    rows = CurvatureProbe(objective, replace(FULL, products=16), adamw).rows(3, before, tiny).probes
+    ends = {row["measure"]: (row["low"], row["high"]) for row in rows}
+    for measure in ("first_remainder", "second_remainder"):
+        assert ends[measure][0] < 0 < ends[measure][1]
+
+
+@pytest.mark.parametrize("preset", [ECONOMY, FULL])
+def test_the_gradient_stands_in_the_eigenvectors_of_the_dense_hessian(preset):
+    _, adamw, objective, before, moved = problem()
+    found = values(CurvatureProbe(objective, replace(preset, products=83, rel=1e-4), adamw).rows(3, before, moved))
+    theta, V = torch.linalg.eigh(dense(objective))
+    g = objective.gradient()
+    parts = (V.T @ g).flip(0).square() / (g @ g)
+    assert found["top_share"] == pytest.approx(float(parts[0]), rel=1e-3)
+    assert ("top5_share" in found) == (preset is FULL)
+    if preset is FULL:
+        assert found["top5_share"] == pytest.approx(float(parts[:5].sum()), rel=1e-3)
+    Hg = dense(objective) @ g
+    assert found["gradient_cosine"] == pytest.approx(float(g @ Hg / g.norm() / Hg.norm()))
+    assert found["gradient_rayleigh"] == pytest.approx(float(g @ Hg / (g @ g) / theta[-1]), rel=1e-3)
+
+
 def test_five_eigenvalues_are_recorded_where_the_preset_asks_for_them():
     _, adamw, objective, before, moved = problem()
     found = values(CurvatureProbe(objective, FULL, adamw).rows(3, before, moved))

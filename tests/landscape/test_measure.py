@@ -41,6 +41,7 @@ def test_a_name_stands_for_a_measure_or_for_all_of_a_call():
         "metric",
         "adaptive_trace",
         "log_fisher_rao",
+        "logits",
         "radial",
     }
     assert chosen_measures(None, "pyhessian") == {"spectrum": ("lambda_max", "trace")}

@@ -47,3 +47,17 @@ def test_what_has_no_optimizer_says_so_and_where_to_read_on(subject):
     assert set(panel.absent.values()) == {
         "there is none; ask for lambda_max, and read R_dir, which training records for every optimizer"
     }
+
+
+def test_alignment_measures_the_eigenvectors_that_it_needs_and_takes_those_that_are_there(subject):
+    panel = Panel(subject, Effort(0.01, 0.1, 32))
+    alone = {
+        row["measure"]: row["value"] for row in panel.measure("alignment", ["top_share", "gradient_cosine"]).probes
+    }
+    assert set(alone) == {"top_share", "gradient_cosine"}
+    spent = panel.hessian.products
+    panel.measure("alignment", ["top_share"])
+    assert panel.hessian.products == spent
+    (five,) = panel.measure("alignment", ["top5_share"]).probes
+    assert panel.hessian.products > spent
+    assert alone["top_share"] <= five["value"] <= 1 + 1e-6

@@ -228,9 +228,9 @@ def test_other_data_than_the_runs_own_are_kept_out_of_its_curves(mine):
     assert after.standing["value"].tolist() == before["value"].tolist()
 
 
-def test_a_loss_without_logits_lacks_the_fisher_rao_norm_alone(mine):
+def test_a_loss_without_logits_lacks_what_needs_them_alone(mine):
     found = probe(mine, effort=EFFORT, objective="mine.py:squared")
-    assert [absent.measures for absent in found.absent] == [("log_fisher_rao",)]
+    assert [absent.measures for absent in found.absent] == [("log_fisher_rao",), ("logit_norm", "mean_margin")]
     assert {"loss", "lambda_max", "trace", "adaptive_trace"} <= {row["measure"] for row in found.rows}
 
 

@@ -38,6 +38,11 @@ def objective(model: nn.Module) -> Objective:
     return Objective(model, CrossEntropy(), [batch()])
 
 
+def pairs(model: nn.Module) -> Objective:
+    x, y = batch()
+    return Objective(model, CrossEntropy(), [(x[:10], y[:10]), (x[10:], y[10:])])
+
+
 def steps(model: nn.Module, optimizer: torch.optim.Optimizer, count: int, recorder: Recorder | None = None) -> None:
     x, y = batch()
     for _ in range(count):
@@ -56,10 +61,14 @@ def steps(model: nn.Module, optimizer: torch.optim.Optimizer, count: int, record
 
 @pytest.mark.parametrize("name", names())
 @pytest.mark.parametrize("preset", ["economy", "full"])
-def test_recording_changes_no_bit_of_the_parameters(name: str, preset: str, few_products: None, tmp_path: Path) -> None:
+def test_recording_changes_no_bit_of_the_parameters(
+    name: str, preset: str, few_products: None, every_instrument: None, tmp_path: Path
+) -> None:
     recorded, plain = network(), network()
     optimizer = create(name, recorded, lr=1e-2)
-    with Recorder(tmp_path / "run", recorded, optimizer, objective(recorded), preset, steps=6) as recorder:
+    with Recorder(
+        tmp_path / "run", recorded, optimizer, objective(recorded), preset, minibatches=pairs(recorded), steps=6
+    ) as recorder:
         steps(recorded, optimizer, 6, recorder)
     steps(plain, create(name, plain, lr=1e-2), 6)
     for p, q in zip(recorded.parameters(), plain.parameters(), strict=True):
@@ -352,21 +361,36 @@ def test_without_an_objective_there_is_no_curvature(tmp_path: Path) -> None:
     assert run.manifest["data_hash"] is None
 
 
-def test_the_cost_is_measured_written_and_told(
-    few_products: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_the_cost_of_each_instrument_is_measured_written_and_told(
+    few_products: None, every_instrument: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = network()
-    optimizer = create("ars2-sync", model, lr=1e-2)
-    with Recorder(tmp_path / "run", model, optimizer, objective(model), "full", steps=10) as recorder:
+    optimizer = create("ars2-lazy", model, lr=1e-2)
+    with Recorder(
+        tmp_path / "run", model, optimizer, objective(model), "full", minibatches=pairs(model), steps=10
+    ) as recorder:
         steps(model, optimizer, 10, recorder)
     overhead = Run.open(tmp_path / "run").manifest["overhead"]
     assert 0 < overhead["curvature_share"] < overhead["share"] < 1
-    parts = ("instruments", "curvature", "checkpoints")
-    assert overhead["seconds"] == pytest.approx(sum(overhead[f"{part}_seconds"] for part in parts))
+    kinds = {"instruments", "spectra", "counterfactual", "minibatches", "layers", "curvature", "checkpoints"}
+    assert {key.removesuffix("_seconds") for key in overhead if key.endswith("_seconds")} - {"wall"} == kinds
+    assert overhead["seconds"] == pytest.approx(sum(overhead[f"{kind}_seconds"] for kind in kinds))
+    assert all(overhead[f"{kind}_seconds"] > 0 for kind in kinds)
     told = capsys.readouterr()
     assert "10 steps in" in told.err
-    assert "of which recording took" in told.err
+    for words in ("of which recording took", "curvature ", "pairs of minibatches ", "updates without injection "):
+        assert words in told.err
     assert told.out == ""
+
+
+def test_an_instrument_that_took_no_time_is_not_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = network()
+    optimizer = create("sgd", model, lr=1e-2)
+    with Recorder(tmp_path / "run", model, optimizer, preset="economy") as recorder:
+        steps(model, optimizer, 2, recorder)
+    told = capsys.readouterr().err
+    assert "rows and norms" in told
+    assert "minibatches" not in told
 
 
 def test_an_unknown_number_of_steps_keeps_curvature_under_its_cap(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.lr_scheduler import CyclicLR, LambdaLR, OneCycleLR
 
 from lossscope.optimizer import ENTRIES, OptimizerError, StepRecord, create, names, settings
 
@@ -55,6 +55,25 @@ CANNOT: dict[tuple[str, str], str] = {
     ("ars2-lazy", "clipped"): "the injected shear adds alpha of the clipped gradient's norm",
     ("ars2-aga", "clipped"): "the injected shear adds alpha of the clipped gradient's norm",
     ("ars2-timer", "clipped"): "the injected shear adds alpha of the clipped gradient's norm",
+    **{
+        (
+            name,
+            "forgets in bfloat16",
+        ): "moments have the dtype of the weights, as in torch.optim.AdamW, and the nearest "
+        "bfloat16 to 0.999 v is v: keep weights in float32, or set betas up to (0.99, 0.99)"
+        for name, (kept, _) in KEEPS.items()
+        if kept == "moments"
+    },
+    **{
+        (
+            name,
+            "cycled momentum",
+        ): "torch's schedules cycle betas where there are any, which here are those of vectors: "
+        "set cycle_momentum=False"
+        for name, (kept, _) in KEEPS.items()
+        if kept == "momentum"
+    },
+    ("ars2-random", "first gradient shows"): "it plays no part: neither the ascent nor the step is made of it",
 }
 
 
@@ -318,6 +337,36 @@ def test_scaled_losses_give_the_same_run(name):
 
 
 @EVERY
+def test_a_scaler_that_the_passes_were_not_told_of_is_refused_where_there_are_two_gradients(name):
+    model, told = Busy().float(), Busy().float()
+    optimizer, other = started(name, model), started(name, told)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    before = copies(model)
+    for _ in optimizer.passes(model):
+        scaler.scale(loss_of(model, 0)).backward()
+    if name in ASCENDING:
+        with pytest.raises(OptimizerError, match=r"^a GradScaler has unscaled the second gradient[^\n]+$"):
+            scaler.step(optimizer)
+        assert same(before, copies(model))
+        scaler.update()
+    else:  # one gradient, which the scaler has unscaled
+        scaler.step(optimizer)
+        scaler.update()
+        train(told, other, range(1))
+        assert same(tensors(model, optimizer), tensors(told, other))
+    for _ in optimizer.passes(model, scaler=scaler):
+        scaler.scale(loss_of(model, 1) * math.inf).backward()
+    scaler.step(optimizer)  # leaves the step out
+    scaler.update()
+    train(model, optimizer, range(1, 3))  # and without a scaler again
+    disabled = torch.amp.GradScaler("cpu", enabled=False)
+    for _ in optimizer.passes(model):
+        disabled.scale(loss_of(model, 3)).backward()
+    disabled.step(optimizer)
+    assert not same(before, copies(model))
+
+
+@EVERY
 def test_a_step_that_overflows_is_left_out_and_the_next_one_taken(name):
     model = Busy().float()
     optimizer = started(name, model)
@@ -343,6 +392,22 @@ def test_weights_in_bfloat16_train_and_keep_their_dtype(name):
     for p in model.parameters():
         assert bool(torch.isfinite(p).all())
         assert {t.dtype for key, t in optimizer.state[p].items() if key != "step"} <= {torch.bfloat16}
+
+
+@cells("forgets in bfloat16")
+def test_in_bfloat16_what_is_remembered_of_a_gradient_fades(name):
+    """Decay by 0.999 over thirty steps is 3 %."""
+    model = Busy().bfloat16()
+    optimizer = started(name, model)
+    train(model, optimizer, range(1))
+    kept = ("exp_avg", "exp_avg_sq", "momentum_buffer")
+    rows = [(state, key) for state in optimizer.state.values() for key in kept if key in state]
+    before = [float(state[key].float().norm()) for state, key in rows]
+    for step in range(30):
+        for p in optimizer.passes(model):
+            p.backward(0.0 * loss_of(model, step))
+        optimizer.step()
+    assert all(float(state[key].float().norm()) < 0.98 * was for (state, key), was in zip(rows, before, strict=True))
 
 
 @EVERY
@@ -394,6 +459,24 @@ def test_a_schedule_drives_the_learning_rate_of_every_group(name):
         train(by_hand, other, range(step, step + 1))
     assert same(copies(scheduled), copies(by_hand))
     assert optimizer.param_groups[0]["lr"] == usual[0] / 64
+
+
+@cells("cycled momentum")
+@pytest.mark.parametrize("schedule", [OneCycleLR, CyclicLR])
+def test_a_cycle_of_momentum_reaches_what_matrices_remember_by(name, schedule):
+    model = Busy()
+    optimizer = started(name, model)
+    bounds = {"max_lr": 0.02, "total_steps": 20} if schedule is OneCycleLR else {"base_lr": 0.01, "max_lr": 0.02}
+    cycle = schedule(optimizer, cycle_momentum=True, base_momentum=0.6, max_momentum=0.8, **bounds)
+    matrices = optimizer.param_groups[0]
+    setting = "momentum" if "momentum" in matrices else "betas"
+    seen = set()
+    for step in range(4):
+        seen.add(matrices[setting])
+        train(model, optimizer, range(step, step + 1))
+        cycle.step()
+    assert len(seen) == 4
+    assert all(0.6 <= (value[0] if setting == "betas" else value) <= 0.8 for value in seen)
 
 
 @EVERY
@@ -527,7 +610,7 @@ def test_gradients_are_left_as_the_last_pass_made_them(name):
             assert torch.equal(gradient, value)
 
 
-# -- gradients that are missing, late, or zero ---------------------------------------------------------------------
+# -- gradients that are missing, late, zero, or not finite -------------------------------------------------------------
 
 
 @EVERY
@@ -579,6 +662,37 @@ def test_gradients_of_zero_move_nothing_but_decay(name, dtype):
     assert all(bool(torch.isfinite(t).all()) for t in tensors(model, optimizer))
     train(model, optimizer, range(2))
     assert all(bool(torch.isfinite(t).all()) for t in tensors(model, optimizer))
+
+
+def assert_shown(name: str, value: float, before: int, *, first: bool) -> None:
+    """One element of the first or of the last gradient of a step is not finite: so is its tensor after that step."""
+    for label in ("middle.weight", "last.bias"):
+        model = Busy()
+        optimizer = started(name, model)
+        train(model, optimizer, range(before))
+        parameter = dict(model.named_parameters())[label]
+        for p in optimizer.passes(model):
+            p.backward(loss_of(model, before))
+            if first and p.index == 0:
+                parameter.grad.view(-1)[0] = value
+        if not first:
+            parameter.grad.view(-1)[0] = value
+        optimizer.step()
+        assert not bool(torch.isfinite(parameter).all()), label
+
+
+@pytest.mark.parametrize("before", [0, 2])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@EVERY
+def test_a_last_gradient_that_is_not_finite_shows_in_the_weights_at_once(name, value, before):
+    """As in torch, nothing is checked without a scaler, which would wait for the device; and nothing is hidden."""
+    assert_shown(name, value, before, first=False)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@cells("first gradient shows")
+def test_a_first_gradient_that_is_not_finite_shows_in_the_weights_at_once(name, value):
+    assert_shown(name, value, 0, first=True)
 
 
 @EVERY

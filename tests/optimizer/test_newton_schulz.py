@@ -116,9 +116,22 @@ BANDS = [
     ("polar_express", 8, 1e-3, 1.000, 1.000),
     ("cans", 5, 1e-4, 0.105, 1.120),
     ("cans", 5, 1e-3, 0.884, 1.120),
+    ("polar_express_safer", 5, 1e-4, 0.099, 1.141),
+    ("polar_express_safer", 5, 1e-3, 0.859, 1.141),
+    ("polar_express_safer", 5, 1e-2, 0.859, 1.141),
+    ("deepseek_v4", 10, 1e-4, 1.000, 1.002),
+    ("deepseek_v4", 10, 1e-3, 1.000, 1.001),
+    ("cubic5", 5, 1e-4, 0.012, 1.300),
+    ("cubic5", 5, 1e-3, 0.119, 1.300),
+    ("cubic5", 5, 3e-3, 0.353, 1.300),
+    ("cubic5", 5, 1e-2, 0.774, 1.300),
     ("classical", 5, 1e-2, 0.228, 1.000),
     ("classical", 10, 3e-3, 0.955, 1.000),
 ]
+
+
+def test_every_preset_has_a_band():
+    assert {preset for preset, *_ in BANDS} == set(ns.PRESETS)
 
 
 @pytest.mark.parametrize(("preset", "steps", "low", "smallest", "largest"), BANDS)

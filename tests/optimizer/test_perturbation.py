@@ -9,9 +9,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
-from lossscope.optimizer import ARS2Neo, OptimizerError
+from lossscope.optimizer import ARS2Neo, OptimizerError, create
 from lossscope.optimizer.perturbation import PERTURBATIONS, Ascent
 
 FLOAT64 = torch.float64
@@ -27,6 +27,10 @@ def ascents(seed: int, rho: float = 0.3, steps: int = 4, beta2: float = 0.98, ep
         Ascent(draw(*shape), draw(*shape), draw(*shape).square() * 0.1, steps, beta2, eps, rho)
         for shape in [(4, 3), (5,), (2, 3, 2)]
     ]
+
+
+def draw(seed: int, *shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=FLOAT64)
 
 
 def stacked(tensors: list[Tensor]) -> Tensor:
@@ -152,3 +156,52 @@ def test_the_correction_of_the_second_moment_counts_the_updates_of_this_paramete
     expected = 0.1 * n / (2 * n.norm())
     first, second = moves[4]
     torch.testing.assert_close(torch.stack([first[0, 0], second[0, 0]]), expected, rtol=1e-9, atol=0)
+
+
+# -- the ascent that would be used now ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("perturbation", PERTURBATIONS)
+def test_the_ascent_from_the_base_gradients_is_the_one_of_the_second_pass_and_leaves_no_trace(perturbation):
+    w = {"W": nn.Parameter(draw(0, 4, 3)), "b": nn.Parameter(draw(1, 4)), "unused": nn.Parameter(draw(2, 2))}
+    optimizer = ARS2Neo(w.items(), mode="sync", perturbation=perturbation, rho=0.3)
+    for step in range(3):
+        passes = optimizer.passes()
+        before = {name: p.detach().clone() for name, p in w.items()}
+        next(passes).backward(sum((p**4).sum() * (1 + step) for p in (w["W"], w["b"])))
+        gradients = {p: p.grad.clone() for p in w.values() if p.grad is not None}
+        known = {p: {key: t.clone() for key, t in state.items()} for p, state in optimizer.state.items()}
+        moves = optimizer.ascent(gradients)
+        assert list(moves) == [w["W"], w["b"]]
+        assert {p: set(state) for p, state in optimizer.state.items()} == {p: set(s) for p, s in known.items()}
+        assert all(torch.equal(optimizer.state[p][key], t) for p, s in known.items() for key, t in s.items())
+        assert all(torch.equal(p, before[name]) for name, p in w.items())
+        assert all(torch.equal(p.grad, g) for p, g in gradients.items())
+        second = next(passes)
+        for name in ("W", "b"):
+            assert torch.equal(w[name], before[name] + moves[w[name]])
+        second.backward(sum((p**4).sum() for p in (w["W"], w["b"])))
+        with pytest.raises(StopIteration):
+            next(passes)
+        optimizer.step()
+
+
+@pytest.mark.parametrize("name", ["adamw", "ars2-base", "muon"])
+def test_what_does_not_ascend_has_no_ascent(name):
+    W = nn.Parameter(draw(0, 4, 3))
+    optimizer = create(name, [("W", W)])
+    assert not optimizer.ascends
+    assert optimizer.ascent({W: draw(1, 4, 3)}) == {}
+
+
+def test_an_ascent_ends_and_begins_with_the_radius():
+    W, b = nn.Parameter(draw(0, 4, 3)), nn.Parameter(draw(2, 4))
+    optimizer = create("sam", [("W", W)], rho=0.0)
+    optimizer.add_param_group({"params": [("b", b)], "rho": 0.1})
+    gradients = {W: draw(1, 4, 3), b: draw(3, 4)}
+    assert optimizer.ascends
+    assert list(optimizer.ascent(gradients)) == [b]
+    assert optimizer.ascent({}) == {}
+    optimizer.param_groups[1]["rho"] = 0.0
+    assert not optimizer.ascends
+    assert optimizer.ascent(gradients) == {}

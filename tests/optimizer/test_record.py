@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lossscope.optimizer import ARS2Neo, ascending, kernel
+from lossscope.optimizer import ARS2Neo, OptimizerError, StepRecord, create, kernel, observers
 from lossscope.optimizer import newton_schulz as ns
 from lossscope.optimizer.shear import residual
 
@@ -96,7 +96,7 @@ def test_without_an_observer_no_record_is_made_and_no_operator_is_added(options,
     removed = Problem(**options)
     removed.optimizer.observe(lambda record: None).remove()
     monkeypatch.setattr(kernel, "TensorRecord", lambda **_: pytest.fail("a record was made"))
-    monkeypatch.setattr(ascending, "StepRecord", lambda **_: pytest.fail("a record was made"))
+    monkeypatch.setattr(observers, "StepRecord", lambda **_: pytest.fail("a record was made"))
     assert operators(removed) == never
     assert len(never) > 100
 
@@ -317,3 +317,42 @@ def test_loading_a_state_keeps_the_observers():
     handle.remove()
     problem.run(1)
     assert seen == [1, 2]
+
+
+@pytest.mark.parametrize(("name", "norm"), [("muon", "frobenius"), ("muon", "schatten4"), ("ars2-base", "schatten4")])
+def test_a_record_names_the_polynomials_and_what_they_start_from(name, norm):
+    """So that the output of Newton-Schulz can be told from its input, by singular values alone."""
+    W = nn.Parameter(draw(0, 4, 6))
+    optimizer = create(name, [("W", W)], ns_norm=norm, newton_schulz="you")
+    seen: list[float] = []
+
+    def look(record: StepRecord) -> None:
+        assert record.ns_norm == norm
+        (t,) = record.tensors
+        values = torch.linalg.svdvals(t.source)
+        image = values / torch.linalg.vector_norm(values, ord={"frobenius": 2, "schatten4": 4}[record.ns_norm])
+        for a, b, c in record.newton_schulz:
+            image = a * image + b * image**3 + c * image**5
+        seen.append(float((image.sort().values - torch.linalg.svdvals(t.orthogonal).sort().values).abs().max()))
+
+    optimizer.observe(look)
+    W.grad = draw(1, 4, 6)
+    optimizer.step()
+    assert 0 <= seen[0] < 1e-5  # the floor that is added to the norm
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_a_method_without_newton_schulz_names_neither_polynomials_nor_a_norm(name):
+    W = nn.Parameter(draw(0, 4, 6))
+    optimizer = create(name, [("W", W)])
+    seen: list[object] = []
+    optimizer.observe(lambda record: seen.append((record.newton_schulz, record.ns_norm)))
+    W.grad = draw(1, 4, 6)
+    optimizer.step()
+    assert seen == [((), None)]
+
+
+def test_the_norm_of_newton_schulz_is_one_for_all_groups():
+    optimizer = create("muon", [("W", nn.Parameter(draw(0, 4, 6)))])
+    with pytest.raises(OptimizerError, match="ns_norm='schatten4' in one group and 'frobenius' in the first"):
+        optimizer.add_param_group({"params": [("V", nn.Parameter(draw(1, 4, 6)))], "ns_norm": "schatten4"})

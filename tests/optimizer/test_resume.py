@@ -120,7 +120,7 @@ def test_only_what_resuming_needs_is_saved(options):
     assert all(set(state) == expected for state in saved["state"].values())
     assert all(isinstance(key, Tensor) for key in training.optimizer.state)
     assert set(saved["state"]) == {0, 1, 2}
-    assert set(saved) == {"state", "param_groups"}
+    assert set(saved) == {"state", "param_groups", "rule"}
 
 
 def test_nothing_of_the_ascent_is_saved_between_the_passes_and_the_step():

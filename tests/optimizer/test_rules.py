@@ -221,6 +221,19 @@ def test_adamw_is_that_of_torch(settings):
         torch.testing.assert_close(ours[name], theirs[name], rtol=1e-12, atol=1e-12)
 
 
+def test_in_bfloat16_the_second_moment_of_adamw_is_that_of_torch_and_hardly_falls():
+    ours, theirs = (torch.nn.Parameter(draw(0, 6, 5).bfloat16()) for _ in range(2))
+    optimizer, oracle = create("adamw", [("W", ours)]), torch.optim.AdamW([theirs])
+    largest = torch.zeros(6, 5)
+    for t in range(40):
+        for p, one in ((ours, optimizer), (theirs, oracle)):
+            p.grad = (draw(50 + t, 6, 5) * 0.5**t).bfloat16()
+            one.step()
+        assert torch.equal(optimizer.state[ours]["exp_avg_sq"], oracle.state[theirs]["exp_avg_sq"])
+        largest = torch.maximum(largest, optimizer.state[ours]["exp_avg_sq"].float())
+    assert torch.equal(optimizer.state[ours]["exp_avg_sq"].float(), largest)  # in float32 it would be 0.96 of it
+
+
 @pytest.mark.parametrize(
     "settings",
     [

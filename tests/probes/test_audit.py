@@ -74,8 +74,16 @@ def test_the_null_is_a_geometric_law_cut_off_at_the_cap(lamda: float, k: int) ->
 def test_a_periodic_trigger_never_fires_by_itself() -> None:
     found = trigger_audit([t % 5 == 0 for t in range(101)], lamda=1.0, k=5)
     assert (found.rate.value, found.rate.low, found.rate.high) == (0.2, 0.2, 0.2)
-    assert (found.chance.value, found.chance.high) == (0.0, 0.0)
+    assert (found.chance.value, found.chance.low) == (0.0, 0.0)
+    assert found.chance.high == pytest.approx(1 - 0.025 ** (1 / 80))  # at none of 4 steps in 20 runs
+    assert math.isnan(found.chance.stderr)
     assert found.runs.tolist() == [0, 0, 0, 0, 20]
+
+
+def test_a_trigger_that_fires_at_every_step_before_the_cap_is_not_known_to_be_certain() -> None:
+    found = trigger_audit([True] * 41, lamda=1.0, k=5).chance
+    assert (found.value, found.high) == (1.0, 1.0)
+    assert found.low == pytest.approx(0.025 ** (1 / 40))
 
 
 def test_a_second_gradient_at_every_step_leaves_the_chance_a_gap() -> None:

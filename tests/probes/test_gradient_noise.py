@@ -80,6 +80,14 @@ def test_steps_that_depend_get_a_wider_interval() -> None:
     assert chosen.signal.value == single.signal.value
 
 
+def test_the_interval_of_the_scale_ends_at_zero_unless_its_value_is_below() -> None:
+    level = [1.0, 1.1, 0.9, 1.0, 1.05, 0.95]
+    drowned = noise_scale([4.0, 9.0, 1.0, 6.0, 2.0, 8.0], level, small_batch=1, large_batch=8)
+    assert (drowned.scale.low, drowned.scale.high > drowned.scale.value) == (0.0, True)
+    below = noise_scale([0.9 * x for x in level], level, small_batch=1, large_batch=2)
+    assert below.scale.low <= below.scale.value < 0
+
+
 def test_a_signal_that_drowns_leaves_the_scale_open() -> None:
     generator = np.random.default_rng(1)
     noise = [generator.standard_normal((60, size, 50)).mean(1) for size in (2, 16)]

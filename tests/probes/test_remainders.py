@@ -29,7 +29,7 @@ def network() -> Objective:
 def test_each_remainder_is_that_of_a_step_of_one_tensor_alone() -> None:
     objective = network()
     D = gaussian(objective.size) / 5
-    found = layer_remainders(objective, D)
+    found = layer_remainders(objective, D).by_name
     assert tuple(found) == objective.names
     for name, remainder in found.items():
         alone = torch.zeros_like(D)
@@ -46,7 +46,7 @@ def test_on_a_quadratic_it_is_half_the_curvature_of_the_block() -> None:
             self.b = nn.Parameter(torch.tensor([3.0]).double())
 
     objective = Objective(Two(), lambda m, _: (2 * m.a**2 + 5 * m.a * m.b + 3 * m.b**2).sum(), [torch.zeros(1)])
-    found = layer_remainders(objective, torch.tensor([1.0, -2.0]))
+    found = layer_remainders(objective, torch.tensor([1.0, -2.0])).by_name
     assert found == pytest.approx({"a": 2.0, "b": 12.0})
     whole = step_quality(objective, torch.tensor([1.0, -2.0])).first_remainder
     assert whole == pytest.approx(2 + 12 - 10)  # the cross curvature is in none of them

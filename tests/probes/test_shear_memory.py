@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -109,6 +110,52 @@ def test_the_default_block_is_longer_than_the_lag() -> None:
     lagged = LaggedCosines((10,), cosines.values[:2], 20)
     assert not direction_memory(lagged).normalised[0].converged  # six blocks of eleven
     assert direction_memory(lagged, block=6).normalised[0].converged
+
+
+def windows(turn: float, *, count: int, seed: int, size: int = 200) -> LaggedCosines:
+    """Fixture T8 in windows 40 steps apart, every look with two fresh batches: no two columns share a vector."""
+    generator, spread = np.random.default_rng(seed), math.sqrt((1 / CEILING - 1) / size)
+    values = np.full((3, count), math.nan)
+    for window in range(count):
+        looks = spread * generator.standard_normal((3, 2, size))  # at lag 0, 1 and 5, of two batches
+        angle = turn * (40 * window + np.array([0, 1, 5]))
+        looks[..., 0] += np.cos(angle)[:, None]
+        looks[..., 1] += np.sin(angle)[:, None]
+        looks /= np.linalg.norm(looks, axis=2, keepdims=True)
+        values[:, window] = ((looks[:, 1] @ looks[0, 0]) + (looks[:, 0] @ looks[0, 1])) / 2
+    return LaggedCosines((1, 5), values, size, shared=False)
+
+
+def test_windows_share_no_vector_so_that_their_blocks_need_not_be_longer_than_the_lag() -> None:
+    cosines = windows(0.02, count=20, seed=0)
+    joined = replace(cosines, shared=True)
+    assert direction_memory(cosines).normalised[1].converged
+    assert direction_memory(joined).normalised[1] == direction_memory(cosines, block=6).normalised[1]
+    assert not direction_memory(joined).normalised[1].converged  # four blocks of six
+    assert memory_difference(cosines, cosines)[1].converged
+    assert not memory_difference(cosines, joined)[1].converged
+
+
+@pytest.mark.parametrize("count", [5, 20])
+def test_the_intervals_over_windows_cover_the_true_cosine_and_the_true_difference(count: int) -> None:
+    turn, inside, apart = math.acos(TRUE), 0, 0
+    for seed in range(60):
+        slow, fast = windows(turn, count=count, seed=2 * seed), windows(1.0, count=count, seed=2 * seed + 1)
+        found = direction_memory(slow, draws=400, seed=seed).normalised[0]
+        inside += found.low <= TRUE <= found.high
+        difference = memory_difference(slow, fast, draws=400, seed=seed)[1]
+        apart += difference.low <= math.cos(5 * turn) - math.cos(5.0) <= difference.high
+    assert inside >= 52
+    assert apart >= 52
+
+
+def test_windows_that_were_cut_short_and_ceilings_that_are_missing_are_gaps() -> None:
+    values = np.array([[0.5, math.nan, 0.5], [0.4, 0.3, math.nan], [math.nan, 0.3, math.nan]])
+    found = direction_memory(LaggedCosines((1, 5), values, 9, shared=False))
+    assert found.normalised[0].value == pytest.approx(0.35 / 0.5)
+    assert found.normalised[1].value == pytest.approx(0.3 / 0.5)  # though no window has both
+    without = LaggedCosines((1,), np.array([[math.nan] * 2, [0.4, 0.3]]), 9, shared=False)
+    assert math.isnan(direction_memory(without).normalised[0].value)
 
 
 def test_a_list_of_tensors_is_one_long_vector() -> None:

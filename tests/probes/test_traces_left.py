@@ -27,6 +27,7 @@ from lossscope.probes.errors import ProbeError
 from lossscope.probes.flatness import adaptive_trace, log_fisher_rao
 from lossscope.probes.gauss_newton_operator import fisher, gauss_newton
 from lossscope.probes.hessian_operator import hessian
+from lossscope.probes.logits import logit_scale
 from lossscope.probes.loss import CrossEntropy
 from lossscope.probes.module_blocks import per_module
 from lossscope.probes.objective import Objective
@@ -38,7 +39,7 @@ from lossscope.probes.remainders import layer_remainders
 from lossscope.probes.restriction import restricted
 from lossscope.probes.sampling_error import sampled_eigenvalue
 from lossscope.probes.second_derivative import require_second_derivative
-from lossscope.probes.taylor import secant_curvature, step_quality, step_taken
+from lossscope.probes.taylor import rounding, secant_curvature, step_quality, step_taken
 from lossscope.probes.tracking import EigenTracker
 from lossscope.probes.worst_case import norm_sharpness
 
@@ -172,6 +173,8 @@ PROBES: dict[str, Callable[[Objective], Any]] = {
     "step_quality": lambda o: step_quality(o, 0.01 * vector(o), at=o.parameters() + 0.1),
     "secant_curvature": lambda o: secant_curvature(o, 0.01 * vector(o), at=o.parameters() + 0.1),
     "step_taken": lambda o: step_taken(o, 0.01 * vector(o)),
+    "rounding": lambda o: rounding(o, 1.0),
+    "logit_scale": lambda o: logit_scale(o),
     "layer_remainders": lambda o: layer_remainders(o, 0.01 * vector(o), at=o.parameters() + 0.1),
     "gradient_alignment": aligned,
     "split_loss": own_split,

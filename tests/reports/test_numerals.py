@@ -78,3 +78,15 @@ def test_cells_headers_and_shares_in_words():
 def test_control_characters_cannot_reach_a_terminal():
     assert printable("a\x1b[31mb\nc") == "a\N{REPLACEMENT CHARACTER}[31mb\N{REPLACEMENT CHARACTER}c"
     assert cell_text("\x07") == "\N{REPLACEMENT CHARACTER}"
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "shown"),
+    [
+        (-math.inf, math.inf, "[\N{MINUS SIGN}∞, ∞]"),
+        (0.25, math.inf, "[0.2500, ∞]"),
+        (-math.inf, 1.0, "[\N{MINUS SIGN}∞, 1.000]"),
+    ],
+)
+def test_an_interval_without_an_end_shows_it(low, high, shown):
+    assert quantity_text(Quantity(0.5, low=low, high=high)) == f"0.5000 {shown}"

@@ -8,10 +8,10 @@ from html.parser import HTMLParser
 
 import pytest
 
-from lossscope.reports import flatness, overview, render, sharpness, spectral_entropy
+from lossscope.reports import dynamics, flatness, overview, render, sharpness, spectral_entropy
 from lossscope.reports.content import REPORT_SCHEMA
 
-REPORTS = (sharpness, spectral_entropy, flatness, overview)
+REPORTS = (sharpness, spectral_entropy, flatness, dynamics, overview)
 FORMATS = ("text", "json", "html")
 HOSTILE_ARM = "<script>alert(1)</script>"
 HOSTILE_RUN = "<img src=x onerror=alert(2)>"

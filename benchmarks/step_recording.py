@@ -1,0 +1,50 @@
+"""What the recorder's instruments cost on training steps of modadd-113, each by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import mkdtemp
+
+from step_timing import Arm, medians
+from step_training import Training
+
+from lossscope.landscape.recorder import Recorder
+from lossscope.probes import CrossEntropy, Objective
+
+KINDS = ("instruments", "spectra", "counterfactual", "minibatches", "layers")
+WORDS = ("rows and norms", "spectra", "updates without injection", "pairs of minibatches", "layers")
+
+
+def recorded(name: str, preset: str) -> tuple[Arm, Recorder]:
+    """A training that is recorded, without curvature visits, which have their own budget."""
+    training = Training.of(name)
+    fixed = Objective(training.model, CrossEntropy(), training.batches[:1])
+    pairs = Objective(training.model, CrossEntropy(), training.batches[1:5])
+    recorder = Recorder(
+        Path(mkdtemp()) / "run", training.model, training.optimizer, fixed, preset, minibatches=pairs, visits=0
+    )
+    return Arm(preset, lambda: recorder.step(training.step())), recorder
+
+
+def recording_table(name: str, presets: Sequence[str], *, rounds: int, repeats: int) -> str:
+    """A markdown table, a row a preset: the whole cost from interleaved rounds, each instrument by its own account.
+
+    Args:
+        name: A registered optimizer.
+        presets: Of the recorder.
+        rounds: Visits of each.
+        repeats: Steps a visit; a whole number of every preset's periods.
+    """
+    plain = Training.of(name)
+    arms = [recorded(name, preset) for preset in presets]
+    times = medians([Arm("not recorded", plain.step), *(arm for arm, _ in arms)], rounds, repeats)
+    lines = [f"| preset | ms a step | / not recorded | {' | '.join(f'{words}, % of it' for words in WORDS)} |"]
+    lines += ["|---" * (3 + len(WORDS)) + "|", f"| not recorded | {1e3 * times[0]:.3f} | 1.00 |" + " - |" * len(WORDS)]
+    for (arm, recorder), seconds in zip(arms, times[1:], strict=True):
+        spent, steps = recorder.overhead, recorder.steps
+        shares = [100 * spent[f"{kind}_seconds"] / steps / times[0] for kind in KINDS]
+        cells = " | ".join(f"{share:.1f}" for share in shares)
+        lines.append(f"| {arm.label} | {1e3 * seconds:.3f} | {seconds / times[0]:.2f} | {cells} |")
+        recorder.close(quiet=True)
+    return "\n".join(lines)

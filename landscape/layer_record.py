@@ -1,0 +1,87 @@
+"""Which layer of a run left its own Taylor model first, and what the training loss did around that step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from lossscope.landscape.series import FloatArray, step_series
+from lossscope.probes.departure import patient_zero
+
+if TYPE_CHECKING:
+    from lossscope.landscape.run import Run
+
+__all__ = ["AROUND", "LayerRecord", "layers_of"]
+
+AROUND: Final = 10  # steps before and after, over which the median of the batches' losses is taken
+_WINDOW: Final = 20  # looks that the usual size of a remainder is taken from
+
+
+@dataclass(frozen=True)
+class LayerRecord:
+    """The layers of a run. Without a `layer` none stood out, or, where not `judged`, too few looks were taken."""
+
+    looks: int  # steps at which the layers were looked at
+    judged: bool  # whether there was any step that a remainder could have stood out at
+    layer: str | None = None  # that whose remainder stood out first
+    step: int | None = None  # optimizer step at which it did
+    ratio: float = float("nan")  # its remainder over its threshold at that step, above 1
+    loss_before: float = float("nan")  # nats, median of the batches' losses over the steps up to the one it left at
+    loss_after: float = float("nan")  # the same over the steps after it
+
+    @property
+    def rose(self) -> bool | None:
+        """Whether the median loss after is above that before; None where one of them is missing."""
+        known = np.isfinite(self.loss_before) and np.isfinite(self.loss_after)
+        return bool(self.loss_after > self.loss_before) if known else None
+
+
+def layers_of(run: Run) -> LayerRecord | None:
+    """The layer whose remainder was the first to stand out, over the whole run.
+
+    A remainder stands out at ten times its own usual size, and beyond rounding: see `patient_zero`. Both are by
+    convention, so a layer that stood out is where to look, not proof of a cause.
+
+    Args:
+        run: any run.
+
+    Returns:
+        The record; None where no layer was ever looked at.
+    """
+    rows = run.tensors.dropna(subset=["remainder"]).drop_duplicates(["step", "tensor"], keep="last")
+    if not len(rows):
+        return None
+    table = rows.pivot(index="step", columns="tensor", values="remainder").sort_index()
+    remainders, layers = table.to_numpy(dtype=np.float64), [str(name) for name in table.columns]
+    steps = table.index.to_numpy(dtype=np.int64)
+    known = np.isfinite(remainders[:-1]).sum(0)
+    if not (known >= _WINDOW / 2).any():
+        return LayerRecord(len(steps), judged=False)
+    found = patient_zero(remainders, layers, window=_WINDOW, rounding=_rounding(run))
+    if found is None:
+        return LayerRecord(len(steps), judged=True)
+    step = int(steps[found.step])
+    before, after = _losses_around(run, step)
+    return LayerRecord(len(steps), True, found.layer, step, found.ratio, before, after)
+
+
+def _rounding(run: Run) -> float:
+    """The largest rounding of any look; 0 where none is told."""
+    found = step_series(run, "remainder_rounding").y
+    return float(np.nanmax(found)) if np.isfinite(found).any() else 0.0
+
+
+def _losses_around(run: Run, step: int) -> tuple[float, float]:
+    """The median loss of the steps up to one, and of those after; a step's loss is that before it."""
+    series = step_series(run, "loss")
+    before = (series.x > step - AROUND) & (series.x <= step)
+    after = (series.x > step) & (series.x <= step + AROUND)
+    return _median(series.y[before]), _median(series.y[after])
+
+
+def _median(values: FloatArray) -> float:
+    """The median of what is there; nan where nothing is."""
+    there = values[np.isfinite(values)]
+    return float(np.median(there)) if len(there) else float("nan")

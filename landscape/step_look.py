@@ -1,0 +1,89 @@
+"""What a looked-at step shows, gathered while it is taken and kept until its rows are written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from torch import Tensor
+
+from lossscope.landscape.cadence import Cadence
+from lossscope.landscape.instruments import (
+    Row,
+    Seen,
+    finished_spectra,
+    injection_angles,
+    settled,
+    spectrum_rows,
+    step_numbers,
+    tensor_rows,
+)
+from lossscope.landscape.overhead import Overhead
+from lossscope.optimizer import StepRecord
+from lossscope.probes.remainders import LayerRemainders
+
+__all__ = ["StepLook"]
+
+
+class StepLook:
+    """The numbers of one step, on the device until they are fetched all at once.
+
+    Args:
+        cadence: Says what is due.
+        overhead: Counts the time of each instrument.
+    """
+
+    def __init__(self, cadence: Cadence, overhead: Overhead) -> None:
+        self._cadence, self._overhead = cadence, overhead
+        self._numbers: Row = {}
+        self._tensors: list[Row] = []
+        self._spectra: list[Row] = []
+
+    def take(
+        self, step: int, seen: Sequence[Seen], losses: tuple[Tensor | None, Tensor | None], record: StepRecord | None
+    ) -> None:
+        """Look at the parameters of a step while it shows them.
+
+        Args:
+            step: Its number, from 1.
+            seen: Its parameters; nothing is due where there is none.
+            losses: Of its first and of its second pass.
+            record: What only our own optimizers show.
+        """
+        if not seen:
+            return
+        if self._cadence.tensors(step):
+            with self._overhead.counted("instruments"):
+                self._tensors = tensor_rows(seen)
+                self._numbers = step_numbers(seen, losses)
+            if record is not None and record.uninjected is not None:
+                with self._overhead.counted("counterfactual"):
+                    whole, angles = injection_angles(seen, record.uninjected())
+                    self._numbers["injection_angle"] = whole
+                    self._add("injection_angle", angles)
+        if self._cadence.spectra(step):
+            with self._overhead.counted("spectra"):
+                self._spectra = spectrum_rows(seen, record)
+
+    def add_layers(self, found: LayerRemainders) -> None:
+        """Take in the remainders of the step's layers."""
+        self._numbers["remainder_rounding"] = found.rounding
+        self._add("remainder", found.by_name)
+
+    def rows(self, row: Row) -> Iterable[tuple[str, Row]]:
+        """Every row of the step with the name of its table, the one of `steps` last; what was gathered is let go.
+
+        Args:
+            row: What else the row of `steps` holds; it goes before the same number measured here.
+        """
+        tensors, spectra, numbers = self._tensors, self._spectra, self._numbers
+        self._numbers, self._tensors, self._spectra = {}, [], []
+        (step_row, *others) = settled([{**numbers, **row}, *tensors, *spectra])
+        yield from (("tensors", one) for one in others[: len(tensors)])
+        yield from (("spectra", one) for one in finished_spectra(others[len(tensors) :]))
+        yield "steps", step_row
+
+    def _add(self, column: str, by_name: dict[str, Tensor] | dict[str, float]) -> None:
+        """Fill a column of the rows of tensors."""
+        for row in self._tensors:
+            if row["tensor"] in by_name:
+                row[column] = by_name[row["tensor"]]

@@ -1,0 +1,73 @@
+"""What the trigger of second gradients did in a run, held against one that sees noise."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from lossscope.landscape.series import step_series
+from lossscope.probes.audit import PhiMemory, TriggerAudit, phi_memory, trigger_audit
+from lossscope.probes.errors import ProbeError
+
+if TYPE_CHECKING:
+    from lossscope.landscape.run import Run
+
+__all__ = ["SETTLED", "TriggerRecord", "trigger_of"]
+
+SETTLED: Final = 100  # steps in which the running variance of phi is still too small, and the trigger fires too often
+_ENOUGH: Final = 100  # settled steps from which the first ones are left out
+
+
+@dataclass(frozen=True)
+class TriggerRecord:
+    """The trigger of a run; `why` says why there is no audit."""
+
+    mode: str  # "aga", or "timer" for the one that draws lots
+    lamda: float
+    k: int
+    first: int = 0  # step
+    last: int = 0
+    audit: TriggerAudit | None = None
+    phi: PhiMemory | None = None
+    why: str = ""
+
+
+def trigger_of(run: Run, *, draws: int = 2000) -> TriggerRecord | None:
+    """What the trigger of a run did, from its steps.
+
+    The first steps are left out where enough others are there: `SETTLED`. A run that was resumed counts as one, and one
+    that was recorded from a later step from there on.
+
+    Args:
+        run: any run.
+        draws: of the bootstrap over the intervals between second gradients.
+
+    Returns:
+        The record; None where the optimizer has no trigger. It has no audit where a step is missing or does not say
+        whether it took a second gradient.
+    """
+    settings = run.manifest.get("trigger")
+    if not isinstance(settings, dict):
+        return None
+    try:
+        mode, lamda, k = str(settings["mode"]), float(settings["lambda"]), int(settings["k"])
+    except (KeyError, TypeError, ValueError):
+        return TriggerRecord("unknown", float("nan"), 0, why="the manifest does not tell its lambda and k")
+    steps = run.steps["step"].to_numpy(dtype=np.int64)
+    if not len(steps):
+        return TriggerRecord(mode, lamda, k, why="no step was recorded")
+    synced = step_series(run, "synced").y
+    if (np.diff(steps) != 1).any() or np.isnan(synced).any():
+        why = "steps are missing, or do not say whether they took a second gradient: runs between two cannot be counted"
+        return TriggerRecord(mode, lamda, k, why=why)
+    late = steps > SETTLED
+    used = late if late.sum() >= _ENOUGH else np.ones(len(steps), dtype=bool)
+    record = TriggerRecord(mode, lamda, k, int(steps[used][0]), int(steps[-1]))
+    try:
+        audit = trigger_audit(synced[used].astype(bool).tolist(), lamda=lamda, k=k, draws=draws)
+    except ProbeError as error:
+        return TriggerRecord(mode, lamda, k, record.first, record.last, why=str(error))
+    phi = phi_memory(step_series(run, "phi").y[used].tolist())
+    return TriggerRecord(mode, lamda, k, record.first, record.last, audit, phi)

@@ -1,0 +1,395 @@
+"""What the steps of a run did, from its tables."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lossscope.landscape.dynamics import (
+    Estimate,
+    layers_of,
+    mean_order,
+    memory_of_arm,
+    memory_of_run,
+    noise_of,
+    order_of,
+    pooled,
+    trigger_of,
+)
+from lossscope.landscape.run import Run
+from lossscope.landscape.store import RunStore
+from lossscope.landscape.windows import lagged_cosines_of
+from lossscope.probes.audit import trigger_audit
+from lossscope.probes.gradient_noise import noise_scale
+
+Rows = Iterable[tuple[str, dict[str, object]]]
+TRUE, CEILING, SIZE = 0.802, 0.205, 200
+
+
+@pytest.fixture
+def recorded(tmp_path: Path) -> Callable[..., Run]:
+    """Writes a run of given rows and opens it."""
+
+    def run(rows: Rows, name: str = "run", **facts: object) -> Run:
+        store = RunStore.create(tmp_path / name, {"arm": "sgd", **facts})
+        for table, row in rows:
+            store.append(table, row)
+        store.close("finished", "the loop ended")
+        return Run.open(tmp_path / name)
+
+    return run
+
+
+def looks(cosines: dict[tuple[int, int], float], kind: str = "gradient", **more: object) -> Rows:
+    """Rows of pairs by begin and lag."""
+    for (begin, lag), cosine in cosines.items():
+        yield "pairs", {"step": begin + lag, "object": kind, "lag": lag, "cosine": cosine, "size": 7, **more}
+
+
+def two_batches(turn: float, windows: int, seed: int, kind: str = "gradient") -> Rows:
+    """Fixture T8 in windows: a unit vector that turns in a plane, under the noise of two fresh batches at each look."""
+    generator, spread = np.random.default_rng(seed), math.sqrt((1 / CEILING - 1) / SIZE)
+
+    def look(step: int) -> np.ndarray:
+        x = spread * generator.standard_normal((2, SIZE))
+        x[:, 0] += math.cos(turn * step)
+        x[:, 1] += math.sin(turn * step)
+        return x / np.linalg.norm(x, axis=1, keepdims=True)
+
+    for begin in range(0, 40 * windows, 40):
+        first = look(begin)
+        for lag in (0, 1, 5):
+            then = first if lag == 0 else look(begin + lag)
+            cosine = float(first[0] @ then[1] + first[1] @ then[0]) / 2
+            yield "pairs", {"step": begin + lag, "object": kind, "lag": lag, "cosine": cosine, "size": SIZE}
+
+
+def test_each_window_is_a_column_and_its_ceiling_the_first_row(recorded: Callable[..., Run]) -> None:
+    cosines = {(0, 0): 0.5, (0, 1): 0.4, (0, 5): 0.3, (40, 0): 0.6, (40, 1): 0.2}  # the second was cut short
+    found = lagged_cosines_of(recorded(looks(cosines)))
+    assert list(found) == ["gradient"]
+    one = found["gradient"]
+    assert (one.lags, one.size, one.shared) == ((1, 5), 7, False)
+    np.testing.assert_array_equal(one.values, [[0.5, 0.6], [0.4, 0.2], [0.3, np.nan]])
+
+
+def test_objects_have_the_same_windows_so_that_their_difference_is_taken_over_them(
+    recorded: Callable[..., Run],
+) -> None:
+    g, v = {(0, 0): 0.5, (0, 1): 0.4, (9, 0): 0.5, (9, 1): 0.4}, {(9, 0): 0.8, (9, 1): 0.7}
+    found = lagged_cosines_of(recorded([*looks(g), *looks(v, "shear")]))
+    np.testing.assert_array_equal(found["shear"].values, [[np.nan, 0.8], [np.nan, 0.7]])
+    memory = memory_of_run(recorded([*looks(g), *looks(v, "shear")], "again"))
+    assert memory.windows == 2
+    assert memory.differences[1].value == pytest.approx(0.7 / 0.8 - 0.4 / 0.5)
+
+
+def test_of_a_look_that_was_taken_twice_the_last_one_counts(recorded: Callable[..., Run]) -> None:
+    rows = [*looks({(0, 0): 0.5, (0, 1): 0.1}), *looks({(0, 1): 0.4})]
+    assert lagged_cosines_of(recorded(rows))["gradient"].values[1, 0] == 0.4
+
+
+def test_windows_show_the_cosine_under_the_noise(recorded: Callable[..., Run]) -> None:
+    turn = math.acos(TRUE)
+    rows = [*two_batches(turn, 60, 1), *two_batches(1.0, 60, 2, "shear")]
+    memory = memory_of_run(recorded(rows))
+    found = memory.directions["gradient"]
+    assert found.ceiling.value == pytest.approx(CEILING, abs=0.03)
+    assert found.normalised[0].value == pytest.approx(TRUE, abs=0.1)
+    assert found.normalised[1].value == pytest.approx(math.cos(5 * turn), abs=0.1)
+    for lag, estimate in memory.differences.items():
+        true = math.cos(lag) - math.cos(lag * turn)
+        assert estimate.low < true < estimate.high
+
+
+def test_a_run_without_minibatches_has_no_memory_and_no_noise_scale(recorded: Callable[..., Run]) -> None:
+    run = recorded([("steps", {"step": 1, "loss": 1.0})])
+    assert memory_of_run(run) is memory_of_arm([run]) is noise_of(run) is layers_of(run) is trigger_of(run) is None
+    assert order_of(run) == {}
+
+
+def own(value: float, half: float = 1.0) -> Estimate:
+    return Estimate(value, half / 2, value - half, value + half, 20, "standard error")
+
+
+def test_one_seed_keeps_its_own_interval() -> None:
+    found = pooled([("a", own(3.0))])
+    assert (found.estimate, found.seeds, found.judged) == (own(3.0), 1, True)
+
+
+def test_two_seeds_are_the_unit_whatever_the_error_of_each() -> None:
+    for half in (1.0, 100.0):
+        found = pooled([("a", own(1.0, half)), ("b", own(2.0, half)), ("c", own(6.0, half))])
+        spread = 4.302653 * math.sqrt(7.0 / 3)  # t of 2 degrees of freedom; the variance of 1, 2, 6 is 7
+        assert found.estimate.value == pytest.approx(3.0)
+        assert (found.estimate.low, found.estimate.high) == pytest.approx((3 - spread, 3 + spread), rel=1e-6)
+        assert (found.seeds, found.estimate.samples, found.judged) == (3, 3, True)
+
+
+def test_a_seed_that_was_run_twice_counts_once_and_a_gap_not_at_all() -> None:
+    twice = pooled([("a", own(1.0)), ("a", own(3.0)), ("b", own(4.0)), ("c", own(math.nan))])
+    assert (twice.estimate.value, twice.seeds, twice.gaps) == (3.0, 2, 1)
+    assert not twice.judged  # what the third seed would have shown is not known
+    assert pooled([("a", own(1.0)), ("a", own(3.0))]).estimate == own(1.0)
+    nothing = pooled([("a", own(math.nan))])
+    assert (math.isnan(nothing.estimate.value), nothing.seeds, nothing.judged) == (True, 0, False)
+
+
+def test_an_interval_without_ends_or_from_few_windows_is_not_judged() -> None:
+    assert not pooled([("a", own(1.0, math.inf))]).judged
+    assert not pooled([("a", replace(own(1.0), samples=4))]).judged
+
+
+def test_a_seed_whose_own_number_may_be_anything_leaves_the_arm_unjudged() -> None:
+    loose = [("a", own(2.0)), ("b", own(2.1, math.inf))]
+    assert (pooled(loose).open, pooled(loose).judged) == (1, False)
+    one_window = replace(own(2.1, math.inf), samples=1)  # its spread is unknown, its number is not
+    assert pooled([("a", one_window), ("b", one_window)]).judged
+
+
+def test_student_over_seeds_covers_the_truth_in_most_draws() -> None:
+    generator = np.random.default_rng(0)
+    inside = 0
+    for _ in range(400):
+        found = pooled((seed, own(1 + generator.standard_normal(), 0.01)) for seed in range(3)).estimate
+        inside += found.low <= 1 <= found.high
+    assert 368 <= inside <= 392  # 95 % of 400, and three standard deviations
+
+
+def test_the_memory_of_an_arm_is_over_its_seeds(recorded: Callable[..., Run]) -> None:
+    values = [0.3, 0.4, 0.5]
+    runs = [
+        recorded(looks({(0, 0): 0.5, (0, 1): x, (9, 0): 0.5, (9, 1): x}), f"s{k}", seeds={"init": k})
+        for k, x in enumerate(values)
+    ]
+    memory = memory_of_arm(runs)
+    first = memory.directions["gradient"].normalised[1]
+    assert (memory.windows, first.seeds) == (6, 3)
+    assert first.estimate.value == pytest.approx(0.8)
+    assert first.estimate.stderr == pytest.approx(0.2 / math.sqrt(3))
+    angle = memory.directions["gradient"].angular_velocity
+    assert angle.value == pytest.approx(math.acos(0.8))
+    assert 0 <= angle.low < angle.value < angle.high
+    assert memory.differences == {}
+
+
+def test_the_half_life_of_an_arm_is_the_first_lag_below_one_half(recorded: Callable[..., Run]) -> None:
+    run = recorded(looks({(0, 0): 0.5, (0, 1): 0.4, (0, 5): 0.2, (0, 20): 0.1}))
+    memory = memory_of_arm([run])
+    assert memory.directions["gradient"].half_life == 5
+
+
+AGA = {"mode": "aga", "lambda": 1.0, "k": 4}
+
+
+def triggered(steps: Iterable[int], synced: Callable[[int], bool | None]) -> Rows:
+    for step in steps:
+        yield "steps", {"step": step, "synced": synced(step), "phi": math.sin(step)}
+
+
+def irregular(step: int) -> bool:
+    return step % 4 == 0 or step % 7 == 0
+
+
+def test_the_audit_is_of_the_steps_after_the_first_hundred(recorded: Callable[..., Run]) -> None:
+    found = trigger_of(recorded(triggered(range(1, 301), irregular), trigger=AGA))
+    assert (found.mode, found.lamda, found.k, found.first, found.last) == ("aga", 1.0, 4, 101, 300)
+    expected = trigger_audit([irregular(step) for step in range(101, 301)], lamda=1.0, k=4)
+    assert found.audit.rate == expected.rate
+    assert found.audit.runs.tolist() == expected.runs.tolist()
+    assert found.phi.autocorrelation[0] == pytest.approx(math.cos(1), abs=0.02)
+
+
+def test_a_short_run_is_audited_whole_and_one_recorded_late_from_there(recorded: Callable[..., Run]) -> None:
+    short = trigger_of(recorded(triggered(range(1, 151), irregular), "short", trigger=AGA))
+    late = trigger_of(recorded(triggered(range(5001, 5301), irregular), "late", trigger=AGA))
+    assert (short.first, short.last) == (1, 150)
+    assert (late.first, late.last) == (5001, 5300)
+    assert late.audit.rate == trigger_audit([irregular(step) for step in range(5001, 5301)], lamda=1.0, k=4).rate
+
+
+def test_a_resumed_run_is_one_run(recorded: Callable[..., Run]) -> None:
+    whole = trigger_of(recorded(triggered(range(1, 301), irregular), "whole", trigger=AGA))
+    part = recorded(triggered(range(1, 201), irregular), "part", trigger=AGA)
+    store = RunStore.resume(part.path, 150)
+    for table, row in triggered(range(151, 301), irregular):
+        store.append(table, row)
+    store.close("finished", "the loop ended")
+    found = trigger_of(Run.open(part.path))
+    assert found.audit.rate == whole.audit.rate
+
+
+@pytest.mark.parametrize(
+    ("rows", "trigger", "why"),
+    [
+        (triggered([*range(1, 50), *range(60, 100)], irregular), AGA, "steps are missing"),
+        (triggered(range(1, 50), lambda step: None if step == 7 else True), AGA, "do not say"),
+        (triggered(range(1, 50), lambda step: step % 9 == 0), AGA, "longer than the cap k=4"),
+        ((), AGA, "no step was recorded"),
+        (triggered(range(1, 50), irregular), {"mode": "aga"}, "does not tell its lambda"),
+    ],
+)
+def test_steps_that_cannot_be_audited_are_a_gap_with_a_reason(
+    recorded: Callable[..., Run], rows: Rows, trigger: dict[str, object], why: str
+) -> None:
+    found = trigger_of(recorded(rows, trigger=trigger))
+    assert found.audit is None
+    assert why in found.why
+
+
+def squares(values: Iterable[tuple[int, float, float, float]]) -> Rows:
+    for step, small, large, samples in values:
+        more = {"square": small, "pair_square": large, "samples": samples}
+        yield from looks({(step, 0): 0.5}, **more)
+
+
+def test_the_noise_scale_is_that_of_one_minibatch_and_two(recorded: Callable[..., Run]) -> None:
+    generator = np.random.default_rng(0)
+    small, large = 5 + generator.random(12), 3 + generator.random(12)
+    rows = squares((50 * i, a, b, 32.0) for i, (a, b) in enumerate(zip(small, large, strict=True)))
+    found = noise_of(recorded(rows))
+    assert found.whole == noise_scale(small.tolist(), large.tolist(), small_batch=32, large_batch=64)
+    assert found.late == noise_scale(small[6:].tolist(), large[6:].tolist(), small_batch=32, large_batch=64)
+    assert (found.windows, found.samples) == (12, 32.0)
+
+
+@pytest.mark.parametrize(
+    ("values", "why"),
+    [([(0, 2.0, 1.0, 8.0)], "1 of 1 steps"), ([(0, 2.0, 1.0, 8.0), (9, 2.0, 1.0, 16.0)], "not all of one size")],
+)
+def test_windows_without_a_noise_scale_say_why(recorded: Callable[..., Run], values: list, why: str) -> None:
+    found = noise_of(recorded(squares(values)))
+    assert found.whole is None
+    assert why in found.why
+
+
+def spectrum(matrix: np.ndarray, kind: str, step: int, tensor: str = "w", part: int | None = None) -> tuple[str, dict]:
+    s = np.linalg.svd(matrix, compute_uv=False)
+    p = s * s / (s * s).sum()
+    entropy = float(-(p * np.log(np.maximum(p, 1e-300))).sum())
+    m, n = sorted(matrix.shape)
+    row = {"step": step, "tensor": tensor, "slice": part, "object": kind, "values": s.tolist()}
+    excess = math.log(m) - (m + 1) / (2 * n) - entropy
+    return "spectra", {**row, "entropy_energy": entropy / math.log(m), "excess_order": excess}
+
+
+def noisy(noise: float, windows: int = 12) -> Rows:
+    """Rank one, under white noise of that share of its energy in one minibatch."""
+    generator = np.random.default_rng(0)
+    signal = np.zeros((16, 32))
+    signal[0, 0] = 1.0
+    for step in range(0, 40 * windows, 40):
+        first, second = (signal + math.sqrt(noise / 512) * generator.standard_normal((16, 32)) for _ in "ab")
+        yield spectrum(first, "batch_gradient", step)
+        yield spectrum((first + second) / 2, "pair_gradient", step)
+        yield spectrum(first, "gradient", step)
+    yield spectrum(signal + 1.0, "gradient", 40 * windows + 7)  # no minibatch was looked at here
+
+
+def test_the_order_of_an_infinite_batch_is_extrapolated_from_two_sizes(recorded: Callable[..., Run]) -> None:
+    run = recorded(noisy(0.2))
+    (found,) = order_of(run).values()
+    rows = run.spectra.groupby("object")["excess_order"]
+    batch, pair = rows.get_group("batch_gradient").mean(), rows.get_group("pair_gradient").mean()
+    assert found.infinite.value == pytest.approx(2 * pair - batch)
+    assert found.infinite.low < found.infinite.value < found.infinite.high
+    assert found.own.value == pytest.approx(batch)  # of the steps of the windows alone
+    assert found.null == pytest.approx(math.log(16) - 17 / 64)
+    assert found.windows == 12
+
+
+@pytest.mark.parametrize("noise", [0.1, 1.0, 8.0])
+def test_the_extrapolated_order_is_a_lower_bound_on_a_low_rank_under_white_noise(
+    recorded: Callable[..., Run], noise: float
+) -> None:
+    (found,) = order_of(recorded(noisy(noise))).values()
+    true = found.null  # a rank one has no entropy
+    assert found.batch.high < found.pair.low
+    assert found.pair.high < found.infinite.low
+    assert found.infinite.high < true
+
+
+def test_a_batch_of_few_samples_has_order_of_its_own_which_the_extrapolation_takes_away(
+    recorded: Callable[..., Run],
+) -> None:
+    def samples(count: int) -> np.ndarray:
+        """The mean gradient of as many samples, each of rank one."""
+        return generator.standard_normal((16, count)) @ generator.standard_normal((count, 32)) / count
+
+    generator = np.random.default_rng(0)
+    rows = [
+        spectrum(samples(count), kind, step)
+        for step in range(12)
+        for kind, count in (("batch_gradient", 3), ("pair_gradient", 6))
+    ]
+    (found,) = order_of(recorded(rows)).values()
+    assert found.batch.low > found.pair.high
+    assert found.pair.low > found.infinite.high
+
+
+def test_slices_are_matrices_of_their_own_and_the_mean_is_over_all(recorded: Callable[..., Run]) -> None:
+    generator = np.random.default_rng(0)
+    rows = [
+        spectrum(generator.standard_normal((4, 6)) * np.arange(1, 7) ** power, kind, step, "heads", power)
+        for step in range(5)
+        for kind in ("batch_gradient", "pair_gradient")
+        for power in (0, 2)
+    ]
+    run = recorded(rows)
+    found, mean = order_of(run), mean_order(run)
+    assert list(found) == ["heads[0]", "heads[2]"]
+    assert mean.pair.value == pytest.approx(np.mean([one.pair.value for one in found.values()]))
+    assert math.isnan(mean.null)
+    assert math.isnan(mean.own.value)
+
+
+def test_without_minibatches_the_training_gradients_stand_alone(recorded: Callable[..., Run]) -> None:
+    rows = [row for row in noisy(1.0) if row[1]["object"] == "gradient"]
+    (found,) = order_of(recorded(rows)).values()
+    assert found.windows == 13
+    assert math.isfinite(found.own.value)
+    assert math.isnan(found.infinite.value)
+
+
+def layers(planted: float, step: int = 300, looked: int = 400, rounding: float = 1e-9) -> Rows:
+    generator = np.random.default_rng(0)
+    for one in range(1, looked + 1):
+        loss = 3.0 if one > step else 1.0
+        yield "steps", {"step": one, "loss": loss, "remainder_rounding": rounding if one % 10 == 0 else None}
+        for name, size in {"in": 1e-4, "out": 1e-2}.items() if one % 10 == 0 else ():
+            remainder = planted if (name, one) == ("in", step) else size * generator.uniform(0.5, 1.5)
+            yield "tensors", {"step": one, "tensor": name, "track": "matrix", "remainder": remainder}
+
+
+def test_the_layer_that_left_is_named_with_its_optimizer_step_and_the_losses_around_it(
+    recorded: Callable[..., Run],
+) -> None:
+    found = layers_of(recorded(layers(5e-3)))
+    assert (found.layer, found.step, found.looks, found.judged) == ("in", 300, 40, True)
+    assert 3 < found.ratio < 10
+    assert (found.loss_before, found.loss_after, found.rose) == (1.0, 3.0, True)
+
+
+def test_a_loss_that_fell_is_said_to_have_fallen_and_none_after_the_end_is_unknown(
+    recorded: Callable[..., Run],
+) -> None:
+    falling = [(table, row | {"loss": 1 / row["step"]} if table == "steps" else row) for table, row in layers(5e-3)]
+    fell, last = layers_of(recorded(falling)), layers_of(recorded(layers(5e-3, 400), "last"))
+    assert fell.rose is False
+    assert (last.step, last.rose) == (400, None)
+
+
+def test_usual_remainders_and_those_below_rounding_stand_out_from_nothing(recorded: Callable[..., Run]) -> None:
+    usual, rounded = layers_of(recorded(layers(1e-4))), layers_of(recorded(layers(5e-3, rounding=6e-3), "rounded"))
+    assert (usual.layer, usual.judged) == (None, True)
+    assert (rounded.layer, rounded.judged) == (None, True)
+
+
+def test_too_few_looks_are_not_judged(recorded: Callable[..., Run]) -> None:
+    ten, eleven = (layers_of(recorded(layers(1e-4, looked=n), str(n))) for n in (100, 110))
+    assert (ten.judged, eleven.judged) == (False, True)

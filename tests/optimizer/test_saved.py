@@ -1,0 +1,154 @@
+"""A saved state goes back into the kind of optimizer that saved it, and into no other."""
+
+from __future__ import annotations
+
+import copy
+import io
+from functools import cache
+from itertools import permutations
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lossscope.optimizer import ARS2Neo, OptimizerError, Relative, create
+from lossscope.optimizer.rules import RULES
+
+FLOAT64 = torch.float64
+KINDS = ("ars2", *RULES)
+# What a state keeps of a matrix and of a vector; kinds that keep the same can be told apart by the rule alone.
+KEPT = {
+    "ars2": "moments",
+    "adamw": "moments",
+    "rmsuon": "moments",
+    "muon@rms": "moments",
+    "sgd": "nothing",
+    "muon": "momentum",
+    "muoneq": "momentum",
+    "adamuon": "momentum and squares",
+    "normuon": "momentum and rows",
+}
+PAIRS = list(permutations(KINDS, 2))
+
+
+def draw(seed: int, *shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=FLOAT64)
+
+
+def started(kind: str, **settings: Any) -> tuple[dict[str, nn.Parameter], Any]:
+    w = {"W": nn.Parameter(draw(0, 4, 3)), "b": nn.Parameter(draw(1, 4))}
+    return w, ARS2Neo(w.items(), **settings) if kind == "ars2" else Relative(w.items(), kind, **settings)
+
+
+def train(w: dict[str, nn.Parameter], optimizer: Any, steps: int) -> None:
+    for _ in range(steps):
+        for p in optimizer.passes():
+            p.backward((torch.tanh(w["W"] @ draw(3, 3, 5)) + w["b"][:, None]).square().sum())
+        optimizer.step()
+
+
+def tensors(w: dict[str, nn.Parameter], optimizer: Any) -> list[Tensor]:
+    states = [optimizer.state[p] for p in w.values()]
+    return [t.detach().clone() for t in (*w.values(), *(state[key] for state in states for key in sorted(state)))]
+
+
+@cache
+def saved(kind: str, **settings: Any) -> dict[str, Any]:
+    w, optimizer = started(kind, **settings)
+    train(w, optimizer, 3)
+    file = io.BytesIO()
+    torch.save(optimizer.state_dict(), file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+def assert_refused(kind: str, state: dict[str, Any], words: str) -> None:
+    """Loading the state is one sentence, and the optimizer goes on as if nobody had tried."""
+    w, optimizer = started(kind)
+    same_w, same = started(kind)
+    train(w, optimizer, 1)
+    train(same_w, same, 1)
+    with pytest.raises(OptimizerError, match=rf"^{words}[^\n]+$"):
+        optimizer.load_state_dict(state)
+    assert str(optimizer.param_groups) == str(same.param_groups)
+    train(w, optimizer, 1)
+    train(same_w, same, 1)
+    for a, b in zip(tensors(w, optimizer), tensors(same_w, same), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_every_rule_has_a_row():
+    assert set(KEPT) == set(KINDS)
+
+
+@pytest.mark.parametrize(("theirs", "mine"), PAIRS)
+def test_the_state_of_another_rule_is_refused(theirs, mine):
+    assert_refused(mine, saved(theirs), f"the state was saved by an optimizer that steps by '{theirs}' and this one")
+
+
+@pytest.mark.parametrize(("theirs", "mine"), [pair for pair in PAIRS if KEPT[pair[0]] != KEPT[pair[1]]])
+def test_a_state_from_before_rules_were_saved_is_known_by_its_tensors(theirs, mine):
+    state = {key: value for key, value in saved(theirs).items() if key != "rule"}
+    assert_refused(mine, state, f"the state is not one of '{mine}': of [Wb] it has ")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_state_from_before_rules_were_saved_is_loaded_by_its_own_kind(kind):
+    settings = {"mode": "lazy", "k": 2, "shear": "placebo", "perturbation": "sam"}
+    state = {key: value for key, value in saved(kind, **settings).items() if key != "rule"}
+    w, optimizer = started(kind)
+    optimizer.load_state_dict(state)
+    train(w, optimizer, 1)
+    assert optimizer.trigger_state.clock == 4
+
+
+@pytest.mark.parametrize(("before", "after"), [(0.0, 0.9), (0.9, 0.0)])
+def test_a_momentum_may_have_been_switched_on_or_off_before_saving(before, after):
+    w, optimizer = started("sgd", momentum=before)
+    train(w, optimizer, 2)
+    optimizer.param_groups[0]["momentum"] = after
+    other, loaded = started("sgd")
+    with torch.no_grad():
+        for new, old in zip(other.values(), w.values(), strict=True):
+            new.copy_(old)
+    loaded.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    train(w, optimizer, 2)
+    train(other, loaded, 2)
+    for a, b in zip(tensors(w, optimizer), tensors(other, loaded), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_the_state_of_torchs_adamw_goes_on_in_ours():
+    w, _ = started("adamw")
+    theirs = torch.optim.AdamW(w.values(), lr=0.02, weight_decay=0.3)
+    for step in range(6):
+        if step == 3:
+            v = {name: nn.Parameter(p.detach().clone()) for name, p in w.items()}
+            ours = create("adamw", v.items())
+            ours.load_state_dict(copy.deepcopy(theirs.state_dict()))
+        for weights, optimizer in ((w, theirs), *(((v, ours),) if step >= 3 else ())):
+            optimizer.zero_grad()
+            sum((p**4).sum() for p in weights.values()).backward()
+            optimizer.step()
+    for a, b in zip(w.values(), v.values(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+def test_the_momentum_of_torchs_sgd_is_refused_rather_than_forgotten():
+    w, _ = started("sgd")
+    theirs = torch.optim.SGD(w.values(), lr=0.1, momentum=0.9)
+    sum((p**4).sum() for p in w.values()).backward()
+    theirs.step()
+    assert_refused("sgd", theirs.state_dict(), "the state is not one of 'sgd': of W it has momentum_buffer, and here")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_state_of_no_steps_is_loaded(kind):
+    w, optimizer = started(kind)
+    w2, fresh = started(kind)
+    optimizer.load_state_dict(fresh.state_dict())
+    train(w, optimizer, 1)
+    train(w2, fresh, 1)
+    for a, b in zip(tensors(w, optimizer), tensors(w2, fresh), strict=True):
+        assert torch.equal(a, b)
