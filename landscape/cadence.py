@@ -3,11 +3,33 @@
 from __future__ import annotations
 
 import math
+from typing import Final
 
 from lossscope.landscape.preset import Preset
 from lossscope.landscape.schedule import growing, log_spaced
 
-__all__ = ["Cadence"]
+__all__ = ["Cadence", "layers_period", "windows_period"]
+
+_WINDOWS: Final = 10  # fewer make no interval to be trusted
+_LAYER_LOOKS: Final = 20  # the first half of them tells what is usual
+_APART: Final = 5  # steps between two windows, at least
+
+
+def windows_period(preset: Preset, planned: int | None) -> int | None:
+    """Steps between the begins of two windows: the preset's, or fewer, for ten windows in a planned run; None: never.
+
+    Windows never overlap, so a run of less than 250 steps has fewer.
+    """
+    if preset.windows_every is None or planned is None:
+        return preset.windows_every
+    return min(preset.windows_every, max(planned // _WINDOWS, preset.lags[-1] + _APART))
+
+
+def layers_period(preset: Preset, planned: int | None) -> int | None:
+    """Steps between two looks at the layers: the preset's, or fewer, for twenty in a planned run; None: never."""
+    if preset.layers_every is None or planned is None:
+        return preset.layers_every
+    return min(preset.layers_every, max(planned // _LAYER_LOOKS, 1))
 
 
 class Cadence:
@@ -30,6 +52,7 @@ class Cadence:
         spaced = log_spaced(planned, count) if planned is not None else ()
         self._visits = frozenset(spaced)
         self._long = frozenset(spaced[::-1][:: preset.long_every])  # the last visit is one of them
+        self._layers_every, self._windows_every = layers_period(preset, planned), windows_period(preset, planned)
         self._made = 0
         self._saves = frozenset(log_spaced(planned, preset.checkpoints)) if planned is not None else frozenset()
         self._next_visit: float = start if count else math.inf
@@ -44,7 +67,7 @@ class Cadence:
 
     def layers(self, step: int) -> bool:
         """Whether the layers' own remainders are due."""
-        every = self._preset.layers_every
+        every = self._layers_every
         return every is not None and step > 0 and step % every == 0
 
     def window(self, step: int) -> tuple[int, int] | None:
@@ -52,7 +75,7 @@ class Cadence:
 
         None where nothing is due: no window, another lag, or one whose first lag the run would not reach.
         """
-        every, lags = self._preset.windows_every, self._preset.lags
+        every, lags = self._windows_every, self._preset.lags
         if every is None or step < every:
             return None
         number, lag = divmod(step, every)

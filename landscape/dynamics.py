@@ -5,14 +5,12 @@ Nothing is measured anew, and no part of it loads torch.
 
 from lossscope.landscape.arm_memory import ArmMemory, DirectionOfArm, RunMemory, memory_of_arm, memory_of_run
 from lossscope.landscape.batch_noise import NoiseRecord, SpectralOrder, mean_order, noise_of, order_of
-from lossscope.landscape.layer_record import AROUND, LayerRecord, layers_of
+from lossscope.landscape.layer_record import LayerRecord, layers_of
 from lossscope.landscape.pooling import Pooled, pooled, seed_of
-from lossscope.landscape.trigger_record import SETTLED, TriggerRecord, trigger_of
+from lossscope.landscape.trigger_record import TriggerRecord, trigger_of
 from lossscope.probes.estimate import Estimate
 
 __all__ = [
-    "AROUND",
-    "SETTLED",
     "ArmMemory",
     "DirectionOfArm",
     "Estimate",

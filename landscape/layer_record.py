@@ -13,9 +13,9 @@ from lossscope.probes.departure import patient_zero
 if TYPE_CHECKING:
     from lossscope.landscape.run import Run
 
-__all__ = ["AROUND", "LayerRecord", "layers_of"]
+__all__ = ["LayerRecord", "layers_of"]
 
-AROUND: Final = 10  # steps before and after, over which the median of the batches' losses is taken
+_AROUND: Final = 10  # steps before and after, over which the median of the batches' losses is taken
 _WINDOW: Final = 20  # looks that the usual size of a remainder is taken from
 
 
@@ -76,8 +76,8 @@ def _rounding(run: Run) -> float:
 def _losses_around(run: Run, step: int) -> tuple[float, float]:
     """The median loss of the steps up to one, and of those after; a step's loss is that before it."""
     series = step_series(run, "loss")
-    before = (series.x > step - AROUND) & (series.x <= step)
-    after = (series.x > step) & (series.x <= step + AROUND)
+    before = (series.x > step - _AROUND) & (series.x <= step)
+    after = (series.x > step) & (series.x <= step + _AROUND)
     return _median(series.y[before]), _median(series.y[after])
 
 

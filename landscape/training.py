@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lossscope.landscape.cadence import windows_period
 from lossscope.landscape.checkpoint import checkpoints, load_checkpoint
 from lossscope.landscape.config import TrainConfig
 from lossscope.landscape.errors import ConfigError, RunError, TrainingError
@@ -124,7 +125,7 @@ def train(config: TrainConfig, *, resume: bool = False, force: bool = False, pro
 
 def _minibatches(config: TrainConfig, job: Job) -> Objective | None:
     """Pairs of minibatches for the windows of the run, where its preset has any."""
-    every = preset_of(config.preset).windows_every
+    every = windows_period(preset_of(config.preset), config.steps)
     return None if every is None else job.minibatch_pairs((config.steps or 0) // every)
 
 

@@ -14,10 +14,12 @@ from lossscope.probes.errors import ProbeError
 if TYPE_CHECKING:
     from lossscope.landscape.run import Run
 
-__all__ = ["SETTLED", "TriggerRecord", "trigger_of"]
+__all__ = ["TriggerRecord", "trigger_of"]
 
-SETTLED: Final = 100  # steps in which the running variance of phi is still too small, and the trigger fires too often
+_SETTLED: Final = 100  # steps in which the running variance of phi is still too small, and the trigger fires too often
 _ENOUGH: Final = 100  # settled steps from which the first ones are left out
+_MOST_DRAWN: Final = 10_000_000  # runs in all draws of a bootstrap together: memory and seconds
+_FEWEST_DRAWS: Final = 200
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class TriggerRecord:
 def trigger_of(run: Run, *, draws: int = 2000) -> TriggerRecord | None:
     """What the trigger of a run did, from its steps.
 
-    The first steps are left out where enough others are there: `SETTLED`. A run that was resumed counts as one, and one
+    The first steps are left out where enough others are there. A run that was resumed counts as one, and one
     that was recorded from a later step from there on.
 
     Args:
@@ -62,9 +64,10 @@ def trigger_of(run: Run, *, draws: int = 2000) -> TriggerRecord | None:
     if (np.diff(steps) != 1).any() or np.isnan(synced).any():
         why = "steps are missing, or do not say whether they took a second gradient: runs between two cannot be counted"
         return TriggerRecord(mode, lamda, k, why=why)
-    late = steps > SETTLED
+    late = steps > _SETTLED
     used = late if late.sum() >= _ENOUGH else np.ones(len(steps), dtype=bool)
     record = TriggerRecord(mode, lamda, k, int(steps[used][0]), int(steps[-1]))
+    draws = min(draws, max(_FEWEST_DRAWS, _MOST_DRAWN // max(int(synced.sum()), 1)))  # a long run needs fewer
     try:
         audit = trigger_audit(synced[used].astype(bool).tolist(), lamda=lamda, k=k, draws=draws)
     except ProbeError as error:

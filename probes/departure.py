@@ -75,6 +75,7 @@ def patient_zero(
 def _usual(before: npt.NDArray[np.float64], window: int) -> npt.NDArray[np.float64]:
     """The median of each layer over the steps that have it; nan where they are too few."""
     found = np.full(before.shape[1], math.nan)
-    for layer in np.flatnonzero(np.isfinite(before).sum(0) >= window / 2):
-        found[layer] = np.nanmedian(before[:, layer])
+    enough = np.isfinite(before).sum(0) >= window / 2
+    if enough.any():
+        found[enough] = np.nanmedian(before[:, enough], axis=0)
     return found

@@ -11,6 +11,7 @@ from lossscope.reports.dynamics_checks import layers_stayed, model_predicted, sh
 from lossscope.reports.layer_table import layer_records, layer_table
 from lossscope.reports.memory_tables import Memories, memories_of, memory_figure, memory_tables
 from lossscope.reports.noise_table import missing_noise, noise_records, noise_table
+from lossscope.reports.norm_tables import norm_table
 from lossscope.reports.panels import loss_figure, phi_figure, trust_figure
 from lossscope.reports.provenance import ending_notes, listed, missing_curvature, provenance, runs_in_words
 from lossscope.reports.step_tables import alignment_table, injection_table, step_quality_table
@@ -61,6 +62,7 @@ def dynamics(runs: Sequence[Run]) -> Report:
             *alignment_table(runs),
             *injection_table(runs),
             *layer_table(layers),
+            *norm_table(runs),
             *overhead_table(runs),
         ),
         figures=_figures(runs, memories),

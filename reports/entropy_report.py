@@ -9,6 +9,7 @@ from lossscope.landscape.series import by_arm
 from lossscope.reports.checks import entropy_raised, spectra_precise
 from lossscope.reports.content import Cell, Column, Report, Table
 from lossscope.reports.newton_schulz_table import newton_schulz_table
+from lossscope.reports.norm_tables import norm_table
 from lossscope.reports.order_table import order_table
 from lossscope.reports.panels import entropy_figure
 from lossscope.reports.provenance import ending_notes, missing_spectra, provenance, runs_in_words
@@ -73,6 +74,7 @@ def spectral_entropy(runs: Sequence[Run]) -> Report:
             _condition_table(runs),
             *newton_schulz_table(runs),
             *order_table(runs),
+            *norm_table(runs),
             _tensor_table(runs),
         ),
         figures=(entropy_figure(runs),),

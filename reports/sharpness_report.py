@@ -11,6 +11,7 @@ from lossscope.reports.cost_tables import cost_table, overhead_table
 from lossscope.reports.density_figure import density_figure
 from lossscope.reports.measure_tables import metric_table, sampling_table, spectrum_table
 from lossscope.reports.module_table import module_table
+from lossscope.reports.norm_tables import norm_table
 from lossscope.reports.opinion_table import opinion_table
 from lossscope.reports.panels import edge_figure, eigenvalue_figure, loss_figure, threshold_figures, trace_figure
 from lossscope.reports.provenance import ending_notes, missing_curvature, provenance, runs_in_words
@@ -75,6 +76,7 @@ def sharpness(runs: Sequence[Run]) -> Report:
         tables=(
             run_table(runs, _RUN_CELLS, f"{ENDS_NOTE} {HESSIAN_NOTE} {LOSS_NOTE}"),
             arm_table(runs, _ARM_CELLS, f"{HESSIAN_NOTE} {SEEDS_NOTE}"),
+            *norm_table(runs),
             *metric_table(runs),
             *spectrum_table(runs),
             *module_table(runs),

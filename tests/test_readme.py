@@ -26,7 +26,7 @@ def test_the_readme_examples_run_in_order(tmp_path: Path, monkeypatch: pytest.Mo
     assert (len(mine.steps), len(curved.steps)) == (20, 120)
     assert len(mine.probes) == 0
     assert "lambda_max" in set(curved.probes["measure"])
-    assert len(curved.pairs) == 4
+    assert len(curved.pairs) == 16
     assert len(scope["shapes"]) == 20  # type: ignore[arg-type]
 
 

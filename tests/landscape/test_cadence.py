@@ -54,27 +54,29 @@ def test_tensors_and_spectra_are_looked_at_at_the_first_step_at_their_period_and
 
 
 def test_layers_are_looked_at_at_their_own_period_and_tensors_with_them() -> None:
-    cadence = Cadence(STANDARD, 400, 0, 0)
-    layers = [step for step in range(401) if cadence.layers(step)]
-    assert layers == list(range(50, 401, 50))
+    cadence = Cadence(STANDARD, 2000, 0, 0)
+    layers = [step for step in range(2001) if cadence.layers(step)]
+    assert layers == list(range(50, 2001, 50))
     assert all(map(cadence.tensors, layers))
     assert not any(Cadence(PRESETS["economy"], 400, 0, 0).layers(step) for step in range(401))
 
 
 def test_a_window_has_a_begin_and_its_lags_and_none_begins_that_the_end_would_cut_to_nothing() -> None:
-    due = {step: Cadence(STANDARD, 300, 0, 0).window(step) for step in range(301)}
-    assert {step: one for step, one in due.items() if one} == {
-        100: (1, 0),
-        101: (1, 1),
-        105: (1, 5),
-        120: (1, 20),
-        200: (2, 0),
-        201: (2, 1),
-        205: (2, 5),
-        220: (2, 20),
-    }
+    due = {step: Cadence(STANDARD, 1200, 0, 0).window(step) for step in range(1201)}
+    looks = [(100 * number + lag, (number, lag)) for number in range(1, 12) for lag in (0, 1, 5, 20)]
+    assert [(step, one) for step, one in due.items() if one] == looks
     assert Cadence(STANDARD, None, 0, 0).window(300) == (3, 0)
     assert not any(Cadence(PRESETS["economy"], None, 0, 0).window(step) for step in range(301))
+
+
+def test_a_short_planned_run_still_has_twenty_looks_at_layers_and_as_many_windows_as_fit_up_to_ten() -> None:
+    for steps, looks, windows in ((400, 20, 9), (1000, 20, 9), (3000, 60, 29), (100, 20, 3), (20, 20, 0)):
+        cadence = Cadence(STANDARD, steps, 0, 0)
+        assert sum(map(cadence.layers, range(steps + 1))) == looks
+        assert (
+            sum(cadence.window(step) is not None and cadence.window(step)[1] == 0 for step in range(steps + 1))
+            == windows
+        )
 
 
 @pytest.mark.parametrize("preset", PRESETS.values(), ids=PRESETS)

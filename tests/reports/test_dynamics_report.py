@@ -268,7 +268,7 @@ def test_the_figures_are_memory_over_the_lag_phi_and_trust_over_steps(dynamic_ru
 
 def test_a_run_without_any_of_it_has_no_empty_table_and_says_how_to_get_each(write_run):
     report = dynamics([write_run("a")])
-    assert [table.key for table in report.tables] == ["overhead"]
+    assert [table.key for table in report.tables] == ["norms", "overhead"]
     assert [figure.key for figure in report.figures] == ["loss"]
     how = {one.what: one.how for one in report.missing}
     assert "minibatches=" in how["Memory of directions and noise scale of a"]
@@ -327,7 +327,14 @@ def test_the_entropy_report_has_newton_schulz_and_the_order_beyond_noise(dynamic
         assert order["mean of all"][key].value == pytest.approx(value, abs=0.02)
         assert order["mean of all"][key].low < order["mean of all"][key].value
     assert order["mean of all"]["looks"] == 20
-    assert [table.key for table in report.tables] == ["entropy", "condition", "newton_schulz", "order", "tensors"]
+    assert [table.key for table in report.tables] == [
+        "entropy",
+        "condition",
+        "newton_schulz",
+        "order",
+        "norms",
+        "tensors",
+    ]
 
 
 def of_schema_2(run):
