@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from tempfile import mkdtemp
+from tempfile import TemporaryDirectory
 
 from step_timing import Arm, medians
 from step_training import Training
@@ -16,14 +16,12 @@ KINDS = ("instruments", "spectra", "counterfactual", "minibatches", "layers")
 WORDS = ("rows and norms", "spectra", "updates without injection", "pairs of minibatches", "layers")
 
 
-def recorded(name: str, preset: str) -> tuple[Arm, Recorder]:
+def recorded(name: str, preset: str, folder: Path) -> tuple[Arm, Recorder]:
     """A training that is recorded, without curvature visits, which have their own budget."""
     training = Training.of(name)
     fixed = Objective(training.model, CrossEntropy(), training.batches[:1])
     pairs = Objective(training.model, CrossEntropy(), training.batches[1:5])
-    recorder = Recorder(
-        Path(mkdtemp()) / "run", training.model, training.optimizer, fixed, preset, minibatches=pairs, visits=0
-    )
+    recorder = Recorder(folder / preset, training.model, training.optimizer, fixed, preset, minibatches=pairs, visits=0)
     return Arm(preset, lambda: recorder.step(training.step())), recorder
 
 
@@ -36,8 +34,14 @@ def recording_table(name: str, presets: Sequence[str], *, rounds: int, repeats: 
         rounds: Visits of each.
         repeats: Steps a visit; a whole number of every preset's periods.
     """
+    with TemporaryDirectory() as folder:
+        return _table(name, presets, Path(folder), rounds, repeats)
+
+
+def _table(name: str, presets: Sequence[str], folder: Path, rounds: int, repeats: int) -> str:
+    """The table, with the runs in a folder."""
     plain = Training.of(name)
-    arms = [recorded(name, preset) for preset in presets]
+    arms = [recorded(name, preset, folder) for preset in presets]
     times = medians([Arm("not recorded", plain.step), *(arm for arm, _ in arms)], rounds, repeats)
     lines = [f"| preset | ms a step | / not recorded | {' | '.join(f'{words}, % of it' for words in WORDS)} |"]
     lines += ["|---" * (3 + len(WORDS)) + "|", f"| not recorded | {1e3 * times[0]:.3f} | 1.00 |" + " - |" * len(WORDS)]

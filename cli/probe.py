@@ -34,8 +34,8 @@ def probe(
         str | None,
         typer.Option(
             metavar="NAME,...",
-            help="Measures (see `lossscope list measures`) or groups of them: spectrum, metric, batch_sharpness, "
-            "per_module, sampling_error. The spectrum, the optimizer's metric and flatness by default.",
+            help="Measures (see `lossscope list measures`) or groups of them: spectrum, metric, alignment, logits, "
+            "batch_sharpness, per_module, sampling_error. The spectrum, the optimizer's metric and flatness by default.",
         ),
     ] = None,
     rel: Annotated[str, typer.Option(metavar="SHARE", help="Error bound to reach, such as 1% or 0.01.")] = "1%",

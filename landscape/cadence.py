@@ -44,15 +44,19 @@ class Cadence:
         planned: How many optimizer steps the run will take, where that is known.
         visits: Curvature visits: a number in place of the preset's; 0 for none.
         start: The step the recorder starts at.
+        layers: Whether layers can be looked at.
     """
 
-    def __init__(self, preset: Preset, planned: int | None, visits: int | None, start: int) -> None:
+    def __init__(
+        self, preset: Preset, planned: int | None, visits: int | None, start: int, *, layers: bool = True
+    ) -> None:
         self._preset, self._planned = preset, planned
         count = preset.visits if visits is None else visits
         spaced = log_spaced(planned, count) if planned is not None else ()
         self._visits = frozenset(spaced)
         self._long = frozenset(spaced[::-1][:: preset.long_every])  # the last visit is one of them
-        self._layers_every, self._windows_every = layers_period(preset, planned), windows_period(preset, planned)
+        self._layers_every = layers_period(preset, planned) if layers else None
+        self._windows_every = windows_period(preset, planned)
         self._made = 0
         self._saves = frozenset(log_spaced(planned, preset.checkpoints)) if planned is not None else frozenset()
         self._next_visit: float = start if count else math.inf

@@ -70,5 +70,5 @@ def _needs_the_step(name: str) -> str:
     """Why a measure along the step is not to be had."""
     return (
         f"{name} needs the step that was taken, which no checkpoint holds: it is recorded during training only, see "
-        "`lossscope report sharpness RUN`"
+        "`lossscope report dynamics RUN`"
     )

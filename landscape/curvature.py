@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Final
 
-import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
@@ -19,13 +18,15 @@ from lossscope.landscape.preset import Preset
 from lossscope.landscape.subject import Effort, Subject
 from lossscope.probes.direction import DirectionalSharpness, directional_sharpness
 from lossscope.probes.errors import ProbeError
-from lossscope.probes.estimate import Estimate, exact_estimate
+from lossscope.probes.estimate import Estimate
 from lossscope.probes.objective import Objective
 from lossscope.probes.remainders import LayerRemainders, layer_remainders
-from lossscope.probes.taylor import StepQuality, secant_curvature, step_quality
+from lossscope.probes.taylor import SecantCurvature, StepQuality, secant_curvature, step_quality
 from lossscope.probes.tracking import EigenTracker
 
 __all__ = ["CurvatureProbe"]
+
+Moved = Mapping[Tensor, Tensor]  # by parameter
 
 _TOP: Final = ("sharpness_edge_ratio", *EIGENVALUES)
 _REST: Final = (
@@ -64,15 +65,15 @@ class CurvatureProbe:
         self._tracker = EigenTracker(preset.rel, max_products=preset.products, seed=seed) if preset.tracked else None
         self._near: dict[str, Tensor] = {}
 
-    def rows(self, step: int, before: dict[str, Tensor], displacement: dict[str, Tensor], *, long: bool = True) -> Rows:
+    def rows(self, step: int, before: Moved, displacement: Moved, *, long: bool = True) -> Rows:
         """The rows of a visit after `step` steps.
 
         What cannot be measured (weights that are not finite, say) is a gap and stops no training.
 
         Args:
             step: Steps taken so far.
-            before: The parameters before the step, by name.
-            displacement: The step taken, by name; empty where none was.
+            before: What each parameter was before the step.
+            displacement: How far the step moved it; empty where none was taken.
             long: Whether the whole panel is due.
         """
         panel = Panel(self._subject, self._effort, self._near)
@@ -107,19 +108,20 @@ class CurvatureProbe:
         try:
             return measure()
         except ProbeError as error:
-            self.gaps.append({"step": step, "why": str(error)})
+            self.gaps.append({"step": step, "instrument": "curvature", "why": str(error)})
             return Rows()
 
-    def layers(self, step: int, before: dict[str, Tensor], displacement: dict[str, Tensor]) -> LayerRemainders | None:
+    def layers(self, step: int, before: Moved, displacement: Moved) -> LayerRemainders | None:
         """The Taylor remainder of each layer, were it alone to take its part of the step; None is a gap."""
         try:
             return layer_remainders(self.objective, self._flat(displacement), at=self._flat(before))
         except ProbeError as error:
-            self.gaps.append({"step": step, "why": f"layers: {error}"})
+            self.gaps.append({"step": step, "instrument": "layers", "why": str(error)})
             return None
 
-    def _flat(self, by_name: dict[str, Tensor]) -> Tensor:
-        return torch.cat([by_name[name].flatten() for name in self.objective.names])
+    def _flat(self, by_parameter: Moved) -> Tensor:
+        parameters = dict(self.objective.model.named_parameters())
+        return self.objective.vector.joined([by_parameter[parameters[name]] for name in self.objective.names])
 
     def _direction(self, at: Tensor, step: Tensor) -> Rows:
         """Slope and curvature along the step that was taken."""
@@ -132,15 +134,7 @@ class CurvatureProbe:
         quality = step_quality(self.objective, step, at=at)
         secant = secant_curvature(self.objective, step, at=at)
         cost = {"products": 1, "seconds": time.perf_counter() - begun}
-        exact = {
-            "relative_first": quality.relative_first,
-            "relative_second": quality.relative_second,
-            "trust_ratio": quality.trust_ratio,
-            "secant_curvature": secant.rayleigh,
-            "secant_norm": secant.norm,
-            "secant_alignment": secant.alignment,
-        }
-        found = _along(quality.along) | _rounded(quality) | {name: exact_estimate(one) for name, one in exact.items()}
+        found = _along(quality.along) | _of_quality(quality) | _of_secant(secant)
         return Rows([{**estimate_row(name, one), **cost} for name, one in found.items()])
 
 
@@ -149,15 +143,35 @@ def _along(found: DirectionalSharpness) -> dict[str, Estimate]:
     return {"edge_ratio": found.edge_ratio, "directional_sharpness": found.normalised}
 
 
-def _rounded(quality: StepQuality) -> dict[str, Estimate]:
-    """The differences of losses, each between its rounding."""
-    three = {
-        "loss_change": quality.change,
-        "first_remainder": quality.first_remainder,
-        "second_remainder": quality.second_remainder,
-    }
-    off = quality.rounding
+def _of_quality(quality: StepQuality) -> dict[str, Estimate]:
+    """What the loss did, each number between what rounding may have made of it."""
+    off, change = quality.rounding, quality.change
+    slope, bent = abs(quality.slope), abs(quality.curvature) / 2
+    predicted = quality.slope + quality.curvature / 2
     return {
-        name: Estimate(one, math.nan, one - off, one + off, 0, "residual", converged=True)
-        for name, one in three.items()
+        "loss_change": _within(change, off),
+        "first_remainder": _within(quality.first_remainder, off),
+        "second_remainder": _within(quality.second_remainder, off),
+        "relative_first": _within(quality.relative_first, _over(off, slope), least=0.0),
+        "relative_second": _within(quality.relative_second, _over(off, slope + bent), least=0.0),
+        "trust_ratio": _within(quality.trust_ratio, _over(off, abs(predicted))),
     }
+
+
+def _of_secant(secant: SecantCurvature) -> dict[str, Estimate]:
+    """What the gradient did, likewise."""
+    return {
+        "secant_curvature": _within(secant.rayleigh, secant.rounding),
+        "secant_norm": _within(secant.norm, secant.rounding, least=0.0),
+        "secant_alignment": _within(secant.alignment, secant.alignment_rounding, least=-1.0, most=1.0),
+    }
+
+
+def _within(value: float, off: float, *, least: float = -math.inf, most: float = math.inf) -> Estimate:
+    """A number that rounding may have moved by so much, within the range that it can have."""
+    low, high = max(value - off, least), min(value + off, most)
+    return Estimate(value, math.nan, low, high, 0, "residual", converged=not math.isnan(value))
+
+
+def _over(above: float, below: float) -> float:
+    return above / below if below else math.nan

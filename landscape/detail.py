@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 from lossscope.landscape.estimate_row import Rows, estimate_row
 from lossscope.landscape.subject import Effort, Subject
@@ -38,12 +37,14 @@ def alignment_rows(objective: Objective, top: EigenPairs, names: frozenset[str])
     share = {f"top{k}_share" if k > 1 else "top_share": k for k in (1, 5) if k <= len(found.chi)}
     four = {name: _share(found, k) for name, k in share.items()}
     four |= {"gradient_cosine": exact_estimate(found.cosine), "gradient_rayleigh": found.share}
-    return Rows([estimate_row(name, one) for name, one in four.items() if name in names])
+    method = hessian(objective).method
+    return Rows([{**estimate_row(name, one), "method": method} for name, one in four.items() if name in names])
 
 
 def _share(found: GradientAlignment, k: int) -> Estimate:
-    """The share of the first k eigenvectors; met where all of them had met their bound."""
-    return replace(exact_estimate(float(found.chi[k - 1])), converged=bool(found.converged[k - 1]))
+    """The share of the first k eigenvectors; it has no bound, as eigenvectors have none."""
+    met = bool(found.converged[k - 1])
+    return Estimate(float(found.chi[k - 1]), math.nan, math.nan, math.nan, 0, "residual", converged=met)
 
 
 def module_rows(operator: SymmetricOperator, effort: Effort) -> Rows:

@@ -6,7 +6,7 @@ Numbers stay 0-d tensors in the rows until `settled` fetches all of them at once
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
@@ -62,9 +62,13 @@ class Seen:
         return tensor if tensor.ndim in (2, 3) else tensor.flatten(1)
 
 
-def seen_by_record(record: StepRecord, before: dict[Tensor, Tensor]) -> list[Seen]:
-    """What one of our own optimizers shows, with the displacement from a copy taken before the step."""
-    return [_seen(t.name, t.parameter, before[t.parameter], t.gradient, t) for t in record.tensors]
+def seen_by_record(record: StepRecord, names: dict[Tensor, str], before: dict[Tensor, Tensor]) -> list[Seen]:
+    """What one of our own optimizers shows, with the displacement from a copy taken before the step.
+
+    Parameters go by the model's names; those that are none of the model's are left out.
+    """
+    mine = [t for t in record.tensors if t.parameter in before]
+    return [_seen(names[t.parameter], t.parameter, before[t.parameter], t.gradient, t) for t in mine]
 
 
 def seen_by_any(names: dict[Tensor, str], before: dict[Tensor, Tensor], gradients: dict[Tensor, Tensor]) -> list[Seen]:
@@ -131,10 +135,18 @@ def _shear(record: TensorRecord, before: Tensor) -> Row:
     return row
 
 
-def step_numbers(seen: Sequence[Seen], losses: tuple[Tensor | None, Tensor | None]) -> Row:
-    """The numbers about all parameters together that need their tensors."""
+def step_numbers(
+    seen: Sequence[Seen], losses: tuple[Tensor | None, Tensor | None], everything: Collection[Tensor]
+) -> Row:
+    """The numbers about all parameters together that need their tensors.
+
+    Args:
+        seen: The parameters of the step.
+        losses: Of its passes.
+        everything: All trainable parameters, those too that the step had no gradient of.
+    """
     with_gradient = [s for s in seen if s.gradient is not None]
-    row: Row = {"weight_norm": norm([s.parameter for s in seen]), "update_norm": norm([s.displacement for s in seen])}
+    row: Row = {"weight_norm": norm(list(everything)), "update_norm": norm([s.displacement for s in seen])}
     if with_gradient:
         row["gradient_norm"] = norm([cast(Tensor, s.gradient) for s in with_gradient])
     records = [s.record for s in seen if s.record is not None]
@@ -170,11 +182,11 @@ def injection_angles(seen: Sequence[Seen], without: dict[str, Tensor]) -> tuple[
 
     Args:
         seen: The parameters of a step of one of our own optimizers.
-        without: The update of each had nothing been injected, by name.
+        without: The update of each had nothing been injected, by the record's names.
     """
-    taken = {s.name: s.record.update for s in seen if s.record is not None}
-    whole = angle([taken[name] for name in without], list(without.values()))
-    return whole, {name: angle(taken[name], plain) for name, plain in without.items()}
+    pairs = {s.name: (s.record.update, without[s.record.name]) for s in seen if s.record is not None}
+    whole = angle([taken for taken, _ in pairs.values()], [plain for _, plain in pairs.values()])
+    return whole, {name: angle(taken, plain) for name, (taken, plain) in pairs.items()}
 
 
 def spectrum_rows(seen: Sequence[Seen], step: StepRecord | None) -> list[Row]:

@@ -11,14 +11,14 @@ from torch.optim.optimizer import Optimizer
 from lossscope.landscape.config import TrainConfig
 from lossscope.landscape.errors import ConfigError
 from lossscope.landscape.workload import Split, Workload, batch_at, built, workload
-from lossscope.optimizer import OptimizerError, create
+from lossscope.optimizer import OptimizerError, create, settings
 from lossscope.probes.loss import CrossEntropy
 from lossscope.probes.objective import Objective
 
 __all__ = ["Job", "job_of"]
 
 _PAIR_SEED: Final = 50_000  # away from the seeds of training orders
-_MOST_PAIRS: Final = 32
+_PAIRS: Final = 32
 
 
 @dataclass(frozen=True)
@@ -32,18 +32,16 @@ class Job:
     optimizer: Optimizer
     objective: Objective
 
-    def minibatch_pairs(self, count: int) -> Objective | None:
-        """The loss on `count` pairs of minibatches of the training's size, those of a pair without common samples.
+    def minibatch_pairs(self) -> Objective | None:
+        """The loss on pairs of minibatches of the training's size, those of a pair without common samples.
 
         Each pair is drawn anew, as training draws its batches but in orders of its own. None where the training set
         has not two minibatches.
         """
         size, train = self.config.batch_size or self.task.batch_size, self.split.train
-        if count < 1 or len(train[1]) < 2 * size:
+        if len(train[1]) < 2 * size:
             return None
-        seeds = [
-            _PAIR_SEED + self.config.seeds["order"] * _MOST_PAIRS + pair for pair in range(min(count, _MOST_PAIRS))
-        ]
+        seeds = [_PAIR_SEED + self.config.seeds["order"] * _PAIRS + pair for pair in range(_PAIRS)]
         batches = [batch_at(train, size, step, seed) for seed in seeds for step in (0, 1)]
         return Objective(self.model, CrossEntropy(), batches)
 
@@ -57,6 +55,9 @@ class Job:
 def job_of(config: TrainConfig) -> Job:
     """The job of a config: a pure function of it, so a run's model and data can be had again.
 
+    An optimizer that draws numbers of its own draws them by the seed of the order, unless its options say otherwise:
+    the seeds of a control arm are then independent samples of it.
+
     Raises:
         ConfigError: A name or a setting does not exist or is out of bounds.
     """
@@ -67,7 +68,8 @@ def job_of(config: TrainConfig) -> Job:
     if config.lr is not None:
         overrides["lr"] = config.lr
     try:
-        optimizer = create(config.optimizer, model, **overrides)
+        drawn = {"seed": config.seeds["order"]} if "seed" in settings(config.optimizer) else {}
+        optimizer = create(config.optimizer, model, **{**drawn, **overrides})
     except OptimizerError as error:
         raise ConfigError(str(error)) from error
     count = task.curvature_samples

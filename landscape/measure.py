@@ -35,8 +35,8 @@ _ABOVE: Final = (
 )
 _INNER: Final = "value: never above the eigenvalue, up to rounding; bound: an eigenvalue lies within it"
 _EXACT: Final = "exact on the fixed data"
-_ROUNDED: Final = "exact on the fixed data, within the rounding of a loss"
-_EIGENVECTORS: Final = "exact up to the error of the eigenvectors"
+_ROUNDED: Final = "exact on the fixed data, within the rounding of losses and gradients"
+_EIGENVECTORS: Final = "none: as good as the eigenvectors, which are less certain than their eigenvalues"
 _EIGENVALUE: Final = "between the bounds of lambda_max"
 _QUADRATURE: Final = "95 % interval over random vectors, widened by the change since half of the steps"
 _DATA: Final = "95 % interval over the drawing of the data"
@@ -141,7 +141,7 @@ MEASURES: Final = (
         }.items()
     ),
     *(
-        Measure(name, "1", "direction", _EXACT, _LINEAR, words)
+        Measure(name, "1", "direction", _ROUNDED, _LINEAR, words)
         for name, words in {
             "relative_first": "|R1| / |g'D|",
             "relative_second": "|R2| / (|g'D| + |D'HD| / 2)",
@@ -149,10 +149,17 @@ MEASURES: Final = (
         }.items()
     ),
     Measure(
-        "secant_curvature", "nats", "direction", _EXACT, _ROTATIONS, "D'y / |D|^2, y the change of gradient on the step"
+        "secant_curvature",
+        "nats",
+        "direction",
+        _ROUNDED,
+        _ROTATIONS,
+        "D'y / |D|^2, y the change of gradient on the step",
     ),
-    Measure("secant_norm", "nats", "direction", _EXACT, _ROTATIONS, "|y| / |D|: never below the one along the step"),
-    Measure("secant_alignment", "1", "direction", _EXACT, _ROTATIONS, "cosine of the step and the change of gradient"),
+    Measure("secant_norm", "nats", "direction", _ROUNDED, _ROTATIONS, "|y| / |D|: never below the one along the step"),
+    Measure(
+        "secant_alignment", "1", "direction", _ROUNDED, _ROTATIONS, "cosine of the step and the change of gradient"
+    ),
     Measure("top_share", "1", "alignment", _EIGENVECTORS, _ROTATIONS, "share of |g|^2 along the top eigenvector"),
     Measure("top5_share", "1", "alignment", _EIGENVECTORS, _ROTATIONS, "share of |g|^2 in the top five eigenvectors"),
     Measure("gradient_cosine", "1", "alignment", _EXACT, _ROTATIONS, "cos(g, Hg)"),
@@ -272,6 +279,7 @@ _CALL_OF: Final = {measure.name: measure.call for measure in MEASURES}
 _LIMIT_OF_BOUND: Final[dict[str, Limit]] = {
     _EXACT: "exact",
     _ROUNDED: "exact",
+    _EIGENVECTORS: "exact",
     _QUADRATURE: "depth",
     _BATCHES: "batches",
     _DATA: "data",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -45,19 +45,21 @@ class MinibatchPairs:
 
     Args:
         minibatches: The training loss on minibatches of the training's size: the first and the second are a pair, the
-            third and the fourth, and so on; those of a pair should have no sample in common.
-        optimizer: For its ascent; one that takes none has no shear.
+            third and the fourth, and so on; an odd one is not used. Those of a pair should have no sample in common.
+        optimizer: For its ascent; one that takes none has no shear, nor one whose ascent is random: that has no memory.
+        last: The last lag of a window, after which its vectors are let go.
 
     Raises:
         LandscapeError: There are fewer than two minibatches.
     """
 
-    def __init__(self, minibatches: Objective, optimizer: Optimizer) -> None:
+    def __init__(self, minibatches: Objective, optimizer: Optimizer, last: int) -> None:
         count = len(minibatches.data.batches)
         if count < 2:
             raise LandscapeError(f"{count} minibatch makes no pair, need at least 2, without common samples")
         self._minibatches = minibatches
-        self._ascending = optimizer if isinstance(optimizer, Ascending) and optimizer.ascends else None
+        self._last = last
+        self._ascending = optimizer if _has_shear(optimizer) else None
         self._parts: dict[int, Objective] = {}
         self._window: _Window | None = None
         self._place = 0  # of the present pair's first minibatch
@@ -80,7 +82,6 @@ class MinibatchPairs:
             ProbeError: A loss or a gradient is not finite.
         """
         if lag == 0:
-            self._window = None
             self._place = 2 * (window % (len(self._minibatches.data.batches) // 2))
             pair = self._pair()
             self._window = _Window(window, pair)
@@ -92,6 +93,8 @@ class MinibatchPairs:
             self._row(step, name, lag, (cosine(first[name], two[name]) + cosine(second[name], one[name])) / 2)
             for name in one
         ]
+        if lag == self._last:
+            self._window = None
         return rows, []
 
     def _pair(self) -> _Pair:
@@ -100,7 +103,9 @@ class MinibatchPairs:
 
     def _vectors(self, index: int) -> dict[str, list[Tensor]]:
         """The gradient, and the shear where there is one, of one minibatch."""
-        loss = self._parts.setdefault(index, self._minibatches.batch(index))
+        if index not in self._parts:
+            self._parts[index] = self._minibatches.batch(index)
+        loss = self._parts[index]
         vector = loss.vector
         with loss.evaluating():
             gradient = vector.split(loss.gradient())
@@ -110,7 +115,8 @@ class MinibatchPairs:
             ascent = [moves.get(p, torch.zeros_like(p)) for p in self._parameters]
             with loss.at(loss.parameters() + vector.joined(ascent)):
                 raised = vector.split(loss.gradient())
-        return {"gradient": gradient, "shear": [residual(a, g) for a, g in zip(raised, gradient, strict=True)]}
+        triples = zip(self._parameters, raised, gradient, strict=True)
+        return {"gradient": gradient, "shear": [residual(a, g) for p, a, g in triples if p in moves]}
 
     def _first_rows(self, step: int, pair: _Pair) -> list[Row]:
         first, second = pair
@@ -129,11 +135,11 @@ class MinibatchPairs:
             "object": name,
             "lag": lag,
             "cosine": found,
-            "samples": sum(counts) / 2,
+            "samples": 2 / sum(1 / count for count in counts),  # so that the mean square is that of so many
             "size": self._minibatches.size,
             "mode": self._minibatches.mode,
             "loss_kind": self._minibatches.loss_kind,
-            "dtype": str(self._minibatches.dtype).removeprefix("torch."),
+            "dtype": str(self._parameters[0].dtype).removeprefix("torch."),
             "data_hash": self._minibatches.data_hash,
         }
 
@@ -151,6 +157,13 @@ class MinibatchPairs:
             {"tensor": name, "object": kind, "values": values, "method": "gram", "shape": tuple(matrix.shape[-2:])}
             for (name, kind, matrix), values in zip(asked, found, strict=True)
         ]
+
+
+def _has_shear(optimizer: Optimizer) -> TypeGuard[Ascending]:
+    """Whether an optimizer ascends along something of the loss."""
+    if not (isinstance(optimizer, Ascending) and optimizer.ascends):
+        return False
+    return not optimizer.param_groups[0]["perturbation"].startswith("random")
 
 
 def _matrix_shapes(optimizer: Optimizer, parameters: Sequence[Tensor]) -> list[tuple[int, ...] | None]:

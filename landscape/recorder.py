@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
@@ -96,12 +97,16 @@ class Recorder:
         self._look_is_due = False
         self._handle: RemovableHandle | None = None
         self._before: dict[Tensor, Tensor] = {}
+        self._calls: int | None = None  # of the closure of a step; None where it has none
+        self._settings: Row = {}  # of the first group, as the step used them
         self._gradients: dict[Tensor, Tensor] = {}
         self._names: dict[Tensor, str] = {p: name for name, p in model.named_parameters() if p.requires_grad}
         self._planned = steps
-        self._cadence = Cadence(self.preset, steps, visits if objective is not None else 0, self._step)
+        self._require_own_parameters(objective, minibatches)
+        measured = objective is not None
+        self._cadence = Cadence(self.preset, steps, visits if measured else 0, self._step, layers=measured)
         self._curvature = CurvatureProbe(objective, self.preset, optimizer) if objective is not None else None
-        self._pairs = MinibatchPairs(minibatches, optimizer) if minibatches is not None else None
+        self._pairs = self._minibatch_pairs(minibatches)
         if objective is not None:
             objective.value()  # one that cannot be measured is told now, not at the first visit
         manifest = self._manifest(arm, config, seeds)
@@ -111,7 +116,7 @@ class Recorder:
             self._store = RunStore.resume(self.path, resume_at)
             forget_checkpoints_after(self.path, resume_at)
         self._overhead = Overhead(self._store.manifest.get("overhead"))
-        self._looked = StepLook(self._cadence, self._overhead)
+        self._looked = StepLook(self._names, self._cadence, self._overhead)
         earlier = self._store.manifest.get("curvature_gaps") or []
         self._gaps: list[Row] = [gap for gap in earlier if gap["step"] <= self._step]  # later visits are made anew
         self._handles = [
@@ -145,9 +150,8 @@ class Recorder:
             return
         self._taken = False
         self._look_at_layers()
-        with self._overhead.counted("instruments"):
-            measured = {"train_accuracy": train_accuracy, "test_loss": test_loss, "test_accuracy": test_accuracy}
-            self._write_step(loss.detach().reshape(()) if isinstance(loss, Tensor) else loss, measured)
+        measured = {"train_accuracy": train_accuracy, "test_loss": test_loss, "test_accuracy": test_accuracy}
+        self._write_step(loss.detach().reshape(()) if isinstance(loss, Tensor) else loss, measured)
         self._visit_and_save()
 
     @property
@@ -173,16 +177,16 @@ class Recorder:
         self._closed = True
         for handle in self._handles:
             handle.remove()
+        self._release()
+        self._before, self._pairs = {}, None
         if status == "finished" and self._planned is not None:
             with self._overhead.counted("checkpoints"):
                 self._save()
+        told = self._overhead.sentence(self._step)  # before the tables are written whole, as the manifest has it
         self._store.update_manifest(steps=self._step, overhead=self.overhead)
         self._store.close(status, how)
         if not quiet:
-            missing = (
-                f"; curvature is missing at {len(self._gaps)} visits: {self._gaps[0]['why']}" if self._gaps else ""
-            )
-            sys.stderr.write(f"{self.path}: {self._overhead.sentence(self._step)}{missing}\n")
+            sys.stderr.write(f"{self.path}: {told}{self._missing()}\n")
 
     def __enter__(self) -> Recorder:
         """The recorder itself; leaving the block closes it, as failed if an exception leaves it."""
@@ -200,12 +204,33 @@ class Recorder:
 
     # -- around an optimizer step -------------------------------------------------------------------
 
-    def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
         self._depth += 1
         if self._depth > 1:
-            return
+            return None
+        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)  # args[0] is the optimizer
+        foreign = not isinstance(optimizer, Ascending)
         with self._overhead.counted("instruments"):
+            first = optimizer.param_groups[0]
+            self._settings = {"lr": float(first["lr"]), **_decay(first)}
+            self._calls = 0 if closure is not None and foreign else None
             self._prepare(optimizer, self._step + 1)
+        if self._calls is None:
+            return None
+        watched = self._watched(closure)
+        return ((args[0], watched, *args[2:]), kwargs) if len(args) > 1 else (args, {**kwargs, "closure": watched})
+
+    def _watched(self, closure: Callable[[], Any]) -> Callable[[], Any]:
+        """The closure of a foreign optimizer, with the gradients of its first call kept and its calls counted."""
+
+        def watched() -> Any:
+            loss = closure()
+            if self._calls == 0 and self._look_is_due:
+                self._gradients = self._present_gradients()
+            self._calls = (self._calls or 0) + 1
+            return loss
+
+        return watched
 
     def _prepare(self, optimizer: Optimizer, step: int) -> None:
         self._look_is_due = self._cadence.tensors(step) or self._cadence.spectra(step)
@@ -215,9 +240,12 @@ class Recorder:
             self._before = {p: p.detach().clone() for p in self._names}
         if self._look_is_due and isinstance(optimizer, Ascending):
             self._handle = optimizer.observe(self._on_record, counterfactual=self.preset.counterfactual)
-        elif self._look_is_due:
+        elif self._look_is_due and self._calls is None:
             # Some optimizers overwrite the gradient in place, so it is copied before the step.
-            self._gradients = {p: p.grad.detach().clone() for p in self._names if p.grad is not None}
+            self._gradients = self._present_gradients()
+
+    def _present_gradients(self) -> dict[Tensor, Tensor]:
+        return {p: p.grad.detach().clone() for p in self._names if p.grad is not None}
 
     def _release(self) -> None:
         if self._handle is not None:
@@ -225,7 +253,8 @@ class Recorder:
         self._handle, self._gradients = None, {}
 
     def _on_record(self, record: StepRecord) -> None:
-        seen = seen_by_record(record, self._before)
+        with self._overhead.counted("instruments"):
+            seen = seen_by_record(record, self._names, self._before)
         self._looked.take(self._step + 1, seen, (record.loss, record.adversarial_loss), record)
 
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
@@ -233,9 +262,8 @@ class Recorder:
         if self._depth:
             return
         if self._look_is_due and self._handle is None:
-            # A closure has left its gradients only now.
-            gradients = self._gradients or {p: p.grad for p in self._names if p.grad is not None}
-            self._looked.take(self._step + 1, seen_by_any(self._names, self._before, gradients), (None, None), None)
+            seen = seen_by_any(self._names, self._before, self._gradients)
+            self._looked.take(self._step + 1, seen, (None, None), None)
         self._release()
         self._step += 1
         self._taken = True
@@ -243,23 +271,23 @@ class Recorder:
     # -- after it -----------------------------------------------------------------------------------
 
     def _write_step(self, loss: Tensor | float | None, measured: dict[str, float | None]) -> None:
-        first = self._optimizer.param_groups[0]
         # What the optimizer decided by goes before the same number measured beside it.
         decided = {key: value for key, value in self._decision().items() if value is not None}
-        row: Row = {"loss": loss, "lr": float(first["lr"]), **_decay(first), **decided, **measured}
-        for table, one in self._looked.rows(row):
-            if table == "steps":
-                one["seconds"] = self._overhead.wall
-                if one.get("adversarial_loss") is not None and one["loss"] is not None:
-                    one["surrogate_gap"] = one["adversarial_loss"] - one["loss"]
-            self._store.append(table, {"step": self._step, **one})
+        for table, row in self._looked.rows({"loss": loss, **self._settings, **decided, **measured}):
+            with self._overhead.counted("instruments"):
+                if table == "steps":
+                    row["seconds"] = self._overhead.wall
+                    if row.get("adversarial_loss") is not None and row["loss"] is not None:
+                        row["surrogate_gap"] = row["adversarial_loss"] - row["loss"]
+                self._store.append(table, {"step": self._step, **row})
 
     def _look_at_layers(self) -> None:
         if self._curvature is not None and self._before and self._cadence.layers(self._step):
             with self._overhead.counted("layers"):
-                found = self._curvature.layers(self._step, self._before_by_name(), self._displacement())
+                found = self._curvature.layers(self._step, self._before, self._displacement())
                 if found is not None:
                     self._looked.add_layers(found)
+                self._note_gaps(self._curvature.gaps)
 
     def _look_at_pairs(self) -> None:
         due = self._cadence.window(self._step)
@@ -269,18 +297,19 @@ class Recorder:
             try:
                 pairs, spectra = self._pairs.rows(self._step, *due)
             except ProbeError as error:  # a gap, which stops no training
-                self._note_gaps([{"step": self._step, "why": f"minibatches: {error}"}])
+                self._note_gaps([{"step": self._step, "instrument": "minibatches", "why": str(error)}])
                 return
             found = settled([*pairs, *spectra])
             for row in found[: len(pairs)]:
                 self._store.append("pairs", row)
             for row in finished_spectra(found[len(pairs) :]):
-                self._store.append("spectra", {"step": self._step, **row})
+                if row["norm"] > 0:  # a parameter that the loss does not see has no gradient: a gap
+                    self._store.append("spectra", {"step": self._step, **row})
 
     def _decision(self) -> Row:
         last = self._optimizer.last if isinstance(self._optimizer, Ascending) else None
         if last is None:
-            return {"passes": 1}
+            return {"passes": 1 if self._calls is None else self._calls}
         decision = last.decision
         return {
             "passes": 1 + decision.sync,
@@ -296,7 +325,7 @@ class Recorder:
         if self._curvature is not None and self._cadence.visit(self._step):
             with self._overhead.counted("curvature"):
                 found = self._curvature.rows(
-                    self._step, self._before_by_name(), self._displacement(), long=self._cadence.long(self._step)
+                    self._step, self._before, self._displacement(), long=self._cadence.long(self._step)
                 )
                 for table, row in found.by_table():
                     self._store.append(table, row)
@@ -316,11 +345,33 @@ class Recorder:
             gaps.clear()
             self._store.update_manifest(curvature_gaps=self._gaps)
 
-    def _before_by_name(self) -> dict[str, Tensor]:
-        return {self._names[p]: old for p, old in self._before.items()}
+    def _missing(self) -> str:
+        """What could not be measured, for the closing line."""
+        if not self._gaps:
+            return ""
+        steps: dict[str, set[int]] = {}
+        for gap in self._gaps:
+            steps.setdefault(gap.get("instrument", "curvature"), set()).add(gap["step"])
+        where = ", ".join(f"{instrument} at {len(at)} step{'s' * (len(at) > 1)}" for instrument, at in steps.items())
+        return f"; not measured: {where}, the first time because {self._gaps[0]['why']}"
 
-    def _displacement(self) -> dict[str, Tensor]:
-        return {self._names[p]: p.detach() - old for p, old in self._before.items()}
+    def _displacement(self) -> dict[Tensor, Tensor]:
+        return {p: p.detach() - old for p, old in self._before.items()}
+
+    def _minibatch_pairs(self, minibatches: Objective | None) -> MinibatchPairs | None:
+        lags = self.preset.lags
+        return MinibatchPairs(minibatches, self._optimizer, lags[-1]) if minibatches is not None and lags else None
+
+    def _require_own_parameters(self, *objectives: Objective | None) -> None:
+        """Refuse an objective of another model, or of parameters that are not trained here."""
+        for objective in objectives:
+            parameters = dict(objective.model.named_parameters()) if objective is not None else {}
+            for name in objective.names if objective is not None else ():
+                if parameters.get(name) not in self._names:
+                    raise LandscapeError(
+                        f"the objective's parameter {name!r} is none of the {len(self._names)} trainable parameters of "
+                        "the recorded model: make the objective of this model, after freezing what is not trained"
+                    )
 
     def _save(self) -> None:
         self._store.flush()  # a run resumed from this checkpoint then has every row before it

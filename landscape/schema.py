@@ -122,7 +122,7 @@ _SPECTRA: Final = (
     Column("condition", "float", "1", "largest over smallest singular value; null where singular"),
     Column("orthogonality_defect", "float", "1", "|MM' - I|_F / sqrt r after scaling |M|_F to sqrt r"),
     Column("excess_order", "float", "nats", "energy entropy of white noise of this shape less that of the matrix"),
-    Column("outside_band", "float", "1", "of orthogonal: share of singular values that the map left outside its band"),
+    Column("outside_band", "float", "1", "of orthogonal: share of singular values outside 0.68 to 1.21"),
     Column("polar_norm", "float", "1", "of orthogonal: |O|_F / sqrt r, 1 for an orthogonal matrix"),
     Column("polar_cosine", "float", "1", "of orthogonal: cosine with the exact polar factor of the input"),
     Column(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from torch import Tensor
 
@@ -28,12 +28,13 @@ class StepLook:
     """The numbers of one step, on the device until they are fetched all at once.
 
     Args:
+        names: All trainable parameters.
         cadence: Says what is due.
         overhead: Counts the time of each instrument.
     """
 
-    def __init__(self, cadence: Cadence, overhead: Overhead) -> None:
-        self._cadence, self._overhead = cadence, overhead
+    def __init__(self, names: dict[Tensor, str], cadence: Cadence, overhead: Overhead) -> None:
+        self._everything, self._cadence, self._overhead = names.keys(), cadence, overhead
         self._numbers: Row = {}
         self._tensors: list[Row] = []
         self._spectra: list[Row] = []
@@ -54,7 +55,7 @@ class StepLook:
         if self._cadence.tensors(step):
             with self._overhead.counted("instruments"):
                 self._tensors = tensor_rows(seen)
-                self._numbers = step_numbers(seen, losses)
+                self._numbers = step_numbers(seen, losses, self._everything)
             if record is not None and record.uninjected is not None:
                 with self._overhead.counted("counterfactual"):
                     whole, angles = injection_angles(seen, record.uninjected())
@@ -69,7 +70,7 @@ class StepLook:
         self._numbers["remainder_rounding"] = found.rounding
         self._add("remainder", found.by_name)
 
-    def rows(self, row: Row) -> Iterable[tuple[str, Row]]:
+    def rows(self, row: Row) -> list[tuple[str, Row]]:
         """Every row of the step with the name of its table, the one of `steps` last; what was gathered is let go.
 
         Args:
@@ -77,10 +78,12 @@ class StepLook:
         """
         tensors, spectra, numbers = self._tensors, self._spectra, self._numbers
         self._numbers, self._tensors, self._spectra = {}, [], []
-        (step_row, *others) = settled([{**numbers, **row}, *tensors, *spectra])
-        yield from (("tensors", one) for one in others[: len(tensors)])
-        yield from (("spectra", one) for one in finished_spectra(others[len(tensors) :]))
-        yield "steps", step_row
+        with self._overhead.counted("instruments"):
+            (step_row, *others) = settled([{**numbers, **row}, *tensors, *spectra])
+        with self._overhead.counted("spectra"):
+            finished = finished_spectra(others[len(tensors) :])
+        found = {"tensors": others[: len(tensors)], "spectra": finished, "steps": [step_row]}
+        return [(table, one) for table, rows in found.items() for one in rows]
 
     def _add(self, column: str, by_name: dict[str, Tensor] | dict[str, float]) -> None:
         """Fill a column of the rows of tensors."""

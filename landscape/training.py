@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lossscope.landscape.cadence import windows_period
 from lossscope.landscape.checkpoint import checkpoints, load_checkpoint
 from lossscope.landscape.config import TrainConfig
 from lossscope.landscape.errors import ConfigError, RunError, TrainingError
@@ -23,9 +22,7 @@ from lossscope.landscape.recorder import Recorder
 from lossscope.landscape.run import Run
 from lossscope.landscape.workload import Examples, Workload, batch_at, workload
 from lossscope.optimizer import ENTRIES, Ascending, OptimizerError, settings
-from lossscope.optimizer.rules import RULES
 from lossscope.probes.errors import ProbeError
-from lossscope.probes.objective import Objective
 
 __all__ = ["recorded_config", "resolved", "train"]
 
@@ -62,11 +59,10 @@ def _rule(config: TrainConfig) -> str:
 
 def _read(config: TrainConfig) -> set[str]:
     """The settings that the optimizer reads; an ascent reads those of its base."""
-    known = set(settings(config.optimizer))
-    if "base" not in known:
-        return known
-    of_others = {setting for rule in RULES.values() for setting in rule.settings}
-    return known - of_others | (RULES[_rule(config)].settings.keys() if _rule(config) in RULES else set())
+    if "base" not in settings(config.optimizer):
+        return set(settings(config.optimizer))
+    own = {setting for setting, usual in ENTRIES[config.optimizer].usual.items() if usual is not None}
+    return own | {"weight_decay"} | set(settings(_rule(config)) if _rule(config) in ENTRIES else ())
 
 
 def _usual_rate(config: TrainConfig, task: Workload) -> dict[str, float]:
@@ -104,7 +100,7 @@ def train(config: TrainConfig, *, resume: bool = False, force: bool = False, pro
         job.optimizer,
         job.objective,
         config.preset,
-        minibatches=_minibatches(config, job),
+        minibatches=job.minibatch_pairs() if preset_of(config.preset).lags else None,
         steps=config.steps,
         visits=config.visits,
         arm=config.optimizer,
@@ -121,12 +117,6 @@ def train(config: TrainConfig, *, resume: bool = False, force: bool = False, pro
     except (OptimizerError, ProbeError) as error:
         raise TrainingError(f"{error}; what was recorded is kept in {path}") from error
     return Run.open(path)
-
-
-def _minibatches(config: TrainConfig, job: Job) -> Objective | None:
-    """Pairs of minibatches for the windows of the run, where its preset has any."""
-    every = windows_period(preset_of(config.preset), config.steps)
-    return None if every is None else job.minibatch_pairs((config.steps or 0) // every)
 
 
 def _resume_point(path: Path, config: TrainConfig, job: Job) -> int | None:

@@ -18,7 +18,6 @@ from lossscope.probes.hessian_operator import hessian
 from lossscope.probes.objective import Objective
 from lossscope.probes.operator import SymmetricOperator, scaled
 from lossscope.probes.product_trial import reason
-from lossscope.probes.substitution import Substitution
 
 __all__ = ["adaptive_trace", "log_fisher_rao"]
 
@@ -108,11 +107,11 @@ def log_fisher_rao(objective: Objective) -> Estimate:
 
 def _fisher_rao(objective: Objective, logits: Callable[[Any, Any], Tensor]) -> float:
     """The mean over the data of the variance of the logits' derivative."""
-    call = Substitution(objective.model, logits)
+    call = objective.substitution(logits)
     total = 0.0
     # not torch.func.jvp: inside it a module may not update its buffers in place
     with torch.no_grad(), forward_ad.dual_level():
-        moving = [forward_ad.make_dual(p, p) for p in objective.vector.tensors()]  # type: ignore[no-untyped-call]
+        moving = [forward_ad.make_dual(p, p) for p in objective.copies()]  # type: ignore[no-untyped-call]
         for at in objective.passes():
             z, u = forward_ad.unpack_dual(objective.evaluated(call, moving, at))  # type: ignore[no-untyped-call]
             if u is not None:

@@ -14,7 +14,6 @@ from torch import Tensor
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.estimate import Estimate, exact_estimate
 from lossscope.probes.objective import Objective
-from lossscope.probes.substitution import Substitution
 
 __all__ = ["LogitScale", "logit_scale"]
 
@@ -80,7 +79,7 @@ def _means(
     objective: Objective, logits: Callable[[Any, Any], Tensor], labels: Callable[[Any], Tensor]
 ) -> tuple[float, float]:
     """Both means, batches weighted as in the loss."""
-    call, copies = Substitution(objective.model, logits), objective.copies()
+    call, copies = objective.substitution(logits), objective.copies()
     norm = margin = 0.0
     for at in objective.passes():
         right = labels(objective.data.batches[at.index])

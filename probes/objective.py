@@ -78,7 +78,7 @@ class Objective:
         self.mode: Mode = mode
         self.vector = ParameterVector(model)
         self.data: FixedData = fixed_data(batches, count or own_count(loss_fn))
-        self.call = Substitution(model, loss_fn)
+        self.call = self.substitution(loss_fn)
         self.custom: list[str] | None = None  # functions with a backward pass of their own; None until a first gradient
         self.twice = False  # whether second derivatives are known to be right
         self.compared: dict[str, Compared] = {}  # ways to take products, by matrix, as they were compared here
@@ -160,7 +160,7 @@ class Objective:
         """The same loss evaluated in float64: parameters, buffers and data are cast, the model is not touched."""
         wide = copy.copy(self)
         wide.vector = ParameterVector(self.model, self.names, torch.float64)
-        wide.call = Substitution(self.model, self.loss_fn, torch.float64)
+        wide.call = wide.substitution(self.loss_fn)
         wide.data = self.data.cast(torch.float64)
         wide._whole, wide._inside = False, False
         return wide
@@ -242,6 +242,10 @@ class Objective:
     def leaf(self) -> Tensor:
         """A copy of the parameters as the leaf of a graph, `(n,)`."""
         return self.parameters().requires_grad_()
+
+    def substitution(self, function: Callable[[Any, Any], Any]) -> Substitution:
+        """Another function of model and batch, to be evaluated in the dtype that the loss is evaluated in."""
+        return Substitution(self.model, function, self.vector.cast_to)
 
     def passes(self) -> Iterator[Pass]:
         """The batches in order, as they are to be evaluated.

@@ -212,8 +212,12 @@ def scaled(operator: SymmetricOperator, diagonal: Tensor) -> SymmetricOperator:
     Raises:
         ProbeError: the diagonal has another length, or is not finite.
     """
-    if tuple(diagonal.shape) != (operator.size,) or not _finite(diagonal):
+    if tuple(diagonal.shape) != (operator.size,):
         raise ProbeError(f"the diagonal has shape {tuple(diagonal.shape)}, need {operator.size} finite numbers")
+    if not _finite(diagonal):
+        raise ProbeError(
+            f"{int((~diagonal.isfinite()).sum())} of {operator.size} entries of the diagonal are not finite, need all"
+        )
     d = diagonal.detach().to(operator.device, operator.dtype)[:, None]
 
     def product(V: Tensor) -> Tensor:

@@ -17,7 +17,6 @@ from lossscope.probes.evaluation import Pass
 from lossscope.probes.loss import CrossEntropy, MeanSquaredError, SplitLoss
 from lossscope.probes.objective import Objective
 from lossscope.probes.product_method import BatchProduct, Method
-from lossscope.probes.substitution import Substitution
 
 __all__ = ["OutputCurvature", "output_methods", "split_loss"]
 
@@ -47,7 +46,7 @@ def split_loss(objective: Objective) -> SplitLoss:
     with objective.evaluating(), torch.no_grad():
         at, again = next(objective.passes()), next(objective.passes())
         whole = float(objective.loss(objective.copies(), at))
-        outputs = objective.evaluated(Substitution(objective.model, loss.outputs), objective.copies(), again)
+        outputs = objective.evaluated(objective.substitution(loss.outputs), objective.copies(), again)
         parts = float(loss.of_outputs(outputs, objective.data.batches[0]))
     if not abs(whole - parts) <= math.sqrt(torch.finfo(objective.dtype).eps) * max(abs(whole), abs(parts)):
         raise ProbeError(
@@ -93,7 +92,7 @@ def _outputs(loss: SplitLoss, curvature: OutputCurvature, objective: Objective, 
     """The outputs for a batch."""
     theta, batch = objective.leaf(), objective.data.batches[at.index]
     leaves = objective.vector.views(theta, apart=True)
-    outputs: Tensor = objective.evaluated(Substitution(objective.model, loss.outputs), leaves, at)
+    outputs: Tensor = objective.evaluated(objective.substitution(loss.outputs), leaves, at)
     objective.sound(loss.of_outputs(outputs.detach(), batch), at)
     return _Outputs(objective, theta, outputs, curvature(loss, outputs.detach(), batch))
 
@@ -150,7 +149,7 @@ def _by_columns(column: Callable[[Tensor], Tensor], curved: bool) -> Callable[[T
 
 def _pushed(loss: SplitLoss, objective: Objective, at: Pass, direction: Tensor) -> Tensor:
     """J v."""
-    function, tangents = Substitution(objective.model, loss.outputs), objective.vector.split(direction)
+    function, tangents = objective.substitution(loss.outputs), objective.vector.split(direction)
     # not torch.func.jvp: inside it a module may not update its buffers in place
     with torch.no_grad(), forward_ad.dual_level():
         pairs = zip(objective.copies(), tangents, strict=True)

@@ -51,7 +51,7 @@ class ParameterVector:
         self._model = model
         self._shapes = tuple(p.shape for _, p in found)
         self._dtypes = tuple(dtype or p.dtype for _, p in found)
-        self._cast = dtype
+        self.cast_to = dtype  # what its parts are cast to; None for what they are
         self.unit = max(torch.finfo(dtype).eps for dtype in self._dtypes)  # rounding unit of the coarsest parameter
         self._sizes = [shape.numel() for shape in self._shapes]
         self.names = tuple(name for name, _ in found)
@@ -83,7 +83,7 @@ class ParameterVector:
     def others(self) -> dict[str, Tensor]:
         """The parameters that are not part of the vector, detached, by name."""
         mine = set(self.names)
-        return {name: cast(p.detach(), self._cast) for name, p in self._model.named_parameters() if name not in mine}
+        return {name: cast(p.detach(), self.cast_to) for name, p in self._model.named_parameters() if name not in mine}
 
     def known(self, names: Collection[str]) -> tuple[str, ...]:
         """Some of the names in the order of the vector, refused where one is none of them."""

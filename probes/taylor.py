@@ -50,6 +50,8 @@ class SecantCurvature:
     rayleigh: float  # s'y / s's, nats; signed
     norm: float  # |y| / |s|, nats
     alignment: float  # s'y / (|s| |y|), from -1 to 1; a gap where the gradient did not change
+    rounding: float  # by how much the first two may be off, nats
+    alignment_rounding: float  # by how much the alignment may be off
 
 
 def step_quality(objective: Objective, displacement: Tensor, *, at: Tensor | None = None) -> StepQuality:
@@ -134,10 +136,18 @@ def secant_curvature(objective: Objective, displacement: Tensor, *, at: Tensor |
         s = step_taken(objective, displacement)
         before, theta = objective.gradient(), objective.parameters()
         with objective.at(theta + s):
-            y = objective.gradient().double() - before.double()
-    s = s.double()
+            after = objective.gradient()
+    y, s = after.double() - before.double(), s.double()
+    sizes = float(torch.linalg.vector_norm(before.double()) + torch.linalg.vector_norm(after.double()))
     product, length, change = float(s @ y), float(torch.linalg.vector_norm(s)), float(torch.linalg.vector_norm(y))
-    return SecantCurvature(_over(product, length * length), _over(change, length), _over(product, length * change))
+    off = _ROUNDINGS * objective.vector.unit * sizes  # of y, in norm
+    return SecantCurvature(
+        _over(product, length * length),
+        _over(change, length),
+        _over(product, length * change),
+        _over(off, length),
+        _over(off, change),
+    )
 
 
 def step_taken(objective: Objective, displacement: Tensor) -> Tensor:

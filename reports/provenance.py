@@ -54,7 +54,7 @@ def runs_in_words(runs: Sequence[Run]) -> str:
 
 def missing_curvature(runs: Sequence[Run]) -> tuple[Missing, ...]:
     """What to say about runs and visits without curvature; nothing where all have it."""
-    without = [run.name for run in runs if not len(run.probes) and not _gaps(run)]
+    without = [run.name for run in runs if not len(run.probes) and not any(map(_of_curvature, _gaps(run)))]
     how = "Pass objective=Objective(model, loss_fn, batches) to the Recorder; curvature is measured on its fixed data."
     absent = (Missing(f"Curvature of {listed(without)}", how),) if without else ()
     return (*absent, *(gap for run in runs for gap in _visit_gaps(run)))
@@ -97,14 +97,24 @@ def _probe_facts(run: Run) -> Iterable[tuple[str, str]]:
 
 
 def _visit_gaps(run: Run) -> Iterable[Missing]:
-    """How many visits of a run lack something, at which steps, and the first reason."""
-    gaps = _gaps(run)
-    if gaps:
+    """What a run lacks of each instrument, at which steps, and the first reason."""
+    by_instrument: dict[str, list[Mapping[str, object]]] = {}
+    for gap in _gaps(run):
+        by_instrument.setdefault(str(gap.get("instrument", "curvature")), []).append(gap)
+    names = {"curvature": "Part of the curvature" if len(run.probes) else "Curvature"}
+    names |= {"layers": "Remainders of the layers", "minibatches": "Pairs of minibatches"}
+    for instrument, gaps in by_instrument.items():
         steps = list(dict.fromkeys(str(gap.get("step", "?")) for gap in gaps))
-        what = "Part of the curvature" if len(run.probes) else "Curvature"
-        where = f"at {_counted(len(steps), 'visit')} (step {listed(steps)})"
+        looks = _counted(len(steps), "visit" if instrument == "curvature" else "look")
+        where = f"at {looks} (step {listed(steps)})"
         reason = gaps[0].get("why") or "no reason was recorded"
-        yield Missing(f"{what} of {run.name} {where}", f"{'First reason: ' if len(gaps) > 1 else ''}{reason}")
+        what = f"{names.get(instrument, instrument)} of {run.name} {where}"
+        yield Missing(what, f"{'First reason: ' if len(gaps) > 1 else ''}{reason}")
+
+
+def _of_curvature(gap: Mapping[str, object]) -> bool:
+    """Whether a gap is one of a curvature visit; gaps of earlier versions all are."""
+    return gap.get("instrument", "curvature") == "curvature"
 
 
 def _gaps(run: Run) -> list[Mapping[str, object]]:

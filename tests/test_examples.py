@@ -1,32 +1,58 @@
-"""The examples run as they stand, are short, and leave a figure."""
+"""The examples run as they stand, are short, leave a figure, and print what they are to show."""
 
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
 
+Run = Callable[[str], tuple[str, Path]]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """What an example prints and the folder it ran in; each runs once, and without a warning."""
+
+    @cache
+    def ran(stem: str) -> tuple[str, Path]:
+        folder = tmp_path_factory.mktemp(stem)
+        (example,) = (path for path in EXAMPLES if path.stem == stem)
+        command = [sys.executable, "-W", "ignore::DeprecationWarning:torch", "-W", "error", str(example)]
+        found = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=os.environ.copy())
+        assert found.returncode == 0, found.stderr
+        return found.stdout, folder
+
+    return ran
+
 
 def test_there_are_examples() -> None:
     assert EXAMPLES
 
 
-@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
-def test_an_example_runs_without_a_warning_and_leaves_its_figure(example: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-W", "error", str(example)]
-    ignored = "-W", "ignore::DeprecationWarning:torch"
-    found = subprocess.run(
-        [*command[:1], *ignored, *command[1:]], cwd=tmp_path, capture_output=True, text=True, env=os.environ.copy()
-    )
-    assert found.returncode == 0, found.stderr
-    (picture,) = tmp_path.glob("*.png")
-    assert picture.stem == example.stem
+@pytest.mark.parametrize("stem", [example.stem for example in EXAMPLES])
+def test_an_example_runs_without_a_warning_and_leaves_its_figure(stem: str, run: Run) -> None:
+    _, folder = run(stem)
+    (picture,) = folder.glob("*.png")
+    assert picture.stem == stem
     assert picture.stat().st_size > 10_000
+
+
+def test_on_rosenbrock_all_but_a_fixed_radius_end_in_the_minimum(run: Run) -> None:
+    printed, _ = run("rosenbrock")
+    ends = {name: (float(loss), float(x)) for name, loss, x in re.findall(r"(\S+) +loss (\S+) at \((\S+),", printed)}
+    assert set(ends) == {"sgd", "adamw", "ars2-base", "sam"}
+    for name in ("sgd", "adamw", "ars2-base"):
+        assert ends[name][0] < 1e-5, name
+        assert ends[name][1] == pytest.approx(1, abs=2e-3), name
+    assert 1e-5 < ends["sam"][0] < 0.1  # from 24.2
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)

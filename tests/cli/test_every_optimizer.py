@@ -13,7 +13,7 @@ from lossscope.cli.main import app
 from lossscope.landscape.run import Run
 from lossscope.optimizer import names
 
-REPORTS = ("sharpness", "entropy", "flatness")
+REPORTS = ("sharpness", "entropy", "flatness", "dynamics")
 QUICK = ("sgd", "muon", "looksam")  # a gradient, an orthogonal factor, an ascent over a base
 
 
@@ -36,7 +36,8 @@ def check_reports(run: Run, name: str) -> None:
 
 def check_objects(run: Run) -> None:
     """Every matrix that was looked at has a weight, a gradient and an update, all of finite numbers."""
-    looks = run.spectra.groupby(["step", "tensor"])["object"].agg(set)
+    of_steps = run.spectra[~run.spectra["object"].isin(["batch_gradient", "pair_gradient"])]  # not those of pairs
+    looks = of_steps.groupby(["step", "tensor"])["object"].agg(set)
     assert len(looks) > 0
     assert all({"weight", "gradient", "update"} <= seen for seen in looks)
     assert run.spectra["norm"].notna().all()

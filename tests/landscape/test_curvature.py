@@ -37,9 +37,9 @@ def problem(optimizer="adamw", steps=3):
     for _ in range(steps):
         made.zero_grad()
         F.cross_entropy(model(x), y).backward()
-        before = {name: p.detach().clone() for name, p in model.named_parameters()}
+        before = {p: p.detach().clone() for p in model.parameters()}
         made.step()
-    moved = {name: p.detach() - before[name] for name, p in model.named_parameters()} if before else {}
+    moved = {p: p.detach() - old for p, old in before.items()}
     return model, made, Objective(model, CrossEntropy(), [(x, y)]), before, moved
 
 
@@ -86,7 +86,7 @@ def test_the_numbers_of_a_visit_are_those_of_the_dense_hessian(preset):
 def test_the_loss_along_the_step_is_held_against_its_slope_and_curvature():
     _, adamw, objective, before, moved = problem()
     found = values(CurvatureProbe(objective, replace(FULL, products=16), adamw).rows(3, before, moved))
-    after, D = objective.value(), torch.cat([moved[name].flatten() for name in objective.names])
+    after, D = objective.value(), torch.cat([one.flatten() for one in moved.values()])
     g_after = objective.gradient()
     with objective.at(objective.parameters() - D):
         H, change, g = dense(objective), after - objective.value(), objective.gradient()
@@ -105,7 +105,7 @@ def test_the_loss_along_the_step_is_held_against_its_slope_and_curvature():
 
 def test_what_is_below_the_rounding_of_a_loss_has_ends_on_both_sides_of_zero():
     _, adamw, objective, before, moved = problem()
-    tiny = {name: 1e-12 * one for name, one in moved.items()}
+    tiny = {p: 1e-12 * one for p, one in moved.items()}
     rows = CurvatureProbe(objective, replace(FULL, products=16), adamw).rows(3, before, tiny).probes
     ends = {row["measure"]: (row["low"], row["high"]) for row in rows}
     for measure in ("first_remainder", "second_remainder"):
@@ -123,6 +123,9 @@ def test_the_gradient_stands_in_the_eigenvectors_of_the_dense_hessian(preset):
     assert ("top5_share" in found) == (preset is FULL)
     if preset is FULL:
         assert found["top5_share"] == pytest.approx(float(parts[:5].sum()), rel=1e-3)
+    rows = CurvatureProbe(objective, replace(preset, products=83), adamw).rows(3, before, moved).probes
+    (share,) = (row for row in rows if row["measure"] == "top_share")
+    assert np.isnan([share["stderr"], share["low"], share["high"]]).all()  # an eigenvector has no bound
     Hg = dense(objective) @ g
     assert found["gradient_cosine"] == pytest.approx(float(g @ Hg / g.norm() / Hg.norm()))
     assert found["gradient_rayleigh"] == pytest.approx(float(g @ Hg / (g @ g) / theta[-1]), rel=1e-3)

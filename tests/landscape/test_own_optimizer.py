@@ -55,7 +55,8 @@ def take_step(optimizer: Ascending, model: nn.Module) -> None:
 
 
 MADE: list[tuple[str, dict[str, str]]] = [(name, {}) for name in names()]
-MADE += [(name, {"base": base}) for name in names() if "base" in settings(name) for base in ("muon", "rmsuon")]
+BASES = ("muon", "rmsuon", "ars2-base", "adamw@rms")
+MADE += [(name, {"base": base}) for name in names() if "base" in settings(name) for base in BASES]
 
 
 @pytest.mark.parametrize(("name", "options"), MADE)
@@ -89,7 +90,7 @@ def test_the_name_of_a_relative_tells_its_rule_and_its_ascent():
         "adamw+asam": create("asam", model, base="adamw"),
         "sgd+gsam": create("gsam", model),
         "muon@rms": create("muon@rms", model),
-        "ARS2Neo": create("ars2-sync", model),
+        "ARS2Neo": create("sam", model, base="ars2-base"),
         "AdamW": torch.optim.AdamW(model.parameters()),
     }
     assert {name: optimizer_name(optimizer) for name, optimizer in called.items()} == {name: name for name in called}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,9 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lossscope.landscape.errors import LandscapeError
 from lossscope.landscape.recorder import Recorder
 from lossscope.landscape.run import Run
-from lossscope.optimizer import Ascending, StepRecord, create
+from lossscope.optimizer import ARS2Neo, Ascending, StepRecord, create
 from lossscope.probes import CrossEntropy, Objective, layer_remainders, newton_schulz_quality
 
 pytestmark = pytest.mark.usefixtures("every_instrument", "few_products")
@@ -154,7 +156,9 @@ def test_what_decides_on_second_gradients_is_in_the_manifest(tmp_path: Path) -> 
     assert recorded(tmp_path / "lazy", "ars2-lazy", count=2).manifest["trigger"] is None
 
 
-def test_a_minibatch_that_cannot_be_measured_is_a_gap_with_its_reason_and_stops_nothing(tmp_path: Path) -> None:
+def test_a_minibatch_that_cannot_be_measured_is_a_gap_with_its_reason_and_stops_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     model = network()
     optimizer = create("adamw", model, lr=0.02)
     _, pairs = objectives(model)
@@ -171,4 +175,177 @@ def test_a_minibatch_that_cannot_be_measured_is_a_gap_with_its_reason_and_stops_
     assert len(run.steps) == 4
     (gap,) = run.manifest["curvature_gaps"]
     assert gap["step"] == 3
-    assert gap["why"].startswith("minibatches: ")
+    assert gap["instrument"] == "minibatches"
+    assert "the loss is nan" in gap["why"]
+    assert "; not measured: minibatches at 1 step, the first time because the loss is nan" in capsys.readouterr().err
+
+
+def test_a_layer_look_that_fails_is_a_gap_without_any_visit(tmp_path: Path) -> None:
+    model = network()
+    optimizer = create("sgd", model, lr=0.1)
+    fixed, _ = objectives(model)
+    with Recorder(tmp_path / "run", model, optimizer, fixed, "full", steps=3, visits=0) as recorder:
+        for number in range(3):
+            loss = step(model, optimizer)
+            if number == 1:
+                with torch.no_grad():
+                    model[0].weight[0, 0] = math.nan
+            recorder.step(loss)
+    gaps = Run.open(tmp_path / "run").manifest["curvature_gaps"]
+    assert [(gap["step"], gap["instrument"]) for gap in gaps] == [(2, "layers"), (3, "layers")]
+
+
+class Odd(nn.Module):
+    """Batch norm, dropout, a frozen parameter, one that no loss sees, and one of three dimensions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm, self.dropout = nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Dropout(0.3)
+        self.last, self.unused = nn.Linear(8, 3), nn.Parameter(torch.ones(4, 5))
+        self.heads = nn.Parameter(torch.randn(2, 4, 8) / 4)
+        self.frozen = nn.Parameter(torch.full((8,), 0.5), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.dropout(torch.tanh(self.norm(self.first(x)))) * self.frozen
+        return self.last(torch.einsum("bi,hji,hjk->bk", h, self.heads, self.heads))
+
+
+def odd() -> Odd:
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        return Odd().double()
+
+
+@pytest.mark.parametrize("name", ["adamw", "ars2-lazy", "gsam"])
+def test_no_instrument_leaves_a_trace_in_weights_state_buffers_gradients_or_random_numbers(
+    name: str, tmp_path: Path
+) -> None:
+    plain, watched = odd(), odd()
+    optimizers = [create(name, model, lr=0.02) for model in (plain, watched)]
+    fixed, pairs = objectives(watched)
+    generators = []
+    with Recorder(tmp_path / "run", watched, optimizers[1], fixed, "full", minibatches=pairs, steps=6) as recorder:
+        for model, optimizer in zip((plain, watched), optimizers, strict=True):
+            torch.manual_seed(5)
+            for _ in range(6):
+                loss = step(model, optimizer)
+                if model is watched:
+                    recorder.step(loss)
+            generators.append(torch.get_rng_state())
+    assert torch.equal(*generators)
+    assert all(module.training for module in watched.modules())
+    for ours, theirs in zip(watched.state_dict().values(), plain.state_dict().values(), strict=True):
+        assert torch.equal(ours, theirs)
+    for p, q in zip(watched.parameters(), plain.parameters(), strict=True):
+        assert (p.grad is None) == (q.grad is None)
+        assert p.grad is None or torch.equal(p.grad, q.grad)
+        mine, other = optimizers[1].state.get(p, {}), optimizers[0].state.get(q, {})
+        assert mine.keys() == other.keys()
+        assert all(torch.equal(torch.as_tensor(mine[key]), torch.as_tensor(other[key])) for key in mine)
+    run = Run.open(tmp_path / "run")
+    assert len(run.pairs) > 0
+    assert run.steps["weight_norm"].iloc[-1] == pytest.approx(
+        math.sqrt(sum(float(p.detach().square().sum()) for p in watched.parameters() if p.requires_grad))
+    )
+    assert "unused" not in set(run.spectra.loc[run.spectra["object"] == "batch_gradient", "tensor"])
+    assert "heads" in set(run.spectra.loc[run.spectra["object"] == "batch_gradient", "tensor"])
+
+
+def test_rows_go_by_the_names_of_the_model_whatever_the_optimizer_calls_them(tmp_path: Path) -> None:
+    model = network()
+    optimizer = ARS2Neo(model.parameters(), lr=0.02, mode="lazy", k=3)
+    fixed, pairs = objectives(model)
+    with Recorder(tmp_path / "run", model, optimizer, fixed, "full", minibatches=pairs, steps=4) as recorder:
+        for _ in range(4):
+            recorder.step(step(model, optimizer))
+    run = Run.open(tmp_path / "run")
+    names = {name for name, _ in model.named_parameters()}
+    assert set(run.tensors["tensor"]) == names
+    assert set(run.spectra["tensor"]) == {"0.weight", "2.weight"}
+    assert run.tensors["remainder"].notna().all()
+    assert run.tensors["injection_angle"].notna().any()
+
+
+def test_a_parameter_of_the_optimizer_that_is_none_of_the_models_is_left_out(tmp_path: Path) -> None:
+    model, temperature = network(), nn.Parameter(torch.ones(()).double())
+    optimizer = create("adamw", [*model.named_parameters(), ("temperature", temperature)], lr=0.02)
+    x, y = data()
+    fixed, _ = objectives(model)
+    with Recorder(tmp_path / "run", model, optimizer, fixed, "full", steps=2) as recorder:
+        for _ in range(2):
+            optimizer.zero_grad()
+            loss = F.cross_entropy(model(x) * temperature, y)
+            loss.backward()
+            optimizer.step()
+            recorder.step(loss)
+    assert "temperature" not in set(Run.open(tmp_path / "run").tensors["tensor"])
+
+
+@pytest.mark.parametrize("which", ["objective", "minibatches"])
+def test_an_objective_of_another_model_is_refused(which: str, tmp_path: Path) -> None:
+    model, (fixed, pairs) = network(), objectives(network())
+    given = {"objective": fixed} if which == "objective" else {"minibatches": pairs}
+    with pytest.raises(LandscapeError, match=r"^the objective's parameter '0.weight' is none of the 4 trainable"):
+        Recorder(tmp_path / "run", model, create("adamw", model), **given)
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_objective_in_double_precision_is_measured(tmp_path: Path) -> None:
+    model = odd().float()
+    optimizer = create("adamw", model, lr=0.02)
+    x, y = data()
+    fixed = Objective(model, CrossEntropy(), [(x.float(), y)]).in_double()
+    with Recorder(tmp_path / "run", model, optimizer, fixed, "full", steps=2) as recorder:
+        for _ in range(2):
+            optimizer.zero_grad()
+            loss = F.cross_entropy(model(x.float()), y)
+            loss.backward()
+            optimizer.step()
+            recorder.step(loss)
+    run = Run.open(tmp_path / "run")
+    gaps = run.manifest["curvature_gaps"]
+    assert all("unused has no second moment" in gap["why"] for gap in gaps)
+    assert {"log_fisher_rao", "logit_norm", "trust_ratio", "top_share"} <= set(run.probes["measure"])
+
+
+def test_a_closure_shows_the_gradient_of_its_first_call_and_how_often_it_was_called(tmp_path: Path) -> None:
+    x, y = data()
+    for make in (partial(torch.optim.SGD, lr=0.5), partial(torch.optim.LBFGS, max_iter=4)):
+        model = network()
+        optimizer = make(model.parameters())
+        norms, calls = [], 0
+
+        def closure(model: nn.Module = model, optimizer: torch.optim.Optimizer = optimizer) -> Tensor:
+            nonlocal calls
+            calls += 1
+            optimizer.zero_grad()
+            loss = F.cross_entropy(model(x), y)
+            loss.backward()
+            return loss
+
+        path = tmp_path / type(optimizer).__name__
+        passes = []
+        with Recorder(path, model, optimizer, preset="full") as recorder:
+            for _ in range(3):
+                g = torch.autograd.grad(F.cross_entropy(model(x), y), list(model.parameters()))
+                norms.append(math.sqrt(sum(float(one.square().sum()) for one in g)))
+                before = calls
+                recorder.step(optimizer.step(closure))
+                passes.append(calls - before)
+        steps = Run.open(path).steps
+        assert steps["gradient_norm"].tolist() == pytest.approx(norms)
+        assert steps["passes"].tolist() == passes
+
+
+def test_the_learning_rate_is_that_of_the_step_though_a_schedule_has_moved_on(tmp_path: Path) -> None:
+    model = network()
+    optimizer = create("sgd", model, lr=1.0, weight_decay=0.1)
+    schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
+    with Recorder(tmp_path / "run", model, optimizer, preset="economy") as recorder:
+        for _ in range(3):
+            loss = step(model, optimizer)
+            schedule.step()
+            recorder.step(loss)
+    steps = Run.open(tmp_path / "run").steps
+    assert steps["lr"].tolist() == [1.0, 0.5, 0.25]
+    assert steps["weight_decay"].tolist() == [0.1] * 3

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from lossscope.landscape import TrainConfig, first_step, train
 from lossscope.landscape.checkpoint import checkpoints
 from lossscope.landscape.errors import ConfigError, RunError, TrainingError
+from lossscope.landscape.job import job_of
 from lossscope.landscape.run import Run
 from lossscope.landscape.training import resolved
 from lossscope.optimizer import ENTRIES, Entry
@@ -99,12 +100,47 @@ def test_an_optimizer_of_anothers_may_be_registered_and_trained(
             {"optimizer": "sam", "workload": "modadd-59", "options": {"base": "adamw"}},
             {"weight_decay": 1.0, "betas": (0.9, 0.98), "base": "adamw"},
         ),
+        (
+            {"optimizer": "sam", "workload": "modadd-59", "options": {"base": "ars2-base"}},
+            {"weight_decay": 1.0, "betas": (0.9, 0.98), "base": "ars2-base"},
+        ),
+        (
+            {"optimizer": "looksam", "workload": "modadd-59", "options": {"base": "nope"}},
+            {"weight_decay": 1.0, "base": "nope"},
+        ),
     ],
 )
 def test_what_is_usual_for_a_workload_is_that_of_the_rule_unless_something_else_was_asked_for(
     settings: dict[str, object], expected: dict[str, object]
 ) -> None:
     assert resolved(TrainConfig.of(settings)).options == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "options"), [("ars2-timer", {"aga_lambda": 0.5}), ("ars2-random", {}), ("ars2-lazy", {"shear": "placebo"})]
+)
+def test_seeds_of_a_control_arm_draw_by_themselves_and_a_resumed_run_goes_on_with_its_own(
+    name: str, options: dict[str, object], tmp_path: Path
+) -> None:
+    """Of the three seeds only that of the order changes; the same weights see the same loss at first."""
+    seeds = {"seed_init": 0, "seed_split": 0}
+    drawn = [job_of(resolved(TrainConfig.of({"optimizer": name, "seed": seed}))) for seed in (0, 3, 2**31 - 1)]
+    assert [job.optimizer.param_groups[0]["seed"] for job in drawn] == [0, 3, 2**31 - 1]
+    asked = TrainConfig.of({"optimizer": name, "seed": 3, "options": {"seed": 8}})
+    assert job_of(asked).optimizer.param_groups[0]["seed"] == 8
+
+    def arm(run: str, **more: object) -> TrainConfig:
+        return config(tmp_path, optimizer=name, name=run, **{"options": options, "seed": 3, **seeds, **more})
+
+    whole = train(arm("whole"))
+    train(arm("halves", steps=7))
+    halves = train(arm("halves"), resume=True)
+    ours, theirs = last_weights(whole), last_weights(halves)
+    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+    zero = last_weights(train(arm("zero", options={**options, "seed": 0})))
+    assert not all(torch.equal(ours[key], zero[key]) for key in ours)
+    same = last_weights(train(arm("said", options={**options, "seed": 3})))
+    assert all(torch.equal(ours[key], same[key]) for key in ours)
 
 
 def test_a_base_that_is_none_is_a_known_error(tmp_path: Path) -> None:

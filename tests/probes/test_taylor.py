@@ -89,7 +89,30 @@ def test_the_model_may_stand_after_the_step() -> None:
     here = step_quality(objective, D), secant_curvature(objective, D)
     with objective.at(theta + D):
         there = step_quality(objective, D, at=theta), secant_curvature(objective, D, at=theta)
-    assert here == there
+    assert here[1] == there[1]
+    for field in ("change", "slope", "curvature", "first_remainder", "second_remainder", "trust_ratio", "rounding"):
+        assert getattr(here[0], field) == getattr(there[0], field)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-2, 1e-4, 1e-6])
+def test_what_rounding_may_have_done_covers_what_float32_did(scale: float) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(30, 40), nn.ReLU(), nn.Linear(40, 10))
+    single = Objective(net, CrossEntropy(), [(torch.randn(512, 30), torch.randint(0, 10, (512,)))])
+    wide = single.in_double()
+    for seed in range(10):
+        D = step_taken(single, (gaussian(single.size, seed=seed) * scale / 30).float())
+        found, true = secant_curvature(single, D), secant_curvature(wide, D.double())
+        assert abs(found.rayleigh - true.rayleigh) <= found.rounding
+        assert abs(found.norm - true.norm) <= found.rounding
+        assert abs(found.alignment - true.alignment) <= found.alignment_rounding
+        step, exact = step_quality(single, D), step_quality(wide, D.double())
+        for field in ("change", "first_remainder", "second_remainder"):
+            assert abs(getattr(step, field) - getattr(exact, field)) <= step.rounding
+    if scale == 1e-6:
+        assert found.rounding > true.norm / 10  # the bound is not empty words: rounding is seen
+    if scale == 1.0:
+        assert found.rounding < true.norm / 1e3
 
 
 def test_the_model_is_left_bit_for_bit() -> None:

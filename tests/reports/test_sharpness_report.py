@@ -118,6 +118,18 @@ def test_a_single_gap_is_one_visit_and_its_only_reason(write_run):
     assert missing.how == "the weights are not finite"
 
 
+def test_gaps_of_other_instruments_are_told_apart(write_run):
+    gaps = [
+        {"step": 8, "instrument": "curvature", "why": "the loss is inf"},
+        {"step": 8, "instrument": "layers", "why": "the loss is inf"},
+        {"step": 16, "instrument": "layers", "why": "the loss is nan"},
+    ]
+    curvature, layers = sharpness([write_run("a", curvature_gaps=gaps)]).missing
+    assert curvature.what == "Part of the curvature of a at 1 visit (step 8)"
+    assert layers.what == "Remainders of the layers of a at 2 looks (step 8, 16)"
+    assert layers.how == "First reason: the loss is inf"
+
+
 def test_a_run_whose_every_visit_failed_is_not_told_to_pass_an_objective(write_run):
     gaps = [{"step": 0, "why": "the weights are not finite"}]
     (missing,) = sharpness([write_run("a", curvature=False, curvature_gaps=gaps)]).missing
