@@ -7,6 +7,7 @@ from lossscope.optimizer.record import StepRecord, TensorRecord
 from lossscope.optimizer.registry import ENTRIES, Entry, create, names, register, settings
 from lossscope.optimizer.relative import Relative
 from lossscope.optimizer.routing import Routing, routing
+from lossscope.optimizer.schedule import RhoSchedule
 
 __all__ = [
     "ENTRIES",
@@ -16,6 +17,7 @@ __all__ = [
     "OptimizerError",
     "Pass",
     "Relative",
+    "RhoSchedule",
     "Routing",
     "StepRecord",
     "TensorRecord",

@@ -37,8 +37,10 @@ class ARS2Neo(Ascending):
         weight_decay: Decoupled; applied before the step as `1 - lr * weight_decay`.
         mode: `base`: one pass. `sync`: two passes every step. `lazy`: two every `k` steps, the stored shear
             injected between. `aga`: two when the gradient turns against the stored shear, or after `k` steps.
-            `timer`: two at random, as often as aga's trigger fires where phi is noise: a control.
-        rho: Radius of the ascent; at or below zero there is none, at the cost of `base`.
+            `timer`: two at random, as often as aga's trigger fires where phi is noise: a control. A measured aga run is
+            matched by an `aga_lambda` with Phi(-aga_lambda) its chance a step before the cap, as `trigger_audit`
+            measures it, and by its mean alpha, which is alpha times the mean growth.
+        rho: Radius of the ascent; at 0 there is none, at the cost of `base`.
         k: The lazy period (default 5) or the longest interval of aga and timer (default 10); an error in other modes.
         alpha: Share of the gradient's norm that the shear is injected with.
         aga_beta: Decay of the running mean of phi^2.
@@ -46,11 +48,12 @@ class ARS2Neo(Ascending):
         aga_gamma: Exponent of `(1 + max(0, phi))` by which alpha grows.
         energy: Size of a matrix step: `reference` E O, `unit` E O / |O|_F, `rms` 0.2 sqrt(max(m, n)) O.
         newton_schulz: Preset of polynomial coefficients, see `newton_schulz.PRESETS`.
-        ns_steps: How many polynomials.
+        ns_steps: How many polynomials; `deepseek_v4` needs 10.
         ns_dtype: Dtype of the products for float32 parameters: `"auto"` is float32 on the CPU and bfloat16
             on CUDA. A `torch.dtype` holds for all.
         ns_norm: What Newton-Schulz divides a matrix by first: `frobenius`, or `schatten4`, which is smaller.
-        perturbation: `ars2` (per tensor, times |w|), `paper` (global), `sam`, `asam`, or `random`, a control.
+        perturbation: `ars2` (per tensor, times |w|), `paper` (global), `sam`, `asam`; or a control in a random
+            direction: `random` with the radii of `ars2`, `random_ball` with the one of `paper` and `sam`.
         shear: What is injected: `looksam`, `placebo` (random, orthogonal, same norm), `signflip`, `off`.
         orthogonalise: False follows `A` in place of `O`, with steps of exactly the same norm.
         flatten: Cuts raw 3-D parameters `(h, d, n)` as one matrix `(h d, n)` in place of `h` matrices. A
@@ -58,7 +61,8 @@ class ARS2Neo(Ascending):
         trigger: `reference`, or `lagged`: a bias-corrected variance of the phi before the present one.
         surrogate: What a sync step follows: the `adversarial` gradient, or `gsam`, that less `alpha` times the part of
             the base gradient that is orthogonal to it.
-        seed: Of the timer and of the random ascent, which draw from generators of their own.
+        seed: Of the timer, of random ascents and of the placebo, which draw from generators of their own. Two trainings
+            are two samples of a control only with two seeds; `lossscope train` takes that of the order of batches.
 
     Raises:
         OptimizerError: A setting out of bounds, no matrix among the parameters, sparse gradients, or a step
@@ -90,7 +94,7 @@ class ARS2Neo(Ascending):
         ns_steps: int = 5,
         ns_dtype: torch.dtype | Literal["auto"] = "auto",
         ns_norm: Literal["frobenius", "schatten4"] = "frobenius",
-        perturbation: Literal["ars2", "paper", "sam", "asam", "random"] = "ars2",
+        perturbation: Literal["ars2", "paper", "sam", "asam", "random", "random_ball"] = "ars2",
         shear: Literal["looksam", "placebo", "signflip", "off"] = "looksam",
         orthogonalise: bool = True,
         flatten: bool = False,

@@ -13,6 +13,7 @@ from torch.optim.optimizer import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from lossscope.optimizer.counterfactual import Uninjected
+from lossscope.optimizer.draws import Draw
 from lossscope.optimizer.errors import OptimizerError
 from lossscope.optimizer.injection import direction_of, store_shears
 from lossscope.optimizer.kernel import Moment, Taken, tensor_record
@@ -22,8 +23,12 @@ from lossscope.optimizer.plan import Pass, Plan
 from lossscope.optimizer.record import StepRecord, TensorRecord
 from lossscope.optimizer.refusals import (
     refuse_a_missing_pass,
+    refuse_a_scaled_closure,
+    refuse_a_step_without_its_scaler,
+    refuse_counters,
     refuse_mixed_units,
     refuse_no_gradient,
+    refuse_one_name_for_two,
     refuse_sparse_gradients,
 )
 from lossscope.optimizer.saved import RULE, refuse_foreign_state
@@ -51,7 +56,8 @@ class Ascending(Optimizer, ABC):
     the same step, as in torch. A `GradScaler` leaves such steps out; see `passes`.
 
     A pass after the first leaves no trace: weights are copied back even if it raises, buffers (batch-norm
-    statistics) count once, and both passes draw the same random numbers.
+    statistics) count once, and both passes draw the same random numbers from torch's generators (not from Python's or
+    numpy's).
 
     `last` holds the decision and the losses of the last step; every number in it was computed anyway.
     """
@@ -95,9 +101,11 @@ class Ascending(Optimizer, ABC):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group; settings of the whole optimizer cannot differ from those of the first group."""
+        refuse_counters(param_group)
         super().add_param_group(param_group)
         try:
             self.check_group(self.param_groups[-1], self.param_groups[0])
+            refuse_one_name_for_two(self.param_groups)
         except OptimizerError:
             self.param_groups.pop()
             raise
@@ -109,8 +117,11 @@ class Ascending(Optimizer, ABC):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a saved state, with its settings.
 
+        As in torch, settings come with a state and replace those this optimizer was made with. So the state of another
+        arm of the same rule is one that fits: loaded into `ars2-base`, that of `ars2-sync` makes it ascend.
+
         Raises:
-            OptimizerError: It is the state of another rule; nothing of it is loaded then.
+            OptimizerError: It is the state of another rule, or of other parameters; nothing of it is loaded then.
         """
         refuse_foreign_state(self, state_dict)
         super().load_state_dict(state_dict)
@@ -161,8 +172,9 @@ class Ascending(Optimizer, ABC):
     def passes(self, model: nn.Module | None = None, scaler: torch.amp.GradScaler | None = None) -> Iterator[Pass]:
         """One pass, or two on a sync step: run forward and backward in each, then call `step()`.
 
-        Gradients are zeroed before each pass, so micro-batches may be accumulated within one. Leaving the
-        loop early, or an exception in it, puts the parameters back; the step is then not taken.
+        Gradients are zeroed before each pass, so micro-batches may be accumulated within one. Leaving the loop early,
+        or an exception in it, puts the parameters back and forgets the passes: a `step()` after that takes the
+        gradients it finds where it needs one pass, and is refused where it needs two.
 
         Args:
             model: The module whose buffers the second pass must not change. Without it they are found
@@ -170,12 +182,14 @@ class Ascending(Optimizer, ABC):
             scaler: The scaler of the losses, where there is one: run `scaler.scale(loss).backward()` in each pass,
                 then `scaler.step(optimizer)`. It unscales the gradients of the last pass; those of the first one
                 are divided by its scale here, so that records and what is made of both gradients are in one unit.
-                One that steps the optimizer without having been told is refused where a second pass was taken.
+                One that steps the optimizer without having been told is refused where a second pass was taken, and a
+                plain `step()` where it was told of one: nothing would unscale the gradients.
         """
         if self._inside_pass:
             raise OptimizerError("passes() was started inside another passes() loop; leave or close that one first")
         self._plan = None
-        self._scaler_told, self._scaler_asked = scaler is not None, False
+        self._scaler_told = scaler is not None and scaler.is_enabled()
+        self._scaler_asked = False
         self.zero_grad()
         replay = RandomState(self._parameters()) if self.ascends else None
         first = Pass(0)
@@ -196,15 +210,21 @@ class Ascending(Optimizer, ABC):
 
         Raises:
             OptimizerError: The step needs a second gradient and there was neither a closure nor `passes()`; or a
-                `GradScaler` takes it that `passes()` was not told of.
+                `GradScaler` takes it that `passes()` was not told of, or with a closure; or none takes it though
+                `passes()` was told of one.
         """
         if self._inside_pass:
             raise OptimizerError("step() was called inside the passes() loop; call it once, after the loop")
+        asked, self._scaler_asked = self._scaler_asked, False
+        if asked and closure is not None:
+            refuse_a_scaled_closure()
+        if self._scaler_told and not asked and closure is None:
+            refuse_a_step_without_its_scaler()
         loss = self._run(closure) if closure is not None else None
         plan = self._plan or self._plan_without_passes()
+        told, self._scaler_told = self._scaler_told, False
         self._plan = None
-        asked, self._scaler_asked = self._scaler_asked, False
-        if asked and not self._scaler_told and plan.decision.sync:
+        if asked and not told and plan.decision.sync:
             refuse_mixed_units()
         plan.follow(self.param_groups[0])
         observed: list[TensorRecord] | None = [] if self._observers else None
@@ -274,6 +294,7 @@ class Ascending(Optimizer, ABC):
         finally:
             afterwards.restore()
             self._inside_pass = False
+        plan.measure(self.param_groups[0], scale)
         plan.losses = (plan.losses[0], second.loss)
 
     def _ascents(self, base: Mapping[Tensor, Tensor]) -> dict[Tensor, Ascent]:
@@ -286,8 +307,8 @@ class Ascending(Optimizer, ABC):
                     state = state if "step" in state else self.fresh_state(group, p)
                     beta2, eps = group.get("betas", (0.0, 0.0))[1], group.get("eps", 0.0)
                     v, steps = state.get("exp_avg_sq"), int(state["step"])
-                    seed = (group["seed"] * 1_000_003 + clock) * 10_007 + len(ascents)
-                    ascents[p] = Ascent(p, base[p], v, steps, beta2, eps, group["rho"], seed)
+                    draw = Draw("ascent", group["seed"], clock, len(ascents))
+                    ascents[p] = Ascent(p, base[p], v, steps, beta2, eps, group["rho"], draw)
         return ascents
 
     # -- the step ---------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from typing import Any, cast
 
 from torch import Tensor
 
+from lossscope.optimizer.draws import Draw
 from lossscope.optimizer.kernel import Moment
 from lossscope.optimizer.plan import Plan
 from lossscope.optimizer.shear import placebo, residual
@@ -40,7 +41,8 @@ def store_shears(settings: Mapping[str, Any], moments: Sequence[Moment], plan: P
     for moment in moments if used else ():
         if moment.base is None or moment.parameter not in plan.moves:
             continue
-        moment.state["shear"] = residual(cast(Tensor, moment.raised), moment.base)
+        shear = residual(cast(Tensor, moment.raised), moment.base)
+        moment.shear = moment.state["shear"] = shear
         if settings["shear"] == "placebo":
-            seed = plan.decision.after.clock * 1_000_003 + moment.index
-            moment.state["placebo"] = placebo(moment.state["shear"], moment.base, seed)
+            draw = Draw("placebo", settings["seed"], plan.decision.after.clock, moment.index)
+            moment.state["placebo"] = placebo(shear, moment.base, draw)

@@ -30,6 +30,7 @@ class Moment:
     state: dict[str, Any]
     injected: bool  # whether the gradient holds an injected shear
     raised: Tensor | None = None  # the adversarial gradient of a sync step
+    shear: Tensor | None = None  # that this step has stored
 
     @property
     def steps(self) -> float:
@@ -133,7 +134,6 @@ def _product_dtype(setting: torch.dtype | str, A: Tensor) -> torch.dtype:
 def tensor_record(moment: Moment, taken: Taken, group: dict[str, Any], plan: Plan) -> TensorRecord:
     """What an observer gets to see of one parameter."""
     p, state = moment.parameter, moment.state
-    fresh = plan.decision.sync and p in plan.moves
     adam = "exp_avg" in state
     return TensorRecord(
         name=moment.name,
@@ -143,7 +143,7 @@ def tensor_record(moment: Moment, taken: Taken, group: dict[str, Any], plan: Pla
         perturbation=plan.moves.get(p),
         adversarial=moment.raised,
         stale_shear=moment.stale_shear,
-        shear=state.get("shear") if fresh else None,
+        shear=moment.shear,
         injected=moment.gradient if moment.injected else None,
         followed=moment.gradient,
         exp_avg=state.get("exp_avg"),

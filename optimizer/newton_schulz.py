@@ -29,6 +29,9 @@ def _with_safety(triples: Sequence[Triple], factor: float) -> tuple[Triple, ...]
     return tuple((a / factor, b / factor**3, c / factor**5) for a, b, c in triples)
 
 
+# Presets that their last polynomials finish, with the steps that takes: with fewer they would be others.
+_WHOLE: Final = {"deepseek_v4": 10}
+
 # Sources: keller: K. Jordan's Muon (2024). you: the five-step set known by its author's name, You (2025).
 # polar_express: Amsel et al. (2025), with their safety factor 1.01; polar_express_safer: the set for 1.02 that the dion
 # project uses. cans: Grishina et al. (2025), to the digits in print. deepseek_v4: eight of keller and two that end at
@@ -87,13 +90,21 @@ PRESETS: Final[dict[str, tuple[Triple, ...]]] = {
 def coefficients(preset: str, steps: int) -> tuple[Triple, ...]:
     """The triples `(a, b, c)` of the first `steps` polynomials of a preset; its last one repeats.
 
+    `deepseek_v4` is eight polynomials of `keller` and two that send what these leave to one: it needs all ten.
+
     Raises:
-        OptimizerError: The preset does not exist, or `steps` is not a whole number of at least one.
+        OptimizerError: The preset does not exist, or `steps` is not a whole number of at least one, or too few for a
+            preset that its last polynomials finish.
     """
-    if preset not in PRESETS:
+    if not isinstance(preset, str) or preset not in PRESETS:
         raise OptimizerError(f"newton_schulz={preset!r} is no preset; choose from {', '.join(PRESETS)}")
-    if not isinstance(steps, int) or steps < 1:
+    if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
         raise OptimizerError(f"ns_steps={steps} is not a whole number of at least 1; 5 is usual")
+    if steps < _WHOLE.get(preset, 1):
+        raise OptimizerError(
+            f"ns_steps={steps} leaves out the last polynomials of newton_schulz={preset!r}, which finish it: "
+            f"set ns_steps={_WHOLE[preset]}"
+        )
     triples = PRESETS[preset]
     return tuple(triples[min(i, len(triples) - 1)] for i in range(steps))
 

@@ -1,4 +1,4 @@
-"""Where the second gradient is taken: five ascents `e` from the base gradient."""
+"""Where the second gradient is taken: four ascents `e` from the base gradient, and two at random."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from lossscope.optimizer.draws import Draw
 from lossscope.optimizer.errors import OptimizerError
+from lossscope.optimizer.surrogate import norm_of
 
 __all__ = ["PERTURBATIONS", "Ascent"]
 
@@ -27,7 +29,7 @@ class Ascent:
     beta2: float
     eps: float
     rho: float
-    seed: int = 0  # of a random ascent
+    draw: Draw  # of a random ascent
 
 
 def _root_of_stale_second_moment(ascent: Ascent) -> Tensor:
@@ -40,7 +42,7 @@ def _root_of_stale_second_moment(ascent: Ascent) -> Tensor:
 
 
 def _over_one_ball(directions: Sequence[Tensor], norms_of: Sequence[Tensor], rhos: Sequence[float]) -> list[Tensor]:
-    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(list(norms_of)))) + _FLOOR
+    norm = norm_of(norms_of) + _FLOOR
     return [direction * (rho / norm) for direction, rho in zip(directions, rhos, strict=True)]
 
 
@@ -80,14 +82,20 @@ def asam(ascents: Sequence[Ascent]) -> list[Tensor]:
 
 
 def random(ascents: Sequence[Ascent]) -> list[Tensor]:
-    """`rho z / |z|` with normal z over one global ball: the control that asks whether the direction matters.
+    """Per tensor `rho z / |z|` with normal z: the control of `ars2`, which asks whether its direction matters.
 
-    Drawn from generators of their own, so that training uses no other random numbers and a resumed run draws the same.
+    Every tensor moves by exactly rho, a tensor of zeros as well, which under `ars2` stays.
     """
-    drawn = []
-    for a in ascents:
-        generator = torch.Generator().manual_seed(a.seed)
-        drawn.append(torch.randn(a.parameter.shape, generator=generator, dtype=torch.float64).to(a.parameter))
+    drawn = [a.draw.normal_like(a.parameter) for a in ascents]
+    return [z.mul_(a.rho / (torch.linalg.vector_norm(z) + _FLOOR)) for a, z in zip(ascents, drawn, strict=True)]
+
+
+def random_ball(ascents: Sequence[Ascent]) -> list[Tensor]:
+    """`rho z / |z|` with normal z over one global ball: the control of `paper` and `sam`, whose ball it is.
+
+    Of `asam` too, though that measures its ball relative to |w|; and a tensor of zeros moves, which under `asam` stays.
+    """
+    drawn = [a.draw.normal_like(a.parameter) for a in ascents]
     return _over_one_ball(drawn, drawn, [a.rho for a in ascents])
 
 
@@ -97,4 +105,5 @@ PERTURBATIONS: Final[dict[str, Callable[[Sequence[Ascent]], list[Tensor]]]] = {
     "sam": sam,
     "asam": asam,
     "random": random,
+    "random_ball": random_ball,
 }

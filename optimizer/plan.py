@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
+import torch
 from torch import Tensor
 
-from lossscope.optimizer.surrogate import SURROGATES
+from lossscope.optimizer.surrogate import SURROGATES, norm_of
 from lossscope.optimizer.trigger import Decision
 
 __all__ = ["Pass", "Plan"]
@@ -35,18 +36,38 @@ class Plan:
     losses: tuple[Tensor | None, Tensor | None] = (None, None)
     base: dict[Tensor, Tensor] = field(default_factory=dict)  # the base gradients of a sync step
     moves: dict[Tensor, Tensor] = field(default_factory=dict)  # its perturbations
+    raised_norm: Tensor | None = None  # of the second gradient as it was made, in one unit with the loss
     followed: dict[Tensor, Tensor] = field(default_factory=dict)  # what is followed in place of the second gradient
+
+    @torch.no_grad()
+    def measure(self, settings: Mapping[str, Any], scale: float) -> None:
+        """Keep the size of the second gradient before anybody clips it, where the step is made of both.
+
+        Args:
+            settings: Of the optimizer.
+            scale: Of the loss.
+        """
+        raised = self._raised()
+        if raised and settings["surrogate"] != "adversarial":
+            self.raised_norm = norm_of(list(raised.values())) / scale
 
     def follow(self, settings: Mapping[str, Any]) -> None:
         """Make what is followed of both gradients, where it is not the second one.
 
+        Who clips the norm after the last pass shortens the second gradient alone; the first is shortened by the same
+        factor here, so that the direction is that of both gradients as they were made.
+
         Args:
             settings: Of the optimizer.
         """
-        if not self.decision.sync or settings["surrogate"] == "adversarial":
+        both = self._raised()
+        if self.raised_norm is None or not both:
             return
-        both = [p for p in self.moves if p.grad is not None]
-        if both:
-            raised, base = [cast(Tensor, p.grad) for p in both], [self.base[p] for p in both]
-            made = SURROGATES[settings["surrogate"]](raised, base, settings["alpha"])
-            self.followed = dict(zip(both, made, strict=True))
+        raised = list(both.values())
+        kept = torch.where(self.raised_norm > 0, norm_of(raised) / self.raised_norm, 1.0)
+        made = SURROGATES[settings["surrogate"]](raised, [self.base[p] * kept for p in both], settings["alpha"])
+        self.followed = dict(zip(both, made, strict=True))
+
+    def _raised(self) -> dict[Tensor, Tensor]:
+        """The second gradients, as they stand now, of tensors that ascended."""
+        return {p: p.grad for p in self.moves if p.grad is not None}

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import NoReturn
+from collections.abc import Iterable, Mapping
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
 from lossscope.optimizer.errors import OptimizerError
+from lossscope.optimizer.trigger import COUNTERS
 
-__all__ = ["refuse_a_missing_pass", "refuse_mixed_units", "refuse_no_gradient", "refuse_sparse_gradients"]
+__all__ = [
+    "refuse_a_missing_pass",
+    "refuse_a_scaled_closure",
+    "refuse_a_step_without_its_scaler",
+    "refuse_counters",
+    "refuse_mixed_units",
+    "refuse_no_gradient",
+    "refuse_one_name_for_two",
+    "refuse_sparse_gradients",
+]
 
 
 def refuse_sparse_gradients(parameters: Iterable[Tensor]) -> None:
@@ -45,3 +55,38 @@ def refuse_mixed_units() -> NoReturn:
         "a GradScaler has unscaled the second gradient of this step and not the first, of which it was not told; "
         "pass it to both: optimizer.passes(model, scaler=scaler)"
     )
+
+
+def refuse_a_scaled_closure() -> NoReturn:
+    """Raise an `OptimizerError`: the gradients that the closure makes would be stepped by as they are, scaled."""
+    raise OptimizerError(
+        "a GradScaler took a step with a closure, whose gradients nothing would unscale: run "
+        "`for p in optimizer.passes(model, scaler=scaler): scaler.scale(loss).backward()`, then scaler.step(optimizer)"
+    )
+
+
+def refuse_a_step_without_its_scaler() -> NoReturn:
+    """Raise an `OptimizerError`: nothing has unscaled the gradients."""
+    raise OptimizerError(
+        "passes() was told of a GradScaler and step() was called without it, so that the gradients are still scaled: "
+        "call scaler.step(optimizer) in place of optimizer.step()"
+    )
+
+
+def refuse_counters(settings: Mapping[str, Any]) -> None:
+    """Raise an `OptimizerError` where one of the settings is a count that the optimizer keeps by itself."""
+    if counted := sorted(COUNTERS.keys() & settings.keys()):
+        raise OptimizerError(
+            f"{counted[0]} is counted by the optimizer itself and no setting; load_state_dict brings it back"
+        )
+
+
+def refuse_one_name_for_two(groups: Iterable[Mapping[str, Any]]) -> None:
+    """Raise an `OptimizerError` where two parameters have one name, by which records tell them apart."""
+    seen: set[str] = set()
+    for name in (name for group in groups for name in group.get("param_names", ())):
+        if name in seen:
+            raise OptimizerError(
+                f"two parameters are called {name!r}; tell them apart, as by model.named_parameters('prefix')"
+            )
+        seen.add(name)

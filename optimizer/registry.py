@@ -15,6 +15,7 @@ from torch.optim.optimizer import Optimizer
 from lossscope.optimizer.ars2_neo import ARS2Neo
 from lossscope.optimizer.errors import OptimizerError
 from lossscope.optimizer.relative import Relative
+from lossscope.optimizer.routing import routing
 from lossscope.optimizer.rules import RULES
 from lossscope.optimizer.settings import DEFAULTS, checked_number, period_of
 from lossscope.optimizer.track import track_of
@@ -23,19 +24,20 @@ __all__ = ["ENTRIES", "Entry", "create", "names", "register", "settings"]
 
 _INJECTING: Final = ("k", "alpha", "shear")
 _ADAPTIVE: Final = ("aga_beta", "aga_lambda", "aga_gamma", "trigger")
+_ASCENDING: Final = ("rho", "perturbation", "seed")
 # Settings that a mode reads: to accept others would be to ignore them without a word.
 _OF_MODE: Final[dict[str, tuple[str, ...]]] = {
     "base": (),
-    "sync": ("rho", "perturbation"),
-    "lazy": ("rho", "perturbation", *_INJECTING),
-    "aga": ("rho", "perturbation", *_INJECTING, *_ADAPTIVE),
-    "timer": ("rho", "perturbation", *_INJECTING, "aga_lambda", "seed"),
+    "sync": _ASCENDING,
+    "lazy": (*_ASCENDING, *_INJECTING),
+    "aga": (*_ASCENDING, *_INJECTING, *_ADAPTIVE),
+    "timer": (*_ASCENDING, *_INJECTING, "aga_lambda"),
 }
 _OF_ARS2: Final = tuple(
-    name
-    for name in signature(ARS2Neo).parameters
-    if name not in ("params", *_OF_MODE["aga"], "seed", "surrogate", "mode")
+    name for name in signature(ARS2Neo).parameters if name not in ("params", *_OF_MODE["aga"], "surrogate", "mode")
 )
+
+Groups = list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ class Entry:
     source: str
     make: Callable[..., Optimizer]  # (params, **settings)
     usual: Mapping[str, Any] = field(default_factory=dict)  # every setting it accepts; None: its base's usual value
+    cuts: bool = False  # whether it cuts tensors into matrices: `make` then gets groups, that of convolutions marked
 
 
 ENTRIES: Final[dict[str, Entry]] = {}
@@ -85,9 +88,12 @@ def settings(name: str) -> tuple[str, ...]:
 def create(name: str, parameters: nn.Module | Iterable[tuple[str, Tensor]], **overrides: Any) -> Optimizer:
     """The optimizer of that name, with its usual settings but for `overrides`.
 
+    Shape alone decides the track. Weights of one-dimensional convolutions have three dimensions, as heads of attention
+    do: of a model, those of an optimizer that cuts matrices get a group with `convolution=True`, behind the others.
+
     Args:
         name: One of `names()`.
-        parameters: A model, or its `named_parameters()`; shape alone decides the track.
+        parameters: A model, or its `named_parameters()`, which do not say what is a convolution.
         overrides: Settings of that optimizer, such as `lr` or `rho`.
 
     Raises:
@@ -98,18 +104,36 @@ def create(name: str, parameters: nn.Module | Iterable[tuple[str, Tensor]], **ov
     for setting in overrides:
         if setting not in entry.usual:
             raise OptimizerError(f"optimizer {name} has no setting {setting!r}{_nearest(setting, entry.usual)}")
-    named = list(parameters.named_parameters() if isinstance(parameters, nn.Module) else parameters)
-    if any(not isinstance(pair, tuple) for pair in named):
-        raise OptimizerError(f"create({name!r}, ...) takes a model or its named_parameters(), not bare parameters")
-    trainable = [(label, p) for label, p in named if p.requires_grad]
+    trainable = [(label, p) for label, p in _named(name, parameters) if p.requires_grad]
     if not trainable:
         raise OptimizerError(f"no parameter requires a gradient; {name} has nothing to optimise")
     try:
-        return entry.make(trainable, **overrides)
+        return entry.make(_groups(parameters, trainable) if entry.cuts else trainable, **overrides)
     except (TypeError, ValueError) as error:
         raise OptimizerError(f"optimizer {name}: {error}") from error
     except (IndexError, KeyError, RuntimeError) as error:
         raise OptimizerError(f"optimizer {name} does not accept its settings {overrides}: {error}") from error
+
+
+def _named(name: str, parameters: Any) -> list[tuple[str, Tensor]]:
+    """Pairs of a name and a parameter, or an error for anything else."""
+    if isinstance(parameters, nn.Module):
+        return list(parameters.named_parameters())
+    found = list(parameters) if isinstance(parameters, Iterable) else [parameters]
+    for pair in found:
+        if not (isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[1], Tensor)):
+            what = "bare parameters" if isinstance(pair, Tensor) else type(pair).__name__
+            raise OptimizerError(f"create({name!r}, ...) takes a model or its named_parameters(), not {what}")
+    return found
+
+
+def _groups(parameters: Any, trainable: list[tuple[str, Tensor]]) -> Groups:
+    """The parameters in one group, and weights of one-dimensional convolutions of a model in another."""
+    routes = routing(parameters).routes if isinstance(parameters, nn.Module) else ()
+    cut = {route.name for route in routes if route.convolution and route.parameter.ndim == 3}
+    rest = {"params": [(label, p) for label, p in trainable if label not in cut]}
+    convolutions = {"params": [(label, p) for label, p in trainable if label in cut], "convolution": True}
+    return [group for group in (rest, convolutions) if group["params"]]
 
 
 def _entry(name: str) -> Entry:
@@ -125,6 +149,8 @@ def _nearest(word: str, words: Iterable[str]) -> str:
 
 # -- ours --------------------------------------------------------------------------------------------------------
 
+_BASES: Final[dict[str, Callable[..., Optimizer]]] = {}  # what an ascent goes with: makes it, (params, **settings)
+
 
 def _ars2(
     name: str,
@@ -135,29 +161,13 @@ def _ars2(
     **fixed: Any,
 ) -> None:
     """Register ARS2-Neo in one mode, with some usual values changed and some settings fixed."""
-    drawn = ("seed",) if fixed.get("perturbation") == "random" else ()
-    read = [setting for setting in (*_OF_ARS2, *_OF_MODE[mode], *drawn) if setting not in fixed]
+    read = [setting for setting in (*_OF_ARS2, *_OF_MODE[mode]) if setting not in fixed]
     own = changed or {}
     period = {"k": period_of(mode, None)} if "k" in _OF_MODE[mode] else {}
     usual = {**{setting: DEFAULTS[setting] for setting in read}, **period, **own}
-    register(name, Entry(words, source, partial(ARS2Neo, mode=mode, **fixed, **own), usual))
-
-
-def _made(trainable: list[tuple[str, Tensor]], *, rule: str, fixed: Mapping[str, Any], **chosen: Any) -> Relative:
-    """A relative whose vectors have a group of their own where their learning rate is another."""
-    base = chosen.pop("base", rule)
-    if base not in RULES:
-        raise OptimizerError(f"base={base!r} is no rule{_nearest(str(base), RULES)}")
-    vector_lr = chosen.pop("vector_lr", RULES[base].vector_lr)
-    merged = {**fixed, **chosen}
-    if vector_lr is None:
-        return Relative(trainable, base, **merged)
-    checked_number("vector_lr", vector_lr)  # a group calls it lr
-    matrices = [(label, p) for label, p in trainable if track_of({"track": None}, p) == "matrix"]
-    vectors = [(label, p) for label, p in trainable if track_of({"track": None}, p) == "vector"]
-    groups: list[dict[str, Any]] = [{"params": matrices}] if matrices else []
-    groups += [{"params": vectors, "lr": vector_lr}] if vectors else []
-    return Relative(groups, base, **merged)
+    register(name, Entry(words, source, partial(ARS2Neo, mode=mode, **fixed, **own), usual, cuts=True))
+    if mode == "base":
+        _BASES[name] = partial(ARS2Neo, **fixed, **own)
 
 
 def _rule(name: str, words: str) -> None:
@@ -165,22 +175,44 @@ def _rule(name: str, words: str) -> None:
     rule = RULES[name]
     usual = {"lr": rule.lr, "weight_decay": rule.weight_decay, **rule.settings}
     usual |= {} if rule.vector_lr is None else {"vector_lr": rule.vector_lr}
-    register(name, Entry(words, rule.source, partial(_made, rule=name, fixed={}), usual))
+    _BASES[name] = partial(_relative, rule=name)
+    register(name, Entry(words, rule.source, _BASES[name], usual, cuts="newton_schulz" in rule.settings))
+
+
+def _relative(trainable: Any, *, rule: str, **chosen: Any) -> Relative:
+    """A relative whose vectors have a group of their own where their learning rate is another."""
+    vector_lr = chosen.pop("vector_lr", RULES[rule].vector_lr)
+    if vector_lr is None:
+        return Relative(trainable, rule, **chosen)
+    checked_number("vector_lr", vector_lr)  # a group calls it lr
+
+    def of(group: dict[str, Any], track: str) -> list[tuple[str, Tensor]]:
+        return [(label, p) for label, p in group["params"] if track_of({"track": None}, p) == track]
+
+    matrices = [{**group, "params": of(group, "matrix")} for group in trainable]
+    vectors = {"params": [pair for group in trainable for pair in of(group, "vector")], "lr": vector_lr}
+    return Relative([group for group in (*matrices, vectors) if group["params"]], rule, **chosen)
 
 
 def _ascent(name: str, words: str, source: str, **fixed: Any) -> None:
-    """Register an ascent that goes with any rule; `base` names it."""
+    """Register an ascent that goes with any optimizer of one pass; `base` names it."""
     free: dict[str, Any] = {key: fixed[key] for key in ("rho", "alpha", "k") if key in fixed}
-    rules = {key: value for rule in RULES.values() for key, value in rule.settings.items()}
-    usual: dict[str, Any] = {
-        "base": "sgd",
-        "lr": None,
-        "weight_decay": None,
-        **free,
-        **dict.fromkeys(rules),
-        "vector_lr": None,
-    }
-    register(name, Entry(words, source, partial(_made, rule="sgd", fixed=fixed), usual))
+    of_bases = [setting for base in _BASES for setting in ENTRIES[base].usual]
+    usual: dict[str, Any] = {"base": "sgd", "lr": None, "weight_decay": None, **free, **dict.fromkeys(of_bases)}
+    register(name, Entry(words, source, partial(_ascended, fixed=fixed, free=free), usual, cuts=True))
+
+
+def _ascended(
+    trainable: Groups, *, fixed: Mapping[str, Any], free: Mapping[str, Any], base: str = "sgd", **chosen: Any
+) -> Optimizer:
+    """The base with an ascent before its step."""
+    if not isinstance(base, str) or base not in _BASES:
+        raise OptimizerError(f"base={base!r} is no optimizer of one pass{_nearest(str(base), _BASES)}")
+    known = {*ENTRIES[base].usual, *free}
+    for setting in chosen:
+        if setting not in known:
+            raise OptimizerError(f"base {base} has no setting {setting!r}{_nearest(setting, sorted(known))}")
+    return _BASES[base](trainable, **{**fixed, **chosen})
 
 
 _rule("adamw", "AdamW: decoupled decay, bias-corrected moments")
@@ -213,21 +245,22 @@ _ascent(
 )
 _ars2(
     "adamw@rms",
-    "AdamW's direction with the step size of ARS2-Neo base: lr |O|_F A for a matrix",
+    "AdamW's direction with the step size of ARS2-Neo base, exactly: lr |O|_F A for a matrix",
     "base",
     "a control of ours",
     orthogonalise=False,
 )
-_rule("muon@rms", "Muon's direction with the step size of ARS2-Neo base: lr E NS(m_hat)")
+_rule("muon@rms", "Muon's direction, lr E NS(m_hat): as long as ARS2-Neo's where |NS(m_hat)| is |NS(A)|")
 _ars2(
     "ars2-timer",
     "ARS2-Neo, two passes at random, as often as aga's trigger fires on noise",
     "timer",
-    "a control of ours",
+    "a control of ours. To match a measured aga run, set aga_lambda so that Phi(-aga_lambda) is what "
+    "`lossscope report dynamics` tells as fires before the cap, and alpha to the mean of its steps.alpha",
 )
 _ars2(
     "ars2-random",
-    "ARS2-Neo, two passes every step, ascending in a random direction",
+    "ARS2-Neo, two passes every step, each tensor moved by rho in a random direction",
     "sync",
     "a control of ours",
     perturbation="random",

@@ -11,8 +11,9 @@ from torch import Tensor
 from lossscope.optimizer.ascending import Ascending, Params
 from lossscope.optimizer.errors import OptimizerError
 from lossscope.optimizer.kernel import Moment, Taken
+from lossscope.optimizer.refusals import refuse_counters
 from lossscope.optimizer.rules import RULES, Rule, adamw
-from lossscope.optimizer.settings import SHARED, checked_group, period_of
+from lossscope.optimizer.settings import SHARED, checked_group, chosen_of, period_of
 from lossscope.optimizer.state import adam_state, zeros_state
 from lossscope.optimizer.track import matrix_view, track_of
 
@@ -23,8 +24,9 @@ class Relative(Ascending):
     """An optimizer that steps by one of `RULES`, with passes, ascents and records as ARS2-Neo has them.
 
     Matrices (`ndim >= 2`, or as a group's `track` says) take the rule's step, vectors AdamW's; under `sgd` all take
-    the rule's. Any ascent goes with any rule, but `ars2` and `paper` whiten it by a second moment, which not every
-    rule has.
+    the rule's. Vectors step at the same lr unless their group says otherwise, and Muon's is large for them: `create`
+    gives them a group of their own with `vector_lr`. Any ascent goes with any rule, but `ars2` and `paper` whiten it by
+    a second moment, which not every rule has.
 
     `OneCycleLR` and `CyclicLR` cycle `betas` where a method has them. Under a rule that has a `momentum` as well those
     are of vectors alone: set `cycle_momentum=False`, or schedule the `momentum` of its groups.
@@ -54,8 +56,9 @@ class Relative(Ascending):
             "weight_decay": usual.weight_decay,
             **usual.settings,
         }
+        refuse_counters(settings)
         if unknown := sorted(settings.keys() - defaults.keys()):
-            raise OptimizerError(f"rule {rule} has no setting {unknown[0]!r}; known: {', '.join(defaults)}")
+            raise OptimizerError(f"rule {rule} has no setting {unknown[0]!r}; known: {', '.join(chosen_of(defaults))}")
         merged = {**defaults, **settings}
         super().__init__(params, {**merged, "k": period_of(merged["mode"], settings.get("k"))})
 
@@ -89,7 +92,7 @@ class Relative(Ascending):
         if group["perturbation"] in ("ars2", "paper") and group["mode"] != "base" and not self._whitens:
             raise OptimizerError(
                 f"perturbation={group['perturbation']!r} whitens by a second moment, which {self.rule} has not: "
-                "use 'sam', 'asam' or 'random'"
+                "use 'sam', 'asam' or 'random_ball'"
             )
 
     def take(self, group: dict[str, Any], moments: Sequence[Moment]) -> list[Taken]:

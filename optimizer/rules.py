@@ -62,7 +62,10 @@ def sgd(group: Group, moments: Sequence[Moment]) -> list[Taken]:
 
 
 def muon(group: Group, moments: Sequence[Moment]) -> list[Taken]:
-    """`B <- b B + (1 - b) g`, `W <- (1 - lr wd) W - lr c NS(U)`, `U = (1 - b) g + b B` by Nesterov or else B."""
+    """`B <- b B + (1 - b) g`, `W <- (1 - lr wd) W - lr c NS(U)`, `U = (1 - b) g + b B` by Nesterov or else B.
+
+    The factor c is `step_factor`'s, of a convolution that of its cut `(out, in k)` and not of its kernel's sides.
+    """
     decay(group, moments)
     taken = []
     for moment in moments:
@@ -78,7 +81,11 @@ def rmsuon(group: Group, moments: Sequence[Moment]) -> list[Taken]:
 
 
 def muon_rms(group: Group, moments: Sequence[Moment]) -> list[Taken]:
-    """`W <- (1 - lr wd) W - lr E NS(m_hat)`: Muon's direction with the step size of ARS2-Neo base."""
+    """`W <- (1 - lr wd) W - lr E NS(m_hat)`: Muon's direction with ARS2-Neo's rule for the size, at this rule's state.
+
+    The step has the norm `lr E |NS(m_hat)|`, and ARS2-Neo's is `lr E |NS(A)|`: the same where both factors have one
+    norm, which those of matrices with small singular values have not quite.
+    """
     return _energetic(group, moments, unit=False)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
 import torch
@@ -13,10 +13,17 @@ from lossscope.optimizer.errors import OptimizerError
 from lossscope.optimizer.perturbation import PERTURBATIONS
 from lossscope.optimizer.shear import SHEARS
 from lossscope.optimizer.surrogate import SURROGATES
-from lossscope.optimizer.track import ADJUSTMENTS, ENERGIES, TRACKS
-from lossscope.optimizer.trigger import MODES, TRIGGERS, TriggerState
+from lossscope.optimizer.track import ADJUSTMENTS, ENERGIES, TRACKS, track_of
+from lossscope.optimizer.trigger import COUNTERS, MODES, TRIGGERS
 
-__all__ = ["DEFAULTS", "SHARED", "checked_group", "checked_number", "period_of"]
+__all__ = [
+    "DEFAULTS",
+    "SHARED",
+    "checked_group",
+    "checked_number",
+    "chosen_of",
+    "period_of",
+]
 
 # What every optimizer here reads: when and where to ascend, and how tensors are cut.
 SHARED: Final[dict[str, Any]] = {
@@ -35,7 +42,7 @@ SHARED: Final[dict[str, Any]] = {
     "flatten": False,
     "convolution": False,
     "track": None,
-    **{name: field.default for name, field in TriggerState.__dataclass_fields__.items()},
+    **COUNTERS,
 }
 
 # And what ARS2-Neo reads besides.
@@ -99,21 +106,22 @@ _CHOICES: Final[dict[str, tuple[object, ...]]] = {
 _BOUNDS: Final[dict[str, tuple[str, Callable[[float], bool]]]] = {
     "lr": ("at least 0 and finite", lambda x: 0 <= x < math.inf),
     "vector_lr": ("at least 0 and finite", lambda x: 0 <= x < math.inf),
-    "eps": ("at least 0", lambda x: x >= 0),
-    "weight_decay": ("at least 0", lambda x: x >= 0),
-    "rho": ("a finite number", math.isfinite),
+    "eps": ("at least 0 and finite", lambda x: 0 <= x < math.inf),
+    "weight_decay": ("at least 0 and finite", lambda x: 0 <= x < math.inf),
+    "rho": ("at least 0 and finite; 0 leaves the ascent out", lambda x: 0 <= x < math.inf),
     "alpha": ("a finite number", math.isfinite),
     "aga_beta": ("in [0, 1)", lambda x: 0 <= x < 1),
-    "aga_lambda": ("at least 0", lambda x: x >= 0),
+    "aga_lambda": ("at least 0", lambda x: x >= 0),  # at infinity only the cap is left
     "aga_gamma": ("a finite number", math.isfinite),
     "momentum": ("in [0, 1)", lambda x: 0 <= x < 1),
     "row_beta": ("in [0, 1)", lambda x: 0 <= x < 1),
-    "rms_eps": ("at least 0", lambda x: x >= 0),
+    "rms_eps": ("at least 0 and finite", lambda x: 0 <= x < math.inf),
 }
 
 
 def _check_number(name: str, value: Any, words: str, holds: Callable[[float], bool]) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float | torch.Tensor) or not holds(float(value)):
+    one = isinstance(value, int | float) or (isinstance(value, torch.Tensor) and value.numel() == 1)
+    if isinstance(value, bool) or not one or not holds(float(value)):
         raise OptimizerError(f"{name}={value!r} must be {words}")
 
 
@@ -145,7 +153,9 @@ def checked_group(group: dict[str, Any], first: dict[str, Any], defaults: Mappin
         "base_momentum",
     }
     if unknown := sorted(group.keys() - known):
-        raise OptimizerError(f"a parameter group has the unknown setting {unknown[0]!r}; known: {', '.join(defaults)}")
+        raise OptimizerError(
+            f"a parameter group has the unknown setting {unknown[0]!r}; known: {', '.join(chosen_of(defaults))}"
+        )
     for name, choices in _CHOICES.items():
         if name in group and group[name] not in choices:
             raise OptimizerError(f"{name}={group[name]!r} is none of {', '.join(map(repr, choices))}")
@@ -159,7 +169,7 @@ def checked_group(group: dict[str, Any], first: dict[str, Any], defaults: Mappin
         _check_number("betas", beta, "two numbers in [0, 1)", lambda x: 0 <= x < 1)
     if "ns_dtype" in group:
         _check_newton_schulz(group)
-    if not isinstance(group["seed"], int):
+    if not isinstance(group["seed"], int) or isinstance(group["seed"], bool):
         raise OptimizerError(f"seed={group['seed']!r} must be a whole number")
     if group["mode"] in _PERIODS:
         period_of(group["mode"], group["k"])
@@ -182,6 +192,23 @@ def _check_newton_schulz(group: dict[str, Any]) -> None:
             f"ns_dtype={group['ns_dtype']!r} must be 'auto', a floating torch.dtype or one of {', '.join(_DTYPES)}"
         )
     ns.coefficients(group["newton_schulz"], group["ns_steps"])
+    for p in group["params"]:
+        if p.numel() == 0 and track_of(group, p) == "matrix":
+            raise OptimizerError(
+                f"a parameter of shape {tuple(p.shape)} has no elements and so no orthogonal factor; leave it out"
+            )
+
+
+def chosen_of(defaults: Iterable[str]) -> list[str]:
+    """The settings among what a group holds, which is also what the optimizer counts by itself.
+
+    Args:
+        defaults: The names of what a group holds.
+
+    Returns:
+        Those that a user sets.
+    """
+    return [name for name in defaults if name not in COUNTERS]
 
 
 def period_of(mode: str, k: int | None) -> int:
@@ -193,7 +220,7 @@ def period_of(mode: str, k: int | None) -> int:
             )
         return 1
     period = _PERIODS[mode] if k is None else k
-    if not isinstance(period, int) or period < 2:
+    if not isinstance(period, int) or period < 2:  # True is 1
         raise OptimizerError(
             f"k={period} must be a whole number of at least 2; for two passes every step use mode='sync'"
         )

@@ -11,6 +11,8 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from lossscope.optimizer.draws import Draw
+
 __all__ = ["SHEARS", "injected", "misalignment", "placebo", "residual"]
 
 SHEARS: Final = ("looksam", "placebo", "signflip", "off")
@@ -19,21 +21,19 @@ _FLOOR: Final = 1e-12
 
 
 def residual(adversarial: Tensor, gradient: Tensor) -> Tensor:
-    """`g_adv - <g_adv, g> / <g, g> g`: orthogonal to the gradient, not normalised."""
+    """`g_adv - <g_adv, g> / <g, g> g`: orthogonal to the gradient, not normalised.
+
+    As in the published code 1e-12 is added to `<g, g>`. For gradients below about 1e-5 in norm that is no longer small:
+    the result keeps a part of the gradient.
+    """
     overlap = torch.vdot(adversarial.flatten(), gradient.flatten())
     square = torch.vdot(gradient.flatten(), gradient.flatten())
     return torch.addcmul(adversarial, gradient, overlap / (square + _FLOOR), value=-1)
 
 
-def placebo(shear: Tensor, gradient: Tensor, seed: int) -> Tensor:
-    """A random vector orthogonal to the gradient with the norm of the shear: the control of an ablation.
-
-    It is drawn from its own generator, so that training with it uses no other random numbers and a
-    resumed run draws the same one.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    noise = torch.randn(shear.shape, generator=generator, dtype=torch.float64).to(shear)
-    noise = residual(noise, gradient)
+def placebo(shear: Tensor, gradient: Tensor, draw: Draw) -> Tensor:
+    """A random vector orthogonal to the gradient with the norm of the shear: the control of an ablation."""
+    noise = residual(draw.normal_like(shear), gradient)
     return torch.mul(noise, torch.linalg.vector_norm(shear) / (torch.linalg.vector_norm(noise) + _FLOOR))
 
 
@@ -46,7 +46,8 @@ def injected(gradient: Tensor, shear: Tensor, alpha: float) -> Tensor:
 def misalignment(gradients: Sequence[Tensor], shears: Sequence[Tensor]) -> float | None:
     """phi: the signed cosine between the gradient and the stored shear, over all tensors that have one.
 
-    Three sums a tensor, one host synchronisation in all. None where no shear is stored yet.
+    Three sums a tensor, one host synchronisation in all. None where no shear is stored yet. As in the published code
+    1e-12 is added to the product of both norms, so that phi is too small where these are below about 1e-5.
     """
     if not shears:
         return None

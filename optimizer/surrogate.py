@@ -8,9 +8,15 @@ from typing import Final
 import torch
 from torch import Tensor
 
-__all__ = ["SURROGATES", "adversarial", "gsam"]
+__all__ = ["SURROGATES", "adversarial", "gsam", "norm_of"]
 
 _FLOOR: Final = 1e-12
+
+
+def norm_of(tensors: Sequence[Tensor]) -> Tensor:
+    """The norm over all tensors together, 0-d."""
+    norm: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(list(tensors))))
+    return norm
 
 
 def adversarial(raised: Sequence[Tensor], base: Sequence[Tensor], alpha: float) -> list[Tensor]:
@@ -33,6 +39,10 @@ def gsam(raised: Sequence[Tensor], base: Sequence[Tensor], alpha: float) -> list
     The step descends the perturbed loss along :math:`g_s`, and of the base gradient it ascends what is orthogonal to
     that: the perturbed loss does not change to first order, and the gap to the loss shrinks.
 
+    Clipping the norm after the last pass leaves the direction as it is, as `Plan.follow` shortens g with :math:`g_s`.
+    Clipping element by element (`clip_grad_value_`) turns :math:`g_s`, and only its norm reaches g: what is followed is
+    then no longer the paper's.
+
     Args:
         raised: The gradients :math:`g_s` at `w + e`.
         base: The gradients g at `w`, one for each.
@@ -46,8 +56,7 @@ def gsam(raised: Sequence[Tensor], base: Sequence[Tensor], alpha: float) -> list
     """
     pairs = list(zip(raised, base, strict=True))
     overlap = torch.stack([torch.vdot(s.flatten(), g.flatten()) for s, g in pairs]).sum()
-    square = torch.stack(torch._foreach_norm(list(raised))).square().sum()
-    share = overlap / (square + _FLOOR)
+    share = overlap / (norm_of(raised).square() + _FLOOR)
     return [s - alpha * (g - share * s) for s, g in pairs]
 
 

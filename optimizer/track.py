@@ -9,8 +9,6 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from lossscope.optimizer.errors import OptimizerError
-
 __all__ = ["ADJUSTMENTS", "ENERGIES", "TRACKS", "direction_scale", "matrix_view", "step_factor", "track_of"]
 
 TRACKS: Final = ("matrix", "vector")
@@ -26,8 +24,10 @@ def track_of(group: dict[str, Any], parameter: Tensor) -> str:
 def matrix_view(tensor: Tensor, *, flatten: bool, convolution: bool) -> Tensor:
     """The tensor as `(m, n)`, or as `(batch, m, n)` for a raw 3-D parameter that is not flattened.
 
-    Convolutions of any dimension are `(out, -1)`; so is everything with four dimensions or more. A raw
-    3-D parameter `(h, d, n)`, such as the heads of an attention layer, is h matrices, or `(h d, n)`.
+    Convolutions of any dimension are `(out, -1)`, transposed ones `(in, -1)` as their first dimension is that; so is
+    everything with four dimensions or more. A raw 3-D parameter `(h, d, n)`, such as the heads of an attention layer,
+    is h matrices, or `(h d, n)`. Three dimensions alone do not tell which it is: `create(name, model)` and
+    `routing(model)` know the module.
     """
     if tensor.ndim == 2:
         return tensor
@@ -48,11 +48,9 @@ def direction_scale(energy: str, A: Tensor, O: Tensor, shape: Sequence[int], *, 
         scale = E
     elif energy == "unit":
         scale = E / size.clamp_min(tiny)
-    elif energy == "rms":
+    else:
         # The root mean square of an Adam step is about 0.2 (Liu et al., 2025, section 2.2).
         scale = torch.full_like(E, 0.2 * math.sqrt(max(shape[-2:])))
-    else:
-        raise OptimizerError(f"energy={energy!r} is none of {', '.join(ENERGIES)}")
     return scale if orthogonalise else torch.div(scale * size, E.clamp_min(tiny))
 
 
@@ -61,7 +59,9 @@ def step_factor(adjust: str, shape: Sequence[int]) -> float:
 
     Args:
         adjust: `keller`, `sqrt(max(1, m / n))` (Jordan et al., 2024); `moonlight`, `0.2 sqrt(max(m, n))`, whose root
-            mean square is about that of an Adam step (Liu et al., 2025); `none`, 1.
+            mean square is about that of an Adam step (Liu et al., 2025); `none`, 1. For a convolution m and n are those
+            of the cut, `out` and `in` times the kernel's sides. Jordan's code takes `m / n` from the last two sides of
+            the kernel, which is 1 for a square one.
         shape: `(m, n)`, or `(batch, m, n)`.
 
     Returns:

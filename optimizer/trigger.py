@@ -8,7 +8,7 @@ from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-__all__ = ["MODES", "TRIGGERS", "Decision", "TriggerState", "adaptive", "decided", "periodic", "timed"]
+__all__ = ["COUNTERS", "MODES", "TRIGGERS", "Decision", "TriggerState", "adaptive", "decided", "periodic", "timed"]
 
 MODES: Final = ("base", "sync", "lazy", "aga", "timer")
 TRIGGERS: Final = ("reference", "lagged")
@@ -33,6 +33,10 @@ class TriggerState:
         """Keep the state in a parameter group."""
         for name in self.__dataclass_fields__:
             group[name] = getattr(self, name)
+
+
+# Kept in the first parameter group, where a checkpoint finds them; no settings.
+COUNTERS: Final[dict[str, Any]] = {name: one.default for name, one in TriggerState.__dataclass_fields__.items()}
 
 
 @dataclass(frozen=True)
@@ -60,8 +64,10 @@ def periodic(before: TriggerState, *, k: int, alpha: float) -> Decision:
 def timed(before: TriggerState, *, k: int, alpha: float, lamda: float, seed: int) -> Decision:
     """A second gradient at random: with probability `Phi(-lambda)` a step, at step 1, and after k steps at the latest.
 
-    That is the rate at which the adaptive trigger fires where phi is noise. The draw of a step depends on `seed` and
-    its number alone, so a resumed run goes on with the same ones.
+    That is the rate at which the adaptive trigger fires where phi is noise. A real phi is none, and there alpha grows
+    with it. To match a measured run, set lambda so that `Phi(-lambda)` is its chance a step before the cap, which is
+    possible up to one half, and alpha to the mean of its alphas. The draw of a step depends on `seed` and its number
+    alone, so a resumed run goes on with the same ones.
     """
     step = before.clock + 1
     chance = math.erfc(lamda / math.sqrt(2)) / 2

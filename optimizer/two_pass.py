@@ -13,7 +13,10 @@ __all__ = ["RandomState", "ascended", "own_copy", "untouched_buffers"]
 
 
 class RandomState:
-    """The state of every random generator that a pass may draw from."""
+    """The state of torch's own generators: the CPU's and those of the parameters' devices.
+
+    Not of Python's `random` nor of numpy's: a pass that draws from those draws anew in the second one.
+    """
 
     def __init__(self, parameters: Sequence[Tensor]) -> None:
         self._cpu = torch.get_rng_state()

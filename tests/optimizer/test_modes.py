@@ -127,15 +127,14 @@ def test_the_modes_differ():
     assert len({tuple(e.flatten().tolist()) for e in ends}) == 3
 
 
-@pytest.mark.parametrize("rho", [0.0, -1.0])
 @pytest.mark.parametrize(
     "options", [{"mode": "sync"}, {"mode": "lazy", "k": 3}, {"mode": "aga"}], ids=lambda o: o["mode"]
 )
-def test_without_a_radius_every_mode_is_base_bit_for_bit_and_at_its_cost(options, rho, monkeypatch):
+def test_without_a_radius_every_mode_is_base_bit_for_bit_and_at_its_cost(options, monkeypatch):
     base, _, base_calls = run(quartic, 7, mode="base")
     with monkeypatch.context() as patch:
         patch.setattr(torch, "get_rng_state", lambda: pytest.fail("base reads no random state"))
-        path, optimizer, calls = run(quartic, 7, rho=rho, **options)
+        path, optimizer, calls = run(quartic, 7, rho=0.0, **options)
     assert same(path, base)
     assert calls == base_calls == 7
     assert optimizer.trigger_state.syncs == 0
@@ -143,11 +142,10 @@ def test_without_a_radius_every_mode_is_base_bit_for_bit_and_at_its_cost(options
         assert set(state) == {"step", "exp_avg", "exp_avg_sq"}
 
 
-@pytest.mark.parametrize("rho", [0.0, -1.0])
 @pytest.mark.parametrize("mode", ["sync", "lazy", "aga"])
-def test_without_a_radius_there_is_one_pass_and_no_closure_is_needed(mode, rho):
+def test_without_a_radius_there_is_one_pass_and_no_closure_is_needed(mode):
     W = torch.nn.Parameter(draw(0, 3, 4))
-    optimizer = ARS2Neo([W], mode=mode, rho=rho)
+    optimizer = ARS2Neo([W], mode=mode, rho=0.0)
     assert [p.index for p in optimizer.passes()] == [0]
     W.grad = draw(1, 3, 4)
     optimizer.step()

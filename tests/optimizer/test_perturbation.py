@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from lossscope.optimizer import ARS2Neo, OptimizerError, create
+from lossscope.optimizer.draws import Draw
 from lossscope.optimizer.perturbation import PERTURBATIONS, Ascent
 
 FLOAT64 = torch.float64
@@ -24,8 +25,8 @@ def ascents(seed: int, rho: float = 0.3, steps: int = 4, beta2: float = 0.98, ep
         return torch.randn(shape, generator=generator, dtype=FLOAT64)
 
     return [
-        Ascent(draw(*shape), draw(*shape), draw(*shape).square() * 0.1, steps, beta2, eps, rho)
-        for shape in [(4, 3), (5,), (2, 3, 2)]
+        Ascent(draw(*shape), draw(*shape), draw(*shape).square() * 0.1, steps, beta2, eps, rho, Draw("ascent", 0, 3, i))
+        for i, shape in enumerate([(4, 3), (5,), (2, 3, 2)])
     ]
 
 
@@ -41,14 +42,15 @@ def stacked(tensors: list[Tensor]) -> Tensor:
 @settings(max_examples=25, deadline=None)
 def test_the_sizes_are_rho_per_tensor_or_over_all(seed, rho, scale):
     given_ = [
-        Ascent(a.parameter, scale * a.gradient, scale**2 * a.second_moment, a.steps, a.beta2, 0.0, rho)
+        replace(a, gradient=scale * a.gradient, second_moment=scale**2 * a.second_moment, eps=0.0, rho=rho)
         for a in ascents(seed)
     ]
     moves = {name: rule(given_) for name, rule in PERTURBATIONS.items()}
-    for move in moves["ars2"]:
-        assert float(move.norm()) == pytest.approx(rho, rel=1e-6)
-    assert float(stacked(moves["ars2"]).norm()) == pytest.approx(rho * math.sqrt(3), rel=1e-6)
-    for name in ("paper", "sam"):
+    for name in ("ars2", "random"):
+        for move in moves[name]:
+            assert float(move.norm()) == pytest.approx(rho, rel=1e-6)
+        assert float(stacked(moves[name]).norm()) == pytest.approx(rho * math.sqrt(3), rel=1e-6)
+    for name in ("paper", "sam", "random_ball"):
         assert float(stacked(moves[name]).norm()) == pytest.approx(rho, rel=1e-5)
     # ASAM's ball is round where distance is counted relative to |w|
     relative = [move / a.parameter.abs() for move, a in zip(moves["asam"], given_, strict=True)]
@@ -60,19 +62,23 @@ def test_the_sizes_are_rho_per_tensor_or_over_all(seed, rho, scale):
 def test_every_ascent_goes_uphill(seed):
     given_ = ascents(seed)
     for name, rule in PERTURBATIONS.items():
-        assert name == "random" or stacked(rule(given_)) @ stacked([a.gradient for a in given_]) > 0
+        assert name.startswith("random") or stacked(rule(given_)) @ stacked([a.gradient for a in given_]) > 0
 
 
-def test_a_random_ascent_is_on_the_ball_repeats_itself_and_knows_nothing_of_the_gradient():
-    given_ = [replace(a, rho=0.3, seed=i) for i, a in enumerate(ascents(1))]
-    move = stacked(PERTURBATIONS["random"](given_))
-    assert float(move.norm()) == pytest.approx(0.3, rel=1e-10)
+@pytest.mark.parametrize("name", ["random", "random_ball"])
+def test_a_random_ascent_repeats_itself_and_knows_nothing_of_the_gradient(name):
+    given_ = ascents(1)
     before = torch.get_rng_state()
+    move = stacked(PERTURBATIONS[name](given_))
     flipped = [replace(a, gradient=-a.gradient) for a in given_]
-    assert torch.equal(stacked(PERTURBATIONS["random"](flipped)), move)
+    assert torch.equal(stacked(PERTURBATIONS[name](flipped)), move)
     assert torch.equal(torch.get_rng_state(), before)
-    others = [replace(a, seed=a.seed + 7) for a in given_]
-    assert not torch.equal(stacked(PERTURBATIONS["random"](others)), move)
+
+
+def test_a_random_ascent_moves_zeros_too():
+    for name in ("random", "random_ball"):
+        still = replace(ascents(1)[0], parameter=torch.zeros(4, 3, dtype=FLOAT64))
+        assert float(PERTURBATIONS[name]([still])[0].norm()) == pytest.approx(0.3)
 
 
 def test_a_whitened_ascent_without_a_second_moment_is_refused():
@@ -100,7 +106,7 @@ def test_the_directions_are_those_of_their_formulas():
 
 def test_before_the_first_update_the_direction_of_ars2_is_the_gradient_times_the_weight():
     a = ascents(2)[0]
-    first = Ascent(a.parameter, a.gradient, torch.zeros_like(a.gradient), 0, a.beta2, a.eps, 0.3)
+    first = replace(a, second_moment=torch.zeros_like(a.gradient), steps=0)
     n = a.parameter.abs() * a.gradient
     torch.testing.assert_close(PERTURBATIONS["ars2"]([first])[0], 0.3 * n / n.norm(), rtol=1e-10, atol=0)
 
@@ -109,9 +115,9 @@ def test_before_the_first_update_the_direction_of_ars2_is_the_gradient_times_the
 def test_zeros_do_not_move_and_give_no_nan(name):
     zero = torch.zeros(3, 2, dtype=FLOAT64)
     for w, g in [(zero, zero + 1), (zero + 1, zero), (zero, zero)]:
-        (move,) = PERTURBATIONS[name]([Ascent(w, g, zero, 0, 0.9, 1e-8, 0.1)])
+        (move,) = PERTURBATIONS[name]([Ascent(w, g, zero, 0, 0.9, 1e-8, 0.1, Draw("ascent", 0, 0, 0))])
         assert torch.isfinite(move).all()
-        if name in ("ars2", "asam") or (name != "random" and not g.any()):
+        if name in ("ars2", "asam") or (not name.startswith("random") and not g.any()):
             assert not move.any()
 
 

@@ -356,3 +356,16 @@ def test_the_norm_of_newton_schulz_is_one_for_all_groups():
     optimizer = create("muon", [("W", nn.Parameter(draw(0, 4, 6)))])
     with pytest.raises(OptimizerError, match="ns_norm='schatten4' in one group and 'frobenius' in the first"):
         optimizer.add_param_group({"params": [("V", nn.Parameter(draw(1, 4, 6)))], "ns_norm": "schatten4"})
+
+
+def test_a_record_shows_a_shear_only_where_the_step_has_stored_one():
+    """A mode may be changed between two steps: what an earlier one has stored is then no longer this step's."""
+    problem = Problem(mode="lazy", k=5)
+    rows: list[list[bool]] = []
+    problem.optimizer.observe(lambda record: rows.append([t.shear is not None for t in record.tensors]))
+    problem.run(1)
+    problem.optimizer.param_groups[0]["mode"] = "sync"
+    problem.run(1)
+    assert all(rows[0])
+    assert not any(rows[1])
+    assert all("shear" in state for state in problem.optimizer.state.values())

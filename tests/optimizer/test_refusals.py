@@ -21,17 +21,17 @@ def network() -> nn.Module:
 
 
 BAD: dict[str, tuple[Any, ...]] = {
-    "lr": (-1.0, math.nan, "fast"),
+    "lr": (-1.0, math.nan, "fast", torch.tensor([1.0, 2.0])),
     "vector_lr": (-1.0, math.nan),
-    "weight_decay": (-0.1, math.nan),
+    "weight_decay": (-0.1, math.nan, math.inf),
     "betas": (0.9, (0.9,), (1.0, 0.9), (0.9, -0.1)),
-    "eps": (-1e-8, math.nan),
+    "eps": (-1e-8, math.nan, math.inf),
     "rms_eps": (-1e-8,),
     "momentum": (1.0, -0.1),
     "row_beta": (1.0, -0.1),
     "nesterov": ("yes",),
-    "newton_schulz": ("kellr",),
-    "ns_steps": (0, 2.5),
+    "newton_schulz": ("kellr", ["keller"]),
+    "ns_steps": (0, 2.5, True),
     "ns_dtype": ("int8", torch.int8),
     "ns_norm": ("nuclear",),
     "adjust": ("moon",),
@@ -39,7 +39,7 @@ BAD: dict[str, tuple[Any, ...]] = {
     "energy": ("half",),
     "orthogonalise": ("often",),
     "flatten": ("often",),
-    "rho": (math.nan, math.inf, "far"),
+    "rho": (-0.1, math.nan, math.inf, "far"),
     "perturbation": ("upward",),
     "k": (0, 1, 2.5),
     "alpha": (math.nan, "much"),
@@ -48,7 +48,7 @@ BAD: dict[str, tuple[Any, ...]] = {
     "aga_lambda": (-1.0,),
     "aga_gamma": (math.inf,),
     "trigger": ("hair",),
-    "seed": (0.5, "lucky"),
+    "seed": (0.5, "lucky", True),
     "base": ("adm",),
 }
 
@@ -58,7 +58,8 @@ def bad_cells() -> Iterator[Any]:
     seen: set[str] = set()
     for name in names():
         for setting in settings(name):
-            base = next((base for base, rule in RULES.items() if setting in rule.settings), "muon")
+            base = next((base for base, rule in RULES.items() if setting in rule.settings), "ars2-base")
+            base = "muon" if setting == "vector_lr" else base
             more = {"base": base} if "base" in settings(name) and setting != "base" else {}
             values = BAD.get(setting, ("untested",))
             for value in values[:1] if setting in seen else values:

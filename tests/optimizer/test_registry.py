@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -126,6 +128,65 @@ def test_a_bad_value_is_one_sentence_with_the_name_of_the_optimizer(name, overri
 def test_a_model_with_nothing_to_train_is_refused(name):
     with pytest.raises(OptimizerError, match=f"no parameter requires a gradient; {name} has nothing to optimise"):
         create(name, network().requires_grad_(False))
+
+
+@pytest.mark.parametrize("parameters", [None, 3, [(1, 2, 3)], [("w", 3)], [network()], {"w": torch.ones(2)}])
+def test_what_is_neither_a_model_nor_named_parameters_is_one_sentence(parameters):
+    words = r"^create\('adamw', ...\) takes a model or its named_parameters\(\), not \w+$"
+    with pytest.raises(OptimizerError, match=words):
+        create("adamw", parameters)
+
+
+class Convolutions(nn.Module):
+    """One-dimensional convolutions of both kinds, a raw parameter of three dimensions, and vectors."""
+
+    def __init__(self, only: bool = False) -> None:
+        super().__init__()
+        self.down = nn.Conv1d(3, 6, 5, bias=not only)
+        if not only:
+            self.heads = nn.Parameter(torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0)))
+            self.up = nn.ConvTranspose1d(6, 2, 3)
+
+
+CUTTING = [name for name in names() if "ns_norm" in settings(name)]
+
+
+@pytest.mark.parametrize("name", CUTTING)
+def test_weights_of_one_dimensional_convolutions_are_one_matrix_each(name):
+    base = {"base": "muon"} if "base" in settings(name) else {}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = Convolutions()
+        other = Convolutions()
+    optimizer, again = create(name, model, **base), create(name, other, **base)
+    shapes: dict[str, tuple[int, ...] | None] = {}
+    optimizer.observe(lambda record: shapes.update({t.name: t.matrix_shape for t in record.tensors}))
+
+    def train(model, optimizer):
+        for p in optimizer.passes(model):
+            p.backward(sum((q**3 + q**2).sum() for q in model.parameters()))
+        optimizer.step()
+
+    train(model, optimizer)
+    assert shapes == {
+        "down.weight": (6, 15),
+        "heads": (2, 3, 4),
+        "up.weight": (6, 6),
+        "down.bias": None,
+        "up.bias": None,
+    }
+    again.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    other.load_state_dict(model.state_dict())
+    train(model, optimizer)
+    train(other, again)
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), other.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("name", CUTTING)
+def test_a_model_that_is_one_convolution_has_one_group(name):
+    base = {"base": "muon"} if "base" in settings(name) else {}
+    (group,) = create(name, Convolutions(only=True), **base).param_groups
+    assert (group["convolution"], group["param_names"]) == (True, ["down.weight"])
 
 
 @pytest.mark.parametrize("rows", [2, 5])

@@ -152,3 +152,35 @@ def test_a_state_of_no_steps_is_loaded(kind):
     train(w2, fresh, 1)
     for a, b in zip(tensors(w, optimizer), tensors(w2, fresh), strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("key", ["exp_avg", "exp_avg_sq", "shear"])
+def test_the_state_of_other_parameters_is_refused(key):
+    state = copy.deepcopy(saved("ars2", mode="lazy", k=2, perturbation="sam"))
+    state["state"][0][key] = torch.zeros(3, 4, dtype=FLOAT64)
+    words = rf"the state is of other parameters: of W its {key} has the shape \(3, 4\) and not \(4, 3\); load it"
+    assert_refused("ars2", state, words)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_state_of_a_wider_model_is_refused(kind):
+    w = {"W": nn.Parameter(draw(0, 6, 3)), "b": nn.Parameter(draw(1, 6))}
+    settings = {"momentum": 0.9} if kind == "sgd" else {}
+    wide = ARS2Neo(w.items()) if kind == "ars2" else Relative(w.items(), kind, **settings)
+    train(w, wide, 1)
+    assert_refused(kind, wide.state_dict(), "the state is of other parameters: of W its ")
+
+
+@pytest.mark.parametrize("state", [None, {}, {"param_groups": []}, 3])
+def test_what_is_no_state_is_refused(state):
+    assert_refused("ars2", state, "that is not the state of an optimizer: ")
+
+
+def test_the_state_of_another_arm_brings_its_settings():
+    w, optimizer = started("ars2")
+    assert not optimizer.ascends
+    optimizer.load_state_dict(copy.deepcopy(saved("ars2", mode="lazy", k=3, rho=0.2, lr=0.05)))
+    first = optimizer.param_groups[0]
+    assert (first["mode"], first["k"], first["rho"], first["lr"], first["clock"]) == ("lazy", 3, 0.2, 0.05, 3)
+    train(w, optimizer, 1)
+    assert optimizer.trigger_state.syncs == 2

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from lossscope.optimizer import ARS2Neo, OptimizerError
+from lossscope.optimizer import ARS2Neo, OptimizerError, Relative, create, names, settings
 from lossscope.optimizer.settings import DEFAULTS
 
 
@@ -22,12 +22,16 @@ BAD = [
     ({"lr": "0.1"}, r"lr='0.1' must be at least 0"),
     ({"lr": True}, r"lr=True must be at least 0"),
     ({"eps": -1.0}, r"eps=-1.0 must be at least 0"),
+    ({"lr": torch.tensor([1.0, 2.0])}, r"lr=tensor\(\[1., 2.\]\) must be at least 0 and finite"),
+    ({"eps": float("inf")}, r"eps=inf must be at least 0 and finite"),
     ({"weight_decay": -0.1}, r"weight_decay=-0.1 must be at least 0"),
+    ({"weight_decay": float("inf")}, r"weight_decay=inf must be at least 0 and finite"),
+    ({"rho": -0.1}, r"rho=-0.1 must be at least 0 and finite; 0 leaves the ascent out"),
     ({"betas": (1.0, 0.9)}, r"betas=1.0 must be two numbers in \[0, 1\)"),
     ({"betas": (0.9, -0.1)}, r"betas=-0.1 must be two numbers in \[0, 1\)"),
     ({"betas": (0.9,)}, r"betas=\(0.9,\) must be two numbers in \[0, 1\)"),
     ({"betas": 0.9}, r"betas=0.9 must be two numbers in \[0, 1\)"),
-    ({"rho": float("inf")}, r"rho=inf must be a finite number"),
+    ({"rho": float("inf")}, r"rho=inf must be at least 0 and finite; 0 leaves the ascent out"),
     ({"alpha": float("nan")}, r"alpha=nan must be a finite number"),
     ({"aga_beta": 1.0}, r"aga_beta=1.0 must be in \[0, 1\)"),
     ({"aga_lambda": -1.0}, r"aga_lambda=-1.0 must be at least 0"),
@@ -38,6 +42,9 @@ BAD = [
     ({"shear": "on"}, r"shear='on' is none of 'looksam', 'placebo', 'signflip', 'off'"),
     ({"trigger": "early"}, r"trigger='early' is none of 'reference', 'lagged'"),
     ({"newton_schulz": "jordan"}, r"newton_schulz='jordan' is no preset; choose from keller"),
+    ({"newton_schulz": [1]}, r"newton_schulz=\[1\] is no preset; choose from keller"),
+    ({"newton_schulz": "deepseek_v4"}, r"ns_steps=5 leaves out .*: set ns_steps=10"),
+    ({"ns_steps": True}, r"ns_steps=True is not a whole number of at least 1"),
     ({"ns_steps": 0}, r"ns_steps=0 is not a whole number of at least 1"),
     ({"ns_steps": 2.5}, r"ns_steps=2.5 is not a whole number of at least 1"),
     ({"ns_dtype": "int8"}, r"ns_dtype='int8' must be 'auto', a floating torch.dtype or one of float64"),
@@ -122,3 +129,40 @@ def test_complex_parameters_are_refused():
 def test_a_model_whose_matrices_are_all_sent_to_the_vector_track_is_refused():
     with pytest.raises(OptimizerError, match=r"found no matrix \(ndim >= 2\) among 1 parameters"):
         ARS2Neo([{"params": [parameter()], "track": "vector"}])
+
+
+COUNTERS = ("clock", "last_sync", "syncs", "phi_variance", "phi_count")
+
+
+@pytest.mark.parametrize("name", COUNTERS)
+def test_what_the_optimizer_counts_is_no_setting_and_is_not_offered_as_one(name):
+    words = rf"^{name} is counted by the optimizer itself and no setting; [^\n]+$"
+    with pytest.raises(OptimizerError, match=words):
+        Relative([parameter()], "sgd", **{name: 7})
+    for make in (ARS2Neo, lambda groups: Relative(groups, "sgd")):
+        with pytest.raises(OptimizerError, match=words):
+            make([{"params": [parameter()], name: 7}])
+        with pytest.raises(OptimizerError, match=r"unknown setting 'wd'; known: ") as caught:
+            make([{"params": [parameter()], "wd": 7}])
+        assert name not in str(caught.value)
+    with pytest.raises(OptimizerError, match="rule sgd has no setting 'wd'; known: ") as caught:
+        Relative([parameter()], "sgd", wd=7)
+    assert name not in str(caught.value)
+
+
+def test_two_parameters_of_one_name_are_refused():
+    words = r"^two parameters are called 'w'; tell them apart, as by [^\n]+$"
+    with pytest.raises(OptimizerError, match=words):
+        ARS2Neo([("w", parameter()), ("w", parameter())])
+    optimizer = ARS2Neo([("w", parameter())])
+    with pytest.raises(OptimizerError, match=words):
+        optimizer.add_param_group({"params": [("w", parameter())]})
+    assert len(optimizer.param_groups) == 1
+
+
+@pytest.mark.parametrize("name", [name for name in names() if "newton_schulz" in settings(name)])
+def test_a_matrix_without_elements_is_refused_where_it_would_be_orthogonalised(name):
+    base = {"base": "muon"} if "base" in settings(name) else {}
+    with pytest.raises(OptimizerError, match=rf"^optimizer {name}: a parameter of shape \(3, 0\) has no elements"):
+        create(name, [("w", parameter(2, 2)), ("none", nn.Parameter(torch.ones(3, 0)))], **base)
+    create("adamw", [("none", nn.Parameter(torch.ones(3, 0)))])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lossscope.optimizer import ARS2Neo
+from lossscope.optimizer.draws import Draw
 from lossscope.optimizer.shear import injected, misalignment, placebo, residual
 
 FLOAT64 = torch.float64
@@ -77,12 +80,14 @@ def test_phi_is_unmeasured_without_a_shear():
 def test_the_placebo_is_orthogonal_with_the_norm_of_the_shear_and_draws_no_global_numbers(seed, key):
     g, s = draw(seed, 4, 3), draw(seed + 1, 4, 3)
     stream = torch.get_rng_state()
-    control = placebo(s, g, key)
+    draw_ = Draw("placebo", key, 3, 0)
+    control = placebo(s, g, draw_)
     assert torch.equal(torch.get_rng_state(), stream)
     assert abs(float((control * g).sum())) < 1e-10 * float(g.norm() * s.norm())
     assert float(control.norm()) == pytest.approx(float(s.norm()), rel=1e-9)
-    assert torch.equal(control, placebo(s, g, key))
-    assert not torch.equal(control, placebo(s, g, key + 1))
+    assert torch.equal(control, placebo(s, g, Draw("placebo", key, 3, 0)))
+    for other in (replace(draw_, seed=key + 1), replace(draw_, step=4), replace(draw_, index=1)):
+        assert not torch.equal(control, placebo(s, g, other))
 
 
 def test_placebos_of_two_tensors_of_one_shape_differ_also_across_groups():

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lossscope.optimizer import OptimizerError, create
+from lossscope.optimizer import ARS2Neo, OptimizerError, create, names, settings
 from lossscope.optimizer.rules import RULES
 from lossscope.optimizer.surrogate import SURROGATES, adversarial, gsam
 
@@ -135,7 +135,37 @@ def test_on_adamw_they_are_adamw_of_another_gradient(name):
         torch.testing.assert_close(ours[n], theirs[n].detach(), rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("base", RULES)
+BASES = [name for name in names() if "rho" not in settings(name)]
+
+
+def test_every_optimizer_of_one_pass_is_a_base_and_every_setting_of_one_is_accepted():
+    assert {*RULES, "ars2-base", "adarmsuon", "adamw@rms"} == set(BASES)
+    for name in FOLLOWED:
+        assert {setting for base in BASES for setting in settings(base)} <= set(settings(name))
+
+
+def test_sam_over_ars2_is_ars2_in_mode_sync_with_the_ascent_of_sam():
+    w, _ = trained("sam", "ars2-base", energy="unit", betas=(0.8, 0.9))
+    theirs = started()
+    optimizer = ARS2Neo(
+        theirs.items(), 0.05, (0.8, 0.9), weight_decay=0.1, mode="sync", perturbation="sam", rho=0.05, energy="unit"
+    )
+    for t in range(STEPS):
+        for p in optimizer.passes():
+            p.backward(loss(theirs, t))
+        optimizer.step()
+    for n, p in theirs.items():
+        assert torch.equal(w[n], p.detach())
+
+
+def test_a_base_keeps_what_it_is_made_of():
+    made = create("looksam", list(started().items()), base="adamw@rms")
+    first = made.param_groups[0]
+    assert (first["orthogonalise"], first["mode"], first["k"], first["alpha"]) == (False, "lazy", 5, 0.7)
+    assert create("gsam", list(started().items()), base="ars2-base").param_groups[0]["surrogate"] == "gsam"
+
+
+@pytest.mark.parametrize("base", BASES)
 @pytest.mark.parametrize("name", FOLLOWED)
 def test_an_ascent_goes_with_any_base_and_without_a_radius_is_that_base(name, base):
     ascended, _ = trained(name, base)
@@ -198,6 +228,26 @@ def test_gsam_of_parallel_gradients_or_without_a_share_is_sam():
     assert adversarial(raised, base, 0.7) == raised
 
 
+def test_gsam_with_a_clipped_norm_follows_the_shortened_direction_and_goes_downhill():
+    ends = {}
+    for most in (math.inf, 0.3, 0.01):
+        weights = started()
+        optimizer = create("gsam", list(weights.items()), lr=1e-3, rho=0.5, alpha=0.7)
+        directions: list[Tensor] = []
+        optimizer.observe(lambda r, kept=directions: kept.append(flat([t.followed.clone() for t in r.tensors])))
+        for _ in range(40):
+            for p in optimizer.passes():
+                p.backward(loss(weights, 0))
+            torch.nn.utils.clip_grad_norm_(list(weights.values()), most)
+            optimizer.step()
+        ends[most] = directions[0], float(loss(weights, 0).detach())
+    free, at_end = ends[math.inf]
+    for most in (0.3, 0.01):
+        short, value = ends[most]
+        assert float(short @ free / (short.norm() * free.norm())) == pytest.approx(1, abs=1e-6)
+        assert at_end < value < float(loss(started(), 0).detach())
+
+
 def test_gsam_of_gradients_of_zero_is_zero():
     zero = [torch.zeros(3, dtype=FLOAT64)]
     assert torch.equal(gsam(zero, zero, 0.4)[0], zero[0])
@@ -243,7 +293,21 @@ def test_a_step_without_any_gradient_moves_nothing(name, passes):
 
 def test_an_unknown_surrogate_or_base_is_one_sentence():
     assert set(SURROGATES) == {"adversarial", "gsam"}
-    with pytest.raises(OptimizerError, match=r"optimizer sam: base='adm' is no rule; did you mean adamw"):
-        create("sam", list(started().items()), base="adm")
-    with pytest.raises(OptimizerError, match=r"optimizer sam: rule adamw has no setting 'momentum'"):
-        create("sam", list(started().items()), base="adamw", momentum=0.9)
+    for base, near in (("adm", "did you mean adamw"), ("ars2-lazy", "did you mean ars2-base"), ("sam", "did you mean")):
+        words = rf"^optimizer sam: base='{base}' is no optimizer of one pass; {near}[^\n]*$"
+        with pytest.raises(OptimizerError, match=words):
+            create("sam", list(started().items()), base=base)
+
+
+@pytest.mark.parametrize(
+    ("base", "setting", "value"),
+    [
+        ("adamw", "momentum", 0.9),
+        ("sgd", "vector_lr", 0.1),
+        ("muon", "energy", "rms"),
+        ("adamw@rms", "orthogonalise", 1),
+    ],
+)
+def test_a_setting_that_another_base_has_is_one_sentence(base, setting, value):
+    with pytest.raises(OptimizerError, match=rf"^optimizer sam: base {base} has no setting '{setting}'; [^\n]+$"):
+        create("sam", list(started().items()), base=base, **{setting: value})
