@@ -35,7 +35,7 @@ def probe(
         typer.Option(
             metavar="NAME,...",
             help="Measures (see `lossscope list measures`) or groups of them: spectrum, metric, alignment, logits, "
-            "batch_sharpness, per_module, sampling_error. The spectrum, the optimizer's metric and flatness by default.",
+            "batch_sharpness, per_module, sampling_error. Spectrum, the optimizer's metric and flatness by default.",
         ),
     ] = None,
     rel: Annotated[str, typer.Option(metavar="SHARE", help="Error bound to reach, such as 1% or 0.01.")] = "1%",

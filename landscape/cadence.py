@@ -18,11 +18,11 @@ _APART: Final = 5  # steps between two windows, at least
 def windows_period(preset: Preset, planned: int | None) -> int | None:
     """Steps between the begins of two windows: the preset's, or fewer, for ten windows in a planned run; None: never.
 
-    Windows never overlap, so a run of less than 250 steps has fewer.
+    Windows never overlap, so a run of less than 275 steps has fewer.
     """
     if preset.windows_every is None or planned is None:
         return preset.windows_every
-    return min(preset.windows_every, max(planned // _WINDOWS, preset.lags[-1] + _APART))
+    return min(preset.windows_every, max(planned // (_WINDOWS + 1), preset.lags[-1] + _APART))
 
 
 def layers_period(preset: Preset, planned: int | None) -> int | None:

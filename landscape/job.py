@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+import torch
 from torch import nn
 from torch.optim.optimizer import Optimizer
 
@@ -32,18 +33,16 @@ class Job:
     optimizer: Optimizer
     objective: Objective
 
-    def minibatch_pairs(self) -> Objective | None:
-        """The loss on pairs of minibatches of the training's size, those of a pair without common samples.
+    def minibatch_pairs(self) -> Objective:
+        """The loss on pairs of minibatches of the training's size, all of them drawn independently.
 
-        Each pair is drawn anew, as training draws its batches but in orders of its own. None where the training set
-        has not two minibatches.
+        Samples are drawn with replacement. Two minibatches of one epoch would have no sample in common, and what one of
+        them has the other would lack: their gradients agree by tr(Sigma) / N less than the training loss says.
         """
-        size, train = self.config.batch_size or self.task.batch_size, self.split.train
-        if len(train[1]) < 2 * size:
-            return None
-        seeds = [_PAIR_SEED + self.config.seeds["order"] * _PAIRS + pair for pair in range(_PAIRS)]
-        batches = [batch_at(train, size, step, seed) for seed in seeds for step in (0, 1)]
-        return Objective(self.model, CrossEntropy(), batches)
+        size, (inputs, labels) = self.config.batch_size or self.task.batch_size, self.split.train
+        generator = torch.Generator().manual_seed(_PAIR_SEED + self.config.seeds["order"])
+        chosen = torch.randint(len(labels), (2 * _PAIRS, size), generator=generator)
+        return Objective(self.model, CrossEntropy(), [(inputs[one], labels[one]) for one in chosen])
 
     def minibatches(self, count: int, seed: int) -> Objective:
         """The loss on `count` batches of the training's size, drawn as training draws them but in another order."""

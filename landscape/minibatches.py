@@ -45,7 +45,8 @@ class MinibatchPairs:
 
     Args:
         minibatches: The training loss on minibatches of the training's size: the first and the second are a pair, the
-            third and the fourth, and so on; an odd one is not used. Those of a pair should have no sample in common.
+            third and the fourth, and so on; an odd one is not used. Those of a pair must be
+            drawn independently of one another: with replacement, where the training set is small.
         optimizer: For its ascent; one that takes none has no shear, nor one whose ascent is random: that has no memory.
         last: The last lag of a window, after which its vectors are let go.
 
@@ -56,7 +57,7 @@ class MinibatchPairs:
     def __init__(self, minibatches: Objective, optimizer: Optimizer, last: int) -> None:
         count = len(minibatches.data.batches)
         if count < 2:
-            raise LandscapeError(f"{count} minibatch makes no pair, need at least 2, without common samples")
+            raise LandscapeError(f"{count} minibatch makes no pair, need at least 2, drawn independently")
         self._minibatches = minibatches
         self._last = last
         self._ascending = optimizer if _has_shear(optimizer) else None

@@ -38,9 +38,6 @@ _OF_SHAPE: Final = (  # tensors as large as their parameter
     "exp_avg_sq",
     "max_exp_avg_sq",
     "momentum_buffer",
-    "orthogonal_square",
-    "shear",
-    "placebo",
 )
 
 

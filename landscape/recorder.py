@@ -54,8 +54,8 @@ class Recorder:
         objective: Fixed data for curvature. Without it curvature is absent and reports say so.
         preset: `economy`, `standard` or `full`.
         minibatches: The training loss on some minibatches of the training's size, those of each pair (first and second,
-            third and fourth, ...) without common samples. Without it there is no memory of directions, and no gradient
-            noise.
+            third and fourth, ...) drawn independently of one another. Without it there is no memory of directions, and
+            no gradient noise.
         steps: How many optimizer steps are planned. With it, curvature visits and checkpoints are log-spaced
             over them and all take place; without it they grow apart geometrically under the preset's cap.
         visits: Log-spaced curvature visits in place of the preset's number.

@@ -113,11 +113,15 @@ def _end(value: float) -> str:
 
 
 def _interval(value: float, low: float, high: float, most: int) -> tuple[str, str, str]:
-    """The three numbers to two digits of the half width, or to `most` digits as long as one of the width is left."""
+    """The three numbers to two digits of the half width, or to `most` digits as long as one of the width is left.
+
+    Ends a hundred times apart, and a number that would read as zero, have three digits of their own.
+    """
     size = max(abs(low), abs(high), abs(value))
     half = _exponent((high - low) / 2)
     places = min(1 - half, max(most - 1 - _exponent(size), -half))
-    wide = low > 0 and high / low > 100
+    lost = value != 0 and round(value, places) == 0  # a median near one end of its range is not zero
+    wide = lost or (low > 0 and high / low > 100)
     if _SMALL <= size < _LARGE and not wide:
         return _fixed(value, places), _fixed(low, places), _fixed(high, places)
     digits = 3 if wide else max(2, _exponent(size) + places + 1)

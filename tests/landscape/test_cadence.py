@@ -69,8 +69,8 @@ def test_a_window_has_a_begin_and_its_lags_and_none_begins_that_the_end_would_cu
     assert not any(Cadence(PRESETS["economy"], None, 0, 0).window(step) for step in range(301))
 
 
-def test_a_short_planned_run_still_has_twenty_looks_at_layers_and_as_many_windows_as_fit_up_to_ten() -> None:
-    for steps, looks, windows in ((400, 20, 9), (1000, 20, 9), (3000, 60, 29), (100, 20, 3), (20, 20, 0)):
+def test_a_short_planned_run_still_has_twenty_looks_at_layers_and_as_many_windows_as_fit_until_ten_are_whole() -> None:
+    for steps, looks, windows in ((400, 20, 11), (1000, 20, 11), (3000, 60, 29), (100, 20, 3), (20, 20, 0)):
         cadence = Cadence(STANDARD, steps, 0, 0)
         assert sum(map(cadence.layers, range(steps + 1))) == looks
         assert (

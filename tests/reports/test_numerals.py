@@ -90,3 +90,9 @@ def test_control_characters_cannot_reach_a_terminal():
 )
 def test_an_interval_without_an_end_shows_it(low, high, shown):
     assert quantity_text(Quantity(0.5, low=low, high=high)) == f"0.5000 {shown}"
+
+
+def test_a_number_far_below_its_range_is_not_written_as_zero():
+    assert quantity_text(Quantity(0.0012, low=-0.094, high=2.04)) == "0.00120 [-0.0940, 2.04]"
+    assert quantity_text(Quantity(0.0, low=-0.1, high=2.0)) == "0.0 [-0.1, 2.0]"
+    assert quantity_text(Quantity(3.0, low=0.0, high=1.65e10)) == "3.00 [0, 1.65e+10]"
