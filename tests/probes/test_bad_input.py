@@ -179,7 +179,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "a preconditioner of another length": (lambda: preconditioned(hessian(objective()), torch.ones(5)), r"5.*43"),
     "a scale that is not finite": (
         lambda: scaled(from_matrix(torch.eye(2)), torch.tensor([1.0, float("inf")])),
-        r"need 2 finite numbers",
+        r"1 of 2 entries of the diagonal are not finite",
     ),
     "a warm start of another length": (lambda: spectrum(warm_start=torch.ones(7)), r"7.*43|43.*7"),
     "a name that no parameter has": (lambda: restricted(hessian(objective()), ["0.weights"]), r"'0\.weights'.*4"),
