@@ -59,3 +59,4 @@ def demo(
     for table in report.tables:
         typer.echo(table_text(table))
     typer.echo(f"the report with figures and findings: {page}")
+    typer.echo(f"what the steps did: `lossscope report dynamics {out}`")
