@@ -1,6 +1,7 @@
 """What a step costs: ARS2-Neo beside torch's Muon and AdamW, each mode beside base, every optimizer beside AdamW.
 
-Run it with `python benchmarks/step.py [--quick]`. All arms of a table run in one process in interleaved
+Run it with `python benchmarks/step.py [--quick] [--family]`; `--family` is the tables of all optimizers and of the
+recorder alone, minutes where bfloat16 products are slow. All arms of a table run in one process in interleaved
 rounds, so that whatever else the machine does hits them alike; a row is the median over rounds, with its ratio
 to the first row and the inverse. The output is markdown, ready for `benchmarks/RESULTS.md`.
 """
@@ -22,7 +23,7 @@ from torch.optim import _muon
 
 from lossscope.optimizer import ARS2Neo, names
 
-QUICK = "--quick" in sys.argv
+QUICK, FAMILY = "--quick" in sys.argv, "--family" in sys.argv
 ROUNDS, REPEATS = (8, 5) if QUICK else (60, 6)
 
 # The one-layer transformer that groks addition mod 113 (`landscape/modular_addition.py`).
@@ -158,21 +159,22 @@ def main() -> None:
     capability = torch.backends.cpu.get_cpu_capability()
     print(f"## Step cost, {date.today().isoformat()}\n")
     print(f"torch {torch.__version__}, CPU capability {capability}, {torch.get_num_threads()} threads by default;")
-    print(f"medians of {ROUNDS} interleaved rounds of {REPEATS} steps.")
+    print(f"medians of {ROUNDS} interleaved rounds of {REPEATS} steps (with passes 9 of 10, recording 2 of 400).")
     for threads in (1, 2):
         torch.set_num_threads(threads)
         print(f"\n### {threads} thread{'s' if threads > 1 else ''}")
-        print_table("Products", matmul_arms(), ROUNDS, 50)
-        print_table("Step alone, modadd transformer", step_arms(MODADD), ROUNDS, REPEATS)
-        print_table("Step alone, digits conv net", step_arms(DIGITS_CONV), ROUNDS, REPEATS)
-        print_table("Step with its passes, modadd-113, batch 512", mode_arms(), 3 if QUICK else 9, 10)
+        if not FAMILY:
+            print_table("Products", matmul_arms(), ROUNDS, 50)
+            print_table("Step alone, modadd transformer", step_arms(MODADD), ROUNDS, REPEATS)
+            print_table("Step alone, digits conv net", step_arms(DIGITS_CONV), ROUNDS, REPEATS)
+            print_table("Step with its passes, modadd-113, batch 512", mode_arms(), 3 if QUICK else 9, 10)
         print("\nEvery optimizer, modadd-113, batch 512\n")
         print(family_table(names(), MODADD, rounds=2 if QUICK else 9, repeats=10))
-        for name in ("ars2-base", "ars2-aga"):
-            print(f"\nRecording {name} on modadd-113, batch 512\n")
-            # Two hundred steps a round: a whole number of every preset's periods.
-            presets = ("economy", "standard", "full")
-            print(recording_table(name, presets, rounds=2 if QUICK else 5, repeats=200))
+    torch.set_num_threads(1)
+    for name in ("ars2-base", "ars2-aga"):
+        print(f"\nRecording {name} on modadd-113, batch 512, 1 thread\n")
+        # Four hundred steps a round: a whole number of every preset's periods.
+        print(recording_table(name, ("economy", "standard", "full"), rounds=1 if QUICK else 2, repeats=400))
 
 
 if __name__ == "__main__":

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
-from lossscope.landscape.pooling import Pooled, pooled, seed_of
+from lossscope.landscape.pooling import GAP, Pooled, pooled, seed_of
 from lossscope.landscape.windows import OBJECTS, lagged_cosines_of
-from lossscope.probes.estimate import Estimate, exact_estimate
+from lossscope.probes.estimate import Estimate
 from lossscope.probes.memory import DirectionMemory, angular_velocity, direction_memory, memory_difference
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ class DirectionOfArm:
     normalised: dict[int, Pooled]  # A(k) by lag
     ceiling: Pooled
     angular_velocity: Estimate  # radians a step, of the A(1) over the seeds
-    half_life: float  # steps: the first lag at which A is below 1/2; nan where there is none
+    half_life: tuple[float, float]  # steps: A is above 1/2 up to the one lag, below at the other; 0, inf: not known
     null_sd: float  # of one raw cosine of random vectors
 
 
@@ -80,41 +80,48 @@ def memory_of_arm(runs: Sequence[Run], *, draws: int = 2000) -> ArmMemory | None
     Returns:
         The memory; None where no run has any.
     """
-    found = [(seed_of(run), memory) for run in runs if (memory := memory_of_run(run, draws=draws)) is not None]
-    if not found:
-        return None
+    found = [(seed_of(run), memory_of_run(run, draws=draws) or RunMemory(0, {}, {})) for run in runs]
     kinds = [kind for kind in OBJECTS if any(kind in memory.directions for _, memory in found)]
+    if not kinds:
+        return None
     lags = sorted({lag for _, memory in found for one in memory.directions.values() for lag in one.lags})
+    both = sorted({lag for _, memory in found for lag in memory.differences})
     return ArmMemory(
         sum(memory.windows for _, memory in found),
         tuple(lags),
-        {
-            kind: _direction([(seed, memory.directions[kind]) for seed, memory in found if kind in memory.directions])
-            for kind in kinds
-        },
-        {
-            lag: pooled((seed, memory.differences[lag]) for seed, memory in found if lag in memory.differences)
-            for lag in lags
-            if any(lag in memory.differences for _, memory in found)
-        },
+        {kind: _direction([(seed, memory.directions.get(kind)) for seed, memory in found], lags) for kind in kinds},
+        {lag: pooled((seed, memory.differences.get(lag, GAP)) for seed, memory in found) for lag in both},
     )
 
 
-def _direction(found: Sequence[tuple[object, DirectionMemory]]) -> DirectionOfArm:
-    """One object over the seeds."""
-    lags = sorted({lag for _, one in found for lag in one.lags})
-    normalised = {lag: pooled((seed, _at(one, one.normalised, lag)) for seed, one in found) for lag in lags}
-    below = [lag for lag, one in normalised.items() if one.estimate.value < 0.5]
+def _direction(found: Sequence[tuple[object, DirectionMemory | None]], lags: Sequence[int]) -> DirectionOfArm:
+    """One object over the seeds; None is a seed without it, which is a gap."""
+    normalised = {lag: pooled((seed, _at(one, "normalised", lag)) for seed, one in found) for lag in lags}
     return DirectionOfArm(
-        {lag: pooled((seed, _at(one, one.raw, lag)) for seed, one in found) for lag in lags},
+        {lag: pooled((seed, _at(one, "raw", lag)) for seed, one in found) for lag in lags},
         normalised,
-        pooled((seed, one.ceiling) for seed, one in found),
-        angular_velocity(normalised[1].estimate) if 1 in normalised else exact_estimate(math.nan),
-        float(below[0]) if below else math.nan,
-        found[0][1].null_sd,
+        pooled((seed, GAP if one is None else one.ceiling) for seed, one in found),
+        angular_velocity(normalised[1].estimate) if 1 in normalised else GAP,
+        _half_life(normalised),
+        next(one.null_sd for _, one in found if one is not None),
     )
 
 
-def _at(memory: DirectionMemory, estimates: Sequence[Estimate], lag: int) -> Estimate:
+def _half_life(normalised: dict[int, Pooled]) -> tuple[float, float]:
+    """The last lag up to which A is above 1/2 beyond its interval, and the first at which it is below."""
+    above, below = 0.0, math.inf
+    for lag, one in reversed(normalised.items()):
+        below = float(lag) if one.judged and one.estimate.high < 0.5 else below
+    for lag, one in normalised.items():
+        if not (one.judged and one.estimate.low > 0.5):
+            break
+        above = float(lag)
+    return above, below
+
+
+def _at(memory: DirectionMemory | None, which: Literal["raw", "normalised"], lag: int) -> Estimate:
     """The estimate of a lag; a gap where it was not looked at."""
-    return estimates[memory.lags.index(lag)] if lag in memory.lags else exact_estimate(math.nan)
+    if memory is None or lag not in memory.lags:
+        return GAP
+    estimates: tuple[Estimate, ...] = getattr(memory, which)
+    return estimates[memory.lags.index(lag)]

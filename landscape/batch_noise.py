@@ -11,7 +11,7 @@ import numpy as np
 
 from lossscope.landscape.series import FloatArray
 from lossscope.landscape.windows import SquaredNorms, squared_norms
-from lossscope.probes.block_bootstrap import block_bootstrap, block_length
+from lossscope.probes.block_bootstrap import block_bootstrap, block_length, quotient
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.estimate import Estimate, exact_estimate
 from lossscope.probes.gradient_noise import NoiseScale, noise_scale
@@ -43,7 +43,7 @@ class SpectralOrder:
     """Order beyond white noise in a matrix of gradients, in nats: the noise's energy entropy less the matrix's own."""
 
     windows: int  # or looks, without minibatches
-    null: float  # energy entropy of white noise of this shape, nats; nan for a mean over matrices
+    null: float  # energy entropy of white noise of this shape, nats; no order is larger
     own: Estimate  # of the gradient of the training step, at the same steps as far as it was looked at
     batch: Estimate  # of one probe minibatch
     pair: Estimate  # of two together
@@ -106,7 +106,7 @@ def mean_order(run: Run, *, draws: int = 2000) -> SpectralOrder | None:
         draws: of the bootstrap over windows, which all matrices share.
 
     Returns:
-        The mean, its `null` a gap; None where none was looked at.
+        The mean, its `null` that of theirs; None where none was looked at.
     """
     rows = _spectra(run)
     return _order(rows, draws) if len(rows) else None
@@ -139,12 +139,11 @@ def _order(rows: pd.DataFrame, draws: int) -> SpectralOrder:
 
 
 def _null(rows: pd.DataFrame) -> float:
-    """The entropy of white noise of the matrix's shape, excess and own entropy together; nan for several matrices."""
+    """The entropy of white noise of the matrix's shape, excess and own entropy together; of several their mean."""
     ranks = np.array([len(values) for values in rows["values"]], dtype=np.float64)
-    nulls = rows["excess_order"].to_numpy(dtype=np.float64) + rows["entropy_energy"].to_numpy() * np.log(ranks)
-    nulls = nulls[np.isfinite(nulls)]
-    alike = len(nulls) and float(np.ptp(nulls)) < 1e-6 and len(rows.groupby(_MATRIX)) == 1
-    return float(nulls[0]) if alike else math.nan
+    nulls = rows["excess_order"] + rows["entropy_energy"] * np.log(ranks)
+    of_each = nulls.groupby([rows[name] for name in _MATRIX])
+    return float(of_each.mean().mean()) if (of_each.max() - of_each.min() < 1e-6).all() else math.nan
 
 
 def _mean(series: FloatArray, draws: int) -> Estimate:
@@ -154,13 +153,7 @@ def _mean(series: FloatArray, draws: int) -> Estimate:
         return exact_estimate(math.nan)
     there = series[known]
     rows = np.stack([there, np.ones(len(there))])
-    return block_bootstrap(rows, _quotient, block=block_length(there), draws=draws)
-
-
-def _quotient(sums: FloatArray) -> FloatArray:
-    """The sum over the number of windows."""
-    found: FloatArray = sums[0] / sums[1]
-    return found
+    return block_bootstrap(rows, quotient, block=block_length(there), draws=draws)
 
 
 def _name(key: Iterable[object]) -> str:

@@ -63,11 +63,16 @@ class Cadence:
 
     def tensors(self, step: int) -> bool:
         """Whether norms, energies and shear are due."""
-        return self._every(step, self._preset.tensors_every) or self.layers(step)
+        return self._every(step, self._preset.tensors_every) or self.layers(step) or self.counterfactual(step)
 
     def spectra(self, step: int) -> bool:
         """Whether singular values are due."""
         return self._every(step, self._preset.spectra_every)
+
+    def counterfactual(self, step: int) -> bool:
+        """Whether the update without the injected shear is due."""
+        every = self._preset.counterfactual_every
+        return every is not None and step > 0 and step % every == 0
 
     def layers(self, step: int) -> bool:
         """Whether the layers' own remainders are due."""

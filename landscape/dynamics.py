@@ -6,16 +6,19 @@ Nothing is measured anew, and no part of it loads torch.
 from lossscope.landscape.arm_memory import ArmMemory, DirectionOfArm, RunMemory, memory_of_arm, memory_of_run
 from lossscope.landscape.batch_noise import NoiseRecord, SpectralOrder, mean_order, noise_of, order_of
 from lossscope.landscape.layer_record import LayerRecord, layers_of
-from lossscope.landscape.pooling import Pooled, pooled, seed_of
+from lossscope.landscape.pooling import GAP, Pooled, pooled, seed_of
 from lossscope.landscape.trigger_record import TriggerRecord, trigger_of
 from lossscope.probes.estimate import Estimate
+from lossscope.probes.gradient_noise import NoiseScale
 
 __all__ = [
+    "GAP",
     "ArmMemory",
     "DirectionOfArm",
     "Estimate",
     "LayerRecord",
     "NoiseRecord",
+    "NoiseScale",
     "Pooled",
     "RunMemory",
     "SpectralOrder",

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
+import numpy.typing as npt
 
 from lossscope.landscape.series import FloatArray, step_series
 from lossscope.probes.departure import patient_zero
@@ -21,10 +22,11 @@ _WINDOW: Final = 20  # looks that the usual size of a remainder is taken from
 
 @dataclass(frozen=True)
 class LayerRecord:
-    """The layers of a run. Without a `layer` none stood out, or, where not `judged`, too few looks were taken."""
+    """The layers of a run. Without a `layer` none stood out at any of the looks that were judged."""
 
     looks: int  # steps at which the layers were looked at
-    judged: bool  # whether there was any step that a remainder could have stood out at
+    judged: int  # of them, those at which a remainder could have stood out: enough looks lay before
+    since: int | None = None  # optimizer step of the first of these
     layer: str | None = None  # that whose remainder stood out first
     step: int | None = None  # optimizer step at which it did
     ratio: float = float("nan")  # its remainder over its threshold at that step, above 1
@@ -56,21 +58,29 @@ def layers_of(run: Run) -> LayerRecord | None:
     table = rows.pivot(index="step", columns="tensor", values="remainder").sort_index()
     remainders, layers = table.to_numpy(dtype=np.float64), [str(name) for name in table.columns]
     steps = table.index.to_numpy(dtype=np.int64)
-    known = np.isfinite(remainders[:-1]).sum(0)
-    if not (known >= _WINDOW / 2).any():
-        return LayerRecord(len(steps), judged=False)
-    found = patient_zero(remainders, layers, window=_WINDOW, rounding=_rounding(run))
+    able = steps[_judged(np.isfinite(remainders))]
+    found = patient_zero(remainders, layers, window=_WINDOW, rounding=_rounding(run, steps))
+    seen = (len(steps), len(able), int(able[0]) if len(able) else None)
     if found is None:
-        return LayerRecord(len(steps), judged=True)
+        return LayerRecord(*seen)
     step = int(steps[found.step])
     before, after = _losses_around(run, step)
-    return LayerRecord(len(steps), True, found.layer, step, found.ratio, before, after)
+    return LayerRecord(*seen, found.layer, step, found.ratio, before, after)
 
 
-def _rounding(run: Run) -> float:
-    """The largest rounding of any look; 0 where none is told."""
-    found = step_series(run, "remainder_rounding").y
-    return float(np.nanmax(found)) if np.isfinite(found).any() else 0.0
+def _judged(known: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """At which looks any layer has a remainder and a usual size to hold it against, as in `patient_zero`."""
+    before = np.cumsum(np.pad(known, ((1, 0), (0, 0))), axis=0)[:-1]  # (T, layers), known looks before each
+    earlier = np.pad(before, ((_WINDOW, 0), (0, 0)))[: len(before)]
+    found: npt.NDArray[np.bool_] = np.logical_and(known, before - earlier >= _WINDOW / 2)
+    return np.array([look.any() for look in found], dtype=np.bool_)
+
+
+def _rounding(run: Run, steps: npt.NDArray[np.int64]) -> FloatArray:
+    """The rounding of each look, which grows with the loss; 0 where none is told."""
+    series = step_series(run, "remainder_rounding")
+    told = {int(step): float(value) for step, value in zip(series.x, series.y, strict=True) if np.isfinite(value)}
+    return np.array([told.get(int(step), 0.0) for step in steps], dtype=np.float64)
 
 
 def _losses_around(run: Run, step: int) -> tuple[float, float]:

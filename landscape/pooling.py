@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -15,8 +15,9 @@ from lossscope.probes.estimate import Estimate, exact_estimate
 if TYPE_CHECKING:
     from lossscope.landscape.run import Run
 
-__all__ = ["Pooled", "pooled", "seed_of"]
+__all__ = ["GAP", "Pooled", "pooled", "seed_of"]
 
+GAP: Final = exact_estimate(math.nan)  # of a seed that has no such number
 
 _ENOUGH: Final = 5  # windows of one run from which its interval covers as it should, by simulation
 
@@ -25,17 +26,14 @@ _ENOUGH: Final = 5  # windows of one run from which its interval covers as it sh
 class Pooled:
     """A number of an arm."""
 
-    estimate: Estimate
+    estimate: Estimate  # with infinite ends where none could be relied on
     seeds: int  # with such a number; of 2 or more the interval is over seeds, of one it is that run's own
     gaps: int = 0  # seeds without: a number of the others alone may not stand for them
-    open: int = 0  # seeds whose own number may be anything: a ratio with next to nothing below, so with heavy tails
 
     @property
     def judged(self) -> bool:
-        """Whether the interval has two ends that may be relied on, and stands for all seeds."""
-        found = self.estimate
-        enough = self.seeds > 1 or found.samples >= _ENOUGH
-        return enough and not self.gaps and not self.open and math.isfinite(found.low) and math.isfinite(found.high)
+        """Whether the interval has two ends, and stands for all seeds."""
+        return not self.gaps and math.isfinite(self.estimate.low) and math.isfinite(self.estimate.high)
 
 
 def seed_of(run: Run) -> object:
@@ -51,12 +49,13 @@ def pooled(estimates: Iterable[tuple[object, Estimate]]) -> Pooled:
 
     Steps of one run are no replications of the training, so with two seeds or more the interval is Student's over the
     seeds' values, :math:`\bar x \pm t_{0.975, n-1}\, s / \sqrt n`, whatever the error of each. With one seed nothing is
-    known of others, and the interval is the run's own. Student's interval takes the seeds' values for normal; where one
-    of them has no bound of its own they are not, and the number is not `judged`.
+    known of others, and the interval is the run's own. Ends that could not be relied on are infinite: those of one run
+    of fewer than five windows; of several runs of one seed alone; and Student's where a seed's own number has no bound,
+    as the quotient of something by next to nothing, since such values are not normal.
 
     Args:
         estimates: A seed and a number of a run, for each run; of several runs of one seed the mean counts once. Gaps
-            are left out and counted.
+            are left out, and a seed that has nothing else is counted.
 
     Returns:
         The number; its estimate is a gap where there is none.
@@ -68,11 +67,21 @@ def pooled(estimates: Iterable[tuple[object, Estimate]]) -> Pooled:
             numbers.append(estimate)
     there = [numbers for numbers in found.values() if numbers]
     gaps = len(found) - len(there)
-    if len(there) < 2:
-        return Pooled(there[0][0] if there else exact_estimate(math.nan), len(there), gaps)
+    if not there:
+        return Pooled(GAP, 0, gaps)
+    if len(there) == 1:
+        return Pooled(_of_one_seed(there[0]), 1, gaps)
     values = np.array([np.mean([one.value for one in same]) for same in there])
     n, mean = len(values), float(values.mean())
     stderr = float(values.std(ddof=1)) / math.sqrt(n)
-    half = float(stdtrit(n - 1, 0.975)) * stderr
-    loose = sum(any(one.samples > 1 and math.isinf(one.high) for one in same) for same in there)
-    return Pooled(Estimate(mean, stderr, mean - half, mean + half, n, "standard error"), n, gaps, loose)
+    loose = any(one.samples > 1 and math.isinf(one.high) for same in there for one in same)
+    half = math.inf if loose else float(stdtrit(n - 1, 0.975)) * stderr
+    return Pooled(Estimate(mean, stderr, mean - half, mean + half, n, "standard error"), n, gaps)
+
+
+def _of_one_seed(runs: Sequence[Estimate]) -> Estimate:
+    """A run's own number, or the mean of several; its ends infinite where they could not be relied on."""
+    if len(runs) == 1 and runs[0].samples >= _ENOUGH:
+        return runs[0]
+    mean = float(np.mean([one.value for one in runs]))
+    return Estimate(mean, math.inf, -math.inf, math.inf, runs[0].samples, "standard error", converged=False)

@@ -28,16 +28,16 @@ class Preset:
     top: int  # eigenvalues at the upper end
     tracked: bool  # whether the largest is followed from visit to visit, for a few products each
     long_every: int  # every so many visits, and at the last one, the whole panel is measured; the others are short
-    counterfactual: bool  # whether the update without the injected shear is made too, where tensors are looked at
+    counterfactual_every: int | None  # steps between two looks at the update without the injected shear
     layers_every: int | None  # steps between two looks at the layers' own Taylor remainders
     windows_every: int | None  # steps between two windows in which pairs of minibatches are looked at
     lags: tuple[int, ...]  # steps from a window's begin to its other looks; all shorter than `windows_every`
 
 
 PRESETS: Final[dict[str, Preset]] = {
-    "economy": Preset("economy", 100, None, 8, 2.0, 0.02, 3, 32, 0.03, 0.15, 1, True, 3, False, None, None, ()),
-    "standard": Preset("standard", 10, 100, 20, 1.5, 0.10, 8, 64, 0.02, 0.05, 1, False, 1, True, 50, 100, (1, 5, 20)),
-    "full": Preset("full", 1, 10, 40, 1.2, 0.50, 20, 256, 0.01, 0.02, 5, False, 1, True, 10, 40, (1, 2, 5, 10, 20)),
+    "economy": Preset("economy", 100, None, 8, 2.0, 0.02, 3, 32, 0.03, 0.15, 1, True, 3, None, None, None, ()),
+    "standard": Preset("standard", 10, 100, 20, 1.5, 0.10, 8, 64, 0.02, 0.05, 1, False, 1, 50, 400, 400, (1, 5, 20)),
+    "full": Preset("full", 1, 10, 40, 1.2, 0.50, 20, 256, 0.01, 0.02, 5, False, 1, 10, 10, 40, (1, 2, 5, 10, 20)),
 }
 
 

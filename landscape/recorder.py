@@ -239,7 +239,7 @@ class Recorder:
         if self._look_is_due or self._cadence.visit(step):
             self._before = {p: p.detach().clone() for p in self._names}
         if self._look_is_due and isinstance(optimizer, Ascending):
-            self._handle = optimizer.observe(self._on_record, counterfactual=self.preset.counterfactual)
+            self._handle = optimizer.observe(self._on_record, counterfactual=self._cadence.counterfactual(step))
         elif self._look_is_due and self._calls is None:
             # Some optimizers overwrite the gradient in place, so it is copied before the step.
             self._gradients = self._present_gradients()

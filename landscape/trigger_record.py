@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from lossscope.landscape.series import step_series
-from lossscope.probes.audit import PhiMemory, TriggerAudit, phi_memory, trigger_audit
+from lossscope.probes.audit import PhiMemory, TriggerAudit, noise_chances, phi_memory, trigger_audit
 from lossscope.probes.errors import ProbeError
 
 if TYPE_CHECKING:
@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
 __all__ = ["TriggerRecord", "trigger_of"]
 
-_SETTLED: Final = 100  # steps in which the running variance of phi is still too small, and the trigger fires too often
-_ENOUGH: Final = 100  # settled steps from which the first ones are left out
 _MOST_DRAWN: Final = 10_000_000  # runs in all draws of a bootstrap together: memory and seconds
 _FEWEST_DRAWS: Final = 200
 
@@ -39,8 +37,9 @@ class TriggerRecord:
 def trigger_of(run: Run, *, draws: int = 2000) -> TriggerRecord | None:
     """What the trigger of a run did, from its steps.
 
-    The first steps are left out where enough others are there. A run that was resumed counts as one, and one
-    that was recorded from a later step from there on.
+    An adaptive trigger is held against noise of the sizes of its own phi and against its own thresholds, so that the
+    first steps, whose thresholds are too small, count as well. The random timer is held against its own chance. A run
+    that was resumed counts as one, and one that was recorded from a later step from there on.
 
     Args:
         run: any run.
@@ -64,13 +63,11 @@ def trigger_of(run: Run, *, draws: int = 2000) -> TriggerRecord | None:
     if (np.diff(steps) != 1).any() or np.isnan(synced).any():
         why = "steps are missing, or do not say whether they took a second gradient: runs between two cannot be counted"
         return TriggerRecord(mode, lamda, k, why=why)
-    late = steps > _SETTLED
-    used = late if late.sum() >= _ENOUGH else np.ones(len(steps), dtype=bool)
-    record = TriggerRecord(mode, lamda, k, int(steps[used][0]), int(steps[-1]))
+    phi, first, last = step_series(run, "phi").y, int(steps[0]), int(steps[-1])
     draws = min(draws, max(_FEWEST_DRAWS, _MOST_DRAWN // max(int(synced.sum()), 1)))  # a long run needs fewer
     try:
-        audit = trigger_audit(synced[used].astype(bool).tolist(), lamda=lamda, k=k, draws=draws)
+        chances = None if mode == "timer" else noise_chances(phi.tolist(), step_series(run, "threshold").y.tolist())
+        audit = trigger_audit(synced.astype(bool).tolist(), lamda=lamda, k=k, chances=chances, draws=draws)
     except ProbeError as error:
-        return TriggerRecord(mode, lamda, k, record.first, record.last, why=str(error))
-    phi = phi_memory(step_series(run, "phi").y[used].tolist())
-    return TriggerRecord(mode, lamda, k, record.first, record.last, audit, phi)
+        return TriggerRecord(mode, lamda, k, first, last, why=str(error))
+    return TriggerRecord(mode, lamda, k, first, last, audit, phi_memory(phi.tolist()))

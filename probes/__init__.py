@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lossscope.probes.alignment import GradientAlignment, gradient_alignment
-    from lossscope.probes.audit import PhiMemory, TriggerAudit, phi_memory, trigger_audit
+    from lossscope.probes.audit import PhiMemory, TriggerAudit, noise_chances, phi_memory, trigger_audit
     from lossscope.probes.batch_curvature import BatchSharpness, batch_sharpness
     from lossscope.probes.curvature import measure_spectrum
     from lossscope.probes.departure import PatientZero, patient_zero
@@ -96,6 +96,7 @@ _HOMES = {
     "memory_difference": "memory",
     "newton_schulz_image": "newton_schulz_map",
     "newton_schulz_quality": "polar_quality",
+    "noise_chances": "audit",
     "noise_scale": "gradient_noise",
     "norm_sharpness": "worst_case",
     "patient_zero": "departure",
@@ -160,6 +161,7 @@ __all__ = [
     "memory_difference",
     "newton_schulz_image",
     "newton_schulz_quality",
+    "noise_chances",
     "noise_scale",
     "norm_sharpness",
     "patient_zero",

@@ -13,7 +13,7 @@ from scipy.special import stdtrit
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.estimate import Estimate, exact_estimate
 
-__all__ = ["Array", "block_bootstrap", "block_length"]
+__all__ = ["Array", "block_bootstrap", "block_length", "quotient"]
 
 Array = npt.NDArray[np.float64]
 _ENOUGH: Final = 10  # blocks that an interval must rest on to be trusted
@@ -109,6 +109,20 @@ def block_bootstrap(
         "standard error",
         converged=blocks >= _ENOUGH,
     )
+
+
+def quotient(sums: Array) -> Array:
+    """The first row of sums over the second: a ratio of means, or with a row that counts a mean.
+
+    Args:
+        sums: `(2, draws)`.
+
+    Returns:
+        `(draws,)`; nan where the second is not above 0.
+    """
+    below = sums[1] > 0
+    found: Array = np.where(below, sums[0] / np.where(below, sums[1], 1.0), math.nan)
+    return found
 
 
 def _drawn(rows: Array, block: int, blocks: int, draws: int, seed: int) -> Array:

@@ -24,7 +24,12 @@ class PatientZero:
 
 
 def patient_zero(
-    remainders: npt.ArrayLike, layers: Sequence[str], *, factor: float = 10.0, window: int = 20, rounding: float = 0.0
+    remainders: npt.ArrayLike,
+    layers: Sequence[str],
+    *,
+    factor: float = 10.0,
+    window: int = 20,
+    rounding: npt.ArrayLike = 0.0,
 ) -> PatientZero | None:
     """The layer whose remainder is the first to exceed its running threshold.
 
@@ -38,7 +43,8 @@ def patient_zero(
         layers: Their names.
         factor: How many times its usual size a remainder must reach.
         window: Steps that the usual size is taken from, at least 2.
-        rounding: Nats that a remainder may be off by, `StepQuality.rounding`: what is smaller stands out from nothing.
+        rounding: Nats that the remainders of a step may be off by, `StepQuality.rounding`: what is smaller stands out
+            from nothing. `(T,)`, as it grows with the loss, or one number for all steps.
 
     Returns:
         The layer, of several at one step that with the largest ratio; None where no remainder stood out.
@@ -61,15 +67,25 @@ def patient_zero(
         raise ProbeError(f"factor={factor:g} is out of range, need a finite number of at least 1")
     if window < 2:
         raise ProbeError(f"window={window} is out of range, need at least 2 steps")
-    if not 0 <= rounding < math.inf:
-        raise ProbeError(f"rounding={rounding:g} is out of range, need a finite number of at least 0 nats")
+    least = _each_step(rounding, len(sizes))
     for step in range(1, len(sizes)):
-        thresholds = np.maximum(factor * _usual(sizes[max(0, step - window) : step], window), rounding)
+        thresholds = np.maximum(factor * _usual(sizes[max(0, step - window) : step], window), least[step])
         ratios = np.nan_to_num(sizes[step] / np.where(thresholds > 0, thresholds, math.nan), nan=0.0)
         if (ratios > 1).any():
             first = int(np.argmax(ratios))
             return PatientZero(layers[first], step, float(ratios[first]))
     return None
+
+
+def _each_step(rounding: npt.ArrayLike, steps: int) -> npt.NDArray[np.float64]:
+    """The rounding of each step."""
+    given = np.asarray(rounding, dtype=np.float64)
+    if given.shape not in ((), (steps,)):
+        raise ProbeError(f"rounding of shape {given.shape} does not fit {steps} steps: need one for each, or one")
+    wrong = ~(np.isfinite(given) & (given >= 0))
+    if wrong.any():
+        raise ProbeError(f"rounding={given[wrong].flat[0]:g} is out of range, need finite numbers of at least 0 nats")
+    return np.broadcast_to(given, (steps,))
 
 
 def _usual(before: npt.NDArray[np.float64], window: int) -> npt.NDArray[np.float64]:

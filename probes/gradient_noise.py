@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from lossscope.probes.block_bootstrap import Array, block_bootstrap, block_length
+from lossscope.probes.block_bootstrap import Array, block_bootstrap, block_length, quotient
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.estimate import Estimate
 
@@ -57,8 +57,9 @@ def noise_scale(
         seed: Of the bootstrap.
 
     Returns:
-        The three numbers. The scale's interval has no end below 0 (but where chance took its value there); where that
-        of the signal reaches 0 its upper end is infinite.
+        The three numbers. Where the signal is not above 0 in more than 2.5 % of the draws, the scale may be anything,
+        and the upper end of its interval is infinite; the lower end is at least 0 (but where chance took the value
+        below).
 
     Raises:
         ProbeError: the batch sizes are not 0 < b < B, the lengths differ, a square is negative, or there are fewer than
@@ -90,25 +91,12 @@ def noise_scale(
 
     def mean(row: int, series: Array) -> Estimate:
         chosen = np.stack([rows[row], rows[2]])
-        return block_bootstrap(chosen, _mean, block=block or block_length(series), draws=draws, seed=seed)
+        return block_bootstrap(chosen, quotient, block=block or block_length(series), draws=draws, seed=seed)
 
-    found = block_bootstrap(
-        rows[:2], _ratio, block=block or block_length(noise - ratio * signal), draws=draws, seed=seed
-    )
+    length = block or block_length(noise - ratio * signal)
+    found = block_bootstrap(rows[:2], quotient, block=length, draws=draws, seed=seed)
     return NoiseScale(
         replace(found, low=max(found.low, min(found.value, 0.0))),  # no ratio of two squares is below 0
         mean(1, signal),
         mean(0, noise),
     )
-
-
-def _mean(sums: Array) -> Array:
-    """The sum over the number of steps; nan where there is none."""
-    found: Array = np.where(sums[1] > 0, sums[0] / np.maximum(sums[1], 1.0), math.nan)
-    return found
-
-
-def _ratio(sums: Array) -> Array:
-    """Noise over signal; nan where the signal is not above 0."""
-    found: Array = np.where(sums[1] > 0, sums[0] / np.where(sums[1] > 0, sums[1], 1.0), math.nan)
-    return found

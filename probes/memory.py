@@ -50,8 +50,8 @@ def direction_memory(
 
     .. math:: A(k) = \frac{\mathrm{mean}_t \cos(x_t^B, x_{t+k}^{B'})}{\mathrm{mean}_t \cos(x_t^B, x_t^{B'})}
 
-    is the cosine of the true directions. The raw cosine is what a stale vector really has in common with a later
-    batch.
+    is the cosine of the true directions; both means are over the steps that have both cosines. The raw cosine is what a
+    stale vector really has in common with a later batch.
 
     Args:
         cosines: From `lagged_cosines`.
@@ -61,8 +61,9 @@ def direction_memory(
         seed: Of the bootstrap.
 
     Returns:
-        The memory. Where the ceiling is not above 0 nothing can be normalised: gaps. Where its interval reaches 0 the
-        ends are infinite. A may exceed 1 by chance; the angular velocity is then 0.
+        The memory. Where the ceiling is not above 0 nothing can be normalised: gaps. Where it is not above 0 in more
+        than 2.5 % of the draws, or there is one block only, both ends of A are infinite. A may exceed 1 by chance; the
+        angular velocity is then 0.
 
     Raises:
         ProbeError: the block does not fit the run.
@@ -74,7 +75,7 @@ def direction_memory(
     least = [k + 1 if cosines.shared else 1 for k in lags]
     rows = list(zip(values[1:], least, strict=True))
     raw = tuple(_ratio(row, np.ones_like(row), few, block, draws, seed) for row, few in rows)
-    normalised = tuple(_ratio(row, values[0], few, block, draws, seed) for row, few in rows)
+    normalised = tuple(_ratio(*_both(row, values[0]), few, block, draws, seed) for row, few in rows)
     below = [k for k, estimate in zip(lags, normalised, strict=True) if estimate.value < 0.5]
     return DirectionMemory(
         lags,
@@ -117,7 +118,10 @@ def memory_difference(
         )
     found = []
     for row, k in enumerate(shears.lags, 1):
-        four = [shears.values[row], shears.values[0], gradients.values[row], gradients.values[0]]
+        four = [
+            *_both(shears.values[row], shears.values[0]),
+            *_both(gradients.values[row], gradients.values[0]),
+        ]
         least = k + 1 if shears.shared or gradients.shared else 1
         length = block or max(_length(four[0], four[1], least), _length(four[2], four[3], least))
         found.append(block_bootstrap(_with_counts(four), _difference, block=length, draws=draws, seed=seed))
@@ -144,6 +148,12 @@ def _ratio(above: Array, below: Array, least: int, block: int | None, draws: int
     """The ratio of two means over the columns."""
     length = block or _length(above, below, least)
     return block_bootstrap(_with_counts([above, below]), _quotient, block=length, draws=draws, seed=seed)
+
+
+def _both(cosines: Array, ceilings: Array) -> tuple[Array, Array]:
+    """The cosines of a lag and the ceilings of the same columns: nan where either is missing."""
+    known = np.isfinite(cosines) & np.isfinite(ceilings)
+    return np.where(known, cosines, math.nan), np.where(known, ceilings, math.nan)
 
 
 def _length(above: Array, below: Array, least: int) -> int:

@@ -104,6 +104,7 @@ class Curve:
     seeds: int
     dashed: bool = False
     steps_per_point: int = 1  # above 1 a point holds the median and the range of that many steps
+    interval: bool = False  # low and high are the interval of each number, None where it has none, and not a range
 
 
 @dataclass(frozen=True)

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from lossscope.reports.content import Finding
 from lossscope.reports.memory_tables import Memories
 from lossscope.reports.numerals import percent
+from lossscope.reports.quantities import number
 from lossscope.reports.step_visits import step_visits
 from lossscope.reports.trigger_tables import Triggers
 
 if TYPE_CHECKING:
-    from lossscope.landscape.dynamics import ArmMemory, Estimate, LayerRecord, TriggerRecord
+    from lossscope.landscape.dynamics import ArmMemory, Estimate, LayerRecord, Pooled, TriggerRecord
     from lossscope.landscape.run import Run
 
 __all__ = ["layers_stayed", "model_predicted", "shear_keeps_longer", "trigger_beats_noise"]
 
 _NOTHING: Final = "no such number in these runs"
 _TOLERANCE: Final = 0.10
+_FEWEST: Final = 6  # tosses of which a fair coin shows one side alone in less than 5 %
 
 
 def shear_keeps_longer(memories: Memories) -> Finding:
@@ -31,20 +32,29 @@ def shear_keeps_longer(memories: Memories) -> Finding:
     if not found:
         return Finding(claim, None, _NOTHING, source)
     outcome = False if -1 in found else (None if 0 in found else True)
-    return Finding(claim, outcome, "; ".join(f"{arm}: {_signs_in_words(signs[arm])}" for arm in signs), source)
+    numbers = "; ".join(f"{arm}: {_signs_in_words(signs[arm])} ({_over(_widest(memories[arm]))})" for arm in signs)
+    return Finding(claim, outcome, numbers, source)
 
 
 def trigger_beats_noise(triggers: Triggers) -> Finding:
-    """Whether every arm's trigger fired at more of the steps before its cap than on noise, beyond the interval."""
+    """Whether every arm's adaptive trigger fired more often than on noise, beyond the interval.
+
+    Of noise that is beyond the threshold on either side, half is below it. The random timer sees nothing, so it is not
+    judged; it stands beside the others.
+    """
     claim = "The trigger fires more often than on noise."
-    source = "steps.parquet: synced; run.json: trigger"
-    judged = {arm: _against_noise(records) for arm, records in triggers.items()}
-    found = {arm: one for arm, one in judged.items() if one is not None}
-    if not found:
-        return Finding(claim, None, _NOTHING, source)
-    signs = [sign for sign, _ in found.values()]
-    outcome = False if -1 in signs else (None if 0 in signs else True)
-    return Finding(claim, outcome, "; ".join(f"{arm}: {words}" for arm, (_, words) in found.items()), source)
+    source = "steps.parquet: synced, phi, threshold; run.json: trigger"
+    judged: dict[str, tuple[int, str]] = {}
+    timers: list[str] = []
+    for arm, records in triggers.items():
+        adaptive = [(run, one) for run, one in records if one.mode != "timer"]
+        if any(one.audit for _, one in adaptive):
+            judged[arm] = _against_noise(adaptive)
+        timers += _timer_in_words(arm, [(run, one) for run, one in records if one.mode == "timer"])
+    signs = [sign for sign, _ in judged.values()]
+    outcome = False if -1 in signs else (True if signs and 0 not in signs else None)
+    words = [*(f"{arm}: {one}" for arm, (_, one) in judged.items()), *timers]
+    return Finding(claim, outcome, "; ".join(words) or _NOTHING, source)
 
 
 def model_predicted(runs: Sequence[Run]) -> Finding:
@@ -54,10 +64,12 @@ def model_predicted(runs: Sequence[Run]) -> Finding:
     is large though the model was right.
     """
     claim = (
-        "The second-order model predicted the change of the loss along the step to 10 % of its terms at every visit."
+        "On the fixed data the second-order model predicted the change of the loss along the step to 10 % of its terms "
+        "at every visit."
     )
     source = "probes.parquet: relative_second, second_remainder"
-    visits = [(run.name, visit) for run in runs for visit in step_visits(run)]
+    by_run = {run.name: step_visits(run) for run in runs}
+    visits = [(name, visit) for name, found in by_run.items() for visit in found]
     if not visits:
         return Finding(claim, None, _NOTHING, source)
     known = [
@@ -68,29 +80,38 @@ def model_predicted(runs: Sequence[Run]) -> Finding:
     within = sum(most <= _TOLERANCE for _, most, _, _ in known)
     outside = sum(least > _TOLERANCE for least, _, _, _ in known)
     open_ones = len(visits) - within - outside
-    numbers = f"within 10 % at {within} of {len(visits)} visits" + (f", beyond at {outside}" if outside else "")
+    numbers = f"within 10 % at {within} of {len(visits)} visits {_of_runs(sum(map(bool, by_run.values())))}"
+    numbers += f", beyond at {outside}" if outside else ""
     numbers += f", hidden by rounding at {open_ones}" if open_ones else ""
     if known:
-        _, most, name, step = max(known)
+        _, most, name, step = max(known, key=lambda one: one[1])
         numbers += f"; farthest at most {percent(most)} ({name}, step {step})"
     return Finding(claim, False if outside else (None if open_ones else True), numbers, source)
 
 
 def layers_stayed(records: Sequence[tuple[Run, LayerRecord]]) -> Finding:
-    """Whether no layer's remainder stood out in any run; a run with too few looks leaves it open."""
-    claim = "No layer left its Taylor model."
+    """Whether no layer's remainder stood out in any run; a run with too few looks leaves it open.
+
+    Each is held against its own usual size, so a layer that is far from its Taylor model all along does not stand out.
+    """
+    claim = "No layer's remainder rose to ten times its own usual size."
     source = "tensors.parquet: remainder"
     if not records:
         return Finding(claim, None, _NOTHING, source)
     left = [(run, one) for run, one in records if one.layer is not None]
-    judged = sum(one.judged for _, one in records)
-    numbers = f"one left in {len(left)} of {judged} runs" if judged else "too few looks in every run"
+    judged = [one for _, one in records if one.judged]
+    if not judged:
+        return Finding(claim, None, "too few looks in every run", source)
+    numbers = f"one rose in {len(left)} of {len(judged)} runs"
     if left:
         run, first = left[0]
-        numbers += f"; {first.layer} at step {first.step} ({run.name})"
-    if judged < len(records) and judged:
-        numbers += f"; {len(records) - judged} more with too few looks"
-    return Finding(claim, False if left else (True if judged == len(records) else None), numbers, source)
+        numbers += f", {first.layer} at step {first.step} ({run.name})"
+    since = min(one.since for one in judged if one.since is not None)
+    looks = sum(one.looks for one in judged)
+    numbers += f"; judged from step {since} on, at {sum(one.judged for one in judged)} of {looks} looks"
+    if len(judged) < len(records):
+        numbers += f"; {len(records) - len(judged)} more with too few looks"
+    return Finding(claim, False if left else (True if len(judged) == len(records) else None), numbers, source)
 
 
 def _signs(memory: ArmMemory) -> dict[int, int]:
@@ -112,21 +133,51 @@ def _signs_in_words(signs: dict[int, int]) -> str:
     return ", ".join(parts)
 
 
-def _against_noise(records: Sequence[tuple[Run, TriggerRecord]]) -> tuple[int, str] | None:
-    """An arm's chance to fire less that of noise: its sign beyond the interval, and in words; None without one."""
+def _against_noise(records: Sequence[tuple[Run, TriggerRecord]]) -> tuple[int, str]:
+    """An arm's share below the threshold against the half of noise: its sign beyond the interval, and in words."""
     from lossscope.landscape.dynamics import pooled, seed_of
 
-    audits = [(seed_of(run), record.audit) for run, record in records if record.audit is not None]
-    found = pooled((seed, _shifted(one.chance, -one.null_chance)) for seed, one in audits)
+    found = pooled((seed_of(run), _enough(record)) for run, record in records)
+    steps = sum(record.audit.share.samples for _, record in records if record.audit is not None)
     if not found.seeds:
-        return None
-    sign = _sign(found.estimate, 0.0) if found.judged else 0
-    null = audits[0][1].null_chance
+        return 0, f"open, with {steps} steps before the cap beyond the threshold on either side"
+    sign = _sign(found.estimate, 0.5) if found.judged else 0
     words = {1: "more than noise", -1: "less than noise", 0: "open"}[sign]
-    share = percent(null + found.estimate.value)
-    return sign, f"{words}, at {share} of the steps before the cap where noise does at {percent(null)}"
+    where = f"the {steps} steps before the cap that were beyond the threshold on either side"
+    return sign, f"{words}, below at {percent(found.estimate.value)} of {where}, noise at half ({_over(found)})"
 
 
-def _shifted(estimate: Estimate, by: float) -> Estimate:
-    """The estimate with a number added."""
-    return replace(estimate, value=estimate.value + by, low=estimate.low + by, high=estimate.high + by)
+def _enough(record: TriggerRecord) -> Estimate:
+    """The share of a run; a gap where no share could tell it from noise."""
+    from lossscope.landscape.dynamics import GAP
+
+    return record.audit.share if record.audit is not None and record.audit.share.samples >= _FEWEST else GAP
+
+
+def _timer_in_words(arm: str, records: Sequence[tuple[Run, TriggerRecord]]) -> list[str]:
+    """What an arm's random timer did, beside its own chance; nothing where it has none."""
+    from lossscope.landscape.dynamics import GAP, pooled, seed_of
+
+    audits = [one.audit for _, one in records if one.audit is not None]
+    found = pooled((seed_of(run), one.audit.chance if one.audit else GAP) for run, one in records)
+    if number(found.estimate.value) is None:
+        return []
+    drawn = percent(audits[0].null_chance)
+    return [f"{arm}, a random timer: at {percent(found.estimate.value)} of the steps before its cap, drawn at {drawn}"]
+
+
+def _widest(memory: ArmMemory | None) -> Pooled | None:
+    """The difference with the most gaps: how many seeds can be spoken of."""
+    return max(memory.differences.values(), key=lambda one: one.gaps, default=None) if memory is not None else None
+
+
+def _over(found: Pooled | None) -> str:
+    """How many seeds a number is over."""
+    if found is None or found.seeds + found.gaps < 2:
+        return "of one seed only"
+    return f"over {found.seeds} seeds" + (f", {found.gaps} missing" if found.gaps else "")
+
+
+def _of_runs(count: int) -> str:
+    """How many runs a number is of."""
+    return "of this run only" if count == 1 else f"of {count} runs"

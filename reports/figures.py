@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 __all__ = ["CurveArtists", "draw_curve", "draw_figure", "draw_points", "draw_spectrum", "draw_threshold", "figure_svg"]
 
 _LONGEST_NAME: Final = 26
+_APART: Final = 1.03  # factor between the x of curves with whiskers at the same places
 _DENSE: Final = 150  # points from which a line is drawn thin
 _LINESTYLES: Final[dict[bool, Any]] = {False: "-", True: (0, (4, 2))}
 
@@ -48,20 +49,23 @@ class CurveArtists:
     whiskers: ErrorbarContainer | None
 
 
-def draw_curve(ax: Axes, curve: Curve) -> CurveArtists:
+def draw_curve(ax: Axes, curve: Curve, shift: float = 1.0) -> CurveArtists:
     """Draw an arm's median, its range over seeds as a band and its measurement error as whiskers.
 
-    A missing number breaks the line; a number between two gaps is a dot.
+    A missing number breaks the line; a number between two gaps is a dot. Where every number has an interval of its own
+    the whiskers are these, and one without is hollow; `shift` is a factor on x that keeps whiskers of curves apart.
     """
     colour = hue_colour(curve.hue)
-    x, median = _array(curve.x), _array(curve.median)
+    x, median = shift * _array(curve.x), _array(curve.median)
     width = 1.5 if len(x) < _DENSE else 0.8
     line = ax.plot(x, median, color=colour, linestyle=_LINESTYLES[curve.dashed], linewidth=width, zorder=3)[0]
     alone = _between_gaps(median)
     if alone.any():
         ax.plot(x[alone], median[alone], ".", color=colour, markersize=4, zorder=3)
     band = whiskers = None
-    if curve.seeds > 1:
+    if curve.interval:
+        whiskers = _intervals(ax, x, median, (_array(curve.low), _array(curve.high)), colour)
+    elif curve.seeds > 1:
         low, high = _array(curve.low), _array(curve.high)
         band = ax.fill_between(x, low, high, color=colour, alpha=0.14, linewidth=0, zorder=1)
     error = _array(curve.error)
@@ -134,8 +138,9 @@ def figure_svg(data: FigureData) -> str:
 
 def _draw_curves(ax: Axes, data: Curves) -> list[tuple[Any, str]]:
     """Every curve and threshold; returns the legend's entries."""
-    for curve in data.curves:
-        draw_curve(ax, curve)
+    middle = (len(data.curves) - 1) / 2
+    for place, curve in enumerate(data.curves):
+        draw_curve(ax, curve, _APART ** (place - middle) if curve.interval else 1.0)
     entries: list[tuple[Any, str]] = [
         (_sample(hue_colour(one.hue)), _name(one.name)) for one in data.curves if not one.dashed
     ]
@@ -194,6 +199,15 @@ def _whiskers(ax: Axes, x: Any, y: Any, error: Any, colour: str, *, marker: str)
         alpha=0.85,
         zorder=4,
     )
+
+
+def _intervals(ax: Axes, x: Any, y: Any, ends: tuple[Any, Any], colour: str) -> ErrorbarContainer:
+    """Points with their intervals; hollow where one has no interval."""
+    low, high = ends
+    open_ones = np.isfinite(y) & ~(np.isfinite(low) & np.isfinite(high))
+    ax.plot(x[open_ones], y[open_ones], "o", markerfacecolor="none", markeredgecolor=colour, markersize=4.5, zorder=4)
+    error = np.where(open_ones, np.nan, np.stack([y - low, high - y]))
+    return _whiskers(ax, x, np.where(open_ones, np.nan, y), error, colour, marker="o")
 
 
 def _sample(colour: str, *, dashed: bool = False) -> Artist:

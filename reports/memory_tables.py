@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from lossscope.landscape.series import by_arm
-from lossscope.reports.content import Axis, Cell, Column, Curve, Curves, Numbers, Quantity, Table
+from lossscope.reports.content import Axis, Cell, Column, Curve, Curves, Quantity, Table
 from lossscope.reports.numerals import quantity_text
 from lossscope.reports.quantities import estimated, number, pooled_quantity
 
 if TYPE_CHECKING:
-    from lossscope.landscape.dynamics import ArmMemory, DirectionOfArm, Estimate, Pooled
+    from lossscope.landscape.dynamics import ArmMemory, DirectionOfArm, Pooled
     from lossscope.landscape.run import Run
 
 __all__ = ["Memories", "memories_of", "memory_figure", "memory_tables"]
@@ -35,7 +36,7 @@ _OBJECT_COLUMNS: Final = (
     Column("windows", "windows", "", "of all runs"),
     Column("over", "intervals over", words=True),
     Column("ceiling", "ceiling [95 %]", "1", "cosine of two batches at one step: what noise leaves of 1"),
-    Column("half_life", "half-life", "steps", "first lag looked at with A below 1/2; a gap where there is none"),
+    Column("half_life", "half-life", "steps", "up to the one lag A is above 1/2, at the other below", words=True),
     Column("angular_velocity", "angular velocity [95 %]", "°/step", "arccos A(1)"),
     Column("null_sd", "null", "1", "standard deviation of one cosine of random vectors, 1/√n"),
 )
@@ -79,13 +80,18 @@ def memory_figure(memories: Memories) -> Curves:
         key="memory",
         title="How long directions are kept",
         caption="A at each lag: 1 is a direction that has not turned, 0 one that has nothing left of it. Whiskers are "
-        "95 % intervals, where there are any.",
-        x=Axis("lag", "steps", "log", limits=(0.9, max(last, 2.0))),
+        "95 % intervals; a hollow point has none that could be relied on. Points of one lag are drawn a little apart.",
+        x=Axis("lag", "steps", "log", limits=(0.85, 1.15 * max(last, 2.0))),
         y=Axis("A(lag)"),
         curves=drawn,
         styles=(_WORDS["gradient"], _WORDS["shear"]),
         absent=tuple(arm for arm, memory in memories.items() if memory is None),
-        summary=tuple(_in_words(curve) for curve in drawn),
+        summary=tuple(
+            _in_words(arm, kind, found)
+            for arm, memory in memories.items()
+            if memory is not None
+            for kind, found in memory.directions.items()
+        ),
     )
 
 
@@ -107,15 +113,16 @@ def _by_lag(arm: str, memory: ArmMemory) -> Iterable[tuple[Cell, ...]]:
 def _by_object(arm: str, memory: ArmMemory) -> Iterable[tuple[Cell, ...]]:
     """A row for each object."""
     for kind, found in memory.directions.items():
-        seeds = found.ceiling.seeds
+        seeds, first = found.ceiling.seeds, found.normalised.get(1)
+        bounded = math.isfinite(found.ceiling.estimate.high)
         yield (
             arm,
             _WORDS[kind],
             memory.windows,
-            f"{seeds} seeds" if seeds > 1 else f"{memory.windows} windows",
+            f"{seeds} seeds" if seeds > 1 else (f"{memory.windows} windows" if bounded else "none"),
             pooled_quantity(found.ceiling),
-            int(found.half_life) if math.isfinite(found.half_life) else None,
-            estimated(found.angular_velocity, 180 / math.pi),
+            _half_life(*found.half_life),
+            replace(estimated(found.angular_velocity, 180 / math.pi), gaps=first.gaps if first is not None else 0),
             found.null_sd,
         )
 
@@ -125,24 +132,23 @@ def _at(found: Mapping[int, Pooled], lag: int) -> Quantity:
     return pooled_quantity(found[lag]) if lag in found else Quantity(None)
 
 
+def _half_life(above: float, below: float) -> str:
+    """Between what the half-life lies, as far as the intervals tell."""
+    if math.isinf(below):
+        return f"> {above:.0f}" if above else "not known"
+    return f"{above:.0f} to {below:.0f}" if above else f"at most {below:.0f}"
+
+
 def _curve(hue: int, arm: str, found: DirectionOfArm, *, dashed: bool) -> Curve:
-    """The line of one object of an arm; its whiskers are the wider side of each interval."""
+    """The line of one object of an arm, with the interval of each number."""
     estimates = [one.estimate for one in found.normalised.values()]
     values = tuple(number(one.value) for one in estimates)
-    lags = tuple(float(lag) for lag in found.normalised)
-    return Curve(arm, hue, lags, values, values, values, _halves(estimates), 1, dashed)
+    low, high = tuple(number(one.low) for one in estimates), tuple(number(one.high) for one in estimates)
+    lags, errors = tuple(float(lag) for lag in found.normalised), (None,) * len(estimates)
+    return Curve(arm, hue, lags, values, low, high, errors, 1, dashed, interval=True)
 
 
-def _halves(estimates: Sequence[Estimate]) -> Numbers:
-    """Half the width of each interval; a gap where it has no end."""
-    return tuple(number(max(one.high - one.value, one.value - one.low)) for one in estimates)
-
-
-def _in_words(curve: Curve) -> str:
+def _in_words(arm: str, kind: str, found: DirectionOfArm) -> str:
     """The line in numbers, from its first lag to its last."""
-    parts = [
-        f"{quantity_text(Quantity(value, error=error))} at lag {lag:.0f}"
-        for lag, value, error in zip(curve.x, curve.median, curve.error, strict=True)
-        if lag is not None
-    ]
-    return f"{curve.name}, {_WORDS['shear' if curve.dashed else 'gradient']}: {', '.join(parts)}"
+    parts = (f"{quantity_text(pooled_quantity(one))} at lag {lag}" for lag, one in found.normalised.items())
+    return f"{arm}, {_WORDS[kind]}, A [95 %]: {', '.join(parts)}"

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 from lossscope.reports.content import Cell, Column, Missing, Quantity, Table
-from lossscope.reports.quantities import estimated
+from lossscope.reports.quantities import run_quantity
 
 if TYPE_CHECKING:
-    from lossscope.landscape.dynamics import NoiseRecord
+    from lossscope.landscape.dynamics import NoiseRecord, NoiseScale
     from lossscope.landscape.run import Run
 
 __all__ = ["missing_noise", "noise_records", "noise_table"]
@@ -25,7 +25,8 @@ _COLUMNS: Final = (
 )
 _NOTE: Final = (
     "The batch at which noise is as large as signal. It usually grows in training, so that one number for a whole run "
-    "is a mean over many."
+    "is a mean over many. Where the signal may be 0 the scale has no upper end; fewer than five windows give no "
+    "interval."
 )
 
 
@@ -40,7 +41,7 @@ def noise_records(runs: Sequence[Run]) -> list[tuple[Run, NoiseRecord]]:
 
 def noise_table(records: Sequence[tuple[Run, NoiseRecord]]) -> tuple[Table, ...]:
     """A row for each run; nothing where none has a noise scale."""
-    rows = tuple(_row(run, record) for run, record in records if record.whole is not None)
+    rows = tuple(_row(run, record, record.whole) for run, record in records if record.whole is not None)
     return (Table("noise_scale", "Gradient noise scale", _COLUMNS, rows, _NOTE),) if rows else ()
 
 
@@ -53,17 +54,14 @@ def missing_noise(records: Sequence[tuple[Run, NoiseRecord]]) -> tuple[Missing, 
     )
 
 
-def _row(run: Run, record: NoiseRecord) -> tuple[Cell, ...]:
+def _row(run: Run, record: NoiseRecord, whole: NoiseScale) -> tuple[Cell, ...]:
     """The noise of a run."""
-    whole, late = record.whole, record.late
-    if whole is None:
-        raise ValueError(f"{run.name} has no noise scale")
     return (
         run.name,
         record.windows,
         int(record.samples) if record.samples == int(record.samples) else record.samples,
-        estimated(whole.scale),
-        estimated(late.scale) if late else Quantity(None),
-        estimated(whole.signal),
-        estimated(whole.noise),
+        run_quantity(whole.scale),
+        run_quantity(record.late.scale) if record.late else Quantity(None),
+        run_quantity(whole.signal),
+        run_quantity(whole.noise),
     )

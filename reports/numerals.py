@@ -43,7 +43,7 @@ def quantity_text(quantity: Quantity) -> str:
         >>> quantity_text(Quantity(12.0, low=12.0, high=12.0, gaps=2))
         '12.00 (2 missing)'
         >>> quantity_text(Quantity(0.5, low=-math.inf, high=math.inf))
-        '0.5000 [−∞, ∞]'
+        '0.50 [−∞, ∞]'
     """
     return _without_gaps(quantity) + (f" ({quantity.gaps} missing)" if quantity.gaps else "")
 
@@ -56,7 +56,7 @@ def _without_gaps(quantity: Quantity) -> str:
     written = [_with_error(value, error)] if error else []
     if low is not None and high is not None and low < high:
         if math.isinf(low) or math.isinf(high):
-            return f"{written[0] if written else plain(value)} [{_end(low)}, {_end(high)}]"
+            return f"{written[0] if written else plain(value, 2)} [{_end(low)}, {_end(high)}]"
         middle, left, right = _interval(value, low, high, _MOST_DIGITS if written else _RANGE_DIGITS)
         return f"{written[0] if written else middle} [{left}, {right}]"
     return written[0] if written else plain(value)
@@ -109,7 +109,7 @@ def _with_error(value: float, error: float) -> str:
 
 def _end(value: float) -> str:
     """An end of an interval that may have none."""
-    return plain(value) if math.isfinite(value) else ("\N{MINUS SIGN}∞" if value < 0 else "∞")
+    return plain(value, 2) if math.isfinite(value) else ("\N{MINUS SIGN}∞" if value < 0 else "∞")
 
 
 def _interval(value: float, low: float, high: float, most: int) -> tuple[str, str, str]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from lossscope.landscape.series import by_arm
-from lossscope.reports.content import Cell, Column, Table
+from lossscope.reports.content import Cell, Column, Quantity, Table
 from lossscope.reports.quantities import number, pooled_quantity
 from lossscope.reports.wording import INTERVAL_NOTE
 
@@ -33,6 +35,7 @@ _NOTE: Final = (
     "order of its own, and order falls with the batch."
 )
 _MOST: Final = 40  # rows
+_SIZES: Final = ("own", "batch", "pair", "infinite")
 
 
 def order_table(runs: Sequence[Run]) -> tuple[Table, ...]:
@@ -51,26 +54,27 @@ def _of_arm(arm: str, runs: Sequence[Run]) -> Iterable[tuple[Cell, ...]]:
     """The mean over matrices first, then each of them."""
     from lossscope.landscape.dynamics import mean_order, order_of, seed_of
 
-    means = [(seed_of(run), order) for run in runs if (order := mean_order(run)) is not None]
     orders = [(seed_of(run), order_of(run)) for run in runs]
     names = list(dict.fromkeys(name for _, found in orders for name in found))
-    if means and len(names) > 1:
-        yield _row(arm, "mean of all", means)
+    if len(names) > 1:
+        yield _row(arm, "mean of all", [(seed_of(run), mean_order(run)) for run in runs])
     for name in names:
-        yield _row(arm, name, [(seed, found[name]) for seed, found in orders if name in found])
+        yield _row(arm, name, [(seed, found.get(name)) for seed, found in orders])
 
 
-def _row(arm: str, name: str, found: Sequence[tuple[object, SpectralOrder]]) -> tuple[Cell, ...]:
-    """One matrix over the seeds."""
-    from lossscope.landscape.dynamics import pooled
+def _row(arm: str, name: str, found: Sequence[tuple[object, SpectralOrder | None]]) -> tuple[Cell, ...]:
+    """One matrix over the seeds; None is a seed without it, which is a gap."""
+    there = [order for _, order in found if order is not None]
+    null = number(there[0].null)
+    cells = (_order(found, which, null) for which in _SIZES)
+    return (arm, name, sum(order.windows for order in there), null, *cells)
 
-    return (
-        arm,
-        name,
-        sum(order.windows for _, order in found),
-        number(found[0][1].null),
-        pooled_quantity(pooled((seed, order.own) for seed, order in found)),
-        pooled_quantity(pooled((seed, order.batch) for seed, order in found)),
-        pooled_quantity(pooled((seed, order.pair) for seed, order in found)),
-        pooled_quantity(pooled((seed, order.infinite) for seed, order in found)),
-    )
+
+def _order(found: Sequence[tuple[object, SpectralOrder | None]], which: str, null: float | None) -> Quantity:
+    """An order over the seeds; no end of its interval is above that of a single direction, the entropy of noise."""
+    from lossscope.landscape.dynamics import GAP, pooled
+
+    quantity = pooled_quantity(pooled((seed, GAP if order is None else getattr(order, which)) for seed, order in found))
+    if null is None or quantity.value is None or quantity.high is None or math.isinf(quantity.high):
+        return quantity
+    return replace(quantity, high=min(quantity.high, max(null, quantity.value)))

@@ -34,6 +34,7 @@ __all__ = [
     "overhead_percent",
     "pooled_quantity",
     "row_quantity",
+    "run_quantity",
     "seed_count",
     "widest_error",
 ]
@@ -146,6 +147,13 @@ def estimated(estimate: Estimate, factor: float = 1.0) -> Quantity:
 def pooled_quantity(found: Pooled) -> Quantity:
     """A number over seeds with the ends of its interval; the seeds that have none are counted."""
     return replace(estimated(found.estimate), gaps=found.gaps)
+
+
+def run_quantity(estimate: Estimate) -> Quantity:
+    """A number of one run with the ends of its interval, infinite where it rests on too few windows."""
+    from lossscope.landscape.dynamics import pooled
+
+    return estimated(pooled([("run", estimate)]).estimate)
 
 
 @dataclass(frozen=True)

@@ -64,7 +64,7 @@ def step_quality_table(runs: Sequence[Run]) -> tuple[Table, ...]:
         if found:
             model = [[getattr(visit, name) for visit in found] for name in ("trust", "first", "second")]
             curvature = [_values(members, column.key) for column in _QUALITY_COLUMNS[-3:]]
-            rows.append((arm, len(found), *(_spread(values) for values in (*model, *curvature))))
+            rows.append((arm, len(found), *(median_and_range(values) for values in (*model, *curvature))))
     title = "Steps against their second-order model: median [range over visits and seeds]"
     return (Table("step_quality", title, _QUALITY_COLUMNS, tuple(rows), _QUALITY_NOTE),) if rows else ()
 
@@ -79,7 +79,7 @@ def alignment_table(runs: Sequence[Run]) -> tuple[Table, ...]:
         n = _parameters(members)
         nulls: dict[str, Cell] = {"top_null": n and 1 / n, "top5_null": n and 5 / n if values["top5_share"] else None}
         visits = max(len(found) for found in values.values())
-        measured = {key: _spread(found) for key, found in values.items() if key not in nulls}
+        measured = {key: median_and_range(found) for key, found in values.items() if key not in nulls}
         rows.append({"arm": arm, "visits": visits, **measured, **nulls})
     five = any(row["top5_null"] is not None or row["top5_share"] != Quantity(None) for row in rows)
     columns = tuple(column for column in _ALIGNMENT_COLUMNS if five or not column.key.startswith("top5"))
@@ -101,23 +101,18 @@ def _injections(arm: str, runs: Sequence[Run]) -> Iterable[tuple[Cell, ...]]:
     """The whole update of an arm first, then each tensor's."""
     whole = [angle for run in runs for angle in _degrees(run.steps)]
     if whole:
-        yield arm, "all", len(whole), _spread(whole)
+        yield arm, "all", len(whole), median_and_range(whole)
     tensors: dict[str, list[float]] = {}
     for run in runs:
         for name, rows in run.tensors.dropna(subset=["injection_angle"]).groupby("tensor", sort=False):
             tensors.setdefault(str(name), []).extend(_degrees(rows))
     for name, angles in tensors.items():
-        yield arm, name, len(angles), _spread(angles)
+        yield arm, name, len(angles), median_and_range(angles)
 
 
 def _degrees(rows: pd.DataFrame) -> list[float]:
     """The injection angles that are there, in degrees."""
     return [math.degrees(angle) for angle in rows["injection_angle"].dropna()]
-
-
-def _spread(values: Sequence[float | None]) -> Quantity:
-    """Median and range, those that are unknown counted."""
-    return median_and_range(values)
 
 
 def _values(runs: Sequence[Run], measure: str) -> list[float | None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from io import StringIO
 from typing import TYPE_CHECKING, Final, Literal
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
 __all__ = ["report_text", "table_text"]
 
 WIDTH: Final = 118
+_FIGURES: Final = (
+    "Figures in numbers: median ± widest measurement error [range over seeds], or as they say; --format html draws them"
+)
 _NAME: Final = 16  # letters of a name that are kept together before numbers break
 
 
@@ -31,11 +35,7 @@ def report_text(report: Report) -> str:
         _finding(console, finding)
     for table in report.tables:
         _table(console, table)
-    _heading(
-        console,
-        "Figures in numbers: median ± widest measurement error [range over seeds]; --format html draws them",
-        "-",
-    )
+    _heading(console, _FIGURES, "-")
     for figure in report.figures:
         _figure(console, figure)
     if report.missing:
@@ -189,9 +189,9 @@ def _header(column: Column) -> str:
 
 
 def _cell(cell: Cell, between: str) -> str:
-    """A cell in words, a quantity with `between` before its interval."""
+    """A cell in words, a quantity with `between` before its interval and before how many numbers are missing."""
     words = cell_text(cell)
-    return words.replace(" [", f"{between}[") if isinstance(cell, Quantity) else words
+    return re.sub(r" (?=\[|\(\d+ missing)", between, words) if isinstance(cell, Quantity) else words
 
 
 def _plain(words: str) -> RenderableType:

@@ -9,7 +9,7 @@ import numpy as np
 
 from lossscope.landscape.series import by_arm
 from lossscope.reports.content import Cell, Column, Missing, Table
-from lossscope.reports.quantities import estimated, number
+from lossscope.reports.quantities import number, run_quantity
 
 if TYPE_CHECKING:
     from lossscope.landscape.dynamics import TriggerRecord
@@ -26,12 +26,15 @@ _RUN_COLUMNS: Final = (
     ),
     Column("steps", "steps", words=True),
     Column("rate", "rate [95 %]", "1", "second gradients per step"),
-    Column("null_rate", "of noise", "1", "the same for white normal phi"),
+    Column("null_rate", "of noise", "1", "the same for phi of the same sizes with signs drawn; of a timer, as drawn"),
     Column("chance", "fires before the cap [95 %]", "1", "share of the steps before the cap at which it fired"),
-    Column("null_chance", "of noise", "1", "Φ(−λ)"),
+    Column("null_chance", "of noise", "1", "half of those with phi beyond the threshold on either side; timer: Φ(−λ)"),
+    Column("share", "below, of those beyond [95 %]", "1", "of the steps beyond it on either side; noise has 1/2"),
 )
 _PHI_COLUMNS: Final = (
     Column("run", "run", words=True),
+    Column("mean", "mean", "1", "of phi; noise has 0"),
+    Column("deviation", "standard deviation", "1", "of phi around its mean"),
     Column("phi_1", "autocorrelation, 1 step", "1", "of phi around its mean"),
     Column("band", "band of noise", "1", "white noise is within ± this at 95 % of the lags"),
     Column("outside", "lags outside", "", "of those of 1 to 20 steps"),
@@ -44,10 +47,11 @@ _LENGTH_COLUMNS: Final = (
     Column("null", "of noise", "", "of as many"),
 )
 _NOTE: Final = (
-    "Where the rate of noise lies in the interval and phi in its band, a random timer of that rate would have done the "
-    "same: compare with one. Intervals are over the steps of each run."
+    "Noise is a phi of the sizes found, against the thresholds found, whose signs are tosses of a coin. Where 1/2 lies "
+    "in the interval of the last share and phi in its band, a random timer of the same rate would have done the same: "
+    "compare with one. Intervals are over the steps of each run; too few of them give none."
 )
-_PHI_NOTE: Final = "The trigger of noise takes phi for white noise; of that, one lag in twenty is outside by chance."
+_PHI_NOTE: Final = "Noise has no memory of its sign; of white noise, one lag in twenty is outside by chance."
 _LENGTH_NOTE: Final = (
     "The last length is the cap: there nobody can tell whether the trigger fired. Of a long cap some lengths are left "
     "out."
@@ -79,7 +83,7 @@ def trigger_tables(triggers: Triggers) -> tuple[Table, ...]:
     return (
         Table("trigger", "The trigger beside one that sees noise", _RUN_COLUMNS, rows, _NOTE),
         *([Table("trigger_runs", title, _LENGTH_COLUMNS, lengths, _LENGTH_NOTE)] if lengths else []),
-        Table("phi", "Memory of phi", _PHI_COLUMNS, tuple(_phi_row(run, one) for run, one in audited), _PHI_NOTE),
+        Table("phi", "phi and its memory", _PHI_COLUMNS, tuple(_phi_row(run, one) for run, one in audited), _PHI_NOTE),
     )
 
 
@@ -99,8 +103,17 @@ def _row(run: Run, record: TriggerRecord) -> tuple[Cell, ...]:
     audit = record.audit
     if audit is None:
         return (run.name, settings, *[None] * (len(_RUN_COLUMNS) - 2))
-    rate, chance = estimated(audit.rate), estimated(audit.chance)
-    return (run.name, settings, f"{record.first}–{record.last}", rate, audit.null_rate, chance, audit.null_chance)
+    share = None if record.mode == "timer" else run_quantity(audit.share)
+    return (
+        run.name,
+        settings,
+        f"{record.first}–{record.last}",
+        run_quantity(audit.rate),
+        number(audit.null_rate),
+        run_quantity(audit.chance),
+        number(audit.null_chance),
+        share,
+    )
 
 
 def _phi_row(run: Run, record: TriggerRecord) -> tuple[Cell, ...]:
@@ -108,9 +121,10 @@ def _phi_row(run: Run, record: TriggerRecord) -> tuple[Cell, ...]:
     phi = record.phi
     if phi is None or not np.isfinite(phi.autocorrelation).any():
         return (run.name, *[None] * (len(_PHI_COLUMNS) - 1))
-    known = np.isfinite(phi.autocorrelation)
+    moments, known = (number(phi.mean), number(phi.deviation)), np.isfinite(phi.autocorrelation)
     outside = np.abs(phi.autocorrelation[known]) > phi.band[known]
-    return (run.name, number(phi.autocorrelation[0]), number(phi.band[0]), int(outside.sum()), int(known.sum()))
+    first = (number(phi.autocorrelation[0]), number(phi.band[0]))
+    return (run.name, *moments, *first, int(outside.sum()), int(known.sum()))
 
 
 def _lengths(arm: str, records: Sequence[TriggerRecord]) -> Iterable[tuple[Cell, ...]]:

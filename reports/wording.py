@@ -55,7 +55,9 @@ SEEDS_NOTE: Final = (
 )
 INTERVAL_NOTE: Final = (
     "Intervals are Student's over the training seeds where there are two or more, with means over them; of one seed "
-    "they are over that run's own windows or steps, and say nothing of other seeds."
+    "they are over that run's own windows or steps, and say nothing of other seeds. [−∞, ∞] is one that could not be "
+    "relied on: fewer than five windows, several runs of one seed alone, or a seed whose own interval has no end. "
+    "There, and where seeds are missing, nothing is judged."
 )
 DYNAMICS_NOTE: Final = (
     "Angles and cosines do not move under rotations of the parameters, but do under a rescaling of layers: they "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +25,7 @@ from lossscope.landscape.dynamics import (
 from lossscope.landscape.run import Run
 from lossscope.landscape.store import RunStore
 from lossscope.landscape.windows import lagged_cosines_of
+from lossscope.optimizer.trigger import TriggerState, adaptive
 from lossscope.probes.audit import trigger_audit
 from lossscope.probes.gradient_noise import noise_scale
 
@@ -131,23 +133,29 @@ def test_two_seeds_are_the_unit_whatever_the_error_of_each() -> None:
         assert (found.seeds, found.estimate.samples, found.judged) == (3, 3, True)
 
 
-def test_a_seed_that_was_run_twice_counts_once_and_a_gap_not_at_all() -> None:
+def test_a_seed_that_was_run_twice_counts_once_with_the_mean_of_its_runs_and_a_gap_not_at_all() -> None:
     twice = pooled([("a", own(1.0)), ("a", own(3.0)), ("b", own(4.0)), ("c", own(math.nan))])
     assert (twice.estimate.value, twice.seeds, twice.gaps) == (3.0, 2, 1)
     assert not twice.judged  # what the third seed would have shown is not known
-    assert pooled([("a", own(1.0)), ("a", own(3.0))]).estimate == own(1.0)
+    for same in ([1.0, 3.0], [3.0, 1.0]):
+        found = pooled([("a", own(value)) for value in same])
+        assert (found.estimate.value, found.seeds, found.judged) == (2.0, 1, False)
+        assert (found.estimate.low, found.estimate.high) == (-math.inf, math.inf)  # nothing is known of other seeds
     nothing = pooled([("a", own(math.nan))])
     assert (math.isnan(nothing.estimate.value), nothing.seeds, nothing.judged) == (True, 0, False)
 
 
 def test_an_interval_without_ends_or_from_few_windows_is_not_judged() -> None:
     assert not pooled([("a", own(1.0, math.inf))]).judged
-    assert not pooled([("a", replace(own(1.0), samples=4))]).judged
+    few = pooled([("a", replace(own(1.0), samples=4))])
+    assert (few.estimate.value, few.estimate.low, few.estimate.high, few.judged) == (1.0, -math.inf, math.inf, False)
 
 
 def test_a_seed_whose_own_number_may_be_anything_leaves_the_arm_unjudged() -> None:
     loose = [("a", own(2.0)), ("b", own(2.1, math.inf))]
-    assert (pooled(loose).open, pooled(loose).judged) == (1, False)
+    found = pooled(loose).estimate
+    assert (found.value, found.low, found.high) == (pytest.approx(2.05), -math.inf, math.inf)
+    assert not pooled(loose).judged
     one_window = replace(own(2.1, math.inf), samples=1)  # its spread is unknown, its number is not
     assert pooled([("a", one_window), ("b", one_window)]).judged
 
@@ -178,10 +186,40 @@ def test_the_memory_of_an_arm_is_over_its_seeds(recorded: Callable[..., Run]) ->
     assert memory.differences == {}
 
 
-def test_the_half_life_of_an_arm_is_the_first_lag_below_one_half(recorded: Callable[..., Run]) -> None:
-    run = recorded(looks({(0, 0): 0.5, (0, 1): 0.4, (0, 5): 0.2, (0, 20): 0.1}))
-    memory = memory_of_arm([run])
-    assert memory.directions["gradient"].half_life == 5
+@pytest.mark.parametrize(
+    ("cosines", "half_life"),
+    [
+        ({1: 0.4, 5: 0.35, 20: 0.1}, (5, 20)),
+        ({1: 0.4, 5: 0.35, 20: 0.3}, (20, math.inf)),  # longer than any lag
+        ({1: 0.2, 5: 0.1, 20: 0.1}, (0, 1)),
+        ({1: None, 5: None, 20: 0.1}, (0, 20)),  # open at first
+        ({1: 0.4, 5: None, 20: 0.1}, (1, 20)),
+        ({1: 0.4, 5: None, 20: 0.4}, (1, math.inf)),  # it may have come and gone
+        ({1: None, 5: None, 20: None}, (0, math.inf)),  # nothing is known
+    ],
+)
+def test_the_half_life_of_an_arm_lies_between_what_the_intervals_allow(
+    recorded: Callable[..., Run], cosines: dict[int, float | None], half_life: tuple[float, float]
+) -> None:
+    def one(lag: int, window: int) -> float:
+        about = cosines[lag]
+        return (0.05, 0.42, 0.42, 0.05, 0.05, 0.42)[window] if about is None else about + 0.001 * (window % 2)
+
+    rows = {(50 * window, lag): one(lag, window) for window in range(6) for lag in cosines}
+    run = recorded(looks({**{(50 * window, 0): 0.5 for window in range(6)}, **rows}))
+    assert memory_of_arm([run]).directions["gradient"].half_life == half_life
+
+
+def test_a_seed_without_windows_or_without_a_shear_counts_as_missing(recorded: Callable[..., Run]) -> None:
+    g = {(begin, lag): 0.5 - lag / 10 for begin in (0, 9) for lag in (0, 1)}
+    both = [recorded([*looks(g), *looks(g, "shear")], f"s{k}", seeds={"init": k}) for k in range(2)]
+    bare = recorded(looks(g), "bare", seeds={"init": 2})
+    crashed = recorded([("steps", {"step": 1, "loss": 1.0})], "crashed", seeds={"init": 3})
+    memory = memory_of_arm([*both, bare, crashed])
+    gradient, shear = memory.directions["gradient"], memory.directions["shear"]
+    assert (gradient.normalised[1].seeds, gradient.normalised[1].gaps, gradient.ceiling.gaps) == (3, 1, 1)
+    assert (shear.normalised[1].gaps, shear.raw[1].gaps, shear.ceiling.gaps) == (2, 2, 2)
+    assert (memory.differences[1].seeds, memory.differences[1].gaps, memory.differences[1].judged) == (2, 2, False)
 
 
 AGA = {"mode": "aga", "lambda": 1.0, "k": 4}
@@ -189,28 +227,51 @@ AGA = {"mode": "aga", "lambda": 1.0, "k": 4}
 
 def triggered(steps: Iterable[int], synced: Callable[[int], bool | None]) -> Rows:
     for step in steps:
-        yield "steps", {"step": step, "synced": synced(step), "phi": math.sin(step)}
+        yield "steps", {"step": step, "synced": synced(step), "phi": math.sin(step), "threshold": 0.0}
 
 
 def irregular(step: int) -> bool:
     return step % 4 == 0 or step % 7 == 0
 
 
-def test_the_audit_is_of_the_steps_after_the_first_hundred(recorded: Callable[..., Run]) -> None:
-    found = trigger_of(recorded(triggered(range(1, 301), irregular), trigger=AGA))
-    assert (found.mode, found.lamda, found.k, found.first, found.last) == ("aga", 1.0, 4, 101, 300)
-    expected = trigger_audit([irregular(step) for step in range(101, 301)], lamda=1.0, k=4)
-    assert found.audit.rate == expected.rate
-    assert found.audit.runs.tolist() == expected.runs.tolist()
-    assert found.phi.autocorrelation[0] == pytest.approx(math.cos(1), abs=0.02)
+def test_the_audit_is_of_all_steps_that_were_recorded(recorded: Callable[..., Run]) -> None:
+    for first in (1, 5001):
+        steps = range(first, first + 300)
+        found = trigger_of(recorded(triggered(steps, irregular), str(first), trigger=AGA))
+        assert (found.mode, found.lamda, found.k, found.first, found.last) == ("aga", 1.0, 4, first, first + 299)
+        expected = trigger_audit([irregular(step) for step in steps], lamda=1.0, k=4, chances=[0.5] * 300)
+        assert (found.audit.rate, found.audit.chance, found.audit.share) == (
+            expected.rate,
+            expected.chance,
+            expected.share,
+        )
+        assert found.audit.runs.tolist() == expected.runs.tolist()
+        assert found.phi.autocorrelation[0] == pytest.approx(math.cos(1), abs=0.02)
 
 
-def test_a_short_run_is_audited_whole_and_one_recorded_late_from_there(recorded: Callable[..., Run]) -> None:
-    short = trigger_of(recorded(triggered(range(1, 151), irregular), "short", trigger=AGA))
-    late = trigger_of(recorded(triggered(range(5001, 5301), irregular), "late", trigger=AGA))
-    assert (short.first, short.last) == (1, 150)
-    assert (late.first, late.last) == (5001, 5300)
-    assert late.audit.rate == trigger_audit([irregular(step) for step in range(5001, 5301)], lamda=1.0, k=4).rate
+def noise(rule: str, steps: int, seed: int) -> Rows:
+    """What the optimizer's own trigger does on white noise, as it is recorded."""
+    draw, state = random.Random(seed), TriggerState()
+    for step in range(1, steps + 1):
+        phi = draw.gauss(0, 0.25) if step > 1 else None
+        found = adaptive(state, phi, k=10, alpha=0.1, beta=0.99, lamda=2.0, gamma=1.0, rule=rule)
+        state = found.after
+        threshold = found.threshold if math.isfinite(found.threshold) else None
+        yield "steps", {"step": step, "synced": found.sync, "phi": found.phi, "threshold": threshold}
+
+
+@pytest.mark.parametrize("rule", ["reference", "lagged"])
+def test_a_recorded_trigger_on_noise_is_held_against_its_own_thresholds(
+    recorded: Callable[..., Run], rule: str
+) -> None:
+    aga = {"mode": "aga", "lambda": 2.0, "k": 10}
+    found = trigger_of(recorded(noise(rule, 200, 1), trigger=aga)).audit
+    assert found.null_share == 0.5
+    assert found.share.low < 0.5 < found.share.high
+    constant = 0.02275  # of a threshold that is twice the true deviation
+    assert (found.null_chance > 3 * constant) is (rule == "reference")  # it is too small at first
+    timer = trigger_of(recorded(noise(rule, 200, 1), "timer", trigger={**aga, "mode": "timer"})).audit
+    assert timer.null_chance == pytest.approx(constant, abs=1e-5)
 
 
 def test_a_resumed_run_is_one_run(recorded: Callable[..., Run]) -> None:
@@ -231,6 +292,8 @@ def test_a_resumed_run_is_one_run(recorded: Callable[..., Run]) -> None:
         (triggered(range(1, 50), lambda step: None if step == 7 else True), AGA, "do not say"),
         (triggered(range(1, 50), lambda step: step % 9 == 0), AGA, "longer than the cap k=4"),
         ((), AGA, "no step was recorded"),
+        ([("steps", {"step": 1, "synced": True, "phi": 0.1, "threshold": 0.2})], AGA, "a threshold is 0.2"),
+        ([("steps", {"step": step, "synced": True, "phi": 0.1}) for step in (1, 2, 3)], AGA, "pass phi and threshold"),
         (triggered(range(1, 50), irregular), {"mode": "aga"}, "does not tell its lambda"),
     ],
 )
@@ -344,7 +407,7 @@ def test_slices_are_matrices_of_their_own_and_the_mean_is_over_all(recorded: Cal
     found, mean = order_of(run), mean_order(run)
     assert list(found) == ["heads[0]", "heads[2]"]
     assert mean.pair.value == pytest.approx(np.mean([one.pair.value for one in found.values()]))
-    assert math.isnan(mean.null)
+    assert mean.null == pytest.approx(math.log(4) - 5 / 12)
     assert math.isnan(mean.own.value)
 
 
@@ -356,11 +419,11 @@ def test_without_minibatches_the_training_gradients_stand_alone(recorded: Callab
     assert math.isnan(found.infinite.value)
 
 
-def layers(planted: float, step: int = 300, looked: int = 400, rounding: float = 1e-9) -> Rows:
+def layers(planted: float, step: int = 300, looked: int = 400, rounding: float = 1e-9, spike: float = 3.0) -> Rows:
     generator = np.random.default_rng(0)
     for one in range(1, looked + 1):
-        loss = 3.0 if one > step else 1.0
-        yield "steps", {"step": one, "loss": loss, "remainder_rounding": rounding if one % 10 == 0 else None}
+        loss = spike if one > step else 1.0
+        yield "steps", {"step": one, "loss": loss, "remainder_rounding": rounding * loss if one % 10 == 0 else None}
         for name, size in {"in": 1e-4, "out": 1e-2}.items() if one % 10 == 0 else ():
             remainder = planted if (name, one) == ("in", step) else size * generator.uniform(0.5, 1.5)
             yield "tensors", {"step": one, "tensor": name, "track": "matrix", "remainder": remainder}
@@ -370,7 +433,7 @@ def test_the_layer_that_left_is_named_with_its_optimizer_step_and_the_losses_aro
     recorded: Callable[..., Run],
 ) -> None:
     found = layers_of(recorded(layers(5e-3)))
-    assert (found.layer, found.step, found.looks, found.judged) == ("in", 300, 40, True)
+    assert (found.layer, found.step, found.looks, found.judged, found.since) == ("in", 300, 40, 30, 110)
     assert 3 < found.ratio < 10
     assert (found.loss_before, found.loss_after, found.rose) == (1.0, 3.0, True)
 
@@ -386,10 +449,18 @@ def test_a_loss_that_fell_is_said_to_have_fallen_and_none_after_the_end_is_unkno
 
 def test_usual_remainders_and_those_below_rounding_stand_out_from_nothing(recorded: Callable[..., Run]) -> None:
     usual, rounded = layers_of(recorded(layers(1e-4))), layers_of(recorded(layers(5e-3, rounding=6e-3), "rounded"))
-    assert (usual.layer, usual.judged) == (None, True)
-    assert (rounded.layer, rounded.judged) == (None, True)
+    assert (usual.layer, usual.judged) == (None, 30)
+    assert (rounded.layer, rounded.judged) == (None, 30)
+
+
+def test_a_spike_of_the_loss_does_not_hide_the_departure_before_it(recorded: Callable[..., Run]) -> None:
+    found = layers_of(recorded(layers(5e-3, rounding=5e-7, spike=1e4)))
+    assert (found.layer, found.step, found.loss_after) == ("in", 300, 1e4)
 
 
 def test_too_few_looks_are_not_judged(recorded: Callable[..., Run]) -> None:
     ten, eleven = (layers_of(recorded(layers(1e-4, looked=n), str(n))) for n in (100, 110))
-    assert (ten.judged, eleven.judged) == (False, True)
+    assert ((ten.judged, ten.since), (eleven.judged, eleven.since)) == ((0, None), (1, 110))
+    rows = [row for row in layers(1e-4) if row[0] == "steps" or row[1]["step"] % 30 != 0 or row[1]["tensor"] == "out"]
+    holes = layers_of(recorded(rows, "holes"))
+    assert (holes.judged, holes.since) == (30, 110)  # of one layer at the least

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lossscope.optimizer.trigger import TriggerState, adaptive, timed
-from lossscope.probes.audit import phi_memory, trigger_audit
+from lossscope.probes.audit import TriggerAudit, noise_chances, phi_memory, trigger_audit
 from lossscope.probes.errors import ProbeError
 
 
@@ -40,7 +40,6 @@ def test_the_random_timer_has_the_rate_and_the_runs_of_the_null(lamda: float, k:
     assert abs(found.chance.value - found.null_chance) < 4 * found.chance.stderr < 0.03
     spread = 4 * np.sqrt(found.null_runs + 1)
     assert np.all(np.abs(found.runs - found.null_runs) < spread)
-    assert found.null_rate * found.null_interval == pytest.approx(1, rel=1e-14)
 
 
 def test_the_interval_covers_the_null_over_seeds() -> None:
@@ -65,10 +64,70 @@ def test_the_null_is_a_geometric_law_cut_off_at_the_cap(lamda: float, k: int) ->
     found = trigger_audit([True] * 11, lamda=lamda, k=k)
     p = math.erfc(lamda / math.sqrt(2)) / 2
     assert found.null_chance == pytest.approx(p, rel=1e-12)
-    assert found.null_interval == pytest.approx((1 - (1 - p) ** k) / p, rel=1e-9)
+    mean = (1 - (1 - p) ** k) / p
+    assert found.null_rate == pytest.approx(1 / mean, rel=1e-9)
     assert found.null_runs.sum() == pytest.approx(10, rel=1e-12)
     lengths = np.arange(1, k + 1)
-    assert found.null_runs @ lengths / 10 == pytest.approx(found.null_interval, rel=1e-9)
+    assert found.null_runs @ lengths / 10 == pytest.approx(mean, rel=1e-9)
+
+
+def against_noise(phis: list[float], rule: str) -> TriggerAudit:
+    """The audit of the optimizer's own trigger with its default threshold and cap, by what it recorded."""
+    state, synced, thresholds = TriggerState(), [], []
+    for phi in phis:
+        found = adaptive(state, phi, k=10, alpha=0.1, beta=0.99, lamda=2.0, gamma=1.0, rule=rule)
+        state = found.after
+        synced.append(found.sync)
+        thresholds.append(found.threshold)
+    return trigger_audit(synced, lamda=2.0, k=10, chances=noise_chances(phis, thresholds), draws=2)
+
+
+@pytest.mark.parametrize("rule", ["reference", "lagged"])
+@pytest.mark.parametrize("steps", [60, 400])
+@pytest.mark.parametrize("kind", ["white", "shrinking", "heavy"])
+def test_noise_of_any_size_is_told_from_a_trigger_no_more_often_than_said(rule: str, steps: int, kind: str) -> None:
+    generator, count = np.random.default_rng(0), 150
+    draw = generator.standard_t(3, (count, steps)) if kind == "heavy" else generator.standard_normal((count, steps))
+    size = np.linspace(0.3, 0.03, steps) if kind == "shrinking" else 0.1
+    found = [against_noise(phis, rule) for phis in (size * draw).tolist()]
+    more = sum(one.share.low > one.null_share for one in found)
+    less = sum(one.share.high < one.null_share for one in found)
+    assert max(more, less) <= 9  # 2.5 % of 150 are 3.8, and 2.7 standard deviations
+    fired = sum(one.runs[:-1].sum() for one in found)
+    expected = sum(one.null_runs[:-1].sum() for one in found)
+    assert fired == pytest.approx(expected, abs=4 * math.sqrt(expected))
+
+
+@pytest.mark.parametrize("rule", ["reference", "lagged"])
+def test_a_phi_that_lies_below_zero_is_told_from_noise(rule: str) -> None:
+    generator = np.random.default_rng(0)
+    found = [against_noise((0.25 * generator.standard_normal(1000) - 0.08).tolist(), rule) for _ in range(20)]
+    assert all(one.share.low > 0.5 for one in found)
+    assert all(one.chance.value > 1.2 * one.null_chance for one in found)
+
+
+def test_noise_may_fire_where_it_is_larger_than_the_threshold_on_either_side() -> None:
+    phi, thresholds = [None, 0.3, -0.3, 0.1, 0.2, -0.1], [-0.2, -0.2, -0.2, -0.2, None, 0.0]
+    assert noise_chances(phi, thresholds).tolist() == [0, 0.5, 0.5, 0, 0, 0.5]
+    with pytest.raises(ProbeError, match="2 phi and 1 thresholds"):
+        noise_chances([0.1, 0.2], [0.1])
+    with pytest.raises(ProbeError, match=r"a threshold is 0\.1"):
+        noise_chances([0.1], [0.1])
+
+
+def test_the_runs_of_noise_follow_from_the_chance_of_each_step() -> None:
+    synced = [True, False, True, True, False, False, True]
+    found = trigger_audit(synced, lamda=2.0, k=3, chances=[0, 0, 0.5, 0.5, 0.5, 0, 0])
+    # From step 0: not at 1, then at 2 or at the cap; from 2: at 3, else at 4, else the cap; from 3: at 4, else the cap.
+    assert found.null_runs.tolist() == [0 + 0.5 + 0.5, 0.5 + 0.25, 0.5 + 0.25 + 0.5]
+    assert found.null_rate == pytest.approx(3 / (1 + 2 * 0.75 + 3 * 1.25))
+    assert (found.share.value, found.share.samples, found.null_share) == (pytest.approx(2 / 3), 3, 0.5)
+    assert found.null_chance == pytest.approx(1.5 / 5)
+
+
+def test_the_interval_of_the_share_is_that_of_a_binomial() -> None:
+    found = trigger_audit([True] * 11, lamda=0.0, k=2, chances=[0.5] * 11).share  # ten of ten
+    assert (found.value, found.low, found.high) == (1.0, pytest.approx(0.025 ** (1 / 10)), 1.0)
 
 
 def test_a_periodic_trigger_never_fires_by_itself() -> None:
@@ -131,5 +190,9 @@ def test_arguments_out_of_range_are_refused() -> None:
         trigger_audit([True], lamda=1.0, k=0)
     with pytest.raises(ProbeError, match="lamda=-1 is out of range"):
         trigger_audit([True], lamda=-1.0, k=2)
+    with pytest.raises(ProbeError, match=r"chances of shape \(1,\) do not fit 2 steps"):
+        trigger_audit([True, True], lamda=1.0, k=2, chances=[0.5])
+    with pytest.raises(ProbeError, match="pass phi and threshold of every step"):
+        trigger_audit([True, True, True], lamda=1.0, k=2, chances=[0.5, 0.0, 0.5])
     with pytest.raises(ProbeError, match=r"lags=\(0,\) are out of range"):
         phi_memory([0.1], lags=(0,))

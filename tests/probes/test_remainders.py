@@ -108,6 +108,20 @@ def test_a_layer_without_a_usual_size_is_judged_by_the_rounding() -> None:
     assert patient_zero(zeros, ["a", "b"], rounding=2e-7) is None
 
 
+def test_each_step_has_its_own_rounding() -> None:
+    remainders = series()
+    remainders[40, 0] = 5e-3
+    rounding = np.where(np.arange(60) > 40, 1.0, 1e-9)  # the loss has grown since
+    assert patient_zero(remainders, ["in", "mid", "out"], rounding=1.0) is None
+    found = patient_zero(remainders, ["in", "mid", "out"], rounding=rounding)
+    assert found is not None
+    assert (found.layer, found.step) == ("in", 40)
+    with pytest.raises(ProbeError, match=r"shape \(3,\) does not fit 60 steps"):
+        patient_zero(remainders, ["in", "mid", "out"], rounding=[0.0, 1.0, 2.0])
+    with pytest.raises(ProbeError, match="rounding=nan is out of range"):
+        patient_zero(remainders, ["in", "mid", "out"], rounding=math.nan)
+
+
 def test_arguments_out_of_range_are_refused() -> None:
     with pytest.raises(ProbeError, match=r"shape \(4, 2\) do not fit 3 layers"):
         patient_zero(np.ones((4, 2)), ["a", "b", "c"])

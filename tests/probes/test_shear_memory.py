@@ -152,10 +152,20 @@ def test_the_intervals_over_windows_cover_the_true_cosine_and_the_true_differenc
 def test_windows_that_were_cut_short_and_ceilings_that_are_missing_are_gaps() -> None:
     values = np.array([[0.5, math.nan, 0.5], [0.4, 0.3, math.nan], [math.nan, 0.3, math.nan]])
     found = direction_memory(LaggedCosines((1, 5), values, 9, shared=False))
-    assert found.normalised[0].value == pytest.approx(0.35 / 0.5)
-    assert found.normalised[1].value == pytest.approx(0.3 / 0.5)  # though no window has both
+    assert found.raw[0].value == pytest.approx(0.35)
+    assert found.normalised[0].value == pytest.approx(0.4 / 0.5)  # of the one window that has both
+    assert math.isnan(found.normalised[1].value)
     without = LaggedCosines((1,), np.array([[math.nan] * 2, [0.4, 0.3]]), 9, shared=False)
     assert math.isnan(direction_memory(without).normalised[0].value)
+
+
+def test_the_ceiling_of_a_lag_is_that_of_its_own_windows() -> None:
+    ceilings = np.array([0.2, 0.2, 0.8, 0.8])  # the late windows have more signal, and were cut short
+    lagged = np.array([0.1, 0.1, math.nan, math.nan])
+    cosines = LaggedCosines((5,), np.stack([ceilings, lagged]), 9, shared=False)
+    assert direction_memory(cosines).normalised[0].value == pytest.approx(0.5)
+    whole = replace(cosines, values=np.stack([ceilings, ceilings]))
+    assert memory_difference(whole, cosines)[0].value == pytest.approx(1 - 0.5)
 
 
 def test_a_list_of_tensors_is_one_long_vector() -> None:

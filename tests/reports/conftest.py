@@ -35,12 +35,12 @@ def manifest(arm: str, seed: int) -> dict[str, object]:
 
 
 def trained(generator: np.random.Generator, steps: int) -> Iterator[Row]:
-    """Steps of a trigger that fires three times as often as on noise, and what is looked at with them."""
+    """Steps of a trigger whose phi is mostly below 0, and what is looked at with them."""
     since = 6
     for step in range(1, steps + 1):
-        phi = 0.1 * generator.standard_normal() - 0.03
+        phi = 0.1 * generator.standard_normal() - 0.095
         since += 1
-        synced = since >= 6 or generator.random() < 0.48
+        synced = since >= 6 or phi < -0.1
         since = 0 if synced else since
         row = {"step": step, "loss": 2.0 / step, "synced": synced, "phi": phi, "threshold": -0.1, "weight_norm": 5.0}
         yield "steps", {**row, "injection_angle": math.radians(30), "remainder_rounding": 1e-8}

@@ -42,7 +42,7 @@ def without(*tables):
 
 def outcomes(*runs):
     """The outcome and the numbers of each finding, by a word of its claim."""
-    words = {"shear": "shear keeps", "trigger": "trigger fires", "model": "second-order", "layers": "No layer"}
+    words = {"shear": "shear keeps", "trigger": "trigger fires", "model": "second-order", "layers": "No layer's"}
     found = dynamics(runs).findings
     return {
         name: next((one.outcome, one.numbers) for one in found if part in one.claim) for name, part in words.items()
@@ -52,8 +52,10 @@ def outcomes(*runs):
 def test_everything_holds_on_runs_made_to_hold(dynamic_run):
     found = outcomes(dynamic_run("a"), dynamic_run("b", seed=1), dynamic_run("c", seed=2))
     assert {name: outcome for name, (outcome, _) in found.items()} == dict.fromkeys(found, True)
-    assert found["shear"][1] == "ars2-aga: above 0 at lag 1, 5, 20"
-    assert found["model"][1].startswith("within 10 % at 60 of 60 visits; farthest at most 5.0 %")
+    assert found["shear"][1] == "ars2-aga: above 0 at lag 1, 5, 20 (over 3 seeds)"
+    assert found["trigger"][1].endswith("noise at half (over 3 seeds)")
+    assert found["model"][1].startswith("within 10 % at 60 of 60 visits of 3 runs; farthest at most 5.0 %")
+    assert found["layers"][1] == "one rose in 0 of 3 runs; judged from step 110 on, at 90 of 120 looks"
 
 
 def test_nothing_is_judged_without_the_tables(write_run):
@@ -82,26 +84,69 @@ def test_a_shear_that_turns_faster_at_one_lag_refutes_it_and_one_that_is_open_le
 
 def test_few_windows_of_one_seed_leave_the_shear_open_and_as_few_of_several_seeds_do_not(dynamic_run):
     short = [dynamic_run(f"s{seed}", seed=seed, steps=140) for seed in range(4)]  # three windows each
-    assert outcomes(short[0])["shear"] == (None, "ars2-aga: open at lag 1, 5, 20")
+    assert outcomes(short[0])["shear"] == (None, "ars2-aga: open at lag 1, 5, 20 (of one seed only)")
+    cell = rows_of(dynamics(short[:1]), "memory")[0]["difference"]
+    assert (cell.low, cell.high) == (-math.inf, math.inf)
+    noise = rows_of(dynamics(short[:1]), "noise_scale")[0]
+    assert (noise["signal"].low, noise["signal"].high) == (-math.inf, math.inf)
     assert outcomes(*short)["shear"][1].startswith("ars2-aga: above 0 at lag")
 
 
-@pytest.mark.parametrize(("every", "outcome"), [(2, True), (6, False)])
-def test_the_trigger_is_judged_against_the_chance_of_noise(dynamic_run, every, outcome):
+def of_trigger(phi):
+    """Steps of a trigger with a cap of 6 and a threshold of -0.1, at which phi has the value of a function of them."""
+    state = {"last": -6}
+
     def rows(table, row):
-        return {**row, "synced": row["step"] % every == 0} if table == "steps" else row
+        if table != "steps":
+            return row
+        value = phi(row["step"])
+        synced = value < -0.1 or row["step"] - state["last"] >= 6
+        state["last"] = row["step"] if synced else state["last"]
+        return {**row, "synced": synced, "phi": value, "threshold": -0.1}
 
-    assert outcomes(dynamic_run("a", rows=rows))["trigger"][0] is outcome
+    return rows
 
 
-def test_a_chance_whose_interval_holds_that_of_noise_is_open(dynamic_run):
-    def rows(table, row):  # four times in 25 steps at the cap, twice before it
-        return {**row, "synced": row["step"] % 27 in (0, 6, 12, 18, 20, 24)} if table == "steps" else row
+@pytest.mark.parametrize(
+    ("phi", "outcome"),
+    [
+        (lambda step: -0.2 if step % 2 else 0.05, True),
+        (lambda step: 0.2, False),
+        (lambda step: -0.2 if step % 20 < 10 else 0.2, None),
+        (lambda step: -0.2 if step == 50 else 0.05, None),  # one step tells nothing
+    ],
+)
+def test_the_trigger_is_judged_by_the_sign_of_what_is_beyond_its_threshold(dynamic_run, phi, outcome):
+    found, numbers = outcomes(dynamic_run("a", rows=of_trigger(phi)))["trigger"]
+    assert found is outcome
+    word = {True: "more than noise", False: "less than noise", None: "open"}[outcome]
+    assert numbers.startswith(f"ars2-aga: {word}")
 
-    outcome, numbers = outcomes(dynamic_run("a", rows=rows))["trigger"]
+
+def test_a_seed_without_an_audit_leaves_the_trigger_open_and_is_counted(dynamic_run):
+    def hole(table, row):
+        return None if table == "steps" and row["step"] == 7 else row
+
+    quiet = of_trigger(lambda step: -0.2 if step == 50 else 0.05)
+    two = [dynamic_run("a"), dynamic_run("b", seed=1)]
+    assert outcomes(*two)["trigger"][0] is True
+    for name, rows in {"hole": hole, "quiet": quiet}.items():
+        outcome, numbers = outcomes(*two, dynamic_run(name, seed=2, rows=rows))["trigger"]
+        assert outcome is None
+        assert numbers.endswith("(over 2 seeds, 1 missing)")
+
+
+def test_the_random_timer_stands_beside_the_trigger_and_is_not_judged(dynamic_run):
+    timer = {"mode": "timer", "lambda": 1.0, "k": 6}
+    control = dynamic_run("t", "timer", rows=of_trigger(lambda step: -0.2 if step % 3 == 0 else 0.05), trigger=timer)
+    outcome, numbers = outcomes(control)["trigger"]
     assert outcome is None
-    assert numbers.startswith("ars2-aga: open, at ")
-    assert numbers.endswith("% of the steps before the cap where noise does at 16 %")
+    assert numbers.startswith("timer, a random timer: at 33 % of the steps before its cap, drawn at 16 %")
+    outcome, numbers = outcomes(dynamic_run("a"), control)["trigger"]
+    assert outcome is True
+    assert numbers.startswith("ars2-aga: more than noise, below at ")
+    assert "timer, a random timer: at 33 %" in numbers
+    assert rows_of(dynamics([control]), "trigger")[0]["share"] is None
 
 
 def at(measures, step=40):
@@ -115,7 +160,17 @@ def test_one_visit_beyond_ten_percent_refutes_the_model(dynamic_run):
     worse = {"relative_second": {"value": 0.12}, "second_remainder": {"value": 1.2e-3, "low": 1.2e-3, "high": 1.2e-3}}
     outcome, numbers = outcomes(dynamic_run("a", rows=at(worse)))["model"]
     assert outcome is False
-    assert numbers == "within 10 % at 19 of 20 visits, beyond at 1; farthest at most 12 % (a, step 40)"
+    assert numbers == "within 10 % at 19 of 20 visits of this run only, beyond at 1; farthest at most 12 % (a, step 40)"
+
+
+def test_the_farthest_visit_is_that_with_the_largest_bound(dynamic_run):
+    exact = {"relative_second": {"value": 0.08}, "second_remainder": {"value": 8e-4, "low": 8e-4, "high": 8e-4}}
+    loose = {"second_remainder": {"value": 5e-4, "low": 1e-4, "high": 9e-4}}
+
+    def rows(table, row):
+        return at(loose, 80)(table, at(exact, 40)(table, row))
+
+    assert outcomes(dynamic_run("a", rows=rows))["model"][1].endswith("farthest at most 9.0 % (a, step 80)")
 
 
 def test_a_model_whose_terms_cancel_is_not_refuted_by_the_ratio_to_what_is_left(dynamic_run):
@@ -165,9 +220,13 @@ def test_a_remainder_below_its_rounding_leaves_its_ratio_unknown(dynamic_run, me
 def test_a_layer_that_left_is_named_and_too_few_looks_are_not_judged(dynamic_run):
     planted = changing("tensors", lambda row: (row["tensor"], row["step"]) == ("0.bias", 300), remainder=0.5)
     left = dynamic_run("left", rows=planted)
-    assert outcomes(left)["layers"] == (False, "one left in 1 of 1 runs; 0.bias at step 300 (left)")
+    assert outcomes(left)["layers"] == (
+        False,
+        "one rose in 1 of 1 runs, 0.bias at step 300 (left); judged from step 110 on, at 30 of 40 looks",
+    )
     row = rows_of(dynamics([left]), "layers")[0]
     assert (row["layer"], row["step"], row["rose"]) == ("0.bias", 300, "no")
+    assert (row["looks"], row["judged"], row["since"]) == (40, 30, 110)
     assert row["ratio"] == pytest.approx(0.5 / 1.5e-2, rel=0.2)
     short = dynamic_run("short", steps=90)
     assert outcomes(short)["layers"] == (None, "too few looks in every run")
@@ -188,8 +247,8 @@ def test_the_memory_by_lag_has_both_directions_their_difference_and_what_is_left
     assert (gradient["windows"], gradient["over"], gradient["half_life"], shear["half_life"]) == (
         10,
         "10 windows",
-        5,
-        None,
+        "1 to 5",
+        "> 20",
     )
     assert gradient["angular_velocity"].value == pytest.approx(math.degrees(0.25), abs=5)
     assert gradient["null_sd"] == pytest.approx(1 / math.sqrt(2000))
@@ -198,19 +257,36 @@ def test_the_memory_by_lag_has_both_directions_their_difference_and_what_is_left
 def test_of_several_seeds_the_interval_is_over_them_and_said_so(dynamic_run):
     report = dynamics([dynamic_run(f"s{seed}", seed=seed) for seed in range(3)])
     assert rows_of(report, "directions")[0]["over"] == "3 seeds"
+    twice = dynamics([dynamic_run("again"), dynamic_run("once more")])
+    assert rows_of(twice, "directions")[0]["over"] == "none"
+    assert "of one seed only" in twice.findings[0].numbers
+    assert twice.findings[0].outcome is None
     assert any("Student's over the training seeds" in note for note in report.notes)
+
+
+def test_missing_seeds_stand_below_the_interval_where_a_table_is_narrow(dynamic_run):
+    runs = [dynamic_run("a"), dynamic_run("b", seed=1), dynamic_run("c", seed=2, rows=without("pairs"))]
+    report = dynamics(runs)
+    assert {row["gradient"].gaps for row in rows_of(report, "memory")} == {1}
+    assert {row["angular_velocity"].gaps for row in rows_of(report, "directions")} == {1}
+    text = render(report, "text")
+    assert "(1 missing)" in text[text.index("How long directions") : text.index("The trigger beside")]
+    assert "over 2 seeds, 1 missing" in report.findings[0].numbers
 
 
 def test_the_trigger_stands_beside_noise_with_its_runs_and_phi(dynamic_run):
     report = dynamics([dynamic_run("a")])
     (row,) = rows_of(report, "trigger")
-    assert (row["trigger"], row["steps"]) == ("aga, λ = 1, k = 6", "101–400")
+    assert (row["trigger"], row["steps"]) == ("aga, λ = 1, k = 6", "1–400")
     assert row["rate"].low > row["null_rate"]
-    assert row["null_chance"] == pytest.approx(0.158655, abs=1e-6)
+    assert 0.5 < row["share"].low < row["share"].value
+    assert row["null_chance"] == pytest.approx(row["chance"].value / row["share"].value / 2)
     lengths = rows_of(report, "trigger_runs")
     assert [one["length"] for one in lengths] == [1, 2, 3, 4, 5, 6]
     assert sum(one["found"] for one in lengths) == pytest.approx(sum(one["null"] for one in lengths))
-    assert rows_of(report, "phi")[0]["lags"] == 20
+    phi = rows_of(report, "phi")[0]
+    assert phi["lags"] == 20
+    assert (phi["mean"], phi["deviation"]) == (pytest.approx(-0.095, abs=0.015), pytest.approx(0.1, abs=0.015))
 
 
 def test_a_trigger_with_missing_steps_is_a_gap_with_its_reason(dynamic_run):
@@ -261,9 +337,27 @@ def test_the_figures_are_memory_over_the_lag_phi_and_trust_over_steps(dynamic_ru
     memory = figures["memory"]
     assert (memory.x.label, memory.x.unit) == ("lag", "steps")
     assert [(curve.dashed, curve.x) for curve in memory.curves] == [(False, (1, 5, 20)), (True, (1, 5, 20))]
-    assert all(error > 0 for error in memory.curves[0].error)
+    assert all(low < middle < high for low, middle, high in zip(*memory_of_curve(memory.curves[0]), strict=True))
     assert [curve.dashed for curve in figures["phi"].curves] == [False, True]
     assert figures["trust_ratio"].thresholds[0].value == 1
+
+
+def memory_of_curve(curve):
+    return curve.low, curve.median, curve.high
+
+
+def test_the_memory_figure_has_each_interval_as_it_is_and_none_where_it_is_open(dynamic_run):
+    report = dynamics([dynamic_run("a")])
+    figure = next(figure for figure in report.figures if figure.key == "memory")
+    cells = [row["gradient"] for row in rows_of(report, "memory")]
+    assert [(cell.low, cell.high) for cell in cells] == list(
+        zip(figure.curves[0].low, figure.curves[0].high, strict=True)
+    )
+    assert quantity_text(cells[1]) + " at lag 5" in figure.summary[0]
+    assert all(curve.interval for curve in figure.curves)
+    short = next(figure for figure in dynamics([dynamic_run("b", steps=60)]).figures if figure.key == "memory")
+    assert short.curves[0].low == short.curves[0].high == (None, None, None)
+    assert "[\N{MINUS SIGN}∞, ∞] at lag 5" in short.summary[0]
 
 
 def test_a_run_without_any_of_it_has_no_empty_table_and_says_how_to_get_each(write_run):
@@ -292,7 +386,7 @@ def test_a_shear_that_was_injected_without_its_angle_is_missing_and_none_is_not(
 def test_every_format_has_the_numbers(dynamic_run, format):
     report = dynamics([dynamic_run("<b>a</b>"), dynamic_run("b", "sgd", objects=("gradient",), trigger=None)])
     page = render(report, format)
-    assert "0.2459" in page or "0.245" in page  # the rate of noise
+    assert "1 to 5" in page  # the half-life of the gradient
     assert format != "html" or "<b>" not in page
     if format == "json":
         content = json.loads(page)
@@ -347,6 +441,24 @@ def of_schema_2(run):
     text = (run.path / "run.json").read_text()
     (run.path / "run.json").write_text(re.sub(r'"schema_version": \d+', '"schema_version": 2', text))
     return Run.open(run.path)
+
+
+def test_no_interval_of_an_order_reaches_beyond_that_of_a_single_direction(dynamic_run):
+    def rows(table, row):
+        if table != "spectra" or row["object"] != "batch_gradient":
+            return row
+        order = 1.79 if row["step"] % 80 else 0.9  # of at most 1.8, the entropy of noise
+        return {**row, "excess_order": order, "entropy_energy": (1.8 - order) / math.log(8)}
+
+    for row in rows_of(spectral_entropy([dynamic_run("a", rows=rows, steps=200)]), "order"):
+        assert row["null"] == pytest.approx(1.8)
+        assert row["batch"].value < row["batch"].high == pytest.approx(1.8)
+
+
+def test_a_seed_without_spectra_counts_as_missing_in_the_order(dynamic_run):
+    bare = dynamic_run("c", seed=2, rows=without("spectra"))
+    report = spectral_entropy([dynamic_run("a"), dynamic_run("b", seed=1), bare])
+    assert {row["own"].gaps for row in rows_of(report, "order")} == {1}
 
 
 @pytest.mark.parametrize("report", [dynamics, sharpness, spectral_entropy])

@@ -43,6 +43,17 @@ def test_an_uncertain_number_has_its_whisker(ax):
     assert [0.9, 1.1] in [pytest.approx(pair) for pair in ends]
 
 
+def test_an_interval_is_drawn_as_it_is_and_a_number_without_one_is_hollow(ax):
+    curve = replace(CURVE, x=(1, 5, 20), median=(0.9, 0.5, 0.2), low=(0.8, 0.1, None), high=(0.95, 0.6, None))
+    artists = draw_curve(ax, replace(curve, interval=True, error=(None, None, None)), shift=1.1)
+    (bars,) = artists.whiskers.lines[2]
+    ends = [part.tolist() for part in bars.get_segments()[:2]]
+    assert np.allclose(ends, [[[1.1, 0.8], [1.1, 0.95]], [[5.5, 0.1], [5.5, 0.6]]])
+    hollow = [line for line in ax.lines if line.get_markerfacecolor() == "none"]
+    assert [line.get_ydata().tolist() for line in hollow] == [[0.2]]
+    assert artists.band is None
+
+
 def test_points_have_error_bars(ax):
     drawn = draw_points(ax, Points("arm", 1, (0.1, 0.2), (1.0, 2.0), (0.5, 0.5), 1))
     np.testing.assert_array_equal(drawn.lines[0].get_xdata(), [0.1, 0.2])

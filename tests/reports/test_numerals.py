@@ -84,12 +84,12 @@ def test_control_characters_cannot_reach_a_terminal():
     ("low", "high", "shown"),
     [
         (-math.inf, math.inf, "[\N{MINUS SIGN}∞, ∞]"),
-        (0.25, math.inf, "[0.2500, ∞]"),
-        (-math.inf, 1.0, "[\N{MINUS SIGN}∞, 1.000]"),
+        (0.25, math.inf, "[0.25, ∞]"),
+        (-math.inf, 1.0, "[\N{MINUS SIGN}∞, 1.0]"),
     ],
 )
 def test_an_interval_without_an_end_shows_it(low, high, shown):
-    assert quantity_text(Quantity(0.5, low=low, high=high)) == f"0.5000 {shown}"
+    assert quantity_text(Quantity(0.5, low=low, high=high)) == f"0.50 {shown}"
 
 
 def test_a_number_far_below_its_range_is_not_written_as_zero():
