@@ -48,7 +48,7 @@ class ARS2Neo(Ascending):
         aga_gamma: Exponent of `(1 + max(0, phi))` by which alpha grows.
         energy: Size of a matrix step: `reference` E O, `unit` E O / |O|_F, `rms` 0.2 sqrt(max(m, n)) O.
         newton_schulz: Preset of polynomial coefficients, see `newton_schulz.PRESETS`.
-        ns_steps: How many polynomials; `deepseek_v4` needs 10.
+        ns_steps: How many polynomials; `deepseek_v4` needs 10, `keller_finished` 8.
         ns_dtype: Dtype of the products for float32 parameters: `"auto"` is float32 on the CPU and bfloat16
             on CUDA. A `torch.dtype` holds for all.
         ns_norm: What Newton-Schulz divides a matrix by first: `frobenius`, or `schatten4`, which is smaller.

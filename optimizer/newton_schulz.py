@@ -29,16 +29,29 @@ def _with_safety(triples: Sequence[Triple], factor: float) -> tuple[Triple, ...]
     return tuple((a / factor, b / factor**3, c / factor**5) for a, b, c in triples)
 
 
+_KELLER: Final = (3.4445, -4.7750, 2.0315)
+_CLASSICAL: Final = (15 / 8, -10 / 8, 3 / 8)
+_POLAR_EXPRESS: Final = (
+    (8.28721201814563, -23.595886519098837, 17.300387312530933),
+    (4.107059111542203, -2.9478499167379106, 0.5448431082926601),
+    (3.9486908534822946, -2.908902115962949, 0.5518191394370137),
+    (3.3184196573706015, -2.488488024314874, 0.51004894012372),
+    (2.300652019954817, -1.6689039845747493, 0.4188073119525673),
+    (1.891301407787398, -1.2679958271945868, 0.37680408948524835),
+    (1.8750014808534479, -1.2500016453999487, 0.3750001645474248),
+)
+
 # Presets that their last polynomials finish, with the steps that takes: with fewer they would be others.
-_WHOLE: Final = {"deepseek_v4": 10}
+_WHOLE: Final = {"keller_finished": 8, "deepseek_v4": 10}
 
 # Sources: keller: K. Jordan's Muon (2024). you: the five-step set known by its author's name, You (2025).
-# polar_express: Amsel et al. (2025), with their safety factor 1.01; polar_express_safer: the set for 1.02 that the dion
-# project uses. cans: Grishina et al. (2025), to the digits in print. deepseek_v4: eight of keller and two that end at
-# one: it wants ns_steps=10. cubic5: arXiv 2606.00371, without the fifth power. classical: the Taylor quintic of the
-# sign function.
+# polar_express: Amsel et al. (2025), with their safety factor 1.01; polar_express_gram: with 1.05, as Gram-Newton-Schulz
+# takes it; polar_express_safer: the set for 1.02 that the dion project uses. cans: Grishina et al. (2025), to the digits
+# in print. keller_finished: five of keller and three of classical. deepseek_v4: eight of keller and two that end at one.
+# cubic5: arXiv 2606.00371, without the fifth power. classical and classical_cubic: the Taylor polynomials of the sign
+# function.
 PRESETS: Final[dict[str, tuple[Triple, ...]]] = {
-    "keller": ((3.4445, -4.7750, 2.0315),),
+    "keller": (_KELLER,),
     "you": (
         (4.0848, -6.8946, 2.9270),
         (3.9505, -6.3029, 2.6377),
@@ -46,21 +59,8 @@ PRESETS: Final[dict[str, tuple[Triple, ...]]] = {
         (2.8769, -3.1427, 1.2046),
         (2.8366, -3.0525, 1.2012),
     ),
-    "polar_express": (
-        *_with_safety(
-            (
-                (8.28721201814563, -23.595886519098837, 17.300387312530933),
-                (4.107059111542203, -2.9478499167379106, 0.5448431082926601),
-                (3.9486908534822946, -2.908902115962949, 0.5518191394370137),
-                (3.3184196573706015, -2.488488024314874, 0.51004894012372),
-                (2.300652019954817, -1.6689039845747493, 0.4188073119525673),
-                (1.891301407787398, -1.2679958271945868, 0.37680408948524835),
-                (1.8750014808534479, -1.2500016453999487, 0.3750001645474248),
-            ),
-            1.01,
-        ),
-        (1.875, -1.25, 0.375),
-    ),
+    "polar_express": (*_with_safety(_POLAR_EXPRESS, 1.01), _CLASSICAL),
+    "polar_express_gram": (*_with_safety(_POLAR_EXPRESS, 1.05), _CLASSICAL),
     "polar_express_safer": (
         (8.1566, -22.4833, 15.8788),
         (4.0429, -2.8089, 0.5000),
@@ -75,7 +75,8 @@ PRESETS: Final[dict[str, tuple[Triple, ...]]] = {
         (3.2866, -2.4647, 0.5074),
         (2.2737, -1.6447, 0.4162),
     ),
-    "deepseek_v4": (*((3.4445, -4.7750, 2.0315),) * 8, (2.0, -1.5, 0.5), (2.0, -1.5, 0.5)),
+    "keller_finished": (*(_KELLER,) * 5, *(_CLASSICAL,) * 3),
+    "deepseek_v4": (*(_KELLER,) * 8, (2.0, -1.5, 0.5), (2.0, -1.5, 0.5)),
     "cubic5": (
         (3.3657, -3.3421, 0.0),
         (2.5744, -1.4957, 0.0),
@@ -83,7 +84,8 @@ PRESETS: Final[dict[str, tuple[Triple, ...]]] = {
         (2.4419, -1.2764, 0.0),
         (2.2230, -0.9631, 0.0),
     ),
-    "classical": ((15 / 8, -10 / 8, 3 / 8),),
+    "classical": (_CLASSICAL,),
+    "classical_cubic": ((3 / 2, -1 / 2, 0.0),),
 }
 
 
@@ -91,6 +93,7 @@ def coefficients(preset: str, steps: int) -> tuple[Triple, ...]:
     """The triples `(a, b, c)` of the first `steps` polynomials of a preset; its last one repeats.
 
     `deepseek_v4` is eight polynomials of `keller` and two that send what these leave to one: it needs all ten.
+    `keller_finished` is five and three, and needs all eight.
 
     Raises:
         OptimizerError: The preset does not exist, or `steps` is not a whole number of at least one, or too few for a

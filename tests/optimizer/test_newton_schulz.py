@@ -20,7 +20,7 @@ SHAPES = [(6, 6), (9, 4), (4, 9), (3, 20), (20, 3), (4, 3, 11), (4, 11, 3), (2, 
 
 def enough(preset: str) -> int:
     """How many polynomials a preset is tried with: five, or as many as finish it."""
-    return 10 if preset == "deepseek_v4" else 5
+    return {"deepseek_v4": 10, "keller_finished": 8}.get(preset, 5)
 
 
 def image(x: Tensor, triples) -> Tensor:
@@ -116,11 +116,21 @@ BANDS = [
     ("polar_express", 5, 1e-4, 0.097, 1.124),
     ("polar_express", 5, 1e-3, 0.846, 1.124),
     ("polar_express", 5, 1e-2, 0.870, 1.124),
+    ("polar_express", 5, 3e-3, 0.870, 1.124),
+    ("polar_express", 6, 1e-4, 0.181, 1.001),  # .18 in print
     ("polar_express", 6, 1e-3, 0.994, 1.001),
     ("polar_express", 8, 1e-4, 0.575, 1.000),
     ("polar_express", 8, 1e-3, 1.000, 1.000),
+    ("polar_express_gram", 5, 1e-4, 0.080, 1.124),
+    ("polar_express_gram", 5, 1e-3, 0.729, 1.124),
+    ("polar_express_gram", 5, 3e-3, 0.846, 1.124),
+    ("polar_express_gram", 5, 1e-2, 0.846, 1.124),
+    ("keller_finished", 8, 1e-4, 0.311, 1.000),
+    ("keller_finished", 8, 1e-3, 1.000, 1.000),
+    ("keller_finished", 8, 1e-2, 1.000, 1.000),
     ("cans", 5, 1e-4, 0.105, 1.120),
     ("cans", 5, 1e-3, 0.884, 1.120),
+    ("cans", 5, 1e-2, 0.884, 1.120),
     ("polar_express_safer", 5, 1e-4, 0.099, 1.141),
     ("polar_express_safer", 5, 1e-3, 0.859, 1.141),
     ("polar_express_safer", 5, 1e-2, 0.859, 1.141),
@@ -130,8 +140,18 @@ BANDS = [
     ("cubic5", 5, 1e-3, 0.119, 1.300),
     ("cubic5", 5, 3e-3, 0.353, 1.300),
     ("cubic5", 5, 1e-2, 0.774, 1.300),
+    ("classical", 5, 1e-4, 0.002, 1.000),
+    ("classical", 5, 1e-3, 0.023, 1.000),
+    ("classical", 5, 3e-3, 0.070, 1.000),
     ("classical", 5, 1e-2, 0.228, 1.000),
+    ("classical", 10, 1e-4, 0.054, 1.000),
+    ("classical", 10, 1e-3, 0.499, 1.000),  # .50 in print
     ("classical", 10, 3e-3, 0.955, 1.000),
+    ("classical", 10, 1e-2, 1.000, 1.000),
+    ("classical_cubic", 5, 1e-3, 0.008, 1.000),
+    ("classical_cubic", 5, 1e-2, 0.076, 1.000),
+    ("classical_cubic", 15, 1e-3, 0.417, 1.000),
+    ("classical_cubic", 15, 1e-2, 1.000, 1.000),
 ]
 
 

@@ -44,7 +44,7 @@ def numbers(A: Tensor, triples: list[tuple[float, float, float]]) -> dict[str, f
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("shape", [(24, 24), (16, 48), (40, 10), (1, 7)])
 def test_the_scalar_map_agrees_with_the_output_and_the_exact_polar_factor(preset: str, shape: tuple[int, int]) -> None:
-    A, triples = gaussian(*shape), list(coefficients(preset, 10 if preset == "deepseek_v4" else 5))
+    A, triples = gaussian(*shape), list(coefficients(preset, {"deepseek_v4": 10, "keller_finished": 8}.get(preset, 5)))
     assert numbers(A, triples) == pytest.approx(measured(A, orthogonal_factor(A, triples, torch.float64)), rel=1e-8)
 
 
