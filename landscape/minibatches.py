@@ -1,4 +1,4 @@
-"""What two disjoint minibatches say of one point, and of points some steps apart: memory of directions, and noise.
+"""What two independent minibatches say of one point, and of points some steps apart: memory of directions, and noise.
 
 In a window of steps, gradient and shear are taken on the same two minibatches at the window's begin and some steps
 later. A cosine never joins two vectors of one minibatch, so the noise of a minibatch is not taken for memory.
@@ -17,6 +17,7 @@ from torch.optim.optimizer import Optimizer
 from lossscope.landscape.errors import LandscapeError
 from lossscope.landscape.instruments import Row
 from lossscope.optimizer import Ascending
+from lossscope.optimizer.perturbation import RANDOM
 from lossscope.optimizer.shear import residual
 from lossscope.optimizer.track import matrix_view, track_of
 from lossscope.probes.matrix_spectrum import gram_spectra
@@ -45,8 +46,8 @@ class MinibatchPairs:
 
     Args:
         minibatches: The training loss on minibatches of the training's size: the first and the second are a pair, the
-            third and the fourth, and so on; an odd one is not used. Those of a pair must be
-            drawn independently of one another: with replacement, where the training set is small.
+            third and the fourth, and so on; an odd one is not used. Those of a pair must be drawn independently of one
+            another: with replacement, where the training set is small.
         optimizer: For its ascent; one that takes none has no shear, nor one whose ascent is random: that has no memory.
         last: The last lag of a window, after which its vectors are let go.
 
@@ -164,7 +165,7 @@ def _has_shear(optimizer: Optimizer) -> TypeGuard[Ascending]:
     """Whether an optimizer ascends along something of the loss."""
     if not (isinstance(optimizer, Ascending) and optimizer.ascends):
         return False
-    return not optimizer.param_groups[0]["perturbation"].startswith("random")
+    return optimizer.param_groups[0]["perturbation"] not in RANDOM
 
 
 def _matrix_shapes(optimizer: Optimizer, parameters: Sequence[Tensor]) -> list[tuple[int, ...] | None]:

@@ -189,7 +189,7 @@ _PAIRS: Final = (
         "cosine",
         "float",
         "1",
-        "between the vectors of two disjoint minibatches, one at either point; both ways round, averaged",
+        "between the vectors of two independent minibatches, one at either point; both ways round, averaged",
     ),
     Column("square", "float", "nats^2", "at lag 0: squared norm of the vector of one minibatch, mean of the two"),
     Column("pair_square", "float", "nats^2", "at lag 0: squared norm of the mean of both vectors"),

@@ -23,15 +23,13 @@ from lossscope.optimizer.plan import Pass, Plan
 from lossscope.optimizer.record import StepRecord, TensorRecord
 from lossscope.optimizer.refusals import (
     refuse_a_missing_pass,
-    refuse_a_scaled_closure,
-    refuse_a_step_without_its_scaler,
     refuse_counters,
-    refuse_mixed_units,
     refuse_no_gradient,
     refuse_one_name_for_two,
     refuse_sparse_gradients,
 )
 from lossscope.optimizer.saved import RULE, refuse_foreign_state
+from lossscope.optimizer.scaling import Scaling
 from lossscope.optimizer.shear import injected, misalignment
 from lossscope.optimizer.trigger import Decision, TriggerState, decided
 from lossscope.optimizer.two_pass import RandomState, ascended, own_copy, untouched_buffers
@@ -66,7 +64,7 @@ class Ascending(Optimizer, ABC):
         self._observers = Observers()
         self._plan: Plan | None = None
         self._inside_pass = False
-        self._scaler_told = self._scaler_asked = False
+        self._scaling = Scaling()
         self.last: Plan | None = None
         super().__init__(cast(Any, params), defaults)
 
@@ -94,7 +92,7 @@ class Ascending(Optimizer, ABC):
         super().__setstate__(state)
         self._observers = self.__dict__.get("_observers", Observers())
         self._plan, self._inside_pass, self.last = None, False, None
-        self._scaler_told = self._scaler_asked = False
+        self._scaling = Scaling()
         for group in self.param_groups:
             for name, value in self.defaults.items():
                 group.setdefault(name, value)
@@ -188,8 +186,7 @@ class Ascending(Optimizer, ABC):
         if self._inside_pass:
             raise OptimizerError("passes() was started inside another passes() loop; leave or close that one first")
         self._plan = None
-        self._scaler_told = scaler is not None and scaler.is_enabled()
-        self._scaler_asked = False
+        self._scaling.begin(scaler)
         self.zero_grad()
         replay = RandomState(self._parameters()) if self.ascends else None
         first = Pass(0)
@@ -215,17 +212,11 @@ class Ascending(Optimizer, ABC):
         """
         if self._inside_pass:
             raise OptimizerError("step() was called inside the passes() loop; call it once, after the loop")
-        asked, self._scaler_asked = self._scaler_asked, False
-        if asked and closure is not None:
-            refuse_a_scaled_closure()
-        if self._scaler_told and not asked and closure is None:
-            refuse_a_step_without_its_scaler()
+        scaled = self._scaling.check(closure=closure is not None)
         loss = self._run(closure) if closure is not None else None
         plan = self._plan or self._plan_without_passes()
-        told, self._scaler_told = self._scaler_told, False
         self._plan = None
-        if asked and not told and plan.decision.sync:
-            refuse_mixed_units()
+        self._scaling.settle(scaled=scaled, sync=plan.decision.sync)
         plan.follow(self.param_groups[0])
         observed: list[TensorRecord] | None = [] if self._observers else None
         uninjected = Uninjected(self.take) if self._observers.want_counterfactuals and self._injects(plan) else None
@@ -244,7 +235,7 @@ class Ascending(Optimizer, ABC):
     @property
     def _step_supports_amp_scaling(self) -> bool:
         # A GradScaler asks for it right before it unscales the gradients and calls step(): how we learn of one.
-        self._scaler_asked = True
+        self._scaling.ask()
         return False
 
     def _parameters(self) -> list[Tensor]:
@@ -265,13 +256,11 @@ class Ascending(Optimizer, ABC):
         first = self.param_groups[0]
         before = TriggerState.read(first)
         refuse_sparse_gradients(self._parameters())
-        if not self.ascends:
-            return decided({**first, "mode": "base"}, before, None)
-        if first["mode"] != "aga":
-            return decided(first, before, None)
+        if first["mode"] != "aga" or not self.ascends:
+            return decided(first, before, None, ascends=self.ascends)
         having = [p for p in self._parameters() if p.grad is not None and "shear" in self.state.get(p, ())]
         phi = misalignment([cast(Tensor, p.grad) for p in having], [self.state[p]["shear"] for p in having])
-        return decided(first, before, phi)
+        return decided(first, before, phi, ascends=True)
 
     def _plan_without_passes(self) -> Plan:
         decision = self._decide()

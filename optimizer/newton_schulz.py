@@ -45,11 +45,11 @@ _POLAR_EXPRESS: Final = (
 _WHOLE: Final = {"keller_finished": 8, "deepseek_v4": 10}
 
 # Sources: keller: K. Jordan's Muon (2024). you: the five-step set known by its author's name, You (2025).
-# polar_express: Amsel et al. (2025), with their safety factor 1.01; polar_express_gram: with 1.05, as Gram-Newton-Schulz
-# takes it; polar_express_safer: the set for 1.02 that the dion project uses. cans: Grishina et al. (2025), to the digits
-# in print. keller_finished: five of keller and three of classical. deepseek_v4: eight of keller and two that end at one.
-# cubic5: arXiv 2606.00371, without the fifth power. classical and classical_cubic: the Taylor polynomials of the sign
-# function.
+# polar_express: Amsel et al. (2025), with their safety factor 1.01; polar_express_gram: with 1.05, as
+# Gram-Newton-Schulz takes it; polar_express_safer: the set for 1.02 that the dion project uses. cans: Grishina et al.
+# (2025), to the digits in print. keller_finished: five of keller and three of classical. deepseek_v4: eight of keller
+# and two that end at one. cubic5: arXiv 2606.00371, without the fifth power. classical and classical_cubic: the Taylor
+# polynomials of the sign function.
 PRESETS: Final[dict[str, tuple[Triple, ...]]] = {
     "keller": (_KELLER,),
     "you": (

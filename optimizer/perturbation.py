@@ -13,7 +13,7 @@ from lossscope.optimizer.draws import Draw
 from lossscope.optimizer.errors import OptimizerError
 from lossscope.optimizer.surrogate import norm_of
 
-__all__ = ["PERTURBATIONS", "Ascent"]
+__all__ = ["PERTURBATIONS", "RANDOM", "Ascent"]
 
 _FLOOR: Final = 1e-12
 
@@ -107,3 +107,4 @@ PERTURBATIONS: Final[dict[str, Callable[[Sequence[Ascent]], list[Tensor]]]] = {
     "random": random,
     "random_ball": random_ball,
 }
+RANDOM: Final = ("random", "random_ball")  # of these, drawn anew at each step
