@@ -18,6 +18,8 @@ from lossscope.optimizer.rules import RULES
 from lossscope.optimizer.settings import DEFAULTS, checked_number, period_of
 from lossscope.optimizer.track import track_of
 
+__all__: list[str] = []  # what it does is to register
+
 _INJECTING: Final = ("k", "alpha", "shear")
 _ADAPTIVE: Final = ("aga_beta", "aga_lambda", "aga_gamma", "trigger")
 _ASCENDING: Final = ("rho", "perturbation", "seed")
