@@ -8,14 +8,14 @@ from typing import Final
 from lossscope.landscape.preset import Preset
 from lossscope.landscape.schedule import growing, log_spaced
 
-__all__ = ["Cadence", "layers_period", "windows_period"]
+__all__ = ["Cadence"]
 
 _WINDOWS: Final = 10  # fewer make no interval to be trusted
 _LAYER_LOOKS: Final = 20  # the first half of them tells what is usual
 _APART: Final = 5  # steps between two windows, at least
 
 
-def windows_period(preset: Preset, planned: int | None) -> int | None:
+def _windows_period(preset: Preset, planned: int | None) -> int | None:
     """Steps between the begins of two windows: the preset's, or fewer, for ten windows in a planned run; None: never.
 
     Windows never overlap, so a run of less than 275 steps has fewer.
@@ -25,7 +25,7 @@ def windows_period(preset: Preset, planned: int | None) -> int | None:
     return min(preset.windows_every, max(planned // (_WINDOWS + 1), preset.lags[-1] + _APART))
 
 
-def layers_period(preset: Preset, planned: int | None) -> int | None:
+def _layers_period(preset: Preset, planned: int | None) -> int | None:
     """Steps between two looks at the layers: the preset's, or fewer, for twenty in a planned run; None: never."""
     if preset.layers_every is None or planned is None:
         return preset.layers_every
@@ -55,8 +55,8 @@ class Cadence:
         spaced = log_spaced(planned, count) if planned is not None else ()
         self._visits = frozenset(spaced)
         self._long = frozenset(spaced[::-1][:: preset.long_every])  # the last visit is one of them
-        self._layers_every = layers_period(preset, planned) if layers else None
-        self._windows_every = windows_period(preset, planned)
+        self._layers_every = _layers_period(preset, planned) if layers else None
+        self._windows_every = _windows_period(preset, planned)
         self._made = 0
         self._saves = frozenset(log_spaced(planned, preset.checkpoints)) if planned is not None else frozenset()
         self._next_visit: float = start if count else math.inf

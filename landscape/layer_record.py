@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lossscope.landscape.series import FloatArray, step_series
-from lossscope.probes.departure import patient_zero
+from lossscope.probes.departure import patient_zero, usual_sizes
 
 if TYPE_CHECKING:
     from lossscope.landscape.run import Run
@@ -58,7 +58,8 @@ def layers_of(run: Run) -> LayerRecord | None:
     table = rows.pivot(index="step", columns="tensor", values="remainder").sort_index()
     remainders, layers = table.to_numpy(dtype=np.float64), [str(name) for name in table.columns]
     steps = table.index.to_numpy(dtype=np.int64)
-    able = steps[_judged(np.isfinite(remainders))]
+    judged = np.isfinite(remainders) & np.isfinite(usual_sizes(remainders, window=_WINDOW))
+    able = steps[judged.any(1)]
     found = patient_zero(remainders, layers, window=_WINDOW, rounding=_rounding(run, steps))
     seen = (len(steps), len(able), int(able[0]) if len(able) else None)
     if found is None:
@@ -66,14 +67,6 @@ def layers_of(run: Run) -> LayerRecord | None:
     step = int(steps[found.step])
     before, after = _losses_around(run, step)
     return LayerRecord(*seen, found.layer, step, found.ratio, before, after)
-
-
-def _judged(known: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
-    """At which looks any layer has a remainder and a usual size to hold it against, as in `patient_zero`."""
-    before = np.cumsum(np.pad(known, ((1, 0), (0, 0))), axis=0)[:-1]  # (T, layers), known looks before each
-    earlier = np.pad(before, ((_WINDOW, 0), (0, 0)))[: len(before)]
-    found: npt.NDArray[np.bool_] = np.logical_and(known, before - earlier >= _WINDOW / 2)
-    return np.array([look.any() for look in found], dtype=np.bool_)
 
 
 def _rounding(run: Run, steps: npt.NDArray[np.int64]) -> FloatArray:

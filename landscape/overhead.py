@@ -7,10 +7,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Final, Literal
 
-__all__ = ["Overhead"]
+__all__ = ["INSTRUMENTS", "Overhead"]
 
 Kind = Literal["instruments", "spectra", "counterfactual", "minibatches", "layers", "curvature", "checkpoints"]
-_WORDS: Final[dict[Kind, str]] = {
+INSTRUMENTS: Final[dict[Kind, str]] = {
     "instruments": "rows and norms",
     "spectra": "singular spectra",
     "counterfactual": "updates without injection",
@@ -31,7 +31,7 @@ class Overhead:
     def __init__(self, before: Mapping[str, float] | None = None) -> None:
         past = before or {}
         self._start = time.perf_counter() - past.get("wall_seconds", 0.0)
-        self.seconds: dict[Kind, float] = {kind: past.get(f"{kind}_seconds", 0.0) for kind in _WORDS}
+        self.seconds: dict[Kind, float] = {kind: past.get(f"{kind}_seconds", 0.0) for kind in INSTRUMENTS}
 
     @property
     def wall(self) -> float:
@@ -56,7 +56,7 @@ class Overhead:
         """Seconds and shares of the wall time, in all and by kind."""
         wall, total = self.wall, sum(self.seconds.values())
         found = {"wall_seconds": wall, "seconds": total, "share": total / wall}
-        for kind in _WORDS:
+        for kind in INSTRUMENTS:
             found[f"{kind}_seconds"] = self.seconds[kind]
             found[f"{kind}_share"] = self.seconds[kind] / wall
         return found
@@ -64,7 +64,7 @@ class Overhead:
     def sentence(self, steps: int) -> str:
         """One sentence for a person."""
         o = self.summary()
-        shares = {words: 100 * o[f"{kind}_share"] for kind, words in _WORDS.items() if self.seconds[kind]}
+        shares = {words: 100 * o[f"{kind}_share"] for kind, words in INSTRUMENTS.items() if self.seconds[kind]}
         parts = ", ".join(f"{words} {share:.1f} %" for words, share in sorted(shares.items(), key=lambda one: -one[1]))
         return (
             f"{steps} steps in {o['wall_seconds']:.1f} s, of which recording took {100 * o['share']:.1f} %"

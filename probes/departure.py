@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from lossscope.probes.errors import ProbeError
 
-__all__ = ["PatientZero", "patient_zero"]
+__all__ = ["PatientZero", "patient_zero", "usual_sizes"]
 
 
 @dataclass(frozen=True)
@@ -68,13 +68,14 @@ def patient_zero(
     if window < 2:
         raise ProbeError(f"window={window} is out of range, need at least 2 steps")
     least = _each_step(rounding, len(sizes))
-    for step in range(1, len(sizes)):
-        thresholds = np.maximum(factor * _usual(sizes[max(0, step - window) : step], window), least[step])
-        ratios = np.nan_to_num(sizes[step] / np.where(thresholds > 0, thresholds, math.nan), nan=0.0)
-        if (ratios > 1).any():
-            first = int(np.argmax(ratios))
-            return PatientZero(layers[first], step, float(ratios[first]))
-    return None
+    thresholds = np.maximum(factor * usual_sizes(sizes, window=window), least[:, None])
+    ratios = np.nan_to_num(sizes / np.where(thresholds > 0, thresholds, math.nan), nan=0.0)
+    above = np.flatnonzero((ratios > 1).any(1))
+    if not len(above):
+        return None
+    step = int(above[0])
+    first = int(np.argmax(ratios[step]))
+    return PatientZero(layers[first], step, float(ratios[step, first]))
 
 
 def _each_step(rounding: npt.ArrayLike, steps: int) -> npt.NDArray[np.float64]:
@@ -88,10 +89,21 @@ def _each_step(rounding: npt.ArrayLike, steps: int) -> npt.NDArray[np.float64]:
     return np.broadcast_to(given, (steps,))
 
 
-def _usual(before: npt.NDArray[np.float64], window: int) -> npt.NDArray[np.float64]:
-    """The median of each layer over the steps that have it; nan where they are too few."""
-    found = np.full(before.shape[1], math.nan)
-    enough = np.isfinite(before).sum(0) >= window / 2
-    if enough.any():
-        found[enough] = np.nanmedian(before[:, enough], axis=0)
+def usual_sizes(remainders: npt.ArrayLike, *, window: int = 20) -> npt.NDArray[np.float64]:
+    """What each layer's remainder usually is at each step: the median size over the `window` steps before.
+
+    Args:
+        remainders: `(T, layers)`; nan where one is missing.
+        window: Steps.
+
+    Returns:
+        `(T, layers)`; nan where fewer than `window / 2` of them are known.
+    """
+    sizes = np.abs(np.asarray(remainders, dtype=np.float64))
+    found = np.full(sizes.shape, math.nan)
+    for step in range(1, len(sizes)):
+        before = sizes[max(0, step - window) : step]
+        enough = np.isfinite(before).sum(0) >= window / 2
+        if enough.any():
+            found[step, enough] = np.nanmedian(before[:, enough], axis=0)
     return found

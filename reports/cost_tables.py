@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
+from lossscope.landscape.overhead import INSTRUMENTS
 from lossscope.reports.content import Column, Table
 from lossscope.reports.quantities import curvature_cost, number, overhead_percent
 
@@ -21,15 +22,7 @@ _COST_COLUMNS: Final = (
     Column("gradients", "gradients", "", "the same time in gradients of the same loss, where rows say"),
     Column("overhead", "recorder's share", "%", "share of the wall time spent in the recorder"),
 )
-_KINDS: Final = (
-    Column("instruments", "step instruments", "%", "norms, energies, shear"),
-    Column("spectra", "spectra", "%", "singular values"),
-    Column("counterfactual", "counterfactual", "%", "the update without the shear"),
-    Column("minibatches", "minibatches", "%", "gradients and shears of pairs of minibatches"),
-    Column("layers", "layers", "%", "their own Taylor remainders"),
-    Column("curvature", "curvature", "%", "visits on the fixed data"),
-    Column("checkpoints", "checkpoints", "%"),
-)
+_KINDS: Final = tuple(Column(kind, words, "%") for kind, words in INSTRUMENTS.items())
 _OVERHEAD_NOTE: Final = "Shares of the wall time of recording sessions. An instrument that a run did not have is a gap."
 
 

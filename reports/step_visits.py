@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -15,8 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["StepVisit", "step_visits", "trust_series"]
 
-_MEASURES: Final = ("loss_change", "first_remainder", "second_remainder", "trust_ratio", "relative_first")
-_ALL: Final = (*_MEASURES, "relative_second")
+_MEASURES: Final = ("trust_ratio", "relative_first", "relative_second")
 
 
 @dataclass(frozen=True)
@@ -35,10 +35,9 @@ class StepVisit:
 def step_visits(run: Run) -> list[StepVisit]:
     """The visits of a run that have a trust ratio, in order.
 
-    A remainder, or a change of the loss, that is no larger than its own rounding tells nothing of its size: what is
-    made from it is unknown, not small.
+    A ratio whose ends, by the rounding of the losses, reach 0 tells nothing of its size: it is unknown, not small.
     """
-    rows = run.standing[run.standing["measure"].isin(_ALL) & run.standing["tensor"].isna()]
+    rows = run.standing[run.standing["measure"].isin(_MEASURES) & run.standing["tensor"].isna()]
     by_step: dict[int, dict[str, Any]] = {}
     for row in rows.to_dict("records"):
         by_step.setdefault(int(row["step"]), {})[str(row["measure"])] = row
@@ -53,55 +52,23 @@ def trust_series(run: Run) -> Series:
     return Series(run.name, x, y, error)
 
 
-def _visit(step: int, found: dict[str, Any]) -> StepVisit:
+def _visit(step: int, found: Mapping[str, Mapping[str, Any]]) -> StepVisit:
     """What one visit says."""
-    trust, share = _value(found, "trust_ratio"), _rounding_share(found, "loss_change")
-    known = trust is not None and share is not None
-    least, most = _miss(found)
-    return StepVisit(
-        step,
-        trust if known else None,
-        abs(trust) * share if trust is not None and share is not None else None,
-        _value(found, "relative_first") if _rounding_share(found, "first_remainder") is not None else None,
-        _value(found, "relative_second") if _rounding_share(found, "second_remainder") is not None else None,
-        least,
-        most,
-    )
+    low, high = _ends(found, "trust_ratio")
+    trust = _known(found, "trust_ratio")
+    error = (high - low) / 2 if trust is not None and low is not None and high is not None else None
+    second = _ends(found, "relative_second")
+    return StepVisit(step, trust, error, _known(found, "relative_first"), _known(found, "relative_second"), *second)
 
 
-def _miss(found: dict[str, Any]) -> tuple[float | None, float | None]:
-    """Between what r2 lies, however much of it is rounding; None where that is not told."""
-    first, second = _value(found, "first_remainder"), _value(found, "second_remainder")
-    r1, r2, rounding = (
-        _value(found, "relative_first"),
-        _value(found, "relative_second"),
-        _rounding(found, "second_remainder"),
-    )
-    if first is None or second is None or r2 is None or rounding is None:
-        return None, None
-    if r2 > 0:
-        terms = abs(second) / r2
-    elif r1:
-        terms = abs(first) / r1 + abs(first - second)
-    else:
-        return None, None
-    return max(abs(second) - rounding, 0.0) / terms, (abs(second) + rounding) / terms
+def _known(found: Mapping[str, Mapping[str, Any]], measure: str) -> float | None:
+    """A ratio, unless its ends reach 0 or are not told."""
+    low, high = _ends(found, measure)
+    apart = low is not None and high is not None and (low > 0 or high < 0)
+    return number(found[measure]["value"]) if apart else None
 
 
-def _rounding_share(found: dict[str, Any], measure: str) -> float | None:
-    """By what share of itself a number may be off; None where that is all of it, or not told."""
-    value, rounding = _value(found, measure), _rounding(found, measure)
-    return rounding / abs(value) if value and rounding is not None and rounding < abs(value) else None
-
-
-def _rounding(found: dict[str, Any], measure: str) -> float | None:
-    """By how much a number may be off; None where that is not told."""
-    row = found.get(measure)
-    low, high = (None, None) if row is None else (number(row["low"]), number(row["high"]))
-    return None if low is None or high is None else (high - low) / 2
-
-
-def _value(found: dict[str, Any], measure: str) -> float | None:
-    """The value of a measure; None where it is missing."""
-    row = found.get(measure)
-    return None if row is None else number(row["value"])
+def _ends(found: Mapping[str, Mapping[str, Any]], measure: str) -> tuple[float | None, float | None]:
+    """Between what a ratio lies; None where that is not told."""
+    row = found.get(measure, {})
+    return number(row.get("low")), number(row.get("high"))

@@ -20,7 +20,19 @@ LIBRARIES = {
     "probes": {"torch", "numpy", "scipy", "pyhessian"},
 }
 # What a laptop with a log alone needs: these modules and all they import, and none of it may load torch.
-TORCH_FREE = ("__init__", "config", "density", "dynamics", "measure", "milestone", "probed", "run", "series", "store")
+TORCH_FREE = (
+    "__init__",
+    "config",
+    "density",
+    "dynamics",
+    "measure",
+    "milestone",
+    "overhead",
+    "probed",
+    "run",
+    "series",
+    "store",
+)
 
 
 def imports(path: Path, *, top_level_only: bool = False) -> set[str]:

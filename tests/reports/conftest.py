@@ -79,12 +79,15 @@ def visits(steps: int) -> Iterator[Row]:
     """A step in every twenty against its model, and the gradient in the Hessian's directions."""
     exact = {"engine": "lossscope", "mode": "eval", "loss_kind": "mean", "stderr": 0.0, "data_hash": "5f0c"}
     for step in range(20, steps + 1, 20):
-        values = {"trust_ratio": 0.95, "relative_first": 0.2, "relative_second": 0.05, "secant_curvature": 3.0}
-        values |= {"directional_sharpness": 2.5, "lambda_max": 10.0, "gradient_cosine": 0.5, "gradient_rayleigh": 0.25}
+        values = {"secant_curvature": 3.0, "directional_sharpness": 2.5, "lambda_max": 10.0}
+        values |= {"gradient_cosine": 0.5, "gradient_rayleigh": 0.25}
         for measure, value in {**values, "top_share": 0.125}.items():
             yield "probes", {**exact, "step": step, "measure": measure, "value": value}
-        for measure, value in {"loss_change": -1e-2, "first_remainder": 2e-3, "second_remainder": 5e-4}.items():
-            ends = {"low": value - 1e-6, "high": value + 1e-6}
+        # A change of 1e-2 in terms of 1e-2, and a rounding of 1e-6.
+        ratios = {"trust_ratio": (0.95, 0.95e-4), "relative_first": (0.2, 1e-4), "relative_second": (0.05, 1e-4)}
+        losses = {"loss_change": (-1e-2, 1e-6), "first_remainder": (2e-3, 1e-6), "second_remainder": (5e-4, 1e-6)}
+        for measure, (value, off) in {**ratios, **losses}.items():
+            ends = {"low": value - off, "high": value + off}
             yield "probes", {**exact, "step": step, "measure": measure, "value": value, **ends}
 
 

@@ -157,15 +157,15 @@ def at(measures, step=40):
 
 
 def test_one_visit_beyond_ten_percent_refutes_the_model(dynamic_run):
-    worse = {"relative_second": {"value": 0.12}, "second_remainder": {"value": 1.2e-3, "low": 1.2e-3, "high": 1.2e-3}}
+    worse = {"relative_second": {"value": 0.12, "low": 0.12, "high": 0.12}}
     outcome, numbers = outcomes(dynamic_run("a", rows=at(worse)))["model"]
     assert outcome is False
     assert numbers == "within 10 % at 19 of 20 visits of this run only, beyond at 1; farthest at most 12 % (a, step 40)"
 
 
 def test_the_farthest_visit_is_that_with_the_largest_bound(dynamic_run):
-    exact = {"relative_second": {"value": 0.08}, "second_remainder": {"value": 8e-4, "low": 8e-4, "high": 8e-4}}
-    loose = {"second_remainder": {"value": 5e-4, "low": 1e-4, "high": 9e-4}}
+    exact = {"relative_second": {"value": 0.08, "low": 0.08, "high": 0.08}}
+    loose = {"relative_second": {"value": 0.05, "low": 0.01, "high": 0.09}}
 
     def rows(table, row):
         return at(loose, 80)(table, at(exact, 40)(table, row))
@@ -174,7 +174,7 @@ def test_the_farthest_visit_is_that_with_the_largest_bound(dynamic_run):
 
 
 def test_a_model_whose_terms_cancel_is_not_refuted_by_the_ratio_to_what_is_left(dynamic_run):
-    run = dynamic_run("a", rows=at({"trust_ratio": {"value": 5.0}, "loss_change": {"value": -1e-5}}))
+    run = dynamic_run("a", rows=at({"trust_ratio": {"value": 5.0, "low": 4.5, "high": 5.5}}))
     assert outcomes(run)["model"][0] is True
     assert rows_of(dynamics([run]), "step_quality")[0]["trust_ratio"].high == 5.0
 
@@ -182,7 +182,7 @@ def test_a_model_whose_terms_cancel_is_not_refuted_by_the_ratio_to_what_is_left(
 @pytest.mark.parametrize(("rounding", "outcome"), [(4e-4, True), (6e-4, None)])
 def test_rounding_that_may_carry_a_remainder_over_the_line_leaves_it_open(dynamic_run, rounding, outcome):
     # r2 = 0.05 is 5e-4 of terms of 1e-2; the rounding may be all of it, as long as both together stay below a tenth.
-    loose = {"second_remainder": {"low": 5e-4 - rounding, "high": 5e-4 + rounding}}
+    loose = {"relative_second": {"low": max(0.05 - rounding / 1e-2, 0.0), "high": 0.05 + rounding / 1e-2}}
     found, numbers = outcomes(dynamic_run("a", rows=at(loose)))["model"]
     assert found is outcome
     assert ("hidden by rounding at 1" in numbers) is (outcome is None)
@@ -190,12 +190,12 @@ def test_rounding_that_may_carry_a_remainder_over_the_line_leaves_it_open(dynami
 
 @pytest.mark.parametrize(("rounding", "outcome"), [(1e-3, True), (1.5e-3, None)])
 def test_a_remainder_that_is_zero_is_known_to_its_rounding(dynamic_run, rounding, outcome):
-    zero = {"relative_second": {"value": 0.0}, "second_remainder": {"value": 0.0, "low": -rounding, "high": rounding}}
-    assert outcomes(dynamic_run("a", rows=at(zero)))["model"][0] is outcome  # of terms of 2e-3 / 0.2 + 2e-3
+    zero = {"relative_second": {"value": 0.0, "low": 0.0, "high": rounding / 1.2e-2}}  # of terms of 1.2e-2
+    assert outcomes(dynamic_run("a", rows=at(zero)))["model"][0] is outcome
 
 
 def test_a_change_of_the_loss_below_its_rounding_is_unknown_and_not_small(dynamic_run):
-    drowned = at({"loss_change": {"value": 1e-7, "low": -9e-7, "high": 1.1e-6}})
+    drowned = at({"trust_ratio": {"value": 0.95, "low": -8.55, "high": 10.45}})
     report = dynamics([dynamic_run("a", rows=drowned)])
     assert rows_of(report, "step_quality")[0]["trust_ratio"].gaps == 1
     figure = next(figure for figure in report.figures if figure.key == "trust_ratio")
@@ -203,11 +203,9 @@ def test_a_change_of_the_loss_below_its_rounding_is_unknown_and_not_small(dynami
     assert figure.curves[0].error[0] == pytest.approx(0.95e-4)
 
 
-@pytest.mark.parametrize(
-    ("measure", "column"), [("first_remainder", "relative_first"), ("second_remainder", "relative_second")]
-)
-def test_a_remainder_below_its_rounding_leaves_its_ratio_unknown(dynamic_run, measure, column):
-    rows = changing("probes", lambda row: row["measure"] == measure and row["step"] > 200, low=-1.0, high=1.0)
+@pytest.mark.parametrize("column", ["relative_first", "relative_second"])
+def test_a_remainder_below_its_rounding_leaves_its_ratio_unknown(dynamic_run, column):
+    rows = changing("probes", lambda row: row["measure"] == column and row["step"] > 200, low=0.0, high=100.0)
     row = rows_of(dynamics([dynamic_run("a", rows=rows)]), "step_quality")[0]
     assert {key: row[key].gaps for key in ("trust_ratio", "relative_first", "relative_second")} == {
         "trust_ratio": 0,
