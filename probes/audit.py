@@ -23,6 +23,7 @@ class TriggerAudit:
 
     rate: Estimate  # second gradients per step, from the first to the last of them
     null_rate: float  # the same for noise
+    capped_rate: float  # p / (1 - (1-p)^k) with p = Φ(-λ): for normal noise whose deviation the trigger knows
     chance: Estimate  # that the trigger fires at a step before the cap; a gap for k = 1
     null_chance: float  # the same for noise
     share: Estimate  # of the steps before the cap at which noise may fire, those at which the trigger did
@@ -152,6 +153,7 @@ def trigger_audit(
     return TriggerAudit(
         _share(np.ones(len(lengths)), lengths.astype(np.float64), draws, seed),
         len(lengths) / mean_run if mean_run > 0 else math.nan,
+        _capped_rate(float(ndtr(-lamda)), k),
         _chance(fired, tried, draws, seed),
         usual,
         _exact_share(int(fired.sum()), len(possible)),
@@ -220,6 +222,11 @@ def _null_runs(chances: Array, usual: float, begins: npt.NDArray[np.int64], k: i
         stays = stays * (1 - p)
     found[k - 1] = float(stays.sum())
     return found
+
+
+def _capped_rate(p: float, k: int) -> float:
+    """Second gradients per step where each step has the chance p, and the k-th none is left without."""
+    return p / -math.expm1(k * math.log1p(-p)) if p > 0 else 1 / k
 
 
 def _exact_share(fired: int, of: int) -> Estimate:

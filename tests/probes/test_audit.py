@@ -42,6 +42,23 @@ def test_the_random_timer_has_the_rate_and_the_runs_of_the_null(lamda: float, k:
     assert np.all(np.abs(found.runs - found.null_runs) < spread)
 
 
+@pytest.mark.parametrize(("lamda", "k"), [(0.0, 1), (0.0, 3), (1.0, 10), (2.0, 10), (9.0, 10**4), (50.0, 10)])
+def test_the_capped_rate_is_that_of_geometric_runs_cut_off_at_the_cap(lamda: float, k: int) -> None:
+    p = math.erfc(lamda / math.sqrt(2)) / 2
+    found = trigger_audit([True, True], lamda=lamda, k=k, chances=[1.0, 1.0])
+    mean = math.fsum((1 - p) ** j for j in range(k))
+    assert found.capped_rate == pytest.approx(1 / mean, rel=1e-9)
+
+
+def test_the_random_timer_keeps_to_the_capped_rate_and_noise_of_the_first_steps_does_not() -> None:
+    timer = trigger_audit(run_of_timer(2.0, 10, 20000), lamda=2.0, k=10)
+    assert timer.rate.low < timer.capped_rate < timer.rate.high
+    phis = random.Random(3)
+    early = [run_of_adaptive(2.0, 10, [phis.gauss(0, 1) for _ in range(100)], "reference") for _ in range(100)]
+    audits = [trigger_audit(run, lamda=2.0, k=10, draws=200) for run in early]
+    assert np.mean([audit.rate.value for audit in audits]) > 1.2 * audits[0].capped_rate
+
+
 def test_the_interval_covers_the_null_over_seeds() -> None:
     inside = 0
     for seed in range(100):

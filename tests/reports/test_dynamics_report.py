@@ -277,6 +277,7 @@ def test_the_trigger_stands_beside_noise_with_its_runs_and_phi(dynamic_run):
     (row,) = rows_of(report, "trigger")
     assert (row["trigger"], row["steps"]) == ("aga, λ = 1, k = 6", "1–400")
     assert row["rate"].low > row["null_rate"]
+    assert row["capped_rate"] == pytest.approx(0.1587 / (1 - 0.8413**6), rel=1e-3)  # Φ(−1), k = 6
     assert 0.5 < row["share"].low < row["share"].value
     assert row["null_chance"] == pytest.approx(row["chance"].value / row["share"].value / 2)
     lengths = rows_of(report, "trigger_runs")
