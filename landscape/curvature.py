@@ -11,10 +11,11 @@ from typing import Final
 from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
-from lossscope.landscape.estimate_row import Row, Rows, estimate_row
+from lossscope.landscape.estimate_row import Rows, estimate_row
 from lossscope.landscape.measure import EIGENVALUES
 from lossscope.landscape.panel import Panel
 from lossscope.landscape.preset import Preset
+from lossscope.landscape.settled import Row
 from lossscope.landscape.subject import Effort, Subject
 from lossscope.probes.direction import DirectionalSharpness, directional_sharpness
 from lossscope.probes.errors import ProbeError

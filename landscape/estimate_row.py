@@ -5,15 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Final
 
+from lossscope.landscape.settled import Row
 from lossscope.probes.estimate import Estimate
 from lossscope.probes.objective import Objective
 from lossscope.probes.spectral_density import SpectralDensity
 
-__all__ = ["DENSITIES", "PROBES", "Row", "Rows", "certified", "density_rows", "estimate_row"]
-
-Row = dict[str, Any]
+__all__ = ["DENSITIES", "PROBES", "Rows", "certified", "density_rows", "estimate_row"]
 
 PROBES: Final = "probes"
 DENSITIES: Final = "densities"

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
 from lossscope.landscape.errors import LandscapeError
-from lossscope.landscape.instruments import Row
+from lossscope.landscape.settled import Row
 from lossscope.optimizer import Ascending
 from lossscope.optimizer.perturbation import RANDOM
 from lossscope.optimizer.shear import residual

@@ -14,10 +14,11 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from lossscope.landscape.detail import alignment_rows, batch_rows, module_rows, sampling_rows
-from lossscope.landscape.estimate_row import Row, Rows, certified, density_rows, estimate_row
+from lossscope.landscape.estimate_row import Rows, certified, density_rows, estimate_row
 from lossscope.landscape.measure import EIGENVALUES
 from lossscope.landscape.metric import StepMetric, step_metric
 from lossscope.landscape.optimizer_name import optimizer_name
+from lossscope.landscape.settled import Row
 from lossscope.landscape.subject import Effort, Subject
 from lossscope.probes.curvature import measure_spectrum
 from lossscope.probes.errors import ProbeError

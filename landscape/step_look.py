@@ -7,17 +7,11 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from lossscope.landscape.cadence import Cadence
-from lossscope.landscape.instruments import (
-    Row,
-    Seen,
-    finished_spectra,
-    injection_angles,
-    settled,
-    spectrum_rows,
-    step_numbers,
-    tensor_rows,
-)
+from lossscope.landscape.instruments import injection_angles, step_numbers, tensor_rows
 from lossscope.landscape.overhead import Overhead
+from lossscope.landscape.seen import Seen
+from lossscope.landscape.settled import Row, settled
+from lossscope.landscape.step_spectra import finished_spectra, spectrum_rows
 from lossscope.optimizer import StepRecord
 from lossscope.probes.remainders import LayerRemainders
 

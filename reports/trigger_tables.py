@@ -27,7 +27,9 @@ _RUN_COLUMNS: Final = (
     Column("steps", "steps", words=True),
     Column("rate", "rate [95 %]", "1", "second gradients per step"),
     Column("null_rate", "of noise", "1", "the same for phi of the same sizes with signs drawn; of a timer, as drawn"),
-    Column("capped_rate", "of Φ(−λ), cap", "1", "the same for normal noise whose deviation is known: p / (1 − (1−p)^k)"),
+    Column(
+        "capped_rate", "of Φ(−λ), cap", "1", "the same for normal noise whose deviation is known: p / (1 − (1−p)^k)"
+    ),
     Column("chance", "fires before the cap [95 %]", "1", "share of the steps before the cap at which it fired"),
     Column("null_chance", "of noise", "1", "half of those with phi beyond the threshold on either side; timer: Φ(−λ)"),
     Column("share", "below, of those beyond [95 %]", "1", "of the steps beyond it on either side; noise has 1/2"),

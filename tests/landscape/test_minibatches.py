@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lossscope.landscape.errors import LandscapeError
-from lossscope.landscape.instruments import finished_spectra, settled
 from lossscope.landscape.minibatches import MinibatchPairs
+from lossscope.landscape.settled import settled
+from lossscope.landscape.step_spectra import finished_spectra
 from lossscope.optimizer import ARS2Neo, StepRecord, create
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.loss import CrossEntropy
