@@ -159,7 +159,7 @@ def main() -> None:
     capability = torch.backends.cpu.get_cpu_capability()
     print(f"## Step cost, {date.today().isoformat()}\n")
     print(f"torch {torch.__version__}, CPU capability {capability}, {torch.get_num_threads()} threads by default;")
-    print(f"medians of {ROUNDS} interleaved rounds of {REPEATS} steps (with passes 9 of 10, recording 2 of 400).")
+    print(f"medians of {ROUNDS} interleaved rounds of {REPEATS} steps (with passes 9 of 10, recording 2 of 600).")
     for threads in (1, 2):
         torch.set_num_threads(threads)
         print(f"\n### {threads} thread{'s' if threads > 1 else ''}")
@@ -173,8 +173,8 @@ def main() -> None:
     torch.set_num_threads(1)
     for name in ("ars2-base", "ars2-aga"):
         print(f"\nRecording {name} on modadd-113, batch 512, 1 thread\n")
-        # Four hundred steps a round: a whole number of every preset's periods.
-        print(recording_table(name, ("economy", "standard", "full"), rounds=1 if QUICK else 2, repeats=400))
+        # Six hundred steps a round: a whole number of every preset's periods.
+        print(recording_table(name, ("economy", "standard", "full"), rounds=1 if QUICK else 2, repeats=600))
 
 
 if __name__ == "__main__":

@@ -9,11 +9,11 @@ from tempfile import TemporaryDirectory
 from step_timing import Arm, medians
 from step_training import Training
 
+from lossscope.landscape.overhead import INSTRUMENTS
 from lossscope.landscape.recorder import Recorder
 from lossscope.probes import CrossEntropy, Objective
 
-KINDS = ("instruments", "spectra", "counterfactual", "minibatches", "layers")
-WORDS = ("rows and norms", "spectra", "updates without injection", "pairs of minibatches", "layers")
+KINDS = {kind: words for kind, words in INSTRUMENTS.items() if kind not in ("curvature", "checkpoints")}
 
 
 def recorded(name: str, preset: str, folder: Path) -> tuple[Arm, Recorder]:
@@ -43,8 +43,8 @@ def _table(name: str, presets: Sequence[str], folder: Path, rounds: int, repeats
     plain = Training.of(name)
     arms = [recorded(name, preset, folder) for preset in presets]
     times = medians([Arm("not recorded", plain.step), *(arm for arm, _ in arms)], rounds, repeats)
-    lines = [f"| preset | ms a step | / not recorded | {' | '.join(f'{words}, % of it' for words in WORDS)} |"]
-    lines += ["|---" * (3 + len(WORDS)) + "|", f"| not recorded | {1e3 * times[0]:.3f} | 1.00 |" + " - |" * len(WORDS)]
+    lines = [f"| preset | ms a step | / not recorded | {' | '.join(f'{words}, % of it' for words in KINDS.values())} |"]
+    lines += ["|---" * (3 + len(KINDS)) + "|", f"| not recorded | {1e3 * times[0]:.3f} | 1.00 |" + " - |" * len(KINDS)]
     for (arm, recorder), seconds in zip(arms, times[1:], strict=True):
         spent, steps = recorder.overhead, recorder.steps
         shares = [100 * spent[f"{kind}_seconds"] / steps / times[0] for kind in KINDS]

@@ -2,74 +2,80 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import cast
 
+import torch
 from torch import Tensor
 
 from lossscope.landscape.seen import Seen
 from lossscope.landscape.settled import Row
 from lossscope.optimizer import TensorRecord
 from lossscope.probes.energy import energies
-from lossscope.probes.norms import norm, norms, relative_radius, update_ratio
-from lossscope.probes.shear_geometry import angle, cosine, secants, surrogate_gap
+from lossscope.probes.norms import norm, norms, ratios
+from lossscope.probes.shear_geometry import angle, angles, cosine, cosines, secants, surrogate_gap
 
 __all__ = ["injection_angles", "step_numbers", "tensor_rows"]
 
 
 def tensor_rows(seen: Sequence[Seen]) -> list[Row]:
     """One row a parameter: norms, energies and the geometry of the adversarial gradient."""
-    weights = norms([s.parameter for s in seen])
-    updates = norms([s.displacement for s in seen])
-    rows = []
-    for s, weight, update in zip(seen, weights, updates, strict=True):
-        row: Row = {"tensor": s.name, "track": s.track, "weight_norm": weight, "update_norm": update}
-        row["update_ratio"] = update_ratio(update, weight)
-        if s.gradient is not None:
-            row["gradient_norm"] = norm(s.gradient)
-        if s.record is not None:
-            row |= _energies(s, s.record) | _shear(s.record, s.before)
-        rows.append(row)
+    rows: list[Row] = [{"tensor": s.name, "track": s.track, **_energies(s)} for s in seen]
+    weights, updates = norms([s.parameter for s in seen]), norms([s.displacement for s in seen])
+    _fill(rows, "weight_norm", _same, weights)
+    _fill(rows, "update_norm", _same, updates)
+    _fill(rows, "update_ratio", ratios, updates, weights)
+    _fill(rows, "gradient_norm", norms, [s.gradient for s in seen])
+    ours = [i for i, s in enumerate(seen) if s.record is not None and s.record.gradient is not None]
+    _add_shear(
+        [rows[i] for i in ours], [cast(TensorRecord, seen[i].record) for i in ours], [seen[i].before for i in ours]
+    )
     return rows
 
 
-def _energies(seen: Seen, record: TensorRecord) -> Row:
-    mean, square = record.m_hat, record.v_hat
-    if record.gradient is None or mean is None or square is None or record.eps is None:
+def _fill(
+    rows: Sequence[Row], column: str, measure: Callable[..., Iterable[Tensor]], *taken: Sequence[Tensor | None]
+) -> None:
+    """A column of the rows that have all it takes, measured together: a call for each would take longer to begin."""
+    having = [i for i, of_row in enumerate(zip(*taken, strict=True)) if all(tensor is not None for tensor in of_row)]
+    if having:
+        found = measure(*([one[i] for i in having] for one in taken))
+        for i, value in zip(having, found, strict=True):
+            rows[i][column] = value
+
+
+def _same(values: Sequence[Tensor]) -> Sequence[Tensor]:
+    return values
+
+
+def _energies(seen: Seen) -> Row:
+    record = seen.record
+    if record is None or record.gradient is None or record.m_hat is None or record.v_hat is None or record.eps is None:
         return {}
-    followed = record.orthogonal if record.direction is record.orthogonal else None
     found = energies(
-        mean,
-        square,
+        record.m_hat,
+        record.v_hat,
         record.eps,
         gradient=record.gradient,
         update=seen.displacement,
-        orthogonal=followed,
+        orthogonal=record.orthogonal if record.direction is record.orthogonal else None,
         whitened=record.whitened,
     )
     return dict(found)
 
 
-def _shear(record: TensorRecord, before: Tensor) -> Row:
-    row: Row = {}
-    g = record.gradient
-    if g is None:
-        return row
-    if record.perturbation is not None:
-        row["perturbation_norm"] = norm(record.perturbation)
-        row["relative_radius"] = relative_radius(record.perturbation, before)
-    if record.adversarial is not None:
-        row["adversarial_angle"] = angle(g, record.adversarial)
-    if record.shear is not None:
-        row["shear_norm"] = norm(record.shear)
-        row["shear_ratio"] = row["shear_norm"] / norm(g)
-    if record.stale_shear is not None:
-        row["phi"] = cosine(g, record.stale_shear)
-        if record.shear is not None:
-            row["freshness"] = cosine(record.stale_shear, record.shear)
-    if record.injected is not None:
-        row["injected_norm"] = norm(record.injected - g)
-    return row
+def _add_shear(rows: Sequence[Row], records: Sequence[TensorRecord], before: Sequence[Tensor]) -> None:
+    """The geometry of the adversarial gradient of the parameters that have a gradient."""
+    g = [r.gradient for r in records]
+    ascents, fresh, stale = ([getattr(r, name) for r in records] for name in ("perturbation", "shear", "stale_shear"))
+    _fill(rows, "perturbation_norm", norms, ascents)
+    _fill(rows, "relative_radius", lambda e, p: ratios(norms(e), norms(p)), ascents, before)
+    _fill(rows, "adversarial_angle", angles, g, [r.adversarial for r in records])
+    _fill(rows, "shear_norm", norms, fresh)
+    _fill(rows, "shear_ratio", lambda s, g: ratios(norms(s), norms(g)), fresh, g)
+    _fill(rows, "phi", cosines, g, stale)
+    _fill(rows, "freshness", cosines, stale, fresh)
+    _fill(rows, "injected_norm", lambda a, g: norms(torch._foreach_sub(a, g)), [r.injected for r in records], g)
 
 
 def step_numbers(

@@ -36,7 +36,7 @@ class Preset:
 
 PRESETS: Final[dict[str, Preset]] = {
     "economy": Preset("economy", 100, None, 8, 2.0, 0.02, 3, 32, 0.03, 0.15, 1, True, 3, None, None, None, ()),
-    "standard": Preset("standard", 10, 100, 20, 1.5, 0.10, 8, 64, 0.02, 0.05, 1, False, 1, 50, 400, 400, (1, 5, 20)),
+    "standard": Preset("standard", 10, 100, 20, 1.5, 0.10, 8, 64, 0.02, 0.05, 1, False, 1, 100, 600, 600, (1, 5, 20)),
     "full": Preset("full", 1, 10, 40, 1.2, 0.50, 20, 256, 0.01, 0.02, 5, False, 1, 10, 10, 40, (1, 2, 5, 10, 20)),
 }
 

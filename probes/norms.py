@@ -18,10 +18,12 @@ __all__ = [
     "Vector",
     "at_least_float32",
     "inner",
+    "inners",
     "norm",
     "norms",
     "pairs",
     "parts",
+    "ratios",
     "relative_radius",
     "update_ratio",
 ]
@@ -103,7 +105,23 @@ def inner(left: Vector, right: Vector) -> Tensor:
         >>> inner([torch.ones(2), torch.ones(3, 1)], [torch.ones(2), torch.full((3, 1), 2.0)])
         tensor(8., dtype=torch.float64)
     """
-    return torch.stack([(a * b).sum() for a, b in pairs(left, right)]).double().sum()
+    return inners(parts(left), parts(right)).sum()
+
+
+def inners(left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:
+    r"""The inner product of each tensor with its match, as exact as `inner`.
+
+    Args:
+        left: A non-empty list of n tensors.
+        right: The same shapes.
+
+    Returns:
+        `(n,)`, float64.
+
+    Raises:
+        ProbeError: the shapes differ, or there is no tensor.
+    """
+    return torch.stack([(a * b).sum() for a, b in pairs(left, right)]).double()
 
 
 def norms(tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -158,7 +176,7 @@ def update_ratio(update: Vector, weight: Vector) -> Tensor:
     Returns:
         A 0-d float64 tensor; nan, a gap, where the weight is zero.
     """
-    return _ratio(update, weight)
+    return ratios([norm(update)], [norm(weight)])[0]
 
 
 def relative_radius(perturbation: Vector, parameter: Vector) -> Tensor:
@@ -171,13 +189,21 @@ def relative_radius(perturbation: Vector, parameter: Vector) -> Tensor:
     Returns:
         A 0-d float64 tensor; nan, a gap, where the parameter is zero.
     """
-    return _ratio(perturbation, parameter)
+    return ratios([norm(perturbation)], [norm(parameter)])[0]
 
 
-def _ratio(numerator: Vector, denominator: Vector) -> Tensor:
-    """The ratio of two norms; nan where the lower one is zero."""
-    below = norm(denominator)
-    return norm(numerator) / torch.where(below > 0, below, torch.nan)
+def ratios(above: Sequence[Tensor], below: Sequence[Tensor]) -> Tensor:
+    """The ratio of each norm to its match.
+
+    Args:
+        above: n norms, 0-d each, n at least 1.
+        below: As many.
+
+    Returns:
+        `(n,)`, in the dtype of the norms; nan, a gap, where the lower one is zero.
+    """
+    lower = torch.stack(list(below))
+    return torch.stack(list(above)) / torch.where(lower > 0, lower, torch.nan)
 
 
 def _foreach_norm(tensors: list[Tensor], dtype: torch.dtype | None) -> Tensor:

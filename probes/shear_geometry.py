@@ -13,9 +13,9 @@ from typing import overload
 import torch
 from torch import Tensor
 
-from lossscope.probes.norms import Vector, inner, pairs
+from lossscope.probes.norms import Vector, inner, inners, pairs
 
-__all__ = ["angle", "cosine", "secants", "shear", "surrogate_gap"]
+__all__ = ["angle", "angles", "cosine", "cosines", "secants", "shear", "surrogate_gap"]
 
 
 def cosine(left: Vector, right: Vector) -> Tensor:
@@ -32,8 +32,23 @@ def cosine(left: Vector, right: Vector) -> Tensor:
     Raises:
         ProbeError: the shapes differ.
     """
-    lengths = inner(left, left).sqrt() * inner(right, right).sqrt()
-    return (inner(left, right) / lengths).clamp(-1.0, 1.0)
+    return _cosine(inner(left, left), inner(right, right), inner(left, right))
+
+
+def cosines(left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:
+    """The `cosine` of each tensor and its match, made together.
+
+    Args:
+        left: A non-empty list of n tensors.
+        right: The same shapes.
+
+    Returns:
+        `(n,)`, float64 in [-1, 1]; nan, a gap, where either is zero.
+
+    Raises:
+        ProbeError: the shapes differ, or there is no tensor.
+    """
+    return _cosine(inners(left, left), inners(right, right), inners(left, right))
 
 
 def angle(left: Vector, right: Vector) -> Tensor:
@@ -60,8 +75,25 @@ def angle(left: Vector, right: Vector) -> Tensor:
     """
     squared, along = inner(left, left), inner(left, right)
     across = _without(right, left, along, squared)
-    found = torch.atan2((squared * inner(across, across)).sqrt(), along)
-    return torch.where((squared > 0) & (inner(right, right) > 0), found, torch.nan)
+    return _turn(squared, inner(right, right), along, inner(across, across))
+
+
+def angles(left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:
+    """The `angle` between each tensor and its match, made together.
+
+    Args:
+        left: A non-empty list of n tensors.
+        right: The same shapes.
+
+    Returns:
+        `(n,)`, float64 radians in [0, pi]; nan, a gap, where either is zero.
+
+    Raises:
+        ProbeError: the shapes differ, or there is no tensor.
+    """
+    squared, along = inners(left, left), inners(left, right)
+    across = _without(right, left, along, squared)
+    return _turn(squared, inners(right, right), along, inners(across, across))
 
 
 @overload
@@ -152,6 +184,20 @@ def secants(
 
 
 def _without(vector: Vector, direction: Vector, along: Tensor, squared: Tensor) -> list[Tensor]:
-    """The vector less its projection on the direction, given their inner product and the direction's square."""
-    share = torch.where(squared > 0, along / squared, 0.0)
-    return [a - share * g for a, g in pairs(vector, direction)]
+    """The vector less its projection on the direction, given their inner product and the direction's square.
+
+    These are of the whole, or `(n,)`, of each tensor by itself.
+    """
+    both = pairs(vector, direction)
+    shares = torch.where(squared > 0, along / squared, 0.0).expand(len(both)).unbind()
+    return [a - share * g for (a, g), share in zip(both, shares, strict=True)]
+
+
+def _cosine(left: Tensor, right: Tensor, along: Tensor) -> Tensor:
+    """From the squares of both vectors and their inner product."""
+    return (along / (left.sqrt() * right.sqrt())).clamp(-1.0, 1.0)
+
+
+def _turn(left: Tensor, right: Tensor, along: Tensor, across: Tensor) -> Tensor:
+    """From the squares of both vectors, their inner product, and the square of what of the second is across."""
+    return torch.where((left > 0) & (right > 0), torch.atan2((left * across).sqrt(), along), torch.nan)

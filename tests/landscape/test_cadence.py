@@ -56,21 +56,21 @@ def test_tensors_and_spectra_are_looked_at_at_the_first_step_at_their_period_and
 def test_layers_are_looked_at_at_their_own_period_and_tensors_with_them() -> None:
     cadence = Cadence(STANDARD, None, 0, 0)
     layers = [step for step in range(2001) if cadence.layers(step)]
-    assert layers == list(range(400, 2001, 400))
+    assert layers == list(range(600, 2001, 600))
     assert all(map(cadence.tensors, layers))
     assert not any(Cadence(PRESETS["economy"], 400, 0, 0).layers(step) for step in range(401))
 
 
 def test_a_window_has_a_begin_and_its_lags_and_none_begins_that_the_end_would_cut_to_nothing() -> None:
-    due = {step: Cadence(STANDARD, 4800, 0, 0).window(step) for step in range(4801)}
-    looks = [(400 * number + lag, (number, lag)) for number in range(1, 12) for lag in (0, 1, 5, 20)]
+    due = {step: Cadence(STANDARD, 7200, 0, 0).window(step) for step in range(7201)}
+    looks = [(600 * number + lag, (number, lag)) for number in range(1, 12) for lag in (0, 1, 5, 20)]
     assert [(step, one) for step, one in due.items() if one] == looks
-    assert Cadence(STANDARD, None, 0, 0).window(1200) == (3, 0)
+    assert Cadence(STANDARD, None, 0, 0).window(1200) == (2, 0)
     assert not any(Cadence(PRESETS["economy"], None, 0, 0).window(step) for step in range(301))
 
 
 def test_a_short_planned_run_still_has_twenty_looks_at_layers_and_as_many_windows_as_fit_until_ten_are_whole() -> None:
-    for steps, looks, windows in ((400, 20, 11), (1000, 20, 11), (12000, 30, 29), (100, 20, 3), (20, 20, 0)):
+    for steps, looks, windows in ((400, 20, 11), (1000, 20, 11), (24000, 40, 39), (100, 20, 3), (20, 20, 0)):
         cadence = Cadence(STANDARD, steps, 0, 0)
         assert sum(map(cadence.layers, range(steps + 1))) == looks
         assert (

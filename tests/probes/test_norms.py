@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lossscope.probes.errors import ProbeError
-from lossscope.probes.norms import inner, norm, norms, pairs, relative_radius, update_ratio
+from lossscope.probes.norms import inner, inners, norm, norms, pairs, ratios, relative_radius, update_ratio
 
 
 def gaussian(*shape: int, seed: int = 0) -> Tensor:
@@ -59,6 +59,16 @@ def test_a_norm_may_stand_for_its_tensor() -> None:
     W, step = gaussian(4, 3), gaussian(4, 3, seed=1)
     assert update_ratio(norm(step), norm(W)) == update_ratio(step, W)
     assert relative_radius([step, step], [W, W]) == pytest.approx(float(update_ratio(step, W)))
+
+
+def test_inner_products_and_ratios_of_many_are_each_what_they_are_alone() -> None:
+    other = [tensor + 1 for tensor in TENSORS]
+    found = inners(TENSORS, other)
+    assert found.tolist() == [float(inner(a, b)) for a, b in zip(TENSORS, other, strict=True)]
+    assert ratios(norms(TENSORS), norms(other)).tolist() == [
+        float(update_ratio(a, b)) for a, b in zip(TENSORS, other, strict=True)
+    ]
+    assert torch.isnan(ratios([torch.ones(())], [torch.zeros(())])).all()
 
 
 def test_a_zero_weight_has_a_gap_and_a_zero_step_has_not() -> None:

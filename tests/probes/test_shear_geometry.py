@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
@@ -10,8 +11,10 @@ from torch import Tensor
 
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.norms import inner, norm
-from lossscope.probes.shear_geometry import angle, cosine, secants, shear, surrogate_gap
+from lossscope.probes.shear_geometry import angle, angles, cosine, cosines, secants, shear, surrogate_gap
 
+Many = Callable[[Sequence[Tensor], Sequence[Tensor]], Tensor]
+One = Callable[[Tensor, Tensor], Tensor]
 SEEDS = st.integers(0, 10_000)
 SCALES = st.floats(1e-8, 1e8)
 
@@ -74,6 +77,22 @@ def test_a_list_has_the_geometry_of_the_long_vector() -> None:
     assert [t.shape for t in parts] == [t.shape for t in a]
     one = torch.cat([shear(x, y).flatten() for x, y in zip(a, b, strict=True)])
     assert (one - shear(long_a, long_b)).norm() > 0.01  # projecting tensor by tensor is another convention
+
+
+@pytest.mark.parametrize(("together", "alone"), [(angles, angle), (cosines, cosine)])
+def test_many_at_once_are_each_what_it_is_alone(together: Many, alone: One) -> None:
+    a = [gaussian(3, 4), gaussian(5, seed=1), torch.zeros(2, dtype=torch.float64), gaussian(2, seed=2)]
+    b = [gaussian(3, 4, seed=2), -gaussian(5, seed=1), gaussian(2, seed=4), torch.zeros(2, dtype=torch.float64)]
+    for x, y in ((a, b), ([t.float() for t in a], [t.bfloat16() for t in b])):
+        found = together(x, y)
+        assert (found.shape, found.dtype) == ((4,), torch.float64)
+        torch.testing.assert_close(
+            found, torch.stack([alone(s, t) for s, t in zip(x, y, strict=True)]), rtol=0, atol=1e-14, equal_nan=True
+        )
+        assert torch.isnan(found[2:]).all()
+        assert not torch.isnan(found[:2]).any()
+    with pytest.raises(ProbeError, match="differ"):
+        together(a, a[::-1])
 
 
 def test_a_zero_vector_has_no_angle() -> None:
