@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +13,7 @@ __all__ = ["demo"]
 _ARMS = ("ars2-base", "ars2-sync", "adamw@rms")
 _SEEDS = (0, 1, 2)
 _VISITS = 20
+_MOST_JOBS = 4  # at a time: each has torch in memory
 
 
 def demo(
@@ -27,29 +29,29 @@ def demo(
     from lossscope.cli.progress import progress_bar
     from lossscope.landscape.config import TrainConfig
     from lossscope.landscape.errors import RunError
-    from lossscope.landscape.run import Run
-    from lossscope.landscape.training import train
+    from lossscope.landscape.trainings import train_all
     from lossscope.reports import overview, render
     from lossscope.reports.output import write_text
     from lossscope.reports.text import table_text
 
     if (out / "run.json").exists():
         raise RunError(f"{out} is a run itself; give the demo a folder of its own with --out")
-    runs: list[Run] = []
-    for arm in _ARMS:
-        for seed in _SEEDS:
-            config = TrainConfig(
-                workload="digits-mlp",
-                optimizer=arm,
-                name=f"{arm}-s{seed}",
-                out=str(out),
-                steps=steps,
-                seed=seed,
-                visits=_VISITS,
-                threads=1,  # these networks are too small to share, and equal threads give equal bits
-            )
-            with progress_bar(f"{arm} seed {seed} ({len(runs) + 1} of {len(_ARMS) * len(_SEEDS)})") as progress:
-                runs.append(train(config, force=force, progress=progress))
+    configs = [
+        TrainConfig(
+            workload="digits-mlp",
+            optimizer=arm,
+            name=f"{arm}-s{seed}",
+            out=str(out),
+            steps=steps,
+            seed=seed,
+            visits=_VISITS,
+            threads=1,  # these networks are too small to share, and equal threads give equal bits
+        )
+        for arm in _ARMS
+        for seed in _SEEDS
+    ]
+    with progress_bar("demo") as progress:
+        runs = train_all(configs, jobs=min(_MOST_JOBS, os.cpu_count() or 1), force=force, progress=progress)
     report = overview(runs)
     page = out / "report.html"
     write_text(page, render(report, "html"), force=True)

@@ -230,9 +230,7 @@ def test_a_dtype_is_given_by_name(tmp_path: Path) -> None:
     assert half_run.steps["loss"].tolist() != full_run.steps["loss"].tolist()
 
 
-def test_the_demo_leaves_nine_runs_and_one_page_and_prints_one_table(
-    inside: Command, few_products: None, tmp_path: Path
-) -> None:
+def test_the_demo_leaves_nine_runs_and_one_page_and_prints_one_table(inside: Command, tmp_path: Path) -> None:
     arguments = ["demo", "--out", str(tmp_path / "demo"), "--steps", "1"]
     result = CliRunner().invoke(app, arguments, catch_exceptions=False)
     assert result.exit_code == 0
