@@ -10,7 +10,7 @@ from lossscope.landscape.errors import RunError
 from lossscope.landscape.lock import LOCK, RunLock
 from lossscope.landscape.manifest import MANIFEST, check_name
 
-__all__ = ["claimed_folder"]
+__all__ = ["claimed_folder", "refuse_unless_free"]
 
 
 def claimed_folder(path: Path, *, force: bool) -> RunLock:
@@ -24,10 +24,10 @@ def claimed_folder(path: Path, *, force: bool) -> RunLock:
         RunError: The name is not allowed, the place is taken, or it cannot be written.
     """
     check_name(path.name)
-    _refuse_unless_free(path, force)
+    refuse_unless_free(path, force)
     lock = _locked(path)
     try:
-        _refuse_unless_free(path, force)  # another process may have been faster
+        refuse_unless_free(path, force)  # another process may have been faster
         if not (path / MANIFEST).exists():
             return lock
         _remove(path)
@@ -38,8 +38,12 @@ def claimed_folder(path: Path, *, force: bool) -> RunLock:
     return claimed_folder(path, force=False)
 
 
-def _refuse_unless_free(path: Path, force: bool) -> None:
-    """Refuse a place that is taken."""
+def refuse_unless_free(path: Path, force: bool) -> None:
+    """Refuse a place that is taken: by a run, unless `force` replaces it, or by anything else.
+
+    Raises:
+        RunError: It is taken, or cannot be looked into.
+    """
     if path.is_symlink() or (path.exists() and not path.is_dir()):
         raise RunError(f"{path} is a link or a file: choose another name")
     try:

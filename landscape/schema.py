@@ -88,7 +88,9 @@ _TENSORS: Final = (
     Column("relative_radius", "float", "1", "norm of the ascent e over the norm of the parameter"),
     Column("adversarial_angle", "float", "rad", "angle between the base and the adversarial gradient"),
     Column("shear_norm", "float", "nats", "norm of the fresh shear"),
-    Column("shear_ratio", "float", "1", "norm of the fresh shear over the norm of the base gradient"),
+    Column(
+        "shear_ratio", "float", "1", "norm of the fresh shear over that of the base gradient; a gap where that is 0"
+    ),
     Column("phi", "float", "1", "cosine of the gradient with the stored shear, before any injection"),
     Column("freshness", "float", "1", "cosine of the stored shear with the fresh one that replaces it"),
     Column("injected_norm", "float", "nats", "norm of what the shear added to the gradient"),

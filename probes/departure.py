@@ -69,7 +69,8 @@ def patient_zero(
         raise ProbeError(f"window={window} is out of range, need at least 2 steps")
     least = _each_step(rounding, len(sizes))
     thresholds = np.maximum(factor * usual_sizes(sizes, window=window), least[:, None])
-    ratios = np.nan_to_num(sizes / np.where(thresholds > 0, thresholds, math.nan), nan=0.0)
+    with np.errstate(invalid="ignore", over="ignore"):  # of a size that is not finite
+        ratios = np.nan_to_num(sizes / np.where(thresholds > 0, thresholds, math.nan), nan=0.0)
     above = np.flatnonzero((ratios > 1).any(1))
     if not len(above):
         return None

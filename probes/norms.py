@@ -1,7 +1,7 @@
-"""Norms and inner products of tensors and of lists of tensors, and the two ratios of step size.
+"""Norms and inner products of tensors and of lists of tensors, and ratios of norms.
 
-A list of tensors is read as one long vector and is never concatenated. Every result is a 0-d float64
-tensor on the device of its input: nothing here waits for the device.
+`norm` and `inner` read a list of tensors as one long vector, which is never concatenated; `norms`, `inners` and
+`ratios` have one number for each. Numbers are float64 tensors on the device of their input: nothing here waits for it.
 """
 
 from __future__ import annotations
@@ -24,8 +24,6 @@ __all__ = [
     "pairs",
     "parts",
     "ratios",
-    "relative_radius",
-    "update_ratio",
 ]
 
 Vector = Tensor | Sequence[Tensor]
@@ -164,36 +162,8 @@ def norm(tensors: Vector) -> Tensor:
     return torch.stack(norms(parts(tensors))).square().sum().sqrt()
 
 
-def update_ratio(update: Vector, weight: Vector) -> Tensor:
-    r"""The length of an update relative to the weight, :math:`\lVert\Delta W\rVert / \lVert W\rVert`.
-
-    A norm already taken may stand for its tensor: the norm of a 0-d tensor is its absolute value.
-
-    Args:
-        update: The change of the parameter, decay included; or its 0-d norm.
-        weight: The parameter; or its 0-d norm.
-
-    Returns:
-        A 0-d float64 tensor; nan, a gap, where the weight is zero.
-    """
-    return ratios([norm(update)], [norm(weight)])[0]
-
-
-def relative_radius(perturbation: Vector, parameter: Vector) -> Tensor:
-    r"""The length of an ascent relative to the parameter, :math:`\lVert e\rVert / \lVert p\rVert`.
-
-    Args:
-        perturbation: The ascent `e` added to the parameter; or its 0-d norm.
-        parameter: The parameter before the ascent; or its 0-d norm.
-
-    Returns:
-        A 0-d float64 tensor; nan, a gap, where the parameter is zero.
-    """
-    return ratios([norm(perturbation)], [norm(parameter)])[0]
-
-
 def ratios(above: Sequence[Tensor], below: Sequence[Tensor]) -> Tensor:
-    """The ratio of each norm to its match.
+    r"""The ratio of each norm to its match, such as that of an update, :math:`\lVert\Delta W\rVert / \lVert W\rVert`.
 
     Args:
         above: n norms, 0-d each, n at least 1.
@@ -201,6 +171,9 @@ def ratios(above: Sequence[Tensor], below: Sequence[Tensor]) -> Tensor:
 
     Returns:
         `(n,)`, in the dtype of the norms; nan, a gap, where the lower one is zero.
+
+    Source:
+        docs/measures/norms.md.
     """
     lower = torch.stack(list(below))
     return torch.stack(list(above)) / torch.where(lower > 0, lower, torch.nan)

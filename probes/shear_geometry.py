@@ -1,8 +1,8 @@
 """The geometry of a second, adversarial gradient: angle, shear, surrogate gap and secant curvature.
 
-A list of tensors is read as one long vector (global quantities); pass one tensor for those of one tensor.
-The two differ: a shear against the global gradient is not made of the shears of each tensor.
-Every scalar is a 0-d float64 tensor on the device of its input.
+A list of tensors is read as one long vector (global quantities); pass one tensor for those of one tensor, or take
+`angles` and `cosines` for those of each. The two differ: a shear against the global gradient is not made of the shears
+of each tensor. Numbers are float64 tensors on the device of their input, 0-d but for those two.
 """
 
 from __future__ import annotations

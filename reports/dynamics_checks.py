@@ -67,7 +67,7 @@ def model_predicted(runs: Sequence[Run]) -> Finding:
         "On the fixed data the second-order model predicted the change of the loss along the step to 10 % of its terms "
         "at every visit."
     )
-    source = "probes.parquet: relative_second, second_remainder"
+    source = "probes.parquet: relative_second"
     by_run = {run.name: step_visits(run) for run in runs}
     visits = [(name, visit) for name, found in by_run.items() for visit in found]
     if not visits:

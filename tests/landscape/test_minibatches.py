@@ -51,7 +51,7 @@ def cosine(a: Tensor, b: Tensor) -> float:
     return float(a @ b / a.norm() / b.norm())
 
 
-def test_cosines_join_disjoint_minibatches_and_the_windows_begin_both_ways_round() -> None:
+def test_cosines_join_two_minibatches_and_the_windows_begin_both_ways_round() -> None:
     model, data = network(), batches()
     optimizer = create("adamw", model, lr=0.05)
     pairs = MinibatchPairs(Objective(model, CrossEntropy(), data), optimizer, 20)

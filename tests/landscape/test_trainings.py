@@ -5,6 +5,9 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +15,26 @@ import pytest
 
 from lossscope.landscape.checkpoint import checkpoints, load_checkpoint
 from lossscope.landscape.config import TrainConfig
-from lossscope.landscape.errors import ConfigError, TrainingError
+from lossscope.landscape.errors import ConfigError, RunError, TrainingError
 from lossscope.landscape.job import job_of
 from lossscope.landscape.run import Run
 from lossscope.landscape.training import resolved, train
 from lossscope.landscape.trainings import train_all
+
+SCRIPT = """
+import multiprocessing
+from lossscope.landscape.config import TrainConfig
+from lossscope.landscape.trainings import train_all
+
+def tell(taken, steps, said):
+    if taken and not told:
+        told.append(print(*[child.pid for child in multiprocessing.active_children()], flush=True))
+
+if __name__ == "__main__":
+    told = []
+    settings = dict(workload="digits-mlp", optimizer="sgd", out={out!r}, steps=100000, visits=0, preset="economy")
+    train_all([TrainConfig(name=f"s{{seed}}", seed=seed, **settings) for seed in range(2)], jobs=2, progress=tell)
+"""
 
 
 def asked(out: Path, seed: int, **settings: Any) -> TrainConfig:
@@ -67,13 +85,49 @@ def test_a_process_ended_from_outside_is_one_clear_line(tmp_path: Path) -> None:
     assert Run.open(tmp_path / "s0").status == "crashed"
 
 
+def test_an_interrupt_ends_what_is_under_way_and_keeps_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupt(taken: int, steps: int, said: str) -> None:
+        if taken:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_all([asked(tmp_path, seed, steps=100_000) for seed in range(2)], jobs=1, progress=interrupt)
+    assert Run.open(tmp_path / "s0").manifest["how_it_ended"] == "KeyboardInterrupt"
+    assert "of which recording took" in capsys.readouterr().err
+    assert not (tmp_path / "s1").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["SIGINT", "SIGKILL"])
+def test_what_ends_the_parent_alone_leaves_no_process_behind(tmp_path: Path, name: str) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT.format(out=str(tmp_path / "runs")))
+    with subprocess.Popen(
+        [sys.executable, script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as parent:
+        assert parent.stdout is not None
+        children = [int(pid) for pid in parent.stdout.readline().split()]
+        parent.send_signal(getattr(signal, name))
+        said = parent.communicate(timeout=30)[1]
+    assert children
+    assert said.count("Traceback") == (name == "SIGINT")  # the parent's own
+    deadline = time.monotonic() + 10
+    while any(Path(f"/proc/{pid}").exists() for pid in children):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert Run.open(tmp_path / "runs" / "s0").status == ("failed" if name == "SIGINT" else "crashed")
+
+
 def test_what_cannot_be_trained_is_told_before_any_training_begins(tmp_path: Path) -> None:
     one = asked(tmp_path, 0)
     with pytest.raises(ConfigError, match="jobs=0 is out of range"):
         train_all([one], jobs=0)
     with pytest.raises(ConfigError, match=r"two trainings would write the same run .*s0"):
         train_all([one, one.with_settings({"seed": 1})], jobs=2)
+    train(asked(tmp_path / "there", 1))
+    with pytest.raises(RunError, match="holds a run already"):
+        train_all([one, asked(tmp_path / "there", 1)], jobs=2)
     with pytest.raises(ConfigError, match="no optimizer 'ars3'"):
         train_all([one, asked(tmp_path, 1).with_settings({"optimizer": "ars3"})], jobs=2)
     assert train_all([], jobs=2) == []
-    assert not list(tmp_path.iterdir())
+    assert [path.name for path in tmp_path.iterdir()] == ["there"]

@@ -83,10 +83,9 @@ def visits(steps: int) -> Iterator[Row]:
         values |= {"gradient_cosine": 0.5, "gradient_rayleigh": 0.25}
         for measure, value in {**values, "top_share": 0.125}.items():
             yield "probes", {**exact, "step": step, "measure": measure, "value": value}
-        # A change of 1e-2 in terms of 1e-2, and a rounding of 1e-6.
+        # Of a change of 1e-2 in terms of 1e-2, with a rounding of 1e-6.
         ratios = {"trust_ratio": (0.95, 0.95e-4), "relative_first": (0.2, 1e-4), "relative_second": (0.05, 1e-4)}
-        losses = {"loss_change": (-1e-2, 1e-6), "first_remainder": (2e-3, 1e-6), "second_remainder": (5e-4, 1e-6)}
-        for measure, (value, off) in {**ratios, **losses}.items():
+        for measure, (value, off) in ratios.items():
             ends = {"low": value - off, "high": value + off}
             yield "probes", {**exact, "step": step, "measure": measure, "value": value, **ends}
 
