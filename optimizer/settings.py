@@ -1,4 +1,4 @@
-"""The settings of ARS2-Neo: defaults, bounds, and which of them hold for all parameter groups."""
+"""The settings of our optimizers: defaults, bounds, and which of them hold for all parameter groups."""
 
 from __future__ import annotations
 

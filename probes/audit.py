@@ -131,21 +131,9 @@ def trigger_audit(
         raise ProbeError(f"lamda={lamda:g} is out of range, need a finite number of at least 0")
     steps = np.asarray(synced, dtype=bool)
     begins = np.flatnonzero(steps)
-    lengths = np.diff(begins)
-    if len(lengths) and lengths.max() > k:
-        raise ProbeError(
-            f"a run of {lengths.max()} steps without a second gradient is longer than the cap k={k}: pass the k that "
-            "the run was made with, and every step of it"
-        )
+    lengths, before = np.diff(begins), _before_cap(begins, k)
     p = np.full(len(steps), float(ndtr(-lamda))) if chances is None else np.asarray(chances, dtype=np.float64)
-    if p.shape != steps.shape or not ((p >= 0) & (p <= 1)).all():
-        raise ProbeError(f"chances of shape {p.shape} do not fit {len(steps)} steps: need one from 0 to 1 for each")
-    before = _before_cap(begins, k)
-    if (steps[before] & (p[before] == 0)).any():
-        raise ProbeError(
-            "the trigger fired before the cap where phi was not below its threshold: pass phi and threshold of every "
-            "step of the same run"
-        )
+    _refuse_another_run(steps, p, lengths, before, k)
     fired, tried = (lengths < k).astype(np.float64), np.minimum(lengths, k - 1).astype(np.float64)
     usual = float(p[before].mean()) if len(before) else float(p.mean()) if len(p) else math.nan
     null, possible = _null_runs(p, usual, begins, k), before[p[before] > 0]
@@ -202,6 +190,30 @@ def phi_memory(phi: Sequence[float | None], *, lags: Sequence[int] = tuple(range
 def _numbers(values: Sequence[float | None]) -> Array:
     """The values as an array, nan where one is missing."""
     return np.array([math.nan if value is None else value for value in values], dtype=np.float64)
+
+
+def _refuse_another_run(
+    steps: npt.NDArray[np.bool_],
+    chances: Array,
+    lengths: npt.NDArray[np.int64],
+    before: npt.NDArray[np.int64],
+    k: int,
+) -> None:
+    """Refuse steps that no trigger of this cap and these chances has taken."""
+    if len(lengths) and lengths.max() > k:
+        raise ProbeError(
+            f"a run of {lengths.max()} steps without a second gradient is longer than the cap k={k}: pass the k that "
+            "the run was made with, and every step of it"
+        )
+    if chances.shape != steps.shape or not ((chances >= 0) & (chances <= 1)).all():
+        raise ProbeError(
+            f"chances of shape {chances.shape} do not fit {len(steps)} steps: need one from 0 to 1 for each"
+        )
+    if (steps[before] & (chances[before] == 0)).any():
+        raise ProbeError(
+            "the trigger fired before the cap where phi was not below its threshold: pass phi and threshold of every "
+            "step of the same run"
+        )
 
 
 def _before_cap(begins: npt.NDArray[np.int64], k: int) -> npt.NDArray[np.int64]:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import numpy.typing as npt
 
 from lossscope.probes.block_bootstrap import Array, block_bootstrap, block_length, quotient
 from lossscope.probes.errors import ProbeError
@@ -75,14 +76,7 @@ def noise_scale(
     """
     if not 0 < small_batch < large_batch < math.inf:
         raise ProbeError(f"batch sizes {small_batch:g} and {large_batch:g} are out of range, need 0 < small < large")
-    of_small, of_large = np.asarray(small, dtype=np.float64), np.asarray(large, dtype=np.float64)
-    if of_small.shape != of_large.shape or of_small.ndim != 1:
-        raise ProbeError(f"{of_small.size} and {of_large.size} squared norms, need one of each size for every step")
-    known = np.isfinite(of_small) & np.isfinite(of_large)
-    if (count := int(known.sum())) < 2:
-        raise ProbeError(f"{count} of {len(known)} steps have both squared norms, need at least 2")
-    if (least := min(float(of_small[known].min()), float(of_large[known].min()))) < 0:
-        raise ProbeError(f"a squared norm is {least:g}, need numbers of at least 0: pass |g|^2")
+    of_small, of_large, known = _squares(small, large)
     b, B = small_batch, large_batch
     signal = np.where(known, (B * of_large - b * of_small) / (B - b), math.nan)
     noise = np.where(known, (of_small - of_large) / (1 / b - 1 / B), math.nan)
@@ -100,3 +94,16 @@ def noise_scale(
         mean(1, signal),
         mean(0, noise),
     )
+
+
+def _squares(small: Sequence[float], large: Sequence[float]) -> tuple[Array, Array, npt.NDArray[np.bool_]]:
+    """Both series of squared norms, and which steps have both."""
+    of_small, of_large = np.asarray(small, dtype=np.float64), np.asarray(large, dtype=np.float64)
+    if of_small.shape != of_large.shape or of_small.ndim != 1:
+        raise ProbeError(f"{of_small.size} and {of_large.size} squared norms, need one of each size for every step")
+    known = np.isfinite(of_small) & np.isfinite(of_large)
+    if (count := int(known.sum())) < 2:
+        raise ProbeError(f"{count} of {len(known)} steps have both squared norms, need at least 2")
+    if (least := min(float(of_small[known].min()), float(of_large[known].min()))) < 0:
+        raise ProbeError(f"a squared norm is {least:g}, need numbers of at least 0: pass |g|^2")
+    return of_small, of_large, known
