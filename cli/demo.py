@@ -1,4 +1,4 @@
-"""`lossscope demo`: three arms on real digits, three seeds each, one table and one page."""
+"""`lossscope demo`: three arms on real digits, three seeds each, two tables and one page."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def demo(
     force: Annotated[bool, typer.Option("--force", help="Replace the demo that is there.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Train ARS2-Neo base, its sync mode and a norm-matched AdamW on digits; print a table, write a page.
+    """Train ARS2-Neo base, its sync mode and a norm-matched AdamW on digits; print two tables, write a page.
 
     Example: lossscope demo --force
     """

@@ -1,4 +1,4 @@
-"""The overview: one table over all arms and every figure, as the demo shows it."""
+"""The overview: one table over all arms, the norms to read it beside, and every figure, as the demo shows it."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 from lossscope.landscape.series import by_arm
 from lossscope.reports.checks import bounds_met, edge_below_one, entropy_raised, losses_matched, precise, runs_finished
 from lossscope.reports.content import Cell, Column, Report, Table
+from lossscope.reports.norm_tables import norm_table
 from lossscope.reports.panels import (
     adaptive_trace_figure,
     edge_figure,
@@ -42,7 +43,7 @@ _ARMS_PER_TABLE: Final = 4
 
 
 def overview(runs: Sequence[Run]) -> Report:
-    """The overview of the runs: one table of medians over seeds, and the figures of every other report.
+    """The overview of the runs: one table of medians over seeds, norm controls, and the figures of every other report.
 
     Args:
         runs: any runs, live, crashed and failed ones included.
@@ -62,7 +63,7 @@ def overview(runs: Sequence[Run]) -> Report:
             entropy_raised(runs),
             losses_matched(runs),
         ),
-        tables=_tables(runs),
+        tables=(*_tables(runs), *norm_table(runs)),
         figures=(
             loss_figure(runs),
             eigenvalue_figure(runs),

@@ -230,13 +230,14 @@ def test_a_dtype_is_given_by_name(tmp_path: Path) -> None:
     assert half_run.steps["loss"].tolist() != full_run.steps["loss"].tolist()
 
 
-def test_the_demo_leaves_nine_runs_and_one_page_and_prints_one_table(inside: Command, tmp_path: Path) -> None:
+def test_the_demo_leaves_nine_runs_and_one_page_and_prints_two_tables(inside: Command, tmp_path: Path) -> None:
     arguments = ["demo", "--out", str(tmp_path / "demo"), "--steps", "1"]
     result = CliRunner().invoke(app, arguments, catch_exceptions=False)
     assert result.exit_code == 0
     runs = {f"{arm}-s{seed}" for arm in ("ars2-base", "ars2-sync", "adamw@rms") for seed in range(3)}
     assert {path.name for path in (tmp_path / "demo").iterdir()} == runs | {"report.html"}
     assert result.stdout.count("Each arm at its end") == 1
+    assert result.stdout.count("Norm controls at the end") == 1
     assert "report.html" in result.stdout
     page = (tmp_path / "demo" / "report.html").read_text()
     for figure in ("Training loss", "λ_max", "R_dir", "Trace", "entropy", "Shear angle", "Fisher energy"):

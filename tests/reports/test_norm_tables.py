@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from lossscope.landscape.run import Run
 from lossscope.landscape.store import RunStore
-from lossscope.reports.content import Quantity
+from lossscope.reports import dynamics, flatness, overview, sharpness, spectral_entropy
+from lossscope.reports.content import Quantity, Report
 from lossscope.reports.norm_tables import norm_table, tensor_norm_table
 
 
@@ -62,3 +64,9 @@ def test_a_run_without_norms_has_no_table_and_beside_others_it_is_a_gap(tmp_path
     assert tensor_norm_table([bare]) == ()
     (table,) = norm_table([bare, run(tmp_path / "full", 3.0)])
     assert table.rows[0][2] == Quantity(6.0, low=6.0, high=6.0, gaps=1)
+
+
+@pytest.mark.parametrize("report", [dynamics, flatness, overview, sharpness, spectral_entropy])
+def test_every_report_has_the_norm_controls(report: Callable[[list[Run]], Report], tmp_path: Path) -> None:
+    (table,) = [table for table in report([run(tmp_path / "a", 3.0)]).tables if table.key == "norms"]
+    assert table.rows[0][2] == Quantity(6.0, low=6.0, high=6.0)
