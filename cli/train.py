@@ -65,8 +65,7 @@ def _run(asked: dict[str, Any], *, resume: bool, force: bool, as_json: bool) -> 
     from lossscope.landscape.errors import ConfigError
     from lossscope.landscape.manifest import run_path
     from lossscope.landscape.milestone import first_step
-    from lossscope.landscape.training import recorded_config
-    from lossscope.landscape.training import train as train_run
+    from lossscope.landscape.training import recorded_config, train as train_run
 
     if resume and force:
         raise ConfigError("--resume goes on with a run and --force replaces it; give one of them")

@@ -17,7 +17,7 @@ MAY_IMPORT = {
 }
 LIBRARIES = {
     "optimizer": {"torch"},
-    "probes": {"torch", "numpy", "scipy", "pyhessian"},
+    "probes": {"torch", "numpy", "scipy", "pyhessian", "lazy_loader"},
 }
 # What a laptop with a log alone needs: these modules and all they import, and none of it may load torch.
 TORCH_FREE = (

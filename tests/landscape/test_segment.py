@@ -5,8 +5,7 @@ import tempfile
 from pathlib import Path
 
 import pyarrow as pa
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from lossscope.landscape.journal import Journal, segment_paths
 from lossscope.landscape.segment import Segment, read_segment

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from torch import Tensor
 
-from lossscope.optimizer import ARS2Neo, OptimizerError
-from lossscope.optimizer import newton_schulz as ns
+from lossscope.optimizer import ARS2Neo, OptimizerError, newton_schulz as ns
 from lossscope.optimizer.shear import residual
 
 FLOAT64 = torch.float64

@@ -6,12 +6,10 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from torch import Tensor
 
-from lossscope.optimizer import OptimizerError
-from lossscope.optimizer import newton_schulz as ns
+from lossscope.optimizer import OptimizerError, newton_schulz as ns
 
 FLOAT64 = torch.float64
 KELLER = ns.coefficients("keller", 5)

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lossscope.optimizer import ARS2Neo, OptimizerError, StepRecord, create, kernel, observers
-from lossscope.optimizer import newton_schulz as ns
+from lossscope.optimizer import ARS2Neo, OptimizerError, StepRecord, create, kernel, newton_schulz as ns, observers
 from lossscope.optimizer.shear import residual
 
 FLOAT64 = torch.float64

@@ -7,8 +7,7 @@ import random
 from statistics import NormalDist
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from lossscope.optimizer.trigger import TriggerState, adaptive, periodic
 

@@ -5,8 +5,7 @@ import random
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from lossscope.optimizer.trigger import TriggerState, adaptive, timed
 from lossscope.probes.audit import TriggerAudit, noise_chances, phi_memory, trigger_audit

@@ -6,8 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.fixed_data import FixedData, fixed_data
