@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from lossscope.reports.content import Report
     from lossscope.reports.rendering import Format
 
-__all__ = ["dynamics", "entropy", "flatness", "opened", "report_app", "sharpness"]
+__all__ = ["dynamics", "entropy", "flatness", "opened", "overview", "report_app", "sharpness"]
 
 report_app = typer.Typer(
     no_args_is_help=True,
@@ -23,6 +23,22 @@ report_app = typer.Typer(
     rich_markup_mode=None,
     help="Read runs and say what they hold. Nothing is measured anew.",
 )
+
+
+@report_app.command()
+def overview(
+    runs: RunPaths,
+    format: FormatOption = "text",
+    output: OutputOption = None,
+    force: ForceOption = False,
+) -> None:
+    """Each arm at its end in one table, and the figures of all reports together, as the demo shows them.
+
+    Example: lossscope report overview runs/demo
+    """
+    from lossscope.reports import overview as report
+
+    _write(report, runs, format, output, force)
 
 
 @report_app.command()
@@ -80,7 +96,7 @@ def dynamics(
     output: OutputOption = None,
     force: ForceOption = False,
 ) -> None:
-    """What the steps did: memory of shear and gradient, trigger, noise scale, step against model, layers.
+    """Report on the steps: memory, trigger, noise scale, step against model, shear angle, Fisher energy, layers.
 
     Example: lossscope report dynamics runs/demo
     """

@@ -114,11 +114,12 @@ def _bands(runs: Sequence[Run], series: SeriesOf, dashed: SeriesOf | None) -> It
 
 
 def _absent(solid: Band, second: Band | None, styles: tuple[str, str] | None) -> Iterable[str]:
-    """The name of an arm without numbers, or of its second line where only that has none."""
-    if not solid.seeds:
+    """The name of an arm without numbers, or of its one line that has none where the other has."""
+    bands = (solid,) if second is None or styles is None else (solid, second)
+    if not any(band.seeds for band in bands):
         yield solid.arm
-    elif second is not None and styles is not None and not second.seeds:
-        yield f"{solid.arm}, {styles[1]}"
+    elif styles is not None:
+        yield from (f"{solid.arm}, {style}" for band, style in zip(bands, styles, strict=False) if not band.seeds)
 
 
 def _curve(hue: int, band: Band, dashed: bool) -> Curve:

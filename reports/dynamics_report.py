@@ -12,8 +12,16 @@ from lossscope.reports.layer_table import layer_records, layer_table
 from lossscope.reports.memory_tables import Memories, memories_of, memory_figure, memory_tables
 from lossscope.reports.noise_table import missing_noise, noise_records, noise_table
 from lossscope.reports.norm_tables import norm_table
-from lossscope.reports.panels import loss_figure, phi_figure, trust_figure
+from lossscope.reports.panels import (
+    energy_figure,
+    loss_figure,
+    phi_figure,
+    shear_figure,
+    shear_track_figure,
+    trust_figure,
+)
 from lossscope.reports.provenance import ending_notes, listed, missing_curvature, provenance, runs_in_words
+from lossscope.reports.shear_energy_tables import energy_table, missing_shear_and_energy, shear_table
 from lossscope.reports.step_tables import alignment_table, injection_table, step_quality_table
 from lossscope.reports.step_visits import step_visits
 from lossscope.reports.trigger_tables import missing_triggers, trigger_tables, triggers_of
@@ -34,7 +42,7 @@ _ANGLES: Final = "Record with preset standard or full: the update is then made a
 
 
 def dynamics(runs: Sequence[Run]) -> Report:
-    """The dynamics report of the runs: memory, trigger, noise, step quality, alignment, injection and layers.
+    """The dynamics report of the runs: memory, trigger, noise, step quality, alignment, shear, energy and layers.
 
     Args:
         runs: any runs, live, crashed and failed ones included.
@@ -60,21 +68,30 @@ def dynamics(runs: Sequence[Run]) -> Report:
             *noise_table(noises),
             *step_quality_table(runs),
             *alignment_table(runs),
+            *shear_table(runs),
             *injection_table(runs),
+            *energy_table(runs),
             *layer_table(layers),
             *norm_table(runs),
             *overhead_table(runs),
         ),
         figures=_figures(runs, memories),
         notes=(*ending_notes(runs), DYNAMICS_NOTE, INTERVAL_NOTE, VERDICT_NOTE),
-        missing=(*_missing(runs), *missing_triggers(triggers), *missing_noise(noises)),
+        missing=(*_missing(runs), *missing_shear_and_energy(runs), *missing_triggers(triggers), *missing_noise(noises)),
         provenance=provenance(runs),
     )
 
 
 def _figures(runs: Sequence[Run], memories: Memories) -> tuple[FigureData, ...]:
     """The loss, and every other figure that has a line."""
-    drawn = (memory_figure(memories), phi_figure(runs), trust_figure(runs))
+    drawn = (
+        memory_figure(memories),
+        phi_figure(runs),
+        shear_figure(runs),
+        shear_track_figure(runs),
+        energy_figure(runs),
+        trust_figure(runs),
+    )
     return (loss_figure(runs), *(figure for figure in drawn if figure.curves))
 
 

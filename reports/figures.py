@@ -141,9 +141,8 @@ def _draw_curves(ax: Axes, data: Curves) -> list[tuple[Any, str]]:
     middle = (len(data.curves) - 1) / 2
     for place, curve in enumerate(data.curves):
         draw_curve(ax, curve, _APART ** (place - middle) if curve.interval else 1.0)
-    entries: list[tuple[Any, str]] = [
-        (_sample(hue_colour(one.hue)), _name(one.name)) for one in data.curves if not one.dashed
-    ]
+    arms = {one.hue: one.name for one in data.curves}  # one with a dashed line only has its colour too
+    entries: list[tuple[Any, str]] = [(_sample(hue_colour(hue)), _name(name)) for hue, name in arms.items()]
     if data.styles is not None:
         entries += [
             (_sample(_ink(), dashed=dashed), words) for dashed, words in zip((False, True), data.styles, strict=True)

@@ -34,6 +34,7 @@ __all__ = [
     "loss_figure",
     "phi_figure",
     "shear_figure",
+    "shear_track_figure",
     "threshold_figures",
     "trace_figure",
     "trust_figure",
@@ -55,6 +56,7 @@ _EDGES: Final = (
 )
 _BEFORE_AFTER: Final = ("before: A", "after: O")
 _PHI: Final = ("phi", "threshold")
+_TRACKS: Final = ("matrices", "vectors")
 
 
 def loss_figure(runs: Sequence[Run]) -> Curves:
@@ -129,6 +131,21 @@ def shear_figure(runs: Sequence[Run]) -> Curves:
     )
 
 
+def shear_track_figure(runs: Sequence[Run]) -> Curves:
+    """The shear angle of single tensors over the steps that took a second gradient, mean over each track."""
+    return curves(
+        runs,
+        key="shear_angle_by_track",
+        title="Shear angle by track",
+        caption="Angle between base and adversarial gradient of each tensor by itself, mean over the tensors of a "
+        "track; only steps with a second pass have one.",
+        y=Axis("angle", "°"),
+        series=lambda run: _track_angle_in_degrees(run, "matrix"),
+        dashed=lambda run: _track_angle_in_degrees(run, "vector"),
+        styles=_TRACKS,
+    )
+
+
 def phi_figure(runs: Sequence[Run]) -> Curves:
     """Phi over steps, dashed the threshold of triggers."""
     return curves(
@@ -158,14 +175,17 @@ def trust_figure(runs: Sequence[Run]) -> Curves:
 
 
 def energy_figure(runs: Sequence[Run]) -> Curves:
-    """The Fisher energy per entry over steps, mean over matrices."""
+    """The Fisher energy per entry over steps, mean over the matrices and, dashed, over the vectors."""
     return curves(
         runs,
         key="energy_rms",
         title="Fisher energy",
-        caption="E/√numel with E = ‖A‖_F, mean over matrices: a signal-to-noise meter of the gradients from 0 to 1.",
+        caption="E/√numel with E = ‖A‖_F, mean over the tensors of a track: a signal-to-noise meter of the gradients "
+        "from 0 to 1.",
         y=Axis("E / √numel"),
         series=lambda run: tensor_series(run, "energy_rms"),
+        dashed=lambda run: tensor_series(run, "energy_rms", track="vector"),
+        styles=_TRACKS,
     )
 
 
@@ -204,3 +224,10 @@ def _angle_in_degrees(run: Run) -> Series:
     """The shear angle of the steps with a second pass."""
     series = synced_series(run, "adversarial_angle")
     return replace(series, y=np.degrees(series.y))
+
+
+def _track_angle_in_degrees(run: Run, track: str) -> Series:
+    """The mean shear angle over the tensors of a track, at the steps that have one."""
+    series = tensor_series(run, "adversarial_angle", track=track)
+    there = np.isfinite(series.y)
+    return Series(run.name, series.x[there], np.degrees(series.y[there]), series.error[there])

@@ -16,7 +16,7 @@ from lossscope.landscape.store import RunStore
 
 app = typer.Typer()
 app.add_typer(report_app, name="report")
-COMMANDS = ("sharpness", "entropy", "flatness", "dynamics")
+COMMANDS = ("overview", "sharpness", "entropy", "flatness", "dynamics")
 
 
 def invoke(*arguments, catch=False):
@@ -43,6 +43,15 @@ def test_a_folder_of_runs_is_reported_on_stdout_and_nothing_on_stderr(command, d
 def test_json_is_one_object(command, demo_runs):
     result = invoke(command, demo_runs[0].path, "--format", "json")
     assert json.loads(result.stdout)["kind"] == command
+
+
+@pytest.mark.parametrize(("format", "beginning"), [("text", "Overview\n"), ("json", "{"), ("html", "<!doctype html>")])
+def test_the_overview_has_its_summary_of_each_arm_in_every_format(demo_runs, format, beginning):
+    shown = invoke("overview", demo_runs[0].path.parent, "--format", format).stdout
+    assert shown.startswith(beginning)
+    assert all(words in shown for words in ("ars2-base", "ars2-sync", "shear angle", "50.5"))
+    if format == "json":
+        assert json.loads(shown)["tables"]["summary"]["rows"][0]["arm_2"] == 2
 
 
 def test_a_run_named_twice_counts_once(demo_runs):

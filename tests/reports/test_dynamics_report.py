@@ -360,13 +360,14 @@ def test_the_memory_figure_has_each_interval_as_it_is_and_none_where_it_is_open(
 
 
 def test_a_run_without_any_of_it_has_no_empty_table_and_says_how_to_get_each(write_run):
-    report = dynamics([write_run("a")])
+    report = dynamics([write_run("a", rows=changing("tensors", energy_rms=None))])
     assert [table.key for table in report.tables] == ["norms", "overhead"]
     assert [figure.key for figure in report.figures] == ["loss"]
     how = {one.what: one.how for one in report.missing}
     assert "minibatches=" in how["Memory of directions and noise scale of a"]
     assert "record them again" in how["Step quality of a"]
     assert "preset standard or full" in how["Remainders of the layers of a"]
+    assert "lossscope list optimizers" in how["Fisher energy of a"]
     assert "objective=" in dynamics([write_run("bare", curvature=False)]).missing[0].how
 
 
