@@ -12,9 +12,9 @@ from torch.optim.optimizer import Optimizer
 
 from lossscope.landscape.optimizer_name import ascends, optimizer_name
 from lossscope.optimizer import ARS2Neo, Ascending, Relative
-from lossscope.optimizer.kernel import apply_step
-from lossscope.optimizer.rules import RULES
-from lossscope.optimizer.track import track_of
+from lossscope.optimizer.update.adam import apply_step
+from lossscope.optimizer.update.matrix_view import track_of
+from lossscope.optimizer.update.rules import RULES
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.objective import Objective
 from lossscope.probes.stability import frozen_adam, heavy_ball, nesterov

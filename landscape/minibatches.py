@@ -17,9 +17,9 @@ from torch.optim.optimizer import Optimizer
 from lossscope.landscape.errors import LandscapeError
 from lossscope.landscape.settled import Row
 from lossscope.optimizer import Ascending
-from lossscope.optimizer.perturbation import RANDOM
-from lossscope.optimizer.shear import residual
-from lossscope.optimizer.track import matrix_view, track_of
+from lossscope.optimizer.ascent.perturbation import RANDOM
+from lossscope.optimizer.ascent.shear import residual
+from lossscope.optimizer.update.matrix_view import matrix_view, track_of
 from lossscope.probes.matrix_spectrum import gram_spectra
 from lossscope.probes.norms import norm
 from lossscope.probes.objective import Objective

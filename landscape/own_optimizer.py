@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer
 
 from lossscope.optimizer import ARS2Neo, OptimizerError, Relative, create, names
-from lossscope.optimizer.rules import RULES
+from lossscope.optimizer.update.rules import RULES
 
 __all__ = ["OwnOptimizerError", "own_optimizer"]
 

@@ -2,13 +2,13 @@
 
 import lossscope.optimizer.family  # noqa: F401  registers what comes with the package
 from lossscope.optimizer.ars2_neo import ARS2Neo, Pass
-from lossscope.optimizer.ascending import Ascending
+from lossscope.optimizer.base import Ascending
 from lossscope.optimizer.errors import OptimizerError
-from lossscope.optimizer.record import StepRecord, TensorRecord
+from lossscope.optimizer.records.step_record import StepRecord, TensorRecord
 from lossscope.optimizer.registry import ENTRIES, Entry, create, names, register, settings
-from lossscope.optimizer.relative import Relative
-from lossscope.optimizer.routing import Routing, routing
-from lossscope.optimizer.schedule import RhoSchedule
+from lossscope.optimizer.rho_schedule import RhoSchedule
+from lossscope.optimizer.rule_optimizer import Relative
+from lossscope.optimizer.update.routing import Routing, routing
 
 __all__ = [
     "ENTRIES",

@@ -7,13 +7,13 @@ from typing import Any, Literal
 
 import torch
 
-from lossscope.optimizer.ascending import Ascending, Params
+from lossscope.optimizer.ascent.plan import Pass
+from lossscope.optimizer.base import Ascending, Params
 from lossscope.optimizer.errors import OptimizerError
-from lossscope.optimizer.kernel import Moment, Taken, apply_step, decay, whitened
-from lossscope.optimizer.plan import Pass
-from lossscope.optimizer.settings import DEFAULTS, checked_group, period_of
-from lossscope.optimizer.state import adam_state
-from lossscope.optimizer.track import track_of
+from lossscope.optimizer.hyperparameters import DEFAULTS, checked_group, period_of
+from lossscope.optimizer.update.adam import Moment, Taken, apply_step, decay, whitened
+from lossscope.optimizer.update.matrix_view import track_of
+from lossscope.optimizer.update.state import adam_state
 
 __all__ = ["ARS2Neo", "Pass"]
 

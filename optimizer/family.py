@@ -12,11 +12,11 @@ from torch.optim.optimizer import Optimizer
 
 from lossscope.optimizer.ars2_neo import ARS2Neo
 from lossscope.optimizer.errors import OptimizerError
+from lossscope.optimizer.hyperparameters import DEFAULTS, checked_number, period_of
 from lossscope.optimizer.registry import ENTRIES, Entry, Groups, nearest, register
-from lossscope.optimizer.relative import Relative
-from lossscope.optimizer.rules import RULES
-from lossscope.optimizer.settings import DEFAULTS, checked_number, period_of
-from lossscope.optimizer.track import track_of
+from lossscope.optimizer.rule_optimizer import Relative
+from lossscope.optimizer.update.matrix_view import track_of
+from lossscope.optimizer.update.rules import RULES
 
 __all__: list[str] = []  # what it does is to register
 

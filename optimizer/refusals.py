@@ -8,8 +8,8 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
+from lossscope.optimizer.ascent.trigger import COUNTERS
 from lossscope.optimizer.errors import OptimizerError
-from lossscope.optimizer.trigger import COUNTERS
 
 __all__ = [
     "refuse_a_missing_pass",

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer
 
 from lossscope.optimizer.errors import OptimizerError
-from lossscope.optimizer.routing import routing
+from lossscope.optimizer.update.routing import routing
 
 __all__ = ["ENTRIES", "Entry", "Groups", "create", "names", "nearest", "register", "settings"]
 

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from lossscope.optimizer.errors import OptimizerError
-from lossscope.optimizer.state import OF_ASCENT
+from lossscope.optimizer.update.state import OF_ASCENT
 
 if TYPE_CHECKING:
-    from lossscope.optimizer.ascending import Ascending
+    from lossscope.optimizer.base import Ascending
 
 __all__ = ["RULE", "refuse_foreign_state"]
 

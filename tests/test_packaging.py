@@ -36,8 +36,8 @@ def test_the_wheel_contains_only_lossscope(wheel: Path) -> None:
     assert {name.split("/")[0] for name in names} == {"lossscope", f"lossscope-{wheel.name.split('-')[1]}.dist-info"}
     for folder in FOLDERS:
         assert f"lossscope/{folder}/py.typed" in names
-        for path in (ROOT / folder).glob("*.py"):
-            assert f"lossscope/{folder}/{path.name}" in names
+        for path in (ROOT / folder).rglob("*.py"):
+            assert f"lossscope/{path.relative_to(ROOT)}" in names
     assert "lossscope/reports/page.html.j2" in names
     assert "lossscope/__init__.py" not in names  # the root stays a namespace
 

@@ -25,7 +25,7 @@ from lossscope.landscape.dynamics import (
 from lossscope.landscape.run import Run
 from lossscope.landscape.store import RunStore
 from lossscope.landscape.windows import lagged_cosines_of
-from lossscope.optimizer.trigger import TriggerState, adaptive
+from lossscope.optimizer.ascent.trigger import TriggerState, adaptive
 from lossscope.probes.audit import trigger_audit
 from lossscope.probes.gradient_noise import noise_scale
 

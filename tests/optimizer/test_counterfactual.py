@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lossscope.optimizer import OptimizerError, StepRecord, create
-from lossscope.optimizer.rules import RULES
+from lossscope.optimizer.update.rules import RULES
 
 FLOAT64 = torch.float64
 INJECTING: dict[str, tuple[str, dict[str, Any]]] = {
@@ -132,7 +132,9 @@ def test_there_is_none_unless_an_observer_asked_and_none_after_it_is_removed(mon
     training.step()
     training.step()
     handle.remove()
-    monkeypatch.setattr("lossscope.optimizer.counterfactual._copied", lambda moment: pytest.fail("it was copied"))
+    monkeypatch.setattr(
+        "lossscope.optimizer.records.counterfactual._copied", lambda moment: pytest.fail("it was copied")
+    )
     for _ in range(2):
         training.step()
     assert seen == [False, True, False, False]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lossscope.optimizer import create
-from lossscope.optimizer.draws import Draw
+from lossscope.optimizer.ascent.seeded_noise import Draw
 
 DRAWING: dict[str, tuple[str, dict[str, Any]]] = {
     "random ascent": ("ars2-random", {}),

@@ -7,8 +7,9 @@ import torch
 from hypothesis import given, settings, strategies as st
 from torch import Tensor
 
-from lossscope.optimizer import ARS2Neo, OptimizerError, newton_schulz as ns
-from lossscope.optimizer.shear import residual
+from lossscope.optimizer import ARS2Neo, OptimizerError
+from lossscope.optimizer.ascent.shear import residual
+from lossscope.optimizer.update import newton_schulz as ns
 
 FLOAT64 = torch.float64
 USUAL = {"lr": 0.01, "betas": (0.9, 0.98), "weight_decay": 0.1}

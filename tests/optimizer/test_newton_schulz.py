@@ -9,7 +9,8 @@ import torch
 from hypothesis import given, settings, strategies as st
 from torch import Tensor
 
-from lossscope.optimizer import OptimizerError, newton_schulz as ns
+from lossscope.optimizer import OptimizerError
+from lossscope.optimizer.update import newton_schulz as ns
 
 FLOAT64 = torch.float64
 KELLER = ns.coefficients("keller", 5)

@@ -11,8 +11,8 @@ from hypothesis import given, settings, strategies as st
 from torch import Tensor, nn
 
 from lossscope.optimizer import ARS2Neo, OptimizerError, create
-from lossscope.optimizer.draws import Draw
-from lossscope.optimizer.perturbation import PERTURBATIONS, Ascent
+from lossscope.optimizer.ascent.perturbation import PERTURBATIONS, Ascent
+from lossscope.optimizer.ascent.seeded_noise import Draw
 
 FLOAT64 = torch.float64
 

@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lossscope.optimizer import ARS2Neo, OptimizerError, StepRecord, create, kernel, newton_schulz as ns, observers
-from lossscope.optimizer.shear import residual
+from lossscope.optimizer import ARS2Neo, OptimizerError, StepRecord, create
+from lossscope.optimizer.ascent.shear import residual
+from lossscope.optimizer.records import observers
+from lossscope.optimizer.update import adam as kernel, newton_schulz as ns
 
 FLOAT64 = torch.float64
 MODES = {

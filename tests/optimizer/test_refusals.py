@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from lossscope.optimizer import ENTRIES, Entry, OptimizerError, create, names, register, settings
-from lossscope.optimizer.rules import RULES
+from lossscope.optimizer.update.rules import RULES
 
 EVERY = pytest.mark.parametrize("name", names())
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from lossscope.optimizer import ARS2Neo, OptimizerError, routing
-from lossscope.optimizer.track import matrix_view
+from lossscope.optimizer.update.matrix_view import matrix_view
 
 
 class Everything(nn.Module):

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from lossscope.optimizer import OptimizerError, Relative, create
-from lossscope.optimizer.newton_schulz import PRESETS, coefficients, orthogonal_factor
-from lossscope.optimizer.rules import RULES
+from lossscope.optimizer.update.newton_schulz import PRESETS, coefficients, orthogonal_factor
+from lossscope.optimizer.update.rules import RULES
 
 FLOAT64 = torch.float64
 SHAPES = {"W": (4, 7), "tall": (9, 3), "b": (5,)}

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lossscope.optimizer import ARS2Neo, OptimizerError, Relative, create
-from lossscope.optimizer.rules import RULES
+from lossscope.optimizer.update.rules import RULES
 
 FLOAT64 = torch.float64
 KINDS = ("ars2", *RULES)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from lossscope.optimizer import ARS2Neo, OptimizerError, Relative, create, names, settings
-from lossscope.optimizer.settings import DEFAULTS
+from lossscope.optimizer.hyperparameters import DEFAULTS
 
 
 def parameter(*shape: int, dtype: torch.dtype = torch.float32) -> nn.Parameter:

@@ -10,8 +10,8 @@ from hypothesis import given, settings, strategies as st
 from torch import Tensor
 
 from lossscope.optimizer import ARS2Neo
-from lossscope.optimizer.draws import Draw
-from lossscope.optimizer.shear import injected, misalignment, placebo, residual
+from lossscope.optimizer.ascent.seeded_noise import Draw
+from lossscope.optimizer.ascent.shear import injected, misalignment, placebo, residual
 
 FLOAT64 = torch.float64
 seeds = st.integers(0, 10_000)

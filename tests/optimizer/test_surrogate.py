@@ -12,8 +12,8 @@ from hypothesis import given, strategies as st
 from torch import Tensor
 
 from lossscope.optimizer import ARS2Neo, OptimizerError, create, names, settings
-from lossscope.optimizer.rules import RULES
-from lossscope.optimizer.surrogate import SURROGATES, adversarial, gsam
+from lossscope.optimizer.ascent.surrogate import SURROGATES, adversarial, gsam
+from lossscope.optimizer.update.rules import RULES
 
 FLOAT64 = torch.float64
 SHAPES = {"W": (3, 4), "b": (3,)}

@@ -9,7 +9,7 @@ from statistics import NormalDist
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from lossscope.optimizer.trigger import TriggerState, adaptive, periodic
+from lossscope.optimizer.ascent.trigger import TriggerState, adaptive, periodic
 
 USUAL = {"k": 10, "alpha": 0.1, "beta": 0.99, "lamda": 2.0, "gamma": 2.0, "rule": "reference"}
 

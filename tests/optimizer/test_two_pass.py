@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules import module as module_hooks
 
-from lossscope.optimizer import ARS2Neo, OptimizerError, ascending
+from lossscope.optimizer import ARS2Neo, OptimizerError, base as ascending
 
 FLOAT64 = torch.float64
 TWO_PASSES = {"sync": {"mode": "sync"}, "lazy": {"mode": "lazy", "k": 2}, "aga": {"mode": "aga"}}

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, strategies as st
 from torch import Tensor
 
-from lossscope.optimizer.newton_schulz import PRESETS, coefficients, orthogonal_factor
+from lossscope.optimizer.update.newton_schulz import PRESETS, coefficients, orthogonal_factor
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.newton_schulz_map import newton_schulz_image
 from lossscope.probes.polar_quality import newton_schulz_quality

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lossscope.optimizer.surrogate import SURROGATES, norm_of
-from lossscope.optimizer.trigger import Decision
+from lossscope.optimizer.ascent.surrogate import SURROGATES, norm_of
+from lossscope.optimizer.ascent.trigger import Decision
 
 __all__ = ["Pass", "Plan"]
 

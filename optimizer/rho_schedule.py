@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from lossscope.optimizer.ascending import Ascending
+from lossscope.optimizer.base import Ascending
 from lossscope.optimizer.errors import OptimizerError
 
 __all__ = ["RhoSchedule"]

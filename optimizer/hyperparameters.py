@@ -8,13 +8,13 @@ from typing import Any, Final
 
 import torch
 
-from lossscope.optimizer import newton_schulz as ns
+from lossscope.optimizer.ascent.perturbation import PERTURBATIONS
+from lossscope.optimizer.ascent.shear import SHEARS
+from lossscope.optimizer.ascent.surrogate import SURROGATES
+from lossscope.optimizer.ascent.trigger import COUNTERS, MODES, TRIGGERS
 from lossscope.optimizer.errors import OptimizerError
-from lossscope.optimizer.perturbation import PERTURBATIONS
-from lossscope.optimizer.shear import SHEARS
-from lossscope.optimizer.surrogate import SURROGATES
-from lossscope.optimizer.track import ADJUSTMENTS, ENERGIES, TRACKS, track_of
-from lossscope.optimizer.trigger import COUNTERS, MODES, TRIGGERS
+from lossscope.optimizer.update import newton_schulz as ns
+from lossscope.optimizer.update.matrix_view import ADJUSTMENTS, ENERGIES, TRACKS, track_of
 
 __all__ = [
     "DEFAULTS",

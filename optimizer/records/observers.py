@@ -8,10 +8,10 @@ from typing import Any
 
 from torch.utils.hooks import RemovableHandle
 
-from lossscope.optimizer import newton_schulz as ns
-from lossscope.optimizer.counterfactual import Uninjected
-from lossscope.optimizer.plan import Plan
-from lossscope.optimizer.record import StepRecord, TensorRecord
+from lossscope.optimizer.ascent.plan import Plan
+from lossscope.optimizer.records.counterfactual import Uninjected
+from lossscope.optimizer.records.step_record import StepRecord, TensorRecord
+from lossscope.optimizer.update import newton_schulz as ns
 
 __all__ = ["Observers"]
 

@@ -12,15 +12,18 @@ from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from lossscope.optimizer.counterfactual import Uninjected
-from lossscope.optimizer.draws import Draw
+from lossscope.optimizer.ascent.grad_scaler import Scaling
+from lossscope.optimizer.ascent.injection import direction_of, store_shears
+from lossscope.optimizer.ascent.perturbation import PERTURBATIONS, Ascent
+from lossscope.optimizer.ascent.plan import Pass, Plan
+from lossscope.optimizer.ascent.seeded_noise import Draw
+from lossscope.optimizer.ascent.shear import injected, misalignment
+from lossscope.optimizer.ascent.trigger import Decision, TriggerState, decided
+from lossscope.optimizer.ascent.two_pass import RandomState, ascended, own_copy, untouched_buffers
 from lossscope.optimizer.errors import OptimizerError
-from lossscope.optimizer.injection import direction_of, store_shears
-from lossscope.optimizer.kernel import Moment, Taken, tensor_record
-from lossscope.optimizer.observers import Observers
-from lossscope.optimizer.perturbation import PERTURBATIONS, Ascent
-from lossscope.optimizer.plan import Pass, Plan
-from lossscope.optimizer.record import StepRecord, TensorRecord
+from lossscope.optimizer.records.counterfactual import Uninjected
+from lossscope.optimizer.records.observers import Observers
+from lossscope.optimizer.records.step_record import StepRecord, TensorRecord
 from lossscope.optimizer.refusals import (
     refuse_a_missing_pass,
     refuse_counters,
@@ -29,10 +32,7 @@ from lossscope.optimizer.refusals import (
     refuse_sparse_gradients,
 )
 from lossscope.optimizer.saved import RULE, refuse_foreign_state
-from lossscope.optimizer.scaling import Scaling
-from lossscope.optimizer.shear import injected, misalignment
-from lossscope.optimizer.trigger import Decision, TriggerState, decided
-from lossscope.optimizer.two_pass import RandomState, ascended, own_copy, untouched_buffers
+from lossscope.optimizer.update.adam import Moment, Taken, tensor_record
 
 __all__ = ["Ascending", "Params"]
 

@@ -10,8 +10,8 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from lossscope.optimizer.kernel import Moment, Taken, decay, orthogonal_factor, whitened
-from lossscope.optimizer.track import matrix_view, step_factor
+from lossscope.optimizer.update.adam import Moment, Taken, decay, orthogonal_factor, whitened
+from lossscope.optimizer.update.matrix_view import matrix_view, step_factor
 
 __all__ = ["RULES", "Rule"]
 

@@ -7,10 +7,10 @@ from typing import Any, cast
 
 from torch import Tensor
 
-from lossscope.optimizer.draws import Draw
-from lossscope.optimizer.kernel import Moment
-from lossscope.optimizer.plan import Plan
-from lossscope.optimizer.shear import placebo, residual
+from lossscope.optimizer.ascent.plan import Plan
+from lossscope.optimizer.ascent.seeded_noise import Draw
+from lossscope.optimizer.ascent.shear import placebo, residual
+from lossscope.optimizer.update.adam import Moment
 
 __all__ = ["direction_of", "store_shears"]
 

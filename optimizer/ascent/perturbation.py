@@ -9,9 +9,9 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from lossscope.optimizer.draws import Draw
+from lossscope.optimizer.ascent.seeded_noise import Draw
+from lossscope.optimizer.ascent.surrogate import norm_of
 from lossscope.optimizer.errors import OptimizerError
-from lossscope.optimizer.surrogate import norm_of
 
 __all__ = ["PERTURBATIONS", "RANDOM", "Ascent"]
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from lossscope.optimizer.newton_schulz import Triple
+from lossscope.optimizer.update.newton_schulz import Triple
 
 __all__ = ["StepRecord", "TensorRecord"]
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from lossscope.optimizer.errors import OptimizerError
-from lossscope.optimizer.kernel import Moment, Taken
-from lossscope.optimizer.state import OF_ASCENT
+from lossscope.optimizer.update.adam import Moment, Taken
+from lossscope.optimizer.update.state import OF_ASCENT
 
 __all__ = ["Uninjected"]
 

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lossscope.optimizer import newton_schulz as ns
-from lossscope.optimizer.plan import Plan
-from lossscope.optimizer.record import TensorRecord
-from lossscope.optimizer.track import direction_scale, matrix_view, track_of
+from lossscope.optimizer.ascent.plan import Plan
+from lossscope.optimizer.records.step_record import TensorRecord
+from lossscope.optimizer.update import newton_schulz as ns
+from lossscope.optimizer.update.matrix_view import direction_scale, matrix_view, track_of
 
 __all__ = ["Moment", "Taken", "apply_step", "decay", "orthogonal_factor", "tensor_record", "whitened"]
 

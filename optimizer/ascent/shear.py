@@ -11,7 +11,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from lossscope.optimizer.draws import Draw
+from lossscope.optimizer.ascent.seeded_noise import Draw
 
 __all__ = ["SHEARS", "injected", "misalignment", "placebo", "residual"]
 

@@ -1,0 +1,1 @@
+"""Ascents: perturbations, the second gradient, the shear, and the triggers that ask for them."""

@@ -1,0 +1,1 @@
+"""Step records handed to observers."""

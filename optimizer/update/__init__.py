@@ -1,0 +1,1 @@
+"""Update rules: Adam moments, Newton-Schulz orthogonalization, and the routing of parameters to them."""
