@@ -16,10 +16,11 @@ from curvature_rivals import Combination, Found
 from networks import RECIPES, Problem, trained, visited
 from torch import Tensor
 
-from lossscope.probes import hessian, measure_spectrum, product_choice
-from lossscope.probes.ritz import ritz
-from lossscope.probes.start import started
-from lossscope.probes.tracking import EigenTracker
+from lossscope.probes import hessian, measure_spectrum
+from lossscope.probes.operators import product_choice
+from lossscope.probes.spectrum.eigen_tracker import EigenTracker
+from lossscope.probes.spectrum.ritz import ritz
+from lossscope.probes.spectrum.start import started
 
 Call = Callable[[int], Found]  # by seed
 PANEL = ("top", "bottom", "trace", "density")

@@ -11,8 +11,8 @@ from lossscope.cli.options import JsonOption
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from lossscope.probes.check import Check, Place
-    from lossscope.probes.product_choice import Choice
+    from lossscope.probes.operators.product_choice import Choice
+    from lossscope.probes.selfcheck.check import Check, Place
     from lossscope.reports.content import Table
 
 __all__ = ["doctor"]
@@ -56,7 +56,7 @@ def _place(device: str, dtype: str) -> Place:
     import torch
 
     from lossscope.landscape.errors import ConfigError
-    from lossscope.probes.check import Place
+    from lossscope.probes.selfcheck.check import Place
 
     if device == "cuda" and not torch.cuda.is_available():
         raise ConfigError(f"torch {torch.__version__} sees no cuda device here: use --device cpu")
@@ -70,7 +70,7 @@ def _place(device: str, dtype: str) -> Place:
 def _checked(place: Place) -> list[Check]:
     """All checks, with their progress."""
     from lossscope.cli.progress import progress_bar
-    from lossscope.probes.self_check import CHECKS, self_check
+    from lossscope.probes.selfcheck.suite import CHECKS, self_check
 
     found: list[Check] = []
     with progress_bar("doctor") as progress:
@@ -87,7 +87,7 @@ def _environment(place: Place) -> dict[str, Any]:
     import torch
 
     from lossscope.landscape.environment import environment
-    from lossscope.probes.self_check_oracles import ORACLES
+    from lossscope.probes.selfcheck.oracles import ORACLES
 
     facts: dict[str, Any] = {"device": place.device.type, "dtype": str(place.dtype).removeprefix("torch.")}
     if place.device.type == "cuda":
@@ -136,7 +136,7 @@ def _products(place: Place, checks: list[Check]) -> dict[str, Any] | None:
     """What `_chosen` says; where it raises, that is one more check that failed."""
     from math import nan
 
-    from lossscope.probes.check import Check
+    from lossscope.probes.selfcheck.check import Check
 
     try:
         return _chosen(place)
@@ -152,7 +152,7 @@ def _chosen(place: Place) -> dict[str, Any]:
 
     from lossscope.landscape.workload import WORKLOADS, built
     from lossscope.probes import CrossEntropy, Objective, hessian
-    from lossscope.probes.product_methods import HESSIAN_METHODS
+    from lossscope.probes.operators.product_methods import HESSIAN_METHODS
 
     workload = WORKLOADS[_WORKLOAD]
     net = built(workload.network, 0).to(place.device, place.dtype)

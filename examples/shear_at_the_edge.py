@@ -4,7 +4,7 @@ import torch
 from matplotlib.figure import Figure
 
 from lossscope.optimizer.ascent.shear import residual
-from lossscope.probes.shear_memory import lagged_cosines
+from lossscope.probes.steps.lagged_vectors import lagged_cosines
 
 CURVATURES, LR, RADIUS = torch.tensor([2.0, 1e-6], dtype=torch.float64), 1.0, 0.05  # lr times the first one is 2
 

@@ -4,7 +4,7 @@ import torch
 from matplotlib.figure import Figure
 
 from lossscope.optimizer.ascent.shear import residual
-from lossscope.probes.shear_memory import lagged_cosines
+from lossscope.probes.steps.lagged_vectors import lagged_cosines
 
 CURVATURES, LR, RADIUS, STEPS = torch.logspace(-3, 0, 200, dtype=torch.float64), 0.5, 0.05, 120
 

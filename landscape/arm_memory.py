@@ -9,8 +9,13 @@ from typing import TYPE_CHECKING, Literal
 
 from lossscope.landscape.pooling import GAP, Pooled, pooled, seed_of
 from lossscope.landscape.windows import OBJECTS, lagged_cosines_of
-from lossscope.probes.estimate import Estimate
-from lossscope.probes.memory import DirectionMemory, angular_velocity, direction_memory, memory_difference
+from lossscope.probes.dynamics.direction_memory import (
+    DirectionMemory,
+    angular_velocity,
+    direction_memory,
+    memory_difference,
+)
+from lossscope.probes.statistics.estimate import Estimate
 
 if TYPE_CHECKING:
     from lossscope.landscape.run import Run

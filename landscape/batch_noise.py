@@ -11,10 +11,10 @@ import numpy as np
 
 from lossscope.landscape.series import FloatArray
 from lossscope.landscape.windows import SquaredNorms, squared_norms
-from lossscope.probes.block_bootstrap import block_bootstrap, block_length, quotient
+from lossscope.probes.dynamics.gradient_noise import NoiseScale, noise_scale
 from lossscope.probes.errors import ProbeError
-from lossscope.probes.estimate import Estimate, exact_estimate
-from lossscope.probes.gradient_noise import NoiseScale, noise_scale
+from lossscope.probes.statistics.block_bootstrap import block_bootstrap, block_length, quotient
+from lossscope.probes.statistics.estimate import Estimate, exact_estimate
 
 if TYPE_CHECKING:
     import pandas as pd

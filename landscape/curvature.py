@@ -17,13 +17,13 @@ from lossscope.landscape.panel import Panel
 from lossscope.landscape.preset import Preset
 from lossscope.landscape.settled import Row
 from lossscope.landscape.subject import Effort, Subject
-from lossscope.probes.direction import DirectionalSharpness, directional_sharpness
 from lossscope.probes.errors import ProbeError
-from lossscope.probes.estimate import Estimate
-from lossscope.probes.objective import Objective
-from lossscope.probes.remainders import LayerRemainders, layer_remainders
-from lossscope.probes.taylor import SecantCurvature, StepQuality, secant_curvature, step_quality
-from lossscope.probes.tracking import EigenTracker
+from lossscope.probes.objective.objective import Objective
+from lossscope.probes.sharpness.directional import DirectionalSharpness, directional_sharpness
+from lossscope.probes.sharpness.remainders import LayerRemainders, layer_remainders
+from lossscope.probes.sharpness.step_quality import SecantCurvature, StepQuality, secant_curvature, step_quality
+from lossscope.probes.spectrum.eigen_tracker import EigenTracker
+from lossscope.probes.statistics.estimate import Estimate
 
 __all__ = ["CurvatureProbe"]
 

@@ -6,15 +6,15 @@ import math
 
 from lossscope.landscape.estimate_row import Rows, estimate_row
 from lossscope.landscape.subject import Effort, Subject
-from lossscope.probes.alignment import GradientAlignment, gradient_alignment
-from lossscope.probes.batch_curvature import batch_sharpness
-from lossscope.probes.estimate import Estimate, exact_estimate
-from lossscope.probes.hessian_operator import hessian
-from lossscope.probes.module_blocks import per_module
-from lossscope.probes.objective import Objective
-from lossscope.probes.operator import SymmetricOperator
-from lossscope.probes.sampling_error import sampled_eigenvalue
-from lossscope.probes.spectrum_estimate import EigenPairs
+from lossscope.probes.objective.objective import Objective
+from lossscope.probes.operators.base import SymmetricOperator
+from lossscope.probes.operators.hessian import hessian
+from lossscope.probes.sharpness.alignment import GradientAlignment, gradient_alignment
+from lossscope.probes.sharpness.minibatch import batch_sharpness
+from lossscope.probes.sharpness.per_block import per_module
+from lossscope.probes.sharpness.sampling_error import sampled_eigenvalue
+from lossscope.probes.spectrum.results import EigenPairs
+from lossscope.probes.statistics.estimate import Estimate, exact_estimate
 
 __all__ = ["alignment_rows", "batch_rows", "module_rows", "sampling_rows"]
 

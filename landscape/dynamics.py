@@ -8,8 +8,8 @@ from lossscope.landscape.batch_noise import NoiseRecord, SpectralOrder, mean_ord
 from lossscope.landscape.layer_record import LayerRecord, layers_of
 from lossscope.landscape.pooling import GAP, Pooled, pooled, seed_of
 from lossscope.landscape.trigger_record import TriggerRecord, trigger_of
-from lossscope.probes.estimate import Estimate
-from lossscope.probes.gradient_noise import NoiseScale
+from lossscope.probes.dynamics.gradient_noise import NoiseScale
+from lossscope.probes.statistics.estimate import Estimate
 
 __all__ = [
     "GAP",

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from lossscope.landscape.settled import Row
-from lossscope.probes.estimate import Estimate
-from lossscope.probes.objective import Objective
-from lossscope.probes.spectral_density import SpectralDensity
+from lossscope.probes.objective.objective import Objective
+from lossscope.probes.spectrum.density import SpectralDensity
+from lossscope.probes.statistics.estimate import Estimate
 
 __all__ = ["DENSITIES", "PROBES", "Rows", "certified", "density_rows", "estimate_row"]
 

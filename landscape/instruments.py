@@ -11,9 +11,9 @@ from torch import Tensor
 from lossscope.landscape.seen import Seen
 from lossscope.landscape.settled import Row
 from lossscope.optimizer import TensorRecord
-from lossscope.probes.energy import energies
-from lossscope.probes.norms import norm, norms, ratios
-from lossscope.probes.shear_geometry import angle, angles, cosine, cosines, secants, surrogate_gap
+from lossscope.probes.steps.energy import energies
+from lossscope.probes.steps.norms import norm, norms, ratios
+from lossscope.probes.steps.shear_geometry import angle, angles, cosine, cosines, secants, surrogate_gap
 
 __all__ = ["injection_angles", "step_numbers", "tensor_rows"]
 

@@ -13,8 +13,8 @@ from lossscope.landscape.config import TrainConfig
 from lossscope.landscape.errors import ConfigError
 from lossscope.landscape.workload import Split, Workload, batch_at, built, workload
 from lossscope.optimizer import OptimizerError, create, settings
-from lossscope.probes.loss import CrossEntropy
-from lossscope.probes.objective import Objective
+from lossscope.probes.objective.losses import CrossEntropy
+from lossscope.probes.objective.objective import Objective
 
 __all__ = ["Job", "job_of"]
 

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lossscope.landscape.series import FloatArray, step_series
-from lossscope.probes.departure import patient_zero, usual_sizes
+from lossscope.probes.dynamics.outlier_layer import patient_zero, usual_sizes
 
 if TYPE_CHECKING:
     from lossscope.landscape.run import Run

@@ -16,8 +16,8 @@ from lossscope.optimizer.update.adam import apply_step
 from lossscope.optimizer.update.matrix_view import track_of
 from lossscope.optimizer.update.rules import RULES
 from lossscope.probes.errors import ProbeError
-from lossscope.probes.objective import Objective
-from lossscope.probes.stability import frozen_adam, heavy_ball, nesterov
+from lossscope.probes.objective.objective import Objective
+from lossscope.probes.sharpness.stability_thresholds import frozen_adam, heavy_ball, nesterov
 
 __all__ = ["StepMetric", "step_metric"]
 

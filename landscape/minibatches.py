@@ -20,10 +20,10 @@ from lossscope.optimizer import Ascending
 from lossscope.optimizer.ascent.perturbation import RANDOM
 from lossscope.optimizer.ascent.shear import residual
 from lossscope.optimizer.update.matrix_view import matrix_view, track_of
-from lossscope.probes.matrix_spectrum import gram_spectra
-from lossscope.probes.norms import norm
-from lossscope.probes.objective import Objective
-from lossscope.probes.shear_geometry import cosine
+from lossscope.probes.objective.objective import Objective
+from lossscope.probes.steps.norms import norm
+from lossscope.probes.steps.shear_geometry import cosine
+from lossscope.probes.steps.singular_values import gram_spectra
 
 __all__ = ["MinibatchPairs"]
 

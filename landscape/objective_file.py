@@ -13,7 +13,7 @@ from typing import Any
 
 from lossscope.landscape.errors import ConfigError
 from lossscope.probes.errors import ProbeError
-from lossscope.probes.objective import Objective
+from lossscope.probes.objective.objective import Objective
 
 __all__ = ["evaluated_once", "objective_from"]
 

@@ -20,17 +20,17 @@ from lossscope.landscape.metric import StepMetric, step_metric
 from lossscope.landscape.optimizer_name import optimizer_name
 from lossscope.landscape.settled import Row
 from lossscope.landscape.subject import Effort, Subject
-from lossscope.probes.curvature import measure_spectrum
 from lossscope.probes.errors import ProbeError
-from lossscope.probes.estimate import Estimate, exact_estimate
-from lossscope.probes.flatness import adaptive_trace, log_fisher_rao
-from lossscope.probes.hessian_operator import hessian
-from lossscope.probes.logits import logit_scale
-from lossscope.probes.operator import preconditioned
-from lossscope.probes.radial import theta_hessian_theta
-from lossscope.probes.spectrum_estimate import EigenPairs, SpectrumEstimate
-from lossscope.probes.stability import edge_ratio
-from lossscope.probes.tracking import EigenTracker
+from lossscope.probes.operators.base import preconditioned
+from lossscope.probes.operators.hessian import hessian
+from lossscope.probes.sharpness.invariant import adaptive_trace, log_fisher_rao
+from lossscope.probes.sharpness.logits import logit_scale
+from lossscope.probes.sharpness.radial import theta_hessian_theta
+from lossscope.probes.sharpness.stability_thresholds import edge_ratio
+from lossscope.probes.spectrum.eigen_tracker import EigenTracker
+from lossscope.probes.spectrum.measure import measure_spectrum
+from lossscope.probes.spectrum.results import EigenPairs, SpectrumEstimate
+from lossscope.probes.statistics.estimate import Estimate, exact_estimate
 
 __all__ = ["Panel"]
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 from scipy.special import stdtrit
 
-from lossscope.probes.estimate import Estimate, exact_estimate
+from lossscope.probes.statistics.estimate import Estimate, exact_estimate
 
 if TYPE_CHECKING:
     from lossscope.landscape.run import Run

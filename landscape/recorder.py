@@ -25,7 +25,7 @@ from lossscope.landscape.store import RunStore
 from lossscope.probes.errors import ProbeError
 
 if TYPE_CHECKING:
-    from lossscope.probes.objective import Objective
+    from lossscope.probes.objective.objective import Objective
 
 __all__ = ["Recorder"]
 

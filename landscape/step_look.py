@@ -13,7 +13,7 @@ from lossscope.landscape.seen import Seen
 from lossscope.landscape.settled import Row, settled
 from lossscope.landscape.step_spectra import finished_spectra, spectrum_rows
 from lossscope.optimizer import StepRecord
-from lossscope.probes.remainders import LayerRemainders
+from lossscope.probes.sharpness.remainders import LayerRemainders
 
 __all__ = ["StepLook"]
 

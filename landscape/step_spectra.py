@@ -13,9 +13,9 @@ from torch import Tensor
 from lossscope.landscape.seen import Seen
 from lossscope.landscape.settled import Row
 from lossscope.optimizer import StepRecord, TensorRecord
-from lossscope.probes.matrix_spectrum import MatrixSpectrum, gram_error, gram_spectra
-from lossscope.probes.newton_schulz_map import newton_schulz_image
-from lossscope.probes.polar_quality import newton_schulz_quality
+from lossscope.probes.steps.newton_schulz import newton_schulz_image
+from lossscope.probes.steps.polar_quality import newton_schulz_quality
+from lossscope.probes.steps.singular_values import MatrixSpectrum, gram_error, gram_spectra
 
 __all__ = ["finished_spectra", "spectrum_rows"]
 

@@ -15,7 +15,7 @@ from lossscope.landscape.seen import seen_by_any, seen_by_record
 from lossscope.landscape.settled import Row
 from lossscope.landscape.step_look import StepLook
 from lossscope.optimizer import Ascending, StepRecord
-from lossscope.probes.remainders import LayerRemainders
+from lossscope.probes.sharpness.remainders import LayerRemainders
 
 __all__ = ["StepWatch"]
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from torch.optim.optimizer import Optimizer
 
-from lossscope.probes.curvature import Engine
-from lossscope.probes.objective import Objective
+from lossscope.probes.objective.objective import Objective
+from lossscope.probes.spectrum.measure import Engine
 
 __all__ = ["Effort", "Subject"]
 

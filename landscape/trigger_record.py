@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from lossscope.landscape.series import step_series
-from lossscope.probes.audit import PhiMemory, TriggerAudit, noise_chances, phi_memory, trigger_audit
+from lossscope.probes.dynamics.trigger_test import PhiMemory, TriggerAudit, noise_chances, phi_memory, trigger_audit
 from lossscope.probes.errors import ProbeError
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from lossscope.landscape.series import FloatArray
-from lossscope.probes.memory import LaggedCosines
+from lossscope.probes.dynamics.direction_memory import LaggedCosines
 
 if TYPE_CHECKING:
     import pandas as pd

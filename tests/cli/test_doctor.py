@@ -13,11 +13,11 @@ from typer.testing import CliRunner
 from lossscope.cli import doctor as module
 from lossscope.cli.doctor import doctor
 from lossscope.landscape.errors import ConfigError
-from lossscope.probes.check import Judge, NotJudgedError, Place
-from lossscope.probes.operator import SymmetricOperator
-from lossscope.probes.product_choice import Choice
-from lossscope.probes.product_trial import Trial
-from lossscope.probes.self_check_products import PRODUCT_CHECKS
+from lossscope.probes.operators.base import SymmetricOperator
+from lossscope.probes.operators.product_choice import Choice
+from lossscope.probes.operators.timing import Trial
+from lossscope.probes.selfcheck.check import Judge, NotJudgedError, Place
+from lossscope.probes.selfcheck.products import PRODUCT_CHECKS
 
 app = typer.Typer()
 app.command()(doctor)
@@ -54,7 +54,7 @@ def checks(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Sets what is checked, and leaves the products out."""
 
     def chosen(*judges: Judge) -> None:
-        monkeypatch.setattr("lossscope.probes.self_check.CHECKS", judges)
+        monkeypatch.setattr("lossscope.probes.selfcheck.suite.CHECKS", judges)
         monkeypatch.setattr(module, "_chosen", lambda place: PRODUCTS)
 
     return chosen

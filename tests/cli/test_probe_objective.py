@@ -15,7 +15,7 @@ import torch.nn.functional as F
 
 from lossscope.cli.main import main
 from lossscope.landscape.recorder import Recorder
-from lossscope.probes.objective import Objective
+from lossscope.probes.objective.objective import Objective
 
 MINE = """
 import sys

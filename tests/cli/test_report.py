@@ -120,7 +120,7 @@ def test_a_text_report_of_dynamics_with_intervals_loads_no_torch_and_no_statisti
         store.append("pairs", {"step": step, "object": "gradient", "lag": step % 2, "cosine": 0.5, "size": 9})
     store.leave()
     modules = loaded_by(RUN.format(arguments=["dynamics", str(run.path)]))
-    assert {"pandas", "lossscope.probes.memory", "scipy.special"} <= modules
+    assert {"pandas", "lossscope.probes.dynamics.direction_memory", "scipy.special"} <= modules
     assert not modules & {"torch", "matplotlib", "jinja2", "scipy.stats"}
 
 

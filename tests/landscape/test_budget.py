@@ -11,8 +11,8 @@ from lossscope.landscape.errors import ConfigError
 from lossscope.landscape.panel import Panel
 from lossscope.landscape.subject import Effort, Subject
 from lossscope.probes.errors import ProbeError
-from lossscope.probes.loss import CrossEntropy
-from lossscope.probes.objective import Objective
+from lossscope.probes.objective.losses import CrossEntropy
+from lossscope.probes.objective.objective import Objective
 
 
 @pytest.fixture(scope="module")

@@ -19,8 +19,8 @@ from lossscope.landscape.panel import Panel
 from lossscope.landscape.preset import PRESETS
 from lossscope.landscape.subject import Effort, Subject
 from lossscope.optimizer import create
-from lossscope.probes.loss import CrossEntropy
-from lossscope.probes.objective import Objective
+from lossscope.probes.objective.losses import CrossEntropy
+from lossscope.probes.objective.objective import Objective
 
 ECONOMY, FULL = PRESETS["economy"], PRESETS["full"]
 PROBED_ONLY = {"batch_sharpness", "per_module", "sampling_error"}

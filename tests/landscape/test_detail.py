@@ -9,12 +9,12 @@ from torch import nn
 from lossscope.landscape.detail import batch_rows, module_rows, sampling_rows
 from lossscope.landscape.measure import MEASURES
 from lossscope.landscape.subject import Effort, Subject
-from lossscope.probes.batch_curvature import batch_sharpness
-from lossscope.probes.hessian_operator import hessian
-from lossscope.probes.loss import CrossEntropy
-from lossscope.probes.module_blocks import per_module
-from lossscope.probes.objective import Objective
-from lossscope.probes.sampling_error import sampled_eigenvalue
+from lossscope.probes.objective.losses import CrossEntropy
+from lossscope.probes.objective.objective import Objective
+from lossscope.probes.operators.hessian import hessian
+from lossscope.probes.sharpness.minibatch import batch_sharpness
+from lossscope.probes.sharpness.per_block import per_module
+from lossscope.probes.sharpness.sampling_error import sampled_eigenvalue
 
 EFFORT = Effort(0.05, 0.05, 40, seed=3)
 NAMES = {measure.name for measure in MEASURES}

@@ -26,8 +26,8 @@ from lossscope.landscape.run import Run
 from lossscope.landscape.store import RunStore
 from lossscope.landscape.windows import lagged_cosines_of
 from lossscope.optimizer.ascent.trigger import TriggerState, adaptive
-from lossscope.probes.audit import trigger_audit
-from lossscope.probes.gradient_noise import noise_scale
+from lossscope.probes.dynamics.gradient_noise import noise_scale
+from lossscope.probes.dynamics.trigger_test import trigger_audit
 
 Rows = Iterable[tuple[str, dict[str, object]]]
 TRUE, CEILING, SIZE = 0.802, 0.205, 200

@@ -13,13 +13,13 @@ from torch.optim.optimizer import Optimizer
 
 from lossscope.landscape.metric import StepMetric, step_metric
 from lossscope.optimizer import ARS2Neo, Ascending, Relative, create, names
-from lossscope.probes.curvature import measure_spectrum
 from lossscope.probes.errors import ProbeError
-from lossscope.probes.hessian_operator import hessian
-from lossscope.probes.loss import CrossEntropy
-from lossscope.probes.objective import Objective
-from lossscope.probes.operator import preconditioned
-from lossscope.probes.stability import edge_ratio, frozen_adam, heavy_ball
+from lossscope.probes.objective.losses import CrossEntropy
+from lossscope.probes.objective.objective import Objective
+from lossscope.probes.operators.base import preconditioned
+from lossscope.probes.operators.hessian import hessian
+from lossscope.probes.sharpness.stability_thresholds import edge_ratio, frozen_adam, heavy_ball
+from lossscope.probes.spectrum.measure import measure_spectrum
 
 Make = Callable[[nn.Module], Optimizer]
 

@@ -16,9 +16,9 @@ from lossscope.landscape.settled import settled
 from lossscope.landscape.step_spectra import finished_spectra
 from lossscope.optimizer import ARS2Neo, StepRecord, create
 from lossscope.probes.errors import ProbeError
-from lossscope.probes.loss import CrossEntropy
-from lossscope.probes.matrix_spectrum import singular_spectrum
-from lossscope.probes.objective import Objective
+from lossscope.probes.objective.losses import CrossEntropy
+from lossscope.probes.objective.objective import Objective
+from lossscope.probes.steps.singular_values import singular_spectrum
 
 
 def network() -> nn.Module:

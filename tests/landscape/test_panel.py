@@ -8,8 +8,8 @@ import torch
 from lossscope.landscape import panel as panel_module
 from lossscope.landscape.panel import Panel
 from lossscope.landscape.subject import Effort, Subject
-from lossscope.probes.loss import CrossEntropy
-from lossscope.probes.objective import Objective
+from lossscope.probes.objective.losses import CrossEntropy
+from lossscope.probes.objective.objective import Objective
 
 
 @pytest.fixture

@@ -23,8 +23,8 @@ from lossscope.landscape.run import Run
 from lossscope.landscape.store import RunStore
 from lossscope.landscape.subject import Effort
 from lossscope.landscape.training import train
-from lossscope.probes.loss import CrossEntropy
-from lossscope.probes.objective import Objective
+from lossscope.probes.objective.losses import CrossEntropy
+from lossscope.probes.objective.objective import Objective
 
 EFFORT = Effort(rel=0.05, trace_rel=0.5, max_products=16)
 OBJECTIVE = """

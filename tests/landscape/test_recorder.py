@@ -20,8 +20,8 @@ from lossscope.landscape.recorder import Recorder
 from lossscope.landscape.run import Run
 from lossscope.optimizer import ARS2Neo, Ascending, OptimizerError, StepRecord, create, names
 from lossscope.probes.errors import ProbeError
-from lossscope.probes.loss import CrossEntropy
-from lossscope.probes.objective import Objective
+from lossscope.probes.objective.losses import CrossEntropy
+from lossscope.probes.objective.objective import Objective
 
 
 def network() -> nn.Module:

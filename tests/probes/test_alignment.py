@@ -7,13 +7,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lossscope.probes.alignment import gradient_alignment
-from lossscope.probes.curvature import measure_spectrum
 from lossscope.probes.errors import ProbeError
-from lossscope.probes.hessian_operator import hessian
-from lossscope.probes.loss import CrossEntropy
-from lossscope.probes.objective import Objective
-from lossscope.probes.spectrum_estimate import EigenPairs
+from lossscope.probes.objective.losses import CrossEntropy
+from lossscope.probes.objective.objective import Objective
+from lossscope.probes.operators.hessian import hessian
+from lossscope.probes.sharpness.alignment import gradient_alignment
+from lossscope.probes.spectrum.measure import measure_spectrum
+from lossscope.probes.spectrum.results import EigenPairs
 
 
 def gaussian(*shape: int, seed: int = 0) -> Tensor:

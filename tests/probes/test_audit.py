@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from lossscope.optimizer.ascent.trigger import TriggerState, adaptive, timed
-from lossscope.probes.audit import TriggerAudit, noise_chances, phi_memory, trigger_audit
+from lossscope.probes.dynamics.trigger_test import TriggerAudit, noise_chances, phi_memory, trigger_audit
 from lossscope.probes.errors import ProbeError
 
 

@@ -12,15 +12,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from lossscope.probes.curvature import measure_spectrum
 from lossscope.probes.errors import ProbeError
-from lossscope.probes.gauss_newton_operator import fisher, gauss_newton
-from lossscope.probes.hessian_operator import hessian
-from lossscope.probes.loss import CrossEntropy
-from lossscope.probes.objective import Objective
-from lossscope.probes.operator import SymmetricOperator, from_matrix, preconditioned, scaled
-from lossscope.probes.restriction import restricted
-from lossscope.probes.sampling_error import sampled_eigenvalue
+from lossscope.probes.objective.losses import CrossEntropy
+from lossscope.probes.objective.objective import Objective
+from lossscope.probes.operators.base import SymmetricOperator, from_matrix, preconditioned, scaled
+from lossscope.probes.operators.gauss_newton import fisher, gauss_newton
+from lossscope.probes.operators.hessian import hessian
+from lossscope.probes.operators.restriction import restricted
+from lossscope.probes.sharpness.sampling_error import sampled_eigenvalue
+from lossscope.probes.spectrum.measure import measure_spectrum
 
 
 def net() -> nn.Sequential:

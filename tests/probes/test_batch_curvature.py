@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lossscope.probes.batch_curvature import batch_sharpness, ratio_of_means
 from lossscope.probes.errors import ProbeError
-from lossscope.probes.estimate import mean_estimate
-from lossscope.probes.hessian_operator import hessian
-from lossscope.probes.loss import CrossEntropy
-from lossscope.probes.objective import Objective
+from lossscope.probes.objective.losses import CrossEntropy
+from lossscope.probes.objective.objective import Objective
+from lossscope.probes.operators.hessian import hessian
+from lossscope.probes.sharpness.minibatch import batch_sharpness, ratio_of_means
+from lossscope.probes.statistics.estimate import mean_estimate
 
 Example = tuple[Tensor, Tensor]
 

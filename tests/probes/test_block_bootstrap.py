@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
-from lossscope.probes.block_bootstrap import Array, block_bootstrap, block_length
 from lossscope.probes.errors import ProbeError
+from lossscope.probes.statistics.block_bootstrap import Array, block_bootstrap, block_length
 
 
 def mean(sums: Array) -> Array:

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
-from lossscope.probes.combined_estimate import (
+from lossscope.probes.statistics.estimate import Estimate, exact_estimate, mean_estimate
+from lossscope.probes.statistics.propagation import (
     balanced_sum_estimate,
     linear_estimate,
     part_shares,
     square_estimate,
     sum_estimate,
 )
-from lossscope.probes.estimate import Estimate, exact_estimate, mean_estimate
 
 
 def known(value: float, below: float = 1.0, above: float = 1.0) -> Estimate:

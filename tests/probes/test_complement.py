@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from lossscope.probes.complement import Complement, trace_and_frobenius
-from lossscope.probes.curvature import measure_spectrum
 from lossscope.probes.errors import ProbeError
-from lossscope.probes.estimate import Estimate, mean_estimate
-from lossscope.probes.krylov import BlockKrylov
-from lossscope.probes.operator import SymmetricOperator, from_matrix
+from lossscope.probes.operators.base import SymmetricOperator, from_matrix
+from lossscope.probes.spectrum.block_krylov import BlockKrylov
+from lossscope.probes.spectrum.measure import measure_spectrum
+from lossscope.probes.spectrum.trace_and_norm import Complement, trace_and_frobenius
+from lossscope.probes.statistics.estimate import Estimate, mean_estimate
 
 
 def seeded(seed: int = 0) -> torch.Generator:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from lossscope.probes.cross_fit import CrossFit, HalfForms, cross_fit
-from lossscope.probes.estimate import exact_estimate
+from lossscope.probes.sharpness.cross_fit import CrossFit, HalfForms, cross_fit
+from lossscope.probes.statistics.estimate import exact_estimate
 
 SEEDS = 600
 GAP = (5.0, 2.0, 1.0, 0.5, 0.1)

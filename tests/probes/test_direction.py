@@ -7,11 +7,11 @@ import torch
 from hypothesis import given, settings, strategies as st
 from torch import Tensor, nn
 
-from lossscope.probes.direction import directional_sharpness
 from lossscope.probes.errors import ProbeError
-from lossscope.probes.hessian_operator import hessian
-from lossscope.probes.loss import CrossEntropy
-from lossscope.probes.objective import Objective
+from lossscope.probes.objective.losses import CrossEntropy
+from lossscope.probes.objective.objective import Objective
+from lossscope.probes.operators.hessian import hessian
+from lossscope.probes.sharpness.directional import directional_sharpness
 
 
 def gaussian(*shape: int, seed: int = 0) -> Tensor:

@@ -9,15 +9,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lossscope.probes import stability
-from lossscope.probes.batch_curvature import batch_sharpness
-from lossscope.probes.curvature import measure_spectrum
-from lossscope.probes.direction import directional_sharpness
-from lossscope.probes.hessian_operator import hessian
-from lossscope.probes.loss import MeanSquaredError
-from lossscope.probes.objective import Objective
-from lossscope.probes.operator import from_matrix, preconditioned
-from lossscope.probes.worst_case import norm_sharpness
+from lossscope.probes.objective.losses import MeanSquaredError
+from lossscope.probes.objective.objective import Objective
+from lossscope.probes.operators.base import from_matrix, preconditioned
+from lossscope.probes.operators.hessian import hessian
+from lossscope.probes.sharpness import stability_thresholds as stability
+from lossscope.probes.sharpness.directional import directional_sharpness
+from lossscope.probes.sharpness.minibatch import batch_sharpness
+from lossscope.probes.sharpness.norm_ball import norm_sharpness
+from lossscope.probes.spectrum.measure import measure_spectrum
 
 LR, B, RHO = 0.05, 0.9, 0.3
 

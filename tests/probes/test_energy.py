@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from lossscope.probes.energy import energies
 from lossscope.probes.errors import ProbeError
+from lossscope.probes.steps.energy import energies
 
 SHAPE = (5, 7)
 

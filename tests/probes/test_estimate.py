@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lossscope.probes.errors import ProbeError
-from lossscope.probes.estimate import exact_estimate, mean_estimate, root_estimate
+from lossscope.probes.statistics.estimate import exact_estimate, mean_estimate, root_estimate
 
 
 def test_an_exact_number_has_no_error_and_a_gap_has_no_number() -> None:

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 from lossscope.probes.errors import ProbeError
-from lossscope.probes.fixed_data import FixedData, fixed_data
+from lossscope.probes.objective.data import FixedData, fixed_data
 
 
 def test_an_iterator_is_read_once_and_kept() -> None:

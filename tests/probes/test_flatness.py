@@ -8,14 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lossscope.probes.curvature import measure_spectrum
-from lossscope.probes.direction import directional_sharpness
 from lossscope.probes.errors import ProbeError
-from lossscope.probes.flatness import adaptive_trace, log_fisher_rao
-from lossscope.probes.hessian_operator import hessian
-from lossscope.probes.loss import CrossEntropy
-from lossscope.probes.objective import Objective
-from lossscope.probes.operator import from_matrix
+from lossscope.probes.objective.losses import CrossEntropy
+from lossscope.probes.objective.objective import Objective
+from lossscope.probes.operators.base import from_matrix
+from lossscope.probes.operators.hessian import hessian
+from lossscope.probes.sharpness.directional import directional_sharpness
+from lossscope.probes.sharpness.invariant import adaptive_trace, log_fisher_rao
+from lossscope.probes.spectrum.measure import measure_spectrum
 
 
 def gaussian(*shape: int, seed: int = 0) -> Tensor:

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from lossscope.probes.errors import ProbeError
-from lossscope.probes.gauss_newton_operator import fisher, gauss_newton
-from lossscope.probes.hessian_operator import hessian
-from lossscope.probes.loss import CrossEntropy, MeanSquaredError, rows
-from lossscope.probes.objective import Objective
-from lossscope.probes.operator import SymmetricOperator
+from lossscope.probes.objective.losses import CrossEntropy, MeanSquaredError, rows
+from lossscope.probes.objective.objective import Objective
+from lossscope.probes.operators.base import SymmetricOperator
+from lossscope.probes.operators.gauss_newton import fisher, gauss_newton
+from lossscope.probes.operators.hessian import hessian
 
 METHODS = ("reverse", "batched", "forward")
 

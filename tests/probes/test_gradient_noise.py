@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
-from lossscope.probes.block_bootstrap import Array
+from lossscope.probes.dynamics.gradient_noise import NoiseScale, noise_scale
 from lossscope.probes.errors import ProbeError
-from lossscope.probes.gradient_noise import NoiseScale, noise_scale
+from lossscope.probes.statistics.block_bootstrap import Array
 
 MEAN = np.array([1.0, -0.5, 0.2, 0.0])
 SPREAD = np.array([2.0, 1.0, 0.5, 0.1])  # standard deviations of one sample, by coordinate

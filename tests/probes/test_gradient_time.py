@@ -8,13 +8,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lossscope.probes import gradient_time, held_products, product_choice, product_trial
-from lossscope.probes.curvature import measure_spectrum
-from lossscope.probes.gauss_newton_operator import gauss_newton
-from lossscope.probes.hessian_operator import hessian
-from lossscope.probes.loss import CrossEntropy
-from lossscope.probes.objective import Objective
-from lossscope.probes.operator import SymmetricOperator
+from lossscope.probes.objective.losses import CrossEntropy
+from lossscope.probes.objective.objective import Objective
+from lossscope.probes.operators import (
+    cached_products as held_products,
+    gradient_time,
+    product_choice,
+    timing as product_trial,
+)
+from lossscope.probes.operators.base import SymmetricOperator
+from lossscope.probes.operators.gauss_newton import gauss_newton
+from lossscope.probes.operators.hessian import hessian
+from lossscope.probes.spectrum.measure import measure_spectrum
 
 
 class Machine:

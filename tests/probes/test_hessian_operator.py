@@ -15,13 +15,13 @@ from hypothesis import given, settings, strategies as st
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from lossscope.probes.direction import directional_sharpness
 from lossscope.probes.errors import ProbeError
-from lossscope.probes.hessian_operator import hessian
-from lossscope.probes.loss import CrossEntropy
-from lossscope.probes.objective import Objective
-from lossscope.probes.operator import SymmetricOperator, asymmetry
-from lossscope.probes.product_method import BatchProduct, held_bytes
+from lossscope.probes.objective.losses import CrossEntropy
+from lossscope.probes.objective.objective import Objective
+from lossscope.probes.operators.base import SymmetricOperator, asymmetry
+from lossscope.probes.operators.hessian import hessian
+from lossscope.probes.operators.method import BatchProduct, held_bytes
+from lossscope.probes.sharpness.directional import directional_sharpness
 
 METHODS = ("reverse", "batched", "forward", "linearize", "differences")
 

@@ -11,14 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lossscope.probes.curvature import measure_spectrum
-from lossscope.probes.direction import directional_sharpness
 from lossscope.probes.errors import ProbeError
-from lossscope.probes.flatness import adaptive_trace, log_fisher_rao
-from lossscope.probes.hessian_operator import hessian
-from lossscope.probes.isolation import random_modules
-from lossscope.probes.loss import CrossEntropy
-from lossscope.probes.objective import Objective
+from lossscope.probes.objective.isolation import random_modules
+from lossscope.probes.objective.losses import CrossEntropy
+from lossscope.probes.objective.objective import Objective
+from lossscope.probes.operators.hessian import hessian
+from lossscope.probes.sharpness.directional import directional_sharpness
+from lossscope.probes.sharpness.invariant import adaptive_trace, log_fisher_rao
+from lossscope.probes.spectrum.measure import measure_spectrum
 
 
 class Everything(nn.Module):

@@ -8,8 +8,8 @@ from hypothesis import given, settings, strategies as st
 from torch import Tensor
 
 from lossscope.probes.errors import ProbeError
-from lossscope.probes.krylov import BlockKrylov
-from lossscope.probes.operator import SymmetricOperator, from_matrix
+from lossscope.probes.operators.base import SymmetricOperator, from_matrix
+from lossscope.probes.spectrum.block_krylov import BlockKrylov
 
 DTYPES = [torch.float64, torch.float32]
 

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from lossscope.probes.errors import ProbeError
-from lossscope.probes.loss import CrossEntropy, MeanSquaredError, SplitLoss, rows
+from lossscope.probes.objective.losses import CrossEntropy, MeanSquaredError, SplitLoss, rows
 
 
 def test_it_is_the_mean_cross_entropy() -> None:

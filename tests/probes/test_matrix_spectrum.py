@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lossscope.probes.errors import ProbeError
-from lossscope.probes.matrix_spectrum import (
+from lossscope.probes.steps.singular_values import (
     MatrixSpectrum,
     gram_error,
     gram_spectra,

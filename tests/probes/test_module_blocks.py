@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from lossscope.probes.errors import ProbeError
-from lossscope.probes.gauss_newton_operator import fisher, gauss_newton
-from lossscope.probes.hessian_operator import hessian
-from lossscope.probes.loss import CrossEntropy
-from lossscope.probes.module_blocks import per_module
-from lossscope.probes.module_table import ModuleTable
-from lossscope.probes.objective import Objective
-from lossscope.probes.operator import SymmetricOperator, from_matrix
+from lossscope.probes.objective.losses import CrossEntropy
+from lossscope.probes.objective.objective import Objective
+from lossscope.probes.operators.base import SymmetricOperator, from_matrix
+from lossscope.probes.operators.gauss_newton import fisher, gauss_newton
+from lossscope.probes.operators.hessian import hessian
+from lossscope.probes.sharpness.module_table import ModuleTable
+from lossscope.probes.sharpness.per_block import per_module
 
 CLASSES = 3
 

@@ -5,11 +5,11 @@ import math
 import pytest
 import torch
 
-from lossscope.probes.curvature import measure_spectrum
-from lossscope.probes.estimate import Estimate, exact_estimate
-from lossscope.probes.module_table import MeasuredBlock, MeasuredWhole, ModuleTable, module_table
-from lossscope.probes.operator import from_matrix
-from lossscope.probes.spectrum_estimate import EigenPairs
+from lossscope.probes.operators.base import from_matrix
+from lossscope.probes.sharpness.module_table import MeasuredBlock, MeasuredWhole, ModuleTable, module_table
+from lossscope.probes.spectrum.measure import measure_spectrum
+from lossscope.probes.spectrum.results import EigenPairs
+from lossscope.probes.statistics.estimate import Estimate, exact_estimate
 
 
 def pairs(values: list[float], residual: float) -> EigenPairs:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lossscope.probes.errors import ProbeError
-from lossscope.probes.newton_schulz_map import check_newton_schulz_image, newton_schulz_image
+from lossscope.probes.steps.newton_schulz import check_newton_schulz_image, newton_schulz_image
 
 KELLER = [(3.4445, -4.7750, 2.0315)] * 5
 QUINTIC = [

@@ -8,7 +8,7 @@ from hypothesis import given, strategies as st
 from torch import Tensor
 
 from lossscope.probes.errors import ProbeError
-from lossscope.probes.norms import inner, inners, norm, norms, pairs, ratios
+from lossscope.probes.steps.norms import inner, inners, norm, norms, pairs, ratios
 
 
 def gaussian(*shape: int, seed: int = 0) -> Tensor:

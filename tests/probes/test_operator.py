@@ -8,9 +8,9 @@ import torch
 from hypothesis import given, settings, strategies as st
 from torch import Tensor
 
-from lossscope.probes.curvature import measure_spectrum
 from lossscope.probes.errors import ProbeError
-from lossscope.probes.operator import SymmetricOperator, asymmetry, from_matrix, preconditioned, scaled
+from lossscope.probes.operators.base import SymmetricOperator, asymmetry, from_matrix, preconditioned, scaled
+from lossscope.probes.spectrum.measure import measure_spectrum
 
 
 def gaussian(*shape: int, seed: int = 0) -> Tensor:

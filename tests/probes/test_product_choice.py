@@ -10,17 +10,22 @@ import torch
 from hypothesis import HealthCheck, given, settings, strategies as st
 from torch import Tensor, nn
 
-from lossscope.probes import gradient_time, held_products, product_choice, product_trial
 from lossscope.probes.errors import ProbeError
-from lossscope.probes.evaluation import Pass
-from lossscope.probes.gauss_newton_operator import gauss_newton
-from lossscope.probes.held_products import HeldProducts
-from lossscope.probes.hessian_operator import hessian
-from lossscope.probes.loss import CrossEntropy
-from lossscope.probes.objective import Objective
-from lossscope.probes.product_choice import signature
-from lossscope.probes.product_method import BatchProduct, Method
-from lossscope.probes.product_trial import Trial
+from lossscope.probes.objective.evaluation import Pass
+from lossscope.probes.objective.losses import CrossEntropy
+from lossscope.probes.objective.objective import Objective
+from lossscope.probes.operators import (
+    cached_products as held_products,
+    gradient_time,
+    product_choice,
+    timing as product_trial,
+)
+from lossscope.probes.operators.cached_products import HeldProducts
+from lossscope.probes.operators.gauss_newton import gauss_newton
+from lossscope.probes.operators.hessian import hessian
+from lossscope.probes.operators.method import BatchProduct, Method
+from lossscope.probes.operators.product_choice import signature
+from lossscope.probes.operators.timing import Trial
 
 N = 6
 DIAGONAL = torch.arange(1.0, N + 1, dtype=torch.float64)

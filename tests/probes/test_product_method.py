@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lossscope.probes.custom_function import custom_functions, graph_nodes
-from lossscope.probes.loss import CrossEntropy
-from lossscope.probes.objective import Objective
-from lossscope.probes.product_method import BatchProduct, held_bytes
+from lossscope.probes.objective.autograd_guards import custom_functions, graph_nodes
+from lossscope.probes.objective.losses import CrossEntropy
+from lossscope.probes.objective.objective import Objective
+from lossscope.probes.operators.method import BatchProduct, held_bytes
 
 
 @pytest.mark.parametrize("name", ["mlp", "conv and group norm", "attention", "batch norm"])

@@ -11,15 +11,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lossscope.probes.curvature import measure_spectrum
-from lossscope.probes.direction import directional_sharpness
-from lossscope.probes.flatness import adaptive_trace, log_fisher_rao
-from lossscope.probes.hessian_operator import hessian
-from lossscope.probes.loss import CrossEntropy
-from lossscope.probes.objective import Objective
-from lossscope.probes.operator import preconditioned
-from lossscope.probes.radial import theta_hessian_theta
-from lossscope.probes.restriction import restricted
+from lossscope.probes.objective.losses import CrossEntropy
+from lossscope.probes.objective.objective import Objective
+from lossscope.probes.operators.base import preconditioned
+from lossscope.probes.operators.hessian import hessian
+from lossscope.probes.operators.restriction import restricted
+from lossscope.probes.sharpness.directional import directional_sharpness
+from lossscope.probes.sharpness.invariant import adaptive_trace, log_fisher_rao
+from lossscope.probes.sharpness.radial import theta_hessian_theta
+from lossscope.probes.spectrum.measure import measure_spectrum
 
 X = torch.randn(60, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 Y = torch.arange(60) % 3

@@ -10,12 +10,12 @@ from hypothesis import given, settings, strategies as st
 from scipy.stats import binom
 from torch import Tensor
 
-from lossscope.probes.ends import eigenpairs, grow
-from lossscope.probes.krylov import Array
-from lossscope.probes.operator import SymmetricOperator, from_matrix
-from lossscope.probes.ritz import Ritz, ritz
-from lossscope.probes.spectrum_estimate import EigenPairs
-from lossscope.probes.start import Start, started
+from lossscope.probes.operators.base import SymmetricOperator, from_matrix
+from lossscope.probes.spectrum.block_krylov import Array
+from lossscope.probes.spectrum.extreme_pairs import eigenpairs, grow
+from lossscope.probes.spectrum.results import EigenPairs
+from lossscope.probes.spectrum.ritz import Ritz, ritz
+from lossscope.probes.spectrum.start import Start, started
 
 
 def seeded(seed: int = 0) -> torch.Generator:

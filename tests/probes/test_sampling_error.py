@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from lossscope.probes.errors import ProbeError
-from lossscope.probes.loss import CrossEntropy
-from lossscope.probes.objective import Objective
-from lossscope.probes.sampling_error import sampled_eigenvalue
-from lossscope.probes.seeds import independent_seeds
+from lossscope.probes.objective.losses import CrossEntropy
+from lossscope.probes.objective.objective import Objective
+from lossscope.probes.sharpness.sampling_error import sampled_eigenvalue
+from lossscope.probes.statistics.seeds import independent_seeds
 
 SPECTRUM = (5.0, 2.0, 1.0, 0.5, 0.1)
 

@@ -12,13 +12,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from lossscope.probes import self_check_oracles, self_check_products, self_check_spectra
-from lossscope.probes.check import Judge, NotJudgedError, Place, check
-from lossscope.probes.estimate import Estimate
-from lossscope.probes.operator import SymmetricOperator
-from lossscope.probes.self_check import CHECKS, self_check
-from lossscope.probes.self_check_problems import NETWORKS, network
-from lossscope.probes.spectrum_estimate import SpectrumEstimate
+from lossscope.probes.operators.base import SymmetricOperator
+from lossscope.probes.selfcheck import (
+    oracles as self_check_oracles,
+    products as self_check_products,
+    spectra as self_check_spectra,
+)
+from lossscope.probes.selfcheck.check import Judge, NotJudgedError, Place, check
+from lossscope.probes.selfcheck.problems import NETWORKS, network
+from lossscope.probes.selfcheck.suite import CHECKS, self_check
+from lossscope.probes.spectrum.results import SpectrumEstimate
+from lossscope.probes.statistics.estimate import Estimate
 
 CPU = torch.device("cpu")
 SINGLE, DOUBLE = Place(torch.float32, CPU), Place(torch.float64, CPU)
@@ -219,7 +223,7 @@ def test_a_reading_that_raises_has_failed_and_stops_no_other(monkeypatch: Patch)
     def fine(place: Place) -> tuple[float, float, str]:
         return 0.0, 0.0, "nothing"
 
-    monkeypatch.setattr("lossscope.probes.self_check.CHECKS", (broken, fine))
+    monkeypatch.setattr("lossscope.probes.selfcheck.suite.CHECKS", (broken, fine))
     first, second = self_check(SINGLE)
     assert (first.held, first.why) == (False, "it raised RuntimeError: no kernel for this dtype")
     assert math.isnan(first.figure)

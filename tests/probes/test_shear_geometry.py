@@ -9,8 +9,8 @@ from hypothesis import given, strategies as st
 from torch import Tensor
 
 from lossscope.probes.errors import ProbeError
-from lossscope.probes.norms import inner, norm
-from lossscope.probes.shear_geometry import angle, angles, cosine, cosines, secants, shear, surrogate_gap
+from lossscope.probes.steps.norms import inner, norm
+from lossscope.probes.steps.shear_geometry import angle, angles, cosine, cosines, secants, shear, surrogate_gap
 
 Many = Callable[[Sequence[Tensor], Sequence[Tensor]], Tensor]
 One = Callable[[Tensor, Tensor], Tensor]

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from lossscope.probes.dynamics.direction_memory import LaggedCosines, direction_memory, memory_difference
 from lossscope.probes.errors import ProbeError
-from lossscope.probes.memory import LaggedCosines, direction_memory, memory_difference
-from lossscope.probes.shear_geometry import shear
-from lossscope.probes.shear_memory import lagged_cosines
+from lossscope.probes.steps.lagged_vectors import lagged_cosines
+from lossscope.probes.steps.shear_geometry import shear
 
 TRUE, CEILING = 0.802, 0.205
 

@@ -8,14 +8,14 @@ import torch
 from scipy.stats import binom
 from torch import Tensor
 
-from lossscope.probes.curvature import measure_spectrum
 from lossscope.probes.errors import ProbeError
-from lossscope.probes.estimate import Estimate
-from lossscope.probes.krylov import Array, BlockKrylov
-from lossscope.probes.operator import SymmetricOperator, from_matrix
-from lossscope.probes.ritz import ritz
-from lossscope.probes.spectral_density import SpectralDensity, spectral_density
-from lossscope.probes.start import started
+from lossscope.probes.operators.base import SymmetricOperator, from_matrix
+from lossscope.probes.spectrum.block_krylov import Array, BlockKrylov
+from lossscope.probes.spectrum.density import SpectralDensity, spectral_density
+from lossscope.probes.spectrum.measure import measure_spectrum
+from lossscope.probes.spectrum.ritz import ritz
+from lossscope.probes.spectrum.start import started
+from lossscope.probes.statistics.estimate import Estimate
 
 
 def seeded(seed: int = 0) -> torch.Generator:

@@ -8,12 +8,12 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from lossscope.probes import stability
-from lossscope.probes.direction import directional_sharpness
 from lossscope.probes.errors import ProbeError
-from lossscope.probes.estimate import Estimate, exact_estimate, mean_estimate
-from lossscope.probes.objective import Objective
-from lossscope.probes.stability import Threshold, edge_ratio
+from lossscope.probes.objective.objective import Objective
+from lossscope.probes.sharpness import stability_thresholds as stability
+from lossscope.probes.sharpness.directional import directional_sharpness
+from lossscope.probes.sharpness.stability_thresholds import Threshold, edge_ratio
+from lossscope.probes.statistics.estimate import Estimate, exact_estimate, mean_estimate
 
 LR, B = 0.3, 0.9
 SPECTRUM = np.array([1.0, 0.4, 0.07])  # times the largest eigenvalue

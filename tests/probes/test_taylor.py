@@ -8,10 +8,10 @@ from hypothesis import given, settings, strategies as st
 from torch import Tensor, nn
 
 from lossscope.probes.errors import ProbeError
-from lossscope.probes.hessian_operator import hessian
-from lossscope.probes.loss import CrossEntropy
-from lossscope.probes.objective import Objective
-from lossscope.probes.taylor import secant_curvature, step_quality, step_taken
+from lossscope.probes.objective.losses import CrossEntropy
+from lossscope.probes.objective.objective import Objective
+from lossscope.probes.operators.hessian import hessian
+from lossscope.probes.sharpness.step_quality import secant_curvature, step_quality, step_taken
 
 
 def gaussian(*shape: int, seed: int = 0) -> Tensor:

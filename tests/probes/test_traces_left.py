@@ -19,29 +19,29 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import lossscope.probes
-from lossscope.probes.alignment import gradient_alignment
-from lossscope.probes.batch_curvature import batch_sharpness
-from lossscope.probes.curvature import measure_spectrum
-from lossscope.probes.direction import directional_sharpness
 from lossscope.probes.errors import ProbeError
-from lossscope.probes.flatness import adaptive_trace, log_fisher_rao
-from lossscope.probes.gauss_newton_operator import fisher, gauss_newton
-from lossscope.probes.hessian_operator import hessian
-from lossscope.probes.logits import logit_scale
-from lossscope.probes.loss import CrossEntropy
-from lossscope.probes.module_blocks import per_module
-from lossscope.probes.objective import Objective
-from lossscope.probes.operator import SymmetricOperator, preconditioned, scaled
-from lossscope.probes.output_methods import split_loss
-from lossscope.probes.product_choice import signature
-from lossscope.probes.radial import theta_hessian_theta
-from lossscope.probes.remainders import layer_remainders
-from lossscope.probes.restriction import restricted
-from lossscope.probes.sampling_error import sampled_eigenvalue
-from lossscope.probes.second_derivative import require_second_derivative
-from lossscope.probes.taylor import rounding, secant_curvature, step_quality, step_taken
-from lossscope.probes.tracking import EigenTracker
-from lossscope.probes.worst_case import norm_sharpness
+from lossscope.probes.objective.losses import CrossEntropy
+from lossscope.probes.objective.objective import Objective
+from lossscope.probes.operators.base import SymmetricOperator, preconditioned, scaled
+from lossscope.probes.operators.gauss_newton import fisher, gauss_newton
+from lossscope.probes.operators.hessian import hessian
+from lossscope.probes.operators.output_methods import split_loss
+from lossscope.probes.operators.product_choice import signature
+from lossscope.probes.operators.restriction import restricted
+from lossscope.probes.operators.second_derivative import require_second_derivative
+from lossscope.probes.sharpness.alignment import gradient_alignment
+from lossscope.probes.sharpness.directional import directional_sharpness
+from lossscope.probes.sharpness.invariant import adaptive_trace, log_fisher_rao
+from lossscope.probes.sharpness.logits import logit_scale
+from lossscope.probes.sharpness.minibatch import batch_sharpness
+from lossscope.probes.sharpness.norm_ball import norm_sharpness
+from lossscope.probes.sharpness.per_block import per_module
+from lossscope.probes.sharpness.radial import theta_hessian_theta
+from lossscope.probes.sharpness.remainders import layer_remainders
+from lossscope.probes.sharpness.sampling_error import sampled_eigenvalue
+from lossscope.probes.sharpness.step_quality import rounding, secant_curvature, step_quality, step_taken
+from lossscope.probes.spectrum.eigen_tracker import EigenTracker
+from lossscope.probes.spectrum.measure import measure_spectrum
 
 
 class Net(nn.Module):

@@ -7,14 +7,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lossscope.probes.curvature import measure_spectrum
 from lossscope.probes.errors import ProbeError
-from lossscope.probes.hessian_operator import hessian
-from lossscope.probes.loss import CrossEntropy
-from lossscope.probes.objective import Objective
-from lossscope.probes.operator import SymmetricOperator, from_matrix
-from lossscope.probes.spectrum_estimate import SpectrumEstimate
-from lossscope.probes.tracking import EigenTracker
+from lossscope.probes.objective.losses import CrossEntropy
+from lossscope.probes.objective.objective import Objective
+from lossscope.probes.operators.base import SymmetricOperator, from_matrix
+from lossscope.probes.operators.hessian import hessian
+from lossscope.probes.spectrum.eigen_tracker import EigenTracker
+from lossscope.probes.spectrum.measure import measure_spectrum
+from lossscope.probes.spectrum.results import SpectrumEstimate
 
 N = 200
 

@@ -9,12 +9,12 @@ from hypothesis import given, settings, strategies as st
 from torch import Tensor, nn
 
 from lossscope.probes.errors import ProbeError
-from lossscope.probes.hessian_operator import hessian
-from lossscope.probes.loss import CrossEntropy
-from lossscope.probes.objective import Objective
-from lossscope.probes.operator import from_matrix
-from lossscope.probes.stability import edge_ratio, normalised
-from lossscope.probes.worst_case import Norm, dual_norm, norm_sharpness
+from lossscope.probes.objective.losses import CrossEntropy
+from lossscope.probes.objective.objective import Objective
+from lossscope.probes.operators.base import from_matrix
+from lossscope.probes.operators.hessian import hessian
+from lossscope.probes.sharpness.norm_ball import Norm, dual_norm, norm_sharpness
+from lossscope.probes.sharpness.stability_thresholds import edge_ratio, normalised
 
 
 def gaussian(*shape: int, seed: int = 0) -> Tensor:

@@ -1,0 +1,1 @@
+"""Statistics of series over optimizer steps (torch-free)."""

@@ -1,0 +1,1 @@
+"""A loss on fixed data as a function of the parameters."""

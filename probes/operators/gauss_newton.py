@@ -1,0 +1,136 @@
+"""The Gauss-Newton matrix and the Fisher matrices of an objective, by their products with vectors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from lossscope.probes.errors import ProbeError
+from lossscope.probes.objective.losses import rows
+from lossscope.probes.objective.objective import Objective
+from lossscope.probes.operators.base import SymmetricOperator
+from lossscope.probes.operators.cached_products import HeldProducts
+from lossscope.probes.operators.output_methods import OutputCurvature, output_methods, split_loss
+
+__all__ = ["FisherKind", "fisher", "gauss_newton"]
+
+FisherKind = Literal["true", "empirical"]
+
+
+def gauss_newton(objective: Objective, *, method: str = "auto", memory: float = 2**30) -> SymmetricOperator:
+    r"""The generalised Gauss-Newton matrix :math:`J^\top S J` of an objective.
+
+    J is the derivative of the model's outputs by the parameters and S the Hessian of the mean loss by the outputs. It
+    is the Hessian of the loss with the model replaced by its linearisation: positive semi-definite where the loss is
+    convex in the outputs, equal to the Hessian where the residuals vanish, and of equal trace for a network of ReLU
+    and linear layers.
+
+    Args:
+        objective: The loss; its `loss_fn` must split into `outputs` and `of_outputs`, as `CrossEntropy` and
+            `MeanSquaredError` do.
+        method: `auto`, or one of `reverse` (J v as the derivative of J'w by w, by backward passes alone), `batched`
+            (the same for a block of columns) and `forward` (J v by a forward pass with tangents); see `hessian`.
+        memory: Bytes that the kept graphs of `held` may hold together.
+
+    Returns:
+        The operator.
+
+    Raises:
+        ProbeError: the loss does not split, its halves do not make the loss, or the method is unknown.
+
+    Source:
+        N. Schraudolph (2002), Fast curvature matrix-vector products for second-order gradient descent, Neural
+        Computation 14(7), 1723-1738.
+    """
+    return _operator("gauss_newton", objective, _hessian_of_outputs, method, memory)
+
+
+def fisher(
+    objective: Objective, kind: FisherKind = "true", *, method: str = "auto", memory: float = 2**30
+) -> SymmetricOperator:
+    r"""The Fisher matrix of an objective's model, true or empirical.
+
+    The true one is the mean over the terms of :math:`J^\top F J`, F the Fisher matrix of the distribution that the
+    outputs stand for: :math:`\mathrm{diag}\,p - p p^\top` for a softmax, and for a squared error the inverse
+    variance of the Gaussian whose likelihood the loss is. The labels play no part in it; with class numbers as labels,
+    and for squared errors, it is the Gauss-Newton matrix.
+
+    The empirical one is :math:`\frac1N \sum_i g_i g_i^\top`, :math:`g_i` the gradient of the i-th term of the mean
+    (a sample, or a token): no approximation of the Fisher matrix away from a perfect fit, but the second moment of
+    the gradients. They are never formed: with :math:`r_i` the slope of a term by its outputs it is the mean of
+    :math:`J_i^\top r_i r_i^\top J_i`.
+
+    Args:
+        objective: The loss; its `loss_fn` must split into `outputs` and `of_outputs`, and for the true one have
+            `model_fisher`, as `CrossEntropy` and `MeanSquaredError` do.
+        kind: `true` or `empirical`.
+        method: As for `gauss_newton`.
+        memory: Bytes that the kept graphs of `held` may hold together.
+
+    Returns:
+        The operator, positive semi-definite.
+
+    Raises:
+        ProbeError: the kind or the method is unknown, the loss does not split, its halves do not make the loss, or it
+            stands for no distribution.
+
+    Source:
+        F. Kunstner, L. Balles, P. Hennig (2019), Limitations of the empirical Fisher approximation for natural gradient
+        descent, arXiv:1905.12558.
+    """
+    if kind not in get_args(FisherKind):
+        raise ProbeError(f"kind={kind!r} is unknown: use one of {', '.join(get_args(FisherKind))}")
+    if kind == "true" and not hasattr(objective.loss_fn, "model_fisher"):
+        raise ProbeError(
+            f"the loss {objective.loss_kind} stands for no distribution to take the true Fisher matrix of: use "
+            "CrossEntropy() or MeanSquaredError(), give it a method model_fisher(outputs, batch), or take "
+            "kind='empirical'"
+        )
+    curvature = _fisher_of_model if kind == "true" else _outer_products
+    return _operator(f"{kind} fisher", objective, curvature, method, memory)
+
+
+def _operator(
+    matrix: str, objective: Objective, curvature: OutputCurvature, method: str, memory: float
+) -> SymmetricOperator:
+    """The operator J' S J with S the curvature of the loss by the outputs."""
+    loss = split_loss(objective)
+    products = HeldProducts(matrix, objective, output_methods(loss, curvature), method=method, memory=memory)
+    return products.operator(lambda names: _operator(matrix, objective.restricted(names), curvature, method, memory))
+
+
+def _hessian_of_outputs(loss: Any, outputs: Tensor, batch: Any) -> Callable[[Tensor], Tensor]:
+    """The Hessian of the loss by the outputs."""
+    if _depth(loss, "hessian_of_outputs") <= _depth(loss, "of_outputs"):  # not that of a loss it has since replaced
+        closed: Callable[[Tensor], Tensor] = loss.hessian_of_outputs(outputs, batch)
+        return closed
+    z = outputs.clone().requires_grad_()
+    slope = torch.autograd.grad(loss.of_outputs(z, batch), z, create_graph=True)[0]
+    if not slope.requires_grad:
+        return torch.zeros_like
+    return lambda u: torch.autograd.grad(slope, z, u, retain_graph=True)[0]
+
+
+def _depth(loss: Any, name: str) -> float:
+    """How far up among the classes of a loss a method is defined; endless where it is not."""
+    found = (depth for depth, kind in enumerate(type(loss).__mro__) if name in vars(kind))
+    return next(found, math.inf)
+
+
+def _fisher_of_model(loss: Any, outputs: Tensor, batch: Any) -> Callable[[Tensor], Tensor]:
+    """The Fisher matrix of the model's own distribution of labels, by the outputs."""
+    closed: Callable[[Tensor], Tensor] = loss.model_fisher(outputs, batch)
+    return closed
+
+
+def _outer_products(loss: Any, outputs: Tensor, batch: Any) -> Callable[[Tensor], Tensor]:
+    """The mean over the terms of r r', r the slope of one term by its outputs."""
+    z = outputs.clone().requires_grad_()
+    slope = rows(torch.autograd.grad(loss.of_outputs(z, batch), z)[0])  # r / N
+    count = getattr(loss, "terms", None)
+    terms = len(slope) if count is None else count(outputs, batch)
+    return lambda u: (terms * slope * (slope * rows(u)).sum(1, keepdim=True)).reshape(u.shape)

@@ -1,0 +1,1 @@
+"""Self-checks against closed forms and independent libraries, run by `lossscope doctor`."""

@@ -1,0 +1,1 @@
+"""Sharpness and flatness measures of an objective."""

@@ -1,0 +1,95 @@
+"""How the gradient lies in the Hessian's eigenvectors: in the top ones, along any one, where curvature is largest."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from lossscope.probes.errors import ProbeError
+from lossscope.probes.objective.objective import Objective
+from lossscope.probes.operators.hessian import hessian
+from lossscope.probes.spectrum.results import EigenPairs
+from lossscope.probes.statistics.estimate import Estimate, exact_estimate
+
+__all__ = ["GradientAlignment", "gradient_alignment"]
+
+
+@dataclass(frozen=True, eq=False)
+class GradientAlignment:
+    """Where the gradient points in the eigenvectors of the Hessian; all gaps where it is zero."""
+
+    chi: npt.NDArray[np.float64]  # (k,), share of |g|^2 in the first 1, ..., k eigenvectors
+    null: npt.NDArray[np.float64]  # (k,), the same for a random direction: 1 / n, ..., k / n
+    cosine: float  # cos(g, Hg)
+    rayleigh: float  # g'Hg / |g|^2, nats
+    share: Estimate  # rayleigh over the largest eigenvalue; a gap where that is not above 0
+    converged: npt.NDArray[np.bool_]  # (k,), whether all of those eigenvectors had met their bound
+
+
+def gradient_alignment(objective: Objective, top: EigenPairs) -> GradientAlignment:
+    r"""How much of the gradient lies in the directions of largest curvature.
+
+    .. math:: \chi_k = \frac{\lVert V_k^\top g\rVert^2}{\lVert g\rVert^2}, \qquad
+              \cos(g, Hg) = \frac{g^\top H g}{\lVert g\rVert\,\lVert Hg\rVert}, \qquad
+              \frac{\hat g^\top H \hat g}{\lambda_{\max}}
+
+    All are 1 where the gradient is the top eigenvector. A random direction has :math:`\chi_k = k / n` on average.
+
+    Args:
+        objective: The loss.
+        top: The largest eigenpairs of its Hessian at the same parameters, descending: `measure_spectrum(...).top`.
+
+    Returns:
+        The numbers, exact on the fixed data as far as the eigenpairs are; the interval of `share` is from the bound of
+        the largest eigenvalue. One gradient and one product are spent.
+
+    Raises:
+        ProbeError: the eigenvectors have another length than the parameters, or the loss or product is not finite.
+
+    Source:
+        G. Gur-Ari, D. Roberts, E. Dyer (2018), Gradient descent happens in a tiny subspace, arXiv:1812.04754, for chi.
+
+    Example:
+        >>> from lossscope.probes.spectrum.measure import measure_spectrum
+        >>> net = torch.nn.Linear(1, 1, bias=False)
+        >>> objective = Objective(net, lambda model, x: model(x).square().mean(), [torch.ones(1, 1)])
+        >>> found = gradient_alignment(objective, measure_spectrum(hessian(objective), top=1).top)
+        >>> found.chi.tolist(), found.cosine, found.rayleigh, round(found.share.value, 6)
+        ([1.0], 1.0, 2.0, 1.0)
+    """
+    if len(top.vectors) != objective.size:
+        raise ProbeError(
+            f"eigenvectors of length {len(top.vectors)} do not fit {objective.size} trainable parameters: measure the "
+            "spectrum of hessian(objective)"
+        )
+    k = top.vectors.shape[1]
+    with objective.evaluating():
+        g = objective.gradient()
+        Hg = (hessian(objective) @ g).double()
+    g = g.double()
+    length, bent = float(torch.linalg.vector_norm(g)), float(torch.linalg.vector_norm(Hg))
+    unit = g / length if length > 0 else torch.full_like(g, math.nan)
+    parts = (top.vectors.to(unit).mT @ unit).square().cpu().numpy()
+    rayleigh = float(unit @ Hg) / length if length > 0 else math.nan
+    return GradientAlignment(
+        np.cumsum(parts),
+        np.arange(1, k + 1) / objective.size,
+        float(unit @ Hg) / bent if bent > 0 else math.nan,
+        rayleigh,
+        _share(rayleigh, top.estimate(0)),
+        np.logical_and.accumulate(top.converged.numpy()),
+    )
+
+
+def _share(rayleigh: float, largest: Estimate) -> Estimate:
+    """The quotient over the largest eigenvalue, between its bounds."""
+    if math.isnan(rayleigh) or not largest.value > 0:
+        return exact_estimate(math.nan)
+    ends = [rayleigh / end if end > 0 else math.copysign(math.inf, rayleigh) for end in (largest.low, largest.high)]
+    return Estimate(
+        rayleigh / largest.value, math.nan, min(ends), max(ends), 0, "residual", converged=largest.converged
+    )

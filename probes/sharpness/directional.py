@@ -1,0 +1,89 @@
+"""Slope and curvature along a step: did the optimizer step too far for the valley it is in."""
+
+from __future__ import annotations
+
+import math
+import time
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lossscope.probes.errors import ProbeError
+from lossscope.probes.objective.objective import Objective
+from lossscope.probes.operators.second_derivative import require_second_derivative, second_derivative
+from lossscope.probes.statistics.estimate import Estimate, exact_estimate
+
+__all__ = ["DirectionalSharpness", "directional_sharpness"]
+
+
+@dataclass(frozen=True)
+class DirectionalSharpness:
+    """What the loss does along a displacement D, to second order, exact on the fixed data."""
+
+    slope: Estimate  # g'D, nats
+    curvature: Estimate  # D'HD, nats
+    normalised: Estimate  # D'HD / |D|^2; a gap where D is zero
+    edge_ratio: Estimate  # -D'HD / (2 g'D), pure; a gap where D does not go downhill
+
+
+def directional_sharpness(
+    objective: Objective, displacement: Tensor, *, at: Tensor | None = None
+) -> DirectionalSharpness:
+    r"""The slope and the curvature of the loss along the step that was taken.
+
+    To second order the step changes the loss by :math:`g^\top D + \tfrac12 D^\top H D`, which is a decrease if
+    and only if the edge ratio :math:`R = -D^\top H D / (2 g^\top D)` is below 1. With :math:`D = -\eta d` that is
+    :math:`\eta d^\top H d / (2 g^\top d)`; for gradient descent along an eigenvector :math:`\eta\lambda/2`, so 1 is
+    the edge of stability for every optimizer alike. Slope, curvature and ratio do not change under
+    any linear map of the parameters; the normalised curvature does.
+
+    Args:
+        objective: The loss.
+        displacement: `(n,)`, D, parameters after the step minus before.
+        at: `(n,)`, the parameters before the step; None for those the model has now.
+
+    Returns:
+        The four numbers. Each has error 0: chance plays no part. One gradient and one product are spent.
+
+    Raises:
+        ProbeError: a shape does not fit, the displacement is not finite, or the loss is not.
+
+    Source:
+        docs/measures/directional_sharpness.md, where it is derived; tested by the eigenvector and the linear map.
+    """
+    if not bool(torch.isfinite(displacement).all()):
+        raise ProbeError("the displacement is not finite: the step itself has failed, nothing can be measured along it")
+    begun = time.perf_counter()
+    with objective.at(at) if at is not None else nullcontext():
+        slope, curvature = _along(objective, displacement)
+    length = float(torch.linalg.vector_norm(displacement.detach().double())) ** 2
+    seconds = time.perf_counter() - begun
+    return DirectionalSharpness(
+        *(
+            exact_estimate(value, products=1, seconds=seconds)
+            for value in (
+                slope,
+                curvature,
+                curvature / length if length > 0 else math.nan,
+                -curvature / (2 * slope) if slope < 0 else math.nan,
+            )
+        )
+    )
+
+
+def _along(objective: Objective, displacement: Tensor) -> tuple[float, float]:
+    """Both forms, g'D and D'HD, from one graph for each batch; sums in float64."""
+    D = objective.vector.fitting(displacement)
+    slope = curvature = 0.0
+    with objective.evaluating():
+        for batch in objective.gradients(graph=True):
+            slope += batch.weight * _inner(batch.gradient.detach(), D)
+            curvature += batch.weight * _inner(second_derivative(batch, D, last=True), D)
+        require_second_derivative(objective)
+    return slope, curvature
+
+
+def _inner(left: Tensor, right: Tensor) -> float:
+    return float(left.double() @ right.double())

@@ -1,0 +1,106 @@
+"""How large the logits are, and by how much the right one leads: the scale that a loss and its curvature hang on."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lossscope.probes.errors import ProbeError
+from lossscope.probes.objective.objective import Objective
+from lossscope.probes.statistics.estimate import Estimate, exact_estimate
+
+__all__ = ["LogitScale", "logit_scale"]
+
+_LEFT_OUT = -100  # torch's ignore_index
+
+
+@dataclass(frozen=True)
+class LogitScale:
+    """Means over the terms of the loss (samples, or tokens)."""
+
+    norm: Estimate  # |z - mean z|, pure
+    margin: Estimate  # z_y less the largest other logit, pure; a gap where labels are probabilities
+
+
+def logit_scale(objective: Objective) -> LogitScale:
+    r"""The mean norm of the centred logits, and the mean margin of the right one.
+
+    .. math:: \lVert z - \bar z\mathbf 1\rVert, \qquad z_y - \max_{c \ne y} z_c
+
+    Adding one number to all logits changes neither them nor the softmax, so both are functions of what the network
+    predicts. A network that is sure has a small loss and small curvature whatever its minimum looks like: curvature is
+    compared at equal loss, and read beside these two.
+
+    Args:
+        objective: The loss; its `loss_fn` must have `logits(model, batch)` and `labels(batch)`, as `CrossEntropy` has.
+
+    Returns:
+        Both, exact on the fixed data; one pass forward is spent.
+
+    Raises:
+        ProbeError: the loss shows no logits or labels, or a logit is not finite.
+
+    Source:
+        docs/measures/norms.md. The margin is that of P. Bartlett, D. Foster, M. Telgarsky (2017), Spectrally-normalized
+        margin bounds for neural networks, arXiv:1706.08498, without its normalisation.
+
+    Example:
+        >>> from lossscope.probes.objective.losses import CrossEntropy
+        >>> data = (torch.tensor([[3.0, 4.0]]), torch.tensor([1]))
+        >>> net = torch.nn.Linear(2, 2, bias=False)
+        >>> _ = net.weight.data.copy_(torch.eye(2))
+        >>> found = logit_scale(Objective(net, CrossEntropy(), [data]))
+        >>> round(found.norm.value, 6), found.margin.value
+        (0.707107, 1.0)
+    """
+    logits, labels = (getattr(objective.loss_fn, name, None) for name in ("logits", "labels"))
+    if logits is None or labels is None:
+        raise ProbeError(
+            f"the loss {objective.loss_kind} shows no logits and labels: use CrossEntropy(), or give your loss methods "
+            "logits(model, batch) and labels(batch)"
+        )
+    begun = time.perf_counter()
+    with objective.evaluating(), torch.no_grad():
+        objective.require_repeatable()
+        norm, margin = _means(objective, logits, labels)
+    if not math.isfinite(norm):
+        raise ProbeError(f"the mean norm of the logits is {norm}: they overflow at these parameters")
+    seconds = time.perf_counter() - begun
+    return LogitScale(exact_estimate(norm, seconds=seconds), exact_estimate(margin, seconds=seconds))
+
+
+def _means(
+    objective: Objective, logits: Callable[[Any, Any], Tensor], labels: Callable[[Any], Tensor]
+) -> tuple[float, float]:
+    """Both means, batches weighted as in the loss."""
+    call, copies = objective.substitution(logits), objective.copies()
+    norm = margin = 0.0
+    for at in objective.passes():
+        right = labels(objective.data.batches[at.index])
+        z = objective.evaluated(call, copies, at).double()
+        classes = z.shape[-1]
+        z = z.reshape(-1, classes)
+        counted = torch.ones(len(z), dtype=torch.bool, device=z.device)
+        lead = torch.full_like(z[:, 0], math.nan)
+        if not right.is_floating_point():
+            flat = right.reshape(-1)
+            counted = flat != _LEFT_OUT
+            lead = _margins(z, flat.where(counted, 0))
+        norm += at.weight * float((z - z.mean(-1, keepdim=True)).norm(dim=-1)[counted].mean())
+        margin += at.weight * float(lead[counted].mean())
+    return norm, margin
+
+
+def _margins(z: Tensor, right: Tensor) -> Tensor:
+    """The right logit less the largest other one, `(N,)`; nan where there is one class alone."""
+    if z.shape[-1] < 2:
+        return torch.full_like(z[:, 0], math.nan)
+    of_right = z.gather(-1, right[:, None])[:, 0]
+    others = z.scatter(-1, right[:, None], -math.inf).amax(-1)
+    return of_right - others

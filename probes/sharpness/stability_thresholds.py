@@ -1,0 +1,347 @@
+"""Where optimizers lose their grip: the largest curvature that each of them bears at its settings."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from lossscope.probes.errors import ProbeError
+from lossscope.probes.statistics.estimate import Estimate
+
+__all__ = [
+    "Evidence",
+    "Threshold",
+    "batch_sharpness_threshold",
+    "edge_ratio",
+    "ema_momentum",
+    "frozen_adam",
+    "gradient_descent",
+    "heavy_ball",
+    "logged_step",
+    "momentum_batch_sharpness_threshold",
+    "nesterov",
+    "non_euclidean",
+    "normalised",
+    "sam",
+]
+
+Evidence = Literal["theorem", "descent", "empirical"]
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """The value at which an optimizer loses its grip, and the quantity that must stay below it.
+
+    Attributes:
+        optimizer: The rule that it holds for.
+        quantity: What is compared with it.
+        value: The threshold, in the unit of the quantity.
+        evidence: `theorem`: on a positive definite quadratic the iteration converges below and diverges above.
+            `descent`: below, the second-order model of the loss falls at every step; above, it need not.
+            `empirical`: the level that training was seen to settle at.
+    """
+
+    optimizer: str
+    quantity: str
+    value: float
+    evidence: Evidence
+
+
+def edge_ratio(quantity: Estimate, threshold: Threshold | float) -> Estimate:
+    """The quantity in units of its threshold, a pure number: 1 is the edge of stability.
+
+    Args:
+        quantity: What was measured, with its error.
+        threshold: A threshold, or its value; finite and above 0.
+
+    Returns:
+        The ratio. The error is carried over, since the threshold has none; cost and convergence too.
+
+    Raises:
+        ProbeError: the threshold is not finite or not above 0.
+
+    Example:
+        >>> from lossscope.probes.statistics.estimate import exact_estimate
+        >>> edge_ratio(exact_estimate(19.0), gradient_descent(lr=0.1)).value
+        0.95
+    """
+    line = threshold.value if isinstance(threshold, Threshold) else threshold
+    if not (math.isfinite(line) and line > 0):
+        raise ProbeError(f"the threshold is {line:g}, need a finite number above 0 to divide by")
+    return replace(
+        quantity,
+        value=quantity.value / line,
+        stderr=quantity.stderr / line,
+        low=quantity.low / line,
+        high=quantity.high / line,
+        residual=None if quantity.residual is None else quantity.residual / line,
+    )
+
+
+def gradient_descent(lr: float) -> Threshold:
+    r"""The threshold 2 / lr of gradient descent on :math:`\lambda_{\max}(H)`.
+
+    Along an eigenvector a step multiplies the distance to the minimum by :math:`1 - \eta\lambda`.
+
+    Args:
+        lr: Learning rate, finite and above 0.
+
+    Returns:
+        The threshold.
+
+    Raises:
+        ProbeError: a setting is out of its range.
+
+    Source:
+        J. Cohen et al. (2021), Gradient descent on neural networks typically occurs at the edge of stability,
+        arXiv:2103.00065.
+    """
+    _check(lr)
+    return Threshold("gradient descent", "lambda_max", 2 / lr, "theorem")
+
+
+def heavy_ball(lr: float, momentum: float, dampening: float = 0.0) -> Threshold:
+    r"""The threshold 2 (1 + b) / ((1 - d) lr) of torch's momentum on :math:`\lambda_{\max}(H)`.
+
+    With :math:`B \leftarrow b B + (1 - d) g` and :math:`x \leftarrow x - \eta B` an eigen-direction obeys
+    :math:`r^2 - (1 + b - (1 - d)\eta\lambda) r + b = 0`. As :math:`b < 1`, a root leaves the unit circle at
+    :math:`r = -1` only, where :math:`(1 - d)\eta\lambda = 2 (1 + b)`.
+
+    Args:
+        lr: Learning rate, finite and above 0.
+        momentum: b, from 0 to below 1.
+        dampening: d, from 0 to below 1.
+
+    Returns:
+        The threshold.
+
+    Raises:
+        ProbeError: a setting is out of its range.
+
+    Source:
+        Derived here; for d = 0, B. Polyak (1964), Some methods of speeding up the convergence of iteration methods.
+    """
+    _check(lr, momentum=momentum, dampening=dampening)
+    return Threshold("heavy ball", "lambda_max", 2 * (1 + momentum) / ((1 - dampening) * lr), "theorem")
+
+
+def ema_momentum(lr: float, beta: float) -> Threshold:
+    """The threshold 2 (1 + b) / ((1 - b) lr) of a running mean of gradients on lambda_max: heavy ball with d = b.
+
+    Args:
+        lr: Learning rate, finite and above 0.
+        beta: b, from 0 to below 1.
+
+    Returns:
+        The threshold.
+
+    Raises:
+        ProbeError: a setting is out of its range.
+
+    Source:
+        Derived here, see `heavy_ball`.
+    """
+    _check(lr, beta=beta)
+    return Threshold("EMA momentum", "lambda_max", 2 * (1 + beta) / ((1 - beta) * lr), "theorem")
+
+
+def nesterov(lr: float, momentum: float) -> Threshold:
+    r"""The threshold 2 (1 + b) / ((1 + 2 b) lr) of torch's Nesterov momentum on :math:`\lambda_{\max}(H)`.
+
+    With :math:`B \leftarrow b B + g` and :math:`x \leftarrow x - \eta (g + b B)` an eigen-direction obeys
+    :math:`r^2 - (1 + b) s\, r + b s = 0` with :math:`s = 1 - \eta\lambda`; a root leaves the unit circle at
+    :math:`r = -1` first, where :math:`s = -1/(1 + 2b)`.
+
+    Args:
+        lr: Learning rate, finite and above 0.
+        momentum: b, from 0 to below 1.
+
+    Returns:
+        The threshold.
+
+    Raises:
+        ProbeError: a setting is out of its range.
+
+    Source:
+        Derived here.
+    """
+    _check(lr, momentum=momentum)
+    return Threshold("Nesterov", "lambda_max", (2 + 2 * momentum) / ((1 + 2 * momentum) * lr), "theorem")
+
+
+def frozen_adam(lr: float, beta1: float) -> Threshold:
+    r"""The threshold 2 (1 + b1) / ((1 - b1) lr) of Adam on :math:`\lambda_{\max}(P^{-1/2} H P^{-1/2})`, P held fixed.
+
+    In the coordinates :math:`P^{1/2} x` Adam is EMA momentum. For b1 = 0.9 it is 38 / lr. `landscape.metric`
+    builds P from an optimizer's state.
+
+    Args:
+        lr: Learning rate, finite and above 0.
+        beta1: b1, from 0 to below 1.
+
+    Returns:
+        The threshold.
+
+    Raises:
+        ProbeError: a setting is out of its range.
+
+    Source:
+        J. Cohen et al. (2022), Adaptive gradient methods at the edge of stability, arXiv:2207.14484.
+    """
+    _check(lr, beta1=beta1)
+    return Threshold("Adam", "preconditioned_sharpness", 2 * (1 + beta1) / ((1 - beta1) * lr), "theorem")
+
+
+def sam(lr: float, rho: float, gradient_norm: float) -> Threshold:
+    r"""The threshold of SAM over one global ball on :math:`\lambda_{\max}(H)`, at the present gradient norm.
+
+    Along an eigenvector the gradient at the ascended point is :math:`\lambda (1 + \rho\lambda/|g|) x`, so the
+    iteration with |g| held fixed is stable while :math:`\eta\lambda (1 + \rho\lambda/|g|) < 2`, that is
+    for :math:`\lambda` below
+
+    .. math:: \frac{|g|}{2\rho}\Bigl(\sqrt{1 + \frac{8\rho}{\eta |g|}} - 1\Bigr)
+              = \frac{4}{\eta \bigl(1 + \sqrt{1 + 8\rho/(\eta |g|)}\bigr)},
+
+    which is 2 / lr for rho = 0 and falls to 0 with the gradient: SAM bounces about a minimum.
+
+    Args:
+        lr: Learning rate.
+        rho: Radius of the ascent, at least 0.
+        gradient_norm: |g| over all parameters, on the data that the steps are taken on; above 0.
+
+    Returns:
+        The threshold.
+
+    Raises:
+        ProbeError: a setting is out of its range.
+
+    Source:
+        P. Long and P. Bartlett (2023), Sharpness-aware minimization and the edge of stability, arXiv:2309.12488.
+    """
+    _check(lr)
+    if not (math.isfinite(rho) and rho >= 0):
+        raise ProbeError(f"rho={rho:g} is out of range, need a finite number of at least 0")
+    if not (math.isfinite(gradient_norm) and gradient_norm > 0):
+        raise ProbeError(f"gradient_norm={gradient_norm:g} is out of range, need a finite number above 0")
+    value = 4 / (lr * (1 + math.sqrt(1 + 8 * rho / (lr * gradient_norm))))
+    return Threshold("SAM", "lambda_max", value, "theorem")
+
+
+def batch_sharpness_threshold(lr: float) -> Threshold:
+    """The level 2 / lr that the batch sharpness of plain SGD was seen to settle at.
+
+    Args:
+        lr: Learning rate, finite and above 0.
+
+    Returns:
+        The level, as a threshold.
+
+    Raises:
+        ProbeError: a setting is out of its range.
+
+    Source:
+        A. Andreyev and P. Beneventano (2024), Edge of stochastic stability, arXiv:2412.20553.
+    """
+    _check(lr)
+    return Threshold("SGD", "batch_sharpness", 2 / lr, "empirical")
+
+
+def momentum_batch_sharpness_threshold(lr: float, momentum: float, regime: Literal["small", "large"]) -> Threshold:
+    """The level that the batch sharpness of SGD with momentum was seen to settle at, for small or large batches.
+
+    It is 2 (1 - b) / lr where noise decides, 2 (1 + b) / lr (heavy ball's) where batches are nearly the whole data;
+    between the two nothing is known.
+
+    Args:
+        lr: Learning rate, finite and above 0.
+        momentum: b, from 0 to below 1.
+        regime: `small` or `large` batches.
+
+    Returns:
+        The level, as a threshold.
+
+    Raises:
+        ProbeError: a setting is out of its range, or the regime is unknown.
+
+    Source:
+        A. Andreyev et al. (2026), Momentum further constrains sharpness at the edge of stochastic stability,
+        arXiv:2604.14108.
+    """
+    _check(lr, momentum=momentum)
+    if regime not in ("small", "large"):
+        raise ProbeError(f"regime={regime!r} is unknown: use 'small' or 'large'")
+    factor = 1 - momentum if regime == "small" else 1 + momentum
+    return Threshold(f"SGD with momentum, {regime} batch", "batch_sharpness", 2 * factor / lr, "empirical")
+
+
+def non_euclidean(lr: float) -> Threshold:
+    r"""The threshold 2 / lr of :math:`x \leftarrow x - \eta |g|_* d^*` on the norm's own sharpness S.
+
+    With :math:`d^* = \arg\max_{|d| \le 1} g^\top d` the second-order model changes by
+    :math:`-\eta |g|_*^2 + \tfrac12 \eta^2 |g|_*^2\, d^{*\top} H d^*`, a decrease for every d* if :math:`S < 2/\eta`.
+
+    Args:
+        lr: Learning rate, finite and above 0.
+
+    Returns:
+        The threshold.
+
+    Raises:
+        ProbeError: a setting is out of its range.
+
+    Source:
+        R. Islamov et al. (2026), Non-Euclidean gradient descent operates at the edge of stability, arXiv:2603.05002.
+    """
+    _check(lr)
+    return Threshold("non-Euclidean gradient descent", "norm_sharpness", 2 / lr, "descent")
+
+
+def normalised(lr: float) -> Threshold:
+    r"""The threshold 2 / lr of normalised steps :math:`x \leftarrow x - \eta d^*` on :math:`S / |g|_*`.
+
+    These are sign descent (Lion without momentum) in the maximum norm and Muon with an exact polar factor in the
+    spectral norm: the second-order model changes by :math:`-\eta |g|_* + \tfrac12 \eta^2 d^{*\top} H d^*`.
+
+    Args:
+        lr: Learning rate, finite and above 0.
+
+    Returns:
+        The threshold.
+
+    Raises:
+        ProbeError: a setting is out of its range.
+
+    Source:
+        Derived here; Islamov et al. (2026), section 4, see the training of networks settle at it.
+    """
+    _check(lr)
+    return Threshold("normalised (sign, Muon)", "norm_sharpness / dual norm of the gradient", 2 / lr, "descent")
+
+
+def logged_step(lr: float) -> Threshold:
+    """The threshold 2 / lr of any step D = -lr d on d'Hd / (g'd): R_dir of `directional_sharpness` below 1.
+
+    Args:
+        lr: Learning rate, finite and above 0.
+
+    Returns:
+        The threshold.
+
+    Raises:
+        ProbeError: a setting is out of its range.
+
+    Source:
+        Derived in `directional_sharpness`.
+    """
+    _check(lr)
+    return Threshold("any step", "d'Hd / (g'd)", 2 / lr, "descent")
+
+
+def _check(lr: float, **decays: float) -> None:
+    """Refuse settings out of their range."""
+    if not (math.isfinite(lr) and lr > 0):
+        raise ProbeError(f"lr={lr:g} is out of range, need a finite number above 0")
+    for name, decay in decays.items():
+        if not 0 <= decay < 1:
+            raise ProbeError(f"{name}={decay:g} is out of range, need 0 <= {name} < 1")

@@ -1,0 +1,1 @@
+"""Krylov algorithms on symmetric operators: eigenvalues, trace, norm and spectral density."""

@@ -1,0 +1,200 @@
+"""The block Krylov space of a symmetric operator: an orthonormal basis with its images, grown step by step."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lossscope.probes.errors import ProbeError
+from lossscope.probes.operators.base import SymmetricOperator
+
+__all__ = ["Array", "BlockKrylov"]
+
+Array = np.ndarray[Any, Any]
+_LOST: Final = 0.7  # a vector that one sweep shortens to less than this is swept once more
+_ASYMMETRY: Final = 1e4  # rounding units of the largest entry by which q'Ap and p'Aq may differ
+_NONSENSE: Final = 0.3  # of the sum of two images: what the image of a sum may be off by before it is no image at all
+_SMALL: Final = 0.1  # of the largest entry: a remainder below it is swept again
+_CHECKED: Final = 4  # dimensions up to which that is looked at
+_SPARE: Final = 16  # rows of room to start with
+
+
+class BlockKrylov:
+    r"""The space spanned by :math:`X, AX, A^2X, \dots`, with an orthonormal basis Q and the images AQ.
+
+    Every new block is made orthogonal to the whole basis, so no copies ("ghosts") of converged eigenvalues appear.
+    `projected` is :math:`T = Q^\top A Q` in float64, taken from the stored images; `coupling` is C in
+
+    .. math:: A Q = Q T + Q_+ C,
+
+    with the block :math:`Q_+` that is not in the space yet: it is what residuals follow from without a product.
+    Basis and images have the operator's dtype: the products are no more precise than that.
+
+    Args:
+        operator: A, `(n, n)`.
+        start: `(b, n)`, the rows of :math:`X^\top`; those that depend on each other are left out.
+        generator: On the CPU; draws the vectors with which a space goes on that has closed.
+
+    Source:
+        G. Golub, R. Underwood (1977), The block Lanczos method for computing eigenvalues; B. Parlett (1998), The
+        Symmetric Eigenvalue Problem, sections 6.9 (twice is enough) and 13.10.
+    """
+
+    def __init__(self, operator: SymmetricOperator, start: Tensor, generator: torch.Generator) -> None:
+        self._operator = operator
+        self._generator = generator
+        self._basis, self._images = (
+            torch.empty(_SPARE, operator.size, dtype=operator.dtype, device=operator.device) for _ in range(2)
+        )
+        self._projected: Array = np.zeros((_SPARE, _SPARE))
+        self._scale = 0.0  # of the entries seen so far
+        self.dimension = 0
+        self.steps = 0  # whole steps of the first block
+        self._pending, across = self._independent(start.to(self._basis), 0.0)
+        self.start: Array = across  # (b', b), the coordinates of X in the first block
+        self.coupling: Array = np.zeros((len(self._pending), 0))
+
+    @property
+    def basis(self) -> Tensor:
+        """Q', `(k, n)`, orthonormal rows."""
+        return self._basis[: self.dimension]
+
+    @property
+    def images(self) -> Tensor:
+        """(AQ)', `(k, n)`."""
+        return self._images[: self.dimension]
+
+    @property
+    def projected(self) -> Array:
+        """T, `(k, k)`."""
+        return self._projected[: self.dimension, : self.dimension]
+
+    @property
+    def size(self) -> int:
+        """`n`."""
+        return self._operator.size
+
+    @property
+    def width(self) -> int:
+        """Vectors of the next block; 0 where the space is invariant."""
+        return len(self._pending)
+
+    @property
+    def unit(self) -> float:
+        """The rounding unit of a product."""
+        return self._operator.unit
+
+    def step(self, at_most: int) -> None:
+        """Multiply the next block, or as many of its vectors as `at_most` products allow; 0 < `at_most`."""
+        if not len(self._pending):
+            self._pending = self._random()
+        whole, size = self._pending, min(len(self._pending), at_most)
+        block, rest = whole[:size], whole[size:]
+        first, last = self.dimension, self.dimension + size
+        self._make_room(last)
+        images = (self._operator @ block.mT).mT
+        self._basis[first:last], self._images[first:last] = block, images
+        self.dimension = last
+        remainder, coordinates = self._orthogonal(images)
+        self._check_symmetric(block, coordinates, first)
+        self._projected[:last, first:last] = coordinates
+        self._projected[first:last, :last] = coordinates.T
+        self._scale = max(self._scale, float(np.abs(coordinates).max()))
+        self._advance(rest, remainder)
+        self.steps += 1
+
+    def _advance(self, rest: Tensor, remainder: Tensor) -> None:
+        """Make the next block of what is left of this one and of the new images' remainder."""
+        new, across = self._independent(remainder, self._rounding())
+        if len(rest):  # a cut block: its other vectors stay pending, beside the new ones
+            new, turned = self._independent(torch.cat([rest, remainder]), self._rounding())
+            across = turned[:, len(rest) :]
+        old = self.coupling if len(rest) else np.zeros((0, self.coupling.shape[1]))
+        kept = np.zeros((len(new), self.dimension))
+        if len(rest):
+            kept[: len(rest), : old.shape[1]] = old[len(old) - len(rest) :]
+        kept[:, self.dimension - len(remainder) :] = across
+        self._pending, self.coupling = new, kept
+
+    def _orthogonal(self, rows: Tensor) -> tuple[Tensor, Array]:
+        """The part of the rows that is orthogonal to the basis, and their coordinates in it."""
+        Q = self.basis
+        lengths = torch.linalg.vector_norm(rows, dim=1)
+        coordinates = rows @ Q.mT
+        rows = rows - coordinates @ Q
+        if bool((torch.linalg.vector_norm(rows, dim=1) < _LOST * lengths).any()):
+            again = rows @ Q.mT
+            rows = rows - again @ Q
+            coordinates = coordinates + again
+        return rows, coordinates.double().cpu().numpy().T
+
+    def _independent(self, rows: Tensor, least: float) -> tuple[Tensor, Array]:
+        """Orthonormal rows that span the given ones, up to parts no longer than `least`; and how they make them up."""
+        kept: list[Tensor] = []
+        across = np.zeros((len(rows), len(rows)))
+        unit = self._operator.unit
+        for index, given in enumerate(rows):
+            row = given
+            for _ in range(2):
+                for place, other in enumerate(kept):
+                    share = torch.dot(other, row)
+                    across[place, index] += float(share)
+                    row = row - share * other
+            length = float(torch.linalg.vector_norm(row))
+            if length > max(least, 10 * unit * float(torch.linalg.vector_norm(given))):
+                row = row / length
+                if self.dimension and length < _SMALL * self._scale:  # what was left of the basis has been blown up
+                    row = row - (row @ self.basis.mT) @ self.basis
+                    row = row / torch.linalg.vector_norm(row)
+                across[len(kept), index] = length
+                kept.append(row)
+        return (torch.stack(kept) if kept else rows[:0]), across[: len(kept)]
+
+    def _random(self) -> Tensor:
+        """A random unit row orthogonal to the basis."""
+        drawn = torch.randn(1, self._operator.size, generator=self._generator, dtype=torch.float64)
+        row, _ = self._orthogonal(drawn.to(self._basis))
+        row, _ = self._orthogonal(row / torch.linalg.vector_norm(row))
+        unit: Tensor = row / torch.linalg.vector_norm(row)
+        return unit
+
+    def _rounding(self) -> float:
+        """Below this a remainder is rounding."""
+        return 10 * self._operator.unit * max(self._scale, math.ulp(0.0))
+
+    def _check_symmetric(self, block: Tensor, coordinates: Array, first: int) -> None:
+        """Refuse an operator of which q'Ap and p'Aq differ by more than rounding."""
+        if first > _CHECKED:
+            return
+        back = (self._images[: self.dimension] @ block.mT).double().cpu().numpy()
+        scale = max(self._scale, float(np.abs(coordinates).max()))
+        off = float(np.abs(back - coordinates).max())
+        if off > _ASYMMETRY * self._operator.unit * scale and not self._noise():
+            raise ProbeError(
+                f"the operator is not symmetric: two products differ by {off / scale:.2g} of its largest entry, "
+                f"{_ASYMMETRY * self._operator.unit:.2g} is allowed: "
+                + (
+                    "a layer of the model has a wrong second derivative; measure with method='differences'"
+                    if self._operator.hessian_of is not None
+                    else "pass a linear one that repeats itself, with <Av, w> = <v, Aw>"
+                )
+            )
+
+    def _noise(self) -> bool:
+        """Whether all images are rounding, as of an operator that is zero: they then do not even add up."""
+        both = self._operator @ (self._basis[0] + self._basis[1])
+        total = self._images[0] + self._images[1]
+        off = torch.linalg.vector_norm(both - total)
+        return float(off) > _NONSENSE * float(torch.linalg.vector_norm(total))
+
+    def _make_room(self, rows: int) -> None:
+        while rows > len(self._basis):
+            spare = self._basis.new_empty(max(_SPARE, len(self._basis) // 2), self._operator.size)
+            self._basis, self._images = torch.cat([self._basis, spare]), torch.cat([self._images, spare])
+            larger = np.zeros((len(self._basis), len(self._basis)))
+            larger[: len(self._projected), : len(self._projected)] = self._projected
+            self._projected = larger

@@ -1,0 +1,1 @@
+"""Measures of the tensors of one optimizer step."""
