@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lossscope.landscape.workload import Workload, batch_at, built, workload
+from lossscope.landscape.training.workloads import Workload, batch_at, built, workload
 from lossscope.probes import CrossEntropy, Objective
 
 

@@ -26,7 +26,7 @@ from lossscope.optimizer import ARS2Neo, names
 QUICK, FAMILY = "--quick" in sys.argv, "--family" in sys.argv
 ROUNDS, REPEATS = (8, 5) if QUICK else (60, 6)
 
-# The one-layer transformer that groks addition mod 113 (`landscape/modular_addition.py`).
+# The one-layer transformer that groks addition mod 113 (`landscape/training/modular_addition.py`).
 MODADD = [
     (128, 114),
     (128, 3),

@@ -9,8 +9,8 @@ from tempfile import TemporaryDirectory
 from step_timing import Arm, medians
 from step_training import Training
 
-from lossscope.landscape.overhead import INSTRUMENTS
-from lossscope.landscape.recorder import Recorder
+from lossscope.landscape.recording.overhead import INSTRUMENTS
+from lossscope.landscape.recording.recorder import Recorder
 from lossscope.probes import CrossEntropy, Objective
 
 KINDS = {kind: words for kind, words in INSTRUMENTS.items() if kind not in ("curvature", "checkpoints")}

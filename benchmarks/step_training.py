@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lossscope.landscape.config import TrainConfig
-from lossscope.landscape.training import resolved
-from lossscope.landscape.workload import Examples, batch_at, built, workload
+from lossscope.landscape.training.config import TrainConfig
+from lossscope.landscape.training.training import resolved
+from lossscope.landscape.training.workloads import Examples, batch_at, built, workload
 from lossscope.optimizer import create
 
 Make = Callable[[nn.Module], torch.optim.Optimizer]

@@ -71,7 +71,7 @@ def workloads(as_json: _Json = False) -> None:
 
     Example: lossscope list workloads --json
     """
-    from lossscope.landscape.workload import WORKLOADS
+    from lossscope.landscape.training.workloads import WORKLOADS
 
     _print("workloads", {name: f"{w.description}; {w.usual}" for name, w in WORKLOADS.items()}, as_json)
 
@@ -82,6 +82,6 @@ def measures(as_json: _Json = False) -> None:
 
     Example: lossscope list measures
     """
-    from lossscope.landscape.measure import MEASURES
+    from lossscope.landscape.curvature.catalogue import MEASURES
 
     _print("measures", {m.name: f"[{m.unit}] {m.meaning}" for m in MEASURES}, as_json)

@@ -27,9 +27,9 @@ def demo(
     Example: lossscope demo --force
     """
     from lossscope.cli.progress import progress_bar
-    from lossscope.landscape.config import TrainConfig
     from lossscope.landscape.errors import RunError
-    from lossscope.landscape.trainings import train_all
+    from lossscope.landscape.training.config import TrainConfig
+    from lossscope.landscape.training.parallel import train_all
     from lossscope.reports import overview, render
     from lossscope.reports.output import write_text
     from lossscope.reports.text import table_text

@@ -86,7 +86,7 @@ def _environment(place: Place) -> dict[str, Any]:
 
     import torch
 
-    from lossscope.landscape.environment import environment
+    from lossscope.landscape.recording.environment import environment
     from lossscope.probes.selfcheck.oracles import ORACLES
 
     facts: dict[str, Any] = {"device": place.device.type, "dtype": str(place.dtype).removeprefix("torch.")}
@@ -150,7 +150,7 @@ def _chosen(place: Place) -> dict[str, Any]:
     """How `auto` takes Hessian products of a small network on real digits, and what the candidates cost."""
     import torch
 
-    from lossscope.landscape.workload import WORKLOADS, built
+    from lossscope.landscape.training.workloads import WORKLOADS, built
     from lossscope.probes import CrossEntropy, Objective, hessian
     from lossscope.probes.operators.product_methods import HESSIAN_METHODS
 

@@ -10,8 +10,8 @@ import typer
 from lossscope.cli.options import JsonOption
 
 if TYPE_CHECKING:
-    from lossscope.landscape.probed import Probed
-    from lossscope.landscape.subject import Effort
+    from lossscope.landscape.curvature.options import Effort
+    from lossscope.landscape.reprobe.result import Probed
 
 __all__ = ["probe", "share_of"]
 
@@ -65,7 +65,7 @@ def probe(
     Example: lossscope probe runs/mine --objective mine.py:objective --measures per_module --json
     """
     from lossscope.cli.progress import progress_bar
-    from lossscope.landscape.probing import probe as measure
+    from lossscope.landscape.reprobe.checkpoint_probe import probe as measure
 
     names = None if measures is None else _names(measures)
     effort = _effort(rel, max_products, seed, engine)
@@ -94,7 +94,7 @@ def _added(found: Probed) -> str:
 
 def _missed(found: Probed) -> str:
     """What to do about numbers that are not as precise as asked, by what their precision hangs on."""
-    from lossscope.landscape.measure import limit_of
+    from lossscope.landscape.curvature.catalogue import limit_of
 
     said = []
     for limit, what in _NEXT_STEPS.items():
@@ -117,8 +117,8 @@ def _names(measures: str) -> list[str]:
 
 def _effort(rel: str, max_products: int, seed: int, engine: Literal["lossscope", "pyhessian"]) -> Effort:
     """How precise, checked before anything is loaded."""
+    from lossscope.landscape.curvature.options import Effort
     from lossscope.landscape.errors import ConfigError
-    from lossscope.landscape.subject import Effort
 
     share = share_of(rel)
     if max_products < 1:

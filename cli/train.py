@@ -50,7 +50,7 @@ def train(
 
 
 def _settings(file: Path | None, given: dict[str, Any], assignments: list[str]) -> dict[str, Any]:
-    from lossscope.landscape.config import TrainConfig, assignment, from_toml
+    from lossscope.landscape.training.config import TrainConfig, assignment, from_toml
 
     merged: dict[str, Any] = {"options": {}}
     for part in (from_toml(file) if file else {}, given, *map(assignment, assignments)):
@@ -61,11 +61,11 @@ def _settings(file: Path | None, given: dict[str, Any], assignments: list[str]) 
 
 def _run(asked: dict[str, Any], *, resume: bool, force: bool, as_json: bool) -> None:
     from lossscope.cli.progress import progress_bar
-    from lossscope.landscape.config import TrainConfig
+    from lossscope.landscape.analysis.milestone import first_step
     from lossscope.landscape.errors import ConfigError
-    from lossscope.landscape.manifest import run_path
-    from lossscope.landscape.milestone import first_step
-    from lossscope.landscape.training import recorded_config, train as train_run
+    from lossscope.landscape.storage.manifest import run_path
+    from lossscope.landscape.training.config import TrainConfig
+    from lossscope.landscape.training.training import recorded_config, train as train_run
 
     if resume and force:
         raise ConfigError("--resume goes on with a run and --force replaces it; give one of them")

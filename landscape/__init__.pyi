@@ -1,9 +1,9 @@
-from .config import TrainConfig as TrainConfig
+from .analysis.milestone import first_step as first_step
 from .errors import LandscapeError as LandscapeError
-from .milestone import first_step as first_step
-from .recorder import Recorder as Recorder
+from .recording.recorder import Recorder as Recorder
 from .run import (
     Run as Run,
     open_runs as open_runs,
 )
-from .training import train as train
+from .training.config import TrainConfig as TrainConfig
+from .training.training import train as train

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from lossscope.landscape.errors import RunError
-from lossscope.landscape.lock import is_recorded
-from lossscope.landscape.manifest import MANIFEST, PROBING, read_manifest
-from lossscope.landscape.schema import TABLES
-from lossscope.landscape.tables import RunTables
+from lossscope.landscape.storage.manifest import MANIFEST, PROBING, read_manifest
+from lossscope.landscape.storage.run_folder import is_recorded
+from lossscope.landscape.storage.run_tables import RunTables
+from lossscope.landscape.storage.schema import TABLES
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -78,8 +78,8 @@ class Run:
 
     @cached_property
     def standing(self) -> pd.DataFrame:
-        """The rows of `probes` that count, one per step, measure and tensor: see `lossscope.landscape.standing`."""
-        from lossscope.landscape.standing import standing
+        """The rows of `probes` that count, one per step, measure and tensor: see `storage.deduplicate`."""
+        from lossscope.landscape.storage.deduplicate import standing
 
         return standing(self.probes, self.manifest.get("data_hash"))
 
@@ -120,7 +120,7 @@ class Run:
 
     def _frame(self, table: str) -> pd.DataFrame:
         """A table as a data frame."""
-        from lossscope.landscape.frame import frame
+        from lossscope.landscape.storage.frame import frame
 
         return frame(self._tables.rows(table))
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from lossscope.landscape.measure import UNASKED, limit_of
-from lossscope.landscape.series import by_arm
+from lossscope.landscape.analysis.series import by_arm
+from lossscope.landscape.curvature.catalogue import UNASKED, limit_of
 from lossscope.reports.content import Finding
 from lossscope.reports.numerals import percent, plain
 from lossscope.reports.quantities import at_last_visit, last_spectra, loss_at_last_visit, number

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
-from lossscope.landscape.overhead import INSTRUMENTS
+from lossscope.landscape.recording.overhead import INSTRUMENTS
 from lossscope.reports.content import Column, Table
 from lossscope.reports.quantities import curvature_cost, number, overhead_percent
 

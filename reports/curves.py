@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final, Literal
 
 import numpy as np
 
-from lossscope.landscape.series import Band, FloatArray, Series, by_arm, over_seeds, visits
+from lossscope.landscape.analysis.series import Band, FloatArray, Series, by_arm, over_seeds, visits
 from lossscope.reports.content import Axis, Cloud, Curve, Curves, Numbers, Points, Quantity, Threshold
 from lossscope.reports.numerals import plain, quantity_text
 from lossscope.reports.quantities import number

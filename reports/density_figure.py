@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from lossscope.landscape.density import Density, SignedLog, last_density
-from lossscope.landscape.series import FloatArray, by_arm
+from lossscope.landscape.analysis.density import Density, SignedLog, last_density
+from lossscope.landscape.analysis.series import FloatArray, by_arm
 from lossscope.reports.content import Axis, Spectra, Spectrum
 from lossscope.reports.numerals import plain
 from lossscope.reports.quantities import number

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
-from lossscope.landscape.series import by_arm
+from lossscope.landscape.analysis.series import by_arm
 from lossscope.reports.checks import entropy_raised, spectra_precise
 from lossscope.reports.content import Cell, Column, Report, Table
 from lossscope.reports.newton_schulz_table import newton_schulz_table

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final, TypeAlias
 
-from lossscope.landscape.series import by_arm
+from lossscope.landscape.analysis.series import by_arm
 from lossscope.reports.content import Axis, Cell, Column, Curve, Curves, Quantity, Table
 from lossscope.reports.numerals import quantity_text
 from lossscope.reports.quantities import estimated, number, pooled_quantity

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
-from lossscope.landscape.series import by_arm
+from lossscope.landscape.analysis.series import by_arm
 from lossscope.reports.content import Cell, Column, Table
 from lossscope.reports.quantities import last_spectra, median_and_range, number
 

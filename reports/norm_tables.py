@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
-from lossscope.landscape.series import by_arm
+from lossscope.landscape.analysis.series import by_arm
 from lossscope.reports.content import Cell, Column, Table
 from lossscope.reports.quantities import at_last_visit, last_number, loss_at_last_visit, median_and_range, number
 from lossscope.reports.wording import LOSS_NOTE

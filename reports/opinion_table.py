@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
-from lossscope.landscape.standing import OWN_ENGINE
+from lossscope.landscape.storage.deduplicate import OWN_ENGINE
 from lossscope.reports.content import Cell, Column, Quantity, Table
 from lossscope.reports.quantities import number, row_quantity
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-from lossscope.landscape.series import by_arm
+from lossscope.landscape.analysis.series import by_arm
 from lossscope.reports.content import Cell, Column, Quantity, Table
 from lossscope.reports.quantities import number, pooled_quantity
 from lossscope.reports.wording import INTERVAL_NOTE

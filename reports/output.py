@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from lossscope.landscape.errors import LandscapeError
-from lossscope.landscape.manifest import write_aside
+from lossscope.landscape.storage.manifest import write_aside
 
 __all__ = ["refuse_taken", "write_text"]
 

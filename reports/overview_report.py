@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final
 
-from lossscope.landscape.series import by_arm
+from lossscope.landscape.analysis.series import by_arm
 from lossscope.reports.checks import bounds_met, edge_below_one, entropy_raised, losses_matched, precise, runs_finished
 from lossscope.reports.content import Cell, Column, Report, Table
 from lossscope.reports.norm_tables import norm_table

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from lossscope.landscape.series import (
+from lossscope.landscape.analysis.series import (
     Series,
     against_loss,
     probe_series,

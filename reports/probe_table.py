@@ -8,9 +8,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import Any, Final, TypeAlias
 
-from lossscope.landscape.measure import MEASURES, UNASKED, call_of, limit_of
-from lossscope.landscape.probed import Probed
-from lossscope.landscape.schema import columns
+from lossscope.landscape.curvature.catalogue import MEASURES, UNASKED, call_of, limit_of
+from lossscope.landscape.reprobe.result import Probed
+from lossscope.landscape.storage.schema import columns
 from lossscope.reports.content import Cell, Column, Table
 from lossscope.reports.quantities import number, row_quantity
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from lossscope.landscape.measure import call_of
-from lossscope.landscape.series import loss_at, visits
+from lossscope.landscape.analysis.series import loss_at, visits
+from lossscope.landscape.curvature.catalogue import call_of
 from lossscope.reports.content import Quantity
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
-from lossscope.landscape.series import by_arm
+from lossscope.landscape.analysis.series import by_arm
 from lossscope.reports.content import Cell, Column, Quantity, Table
 from lossscope.reports.quantities import median_and_range, number
 from lossscope.reports.step_visits import step_visits

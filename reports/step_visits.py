@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from lossscope.landscape.series import Series
+from lossscope.landscape.analysis.series import Series
 from lossscope.reports.quantities import number
 
 if TYPE_CHECKING:

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 
-from lossscope.landscape.preset import PRESETS
+from lossscope.landscape.recording.preset import PRESETS
 from lossscope.landscape.run import Run
-from lossscope.landscape.store import RunStore
+from lossscope.landscape.storage.run_store import RunStore
 
 # Small networks gain nothing from threads, and on a busy machine threads that wait for each other lose minutes.
 # Set before torch is imported; commands that tests start inherit it.

@@ -9,7 +9,7 @@ import pytest
 
 from lossscope import reports
 from lossscope.landscape.run import Run
-from lossscope.landscape.schema import TABLES
+from lossscope.landscape.storage.schema import TABLES
 
 LAMBDA_MAX = 8.815948173832084  # nats, at step 60, as it stood in the file when it was committed
 OLD = Path(__file__).parent / "data" / "run_schema_3"

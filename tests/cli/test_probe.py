@@ -14,8 +14,8 @@ from lossscope.cli import main as command
 from lossscope.cli.main import app
 from lossscope.landscape.errors import ConfigError, LandscapeError
 from lossscope.landscape.run import Run
-from lossscope.landscape.schema import columns
-from lossscope.landscape.store import RunStore
+from lossscope.landscape.storage.run_store import RunStore
+from lossscope.landscape.storage.schema import columns
 
 
 @pytest.fixture(scope="module")

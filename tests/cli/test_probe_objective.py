@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from lossscope.cli.main import main
-from lossscope.landscape.recorder import Recorder
+from lossscope.landscape.recording.recorder import Recorder
 from lossscope.probes.objective.objective import Objective
 
 MINE = """

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from lossscope.cli.report import report_app
 from lossscope.landscape.errors import LandscapeError, RunError, SchemaError
-from lossscope.landscape.store import RunStore
+from lossscope.landscape.storage.run_store import RunStore
 
 app = typer.Typer()
 app.add_typer(report_app, name="report")

@@ -8,9 +8,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from lossscope.landscape.preset import PRESETS
+from lossscope.landscape.recording.preset import PRESETS
 from lossscope.landscape.run import Run
-from lossscope.landscape.store import RunStore
+from lossscope.landscape.storage.run_store import RunStore
 
 
 def store(path: Path, steps=range(1, 4), tables=("probes", "steps")) -> RunStore:

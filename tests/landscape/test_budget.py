@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lossscope.landscape.budget import check_budget, least_products
-from lossscope.landscape.choice import chosen_measures
+from lossscope.landscape.curvature.options import Effort, Subject
+from lossscope.landscape.curvature.panel import Panel
 from lossscope.landscape.errors import ConfigError
-from lossscope.landscape.panel import Panel
-from lossscope.landscape.subject import Effort, Subject
+from lossscope.landscape.reprobe.budget import check_budget, least_products
+from lossscope.landscape.reprobe.selection import chosen_measures
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.objective.losses import CrossEntropy
 from lossscope.probes.objective.objective import Objective

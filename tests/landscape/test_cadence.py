@@ -8,9 +8,9 @@ from itertools import pairwise
 
 import pytest
 
-from lossscope.landscape.cadence import Cadence
-from lossscope.landscape.overhead import Overhead
-from lossscope.landscape.preset import PRESETS, Preset
+from lossscope.landscape.recording.cadence import Cadence
+from lossscope.landscape.recording.overhead import Overhead
+from lossscope.landscape.recording.preset import PRESETS, Preset
 
 STANDARD = PRESETS["standard"]
 

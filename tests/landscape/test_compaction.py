@@ -8,7 +8,7 @@ import pytest
 
 from lossscope.landscape.errors import RunError
 from lossscope.landscape.run import Run
-from lossscope.landscape.store import RunStore
+from lossscope.landscape.storage.run_store import RunStore
 
 
 def test_later_rows_replace_those_beyond_the_step_of_resumption(tmp_path, small):

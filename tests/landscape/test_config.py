@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from lossscope.landscape.config import TrainConfig, assignment, from_toml
 from lossscope.landscape.errors import ConfigError
+from lossscope.landscape.training.config import TrainConfig, assignment, from_toml
 
 
 def test_seeds_follow_the_one_seed_unless_they_are_given() -> None:

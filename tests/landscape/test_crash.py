@@ -13,11 +13,11 @@ import pytest
 
 from lossscope.landscape.errors import RunError
 from lossscope.landscape.run import Run
-from lossscope.landscape.store import RunStore
+from lossscope.landscape.storage.run_store import RunStore
 
 _RECORDING = """
 import sys
-from lossscope.landscape.store import RunStore
+from lossscope.landscape.storage.run_store import RunStore
 store = RunStore.create(sys.argv[1], {"arm": "sgd"})
 step = 0
 while True:

@@ -10,14 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lossscope.landscape.cadence import Cadence
-from lossscope.landscape.curvature import CurvatureProbe
-from lossscope.landscape.estimate_row import Rows
-from lossscope.landscape.measure import MEASURES
-from lossscope.landscape.metric import step_metric
-from lossscope.landscape.panel import Panel
-from lossscope.landscape.preset import PRESETS
-from lossscope.landscape.subject import Effort, Subject
+from lossscope.landscape.curvature.catalogue import MEASURES
+from lossscope.landscape.curvature.estimate_rows import Rows
+from lossscope.landscape.curvature.optimizer_metric import step_metric
+from lossscope.landscape.curvature.options import Effort, Subject
+from lossscope.landscape.curvature.panel import Panel
+from lossscope.landscape.recording.cadence import Cadence
+from lossscope.landscape.recording.curvature_evaluations import CurvatureProbe
+from lossscope.landscape.recording.preset import PRESETS
 from lossscope.optimizer import create
 from lossscope.probes.objective.losses import CrossEntropy
 from lossscope.probes.objective.objective import Objective

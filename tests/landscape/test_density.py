@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
-from lossscope.landscape.density import Density, SignedLog, last_density
+from lossscope.landscape.analysis.density import Density, SignedLog, last_density
 from lossscope.landscape.run import Run
-from lossscope.landscape.store import RunStore
+from lossscope.landscape.storage.run_store import RunStore
 
 AXIS = SignedLog(0.01)
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from lossscope.landscape.detail import batch_rows, module_rows, sampling_rows
-from lossscope.landscape.measure import MEASURES
-from lossscope.landscape.subject import Effort, Subject
+from lossscope.landscape.curvature.catalogue import MEASURES
+from lossscope.landscape.curvature.detail import batch_rows, module_rows, sampling_rows
+from lossscope.landscape.curvature.options import Effort, Subject
 from lossscope.probes.objective.losses import CrossEntropy
 from lossscope.probes.objective.objective import Objective
 from lossscope.probes.operators.hessian import hessian

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from lossscope.landscape.analysis.minibatch_windows import lagged_cosines_of
 from lossscope.landscape.dynamics import (
     Estimate,
     layers_of,
@@ -23,8 +24,7 @@ from lossscope.landscape.dynamics import (
     trigger_of,
 )
 from lossscope.landscape.run import Run
-from lossscope.landscape.store import RunStore
-from lossscope.landscape.windows import lagged_cosines_of
+from lossscope.landscape.storage.run_store import RunStore
 from lossscope.optimizer.ascent.trigger import TriggerState, adaptive
 from lossscope.probes.dynamics.gradient_noise import noise_scale
 from lossscope.probes.dynamics.trigger_test import trigger_audit

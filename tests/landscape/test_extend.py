@@ -7,11 +7,11 @@ import json
 import pyarrow.parquet as pq
 import pytest
 
-from lossscope.landscape import row as row_module
 from lossscope.landscape.errors import RunError, SchemaError
 from lossscope.landscape.run import Run
-from lossscope.landscape.schema import SCHEMA_VERSION, TABLES
-from lossscope.landscape.store import RunStore
+from lossscope.landscape.storage import row_codec as row_module
+from lossscope.landscape.storage.run_store import RunStore
+from lossscope.landscape.storage.schema import SCHEMA_VERSION, TABLES
 
 COST = {"products", "seconds", "gradients", "method", "engine"}
 NEW = {

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from lossscope.landscape.config import TrainConfig
-from lossscope.landscape.job import job_of
-from lossscope.landscape.training import resolved
+from lossscope.landscape.training.config import TrainConfig
+from lossscope.landscape.training.setup import job_of
+from lossscope.landscape.training.training import resolved
 from lossscope.probes import CrossEntropy, Objective
 
 

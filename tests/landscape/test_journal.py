@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from lossscope.landscape.errors import RunError
-from lossscope.landscape.journal import Journal, _SegmentWriter, segment_paths
-from lossscope.landscape.schema import TABLES
-from lossscope.landscape.segment import read_segment
+from lossscope.landscape.storage.journal import Journal, _SegmentWriter, segment_paths
+from lossscope.landscape.storage.schema import TABLES
+from lossscope.landscape.storage.segment import read_segment
 
 _VALUES = {
     "int": st.integers(-(2**63), 2**63 - 1),
@@ -95,7 +95,7 @@ def test_no_file_is_made_before_a_table_has_a_row(tmp_path):
 
 def test_the_first_row_is_flushed_at_once_and_the_next_after_a_second(tmp_path, monkeypatch):
     clock = [100.0]
-    monkeypatch.setattr("lossscope.landscape.journal.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("lossscope.landscape.storage.journal.time.monotonic", lambda: clock[0])
     journal = Journal(tmp_path, 1, 1)
     flushed = []
     for step, seconds in enumerate([0.0, 0.5, 0.4, 0.2, 0.9, 0.2]):

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from lossscope.landscape.errors import RunError, SchemaError
-from lossscope.landscape.manifest import manifest_text, read_manifest, run_path, write_manifest
-from lossscope.landscape.schema import SCHEMA_VERSION
+from lossscope.landscape.storage.manifest import manifest_text, read_manifest, run_path, write_manifest
+from lossscope.landscape.storage.schema import SCHEMA_VERSION
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "../up", "a/b", "a\\b", ".hidden", "nul\0", "two\nlines", "\ud800"])

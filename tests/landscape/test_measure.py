@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from lossscope.landscape.choice import chosen_measures
+from lossscope.landscape.curvature.catalogue import CALLS, MEASURES, call_of
 from lossscope.landscape.errors import ConfigError
-from lossscope.landscape.measure import CALLS, MEASURES, call_of
+from lossscope.landscape.reprobe.selection import chosen_measures
 
 KNOWN = {measure.name: measure for measure in MEASURES}
 

@@ -11,7 +11,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer
 
-from lossscope.landscape.metric import StepMetric, step_metric
+from lossscope.landscape.curvature.optimizer_metric import StepMetric, step_metric
 from lossscope.optimizer import ARS2Neo, Ascending, Relative, create, names
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.objective.losses import CrossEntropy

@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lossscope.landscape.curvature.host_transfer import settled
 from lossscope.landscape.errors import LandscapeError
-from lossscope.landscape.minibatches import MinibatchPairs
-from lossscope.landscape.settled import settled
-from lossscope.landscape.step_spectra import finished_spectra
+from lossscope.landscape.recording.minibatch_pairs import MinibatchPairs
+from lossscope.landscape.recording.spectrum_rows import finished_spectra
 from lossscope.optimizer import ARS2Neo, StepRecord, create
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.objective.losses import CrossEntropy

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lossscope.landscape import panel as panel_module
-from lossscope.landscape.panel import Panel
-from lossscope.landscape.subject import Effort, Subject
+from lossscope.landscape.curvature.options import Effort, Subject
+from lossscope.landscape.curvature.panel import Panel
+from lossscope.landscape.recording.curvature_evaluations import panel as panel_module
 from lossscope.probes.objective.losses import CrossEntropy
 from lossscope.probes.objective.objective import Objective
 

@@ -13,16 +13,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lossscope.landscape.checkpoint import checkpoints
-from lossscope.landscape.config import TrainConfig
+from lossscope.landscape.curvature.catalogue import MEASURES
+from lossscope.landscape.curvature.options import Effort
 from lossscope.landscape.errors import ConfigError, RunError
-from lossscope.landscape.measure import MEASURES
-from lossscope.landscape.probing import probe
-from lossscope.landscape.recorder import Recorder
+from lossscope.landscape.recording.checkpoints import checkpoints
+from lossscope.landscape.recording.recorder import Recorder
+from lossscope.landscape.reprobe.checkpoint_probe import probe
 from lossscope.landscape.run import Run
-from lossscope.landscape.store import RunStore
-from lossscope.landscape.subject import Effort
-from lossscope.landscape.training import train
+from lossscope.landscape.storage.run_store import RunStore
+from lossscope.landscape.training.config import TrainConfig
+from lossscope.landscape.training.training import train
 from lossscope.probes.objective.losses import CrossEntropy
 from lossscope.probes.objective.objective import Objective
 
@@ -290,8 +290,8 @@ def test_progress_goes_from_nothing_to_all(run):
 _KILLED = """
 import os, signal, sys
 from lossscope.landscape import probing
-from lossscope.landscape.panel import Panel
-from lossscope.landscape.subject import Effort
+from lossscope.landscape.curvature.panel import Panel
+from lossscope.landscape.curvature.options import Effort
 measure, calls = Panel.measure, []
 
 def dying(self, call, names):

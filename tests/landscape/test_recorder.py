@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lossscope.landscape.errors import ConfigError, RunError
-from lossscope.landscape.modular_addition import ModularTransformer, modular_addition
-from lossscope.landscape.preset import PRESETS
-from lossscope.landscape.recorder import Recorder
+from lossscope.landscape.recording.preset import PRESETS
+from lossscope.landscape.recording.recorder import Recorder
 from lossscope.landscape.run import Run
+from lossscope.landscape.training.modular_addition import ModularTransformer, modular_addition
 from lossscope.optimizer import ARS2Neo, Ascending, OptimizerError, StepRecord, create, names
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.objective.losses import CrossEntropy

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from lossscope.landscape.row import cells, record_batch
+from lossscope.landscape.storage.row_codec import cells, record_batch
 
 
 def test_nan_is_a_gap_and_infinity_is_a_number():

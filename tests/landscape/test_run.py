@@ -12,8 +12,8 @@ import pytest
 
 from lossscope.landscape.errors import RunError
 from lossscope.landscape.run import Run, open_runs
-from lossscope.landscape.schema import TABLES, columns
-from lossscope.landscape.store import RunStore
+from lossscope.landscape.storage.run_store import RunStore
+from lossscope.landscape.storage.schema import TABLES, columns
 
 
 def _finished(path: Path, steps=3) -> Path:

@@ -7,8 +7,8 @@ from pathlib import Path
 import pyarrow as pa
 from hypothesis import given, settings, strategies as st
 
-from lossscope.landscape.journal import Journal, segment_paths
-from lossscope.landscape.segment import Segment, read_segment
+from lossscope.landscape.storage.journal import Journal, segment_paths
+from lossscope.landscape.storage.segment import Segment, read_segment
 
 
 def _written(folder: Path, flushes, table="steps") -> Path:

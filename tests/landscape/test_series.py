@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lossscope.landscape.series import (
+from lossscope.landscape.analysis.series import (
     Series,
     against_loss,
     by_arm,

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pandas as pd
 from hypothesis import given, settings, strategies as st
 
+from lossscope.landscape.analysis.series import probe_series
 from lossscope.landscape.run import Run
-from lossscope.landscape.schema import columns
-from lossscope.landscape.series import probe_series
-from lossscope.landscape.standing import standing
-from lossscope.landscape.store import RunStore
+from lossscope.landscape.storage.deduplicate import standing
+from lossscope.landscape.storage.run_store import RunStore
+from lossscope.landscape.storage.schema import columns
 
 OWN = {"mode": "eval", "loss_kind": "CrossEntropy", "data_hash": "own", "engine": "lossscope"}
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lossscope.landscape.errors import LandscapeError
-from lossscope.landscape.recorder import Recorder
+from lossscope.landscape.recording.recorder import Recorder
 from lossscope.landscape.run import Run
 from lossscope.optimizer import ARS2Neo, Ascending, StepRecord, create
 from lossscope.probes import CrossEntropy, Objective, layer_remainders, newton_schulz_quality

@@ -7,10 +7,10 @@ import sys
 import pytest
 
 from lossscope.landscape.errors import RunError, SchemaError
-from lossscope.landscape.lock import RunLock, is_recorded
 from lossscope.landscape.run import Run
-from lossscope.landscape.schema import SCHEMA_VERSION
-from lossscope.landscape.store import RunStore
+from lossscope.landscape.storage.run_folder import RunLock, is_recorded
+from lossscope.landscape.storage.run_store import RunStore
+from lossscope.landscape.storage.schema import SCHEMA_VERSION
 
 
 def test_closing_moves_all_rows_into_parquet(tmp_path, small):
@@ -188,7 +188,7 @@ def test_resuming_what_is_not_there_or_from_the_future_is_refused(tmp_path):
 
 def test_a_process_that_ends_without_closing_still_flushes(tmp_path):
     code = (
-        "import sys; from lossscope.landscape.store import RunStore\n"
+        "import sys; from lossscope.landscape.storage.run_store import RunStore\n"
         "store = RunStore.create(sys.argv[1], {})\n"
         "for step in range(5): store.append('steps', {'step': step}); store.flush_if_due()\n"
         "assert 'torch' not in sys.modules\n"

@@ -13,11 +13,11 @@ import torch
 from safetensors.torch import load_file
 
 from lossscope.landscape import TrainConfig, first_step, train
-from lossscope.landscape.checkpoint import checkpoints
 from lossscope.landscape.errors import ConfigError, RunError, TrainingError
-from lossscope.landscape.job import job_of
+from lossscope.landscape.recording.checkpoints import checkpoints
 from lossscope.landscape.run import Run
-from lossscope.landscape.training import resolved
+from lossscope.landscape.training.setup import job_of
+from lossscope.landscape.training.training import resolved
 from lossscope.optimizer import ENTRIES, Entry
 
 EXACT = ["step", "loss", "lr", "phi", "adversarial_loss", "test_accuracy", "test_loss"]

@@ -13,18 +13,18 @@ from typing import Any
 
 import pytest
 
-from lossscope.landscape.checkpoint import checkpoints, load_checkpoint
-from lossscope.landscape.config import TrainConfig
 from lossscope.landscape.errors import ConfigError, RunError, TrainingError
-from lossscope.landscape.job import job_of
+from lossscope.landscape.recording.checkpoints import checkpoints, load_checkpoint
 from lossscope.landscape.run import Run
-from lossscope.landscape.training import resolved, train
-from lossscope.landscape.trainings import train_all
+from lossscope.landscape.training.config import TrainConfig
+from lossscope.landscape.training.parallel import train_all
+from lossscope.landscape.training.setup import job_of
+from lossscope.landscape.training.training import resolved, train
 
 SCRIPT = """
 import multiprocessing
-from lossscope.landscape.config import TrainConfig
-from lossscope.landscape.trainings import train_all
+from lossscope.landscape.training.config import TrainConfig
+from lossscope.landscape.training.parallel import train_all
 
 def tell(taken, steps, said):
     if taken and not told:

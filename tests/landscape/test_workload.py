@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from lossscope.landscape.errors import ConfigError
-from lossscope.landscape.modular_addition import ModularTransformer, modular_addition
-from lossscope.landscape.workload import WORKLOADS, batch_at, built, workload
+from lossscope.landscape.training.modular_addition import ModularTransformer, modular_addition
+from lossscope.landscape.training.workloads import WORKLOADS, batch_at, built, workload
 
 
 def test_the_modular_transformer_has_the_published_shapes_and_size() -> None:

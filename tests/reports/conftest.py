@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from lossscope.landscape.run import Run
-from lossscope.landscape.store import RunStore
+from lossscope.landscape.storage.run_store import RunStore
 
 LAGS = (1, 5, 20)
 TENSORS = {"0.weight": "matrix", "0.bias": "vector", "2.weight": "matrix"}

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from lossscope.landscape.run import Run
-from lossscope.landscape.schema import TABLES
+from lossscope.landscape.storage.schema import TABLES
 from lossscope.reports import dynamics, render, sharpness, spectral_entropy
 from lossscope.reports.content import Quantity
 from lossscope.reports.numerals import quantity_text

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from lossscope.landscape.run import Run
-from lossscope.landscape.store import RunStore
+from lossscope.landscape.storage.run_store import RunStore
 from lossscope.reports import dynamics, flatness, overview, sharpness, spectral_entropy
 from lossscope.reports.content import Quantity, Report
 from lossscope.reports.norm_tables import norm_table, tensor_norm_table

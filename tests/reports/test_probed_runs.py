@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from lossscope.landscape.run import Run
-from lossscope.landscape.store import RunStore
+from lossscope.landscape.storage.run_store import RunStore
 from lossscope.reports import render, sharpness
 from lossscope.reports.checks import all_bounds_met
 from lossscope.reports.content import Quantity, Spectra

@@ -12,7 +12,7 @@ from statistics import median
 import pytest
 
 from lossscope.landscape.run import Run
-from lossscope.landscape.store import RunStore
+from lossscope.landscape.storage.run_store import RunStore
 from lossscope.reports import dynamics, render
 from lossscope.reports.content import Quantity
 from lossscope.reports.figures import draw_figure

@@ -1,0 +1,132 @@
+"""How long gradient and shear keep their direction: of a run over its windows, and of an arm over its seeds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from lossscope.landscape.analysis.minibatch_windows import OBJECTS, lagged_cosines_of
+from lossscope.landscape.analysis.seed_pooling import GAP, Pooled, pooled, seed_of
+from lossscope.probes.dynamics.direction_memory import (
+    DirectionMemory,
+    angular_velocity,
+    direction_memory,
+    memory_difference,
+)
+from lossscope.probes.statistics.estimate import Estimate
+
+if TYPE_CHECKING:
+    from lossscope.landscape.run import Run
+
+__all__ = ["ArmMemory", "DirectionOfArm", "RunMemory", "memory_of_arm", "memory_of_run"]
+
+
+@dataclass(frozen=True)
+class RunMemory:
+    """What the windows of a run show."""
+
+    windows: int
+    directions: dict[str, DirectionMemory]  # by object: gradient, and shear where the optimizer ascends
+    differences: dict[int, Estimate]  # D(k) = A_v(k) - A_g(k) by lag; empty without a shear
+
+
+@dataclass(frozen=True)
+class DirectionOfArm:
+    """How one object keeps its direction, over the seeds of an arm."""
+
+    raw: dict[int, Pooled]  # by lag
+    normalised: dict[int, Pooled]  # A(k) by lag
+    ceiling: Pooled
+    angular_velocity: Estimate  # radians a step, of the A(1) over the seeds
+    half_life: tuple[float, float]  # steps: A is above 1/2 up to the one lag, below at the other; 0, inf: not known
+    null_sd: float  # of one raw cosine of random vectors
+
+
+@dataclass(frozen=True)
+class ArmMemory:
+    """What the windows of an arm's runs show."""
+
+    windows: int  # of all runs
+    lags: tuple[int, ...]
+    directions: dict[str, DirectionOfArm]
+    differences: dict[int, Pooled]
+
+
+def memory_of_run(run: Run, *, draws: int = 2000) -> RunMemory | None:
+    """How long gradient and shear kept their direction in a run.
+
+    Args:
+        run: any run.
+        draws: of the bootstrap over windows.
+
+    Returns:
+        The memory; None where no pair of minibatches was looked at.
+    """
+    cosines = lagged_cosines_of(run)
+    if not cosines:
+        return None
+    found = {kind: direction_memory(one, draws=draws) for kind, one in cosines.items()}
+    lags = next(iter(cosines.values())).lags
+    both = len(cosines) == len(OBJECTS)
+    apart = memory_difference(cosines["shear"], cosines["gradient"], draws=draws) if both else ()
+    windows = next(iter(cosines.values())).values.shape[1]
+    return RunMemory(windows, found, dict(zip(lags, apart, strict=False)))
+
+
+def memory_of_arm(runs: Sequence[Run], *, draws: int = 2000) -> ArmMemory | None:
+    """The memories of an arm's runs as one, over its seeds where there are several: see `pooled`.
+
+    Args:
+        runs: the runs of one arm.
+        draws: of the bootstraps over windows.
+
+    Returns:
+        The memory; None where no run has any.
+    """
+    found = [(seed_of(run), memory_of_run(run, draws=draws) or RunMemory(0, {}, {})) for run in runs]
+    kinds = [kind for kind in OBJECTS if any(kind in memory.directions for _, memory in found)]
+    if not kinds:
+        return None
+    lags = sorted({lag for _, memory in found for one in memory.directions.values() for lag in one.lags})
+    both = sorted({lag for _, memory in found for lag in memory.differences})
+    return ArmMemory(
+        sum(memory.windows for _, memory in found),
+        tuple(lags),
+        {kind: _direction([(seed, memory.directions.get(kind)) for seed, memory in found], lags) for kind in kinds},
+        {lag: pooled((seed, memory.differences.get(lag, GAP)) for seed, memory in found) for lag in both},
+    )
+
+
+def _direction(found: Sequence[tuple[object, DirectionMemory | None]], lags: Sequence[int]) -> DirectionOfArm:
+    """One object over the seeds; None is a seed without it, which is a gap."""
+    normalised = {lag: pooled((seed, _at(one, "normalised", lag)) for seed, one in found) for lag in lags}
+    return DirectionOfArm(
+        {lag: pooled((seed, _at(one, "raw", lag)) for seed, one in found) for lag in lags},
+        normalised,
+        pooled((seed, GAP if one is None else one.ceiling) for seed, one in found),
+        angular_velocity(normalised[1].estimate) if 1 in normalised else GAP,
+        _half_life(normalised),
+        next(one.null_sd for _, one in found if one is not None),
+    )
+
+
+def _half_life(normalised: dict[int, Pooled]) -> tuple[float, float]:
+    """The last lag up to which A is above 1/2 beyond its interval, and the first at which it is below."""
+    above, below = 0.0, math.inf
+    for lag, one in reversed(normalised.items()):
+        below = float(lag) if one.judged and one.estimate.high < 0.5 else below
+    for lag, one in normalised.items():
+        if not (one.judged and one.estimate.low > 0.5):
+            break
+        above = float(lag)
+    return above, below
+
+
+def _at(memory: DirectionMemory | None, which: Literal["raw", "normalised"], lag: int) -> Estimate:
+    """The estimate of a lag; a gap where it was not looked at."""
+    if memory is None or lag not in memory.lags:
+        return GAP
+    estimates: tuple[Estimate, ...] = getattr(memory, which)
+    return estimates[memory.lags.index(lag)]

@@ -1,0 +1,162 @@
+"""What the noise of minibatches is in a run's gradients: in their length, and in the entropy of their spectra."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from lossscope.landscape.analysis.minibatch_windows import SquaredNorms, squared_norms
+from lossscope.landscape.analysis.series import FloatArray
+from lossscope.probes.dynamics.gradient_noise import NoiseScale, noise_scale
+from lossscope.probes.errors import ProbeError
+from lossscope.probes.statistics.block_bootstrap import block_bootstrap, block_length, quotient
+from lossscope.probes.statistics.estimate import Estimate, exact_estimate
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from lossscope.landscape.run import Run
+
+__all__ = ["NoiseRecord", "SpectralOrder", "mean_order", "noise_of", "order_of"]
+
+_MATRIX: Final = ["tensor", "slice"]
+_ORDERS: Final = {"batch_gradient": "batch", "pair_gradient": "pair", "gradient": "own"}
+
+
+@dataclass(frozen=True)
+class NoiseRecord:
+    """The gradient noise scale of a run; `why` says why there is none."""
+
+    windows: int
+    samples: float  # in one minibatch
+    whole: NoiseScale | None = None  # over all windows
+    late: NoiseScale | None = None  # over those in the second half of the run; None where they are too few
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class SpectralOrder:
+    """Order beyond white noise in a matrix of gradients, in nats: the noise's energy entropy less the matrix's own."""
+
+    windows: int  # or looks, without minibatches
+    null: float  # energy entropy of white noise of this shape, nats; no order is larger
+    own: Estimate  # of the gradient of the training step, at the same steps as far as it was looked at
+    batch: Estimate  # of one probe minibatch
+    pair: Estimate  # of two together
+    infinite: Estimate  # extrapolated to an infinite batch
+
+
+def noise_of(run: Run, *, draws: int = 2000) -> NoiseRecord | None:
+    """The gradient noise scale of a run, from the norms at the begin of each window: see `noise_scale`.
+
+    Args:
+        run: any run.
+        draws: of the bootstrap over windows.
+
+    Returns:
+        The record; None where no window was looked at.
+    """
+    found = squared_norms(run)
+    if not len(found.steps):
+        return None
+    samples = np.unique(found.samples)
+    if len(samples) > 1:
+        return NoiseRecord(len(found.steps), math.nan, why="its minibatches are not all of one size")
+    late = found.steps > found.steps[-1] / 2
+    try:
+        whole = _scale(found, np.ones(len(late), dtype=bool), draws)
+    except ProbeError as error:
+        return NoiseRecord(len(late), float(samples[0]), why=str(error))
+    half = _scale(found, late, draws) if 2 <= late.sum() < len(late) else None
+    return NoiseRecord(len(late), float(samples[0]), whole, half)
+
+
+def order_of(run: Run, *, draws: int = 2000) -> dict[str, SpectralOrder]:
+    r"""The order beyond noise in each matrix of gradients, with the noise of minibatches taken out.
+
+    Were the energy entropy H linear in 1/B, two sizes would tell that of the infinite batch,
+
+    .. math:: H_\infty = 2 H_{2B} - H_B.
+
+    It is so where what 1/B adds is small. Noise that fills the whole spectrum makes H concave in 1/B, so that
+    :math:`H_\infty` comes out too high and the order too low. Where few samples make up a batch's gradient, each of
+    rank one, a small batch has less entropy than a large one, and the extrapolation goes up.
+
+    Args:
+        run: any run.
+        draws: of the bootstrap over windows.
+
+    Returns:
+        The order of each matrix by name, `name[3]` for a slice, means over the windows; where no minibatches were
+        looked at, that of the training steps' gradients alone. Empty where there is none.
+    """
+    rows = _spectra(run)
+    return {_name(key): _order(part, draws) for key, part in rows.groupby(_MATRIX, sort=False)} if len(rows) else {}
+
+
+def mean_order(run: Run, *, draws: int = 2000) -> SpectralOrder | None:
+    """The mean of the orders over all matrices of a run: see `order_of`.
+
+    Args:
+        run: any run.
+        draws: of the bootstrap over windows, which all matrices share.
+
+    Returns:
+        The mean, its `null` that of theirs; None where none was looked at.
+    """
+    rows = _spectra(run)
+    return _order(rows, draws) if len(rows) else None
+
+
+def _scale(found: SquaredNorms, used: np.ndarray[tuple[int], np.dtype[np.bool_]], draws: int) -> NoiseScale:
+    """The noise scale over some of the windows."""
+    batch = float(found.samples[0])
+    small, large = found.small[used].tolist(), found.large[used].tolist()
+    return noise_scale(small, large, small_batch=batch, large_batch=2 * batch, draws=draws)
+
+
+def _spectra(run: Run) -> pd.DataFrame:
+    """The spectra of gradients, at the steps at which minibatches were looked at, or at all where they never were."""
+    rows = run.spectra[run.spectra["object"].isin(list(_ORDERS))].dropna(subset=["excess_order"])
+    looked = rows.loc[rows["object"] == "batch_gradient", "step"].unique()
+    rows = rows[rows["step"].isin(looked)] if len(looked) else rows
+    slices = rows["slice"].to_numpy(dtype=np.float64, na_value=-1.0)
+    return rows.assign(slice=slices).drop_duplicates([*_MATRIX, "step", "object"], keep="last")
+
+
+def _order(rows: pd.DataFrame, draws: int) -> SpectralOrder:
+    """The order of one matrix, or the mean over several: that of each window first, then over the windows."""
+    wide = rows.pivot(index=["step", *_MATRIX], columns="object", values="excess_order")
+    wide = wide.reindex(columns=list(_ORDERS)).rename(columns=_ORDERS)
+    wide["infinite"] = 2 * wide["pair"] - wide["batch"]
+    means = wide.groupby("step", sort=True).mean()
+    found = {name: _mean(means[name].to_numpy(dtype=np.float64), draws) for name in means.columns}
+    return SpectralOrder(len(means), _null(rows), found["own"], found["batch"], found["pair"], found["infinite"])
+
+
+def _null(rows: pd.DataFrame) -> float:
+    """The entropy of white noise of the matrix's shape, excess and own entropy together; of several their mean."""
+    ranks = np.array([len(values) for values in rows["values"]], dtype=np.float64)
+    nulls = rows["excess_order"] + rows["entropy_energy"] * np.log(ranks)
+    of_each = nulls.groupby([rows[name] for name in _MATRIX])
+    return float(of_each.mean().mean()) if (of_each.max() - of_each.min() < 1e-6).all() else math.nan
+
+
+def _mean(series: FloatArray, draws: int) -> Estimate:
+    """The mean over the windows with an interval; a gap where no window has the number."""
+    known = np.isfinite(series)
+    if not known.any():
+        return exact_estimate(math.nan)
+    there = series[known]
+    rows = np.stack([there, np.ones(len(there))])
+    return block_bootstrap(rows, quotient, block=block_length(there), draws=draws)
+
+
+def _name(key: Iterable[object]) -> str:
+    """A matrix's name: its tensor, with the slice of a batched one."""
+    tensor, part = key
+    return str(tensor) if float(str(part)) < 0 else f"{tensor}[{float(str(part)):.0f}]"

@@ -1,0 +1,1 @@
+"""The Recorder: schedule, step rows, checkpoints, metadata."""

@@ -1,0 +1,116 @@
+"""Rows on their way into a table: each value checked against its column, then a record batch of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, TypeAlias
+
+import numpy as np
+import pyarrow as pa
+
+from lossscope.landscape.storage.schema import TABLES, Column, arrow_schema
+
+__all__ = ["Cells", "cells", "record_batch"]
+
+Cells: TypeAlias = tuple[Any, ...]  # one value for each column of the table, in the schema's order
+_INT64: Final = range(-(2**63), 2**63)
+
+
+def cells(table: str, row: Mapping[str, object]) -> Cells:
+    """The row's values in the order of the table's columns, None where one is missing or nan.
+
+    Lists are copied, so that the caller may go on using its arrays.
+
+    Args:
+        table: A key of `TABLES`.
+        row: Column names to values: Python or numpy numbers, text, None; 1-D sequences for lists.
+
+    Raises:
+        ValueError: There is no such table or column, a required value is missing, or a type does not fit.
+    """
+    columns = _COLUMNS.get(table)
+    if columns is None:
+        raise ValueError(f"there is no table {table!r}: use one of {', '.join(TABLES)}")
+    if not columns.keys() >= row.keys():
+        unknown = next(key for key in row if key not in columns)
+        raise ValueError(f"table {table} has no column {unknown!r}: see lossscope.landscape.storage.schema")
+    return tuple([_cell(table, column, row.get(name)) for name, column in columns.items()])
+
+
+def record_batch(table: str, rows: Sequence[Cells]) -> pa.RecordBatch:
+    """The rows as one Arrow record batch with the table's schema."""
+    schema = arrow_schema(table)
+    arrays = [
+        pa.array(values, field.type, from_pandas=True)
+        for values, field in zip(zip(*rows, strict=True), schema, strict=True)
+    ]
+    return pa.RecordBatch.from_arrays(arrays, schema=schema)
+
+
+def _cell(table: str, column: Column, value: object) -> object:
+    """One value in the plain type of its column."""
+    if value is not None:
+        value = _CHECKS[column.type](value)
+        if value is NotImplemented:
+            raise ValueError(
+                f"column {column.name!r} of table {table} holds {column.type}: a value of another kind came"
+            )
+    if value is None and column.required:
+        raise ValueError(f"column {column.name!r} of table {table} is required: it is missing, None or nan")
+    return value
+
+
+def _float(value: object) -> object:
+    """A number as float, nan as None."""
+    if type(value) is not float:
+        if isinstance(value, bool | np.bool_) or not isinstance(value, int | float | np.integer | np.floating):
+            return NotImplemented
+        try:
+            value = float(value)
+        except OverflowError:
+            return NotImplemented
+    return value if value == value else None
+
+
+def _int(value: object) -> object:
+    """A whole number that fits into 64 bits; nan as None."""
+    if isinstance(value, int | np.integer) and not isinstance(value, bool):
+        return int(value) if int(value) in _INT64 else NotImplemented
+    return None if isinstance(value, float | np.floating) and value != value else NotImplemented
+
+
+def _bool(value: object) -> object:
+    """True or False."""
+    return bool(value) if isinstance(value, bool | np.bool_) else NotImplemented
+
+
+def _text(value: object) -> object:
+    """Text that UTF-8 can hold."""
+    if not isinstance(value, str):
+        return NotImplemented
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return NotImplemented
+    return str(value)
+
+
+def _floats(value: object) -> object:
+    """A copy of a 1-D sequence of numbers as float64; None inside becomes nan, which is stored as null."""
+    if not isinstance(value, list | tuple | np.ndarray):
+        return NotImplemented
+    array = np.asarray(value, dtype=object if isinstance(value, list | tuple) and None in value else None)
+    numbers = array.dtype.kind in "fiu" or all(
+        item is None or _float(item) is not NotImplemented for item in array.flat
+    )
+    return np.array(array, dtype=np.float64) if array.ndim == 1 and numbers else NotImplemented
+
+
+_COLUMNS: Final = {table: {column.name: column for column in columns} for table, columns in TABLES.items()}
+_CHECKS: Final[dict[str, Callable[[object], object]]] = {
+    "int": _int,
+    "float": _float,
+    "bool": _bool,
+    "text": _text,
+    "floats": _floats,
+}

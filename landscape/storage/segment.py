@@ -1,0 +1,171 @@
+"""Reading a journal segment: the whole records of an Arrow IPC stream, however its end was lost.
+
+A segment is an ordinary Arrow IPC stream (`pyarrow.ipc.open_stream` reads it) whose every message carries a seal in
+its custom metadata: its own length and its own CRC-32, computed with the CRC's digits set to zero. So a reader can
+tell a record that was cut short (the file is shorter than the seal says) from one that was altered (the checksum
+differs), and believes no length before comparing it with the file's.
+"""
+
+from __future__ import annotations
+
+import re
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import pyarrow as pa
+
+from lossscope.landscape.storage.schema import TABLES, arrow_schema
+
+__all__ = ["BLANK_SEAL", "SEGMENT_NAME", "UNREADABLE", "Segment", "conformed", "read_segment", "sealed"]
+
+BLANK_SEAL: Final = "crc32=00000000 bytes=000000000000"
+SEGMENT_NAME: Final = re.compile(rf"({'|'.join(TABLES)})-([0-9]{{6,}})\.arrows")
+UNREADABLE: Final = (pa.ArrowException, OSError, ValueError, KeyError, TypeError, IndexError, MemoryError)
+
+_SEAL: Final = re.compile(rb"crc32=([0-9a-f]{8}) bytes=([0-9]{12})")
+_ZEROS: Final = b"00000000"
+_MARK: Final = b"\xff\xff\xff\xff"  # every message of an Arrow stream begins with it, then 4 bytes: metadata length
+
+
+@dataclass(frozen=True)
+class Segment:
+    """The whole records of one segment, and where they end."""
+
+    path: Path
+    session: int | None  # which recording session wrote it; None where even the header is cut or altered
+    resumed_at: int | None  # the step that session went on from; None for the first
+    rows: pa.Table
+    end: int  # bytes, up to here all records are whole
+    size: int  # bytes of the file
+    problem: str | None  # one line where a record was altered, None where the file is whole or cut short
+
+    @property
+    def last_step(self) -> int | None:
+        """The step of the last row; None where there is none."""
+        return self.rows["step"][-1].as_py() if len(self.rows) else None
+
+    @property
+    def ending(self) -> str:
+        """One sentence without its full stop: where the segment ends."""
+        name = f"journal/{self.path.name}"
+        after = "before any row" if self.last_step is None else f"after step {self.last_step}"
+        if self.end == self.size:
+            return f"{name} ends with a whole record {after}"
+        return f"{name} ends inside a record {after} (byte {self.end} of {self.size})"
+
+
+class _AlteredError(Exception):
+    """A record that is complete but not what was written."""
+
+
+def sealed(message: bytes) -> bytes:
+    """The Arrow message with its blank seal filled in: its length and its CRC-32."""
+    content = bytearray(message)
+    at = message.index(BLANK_SEAL.encode())
+    content[at : at + len(BLANK_SEAL)] = b"crc32=%s bytes=%012d" % (_ZEROS, len(message))
+    content[at + 6 : at + 14] = b"%08x" % zlib.crc32(content)
+    return bytes(content)
+
+
+def read_segment(path: Path, limit: int | None = None) -> Segment:
+    """The whole records among the first `limit` bytes of a segment (all of them by default).
+
+    Never raises for what the bytes are: a record that was altered is described by `problem`.
+
+    Raises:
+        OSError: The file cannot be read.
+    """
+    with path.open("rb") as file:
+        data = file.read() if limit is None else file.read(limit)
+    table = path.name.rsplit("-", 1)[0]
+    batches: list[pa.RecordBatch] = []
+    schema: pa.Schema | None = None
+    end, problem = 0, None
+    try:
+        while (stop := _record_end(data, end)) is not None:
+            message = pa.py_buffer(data)[end:stop]
+            try:
+                if schema is None:
+                    schema = _header(message, table)
+                else:
+                    batches.append(_batch(message, schema))
+            except UNREADABLE as error:
+                raise _AlteredError from error
+            end = stop
+    except _AlteredError:
+        problem = f"{path} is garbled from byte {end} of {len(data)} on: move it out of journal/, then the rest reads"
+    session, resumed_at = (None, None) if schema is None else _provenance(schema)
+    rows = conformed(table, pa.Table.from_batches(batches, schema)) if schema is not None else _nothing(table)
+    return Segment(path, session, resumed_at, rows, end, len(data), problem)
+
+
+def conformed(table: str, rows: pa.Table) -> pa.Table:
+    """The rows with exactly the table's columns: absent ones are null, the schema is ours.
+
+    Raises:
+        ValueError: A column is unknown, comes twice or has another type.
+    """
+    schema = arrow_schema(table)
+    if len(set(rows.column_names)) != len(rows.column_names) or not set(rows.column_names) <= set(schema.names):
+        raise ValueError(f"table {table} does not have columns {rows.column_names}")
+    columns = []
+    for field in schema:
+        column = rows[field.name] if field.name in rows.column_names else pa.nulls(len(rows), field.type)
+        if column.type != field.type or (column.null_count and not field.nullable):
+            raise ValueError(f"column {field.name!r} of table {table} has type {column.type}")
+        columns.append(column)
+    return pa.Table.from_arrays(columns, schema=schema)
+
+
+def _nothing(table: str) -> pa.Table:
+    """The table without rows."""
+    return arrow_schema(table).empty_table()
+
+
+def _record_end(data: bytes, start: int) -> int | None:
+    """Where the record that starts here ends; None if the file ends first."""
+    seal = _SEAL.search(data, start)
+    metadata_end = start + 8 + int.from_bytes(data[start + 4 : start + 8], "little")
+    if data[start : start + 4] != _MARK[: len(data) - start]:
+        if any(data[start:]):
+            raise _AlteredError  # a tail of zeros is what a power cut leaves of a record that never got to the disk
+        return None
+    if seal is None:
+        if metadata_end <= len(data) and start + 8 <= len(data):
+            raise _AlteredError  # the metadata is all there, the seal that belongs into it is not
+        return None
+    end = start + int(seal[2])
+    if end < seal.end() or seal.end() > metadata_end:
+        raise _AlteredError
+    if end > len(data):
+        if _SEAL.search(data, seal.end()):
+            raise _AlteredError  # a later record follows, so this one was not cut: its length is wrong
+        return None
+    crc = zlib.crc32(data[seal.end(1) : end], zlib.crc32(_ZEROS, zlib.crc32(data[start : seal.start(1)])))
+    if crc != int(seal[1], 16):
+        raise _AlteredError
+    return end
+
+
+def _header(message: pa.Buffer, table: str) -> pa.Schema:
+    """The stream's schema, checked to be the table's and to name its session."""
+    schema = pa.ipc.read_schema(pa.ipc.read_message(message))
+    conformed(table, schema.empty_table())
+    _provenance(schema)
+    return schema
+
+
+def _batch(message: pa.Buffer, schema: pa.Schema) -> pa.RecordBatch:
+    """A record batch whose every offset lies inside it."""
+    batch = pa.ipc.read_record_batch(pa.ipc.read_message(message), schema)
+    batch.validate(full=True)
+    return batch
+
+
+def _provenance(schema: pa.Schema) -> tuple[int, int | None]:
+    """The session that wrote a stream and the step it was resumed at."""
+    metadata = schema.metadata
+    resumed_at = metadata.get(b"resumed_at")
+    return int(metadata[b"session"]), None if resumed_at is None else int(resumed_at)

@@ -1,0 +1,219 @@
+"""Training a workload while recording it: a config in, a run out, and the same numbers again on resume."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lossscope.landscape.errors import ConfigError, RunError, TrainingError
+from lossscope.landscape.recording.checkpoints import checkpoints, load_checkpoint
+from lossscope.landscape.recording.preset import preset_of
+from lossscope.landscape.recording.recorder import Recorder
+from lossscope.landscape.run import Run
+from lossscope.landscape.storage.manifest import run_path
+from lossscope.landscape.training.config import TrainConfig
+from lossscope.landscape.training.setup import Job, job_of
+from lossscope.landscape.training.workloads import Examples, Workload, batch_at, workload
+from lossscope.optimizer import ENTRIES, Ascending, OptimizerError, settings
+from lossscope.probes.errors import ProbeError
+
+__all__ = ["recorded_config", "resolved", "train"]
+
+Progress = Callable[[int, int, float], None]  # step, steps, loss
+
+
+def resolved(config: TrainConfig) -> TrainConfig:
+    """The config with what is usual for its workload filled in.
+
+    Raises:
+        ConfigError: The workload, the optimizer or one of its settings does not exist.
+    """
+    task = workload(config.workload)
+    try:
+        known = _read(config)
+    except OptimizerError as error:
+        raise ConfigError(f"{error}; see `lossscope list optimizers`") from error
+    usual = {key: value for key, value in task.options.items() if key in known} | _usual_rate(config, task)
+    return config.with_settings(
+        {
+            "steps": config.steps or task.steps,
+            "batch_size": config.batch_size or task.batch_size,
+            "eval_every": config.eval_every or task.eval_every,
+            "name": config.run_name,
+            "options": {**usual, **config.options},
+        }
+    )
+
+
+def _rule(config: TrainConfig) -> str:
+    """The rule that takes the step: the base of an ascent, else the optimizer itself."""
+    return str(config.options.get("base") or ENTRIES[config.optimizer].usual.get("base", config.optimizer))
+
+
+def _read(config: TrainConfig) -> set[str]:
+    """The settings that the optimizer reads; an ascent reads those of its base."""
+    if "base" not in settings(config.optimizer):
+        return set(settings(config.optimizer))
+    own = {setting for setting, usual in ENTRIES[config.optimizer].usual.items() if usual is not None}
+    return own | {"weight_decay"} | set(settings(_rule(config)) if _rule(config) in ENTRIES else ())
+
+
+def _usual_rate(config: TrainConfig, task: Workload) -> dict[str, float]:
+    """The workload's learning rate for the rule that takes the step, where it has one and none was asked for."""
+    usual = task.rates.get(_rule(config))
+    return {} if usual is None or config.lr is not None else {"lr": usual}
+
+
+def train(config: TrainConfig, *, resume: bool = False, force: bool = False, progress: Progress | None = None) -> Run:
+    """The run that training with this config made.
+
+    Weights, batches and the random stream depend on the three seeds alone, so a resumed run continues
+    bit for bit from its last checkpoint.
+
+    Args:
+        config: What to train.
+        resume: Go on with the run of that name from its last checkpoint.
+        force: Replace the run of that name.
+        progress: Called after every step with the step, the number of steps and the loss.
+
+    Raises:
+        ConfigError: A name or a setting does not exist or is out of bounds.
+        RunError: The run exists and neither `resume` nor `force` was given, or cannot be written.
+        TrainingError: The loss became NaN or infinite; what was recorded is kept.
+    """
+    config = resolved(config)
+    path = run_path(Path(config.out), config.run_name)
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    job = job_of(config)
+    start = _resume_point(path, config, job) if resume else None
+    recorder = Recorder(
+        path,
+        job.model,
+        job.optimizer,
+        job.objective,
+        config.preset,
+        minibatches=job.minibatch_pairs() if preset_of(config.preset).lags else None,
+        steps=config.steps,
+        visits=config.visits,
+        arm=config.optimizer,
+        config=asdict(config),
+        seeds=config.seeds,
+        force=force,
+        resume_at=start,
+    )
+    if start is not None:
+        recorder.note(config=asdict(config))
+    try:
+        with recorder:
+            _loop(job, recorder, start or 0, progress)
+    except (OptimizerError, ProbeError) as error:
+        raise TrainingError(f"{error}; what was recorded is kept in {path}") from error
+    return Run.open(path)
+
+
+def _resume_point(path: Path, config: TrainConfig, job: Job) -> int | None:
+    if not path.exists():
+        raise RunError(f"run {path} does not exist, so there is nothing to resume; leave --resume out to start it")
+    before = recorded_config(path)
+    free = {"steps", "visits", "until_accuracy", "threads", "out", "name"}
+    for key, old in asdict(before).items():
+        new = asdict(config)[key]
+        if key not in free and _plain(new) != _plain(old):
+            raise ConfigError(
+                f"run {path} was started with {key} = {old!r}, not {new!r}; resume it with the same, or start another"
+            )
+    saved = checkpoints(path)
+    if not saved:
+        raise RunError(f"run {path} has no checkpoint to resume from; start it again with --force")
+    step, folder = list(saved.items())[-1]
+    load_checkpoint(folder, job.model, job.optimizer)
+    return step
+
+
+def recorded_config(path: Path) -> TrainConfig:
+    """The config that a run was started with.
+
+    Raises:
+        RunError: There is no run, or it was not made by `train`.
+    """
+    recorded = Run.open(path).manifest.get("config")
+    if not isinstance(recorded, dict) or "workload" not in recorded:
+        raise RunError(f"run {path} was not made by `lossscope train`, so it cannot be resumed by it")
+    return TrainConfig.of(recorded)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _loop(job: Job, recorder: Recorder, start: int, progress: Progress | None) -> None:
+    config, steps = job.config, job.config.steps or 0
+    if start == 0:
+        torch.manual_seed(config.seeds["order"])
+    for step in range(start, steps):
+        batch = batch_at(job.split.train, config.batch_size or 1, step, config.seeds["order"])
+        loss = _step(job, batch)
+        value = float(loss)
+        measured = _measured(job) if (step + 1) % (config.eval_every or 1) == 0 or step + 1 == steps else {}
+        recorder.step(value, **measured)
+        if not math.isfinite(value):
+            _diverged(recorder, step + 1, value)
+        if progress is not None:
+            progress(step + 1, steps, value)
+        if config.until_accuracy is not None and measured.get("test_accuracy", 0.0) >= config.until_accuracy:
+            recorder.note(stopped_early=f"test accuracy {measured['test_accuracy']:.4f} at step {step + 1}")
+            break
+
+
+def _diverged(recorder: Recorder, step: int, value: float) -> None:
+    how = f"the loss became {value} at step {step}"
+    recorder.close("failed", how, quiet=True)
+    raise TrainingError(
+        f"{how}; everything until then is kept: `lossscope report sharpness {recorder.path}`. Try a smaller lr"
+    )
+
+
+def _step(job: Job, batch: Examples) -> Tensor:
+    inputs, labels = batch
+    if isinstance(job.optimizer, Ascending):
+        for p in job.optimizer.passes(job.model):
+            p.backward(F.cross_entropy(job.model(inputs), labels))
+        loss: Tensor = job.optimizer.step()
+        return loss
+    job.optimizer.zero_grad()
+    loss = F.cross_entropy(job.model(inputs), labels)
+    loss.backward()  # type: ignore[no-untyped-call]
+    try:
+        job.optimizer.step()
+    except RuntimeError as error:  # settings of torch's own optimizers that only the first step refuses
+        raise OptimizerError(f"{job.config.optimizer} cannot step with {job.config.options}: {error}") from error
+    return loss.detach()
+
+
+@torch.no_grad()
+def _measured(job: Job) -> dict[str, float]:
+    training = job.model.training
+    job.model.eval()
+    try:
+        test_logits = job.model(job.split.test[0])
+        train_logits = job.model(job.split.train[0])
+    finally:
+        job.model.train(training)
+    numbers = torch.stack(
+        [
+            F.cross_entropy(test_logits, job.split.test[1]).double(),
+            (test_logits.argmax(-1) == job.split.test[1]).double().mean(),
+            (train_logits.argmax(-1) == job.split.train[1]).double().mean(),
+        ]
+    ).tolist()
+    return dict(zip(("test_loss", "test_accuracy", "train_accuracy"), numbers, strict=True))

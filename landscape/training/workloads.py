@@ -1,0 +1,135 @@
+"""What a run trains: a network, real data cut into train and test, and an order to see it in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+
+from lossscope.landscape.errors import ConfigError
+from lossscope.landscape.training.digits import digits, digits_conv, digits_mlp
+from lossscope.landscape.training.modular_addition import ModularTransformer, modular_addition
+
+__all__ = ["WORKLOADS", "Split", "Workload", "batch_at", "built", "workload"]
+
+Examples = tuple[Tensor, Tensor]  # inputs and labels
+
+
+@dataclass(frozen=True)
+class Split:
+    """Train and test examples."""
+
+    train: Examples
+    test: Examples
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A network and its data, with the settings that are usual for them."""
+
+    name: str
+    description: str
+    network: Callable[[], nn.Module]
+    examples: Callable[[], Examples]
+    train_share: float
+    batch_size: int
+    steps: int
+    eval_every: int  # steps between two looks at the test set
+    curvature_samples: int  # training examples that curvature is averaged over
+    options: dict[str, Any] = field(default_factory=dict)  # usual optimizer settings
+    rates: dict[str, float] = field(default_factory=dict)  # learning rates by rule, where its own is too slow
+
+    @property
+    def usual(self) -> str:
+        """The usual settings in words."""
+        words = [f"{self.steps} steps of {self.batch_size}"]
+        words += [f"{key}={value}" for key, value in self.options.items()]
+        words += [f"lr={rate} for {rule}" for rule, rate in self.rates.items()]
+        return ", ".join(words)
+
+    def split(self, seed: int) -> Split:
+        """Train and test examples, in an order drawn with the split seed."""
+        inputs, labels = self.examples()
+        order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+        cut = int(self.train_share * len(labels))
+        train, test = order[:cut], order[cut:]
+        return Split((inputs[train], labels[train]), (inputs[test], labels[test]))
+
+
+def _digits(name: str, network: Callable[[], nn.Module], words: str, *, flat: bool) -> Workload:
+    return Workload(
+        name,
+        f"{words} on 1797 handwritten digits",
+        network,
+        lambda: digits(flat=flat),
+        train_share=0.8,
+        batch_size=128,
+        steps=400,
+        eval_every=20,
+        curvature_samples=512,
+        # At their own 1e-3 they have hardly begun when the usual steps are over.
+        rates={"sgd": 0.1, "muoneq": 0.01},
+    )
+
+
+def _modular(prime: int, train_share: float) -> Workload:
+    return Workload(
+        f"modadd-{prime}",
+        f"a one-layer transformer on (x + y) mod {prime}, {100 * train_share:.0f} % of the pairs: grokking",
+        lambda: ModularTransformer(prime),
+        lambda: modular_addition(prime),
+        train_share=train_share,
+        batch_size=512,
+        steps=2000,
+        eval_every=8,
+        curvature_samples=512,
+        options={"betas": (0.9, 0.98), "weight_decay": 1.0},
+    )
+
+
+WORKLOADS: Final[dict[str, Workload]] = {
+    w.name: w
+    for w in (
+        _digits("digits-mlp", digits_mlp, "a 64-64-32-10 ReLU network", flat=True),
+        _digits("digits-conv", digits_conv, "two convolutions with group norm", flat=False),
+        _modular(113, 0.3),
+        _modular(59, 0.4),
+    )
+}
+
+
+def workload(name: str) -> Workload:
+    """The workload of that name.
+
+    Raises:
+        ConfigError: There is none; the nearest names are told.
+    """
+    if name in WORKLOADS:
+        return WORKLOADS[name]
+    close = get_close_matches(name, list(WORKLOADS), n=2, cutoff=0.4) or list(WORKLOADS)
+    raise ConfigError(
+        f"there is no workload {name!r}; did you mean {' or '.join(close)}? See `lossscope list workloads`"
+    )
+
+
+def built(network: Callable[[], nn.Module], seed: int) -> nn.Module:
+    """The network with weights drawn from the init seed; the global random stream is left alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return network()
+
+
+def batch_at(train: Examples, batch_size: int, step: int, seed: int) -> Examples:
+    """The batch of optimizer step `step` (from 0): a pure function of the order seed, so a run can resume anywhere.
+
+    Each epoch is shuffled anew; its last batch may be smaller.
+    """
+    count = len(train[1])
+    epoch, index = divmod(step, -(-count // batch_size))
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+    chosen = torch.randperm(count, generator=generator)[index * batch_size : (index + 1) * batch_size]
+    return train[0][chosen], train[1][chosen]
