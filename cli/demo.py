@@ -31,8 +31,8 @@ def demo(
     from lossscope.landscape.training.config import TrainConfig
     from lossscope.landscape.training.parallel import train_all
     from lossscope.reports import overview, render
-    from lossscope.reports.output import write_text
-    from lossscope.reports.text import table_text
+    from lossscope.reports.render.output import write_text
+    from lossscope.reports.render.text import table_text
 
     if (out / "run.json").exists():
         raise RunError(f"{out} is a run itself; give the demo a folder of its own with --out")

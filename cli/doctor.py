@@ -35,7 +35,7 @@ def doctor(
 
     Example: lossscope doctor --dtype float64
     """
-    from lossscope.reports.text import table_text
+    from lossscope.reports.render.text import table_text
 
     place = _place(device, dtype)
     facts, checks = _environment(place), _checked(place)
@@ -111,7 +111,7 @@ def _facts_table(facts: Mapping[str, Any]) -> Table:
 
 def _check_table(checks: Sequence[Check]) -> Table:
     from lossscope.reports.content import Column, Table
-    from lossscope.reports.numerals import plain
+    from lossscope.reports.shared.number_format import plain
 
     columns = (
         Column("check", "check", words=True),

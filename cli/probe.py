@@ -72,8 +72,8 @@ def probe(
     steps = _steps(checkpoint)
     with progress_bar(f"probe {run.name}") as progress:
         found = measure(run, at=steps, measures=names, effort=effort, objective=objective, progress=progress)
-    from lossscope.reports.probe_table import probe_json, probe_tables
-    from lossscope.reports.text import table_text
+    from lossscope.reports.listings.probe_tables import probe_json, probe_tables
+    from lossscope.reports.render.text import table_text
 
     if as_json:
         typer.echo(probe_json(found), nl=False)

@@ -13,7 +13,7 @@ from lossscope.cli.options import ForceOption, FormatOption, OutputOption, RunPa
 if TYPE_CHECKING:
     from lossscope.landscape.run import Run
     from lossscope.reports.content import Report
-    from lossscope.reports.rendering import Format
+    from lossscope.reports.render.rendering import Format
 
 __all__ = ["dynamics", "entropy", "flatness", "opened", "overview", "report_app", "sharpness"]
 
@@ -122,7 +122,7 @@ def _write(
 ) -> None:
     """Make the report of the runs and write it to the file, or to stdout where there is none."""
     from lossscope.reports import render
-    from lossscope.reports.output import refuse_taken, write_text
+    from lossscope.reports.render.output import refuse_taken, write_text
 
     if output is not None:
         refuse_taken(output, force=force)

@@ -12,7 +12,7 @@ from lossscope.cli.options import JsonOption, RunsFolder
 
 if TYPE_CHECKING:
     from lossscope.landscape.run import Run
-    from lossscope.reports.run_list import Unreadable
+    from lossscope.reports.listings.run_list import Unreadable
 
 __all__ = ["runs"]
 
@@ -29,9 +29,9 @@ def runs(folder: RunsFolder = _FOLDER, as_json: JsonOption = False) -> None:
     """
     import json
 
-    from lossscope.reports.json_format import table_object
-    from lossscope.reports.run_list import run_list
-    from lossscope.reports.text import table_text
+    from lossscope.reports.listings.run_list import run_list
+    from lossscope.reports.render.json_format import table_object
+    from lossscope.reports.render.text import table_text
 
     table = run_list(_opened(folder), folder)
     if as_json:
@@ -63,7 +63,7 @@ def _tried(path: Path) -> Run | Unreadable:
     """The run, or what to say in its row: one bad run hides no other."""
     from lossscope.landscape.errors import RunError
     from lossscope.landscape.run import Run
-    from lossscope.reports.run_list import Unreadable
+    from lossscope.reports.listings.run_list import Unreadable
 
     try:
         return Run.open(path)

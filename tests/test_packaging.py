@@ -38,7 +38,7 @@ def test_the_wheel_contains_only_lossscope(wheel: Path) -> None:
         assert f"lossscope/{folder}/py.typed" in names
         for path in (ROOT / folder).rglob("*.py"):
             assert f"lossscope/{path.relative_to(ROOT)}" in names
-    assert "lossscope/reports/page.html.j2" in names
+    assert "lossscope/reports/render/page.html.j2" in names
     assert "lossscope/__init__.py" not in names  # the root stays a namespace
 
 

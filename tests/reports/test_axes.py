@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from lossscope.reports.axes import dress
 from lossscope.reports.content import Axis, Threshold
-from lossscope.reports.panels import edge_figure
+from lossscope.reports.render.axes import dress
+from lossscope.reports.shared.figures import edge_figure
 
 
 def numbers(ax) -> list[str]:

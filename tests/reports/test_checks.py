@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lossscope.reports.checks import (
+from lossscope.reports.shared.findings import (
     all_bounds_met,
     bounds_met,
     edge_below_one,

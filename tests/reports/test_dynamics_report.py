@@ -13,7 +13,7 @@ from lossscope.landscape.run import Run
 from lossscope.landscape.storage.schema import TABLES
 from lossscope.reports import dynamics, render, sharpness, spectral_entropy
 from lossscope.reports.content import Quantity
-from lossscope.reports.numerals import quantity_text
+from lossscope.reports.shared.number_format import quantity_text
 
 NEW = {
     "steps": {"injection_angle", "remainder_rounding"},

@@ -9,8 +9,8 @@ import pytest
 
 from lossscope.reports import overview
 from lossscope.reports.content import Axis, Cloud, Curve, Curves, Points, Threshold
-from lossscope.reports.figures import draw_curve, draw_figure, draw_points, draw_threshold, figure_svg
-from lossscope.reports.style import PALETTE, hue_colour
+from lossscope.reports.render.drawing import draw_curve, draw_figure, draw_points, draw_threshold, figure_svg
+from lossscope.reports.render.style import PALETTE, hue_colour
 
 CURVE = Curve("arm", 0, (1.0, 2.0, 3.0), (1.0, None, 3.0), (0.5, None, 2.0), (1.5, None, 4.0), (0.1, None, 0.2), 3)
 FIGURE = Curves("key", "Title", "Caption", Axis("step"), Axis("trace", "nats"), (CURVE,))

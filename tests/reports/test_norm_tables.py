@@ -12,7 +12,7 @@ from lossscope.landscape.run import Run
 from lossscope.landscape.storage.run_store import RunStore
 from lossscope.reports import dynamics, flatness, overview, sharpness, spectral_entropy
 from lossscope.reports.content import Quantity, Report
-from lossscope.reports.norm_tables import norm_table, tensor_norm_table
+from lossscope.reports.shared.norm_tables import norm_table, tensor_norm_table
 
 
 def run(path: Path, weight: float, *, bare: bool = False) -> Run:

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from lossscope.reports.content import Column, Quantity
-from lossscope.reports.numerals import cell_text, header, percent, plain, printable, quantity_text
+from lossscope.reports.shared.number_format import cell_text, header, percent, plain, printable, quantity_text
 
 
 @pytest.mark.parametrize(

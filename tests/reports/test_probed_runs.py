@@ -11,10 +11,10 @@ import pytest
 from lossscope.landscape.run import Run
 from lossscope.landscape.storage.run_store import RunStore
 from lossscope.reports import render, sharpness
-from lossscope.reports.checks import all_bounds_met
 from lossscope.reports.content import Quantity, Spectra
-from lossscope.reports.density_figure import density_figure
-from lossscope.reports.figures import draw_figure, draw_spectrum
+from lossscope.reports.render.drawing import draw_figure, draw_spectrum
+from lossscope.reports.shared.findings import all_bounds_met
+from lossscope.reports.sharpness.density_figure import density_figure
 
 SHARED = {"mode": "eval", "loss_kind": "mean", "gauge": "raw", "dtype": "float32", "engine": "lossscope", "step": 40}
 

@@ -80,7 +80,7 @@ def test_no_number_is_cut_off_by_a_narrow_column(report, write_run):
     made = report(runs)
     text = re.sub(r"\s+", "", render(made, "text"))
     from lossscope.reports.content import Quantity
-    from lossscope.reports.numerals import quantity_text
+    from lossscope.reports.shared.number_format import quantity_text
 
     cells = [cell for table in made.tables for row in table.rows for cell in row if isinstance(cell, Quantity)]
     for cell in cells:

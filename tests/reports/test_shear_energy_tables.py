@@ -15,8 +15,8 @@ from lossscope.landscape.run import Run
 from lossscope.landscape.storage.run_store import RunStore
 from lossscope.reports import dynamics, render
 from lossscope.reports.content import Quantity
-from lossscope.reports.figures import draw_figure
-from lossscope.reports.shear_energy_tables import energy_table, shear_table
+from lossscope.reports.dynamics.shear_energy_tables import energy_table, shear_table
+from lossscope.reports.render.drawing import draw_figure
 
 TENSORS = {"a": "matrix", "b": "vector", "c": "matrix"}
 OF_STEPS = ("adversarial_angle", "shear_norm", "freshness", "phi", "surrogate_gap")

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, strategies as st
 
 from lossscope.reports.content import Column, Quantity, Table
-from lossscope.reports.measure_tables import spectrum_table
-from lossscope.reports.text import WIDTH, table_text
+from lossscope.reports.render.text import WIDTH, table_text
+from lossscope.reports.sharpness.spectrum_tables import spectrum_table
 
 WIDE = Quantity(1.75034, error=0.00072, low=1.7489, high=1.7519)
 HEADS = ("‖H‖_F ± SE [95 %]", "negative mass", "effective rank", "participation ratio", "λ_2 ± bound", "λ_3 ± bound")

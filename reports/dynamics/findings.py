@@ -1,0 +1,183 @@
+"""Findings of the dynamics report: what the steps did, each checked here in one place."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final
+
+from lossscope.reports.content import Finding
+from lossscope.reports.dynamics.minibatch_tables import Memories
+from lossscope.reports.dynamics.trigger_tables import Triggers
+from lossscope.reports.shared.number_format import percent
+from lossscope.reports.shared.quantities import number
+from lossscope.reports.shared.step_quality import step_visits
+
+if TYPE_CHECKING:
+    from lossscope.landscape.dynamics import ArmMemory, Estimate, LayerRecord, Pooled, TriggerRecord
+    from lossscope.landscape.run import Run
+
+__all__ = ["layers_stayed", "model_predicted", "shear_keeps_longer", "trigger_beats_noise"]
+
+_NOTHING: Final = "no such number in these runs"
+_TOLERANCE: Final = 0.10
+_FEWEST: Final = 6  # tosses of which a fair coin shows one side alone in less than 5 %
+
+
+def shear_keeps_longer(memories: Memories) -> Finding:
+    """Whether D(k) is above 0 at every lag of every arm, judged only where its interval excludes 0."""
+    claim = "The shear keeps its direction longer than the gradient does (D(k) > 0 at every lag)."
+    source = "pairs.parquet: cosine"
+    signs = {arm: _signs(memory) for arm, memory in memories.items() if memory is not None and memory.differences}
+    found = [sign for by_lag in signs.values() for sign in by_lag.values()]
+    if not found:
+        return Finding(claim, None, _NOTHING, source)
+    outcome = False if -1 in found else (None if 0 in found else True)
+    numbers = "; ".join(f"{arm}: {_signs_in_words(signs[arm])} ({_over(_widest(memories[arm]))})" for arm in signs)
+    return Finding(claim, outcome, numbers, source)
+
+
+def trigger_beats_noise(triggers: Triggers) -> Finding:
+    """Whether every arm's adaptive trigger fired more often than on noise, beyond the interval.
+
+    Of noise that is beyond the threshold on either side, half is below it. The random timer sees nothing, so it is not
+    judged; it stands beside the others.
+    """
+    claim = "The trigger fires more often than on noise."
+    source = "steps.parquet: synced, phi, threshold; run.json: trigger"
+    judged: dict[str, tuple[int, str]] = {}
+    timers: list[str] = []
+    for arm, records in triggers.items():
+        adaptive = [(run, one) for run, one in records if one.mode != "timer"]
+        if any(one.audit for _, one in adaptive):
+            judged[arm] = _against_noise(adaptive)
+        timers += _timer_in_words(arm, [(run, one) for run, one in records if one.mode == "timer"])
+    signs = [sign for sign, _ in judged.values()]
+    outcome = False if -1 in signs else (True if signs and 0 not in signs else None)
+    words = [*(f"{arm}: {one}" for arm, (_, one) in judged.items()), *timers]
+    return Finding(claim, outcome, "; ".join(words) or _NOTHING, source)
+
+
+def model_predicted(runs: Sequence[Run]) -> Finding:
+    """Whether r2 is at most 10 % at every visit; rounding is on the side of not knowing.
+
+    It is judged by r2 and not by the trust ratio: where slope and curvature cancel, the ratio to what is left of them
+    is large though the model was right.
+    """
+    claim = (
+        "On the fixed data the second-order model predicted the change of the loss along the step to 10 % of its terms "
+        "at every visit."
+    )
+    source = "probes.parquet: relative_second"
+    by_run = {run.name: step_visits(run) for run in runs}
+    visits = [(name, visit) for name, found in by_run.items() for visit in found]
+    if not visits:
+        return Finding(claim, None, _NOTHING, source)
+    known = [
+        (visit.least, visit.most, name, visit.step)
+        for name, visit in visits
+        if visit.least is not None and visit.most is not None
+    ]
+    within = sum(most <= _TOLERANCE for _, most, _, _ in known)
+    outside = sum(least > _TOLERANCE for least, _, _, _ in known)
+    open_ones = len(visits) - within - outside
+    numbers = f"within 10 % at {within} of {len(visits)} visits {_of_runs(sum(map(bool, by_run.values())))}"
+    numbers += f", beyond at {outside}" if outside else ""
+    numbers += f", hidden by rounding at {open_ones}" if open_ones else ""
+    if known:
+        _, most, name, step = max(known, key=lambda one: one[1])
+        numbers += f"; farthest at most {percent(most)} ({name}, step {step})"
+    return Finding(claim, False if outside else (None if open_ones else True), numbers, source)
+
+
+def layers_stayed(records: Sequence[tuple[Run, LayerRecord]]) -> Finding:
+    """Whether no layer's remainder stood out in any run; a run with too few looks leaves it open.
+
+    Each is held against its own usual size, so a layer that is far from its Taylor model all along does not stand out.
+    """
+    claim = "No layer's remainder rose to ten times its own usual size."
+    source = "tensors.parquet: remainder"
+    if not records:
+        return Finding(claim, None, _NOTHING, source)
+    left = [(run, one) for run, one in records if one.layer is not None]
+    judged = [one for _, one in records if one.judged]
+    if not judged:
+        return Finding(claim, None, "too few looks in every run", source)
+    numbers = f"one rose in {len(left)} of {len(judged)} runs"
+    if left:
+        run, first = left[0]
+        numbers += f", {first.layer} at step {first.step} ({run.name})"
+    since = min(one.since for one in judged if one.since is not None)
+    looks = sum(one.looks for one in judged)
+    numbers += f"; judged from step {since} on, at {sum(one.judged for one in judged)} of {looks} looks"
+    if len(judged) < len(records):
+        numbers += f"; {len(records) - len(judged)} more with too few looks"
+    return Finding(claim, False if left else (True if len(judged) == len(records) else None), numbers, source)
+
+
+def _signs(memory: ArmMemory) -> dict[int, int]:
+    """Of each lag whether D is above or below 0 beyond its interval: 1, -1, or 0 where that is open."""
+    return {lag: _sign(one.estimate, 0.0) if one.judged else 0 for lag, one in memory.differences.items()}
+
+
+def _sign(estimate: Estimate, value: float) -> int:
+    """1 or -1 where the whole interval lies above or below the value, else 0."""
+    return int(estimate.low > value) - int(estimate.high < value)
+
+
+def _signs_in_words(signs: dict[int, int]) -> str:
+    """Which lags are above, below and open."""
+    parts = []
+    for sign, words in ((1, "above 0"), (-1, "below 0"), (0, "open")):
+        lags = [str(lag) for lag, one in signs.items() if one == sign]
+        parts += [f"{words} at lag {', '.join(lags)}"] if lags else []
+    return ", ".join(parts)
+
+
+def _against_noise(records: Sequence[tuple[Run, TriggerRecord]]) -> tuple[int, str]:
+    """An arm's share below the threshold against the half of noise: its sign beyond the interval, and in words."""
+    from lossscope.landscape.dynamics import pooled, seed_of
+
+    found = pooled((seed_of(run), _enough(record)) for run, record in records)
+    steps = sum(record.audit.share.samples for _, record in records if record.audit is not None)
+    if not found.seeds:
+        return 0, f"open, with {steps} steps before the cap beyond the threshold on either side"
+    sign = _sign(found.estimate, 0.5) if found.judged else 0
+    words = {1: "more than noise", -1: "less than noise", 0: "open"}[sign]
+    where = f"the {steps} steps before the cap that were beyond the threshold on either side"
+    return sign, f"{words}, below at {percent(found.estimate.value)} of {where}, noise at half ({_over(found)})"
+
+
+def _enough(record: TriggerRecord) -> Estimate:
+    """The share of a run; a gap where no share could tell it from noise."""
+    from lossscope.landscape.dynamics import GAP
+
+    return record.audit.share if record.audit is not None and record.audit.share.samples >= _FEWEST else GAP
+
+
+def _timer_in_words(arm: str, records: Sequence[tuple[Run, TriggerRecord]]) -> list[str]:
+    """What an arm's random timer did, beside its own chance; nothing where it has none."""
+    from lossscope.landscape.dynamics import GAP, pooled, seed_of
+
+    audits = [one.audit for _, one in records if one.audit is not None]
+    found = pooled((seed_of(run), one.audit.chance if one.audit else GAP) for run, one in records)
+    if number(found.estimate.value) is None:
+        return []
+    drawn = percent(audits[0].null_chance)
+    return [f"{arm}, a random timer: at {percent(found.estimate.value)} of the steps before its cap, drawn at {drawn}"]
+
+
+def _widest(memory: ArmMemory | None) -> Pooled | None:
+    """The difference with the most gaps: how many seeds can be spoken of."""
+    return max(memory.differences.values(), key=lambda one: one.gaps, default=None) if memory is not None else None
+
+
+def _over(found: Pooled | None) -> str:
+    """How many seeds a number is over."""
+    if found is None or found.seeds + found.gaps < 2:
+        return "of one seed only"
+    return f"over {found.seeds} seeds" + (f", {found.gaps} missing" if found.gaps else "")
+
+
+def _of_runs(count: int) -> str:
+    """How many runs a number is of."""
+    return "of this run only" if count == 1 else f"of {count} runs"

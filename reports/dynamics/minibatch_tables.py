@@ -1,0 +1,154 @@
+"""How long gradient and shear keep their direction: tables by lag and by object, and the figure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final, TypeAlias
+
+from lossscope.landscape.analysis.series import by_arm
+from lossscope.reports.content import Axis, Cell, Column, Curve, Curves, Quantity, Table
+from lossscope.reports.shared.number_format import quantity_text
+from lossscope.reports.shared.quantities import estimated, number, pooled_quantity
+
+if TYPE_CHECKING:
+    from lossscope.landscape.dynamics import ArmMemory, DirectionOfArm, Pooled
+    from lossscope.landscape.run import Run
+
+__all__ = ["Memories", "memories_of", "memory_figure", "memory_tables"]
+
+Memories: TypeAlias = Mapping[str, "ArmMemory | None"]  # every arm, in order; None where no window was looked at
+
+_WORDS: Final = {"gradient": "gradient g", "shear": "shear v"}
+_LAG_COLUMNS: Final = (
+    Column("arm", "arm", words=True),
+    Column("lag", "lag", "steps"),
+    Column("gradient", "A_g [95 %]", "1", "cosine of gradients so many steps apart, over that of two batches at once"),
+    Column("shear", "A_v [95 %]", "1", "the same of shears"),
+    Column("difference", "D = A_v − A_g [95 %]", "1", "above 0: the shear turns more slowly"),
+    Column("raw_gradient", "raw cosine of g", "1", "with the noise of batches in it"),
+    Column("raw_shear", "raw cosine of v", "1", "what a stored shear has in common with a later one"),
+)
+_OBJECT_COLUMNS: Final = (
+    Column("arm", "arm", words=True),
+    Column("object", "object", words=True),
+    Column("windows", "windows", "", "of all runs"),
+    Column("over", "intervals over", words=True),
+    Column("ceiling", "ceiling [95 %]", "1", "cosine of two batches at one step: what noise leaves of 1"),
+    Column("half_life", "half-life", "steps", "up to the one lag A is above 1/2, at the other below", words=True),
+    Column("angular_velocity", "angular velocity [95 %]", "°/step", "arccos A(1)"),
+    Column("null_sd", "null", "1", "standard deviation of one cosine of random vectors, 1/√n"),
+)
+_LAG_NOTE: Final = (
+    "A is the raw cosine over the ceiling, so that 1 is a direction that has not turned. The raw cosine is what a "
+    "reused shear really has in common with a later batch."
+)
+
+
+def memories_of(runs: Sequence[Run]) -> Memories:
+    """The memory of each arm: computed once, as its intervals take some time."""
+    if not any(len(run.pairs) for run in runs):
+        return dict.fromkeys(by_arm(runs))
+    from lossscope.landscape.dynamics import memory_of_arm
+
+    return {arm: memory_of_arm(members) for arm, members in by_arm(runs).items()}
+
+
+def memory_tables(memories: Memories) -> tuple[Table, ...]:
+    """Memory by lag, and what is one number for each object; nothing where no window was looked at."""
+    lags = tuple(row for arm, memory in memories.items() if memory is not None for row in _by_lag(arm, memory))
+    objects = tuple(row for arm, memory in memories.items() if memory is not None for row in _by_object(arm, memory))
+    if not lags:
+        return ()
+    return (
+        Table("memory", "How long directions are kept, by lag", _LAG_COLUMNS, lags, _LAG_NOTE),
+        Table("directions", "Ceiling, half-life and angular velocity", _OBJECT_COLUMNS, objects),
+    )
+
+
+def memory_figure(memories: Memories) -> Curves:
+    """A over the lag, solid for the gradient and dashed for the shear."""
+    drawn = tuple(
+        _curve(hue, arm, memory.directions[kind], dashed=kind == "shear")
+        for hue, (arm, memory) in enumerate(memories.items())
+        if memory is not None
+        for kind in memory.directions
+    )
+    last = max((x for curve in drawn for x in curve.x if x is not None), default=2.0)
+    return Curves(
+        key="memory",
+        title="How long directions are kept",
+        caption="A at each lag: 1 is a direction that has not turned, 0 one that has nothing left of it. Whiskers are "
+        "95 % intervals; a hollow point has none that could be relied on. Points of one lag are drawn a little apart.",
+        x=Axis("lag", "steps", "log", limits=(0.85, 1.15 * max(last, 2.0))),
+        y=Axis("A(lag)"),
+        curves=drawn,
+        styles=(_WORDS["gradient"], _WORDS["shear"]),
+        absent=tuple(arm for arm, memory in memories.items() if memory is None),
+        summary=tuple(
+            _in_words(arm, kind, found)
+            for arm, memory in memories.items()
+            if memory is not None
+            for kind, found in memory.directions.items()
+        ),
+    )
+
+
+def _by_lag(arm: str, memory: ArmMemory) -> Iterable[tuple[Cell, ...]]:
+    """A row for each lag."""
+    normalised = {kind: found.normalised for kind, found in memory.directions.items()}
+    raw = {kind: found.raw for kind, found in memory.directions.items()}
+    columns = (
+        normalised.get("gradient", {}),
+        normalised.get("shear", {}),
+        memory.differences,
+        raw.get("gradient", {}),
+        raw.get("shear", {}),
+    )
+    for lag in memory.lags:
+        yield arm, lag, *(_at(column, lag) for column in columns)
+
+
+def _by_object(arm: str, memory: ArmMemory) -> Iterable[tuple[Cell, ...]]:
+    """A row for each object."""
+    for kind, found in memory.directions.items():
+        seeds, first = found.ceiling.seeds, found.normalised.get(1)
+        bounded = math.isfinite(found.ceiling.estimate.high)
+        yield (
+            arm,
+            _WORDS[kind],
+            memory.windows,
+            f"{seeds} seeds" if seeds > 1 else (f"{memory.windows} windows" if bounded else "none"),
+            pooled_quantity(found.ceiling),
+            _half_life(*found.half_life),
+            replace(estimated(found.angular_velocity, 180 / math.pi), gaps=first.gaps if first is not None else 0),
+            found.null_sd,
+        )
+
+
+def _at(found: Mapping[int, Pooled], lag: int) -> Quantity:
+    """The number at a lag; a gap where there is none."""
+    return pooled_quantity(found[lag]) if lag in found else Quantity(None)
+
+
+def _half_life(above: float, below: float) -> str:
+    """Between what the half-life lies, as far as the intervals tell."""
+    if math.isinf(below):
+        return f"> {above:.0f}" if above else "not known"
+    return f"{above:.0f} to {below:.0f}" if above else f"at most {below:.0f}"
+
+
+def _curve(hue: int, arm: str, found: DirectionOfArm, *, dashed: bool) -> Curve:
+    """The line of one object of an arm, with the interval of each number."""
+    estimates = [one.estimate for one in found.normalised.values()]
+    values = tuple(number(one.value) for one in estimates)
+    low, high = tuple(number(one.low) for one in estimates), tuple(number(one.high) for one in estimates)
+    lags, errors = tuple(float(lag) for lag in found.normalised), (None,) * len(estimates)
+    return Curve(arm, hue, lags, values, low, high, errors, 1, dashed, interval=True)
+
+
+def _in_words(arm: str, kind: str, found: DirectionOfArm) -> str:
+    """The line in numbers, from its first lag to its last."""
+    parts = (f"{quantity_text(pooled_quantity(one))} at lag {lag}" for lag, one in found.normalised.items())
+    return f"{arm}, {_WORDS[kind]}, A [95 %]: {', '.join(parts)}"

@@ -1,0 +1,115 @@
+"""The dynamics report: what the steps did, from memory of directions to the layer that left its model first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Final
+
+from lossscope.reports.content import FigureData, Missing, Report
+from lossscope.reports.dynamics.findings import layers_stayed, model_predicted, shear_keeps_longer, trigger_beats_noise
+from lossscope.reports.dynamics.layer_table import layer_records, layer_table
+from lossscope.reports.dynamics.minibatch_tables import Memories, memories_of, memory_figure, memory_tables
+from lossscope.reports.dynamics.noise_table import missing_noise, noise_records, noise_table
+from lossscope.reports.dynamics.shear_energy_tables import energy_table, missing_shear_and_energy, shear_table
+from lossscope.reports.dynamics.step_tables import alignment_table, injection_table, step_quality_table
+from lossscope.reports.dynamics.trigger_tables import missing_triggers, trigger_tables, triggers_of
+from lossscope.reports.shared.cost_tables import overhead_table
+from lossscope.reports.shared.figures import (
+    energy_figure,
+    loss_figure,
+    phi_figure,
+    shear_figure,
+    shear_track_figure,
+    trust_figure,
+)
+from lossscope.reports.shared.norm_tables import norm_table
+from lossscope.reports.shared.notes import DYNAMICS_NOTE, INTERVAL_NOTE, VERDICT_NOTE
+from lossscope.reports.shared.provenance import ending_notes, listed, missing_curvature, provenance, runs_in_words
+from lossscope.reports.shared.step_quality import step_visits
+
+if TYPE_CHECKING:
+    from lossscope.landscape.run import Run
+
+__all__ = ["dynamics"]
+
+_PAIRS: Final = (
+    "Record with preset standard or full and pass minibatches= to the Recorder; lossscope train --preset standard does "
+    "both. A run shorter than the first window has none."
+)
+_LAYERS: Final = "Record with preset standard or full, and with an objective= for the loss on fixed data."
+_VISITS: Final = "Their curvature was recorded without it, by an earlier lossscope: record them again."
+_ANGLES: Final = "Record with preset standard or full: the update is then made a second time without the shear."
+
+
+def dynamics(runs: Sequence[Run]) -> Report:
+    """The dynamics report of the runs: memory, trigger, noise, step quality, alignment, shear, energy and layers.
+
+    Args:
+        runs: any runs, live, crashed and failed ones included.
+
+    Returns:
+        The report as data. What no run has recorded has no table; `missing` says how to get it.
+    """
+    memories, triggers = memories_of(runs), triggers_of(runs)
+    noises, layers = noise_records(runs), layer_records(runs)
+    return Report(
+        kind="dynamics",
+        title="Dynamics of the steps",
+        subtitle=runs_in_words(runs),
+        findings=(
+            shear_keeps_longer(memories),
+            trigger_beats_noise(triggers),
+            model_predicted(runs),
+            layers_stayed(layers),
+        ),
+        tables=(
+            *memory_tables(memories),
+            *trigger_tables(triggers),
+            *noise_table(noises),
+            *step_quality_table(runs),
+            *alignment_table(runs),
+            *shear_table(runs),
+            *injection_table(runs),
+            *energy_table(runs),
+            *layer_table(layers),
+            *norm_table(runs),
+            *overhead_table(runs),
+        ),
+        figures=_figures(runs, memories),
+        notes=(*ending_notes(runs), DYNAMICS_NOTE, INTERVAL_NOTE, VERDICT_NOTE),
+        missing=(*_missing(runs), *missing_shear_and_energy(runs), *missing_triggers(triggers), *missing_noise(noises)),
+        provenance=provenance(runs),
+    )
+
+
+def _figures(runs: Sequence[Run], memories: Memories) -> tuple[FigureData, ...]:
+    """The loss, and every other figure that has a line."""
+    drawn = (
+        memory_figure(memories),
+        phi_figure(runs),
+        shear_figure(runs),
+        shear_track_figure(runs),
+        energy_figure(runs),
+        trust_figure(runs),
+    )
+    return (loss_figure(runs), *(figure for figure in drawn if figure.curves))
+
+
+def _missing(runs: Sequence[Run]) -> Iterable[Missing]:
+    """What runs have not recorded, and how to get it."""
+    yield from missing_curvature(runs)
+    for what, how, lacking in (
+        ("Memory of directions and noise scale", _PAIRS, lambda run: not len(run.pairs)),
+        ("Step quality", _VISITS, lambda run: len(run.probes) and not step_visits(run)),
+        ("Angle between updates with and without the shear", _ANGLES, _without_angle),
+        ("Remainders of the layers", _LAYERS, lambda run: not run.tensors["remainder"].notna().any()),
+    ):
+        names = [run.name for run in runs if lacking(run)]
+        if names:
+            yield Missing(f"{what} of {listed(names)}", how)
+
+
+def _without_angle(run: Run) -> bool:
+    """Whether a run injected a shear, and no angle was taken."""
+    injected = run.tensors["injected_norm"].notna().any()
+    return bool(injected and not run.steps["injection_angle"].notna().any())

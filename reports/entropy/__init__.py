@@ -1,0 +1,1 @@
+"""The spectral entropy report."""

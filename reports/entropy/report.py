@@ -1,0 +1,169 @@
+"""The spectral entropy report: singular spectra of what an optimizer's step is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Final
+
+from lossscope.landscape.analysis.series import by_arm
+from lossscope.reports.content import Cell, Column, Report, Table
+from lossscope.reports.entropy.newton_schulz_table import newton_schulz_table
+from lossscope.reports.entropy.tables import order_table
+from lossscope.reports.shared.figures import entropy_figure
+from lossscope.reports.shared.findings import entropy_raised, spectra_precise
+from lossscope.reports.shared.norm_tables import norm_table
+from lossscope.reports.shared.notes import FLATTENING_NOTE, UPDATE_NOTE, VERDICT_NOTE
+from lossscope.reports.shared.provenance import ending_notes, missing_spectra, provenance, runs_in_words
+from lossscope.reports.shared.quantities import last_spectra, mean_and_range, median_and_range, number
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from lossscope.landscape.run import Run
+
+__all__ = ["spectral_entropy"]
+
+_OBJECTS: Final = {
+    "gradient": "gradient",
+    "momentum": "momentum",
+    "whitened": "A, before Newton-Schulz",
+    "orthogonal": "O, after Newton-Schulz",
+    "update": "update",
+    "weight": "weight",
+}
+_SUBJECT: Final = (Column("object", "object", words=True), Column("arm", "arm", words=True))
+_ENTROPY_COLUMNS: Final = (
+    *_SUBJECT,
+    Column("matrices", "matrices", "", "spectra behind the row: matrices times seeds"),
+    Column("entropy_energy", "energy entropy", "1", "entropy of s²/Σs² over ln r"),
+    Column("entropy_nuclear", "nuclear entropy", "1", "entropy of s/Σs over ln r"),
+    Column("stable_rank", "stable rank", "1", "‖M‖_F² / ‖M‖_2²"),
+    Column("effective_rank", "effective rank", "1", "exp of the unnormalised nuclear entropy"),
+)
+_CONDITION_COLUMNS: Final = (
+    *_SUBJECT,
+    Column("condition", "condition, median", "1", "largest over smallest singular value"),
+    Column("singular", "singular", "", "singular matrices: they have no condition number"),
+    Column("orthogonality_defect", "orthogonality defect, mean", "1", "‖MMᵀ − I‖_F/√r after scaling"),
+)
+_TENSOR_COLUMNS: Final = (
+    Column("tensor", "tensor", words=True),
+    Column("shape", "shape", words=True),
+    Column("track", "track", words=True),
+    Column("spectra", "spectra", "", "objects whose spectrum was recorded", words=True),
+)
+_MOST_TENSORS: Final = 40
+
+
+def spectral_entropy(runs: Sequence[Run]) -> Report:
+    """The spectral entropy report of the runs: entropies, ranks, condition, before and after Newton-Schulz.
+
+    Args:
+        runs: any runs, live, crashed and failed ones included.
+
+    Returns:
+        The report as data. Vectors have no entropy: they stand in the table of tensors as a gap.
+    """
+    return Report(
+        kind="entropy",
+        title="Spectral entropy",
+        subtitle=runs_in_words(runs),
+        findings=(entropy_raised(runs), spectra_precise(runs)),
+        tables=(
+            _entropy_table(runs),
+            _condition_table(runs),
+            *newton_schulz_table(runs),
+            *order_table(runs),
+            *norm_table(runs),
+            _tensor_table(runs),
+        ),
+        figures=(entropy_figure(runs),),
+        notes=(*ending_notes(runs), *_update_notes(runs), FLATTENING_NOTE, VERDICT_NOTE),
+        missing=missing_spectra(runs),
+        provenance=provenance(runs),
+    )
+
+
+def _entropy_table(runs: Sequence[Run]) -> Table:
+    """Entropies and ranks per object and arm."""
+    columns = ("entropy_energy", "entropy_nuclear", "stable_rank", "effective_rank")
+    rows: tuple[tuple[Cell, ...], ...] = tuple(
+        (words, arm, len(rows), *(mean_and_range(_numbers(rows, column)) for column in columns))
+        for words, arm, rows in _subjects(runs)
+    )
+    title = "Entropy and rank at the last step with spectra: mean [range over matrices and seeds]"
+    return Table("entropy", title, _ENTROPY_COLUMNS, rows, FLATTENING_NOTE)
+
+
+def _condition_table(runs: Sequence[Run]) -> Table:
+    """Condition and orthogonality defect per object and arm."""
+    rows = tuple(
+        (
+            words,
+            arm,
+            median_and_range(conditions := _numbers(rows, "condition")),
+            len(rows) - len(conditions),
+            mean_and_range(_numbers(rows, "orthogonality_defect")),
+        )
+        for words, arm, rows in _subjects(runs)
+    )
+    title = "Condition and orthogonality at the same steps, with the range over matrices and seeds"
+    note = "The condition number of an update is not that of the landscape."
+    return Table("condition", title, _CONDITION_COLUMNS, rows, note)
+
+
+def _subjects(runs: Sequence[Run]) -> list[tuple[str, str, pd.DataFrame]]:
+    """Every object and arm with the spectra at the arm's last steps, objects outermost."""
+    import pandas as pd
+
+    arms = {
+        arm: pd.concat(frames, ignore_index=True)
+        for arm, members in by_arm(runs).items()
+        if (frames := [rows for run in members if len(rows := last_spectra(run))])
+    }
+    subjects = [
+        (words, arm, rows[(rows["object"] == kind) & rows["entropy_energy"].notna()])
+        for kind, words in _OBJECTS.items()
+        for arm, rows in arms.items()
+    ]
+    return [subject for subject in subjects if len(subject[2])]
+
+
+def _update_notes(runs: Sequence[Run]) -> tuple[str, ...]:
+    """What to say where updates of two kinds stand side by side; only lossscope's own optimizers record A."""
+    recorded = [set(run.spectra["object"]) for run in runs]
+    kinds = {"whitened" in objects for objects in recorded if "update" in objects}
+    return (UPDATE_NOTE,) if len(kinds) == 2 else ()
+
+
+def _tensor_table(runs: Sequence[Run]) -> Table:
+    """The model's tensors, and which objects have spectra."""
+    tensors: dict[str, tuple[Cell, ...]] = {}
+    for run in runs:
+        recorded = run.spectra.groupby("tensor")["object"].unique().to_dict()
+        for entry in _model_tensors(run):
+            name = str(entry.get("name"))
+            objects = [kind for kind in _OBJECTS if kind in set(recorded.get(name, ()))]
+            tensors.setdefault(name, (name, _shape(entry), str(entry.get("track", "–")), ", ".join(objects) or None))
+    rows = tuple(tensors.values())
+    more = f" {len(rows) - _MOST_TENSORS} more are not listed." if len(rows) > _MOST_TENSORS else ""
+    note = f"A vector has no spectral entropy: a gap.{more}"
+    return Table("tensors", "Tensors", _TENSOR_COLUMNS, rows[:_MOST_TENSORS], note)
+
+
+def _model_tensors(run: Run) -> list[Mapping[str, object]]:
+    """The manifest's table of tensors."""
+    model = run.manifest.get("model")
+    tensors = model.get("tensors") if isinstance(model, Mapping) else None
+    return [entry for entry in tensors if isinstance(entry, Mapping)] if isinstance(tensors, list) else []
+
+
+def _shape(entry: Mapping[str, object]) -> str:
+    """A tensor's shape as `64 × 32`."""
+    shape = entry.get("shape")
+    return " × ".join(str(size) for size in shape) if isinstance(shape, list | tuple) else "–"
+
+
+def _numbers(rows: pd.DataFrame, column: str) -> list[float]:
+    """The numbers of a column; null and what is not finite are left out."""
+    return [found for value in rows[column] if (found := number(value)) is not None]

@@ -1,0 +1,84 @@
+"""The flatness report: what exists so far of the reparametrisation-invariant panel."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final
+
+from lossscope.reports.content import Column, Missing, Report
+from lossscope.reports.shared.evaluation_tables import arm_table, of_run, over_seeds, run_table, widest_error_over_seeds
+from lossscope.reports.shared.figures import adaptive_trace_figure, loss_figure
+from lossscope.reports.shared.findings import losses_matched, precise
+from lossscope.reports.shared.norm_tables import norm_table, tensor_norm_table
+from lossscope.reports.shared.notes import ADAPTIVE_NOTE, LOSS_NOTE, SEEDS_NOTE
+from lossscope.reports.shared.provenance import ending_notes, missing_curvature, provenance, runs_in_words
+from lossscope.reports.shared.quantities import last_number
+
+if TYPE_CHECKING:
+    from lossscope.landscape.run import Run
+
+__all__ = ["flatness"]
+
+_NO_COMPARISON: Final = (
+    "No comparison is made: the visits are at equal steps, not at matched train loss, four measures of the panel are "
+    "needed and two exist here, and a verdict needs at least 6 paired seeds."
+)
+_NOT_HERE: Final = (
+    Missing("Logit-normalised worst-case adaptive sharpness", "Not measured by this version."),
+    Missing("Relative flatness", "Not measured by this version."),
+    Missing("Sigma at a target loss, multiplicative", "Not measured by this version."),
+)
+_NORM: Final = Column("weight_norm", "‖θ‖", "1", "norm of all parameters at the last recorded step")
+
+
+def flatness(runs: Sequence[Run]) -> Report:
+    """The flatness report of the runs: adaptive trace and log Fisher-Rao norm, and what the panel still lacks.
+
+    Args:
+        runs: any runs, live, crashed and failed ones included.
+
+    Returns:
+        The report as data. It compares no arms and says why.
+    """
+    return Report(
+        kind="flatness",
+        title="Flatness",
+        subtitle=runs_in_words(runs),
+        findings=(precise(runs, "adaptive_trace", "the adaptive trace"), losses_matched(runs)),
+        tables=(
+            run_table(runs, _RUN_CELLS, f"{ADAPTIVE_NOTE} {LOSS_NOTE}"),
+            arm_table(runs, _ARM_CELLS, SEEDS_NOTE),
+            *norm_table(runs),
+            *tensor_norm_table(runs),
+        ),
+        figures=(adaptive_trace_figure(runs), loss_figure(runs)),
+        notes=(*ending_notes(runs), _NO_COMPARISON, ADAPTIVE_NOTE),
+        missing=(*missing_curvature(runs), *_NOT_HERE),
+        provenance=provenance(runs),
+    )
+
+
+def _weight_norm(run: Run) -> float | None:
+    """The norm of all parameters at the last step that has it."""
+    return last_number(run.steps, "weight_norm")
+
+
+_RUN_CELLS: Final = (
+    (_NORM, _weight_norm),
+    (Column("adaptive_trace", "adaptive trace ± SE [95 %]", "nats", "Σ θ_i² H_ii"), of_run("adaptive_trace")),
+    (
+        Column("log_fisher_rao", "log Fisher-Rao", "1", "natural logarithm of the Fisher-Rao norm"),
+        of_run("log_fisher_rao"),
+    ),
+    (
+        Column("theta_hessian_theta", "θᵀHθ", "nats", "curvature where all parameters grow by one factor"),
+        of_run("theta_hessian_theta"),
+    ),
+)
+_ARM_CELLS: Final = (
+    (_NORM, over_seeds(_weight_norm)),
+    (Column("adaptive_trace", "adaptive trace", "nats"), over_seeds("adaptive_trace")),
+    (Column("adaptive_trace_error", "its widest SE", "nats"), widest_error_over_seeds("adaptive_trace")),
+    (Column("log_fisher_rao", "log Fisher-Rao", "1"), over_seeds("log_fisher_rao")),
+    (Column("theta_hessian_theta", "θᵀHθ", "nats"), over_seeds("theta_hessian_theta")),
+)

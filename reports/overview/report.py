@@ -1,0 +1,169 @@
+"""The overview: one table over all arms, the norms to read it beside, and every figure, as the demo shows it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Final
+
+from lossscope.landscape.analysis.series import by_arm
+from lossscope.reports.content import Cell, Column, Report, Table
+from lossscope.reports.shared.evaluation_tables import repeated_seeds
+from lossscope.reports.shared.figures import (
+    adaptive_trace_figure,
+    edge_figure,
+    eigenvalue_figure,
+    energy_figure,
+    entropy_figure,
+    loss_figure,
+    shear_figure,
+    trace_figure,
+)
+from lossscope.reports.shared.findings import (
+    bounds_met,
+    edge_below_one,
+    entropy_raised,
+    losses_matched,
+    precise,
+    runs_finished,
+)
+from lossscope.reports.shared.norm_tables import norm_table
+from lossscope.reports.shared.notes import FLATTENING_NOTE, HESSIAN_NOTE, SEEDS_NOTE, VERDICT_NOTE
+from lossscope.reports.shared.provenance import (
+    ending_notes,
+    missing_curvature,
+    missing_spectra,
+    provenance,
+    runs_in_words,
+)
+from lossscope.reports.shared.quantities import (
+    at_last_visit,
+    last_number,
+    last_spectra,
+    mean_and_range,
+    median_and_range,
+    overhead_percent,
+    seed_count,
+    widest_error,
+)
+
+if TYPE_CHECKING:
+    from lossscope.landscape.run import Run
+
+__all__ = ["overview"]
+
+_ARMS_PER_TABLE: Final = 4
+
+
+def overview(runs: Sequence[Run]) -> Report:
+    """The overview of the runs: one table of medians over seeds, norm controls, and the figures of every other report.
+
+    Args:
+        runs: any runs, live, crashed and failed ones included.
+
+    Returns:
+        The report as data. A measure that an arm does not have is a gap.
+    """
+    return Report(
+        kind="overview",
+        title="Overview",
+        subtitle=runs_in_words(runs),
+        findings=(
+            runs_finished(runs),
+            bounds_met(runs),
+            precise(runs, "trace", "the trace"),
+            edge_below_one(runs),
+            entropy_raised(runs),
+            losses_matched(runs),
+        ),
+        tables=(*_tables(runs), *norm_table(runs)),
+        figures=(
+            loss_figure(runs),
+            eigenvalue_figure(runs),
+            edge_figure(runs),
+            trace_figure(runs),
+            adaptive_trace_figure(runs),
+            entropy_figure(runs),
+            shear_figure(runs),
+            energy_figure(runs),
+        ),
+        notes=(*ending_notes(runs), HESSIAN_NOTE, VERDICT_NOTE, FLATTENING_NOTE),
+        missing=(*missing_curvature(runs), *missing_spectra(runs)),
+        provenance=provenance(runs),
+    )
+
+
+def _tables(runs: Sequence[Run]) -> tuple[Table, ...]:
+    """The summary, measures down and arms across, a few arms to a table so that each stays narrow."""
+    arms = list(by_arm(runs).items())
+    groups = [arms[first : first + _ARMS_PER_TABLE] for first in range(0, len(arms), _ARMS_PER_TABLE)]
+    return tuple(_table(number, group) for number, group in enumerate(groups, start=1))
+
+
+def _table(number: int, arms: Sequence[tuple[str, Sequence[Run]]]) -> Table:
+    """The summary of a few arms."""
+    heads = tuple(Column(f"arm_{place}", arm) for place, (arm, _) in enumerate(arms, start=1))
+    columns = (Column("measure", "measure", words=True), Column("unit", "unit", words=True), *heads)
+    rows: list[tuple[Cell, ...]] = [("seeds", "", *(seed_count(members) for _, members in arms))]
+    measured: list[tuple[Cell, ...]] = [
+        (words, unit, *(median_and_range(value(run) for run in members) for _, members in arms))
+        for words, unit, value in _MEASURES
+    ]
+    errors: list[tuple[Cell, ...]] = [
+        (words, "nats", *(widest_error([at_last_visit(run, measure) for run in members]) for _, members in arms))
+        for words, measure in _ERRORS
+    ]
+    key = "summary" if number == 1 else f"summary_{number}"
+    note = " ".join([*repeated_seeds([run for _, members in arms for run in members]), HESSIAN_NOTE, SEEDS_NOTE])
+    return Table(key, "Each arm at its end: median [range over seeds]", columns, (*rows, *measured, *errors), note)
+
+
+def _probe(measure: str) -> Callable[[Run], float | None]:
+    """A measure at the last visit of a run."""
+    return lambda run: at_last_visit(run, measure).value
+
+
+def _step(column: str, factor: float = 1.0) -> Callable[[Run], float | None]:
+    """The last number of a column of the steps table, times a factor for its unit."""
+
+    def value(run: Run) -> float | None:
+        last = last_number(run.steps, column)
+        return None if last is None else factor * last
+
+    return value
+
+
+def _entropy(kind: str) -> Callable[[Run], float | None]:
+    """The mean energy entropy over matrices at the last step with spectra."""
+
+    def value(run: Run) -> float | None:
+        rows = last_spectra(run)
+        return mean_and_range(rows[rows["object"] == kind]["entropy_energy"].dropna()).value
+
+    return value
+
+
+def _energy(run: Run) -> float | None:
+    """The mean of E / sqrt(numel) over matrices at the last step that has it."""
+    rows = run.tensors.dropna(subset=["energy_rms"])
+    return mean_and_range(rows[rows["step"] == rows["step"].max()]["energy_rms"]).value
+
+
+_MEASURES: Final[tuple[tuple[str, str, Callable[[Run], float | None]], ...]] = (
+    ("train loss, last step", "nats", _step("loss")),
+    ("test accuracy", "%", _step("test_accuracy", 100)),
+    ("λ_max", "nats", _probe("lambda_max")),
+    ("trace", "nats", _probe("trace")),
+    ("adaptive trace", "nats", _probe("adaptive_trace")),
+    ("R_dir", "", _probe("edge_ratio")),
+    ("entropy before Newton-Schulz", "", _entropy("whitened")),
+    ("entropy after Newton-Schulz", "", _entropy("orthogonal")),
+    ("shear angle", "°", _step("adversarial_angle", 180 / math.pi)),
+    ("Fisher energy, E / √numel", "", _energy),
+    ("recorder's share of the time", "%", overhead_percent),
+)
+_ERRORS: Final = (
+    ("λ_max: widest bound", "lambda_max"),
+    ("trace: widest standard error", "trace"),
+    ("adaptive trace: widest standard error", "adaptive_trace"),
+)

@@ -1,0 +1,240 @@
+"""Figures drawn from their data. A drawing function takes an Axes and data and returns the artists it made."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from io import StringIO
+from typing import TYPE_CHECKING, Any, Final, assert_never
+
+import numpy as np
+
+from lossscope.reports.content import (
+    Cloud,
+    Curve,
+    Curves,
+    FigureData,
+    Numbers,
+    Points,
+    Spectra,
+    Spectrum,
+    Threshold,
+)
+from lossscope.reports.render.axes import dress
+from lossscope.reports.render.style import HEIGHT, RC, WIDTH, hue_colour
+from lossscope.reports.shared.number_format import printable
+
+if TYPE_CHECKING:
+    from matplotlib.artist import Artist
+    from matplotlib.axes import Axes
+    from matplotlib.collections import PolyCollection
+    from matplotlib.container import ErrorbarContainer
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
+__all__ = ["CurveArtists", "draw_curve", "draw_figure", "draw_points", "draw_spectrum", "draw_threshold", "figure_svg"]
+
+_LONGEST_NAME: Final = 26
+_APART: Final = 1.03  # factor between the x of curves with whiskers at the same places
+_DENSE: Final = 150  # points from which a line is drawn thin
+_LINESTYLES: Final[dict[bool, Any]] = {False: "-", True: (0, (4, 2))}
+
+
+@dataclass(frozen=True)
+class CurveArtists:
+    """What `draw_curve` drew; None where there was nothing to draw."""
+
+    line: Line2D
+    band: PolyCollection | None
+    whiskers: ErrorbarContainer | None
+
+
+def draw_curve(ax: Axes, curve: Curve, shift: float = 1.0) -> CurveArtists:
+    """Draw an arm's median, its range over seeds as a band and its measurement error as whiskers.
+
+    A missing number breaks the line; a number between two gaps is a dot. Where every number has an interval of its own
+    the whiskers are these, and one without is hollow; `shift` is a factor on x that keeps whiskers of curves apart.
+    """
+    colour = hue_colour(curve.hue)
+    x, median = shift * _array(curve.x), _array(curve.median)
+    width = 1.5 if len(x) < _DENSE else 0.8
+    line = ax.plot(x, median, color=colour, linestyle=_LINESTYLES[curve.dashed], linewidth=width, zorder=3)[0]
+    alone = _between_gaps(median)
+    if alone.any():
+        ax.plot(x[alone], median[alone], ".", color=colour, markersize=4, zorder=3)
+    band = whiskers = None
+    if curve.interval:
+        whiskers = _intervals(ax, x, median, (_array(curve.low), _array(curve.high)), colour)
+    elif curve.seeds > 1:
+        low, high = _array(curve.low), _array(curve.high)
+        band = ax.fill_between(x, low, high, color=colour, alpha=0.14, linewidth=0, zorder=1)
+    error = _array(curve.error)
+    if np.nanmax(error, initial=0.0) > 0:
+        whiskers = _whiskers(ax, x, median, error, colour, marker=".")
+    return CurveArtists(line, band, whiskers)
+
+
+def draw_points(ax: Axes, points: Points) -> ErrorbarContainer:
+    """Draw an arm's points with vertical error bars."""
+    return _whiskers(ax, _array(points.x), _array(points.y), _array(points.error), hue_colour(points.hue), marker="o")
+
+
+def draw_spectrum(ax: Axes, spectrum: Spectrum, place: int = 0) -> list[Artist]:
+    """Draw eigenvalues per decade with their band, and a tick below for each that stands alone; `place` is its row."""
+    colour = hue_colour(spectrum.hue)
+    x = _array(spectrum.x)
+    band = ax.fill_between(x, _array(spectrum.low), _array(spectrum.high), color=colour, alpha=0.2, linewidth=0)
+    (line,) = ax.plot(x, _array(spectrum.number), color=colour, linewidth=1.3, zorder=3)
+    foot = 0.03 + 0.05 * place
+    ticks = ax.vlines(
+        _array(spectrum.single),
+        foot - 0.02,
+        foot + 0.02,
+        color=colour,
+        linewidth=1.1,
+        transform=ax.get_xaxis_transform(),
+    )
+    return [band, line, ticks]
+
+
+def draw_threshold(ax: Axes, threshold: Threshold) -> Artist:
+    """Draw a horizontal dashed line at the threshold."""
+    return ax.axhline(threshold.value, color=_ink(), linewidth=1.0, linestyle=(0, (2, 2)), zorder=2)
+
+
+def draw_figure(data: FigureData) -> Figure:
+    """The figure of the data, with axes, legend and everything in it."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    with rc_context(RC):
+        figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
+        ax = figure.subplots()
+        match data:
+            case Curves():
+                legend = _draw_curves(ax, data)
+            case Cloud():
+                legend = _draw_cloud(ax, data)
+            case Spectra():
+                legend = _draw_spectra(ax, data)
+            case _:
+                assert_never(data)
+        dress(ax, data.x, data.y)
+        _legend(figure, legend, data.absent)
+    return figure
+
+
+def figure_svg(data: FigureData) -> str:
+    """The figure as an SVG document. Equal data gives equal text: no date, fixed salt."""
+    from matplotlib import rc_context
+
+    out = StringIO()
+    with rc_context(RC), warnings.catch_warnings():
+        # Text stays text, so a letter this font lacks is drawn by the reader's.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        draw_figure(data).savefig(out, format="svg", metadata={"Date": None, "Creator": None})
+    return out.getvalue()
+
+
+def _draw_curves(ax: Axes, data: Curves) -> list[tuple[Any, str]]:
+    """Every curve and threshold; returns the legend's entries."""
+    middle = (len(data.curves) - 1) / 2
+    for place, curve in enumerate(data.curves):
+        draw_curve(ax, curve, _APART ** (place - middle) if curve.interval else 1.0)
+    arms = {one.hue: one.name for one in data.curves}  # one with a dashed line only has its colour too
+    entries: list[tuple[Any, str]] = [(_sample(hue_colour(hue)), _name(name)) for hue, name in arms.items()]
+    if data.styles is not None:
+        entries += [
+            (_sample(_ink(), dashed=dashed), words) for dashed, words in zip((False, True), data.styles, strict=True)
+        ]
+    return entries + [(draw_threshold(ax, one), one.label) for one in data.thresholds]
+
+
+def _draw_cloud(ax: Axes, data: Cloud) -> list[tuple[Any, str]]:
+    """Every arm's points; returns the legend's entries."""
+    return [(draw_points(ax, points), _name(points.name)) for points in data.points]
+
+
+def _draw_spectra(ax: Axes, data: Spectra) -> list[tuple[Any, str]]:
+    """Every run's spectrum; returns the legend's entries."""
+    for place, spectrum in enumerate(data.spectra):
+        draw_spectrum(ax, spectrum, place)
+    return [(_sample(hue_colour(one.hue)), _name(one.name)) for one in data.spectra]
+
+
+def _legend(figure: Figure, entries: list[tuple[Any, str]], absent: tuple[str, ...]) -> None:
+    """The legend above the axes; an arm without a number is named and says so."""
+    from matplotlib.lines import Line2D
+
+    cross = Line2D([], [], linestyle="none", marker="x", markersize=4, color=str(RC["xtick.color"]))
+    nothing = [(cross, f"{_name(name)}: not measured") for name in absent]
+    handles = [handle for handle, _ in entries + nothing]
+    labels = [label for _, label in entries + nothing]
+    if labels:
+        columns = 3 if max(len(label) for label in labels) < 18 else 2
+        order = [place for column in range(columns) for place in range(column, len(labels), columns)]  # read across
+        figure.legend(
+            [handles[place] for place in order],
+            [labels[place] for place in order],
+            loc="outside upper left",
+            ncols=columns,
+            handlelength=1.8,
+            columnspacing=1.4,
+        )
+
+
+def _whiskers(ax: Axes, x: Any, y: Any, error: Any, colour: str, *, marker: str) -> ErrorbarContainer:
+    """Points with vertical error bars, without caps."""
+    size = 4.0 if marker == "." else 3.2
+    return ax.errorbar(
+        x,
+        y,
+        yerr=error,
+        fmt=marker,
+        color=colour,
+        markersize=size,
+        markeredgewidth=0,
+        elinewidth=0.9,
+        alpha=0.85,
+        zorder=4,
+    )
+
+
+def _intervals(ax: Axes, x: Any, y: Any, ends: tuple[Any, Any], colour: str) -> ErrorbarContainer:
+    """Points with their intervals; hollow where one has no interval."""
+    low, high = ends
+    open_ones = np.isfinite(y) & ~(np.isfinite(low) & np.isfinite(high))
+    ax.plot(x[open_ones], y[open_ones], "o", markerfacecolor="none", markeredgecolor=colour, markersize=4.5, zorder=4)
+    error = np.where(open_ones, np.nan, np.stack([y - low, high - y]))
+    return _whiskers(ax, x, np.where(open_ones, np.nan, y), error, colour, marker="o")
+
+
+def _sample(colour: str, *, dashed: bool = False) -> Artist:
+    """A line for the legend, equally thick in every figure."""
+    from matplotlib.lines import Line2D
+
+    return Line2D([], [], color=colour, linestyle=_LINESTYLES[dashed], linewidth=1.5)
+
+
+def _between_gaps(values: Any) -> Any:
+    """Where a number has no neighbour that is one, so that a line would not show it."""
+    there = np.isfinite(values)
+    padded = np.concatenate([[False], there, [False]])
+    return there & ~padded[:-2] & ~padded[2:]
+
+
+def _name(name: str) -> str:
+    """An arm's name for the legend: printable, not too long, and not hidden by a leading underscore."""
+    name = printable(name)
+    name = name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…"
+    return f"\N{ZERO WIDTH SPACE}{name}" if name.startswith("_") else name
+
+
+def _array(values: Numbers) -> Any:
+    """Numbers as float64, a gap as nan."""
+    return np.array([np.nan if value is None else value for value in values], dtype=np.float64)
+
+
+def _ink() -> str:
+    """The colour of text."""
+    return str(RC["text.color"])

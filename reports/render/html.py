@@ -1,0 +1,86 @@
+"""A report as one HTML page: figures inside, no network, no script."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+from xml.etree import ElementTree
+
+from lossscope.reports.content import FigureData, Report, outcome_words
+from lossscope.reports.render.drawing import figure_svg
+from lossscope.reports.render.style import ROLES
+from lossscope.reports.shared.number_format import cell_text, header, printable
+
+__all__ = ["inline_svg", "report_html"]
+
+_XLINK: Final = "{http://www.w3.org/1999/xlink}href"
+_REFERENCE: Final = re.compile(r"url\(#([^)]+)\)")
+
+
+def report_html(report: Report) -> str:
+    """The report as a page that needs nothing else: figures are inline SVG, every word is escaped."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from markupsafe import Markup
+
+    environment = Environment(
+        loader=PackageLoader("lossscope.reports", ""),
+        autoescape=True,
+        keep_trailing_newline=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(cell=cell_text, header=header, outcome=outcome_words, printable=printable)
+    # The only markup that is not escaped by the template: it was built by a parser, which escapes.
+    pictures = {figure.key: Markup(inline_svg(figure)) for figure in report.figures}
+    return environment.get_template("page.html.j2").render(report=report, pictures=pictures)
+
+
+def inline_svg(figure: FigureData) -> str:
+    """The figure as an `<svg>` element for a page.
+
+    Its identifiers carry the figure's key, so that several figures share a page; its colours follow the page's
+    variables; it is one picture to a screen reader, with its numbers as the text.
+    """
+    root = ElementTree.fromstring(figure_svg(figure))
+    for parent in root.iter():
+        for child in [one for one in parent if _local(one.tag) == "metadata"]:
+            parent.remove(child)
+    for element in root.iter():
+        element.tag = _local(element.tag)
+        _adapt(element, figure.key)
+    del root.attrib["width"], root.attrib["height"]
+    root.attrib.pop("version", None)
+    root.set("role", "img")
+    root.set("aria-label", printable(_alternative(figure)))
+    return ElementTree.tostring(root, encoding="unicode")
+
+
+def _alternative(figure: FigureData) -> str:
+    """The figure in words: its title and its numbers."""
+    absent = [f"{name}: not measured" for name in figure.absent]
+    return f"{figure.title}. {'; '.join((*figure.summary, *absent)) or 'No numbers'}."
+
+
+def _adapt(element: ElementTree.Element, key: str) -> None:
+    """Prefix identifiers and references, and exchange colours for variables."""
+    for name, value in list(element.attrib.items()):
+        if name == "id":
+            element.set("id", f"{key}-{value}")
+        elif name == _XLINK:
+            del element.attrib[name]
+            element.set("href", f"#{key}-{value.removeprefix('#')}")
+        else:
+            element.set(name, _coloured(_REFERENCE.sub(rf"url(#{key}-\1)", value)) if name != "d" else value)
+
+
+def _coloured(style: str) -> str:
+    """A style with each colour of the palette as a variable of the page."""
+    for colour, variable in ROLES.items():
+        style = style.replace(colour, f"var({variable}, {colour})")
+    return style
+
+
+def _local(tag: str) -> str:
+    """A tag without its namespace: inside HTML it needs none."""
+    return tag.rpartition("}")[2]

@@ -1,0 +1,216 @@
+"""Figures' data out of runs: lines over steps, points over the loss, and their numbers in words."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final, Literal
+
+import numpy as np
+
+from lossscope.landscape.analysis.series import Band, FloatArray, Series, by_arm, over_seeds, visits
+from lossscope.reports.content import Axis, Cloud, Curve, Curves, Numbers, Points, Quantity, Threshold
+from lossscope.reports.shared.number_format import plain, quantity_text
+from lossscope.reports.shared.quantities import number
+
+if TYPE_CHECKING:
+    from lossscope.landscape.run import Run
+
+__all__ = ["cloud", "curves", "step_axis"]
+
+_WIDE: Final = 20  # a range that a linear axis shows badly
+SeriesOf = Callable[["Run"], Series]
+
+
+def curves(
+    runs: Sequence[Run],
+    *,
+    key: str,
+    title: str,
+    caption: str,
+    y: Axis,
+    series: SeriesOf,
+    dashed: SeriesOf | None = None,
+    styles: tuple[str, str] | None = None,
+    thresholds: tuple[Threshold, ...] = (),
+) -> Curves:
+    """A figure of one line per arm over steps, its band the range over seeds.
+
+    Args:
+        runs: the runs, grouped here by arm.
+        key: stable name of the figure.
+        title: what is drawn.
+        caption: what it means and what to beware of.
+        y: the vertical axis, logarithmic where the numbers ask for it; beside thresholds, and where some lie below
+            zero, only if it is so described.
+        series: the numbers of one run.
+        dashed: a second series of the same run, drawn as a dashed line.
+        styles: what the solid and the dashed line mean.
+        thresholds: horizontal lines.
+
+    Returns:
+        The figure. An arm without any number is named in `absent`.
+    """
+    bands = [(hue, *arm) for hue, arm in enumerate(_bands(runs, series, dashed))]
+    lines = [
+        _curve(hue, band, is_dashed)
+        for hue, solid, second in bands
+        for is_dashed, band in ((False, solid), (True, second))
+        if band is not None and band.seeds
+    ]
+    return Curves(
+        key=key,
+        title=title,
+        caption=_caption(caption, lines),
+        x=step_axis(runs),
+        y=_scaled(y, lines, thresholds),
+        curves=tuple(lines),
+        thresholds=thresholds,
+        styles=styles,
+        absent=tuple(name for _, solid, second in bands for name in _absent(solid, second, styles)),
+        summary=tuple(_last_in_words(line, styles, y.unit) for line in lines),
+    )
+
+
+def cloud(runs: Sequence[Run], *, key: str, title: str, caption: str, x: Axis, y: Axis, series: SeriesOf) -> Cloud:
+    """A figure of one set of points per arm, all seeds together, each point with its measurement error."""
+    arms = [
+        _points(hue, arm, [series(run) for run in members]) for hue, (arm, members) in enumerate(by_arm(runs).items())
+    ]
+    drawn = tuple(points for points in arms if points.seeds)
+    return Cloud(
+        key=key,
+        title=title,
+        caption=caption,
+        x=replace(x, scale=_log_if_positive([value for one in drawn for value in one.x])),
+        y=replace(y, scale=_log_if_positive([value for one in drawn for value in one.y])),
+        points=drawn,
+        absent=tuple(points.name for points in arms if not points.seeds),
+        summary=tuple(_extent_in_words(points) for points in drawn),
+    )
+
+
+def step_axis(runs: Sequence[Run]) -> Axis:
+    """The axis of steps, the same for every figure of a report.
+
+    Logarithmic where the curvature visits are spaced that way, as most of them lie early; with a visit before the
+    first step, linear up to step 1.
+    """
+    seen = np.unique(np.concatenate([visits(run) for run in runs] or [np.empty(0)]))
+    ends = [float(run.steps["step"].max()) for run in runs if len(run.steps)] + [float(step) for step in seen[-1:]]
+    if not ends:
+        return Axis("optimizer step")
+    first, last = min([1.0, *seen[:1]]), max([*ends, 2.0])
+    if len(seen) < 5 or np.median(seen) > 0.3 * seen[-1]:
+        return Axis("optimizer step", limits=(0.0, last))
+    return Axis("optimizer step", scale="log" if first >= 1 else "symlog", limits=(first, last))
+
+
+def _bands(runs: Sequence[Run], series: SeriesOf, dashed: SeriesOf | None) -> Iterable[tuple[Band, Band | None]]:
+    """The band of each arm, and its second one."""
+    for arm, members in by_arm(runs).items():
+        first = over_seeds(arm, [series(run) for run in members])
+        yield first, None if dashed is None else over_seeds(arm, [dashed(run) for run in members])
+
+
+def _absent(solid: Band, second: Band | None, styles: tuple[str, str] | None) -> Iterable[str]:
+    """The name of an arm without numbers, or of its one line that has none where the other has."""
+    bands = (solid,) if second is None or styles is None else (solid, second)
+    if not any(band.seeds for band in bands):
+        yield solid.arm
+    elif styles is not None:
+        yield from (f"{solid.arm}, {style}" for band, style in zip(bands, styles, strict=False) if not band.seeds)
+
+
+def _curve(hue: int, band: Band, dashed: bool) -> Curve:
+    """A band as a line of a figure."""
+    return Curve(
+        name=band.arm,
+        hue=hue,
+        x=_numbers(band.x),
+        median=_numbers(band.median),
+        low=_numbers(band.low),
+        high=_numbers(band.high),
+        error=_numbers(band.error),
+        seeds=band.seeds,
+        dashed=dashed,
+        steps_per_point=band.steps_per_point,
+    )
+
+
+def _points(hue: int, arm: str, series: Sequence[Series]) -> Points:
+    """The points of all seeds of an arm that have both coordinates."""
+    parts = [(one, np.isfinite(one.x) & np.isfinite(one.y)) for one in series]
+    return Points(
+        name=arm,
+        hue=hue,
+        x=tuple(value for one, keep in parts for value in _numbers(one.x[keep])),
+        y=tuple(value for one, keep in parts for value in _numbers(one.y[keep])),
+        error=tuple(value for one, keep in parts for value in _numbers(one.error[keep])),
+        seeds=sum(bool(keep.any()) for _, keep in parts),
+    )
+
+
+def _caption(caption: str, lines: Sequence[Curve]) -> str:
+    """The caption with what the band, the whiskers and a gathered point are, where they occur."""
+    parts = [caption]
+    if any(line.seeds > 1 for line in lines):
+        parts.append("Lines are medians over seeds, bands the range over seeds.")
+    if any(error for line in lines for error in line.error):
+        parts.append("Whiskers are the widest measurement error among the seeds.")
+    gathered = max((line.steps_per_point for line in lines), default=1)
+    if gathered > 1:
+        parts.append(f"Each point gathers {gathered} steps: their median and their whole range.")
+    return " ".join(part for part in parts if part)
+
+
+def _scaled(y: Axis, lines: Sequence[Curve], thresholds: Sequence[Threshold]) -> Axis:
+    """Logarithmic for numbers over more than a factor of 20, unless there is a line to compare with.
+
+    An axis described as logarithmic is so beside a line too, and goes through zero where numbers lie below it: it is
+    then linear up to the power of ten below the usual size of a number.
+    """
+    lows = [value for line in lines for value in line.low if value is not None]
+    highs = [value for line in lines for value in line.high if value is not None]
+    asked = y.scale == "log"
+    if (thresholds and not asked) or not lows:
+        return replace(y, scale="linear")
+    if min(lows) > 0:
+        seen = [*lows, *highs, *(line.value for line in thresholds)]
+        return replace(y, scale="log" if max(seen) > _WIDE * min(seen) else "linear")
+    sizes = [abs(value) for value in (*lows, *highs) if value]
+    if not asked or not sizes or max(sizes) <= _WIDE * float(np.median(sizes)):
+        return replace(y, scale="linear")
+    return replace(y, scale="symlog", linear_to=float(10.0 ** np.floor(np.log10(np.median(sizes)))))
+
+
+def _log_if_positive(values: Sequence[float | None]) -> Literal["linear", "log"]:
+    """Logarithmic where every number is positive."""
+    return "log" if values and all(value is not None and value > 0 for value in values) else "linear"
+
+
+def _last_in_words(line: Curve, styles: tuple[str, str] | None, unit: str) -> str:
+    """The last number of a line: arm, value, range, step."""
+    last = max((i for i, value in enumerate(line.median) if value is not None), default=None)
+    style = f", {styles[line.dashed]}" if styles else ""
+    if last is None:
+        return f"{line.name}{style}: no number"
+    quantity = Quantity(line.median[last], error=line.error[last], low=line.low[last], high=line.high[last])
+    shown = quantity_text(quantity) + (f" {unit}" if unit not in ("", "1") else "")
+    where = "at step" if line.steps_per_point == 1 else f"over the {line.steps_per_point} steps up to"
+    return f"{line.name}{style}: {shown} {where} {line.x[last]:.0f}"
+
+
+def _extent_in_words(points: Points) -> str:
+    """The extent of an arm's points: how many, and from where to where."""
+    x = [value for value in points.x if value is not None]
+    y = [value for value in points.y if value is not None]
+    return (
+        f"{points.name}: {len(y)} points, {plain(min(y))} to {plain(max(y))} "
+        f"at train losses {plain(min(x))} to {plain(max(x))}"
+    )
+
+
+def _numbers(values: FloatArray) -> Numbers:
+    """An array as plain floats, nan as a gap."""
+    return tuple(number(value) for value in values)

@@ -1,0 +1,98 @@
+"""The tables that curvature reports share: each run at its last visit, and each arm over its seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Final, TypeAlias
+
+from lossscope.landscape.analysis.series import by_arm
+from lossscope.reports.content import Cell, Column, Quantity, Table
+from lossscope.reports.shared.notes import LOSS_NOTE
+from lossscope.reports.shared.quantities import (
+    at_last_visit,
+    last_visit,
+    loss_at_last_visit,
+    median_and_range,
+    seed_count,
+    widest_error,
+)
+
+if TYPE_CHECKING:
+    from lossscope.landscape.run import Run
+
+__all__ = ["arm_table", "of_run", "over_seeds", "repeated_seeds", "run_table", "widest_error_over_seeds"]
+
+RunCell: TypeAlias = Callable[["Run"], Cell]
+ArmCell: TypeAlias = Callable[[Sequence["Run"]], Cell]
+
+_ARM: Final = Column("arm", "arm", words=True)
+_LOSS: Final = Column("loss", "train loss", "nats", LOSS_NOTE)
+_STEP: Final = Column("step", "step", "", "step of the last curvature visit")
+_RUN_COLUMNS: Final = (Column("run", "run", words=True), _ARM, _STEP, _LOSS)
+_ARM_COLUMNS: Final = (_ARM, Column("seeds", "seeds"), _LOSS)
+
+
+def run_table(runs: Sequence[Run], measured: Sequence[tuple[Column, RunCell]], note: str) -> Table:
+    """A table with a row per run: run, arm, step and train loss of its last visit, then what was measured.
+
+    Args:
+        runs: the runs, set in the order of their arms.
+        measured: further columns, each with how a run fills it.
+        note: what stands below.
+
+    Returns:
+        The table, its key `runs`.
+    """
+    rows = tuple(
+        (run.name, arm, last_visit(run), loss_at_last_visit(run), *(cell(run) for _, cell in measured))
+        for arm, members in by_arm(runs).items()
+        for run in members
+    )
+    return Table("runs", "Each run at its last visit", (*_RUN_COLUMNS, *(one for one, _ in measured)), rows, note)
+
+
+def arm_table(runs: Sequence[Run], measured: Sequence[tuple[Column, ArmCell]], note: str) -> Table:
+    """A table with a row per arm: arm, seeds and train loss, then what was measured; medians and ranges over seeds.
+
+    Args:
+        runs: the runs, grouped here by arm.
+        measured: further columns, each with how the runs of an arm fill it.
+        note: what stands below.
+
+    Returns:
+        The table, its key `arms`.
+    """
+    loss = over_seeds(loss_at_last_visit)
+    rows = tuple(
+        (arm, seed_count(members), loss(members), *(cell(members) for _, cell in measured))
+        for arm, members in by_arm(runs).items()
+    )
+    title = "Each arm at its last visits: median [range over seeds]"
+    note = " ".join([*repeated_seeds(runs), note])
+    return Table("arms", title, (*_ARM_COLUMNS, *(one for one, _ in measured)), rows, note)
+
+
+def repeated_seeds(runs: Sequence[Run]) -> tuple[str, ...]:
+    """A sentence for each arm of which several runs have the same seeds."""
+    arms = [(arm, len(members), seed_count(members)) for arm, members in by_arm(runs).items()]
+    return tuple(
+        f"{arm}: {count} runs of {seeds} seed{'s' * (seeds > 1)}, so its range is less than one over {count} seeds."
+        for arm, count, seeds in arms
+        if seeds < count
+    )
+
+
+def of_run(measure: str) -> Callable[[Run], Quantity]:
+    """How a run fills a column: the measure at its last visit, with its error."""
+    return lambda run: at_last_visit(run, measure)
+
+
+def over_seeds(value: str | Callable[[Run], float | None]) -> ArmCell:
+    """How an arm fills a column: median and range of a measure at the last visits, or of any number of a run."""
+    found = (lambda run: at_last_visit(run, value).value) if isinstance(value, str) else value
+    return lambda runs: median_and_range(found(run) for run in runs)
+
+
+def widest_error_over_seeds(measure: str) -> ArmCell:
+    """How an arm fills a column: the largest error of a measure among the last visits of its runs."""
+    return lambda runs: widest_error([at_last_visit(run, measure) for run in runs])

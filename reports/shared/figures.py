@@ -1,0 +1,233 @@
+"""The figures that reports are made of, each once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from lossscope.landscape.analysis.series import (
+    Series,
+    against_loss,
+    probe_series,
+    spectrum_series,
+    step_series,
+    synced_series,
+    tensor_series,
+)
+from lossscope.reports.content import Axis, Cloud, Curves, Threshold
+from lossscope.reports.shared.curves import cloud, curves
+from lossscope.reports.shared.notes import BATCH_NOTE, ENDS_NOTE, FLATTENING_NOTE, HESSIAN_NOTE, LOSS_NOTE
+from lossscope.reports.shared.step_quality import trust_series
+
+if TYPE_CHECKING:
+    from lossscope.landscape.run import Run
+
+__all__ = [
+    "adaptive_trace_figure",
+    "edge_figure",
+    "eigenvalue_figure",
+    "energy_figure",
+    "entropy_figure",
+    "loss_figure",
+    "phi_figure",
+    "shear_figure",
+    "shear_track_figure",
+    "threshold_figures",
+    "trace_figure",
+    "trust_figure",
+]
+
+_EDGES: Final = (
+    (
+        "preconditioned_edge_ratio",
+        "S_P over its threshold",
+        "Largest eigenvalue of the Hessian in the optimizer's own metric, over what its frozen step bears.",
+        "S_P / threshold",
+    ),
+    (
+        "sharpness_edge_ratio",
+        "λ_max over its threshold",
+        "Largest eigenvalue of the Hessian over what SGD at its learning rate and momentum bears.",
+        "λ_max / threshold",
+    ),
+)
+_BEFORE_AFTER: Final = ("before: A", "after: O")
+_PHI: Final = ("phi", "threshold")
+_TRACKS: Final = ("matrices", "vectors")
+
+
+def loss_figure(runs: Sequence[Run]) -> Curves:
+    """The training loss over steps."""
+    return curves(
+        runs,
+        key="loss",
+        title="Training loss",
+        caption=BATCH_NOTE,
+        y=Axis("loss", "nats"),
+        series=lambda run: step_series(run, "loss"),
+    )
+
+
+def eigenvalue_figure(runs: Sequence[Run]) -> Curves:
+    """The largest Hessian eigenvalue over steps, with its bounds."""
+    title, caption = (
+        "λ_max, the largest Hessian eigenvalue",
+        f"Measured with bounds. {ENDS_NOTE} {HESSIAN_NOTE}",
+    )
+    return _probe_figure(runs, "lambda_max", title, caption, Axis("λ_max", "nats"))
+
+
+def edge_figure(runs: Sequence[Run]) -> Curves:
+    """R_dir of the step taken over steps, with its line at one."""
+    caption = "Above 1 the quadratic model predicts that the loss rises along the step."
+    line = Threshold(1.0, "η dᵀHd / (2 gᵀd) = 1")
+    axis = Axis("R_dir", scale="log")
+    return _probe_figure(runs, "edge_ratio", "R_dir, the edge ratio of the step taken", caption, axis, line)
+
+
+def threshold_figures(runs: Sequence[Run]) -> tuple[Curves, ...]:
+    """Each edge ratio that any run has, over steps, with its line at one."""
+    line = Threshold(1.0, "edge of stability")
+    drawn = [
+        _probe_figure(runs, measure, title, caption, Axis(label, scale="log"), line)
+        for measure, title, caption, label in _EDGES
+        if any((run.standing["measure"] == measure).any() for run in runs)
+    ]
+    return tuple(drawn)
+
+
+def trace_figure(runs: Sequence[Run]) -> Curves:
+    """The Hessian trace over steps, with 95 % intervals."""
+    caption = f"Measurement errors are halves of 95 % intervals. {HESSIAN_NOTE}"
+    return _probe_figure(runs, "trace", "Trace of the Hessian", caption, Axis("trace", "nats"))
+
+
+def entropy_figure(runs: Sequence[Run]) -> Curves:
+    """The energy entropy of A and of O over steps, mean over matrices."""
+    return curves(
+        runs,
+        key="entropy",
+        title="Spectral entropy before and after Newton-Schulz",
+        caption=f"Entropy of s²/Σs² over ln r, mean over matrices; 1 is a flat spectrum. {FLATTENING_NOTE}",
+        y=Axis("entropy / ln r"),
+        series=lambda run: spectrum_series(run, "whitened", "entropy_energy"),
+        dashed=lambda run: spectrum_series(run, "orthogonal", "entropy_energy"),
+        styles=_BEFORE_AFTER,
+    )
+
+
+def shear_figure(runs: Sequence[Run]) -> Curves:
+    """The angle between the base and the adversarial gradient over the steps that took both."""
+    return curves(
+        runs,
+        key="shear_angle",
+        title="Shear angle",
+        caption="Angle between the base and the adversarial gradient; only steps with a second pass have one.",
+        y=Axis("angle", "°"),
+        series=_angle_in_degrees,
+    )
+
+
+def shear_track_figure(runs: Sequence[Run]) -> Curves:
+    """The shear angle of single tensors over the steps that took a second gradient, mean over each track."""
+    return curves(
+        runs,
+        key="shear_angle_by_track",
+        title="Shear angle by track",
+        caption="Angle between base and adversarial gradient of each tensor by itself, mean over the tensors of a "
+        "track; only steps with a second pass have one.",
+        y=Axis("angle", "°"),
+        series=lambda run: _track_angle_in_degrees(run, "matrix"),
+        dashed=lambda run: _track_angle_in_degrees(run, "vector"),
+        styles=_TRACKS,
+    )
+
+
+def phi_figure(runs: Sequence[Run]) -> Curves:
+    """Phi over steps, dashed the threshold of triggers."""
+    return curves(
+        runs,
+        key="phi",
+        title="phi and the trigger's threshold",
+        caption="Cosine of the gradient with the stored shear. Below its threshold a trigger takes a second gradient.",
+        y=Axis("phi"),
+        series=lambda run: step_series(run, "phi"),
+        dashed=lambda run: step_series(run, "threshold"),
+        styles=_PHI,
+    )
+
+
+def trust_figure(runs: Sequence[Run]) -> Curves:
+    """The trust ratio over steps, with its line at one."""
+    return curves(
+        runs,
+        key="trust_ratio",
+        title="Trust ratio of the step taken",
+        caption="Actual over predicted change of the loss on the fixed data; below 0 the sign was wrong. Whiskers are "
+        "the rounding of the losses; where it is all there is, there is a gap.",
+        y=Axis("actual / predicted change"),
+        series=trust_series,
+        thresholds=(Threshold(1.0, "as predicted"),),
+    )
+
+
+def energy_figure(runs: Sequence[Run]) -> Curves:
+    """The Fisher energy per entry over steps, mean over the matrices and, dashed, over the vectors."""
+    return curves(
+        runs,
+        key="energy_rms",
+        title="Fisher energy",
+        caption="E/√numel with E = ‖A‖_F, mean over the tensors of a track: a signal-to-noise meter of the gradients "
+        "from 0 to 1.",
+        y=Axis("E / √numel"),
+        series=lambda run: tensor_series(run, "energy_rms"),
+        dashed=lambda run: tensor_series(run, "energy_rms", track="vector"),
+        styles=_TRACKS,
+    )
+
+
+def adaptive_trace_figure(runs: Sequence[Run]) -> Cloud:
+    """The adaptive trace over the loss it was taken at."""
+    return cloud(
+        runs,
+        key="adaptive_trace",
+        title="Adaptive trace over train loss",
+        caption=(
+            "Training moves to the left. Heights compare only at equal loss. "
+            f"Error bars are 95 % intervals, all seeds together. {LOSS_NOTE}"
+        ),
+        x=Axis("train loss", "nats"),
+        y=Axis("Σ θ² H", "nats"),
+        series=lambda run: against_loss(run, "adaptive_trace"),
+    )
+
+
+def _probe_figure(
+    runs: Sequence[Run], measure: str, title: str, caption: str, y: Axis, *thresholds: Threshold
+) -> Curves:
+    """A measure of the whole model over steps; the figure is named after it."""
+    return curves(
+        runs,
+        key=measure,
+        title=title,
+        caption=caption,
+        y=y,
+        series=lambda run: probe_series(run, measure),
+        thresholds=thresholds,
+    )
+
+
+def _angle_in_degrees(run: Run) -> Series:
+    """The shear angle of the steps with a second pass."""
+    series = synced_series(run, "adversarial_angle")
+    return replace(series, y=np.degrees(series.y))
+
+
+def _track_angle_in_degrees(run: Run, track: str) -> Series:
+    """The mean shear angle over the tensors of a track, at the steps that have one."""
+    series = tensor_series(run, "adversarial_angle", track=track)
+    there = np.isfinite(series.y)
+    return Series(run.name, series.x[there], np.degrees(series.y[there]), series.error[there])

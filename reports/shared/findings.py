@@ -1,0 +1,215 @@
+"""Findings: statements about the runs' own data, each checked here in one place."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from lossscope.landscape.analysis.series import by_arm
+from lossscope.landscape.curvature.catalogue import UNASKED, limit_of
+from lossscope.reports.content import Finding
+from lossscope.reports.shared.number_format import percent, plain
+from lossscope.reports.shared.quantities import at_last_visit, last_spectra, loss_at_last_visit, number
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from lossscope.landscape.run import Run
+
+__all__ = [
+    "all_bounds_met",
+    "bounds_met",
+    "edge_below_one",
+    "entropy_raised",
+    "losses_matched",
+    "no_negative_curvature",
+    "precise",
+    "runs_finished",
+    "spectra_precise",
+]
+
+_NOTHING: Final = "no such number in these runs"
+_LARGEST_RELATIVE_ERROR: Final = 0.10
+_LARGEST_SPECTRUM_ERROR: Final = 0.01
+_LOSS_TOLERANCE: Final = 0.10
+
+
+def runs_finished(runs: Sequence[Run]) -> Finding:
+    """Whether every run ended as planned."""
+    others = [f"{run.name} ({run.status})" for run in runs if run.status != "finished"]
+    live = any(run.status == "running" for run in runs)
+    outcome = None if not runs or (live and all("(running)" in one for one in others)) else not others
+    numbers = f"{len(runs) - len(others)} of {len(runs)}" + (f"; not {', '.join(others)}" if others else "")
+    return Finding("Every run finished.", outcome, numbers, "run.json: status")
+
+
+def bounds_met(runs: Sequence[Run], measure: str = "lambda_max") -> Finding:
+    """Whether every value of a measure met the bound that was asked for."""
+    flags = [flag for run in runs for flag in _rows(run, measure)["converged"].dropna().astype(bool)]
+    return Finding(
+        f"Every {measure} met its error bound.",
+        all(flags) if flags else None,
+        f"{sum(flags)} of {len(flags)} visits" if flags else _NOTHING,
+        f"probes.parquet: {measure}, converged",
+    )
+
+
+def all_bounds_met(runs: Sequence[Run]) -> Finding:
+    """Whether every number of the whole model met the precision that was asked of it, by measure."""
+    claim = "Every measure of the whole model met the precision that was asked of it at every visit."
+    source = "probes.parquet: converged"
+    counts: dict[str, list[int]] = {}
+    for run in runs:
+        rows = run.standing.dropna(subset=["converged"])
+        rows = rows[rows["value"].notna() & rows["tensor"].isna()]
+        for measure, met in zip(rows["measure"], rows["converged"].astype(bool), strict=True):
+            if limit_of(measure) in UNASKED:
+                continue
+            count = counts.setdefault(str(measure), [0, 0])
+            count[0] += bool(met)
+            count[1] += 1
+    if not counts:
+        return Finding(claim, None, _NOTHING, source)
+    missed = {measure: count for measure, count in counts.items() if count[0] < count[1]}
+    numbers = "; ".join(f"{measure} met {met} of {all_of_it}" for measure, (met, all_of_it) in missed.items())
+    return Finding(claim, not missed, numbers if missed else f"{len(counts)} measures", source)
+
+
+def edge_below_one(runs: Sequence[Run]) -> Finding:
+    """Whether R_dir stayed below one in the last quarter of each run's steps.
+
+    A step that does not lead downhill on the fixed data has no R_dir. Nothing is known of it, so with such a step
+    among the visits the statement can be refuted, but not held.
+    """
+    visited = [(value, run.name, step) for run in runs for value, step in _late(run, "edge_ratio")]
+    found = [(value, name, step) for value, name, step in visited if value is not None]
+    claim = "R_dir stayed below 1 in the last quarter of the steps."
+    source = "probes.parquet: edge_ratio"
+    if not found:
+        return Finding(claim, None, _NOTHING, source)
+    largest, name, step = max(found)
+    above = sum(value >= 1 for value, _, _ in found)
+    numbers = f"{above} of {len(found)} visits at or above 1; largest {plain(largest, 3)} ({name}, step {step})"
+    uphill = len(visited) - len(found)
+    if uphill:
+        numbers += f"; {uphill} more without R_dir: their step did not lead downhill on the fixed data"
+    return Finding(claim, False if above else (None if uphill else True), numbers, source)
+
+
+def precise(runs: Sequence[Run], measure: str, words: str) -> Finding:
+    """Whether the standard error of a measure is below 10 % of it at every visit."""
+    claim = f"The standard error of {words} is below {100 * _LARGEST_RELATIVE_ERROR:.0f} % of it at every visit."
+    source = f"probes.parquet: {measure}, stderr"
+    found = [
+        (stderr / abs(value), run.name, int(step))
+        for run in runs
+        for value, stderr, step in _with_stderr(run, measure)
+        if value
+    ]
+    if not found:
+        return Finding(claim, None, _NOTHING, source)
+    largest, name, step = max(found)
+    good = sum(share < _LARGEST_RELATIVE_ERROR for share, _, _ in found)
+    numbers = f"{good} of {len(found)} visits; largest {percent(largest)} ({name}, step {step})"
+    return Finding(claim, good == len(found), numbers, source)
+
+
+def no_negative_curvature(runs: Sequence[Run]) -> Finding:
+    """Whether the smallest Ritz value at the last visit is not below zero: what was found, not what there is."""
+    claim = "No downward curvature was found at the last visit (λ_min as measured ≥ 0)."
+    found = [(run.name, at_last_visit(run, "lambda_min")) for run in runs]
+    bounds = [(q.value, q.error or 0.0, name) for name, q in found if q.value is not None]
+    if not bounds:
+        return Finding(claim, None, _NOTHING, "probes.parquet: lambda_min")
+    below = sum(value + bound < 0 for value, bound, _ in bounds)
+    above = sum(value - bound >= 0 for value, bound, _ in bounds)
+    lowest, _, name = min(bounds)
+    numbers = f"below zero beyond the bound in {below} of {len(bounds)} runs; lowest {plain(lowest, 3)} ({name})"
+    outcome = False if below else (True if above == len(bounds) else None)
+    return Finding(claim, outcome, numbers, "probes.parquet: lambda_min")
+
+
+def entropy_raised(runs: Sequence[Run]) -> Finding:
+    """Whether O has a higher energy entropy than A in every matrix: true by construction, so it checks the data."""
+    claim = "Newton-Schulz raised the entropy of every matrix (by construction: this checks the instruments)."
+    pairs = [pair for run in runs for pair in _before_after(run)]
+    if not pairs:
+        return Finding(claim, None, _NOTHING, "spectra.parquet: entropy_energy")
+    raised = sum(after >= before - 1e-9 for before, after in pairs)
+    numbers = f"{raised} of {len(pairs)} matrices at the last visits"
+    return Finding(claim, raised == len(pairs), numbers, "spectra.parquet: entropy_energy of whitened, orthogonal")
+
+
+def spectra_precise(runs: Sequence[Run]) -> Finding:
+    """Whether each spectrum is known to within 1 % of its largest singular value."""
+    claim = (
+        f"Every singular value is known to within {100 * _LARGEST_SPECTRUM_ERROR:.0f} % of the largest of its matrix."
+    )
+    errors = [
+        float(error / values[0])
+        for run in runs
+        for values, error in zip(run.spectra["values"], run.spectra["error"], strict=True)
+        if number(error) is not None and len(values) and values[0] > 0
+    ]
+    if not errors:
+        return Finding(claim, None, _NOTHING, "spectra.parquet: values, error")
+    numbers = f"largest error {percent(max(errors))} over {len(errors)} spectra"
+    return Finding(claim, max(errors) <= _LARGEST_SPECTRUM_ERROR, numbers, "spectra.parquet: values, error")
+
+
+def losses_matched(runs: Sequence[Run]) -> Finding:
+    """Whether the arms' median train losses at their last visits lie within 10 % of each other."""
+    claim = f"The arms' last visits lie at the same train loss, within {100 * _LOSS_TOLERANCE:.0f} %."
+    medians = {
+        arm: float(np.median(present))
+        for arm, members in by_arm(runs).items()
+        if (present := [loss for run in members if (loss := loss_at_last_visit(run)) is not None])
+    }
+    if len(medians) < 2:
+        return Finding(claim, None, f"{len(medians)} arm(s) with a train loss", "probes.parquet: loss")
+    numbers = "; ".join(f"{arm} {plain(loss)}" for arm, loss in medians.items())
+    matched = max(medians.values()) <= (1 + _LOSS_TOLERANCE) * min(medians.values())
+    return Finding(claim, matched, numbers, "probes.parquet: loss")
+
+
+def _rows(run: Run, measure: str) -> pd.DataFrame:
+    """The rows of a measure of the whole model, one per step."""
+    return run.standing.loc[(run.standing["measure"] == measure) & run.standing["tensor"].isna()]
+
+
+def _late(run: Run, measure: str) -> list[tuple[float | None, int]]:
+    """A measure and its step in the last quarter of the run's steps."""
+    rows = _rows(run, measure)
+    last = run.steps["step"].max() if len(run.steps) else rows["step"].max()
+    late = rows[rows["step"] >= 0.75 * last]
+    return [(number(value), int(step)) for value, step in zip(late["value"], late["step"], strict=True)]
+
+
+def _with_stderr(run: Run, measure: str) -> list[tuple[float, float, int]]:
+    """Value, standard error and step, wherever both numbers are there."""
+    rows = _rows(run, measure).dropna(subset=["value", "stderr"])
+    columns = (rows["value"], rows["stderr"], rows["step"])
+    return [(float(value), float(stderr), int(step)) for value, stderr, step in zip(*columns, strict=True)]
+
+
+def _before_after(run: Run) -> list[tuple[float, float]]:
+    """The energy entropies of A and O of each matrix at the last step with spectra."""
+    rows = last_spectra(run)
+    entropies = {
+        (tensor, None if np.isnan(part) else int(part), kind): entropy
+        for tensor, part, kind, entropy in zip(
+            rows["tensor"],
+            rows["slice"].to_numpy(dtype=np.float64, na_value=np.nan),
+            rows["object"],
+            rows["entropy_energy"].to_numpy(dtype=np.float64, na_value=np.nan),
+            strict=True,
+        )
+        if np.isfinite(entropy)
+    }
+    return [
+        (float(before), float(entropies[tensor, part, "orthogonal"]))
+        for (tensor, part, kind), before in entropies.items()
+        if kind == "whitened" and (tensor, part, "orthogonal") in entropies
+    ]

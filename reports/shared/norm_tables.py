@@ -1,0 +1,130 @@
+"""The norms that every comparison of curvature is read beside: of weights, steps and logits."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Final
+
+from lossscope.landscape.analysis.series import by_arm
+from lossscope.reports.content import Cell, Column, Table
+from lossscope.reports.shared.notes import LOSS_NOTE
+from lossscope.reports.shared.quantities import at_last_visit, last_number, loss_at_last_visit, median_and_range, number
+
+if TYPE_CHECKING:
+    from lossscope.landscape.run import Run
+
+__all__ = ["norm_table", "tensor_norm_table"]
+
+_ARM: Final = Column("arm", "arm", words=True)
+_SCALE: Final = (
+    _ARM,
+    Column("loss", "train loss", "nats", LOSS_NOTE),
+    Column("weight_norm", "‖θ‖", "1", "norm of all parameters at the last step looked at"),
+    Column("update_norm", "‖Δθ‖", "1", "norm of that step, decay included"),
+    Column("decay", "lr · wd", "1", "learning rate times weight decay of the first group at the last step"),
+    Column("logit_norm", "logit norm", "1", "mean norm of the centred logits at the last visit"),
+    Column("mean_margin", "margin", "1", "mean of the right logit less the largest other one"),
+)
+_TENSOR: Final = (
+    Column("tensor", "tensor", words=True),
+    _ARM,
+    Column("weight_norm", "‖W‖_F", "1", "Frobenius norm"),
+    Column("spectral_norm", "‖W‖_2", "1", "largest singular value, at the last step with spectra"),
+    Column("update_norm", "‖ΔW‖_F", "1", "norm of the step, decay included"),
+    Column("update_rms", "RMS ΔW", "1", "‖ΔW‖_F / √numel"),
+    Column("update_ratio", "‖ΔW‖/‖W‖", "1", "relative size of the step"),
+)
+_MOST_ROWS: Final = 40
+_NOTE: Final = (
+    "Raw curvature follows the norms: it falls as weights grow before a normalisation, and as logits grow. Where arms "
+    "differ here, their raw numbers do not compare."
+)
+
+
+def norm_table(runs: Sequence[Run]) -> tuple[Table, ...]:
+    """The norm controls of each arm at its end, median [range over seeds]; no table where no run has any.
+
+    Args:
+        runs: any runs.
+
+    Returns:
+        One table, or none.
+    """
+    found = [(arm, [median_and_range(map(value, members)) for value in _VALUES]) for arm, members in _arms(runs)]
+    known = any(one.value is not None for _, numbers in found for one in numbers)
+    rows: tuple[tuple[Cell, ...], ...] = tuple((arm, *numbers) for arm, numbers in found)
+    title = "Norm controls at the end: median [range over seeds]"
+    return (Table("norms", title, _SCALE, rows, _NOTE),) if known else ()
+
+
+def tensor_norm_table(runs: Sequence[Run]) -> tuple[Table, ...]:
+    """The same of each tensor, where tensors were looked at."""
+    rows: list[tuple[Cell, ...]] = []
+    arms = [(arm, [_by_tensor(run) for run in members]) for arm, members in _arms(runs)]
+    names = dict.fromkeys(name for _, seeds in arms for seed in seeds for name in seed)
+    for name in names:
+        for arm, seeds in arms:
+            found = [seed[name] for seed in seeds if name in seed]
+            if found:
+                columns = (median_and_range(row[column.key] for row in found) for column in _TENSOR[2:])
+                rows.append((name, arm, *columns))
+    more = f"{len(rows) - _MOST_ROWS} more rows are not shown." if len(rows) > _MOST_ROWS else ""
+    title = "Norms of each tensor at the last step looked at: median [range over seeds]"
+    return (Table("tensor_norms", title, _TENSOR, tuple(rows[:_MOST_ROWS]), more),) if rows else ()
+
+
+def _arms(runs: Sequence[Run]) -> Iterable[tuple[str, Sequence[Run]]]:
+    return by_arm(runs).items()
+
+
+def _decay(run: Run) -> float | None:
+    """The decay of a step: both factors of the last step that has them."""
+    lr, decay = (last_number(run.steps, column) for column in ("lr", "weight_decay"))
+    return None if lr is None or decay is None else lr * decay
+
+
+_VALUES: Final[tuple[Callable[[Run], float | None], ...]] = (
+    loss_at_last_visit,
+    lambda run: last_number(run.steps, "weight_norm"),
+    lambda run: last_number(run.steps, "update_norm"),
+    _decay,
+    lambda run: at_last_visit(run, "logit_norm").value,
+    lambda run: at_last_visit(run, "mean_margin").value,
+)
+
+
+def _by_tensor(run: Run) -> dict[str, dict[str, float | None]]:
+    """The norms of each tensor at the last step at which it was looked at."""
+    last = run.tensors.drop_duplicates("tensor", keep="last")
+    largest, sizes = _largest_singular_values(run), _sizes(run)
+    found: dict[str, dict[str, float | None]] = {}
+    for row in last.to_dict("records"):
+        name = str(row["tensor"])
+        update, size = number(row["update_norm"]), sizes.get(name)
+        found[name] = {
+            "weight_norm": number(row["weight_norm"]),
+            "spectral_norm": largest.get(name),
+            "update_norm": update,
+            "update_rms": update / math.sqrt(size) if update is not None and size else None,
+            "update_ratio": number(row["update_ratio"]),
+        }
+    return found
+
+
+def _largest_singular_values(run: Run) -> dict[str, float]:
+    """The spectral norm of each weight at its last step with spectra; of a batch of matrices the largest."""
+    rows = run.spectra[run.spectra["object"] == "weight"]
+    found: dict[str, float] = {}
+    for name, of_one in rows.groupby("tensor"):
+        last = of_one[of_one["step"] == of_one["step"].max()]
+        found[str(name)] = max(float(values[0]) for values in last["values"])
+    return found
+
+
+def _sizes(run: Run) -> dict[str, int]:
+    """How many numbers each tensor holds, by the manifest."""
+    model = run.manifest.get("model")
+    tensors = model.get("tensors") if isinstance(model, Mapping) else None
+    entries = [one for one in tensors if isinstance(one, Mapping)] if isinstance(tensors, list) else []
+    return {str(one.get("name")): math.prod(one["shape"]) for one in entries if isinstance(one.get("shape"), list)}

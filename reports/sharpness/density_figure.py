@@ -1,0 +1,100 @@
+"""The figure of spectral densities, from the quadrature that runs hold."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from lossscope.landscape.analysis.density import Density, SignedLog, last_density
+from lossscope.landscape.analysis.series import FloatArray, by_arm
+from lossscope.reports.content import Axis, Spectra, Spectrum
+from lossscope.reports.shared.notes import HESSIAN_NOTE
+from lossscope.reports.shared.number_format import plain
+from lossscope.reports.shared.quantities import number
+
+if TYPE_CHECKING:
+    from lossscope.landscape.run import Run
+
+__all__ = ["density_figure"]
+
+_LINEAR_SHARE: Final = 1e-2  # of the largest absolute eigenvalue: below it the axis is linear
+_WIDTH: Final = 0.12  # decades that a node is smeared to
+_POINTS: Final = 400
+_LEAST: Final = 0.3  # eigenvalues per decade at the foot of the figure
+_CAPTION: Final = (
+    "How many eigenvalues the Hessian has per decade of this axis, from Gauss quadrature over random vectors; bands "
+    "are two standard errors over them. Each tick below is one eigenvalue known by itself, and the curve leaves "
+    f"these out. Nodes are smeared by {_WIDTH} decades at least. One run for each arm, where it was measured last."
+)
+
+
+def density_figure(runs: Sequence[Run]) -> Spectra:
+    """The last density of the first run of each arm that has one."""
+    found = [(hue, arm, _first(members)) for hue, (arm, members) in enumerate(by_arm(runs).items())]
+    drawn = [(hue, *one) for hue, _, one in found if one is not None]
+    axis, places = _common_axis([density for _, _, density in drawn])
+    spectra = tuple(_spectrum(hue, run.name, density, axis, places) for hue, run, density in drawn)
+    most = max([value for one in spectra for value in one.high if value is not None], default=1.0)
+    return Spectra(
+        key="density",
+        title="Spectral density of the Hessian",
+        caption=f"{_CAPTION} {HESSIAN_NOTE}",
+        x=Axis("eigenvalue", "nats", "symlog", axis.threshold, 1.0, _limits(axis, places)),
+        y=Axis("eigenvalues per decade", scale="log", limits=(_LEAST, 3 * max(most, 1.0))),
+        spectra=spectra,
+        absent=tuple(arm for _, arm, one in found if one is None),
+        summary=tuple(_in_words(run.name, density) for _, run, density in drawn),
+    )
+
+
+def _first(runs: Sequence[Run]) -> tuple[Run, Density] | None:
+    """The first run with a density, and that density."""
+    return next(((run, density) for run in runs if (density := last_density(run)) is not None), None)
+
+
+def _common_axis(densities: Sequence[Density]) -> tuple[SignedLog, FloatArray]:
+    """An axis that holds all of them, and the places at which they are drawn."""
+    ends = [(float(density.nodes[0]), float(density.nodes[-1])) for density in densities] or [(-1.0, 1.0)]
+    low, high = min(low for low, _ in ends), max(high for _, high in ends)
+    axis = SignedLog(_LINEAR_SHARE * max(abs(low), abs(high)) or 1.0)
+    first, last = axis.place(np.array([min(low, 0.0), max(high, 0.0)]))
+    return axis, np.linspace(first - 4 * _WIDTH, last + 4 * _WIDTH, _POINTS)
+
+
+def _limits(axis: SignedLog, places: FloatArray) -> tuple[float, float]:
+    low, high = axis.value(places[[0, -1]])
+    return float(low), float(high)
+
+
+def _spectrum(hue: int, name: str, density: Density, axis: SignedLog, places: FloatArray) -> Spectrum:
+    """A density as it is drawn."""
+    per_decade, error = density.bulk(axis, places, _WIDTH)
+    return Spectrum(
+        name=name,
+        hue=hue,
+        x=_numbers(axis.value(places)),
+        number=_numbers(np.where(per_decade > 0, per_decade, np.nan)),
+        low=_numbers(np.maximum(per_decade - 2 * error, _LEAST / 10)),
+        high=_numbers(per_decade + 2 * error),
+        single=_numbers(density.nodes[density.settled]),
+    )
+
+
+def _in_words(name: str, density: Density) -> str:
+    """The density in numbers: its extent, the eigenvalues that stand alone, and on which side of zero the rest lies."""
+    single = density.nodes[density.settled]
+    zone = _LINEAR_SHARE * float(np.abs(density.nodes).max())
+    below = 100 * float(density.masses[density.nodes < -zone].sum()) / density.size
+    within = 100 * float(density.masses[np.abs(density.nodes) <= zone].sum()) / density.size
+    alone = f"{len(single)} known by themselves" + (f" up to {plain(float(single.max()), 3)}" if len(single) else "")
+    return (
+        f"{name}: {density.size} eigenvalues from {plain(float(density.nodes[0]), 3)} to "
+        f"{plain(float(density.nodes[-1]), 3)} nats at step {density.step}; {alone}; "
+        f"{plain(within, 3)} % within ±{plain(zone, 2)}, {plain(below, 2)} % below"
+    )
+
+
+def _numbers(values: FloatArray) -> tuple[float | None, ...]:
+    return tuple(number(value) for value in values)

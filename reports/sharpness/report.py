@@ -1,0 +1,111 @@
+"""The sharpness report: spectra, thresholds, modules and second opinions of runs, with what they cost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final
+
+from lossscope.reports.content import Column, FigureData, Report
+from lossscope.reports.shared.cost_tables import cost_table, overhead_table
+from lossscope.reports.shared.evaluation_tables import arm_table, of_run, over_seeds, run_table, widest_error_over_seeds
+from lossscope.reports.shared.figures import (
+    edge_figure,
+    eigenvalue_figure,
+    loss_figure,
+    threshold_figures,
+    trace_figure,
+)
+from lossscope.reports.shared.findings import all_bounds_met, bounds_met, edge_below_one, no_negative_curvature, precise
+from lossscope.reports.shared.norm_tables import norm_table
+from lossscope.reports.shared.notes import ENDS_NOTE, HESSIAN_NOTE, LOSS_NOTE, SEEDS_NOTE, VERDICT_NOTE
+from lossscope.reports.shared.provenance import ending_notes, missing_curvature, provenance, runs_in_words
+from lossscope.reports.sharpness.block_table import module_table
+from lossscope.reports.sharpness.density_figure import density_figure
+from lossscope.reports.sharpness.second_opinion_table import opinion_table
+from lossscope.reports.sharpness.spectrum_tables import metric_table, sampling_table, spectrum_table
+
+if TYPE_CHECKING:
+    from lossscope.landscape.run import Run
+
+__all__ = ["sharpness"]
+
+_RUN_CELLS: Final = (
+    (
+        Column("lambda_max", "λ_max ± bound", "nats", "largest Ritz value; no eigenvalue is known above value + bound"),
+        of_run("lambda_max"),
+    ),
+    (
+        Column("lambda_min", "λ_min ± bound", "nats", "smallest Ritz value; none is known below value - bound"),
+        of_run("lambda_min"),
+    ),
+    (
+        Column("trace", "trace ± SE [95 %]", "nats", "estimate, standard error, 95 % interval over random vectors"),
+        of_run("trace"),
+    ),
+    (Column("edge_ratio", "R_dir", "1", "η dᵀHd / (2 gᵀd) of the step taken"), of_run("edge_ratio")),
+)
+_ARM_CELLS: Final = (
+    (Column("lambda_max", "λ_max", "nats"), over_seeds("lambda_max")),
+    (Column("lambda_min", "λ_min", "nats"), over_seeds("lambda_min")),
+    (Column("trace", "trace", "nats"), over_seeds("trace")),
+    (
+        Column("trace_error", "its widest SE", "nats", "largest standard error of the trace among the seeds"),
+        widest_error_over_seeds("trace"),
+    ),
+    (Column("edge_ratio", "R_dir", "1"), over_seeds("edge_ratio")),
+)
+
+
+def sharpness(runs: Sequence[Run]) -> Report:
+    """The sharpness report of the runs: spectra with bounds, edge ratios, what `lossscope probe` added, and their cost.
+
+    It gives no verdict between arms: raw Hessian numbers depend on the parametrisation, so they are read along one
+    run.
+
+    Args:
+        runs: any runs, live, crashed and failed ones included.
+
+    Returns:
+        The report as data.
+    """
+    return Report(
+        kind="sharpness",
+        title="Sharpness",
+        subtitle=runs_in_words(runs),
+        findings=(
+            bounds_met(runs),
+            all_bounds_met(runs),
+            precise(runs, "trace", "the trace"),
+            edge_below_one(runs),
+            no_negative_curvature(runs),
+        ),
+        tables=(
+            run_table(runs, _RUN_CELLS, f"{ENDS_NOTE} {HESSIAN_NOTE} {LOSS_NOTE}"),
+            arm_table(runs, _ARM_CELLS, f"{HESSIAN_NOTE} {SEEDS_NOTE}"),
+            *norm_table(runs),
+            *metric_table(runs),
+            *spectrum_table(runs),
+            *module_table(runs),
+            *sampling_table(runs),
+            *opinion_table(runs),
+            cost_table(runs),
+            *overhead_table(runs),
+        ),
+        figures=_figures(runs),
+        notes=(*ending_notes(runs), HESSIAN_NOTE, VERDICT_NOTE),
+        missing=missing_curvature(runs),
+        provenance=provenance(runs),
+    )
+
+
+def _figures(runs: Sequence[Run]) -> tuple[FigureData, ...]:
+    """The figures; those of densities and thresholds only where a run has them."""
+    density = density_figure(runs)
+    return (
+        loss_figure(runs),
+        eigenvalue_figure(runs),
+        edge_figure(runs),
+        *threshold_figures(runs),
+        trace_figure(runs),
+        *([density] if density.spectra else []),
+    )
