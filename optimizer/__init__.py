@@ -1,6 +1,6 @@
 """ARS2-Neo and its relatives; each step hands a record to whoever observes it."""
 
-import lossscope.optimizer.family  # noqa: F401  registers what comes with the package
+import lossscope.optimizer.registry  # noqa: F401  registers what comes with the package
 from lossscope.optimizer.ars2_neo import ARS2Neo, Pass
 from lossscope.optimizer.base import Ascending
 from lossscope.optimizer.errors import OptimizerError

@@ -7,13 +7,12 @@ from typing import Any, Literal
 
 import torch
 
-from lossscope.optimizer.ascent.plan import Pass
+from lossscope.optimizer.ascent.two_pass import Pass
 from lossscope.optimizer.base import Ascending, Params
 from lossscope.optimizer.errors import OptimizerError
 from lossscope.optimizer.hyperparameters import DEFAULTS, checked_group, period_of
-from lossscope.optimizer.update.adam import Moment, Taken, apply_step, decay, whitened
+from lossscope.optimizer.update.adam import Moment, Taken, adam_state, apply_step, decay, whitened
 from lossscope.optimizer.update.matrix_view import track_of
-from lossscope.optimizer.update.state import adam_state
 
 __all__ = ["ARS2Neo", "Pass"]
 

@@ -12,10 +12,9 @@ from lossscope.optimizer.base import Ascending, Params
 from lossscope.optimizer.errors import OptimizerError
 from lossscope.optimizer.hyperparameters import SHARED, checked_group, chosen_of, period_of
 from lossscope.optimizer.refusals import refuse_counters
-from lossscope.optimizer.update.adam import Moment, Taken
+from lossscope.optimizer.update.adam import Moment, Taken, adam_state, zeros_state
 from lossscope.optimizer.update.matrix_view import matrix_view, track_of
 from lossscope.optimizer.update.rules import RULES, Rule, adamw
-from lossscope.optimizer.update.state import adam_state, zeros_state
 
 __all__ = ["Relative"]
 

@@ -132,9 +132,7 @@ def test_there_is_none_unless_an_observer_asked_and_none_after_it_is_removed(mon
     training.step()
     training.step()
     handle.remove()
-    monkeypatch.setattr(
-        "lossscope.optimizer.records.counterfactual._copied", lambda moment: pytest.fail("it was copied")
-    )
+    monkeypatch.setattr("lossscope.optimizer.records.observers._copied", lambda moment: pytest.fail("it was copied"))
     for _ in range(2):
         training.step()
     assert seen == [False, True, False, False]
