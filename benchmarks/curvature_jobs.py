@@ -18,9 +18,9 @@ from torch import Tensor
 
 from lossscope.probes import hessian, measure_spectrum
 from lossscope.probes.operators import product_choice
+from lossscope.probes.spectrum.block_krylov import started
 from lossscope.probes.spectrum.eigen_tracker import EigenTracker
 from lossscope.probes.spectrum.ritz import ritz
-from lossscope.probes.spectrum.start import started
 
 Call = Callable[[int], Found]  # by seed
 PANEL = ("top", "bottom", "trace", "density")

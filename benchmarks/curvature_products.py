@@ -14,7 +14,7 @@ from curvature_jobs import forget_choices, timed
 from networks import Problem
 
 from lossscope.probes import hessian
-from lossscope.probes.operators.product_methods import HESSIAN_METHODS
+from lossscope.probes.operators.hessian import HESSIAN_METHODS
 
 EXPECTED = 100  # products that a method is chosen for
 _DEAR = 100  # gradients of set-up from which two rounds are enough

@@ -152,7 +152,7 @@ def _chosen(place: Place) -> dict[str, Any]:
 
     from lossscope.landscape.training.workloads import WORKLOADS, built
     from lossscope.probes import CrossEntropy, Objective, hessian
-    from lossscope.probes.operators.product_methods import HESSIAN_METHODS
+    from lossscope.probes.operators.hessian import HESSIAN_METHODS
 
     workload = WORKLOADS[_WORKLOAD]
     net = built(workload.network, 0).to(place.device, place.dtype)

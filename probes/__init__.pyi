@@ -29,6 +29,7 @@ from .operators.base import (
     SymmetricOperator as SymmetricOperator,
     from_matrix as from_matrix,
     preconditioned as preconditioned,
+    restricted as restricted,
     scaled as scaled,
 )
 from .operators.gauss_newton import (
@@ -36,7 +37,6 @@ from .operators.gauss_newton import (
     gauss_newton as gauss_newton,
 )
 from .operators.hessian import hessian as hessian
-from .operators.restriction import restricted as restricted
 from .sharpness.alignment import (
     GradientAlignment as GradientAlignment,
     gradient_alignment as gradient_alignment,
@@ -48,6 +48,7 @@ from .sharpness.directional import (
 from .sharpness.invariant import (
     adaptive_trace as adaptive_trace,
     log_fisher_rao as log_fisher_rao,
+    theta_hessian_theta as theta_hessian_theta,
 )
 from .sharpness.logits import (
     LogitScale as LogitScale,
@@ -57,19 +58,14 @@ from .sharpness.minibatch import (
     BatchSharpness as BatchSharpness,
     batch_sharpness as batch_sharpness,
 )
-from .sharpness.module_table import (
-    ModuleRow as ModuleRow,
-    ModuleTable as ModuleTable,
-)
 from .sharpness.norm_ball import (
     NormSharpness as NormSharpness,
     norm_sharpness as norm_sharpness,
 )
-from .sharpness.per_block import per_module as per_module
-from .sharpness.radial import theta_hessian_theta as theta_hessian_theta
-from .sharpness.remainders import (
-    LayerRemainders as LayerRemainders,
-    layer_remainders as layer_remainders,
+from .sharpness.per_block import (
+    ModuleRow as ModuleRow,
+    ModuleTable as ModuleTable,
+    per_module as per_module,
 )
 from .sharpness.sampling_error import (
     SampledEigenvalue as SampledEigenvalue,
@@ -77,8 +73,10 @@ from .sharpness.sampling_error import (
 )
 from .sharpness.stability_thresholds import edge_ratio as edge_ratio
 from .sharpness.step_quality import (
+    LayerRemainders as LayerRemainders,
     SecantCurvature as SecantCurvature,
     StepQuality as StepQuality,
+    layer_remainders as layer_remainders,
     secant_curvature as secant_curvature,
     step_quality as step_quality,
 )
@@ -92,8 +90,10 @@ from .spectrum.results import (
 from .statistics.estimate import Estimate as Estimate
 from .steps.energy import energies as energies
 from .steps.lagged_vectors import lagged_cosines as lagged_cosines
-from .steps.newton_schulz import newton_schulz_image as newton_schulz_image
-from .steps.polar_quality import newton_schulz_quality as newton_schulz_quality
+from .steps.newton_schulz import (
+    newton_schulz_image as newton_schulz_image,
+    newton_schulz_quality as newton_schulz_quality,
+)
 from .steps.singular_values import (
     MatrixSpectrum as MatrixSpectrum,
     singular_spectrum as singular_spectrum,

@@ -23,9 +23,8 @@ from lossscope.landscape.curvature.options import Effort, Subject
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.operators.base import preconditioned
 from lossscope.probes.operators.hessian import hessian
-from lossscope.probes.sharpness.invariant import adaptive_trace, log_fisher_rao
+from lossscope.probes.sharpness.invariant import adaptive_trace, log_fisher_rao, theta_hessian_theta
 from lossscope.probes.sharpness.logits import logit_scale
-from lossscope.probes.sharpness.radial import theta_hessian_theta
 from lossscope.probes.sharpness.stability_thresholds import edge_ratio
 from lossscope.probes.spectrum.eigen_tracker import EigenTracker
 from lossscope.probes.spectrum.measure import measure_spectrum

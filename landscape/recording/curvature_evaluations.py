@@ -20,8 +20,14 @@ from lossscope.landscape.recording.preset import Preset
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.objective.objective import Objective
 from lossscope.probes.sharpness.directional import DirectionalSharpness, directional_sharpness
-from lossscope.probes.sharpness.remainders import LayerRemainders, layer_remainders
-from lossscope.probes.sharpness.step_quality import SecantCurvature, StepQuality, secant_curvature, step_quality
+from lossscope.probes.sharpness.step_quality import (
+    LayerRemainders,
+    SecantCurvature,
+    StepQuality,
+    layer_remainders,
+    secant_curvature,
+    step_quality,
+)
 from lossscope.probes.spectrum.eigen_tracker import EigenTracker
 from lossscope.probes.statistics.estimate import Estimate
 

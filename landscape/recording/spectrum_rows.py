@@ -13,8 +13,7 @@ from torch import Tensor
 from lossscope.landscape.curvature.host_transfer import Row
 from lossscope.landscape.recording.parameter_snapshot import Seen
 from lossscope.optimizer import StepRecord, TensorRecord
-from lossscope.probes.steps.newton_schulz import newton_schulz_image
-from lossscope.probes.steps.polar_quality import newton_schulz_quality
+from lossscope.probes.steps.newton_schulz import newton_schulz_image, newton_schulz_quality
 from lossscope.probes.steps.singular_values import MatrixSpectrum, gram_error, gram_spectra
 
 __all__ = ["finished_spectra", "spectrum_rows"]

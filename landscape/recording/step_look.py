@@ -13,7 +13,7 @@ from lossscope.landscape.recording.parameter_snapshot import Seen
 from lossscope.landscape.recording.spectrum_rows import finished_spectra, spectrum_rows
 from lossscope.landscape.recording.step_rows import injection_angles, step_numbers, tensor_rows
 from lossscope.optimizer import StepRecord
-from lossscope.probes.sharpness.remainders import LayerRemainders
+from lossscope.probes.sharpness.step_quality import LayerRemainders
 
 __all__ = ["StepLook"]
 

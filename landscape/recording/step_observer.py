@@ -15,7 +15,7 @@ from lossscope.landscape.recording.overhead import Overhead
 from lossscope.landscape.recording.parameter_snapshot import seen_by_any, seen_by_record
 from lossscope.landscape.recording.step_look import StepLook
 from lossscope.optimizer import Ascending, StepRecord
-from lossscope.probes.sharpness.remainders import LayerRemainders
+from lossscope.probes.sharpness.step_quality import LayerRemainders
 
 __all__ = ["StepWatch"]
 

@@ -9,7 +9,7 @@ from typing import Final
 from lossscope.landscape.curvature.catalogue import EIGENVALUES, MEASURES
 from lossscope.landscape.curvature.options import Effort
 from lossscope.landscape.errors import ConfigError
-from lossscope.probes.spectrum.asked import least_products as of_spectrum
+from lossscope.probes.spectrum.measure import least_products as of_spectrum
 
 __all__ = ["check_budget", "least_products"]
 

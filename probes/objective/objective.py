@@ -13,8 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lossscope.probes.errors import ProbeError
-from lossscope.probes.objective.autograd_guards import custom_functions
-from lossscope.probes.objective.checkpointing import no_reentrant_checkpoint
+from lossscope.probes.objective.autograd_guards import custom_functions, no_reentrant_checkpoint
 from lossscope.probes.objective.data import FixedData, fixed_data
 from lossscope.probes.objective.evaluation import ULPS, BatchGradient, Pass, require_same, sound_loss
 from lossscope.probes.objective.functional import Substitution

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from lossscope.probes.operators.product_choice import Choice
 
-__all__ = ["ProductFacts", "SymmetricOperator", "asymmetry", "from_matrix", "preconditioned", "scaled"]
+__all__ = ["ProductFacts", "SymmetricOperator", "asymmetry", "from_matrix", "preconditioned", "restricted", "scaled"]
 
 _ASYMMETRY: Final = 1e3  # units in the last place of the largest entry that a Gram matrix may be off
 
@@ -293,3 +293,27 @@ def _scaled_block(operator: SymmetricOperator, d: Tensor) -> Callable[[tuple[str
 def _finite(values: Tensor) -> bool:
     """Whether all are finite; as a rule by their sum, which cannot be finite otherwise."""
     return math.isfinite(float(values.detach().sum())) or bool(torch.isfinite(values).all())
+
+
+def restricted(operator: SymmetricOperator, names: Collection[str]) -> SymmetricOperator:
+    """The diagonal block of an operator that belongs to some of the parameters of its objective.
+
+    The others stand where they are as constants, so no derivative by them is taken: a product costs less than one with
+    the whole, down to a small part of it for a layer near the output.
+
+    Args:
+        operator: Of an objective: by `hessian`, `gauss_newton` or `fisher`, perhaps `scaled` or `preconditioned`.
+        names: Names of parameters, some of `operator.objective.names`.
+
+    Returns:
+        The block, as an operator whose size is the number of entries of these parameters; it counts its own products.
+
+    Raises:
+        ProbeError: a name is unknown, there is none, or the operator belongs to no objective.
+    """
+    if operator.objective is None or operator.restrict is None:
+        raise ProbeError(
+            f"the operator ({operator.method}) belongs to no objective, so its entries have no names: use hessian, "
+            "gauss_newton or fisher of an objective"
+        )
+    return operator.restrict(operator.objective.vector.known(names))

@@ -14,7 +14,16 @@ from lossscope.probes.errors import ProbeError
 from lossscope.probes.objective.objective import Objective
 from lossscope.probes.sharpness.directional import DirectionalSharpness, directional_sharpness
 
-__all__ = ["SecantCurvature", "StepQuality", "rounding", "secant_curvature", "step_quality", "step_taken"]
+__all__ = [
+    "LayerRemainders",
+    "SecantCurvature",
+    "StepQuality",
+    "layer_remainders",
+    "rounding",
+    "secant_curvature",
+    "step_quality",
+    "step_taken",
+]
 
 _ROUNDINGS: Final = 4  # units in the last place that two losses and their difference may be off by
 
@@ -173,3 +182,48 @@ def step_taken(objective: Objective, displacement: Tensor) -> Tensor:
 def _over(above: float, below: float) -> float:
     """The ratio; a gap where it is divided by 0."""
     return above / below if below else math.nan
+
+
+@dataclass(frozen=True)
+class LayerRemainders:
+    """The remainder of each parameter tensor."""
+
+    by_name: dict[str, float]  # nats
+    rounding: float  # nats that each may be off by
+
+
+def layer_remainders(objective: Objective, displacement: Tensor, *, at: Tensor | None = None) -> LayerRemainders:
+    r"""The Taylor remainder of first order of each parameter tensor, were it alone to take its part of the step.
+
+    .. math:: R_l = L(\theta + D_l) - L(\theta) - g_l^\top D_l
+
+    It is half the curvature of the layer's own block along its part of the step, and what is beyond. They do not add
+    up to the remainder of the whole step, which has the curvature between layers too.
+
+    Args:
+        objective: The loss.
+        displacement: `(n,)`, D, parameters after the step minus before.
+        at: `(n,)`, the parameters before the step; None for those the model has now.
+
+    Returns:
+        Nats, by the names of the parameters. One gradient is spent, and one loss for each of them; the model is left
+        bit for bit. What is below the rounding is unknown, not small.
+
+    Raises:
+        ProbeError: a shape does not fit, the displacement or a loss is not finite.
+
+    Source:
+        docs/measures/step_quality.md.
+    """
+    with objective.at(at) if at is not None else nullcontext(), objective.evaluating():
+        s, theta = step_taken(objective, displacement), objective.parameters()
+        before, slopes = objective.value(), objective.gradient().double() * s.double()
+        found, losses = {}, [before]
+        for name in objective.names:
+            where = objective.vector.indices([name]).to(s.device)
+            moved = theta.clone()
+            moved[where] += s[where]
+            with objective.at(moved):
+                losses.append(objective.value())
+            found[name] = losses[-1] - before - float(slopes[where].sum())
+    return LayerRemainders(found, rounding(objective, *losses))

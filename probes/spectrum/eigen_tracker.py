@@ -11,11 +11,10 @@ from torch import Tensor
 
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.operators.base import SymmetricOperator
-from lossscope.probes.spectrum.block_krylov import BlockKrylov
+from lossscope.probes.spectrum.block_krylov import BlockKrylov, started
 from lossscope.probes.spectrum.extreme_pairs import eigenpairs, grow
 from lossscope.probes.spectrum.results import EigenPairs, SpectrumEstimate
 from lossscope.probes.spectrum.ritz import Ritz, ritz
-from lossscope.probes.spectrum.start import started
 
 __all__ = ["EigenTracker"]
 

@@ -7,10 +7,9 @@ from typing import Final
 import numpy as np
 import torch
 
-from lossscope.probes.spectrum.block_krylov import BlockKrylov
+from lossscope.probes.spectrum.block_krylov import BlockKrylov, Start
 from lossscope.probes.spectrum.results import EigenPairs
 from lossscope.probes.spectrum.ritz import Ritz, ritz
-from lossscope.probes.spectrum.start import Start
 
 __all__ = ["WHOLE", "eigenpairs", "grow"]
 

@@ -6,9 +6,18 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
+
 from lossscope.probes.statistics.estimate import Estimate
 
-__all__ = ["balanced_sum_estimate", "linear_estimate", "part_shares", "square_estimate", "sum_estimate"]
+__all__ = [
+    "balanced_sum_estimate",
+    "independent_seeds",
+    "linear_estimate",
+    "part_shares",
+    "square_estimate",
+    "sum_estimate",
+]
 
 
 def linear_estimate(value: float, terms: Sequence[tuple[float, Estimate]]) -> Estimate:
@@ -112,3 +121,19 @@ def _log(term: Estimate) -> Estimate:
     """The logarithm of a positive estimate, its interval mapped end by end."""
     low, high = (math.log(end) if end > 0 else -math.inf for end in (term.low, term.high))
     return replace(term, value=math.log(term.value), stderr=term.stderr / term.value, low=low, high=high)
+
+
+def independent_seeds(seed: int, count: int) -> list[int]:
+    """Seeds whose random numbers have nothing to do with one another, always the same ones for one seed.
+
+    Where errors are to add in quadrature, each measurement needs its own: equal seeds give equal probes to all
+    operators of one size, and `seed + 1` may be the caller's next seed.
+
+    Args:
+        seed: Any integer.
+        count: How many.
+
+    Returns:
+        Integers from 0 to 2^63 - 1; the first ones do not depend on `count`.
+    """
+    return [int(s) >> 1 for s in np.random.SeedSequence(seed % 2**64).generate_state(count, np.uint64)]

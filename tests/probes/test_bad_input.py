@@ -15,10 +15,9 @@ from torch.utils.checkpoint import checkpoint
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.objective.losses import CrossEntropy
 from lossscope.probes.objective.objective import Objective
-from lossscope.probes.operators.base import SymmetricOperator, from_matrix, preconditioned, scaled
+from lossscope.probes.operators.base import SymmetricOperator, from_matrix, preconditioned, restricted, scaled
 from lossscope.probes.operators.gauss_newton import fisher, gauss_newton
 from lossscope.probes.operators.hessian import hessian
-from lossscope.probes.operators.restriction import restricted
 from lossscope.probes.sharpness.sampling_error import sampled_eigenvalue
 from lossscope.probes.spectrum.measure import measure_spectrum
 

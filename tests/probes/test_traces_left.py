@@ -22,24 +22,26 @@ import lossscope.probes
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.objective.losses import CrossEntropy
 from lossscope.probes.objective.objective import Objective
-from lossscope.probes.operators.base import SymmetricOperator, preconditioned, scaled
-from lossscope.probes.operators.gauss_newton import fisher, gauss_newton
+from lossscope.probes.operators.base import SymmetricOperator, preconditioned, restricted, scaled
+from lossscope.probes.operators.gauss_newton import fisher, gauss_newton, split_loss
 from lossscope.probes.operators.hessian import hessian
-from lossscope.probes.operators.output_methods import split_loss
 from lossscope.probes.operators.product_choice import signature
-from lossscope.probes.operators.restriction import restricted
 from lossscope.probes.operators.second_derivative import require_second_derivative
 from lossscope.probes.sharpness.alignment import gradient_alignment
 from lossscope.probes.sharpness.directional import directional_sharpness
-from lossscope.probes.sharpness.invariant import adaptive_trace, log_fisher_rao
+from lossscope.probes.sharpness.invariant import adaptive_trace, log_fisher_rao, theta_hessian_theta
 from lossscope.probes.sharpness.logits import logit_scale
 from lossscope.probes.sharpness.minibatch import batch_sharpness
 from lossscope.probes.sharpness.norm_ball import norm_sharpness
 from lossscope.probes.sharpness.per_block import per_module
-from lossscope.probes.sharpness.radial import theta_hessian_theta
-from lossscope.probes.sharpness.remainders import layer_remainders
 from lossscope.probes.sharpness.sampling_error import sampled_eigenvalue
-from lossscope.probes.sharpness.step_quality import rounding, secant_curvature, step_quality, step_taken
+from lossscope.probes.sharpness.step_quality import (
+    layer_remainders,
+    rounding,
+    secant_curvature,
+    step_quality,
+    step_taken,
+)
 from lossscope.probes.spectrum.eigen_tracker import EigenTracker
 from lossscope.probes.spectrum.measure import measure_spectrum
 

@@ -10,10 +10,9 @@ from torch import Tensor, nn
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.objective.losses import CrossEntropy
 from lossscope.probes.objective.objective import Objective
-from lossscope.probes.operators.base import SymmetricOperator, from_matrix, preconditioned, scaled
+from lossscope.probes.operators.base import SymmetricOperator, from_matrix, preconditioned, restricted, scaled
 from lossscope.probes.operators.gauss_newton import fisher, gauss_newton
 from lossscope.probes.operators.hessian import hessian
-from lossscope.probes.operators.restriction import restricted
 
 OPERATORS: dict[str, Callable[[Objective], SymmetricOperator]] = {
     "hessian": hessian,

@@ -13,14 +13,12 @@ from torch import Tensor, nn
 
 from lossscope.probes.objective.losses import CrossEntropy, MeanSquaredError
 from lossscope.probes.objective.objective import Objective
-from lossscope.probes.operators.base import SymmetricOperator, preconditioned, scaled
+from lossscope.probes.operators.base import SymmetricOperator, preconditioned, restricted, scaled
 from lossscope.probes.operators.gauss_newton import fisher, gauss_newton
 from lossscope.probes.operators.hessian import hessian
-from lossscope.probes.operators.restriction import restricted
 from lossscope.probes.sharpness.directional import directional_sharpness
-from lossscope.probes.sharpness.invariant import adaptive_trace, log_fisher_rao
+from lossscope.probes.sharpness.invariant import adaptive_trace, log_fisher_rao, theta_hessian_theta
 from lossscope.probes.sharpness.per_block import per_module
-from lossscope.probes.sharpness.radial import theta_hessian_theta
 from lossscope.probes.spectrum.measure import measure_spectrum
 
 N, D, C = 40, 5, 3

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from lossscope.probes.sharpness.cross_fit import CrossFit, HalfForms, cross_fit
+from lossscope.probes.sharpness.sampling_error import CrossFit, HalfForms, cross_fit
 from lossscope.probes.statistics.estimate import exact_estimate
 
 SEEDS = 600

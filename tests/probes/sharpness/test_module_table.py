@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lossscope.probes.operators.base import from_matrix
-from lossscope.probes.sharpness.module_table import MeasuredBlock, MeasuredWhole, ModuleTable, module_table
+from lossscope.probes.sharpness.per_block import MeasuredBlock, MeasuredWhole, ModuleTable, module_table
 from lossscope.probes.spectrum.measure import measure_spectrum
 from lossscope.probes.spectrum.results import EigenPairs
 from lossscope.probes.statistics.estimate import Estimate, exact_estimate

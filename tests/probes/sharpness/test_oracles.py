@@ -14,14 +14,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.objective.losses import MeanSquaredError
 from lossscope.probes.objective.objective import Objective
-from lossscope.probes.operators.base import preconditioned
+from lossscope.probes.operators.base import preconditioned, restricted
 from lossscope.probes.operators.gauss_newton import fisher, gauss_newton
 from lossscope.probes.operators.hessian import hessian
-from lossscope.probes.operators.restriction import restricted
 from lossscope.probes.sharpness.directional import directional_sharpness
-from lossscope.probes.sharpness.invariant import log_fisher_rao
+from lossscope.probes.sharpness.invariant import log_fisher_rao, theta_hessian_theta
 from lossscope.probes.sharpness.minibatch import batch_sharpness
-from lossscope.probes.sharpness.radial import theta_hessian_theta
 from lossscope.probes.spectrum.measure import measure_spectrum
 
 curvlinops = pytest.importorskip("curvlinops")

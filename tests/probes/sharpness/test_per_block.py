@@ -15,8 +15,7 @@ from lossscope.probes.objective.objective import Objective
 from lossscope.probes.operators.base import SymmetricOperator, from_matrix
 from lossscope.probes.operators.gauss_newton import fisher, gauss_newton
 from lossscope.probes.operators.hessian import hessian
-from lossscope.probes.sharpness.module_table import ModuleTable
-from lossscope.probes.sharpness.per_block import per_module
+from lossscope.probes.sharpness.per_block import ModuleTable, per_module
 
 CLASSES = 3
 

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from lossscope.probes.objective.losses import CrossEntropy
 from lossscope.probes.objective.objective import Objective
-from lossscope.probes.sharpness.radial import theta_hessian_theta
+from lossscope.probes.sharpness.invariant import theta_hessian_theta
 
 
 class Factors(nn.Module):

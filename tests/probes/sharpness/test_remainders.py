@@ -11,8 +11,7 @@ from lossscope.probes.dynamics.outlier_layer import PatientZero, patient_zero
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.objective.losses import CrossEntropy
 from lossscope.probes.objective.objective import Objective
-from lossscope.probes.sharpness.remainders import layer_remainders
-from lossscope.probes.sharpness.step_quality import step_quality
+from lossscope.probes.sharpness.step_quality import layer_remainders, step_quality
 
 
 def gaussian(*shape: int, seed: int = 0) -> Tensor:

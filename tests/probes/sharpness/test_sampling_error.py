@@ -12,7 +12,7 @@ from lossscope.probes.errors import ProbeError
 from lossscope.probes.objective.losses import CrossEntropy
 from lossscope.probes.objective.objective import Objective
 from lossscope.probes.sharpness.sampling_error import sampled_eigenvalue
-from lossscope.probes.statistics.seeds import independent_seeds
+from lossscope.probes.statistics.propagation import independent_seeds
 
 SPECTRUM = (5.0, 2.0, 1.0, 0.5, 0.1)
 

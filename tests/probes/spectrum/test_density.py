@@ -10,11 +10,10 @@ from torch import Tensor
 
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.operators.base import SymmetricOperator, from_matrix
-from lossscope.probes.spectrum.block_krylov import Array, BlockKrylov
+from lossscope.probes.spectrum.block_krylov import Array, BlockKrylov, started
 from lossscope.probes.spectrum.density import SpectralDensity, spectral_density
 from lossscope.probes.spectrum.measure import measure_spectrum
 from lossscope.probes.spectrum.ritz import ritz
-from lossscope.probes.spectrum.start import started
 from lossscope.probes.statistics.estimate import Estimate
 
 

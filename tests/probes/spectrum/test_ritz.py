@@ -11,11 +11,10 @@ from scipy.stats import binom
 from torch import Tensor
 
 from lossscope.probes.operators.base import SymmetricOperator, from_matrix
-from lossscope.probes.spectrum.block_krylov import Array
+from lossscope.probes.spectrum.block_krylov import Array, Start, started
 from lossscope.probes.spectrum.extreme_pairs import eigenpairs, grow
 from lossscope.probes.spectrum.results import EigenPairs
 from lossscope.probes.spectrum.ritz import Ritz, ritz
-from lossscope.probes.spectrum.start import Start, started
 
 
 def seeded(seed: int = 0) -> torch.Generator:

@@ -9,8 +9,7 @@ from torch import Tensor
 
 from lossscope.optimizer.update.newton_schulz import PRESETS, coefficients, orthogonal_factor
 from lossscope.probes.errors import ProbeError
-from lossscope.probes.steps.newton_schulz import newton_schulz_image
-from lossscope.probes.steps.polar_quality import newton_schulz_quality
+from lossscope.probes.steps.newton_schulz import newton_schulz_image, newton_schulz_quality
 
 KELLER = [(3.4445, -4.7750, 2.0315)] * 5
 TURNING = [(1.5, -4.0, 0.5)] * 3  # an iteration whose images take both signs
