@@ -86,7 +86,7 @@ def _environment(place: Place) -> dict[str, Any]:
 
     import torch
 
-    from lossscope.landscape.recording.environment import environment
+    from lossscope.landscape.recording.run_metadata import environment
     from lossscope.probes.selfcheck.oracles import ORACLES
 
     facts: dict[str, Any] = {"device": place.device.type, "dtype": str(place.dtype).removeprefix("torch.")}

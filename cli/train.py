@@ -61,7 +61,7 @@ def _settings(file: Path | None, given: dict[str, Any], assignments: list[str]) 
 
 def _run(asked: dict[str, Any], *, resume: bool, force: bool, as_json: bool) -> None:
     from lossscope.cli.progress import progress_bar
-    from lossscope.landscape.analysis.milestone import first_step
+    from lossscope.landscape.analysis.series import first_step
     from lossscope.landscape.errors import ConfigError
     from lossscope.landscape.storage.manifest import run_path
     from lossscope.landscape.training.config import TrainConfig

@@ -1,4 +1,4 @@
-from .analysis.milestone import first_step as first_step
+from .analysis.series import first_step as first_step
 from .errors import LandscapeError as LandscapeError
 from .recording.recorder import Recorder as Recorder
 from .run import (

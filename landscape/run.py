@@ -120,7 +120,7 @@ class Run:
 
     def _frame(self, table: str) -> pd.DataFrame:
         """A table as a data frame."""
-        from lossscope.landscape.storage.frame import frame
+        from lossscope.landscape.storage.row_codec import frame
 
         return frame(self._tables.rows(table))
 

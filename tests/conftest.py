@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 
-from lossscope.landscape.recording.preset import PRESETS
+from lossscope.landscape.recording.cadence import PRESETS
 from lossscope.landscape.run import Run
 from lossscope.landscape.storage.run_store import RunStore
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lossscope.landscape.recording.preset import PRESETS
+from lossscope.landscape.recording.cadence import PRESETS
 from lossscope.landscape.run import Run
 
 ROOT = Path(__file__).parents[1]

@@ -23,6 +23,7 @@ __all__ = [
     "Series",
     "against_loss",
     "by_arm",
+    "first_step",
     "loss_at",
     "over_seeds",
     "probe_series",
@@ -193,3 +194,14 @@ def _finite(values: FloatArray) -> FloatArray:
 def _joined(parts: Sequence[FloatArray]) -> FloatArray:
     """The parts one after another; empty for none."""
     return np.concatenate(parts) if parts else np.empty(0)
+
+
+def first_step(run: Run, column: str, level: float) -> int | None:
+    """The first recorded step at which a column of the steps table is at least `level`; None if it never was.
+
+    Grokking is told this way: `first_step(run, "test_accuracy", 0.99)`. It is known to the step only as
+    finely as the column was measured.
+    """
+    steps = run.steps
+    reached = steps.loc[steps[column] >= level, "step"]
+    return int(reached.iloc[0]) if len(reached) else None

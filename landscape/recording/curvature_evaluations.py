@@ -16,7 +16,7 @@ from lossscope.landscape.curvature.estimate_rows import Rows, estimate_row
 from lossscope.landscape.curvature.host_transfer import Row
 from lossscope.landscape.curvature.options import Effort, Subject
 from lossscope.landscape.curvature.panel import Panel
-from lossscope.landscape.recording.preset import Preset
+from lossscope.landscape.recording.cadence import Preset
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.objective.objective import Objective
 from lossscope.probes.sharpness.directional import DirectionalSharpness, directional_sharpness

@@ -12,12 +12,11 @@ from torch.optim.optimizer import Optimizer
 
 from lossscope.landscape.curvature.host_transfer import Row, settled
 from lossscope.landscape.errors import LandscapeError
-from lossscope.landscape.recording.cadence import Cadence
+from lossscope.landscape.recording.cadence import Cadence, preset_of
 from lossscope.landscape.recording.checkpoints import forget_checkpoints_after, save_checkpoint
 from lossscope.landscape.recording.curvature_evaluations import CurvatureProbe
 from lossscope.landscape.recording.minibatch_pairs import MinibatchPairs
 from lossscope.landscape.recording.overhead import Overhead
-from lossscope.landscape.recording.preset import preset_of
 from lossscope.landscape.recording.run_metadata import birth_certificate
 from lossscope.landscape.recording.spectrum_rows import finished_spectra
 from lossscope.landscape.recording.step_observer import StepWatch

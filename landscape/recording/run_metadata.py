@@ -2,17 +2,40 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
-from lossscope.landscape.curvature.optimizer_name import optimizer_name
-from lossscope.landscape.recording.environment import code_version, environment
+from lossscope.landscape.curvature.optimizer_metric import optimizer_name
 from lossscope.optimizer import Ascending
 
-__all__ = ["birth_certificate"]
+__all__ = ["birth_certificate", "code_version", "environment"]
+
+
+def code_version() -> str:
+    """The version of lossscope that is running."""
+    try:
+        return version("lossscope")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def environment() -> dict[str, Any]:
+    """Versions and machine, as far as they can change a number."""
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": version("numpy"),
+        "lossscope": code_version(),
+        "platform": platform.platform(),
+        "cpu": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+    }
 
 
 def birth_certificate(names: Mapping[Tensor, str], optimizer: Optimizer, data_hash: str | None) -> dict[str, Any]:

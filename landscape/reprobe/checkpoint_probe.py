@@ -13,11 +13,10 @@ from lossscope.landscape.curvature.options import Effort, Subject
 from lossscope.landscape.curvature.panel import Panel
 from lossscope.landscape.errors import RunError
 from lossscope.landscape.recording.checkpoints import checkpoints, load_optimizer, load_weights, optimizer_state
-from lossscope.landscape.recording.environment import code_version
-from lossscope.landscape.reprobe.budget import check_budget
+from lossscope.landscape.recording.run_metadata import code_version
 from lossscope.landscape.reprobe.restored_optimizer import OwnOptimizerError, own_optimizer
 from lossscope.landscape.reprobe.result import Absent, Probed
-from lossscope.landscape.reprobe.selection import chosen_measures
+from lossscope.landscape.reprobe.selection import check_budget, chosen_measures
 from lossscope.landscape.reprobe.user_objective import evaluated_once, objective_from
 from lossscope.landscape.run import Run
 from lossscope.landscape.storage.run_store import RunStore

@@ -10,10 +10,9 @@ from typing import Any, Literal
 
 from lossscope.landscape.errors import RunError
 from lossscope.landscape.storage.compaction import compact, unused_segment
-from lossscope.landscape.storage.folder import claimed_folder
 from lossscope.landscape.storage.journal import Journal
 from lossscope.landscape.storage.manifest import PROBING, manifest_text, read_manifest, utc_now, write_manifest
-from lossscope.landscape.storage.run_folder import RunLock
+from lossscope.landscape.storage.run_folder import RunLock, claimed_folder
 from lossscope.landscape.storage.run_tables import RunTables
 from lossscope.landscape.storage.schema import SCHEMA_VERSION, TABLES
 

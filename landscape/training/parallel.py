@@ -19,8 +19,8 @@ import torch
 
 from lossscope.landscape.errors import ConfigError, LandscapeError, TrainingError
 from lossscope.landscape.run import Run
-from lossscope.landscape.storage.folder import refuse_unless_free
 from lossscope.landscape.storage.manifest import run_path
+from lossscope.landscape.storage.run_folder import refuse_unless_free
 from lossscope.landscape.training.config import TrainConfig
 from lossscope.landscape.training.training import resolved, train
 

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lossscope.landscape.errors import ConfigError, RunError, TrainingError
+from lossscope.landscape.recording.cadence import preset_of
 from lossscope.landscape.recording.checkpoints import checkpoints, load_checkpoint
-from lossscope.landscape.recording.preset import preset_of
 from lossscope.landscape.recording.recorder import Recorder
 from lossscope.landscape.run import Run
 from lossscope.landscape.storage.manifest import run_path

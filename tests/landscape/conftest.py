@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from lossscope.landscape.recording.preset import PRESETS
+from lossscope.landscape.recording.cadence import PRESETS
 from lossscope.landscape.run import Run
 from lossscope.landscape.storage.run_store import RunStore
 

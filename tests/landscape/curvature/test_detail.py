@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from lossscope.landscape.curvature.catalogue import MEASURES
-from lossscope.landscape.curvature.detail import batch_rows, module_rows, sampling_rows
 from lossscope.landscape.curvature.options import Effort, Subject
+from lossscope.landscape.curvature.panel import batch_rows, module_rows, sampling_rows
 from lossscope.probes.objective.losses import CrossEntropy
 from lossscope.probes.objective.objective import Objective
 from lossscope.probes.operators.hessian import hessian

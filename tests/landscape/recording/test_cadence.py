@@ -8,9 +8,8 @@ from itertools import pairwise
 
 import pytest
 
-from lossscope.landscape.recording.cadence import Cadence
+from lossscope.landscape.recording.cadence import PRESETS, Cadence, Preset
 from lossscope.landscape.recording.overhead import Overhead
-from lossscope.landscape.recording.preset import PRESETS, Preset
 
 STANDARD = PRESETS["standard"]
 

@@ -15,9 +15,8 @@ from lossscope.landscape.curvature.estimate_rows import Rows
 from lossscope.landscape.curvature.optimizer_metric import step_metric
 from lossscope.landscape.curvature.options import Effort, Subject
 from lossscope.landscape.curvature.panel import Panel
-from lossscope.landscape.recording.cadence import Cadence
+from lossscope.landscape.recording.cadence import PRESETS, Cadence
 from lossscope.landscape.recording.curvature_evaluations import CurvatureProbe
-from lossscope.landscape.recording.preset import PRESETS
 from lossscope.optimizer import create
 from lossscope.probes.objective.losses import CrossEntropy
 from lossscope.probes.objective.objective import Objective

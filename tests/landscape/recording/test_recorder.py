@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lossscope.landscape.errors import ConfigError, RunError
-from lossscope.landscape.recording.preset import PRESETS
+from lossscope.landscape.recording.cadence import PRESETS
 from lossscope.landscape.recording.recorder import Recorder
 from lossscope.landscape.run import Run
 from lossscope.landscape.training.modular_addition import ModularTransformer, modular_addition

@@ -6,7 +6,7 @@ from itertools import pairwise
 
 from hypothesis import given, strategies as st
 
-from lossscope.landscape.recording.schedule import growing, log_spaced
+from lossscope.landscape.recording.cadence import growing, log_spaced
 
 
 @given(last=st.integers(1, 100_000), count=st.integers(2, 60))

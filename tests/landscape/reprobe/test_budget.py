@@ -8,8 +8,7 @@ import torch
 from lossscope.landscape.curvature.options import Effort, Subject
 from lossscope.landscape.curvature.panel import Panel
 from lossscope.landscape.errors import ConfigError
-from lossscope.landscape.reprobe.budget import check_budget, least_products
-from lossscope.landscape.reprobe.selection import chosen_measures
+from lossscope.landscape.reprobe.selection import check_budget, chosen_measures, least_products
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.objective.losses import CrossEntropy
 from lossscope.probes.objective.objective import Objective

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from lossscope.landscape.curvature.optimizer_name import optimizer_name
+from lossscope.landscape.curvature.optimizer_metric import optimizer_name
 from lossscope.landscape.reprobe.restored_optimizer import OwnOptimizerError, own_optimizer
 from lossscope.optimizer import ARS2Neo, Ascending, Relative, create, names, settings
 
