@@ -7,11 +7,23 @@ from typing import TYPE_CHECKING, Final
 
 from lossscope.reports.content import FigureData, Missing, Report
 from lossscope.reports.dynamics.findings import layers_stayed, model_predicted, shear_keeps_longer, trigger_beats_noise
-from lossscope.reports.dynamics.layer_table import layer_records, layer_table
-from lossscope.reports.dynamics.minibatch_tables import Memories, memories_of, memory_figure, memory_tables
-from lossscope.reports.dynamics.noise_table import missing_noise, noise_records, noise_table
+from lossscope.reports.dynamics.minibatch_tables import (
+    Memories,
+    memories_of,
+    memory_figure,
+    memory_tables,
+    missing_noise,
+    noise_records,
+    noise_table,
+)
 from lossscope.reports.dynamics.shear_energy_tables import energy_table, missing_shear_and_energy, shear_table
-from lossscope.reports.dynamics.step_tables import alignment_table, injection_table, step_quality_table
+from lossscope.reports.dynamics.step_tables import (
+    alignment_table,
+    injection_table,
+    layer_records,
+    layer_table,
+    step_quality_table,
+)
 from lossscope.reports.dynamics.trigger_tables import missing_triggers, trigger_tables, triggers_of
 from lossscope.reports.shared.cost_tables import overhead_table
 from lossscope.reports.shared.figures import (

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from lossscope.landscape.analysis.series import by_arm
 from lossscope.reports.content import Cell, Column, Report, Table
-from lossscope.reports.entropy.newton_schulz_table import newton_schulz_table
-from lossscope.reports.entropy.tables import order_table
+from lossscope.reports.entropy.tables import newton_schulz_table, order_table
 from lossscope.reports.shared.figures import entropy_figure
 from lossscope.reports.shared.findings import entropy_raised, spectra_precise
 from lossscope.reports.shared.norm_tables import norm_table
