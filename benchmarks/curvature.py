@@ -34,7 +34,7 @@ from curvature_jobs import (
     tracking_run,
 )
 from curvature_products import product_arms, time_products
-from curvature_reference import Effort, Reference, remembered, top_reference
+from curvature_reference import Reference, SolverOptions, remembered, top_reference
 from curvature_rivals import Combination
 from curvature_tables import (
     Verdict,
@@ -75,15 +75,15 @@ class Plan:
     steps: int  # of training
     top: Rounds
     panel: Rounds
-    effort: Effort
+    effort: SolverOptions
     visits: int  # of a run that is followed
     seeds: int  # with which it is followed
     product_rounds: int
     product_repeats: int
 
 
-FULL = Plan(tuple(RECIPES), 1.0, 50, 300, Rounds(5, 5), Rounds(2, 5, 45.0), Effort(), 40, 3, 7, 3)
-ROUGH = Effort(5e-3, density_probes=4, density_steps=16)
+FULL = Plan(tuple(RECIPES), 1.0, 50, 300, Rounds(5, 5), Rounds(2, 5, 45.0), SolverOptions(), 40, 3, 7, 3)
+ROUGH = SolverOptions(5e-3, density_probes=4, density_steps=16)
 QUICK = Plan(("mlp", "wide"), 0.25, 50, 300, Rounds(3, 3), Rounds(1, 1), ROUGH, 12, 1, 2, 3)
 
 

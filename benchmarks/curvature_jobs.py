@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lossscope.probes import hessian, measure_spectrum
 from lossscope.probes.operators import product_choice
-from lossscope.probes.spectrum.block_krylov import started
+from lossscope.probes.spectrum.block_krylov import start_block
 from lossscope.probes.spectrum.eigen_tracker import EigenTracker
 from lossscope.probes.spectrum.ritz import ritz
 
@@ -125,8 +125,8 @@ def our_top(problem: Problem, seed: int) -> Found:
 def our_residual(problem: Problem, seed: int) -> Found:
     """The same without the proof that it is the largest: some eigenvalue is within 1 %."""
     operator = hessian(problem.objective())
-    with operator.held(expected=8):
-        space = started(operator, 1, None, torch.Generator().manual_seed(seed)).space
+    with operator.cached(expected=8):
+        space = start_block(operator, 1, None, torch.Generator().manual_seed(seed)).space
         while True:
             space.step(1)
             pairs = ritz(space, space.start)

@@ -82,7 +82,7 @@ def _chosen(problem: Problem, notes: list[str]) -> Iterator[Callable[[], int]]:
         notes[:] = [operator.method + (f", blocks of {width}" if width > 1 else "")]
         return width
 
-    with operator.held(expected=EXPECTED):
+    with operator.cached(expected=EXPECTED):
         yield call
 
 
@@ -96,7 +96,7 @@ def _ours(problem: Problem, method: str, width: int) -> Iterator[Callable[[], in
         operator @ V
         return width
 
-    with operator.held(expected=EXPECTED):
+    with operator.cached(expected=EXPECTED):
         yield call
 
 

@@ -29,7 +29,7 @@ Product = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class Effort:
+class SolverOptions:
     """How far a reference is driven."""
 
     trace_error: float = 1e-3  # relative standard error of the trace, where it is sampled
@@ -74,7 +74,7 @@ class Reference:
         return math.ceil(2 * size * float(shares @ nodes**2) / (rel * self.trace) ** 2)
 
 
-def remembered(problem: Problem, effort: Effort) -> Reference:
+def remembered(problem: Problem, effort: SolverOptions) -> Reference:
     """The reference of a problem, kept in the folder for temporary files under a hash of all that it depends on."""
     digest = hashlib.sha256(repr((effort, problem.relu_only)).encode())
     for tensor in (*problem.parameters, *problem.batch):
@@ -89,7 +89,7 @@ def remembered(problem: Problem, effort: Effort) -> Reference:
     return Reference(top=np.array(kept.pop("top")), density=(np.array(nodes), np.array(shares)), **kept)
 
 
-def reference(problem: Problem, effort: Effort) -> Reference:
+def reference(problem: Problem, effort: SolverOptions) -> Reference:
     """The reference of a problem."""
     generator = torch.Generator().manual_seed(20_26)
     exact = kept_product(problem.to(torch.float64))
@@ -215,7 +215,7 @@ def _agreement(problem: Problem, top: Array, bottom: float) -> float:
 
 
 def _trace(
-    problem: Problem, Q: Tensor, inside: float, effort: Effort, generator: torch.Generator
+    problem: Problem, Q: Tensor, inside: float, effort: SolverOptions, generator: torch.Generator
 ) -> tuple[float, float]:
     """The trace and its relative standard error: exactly, or on the space plus by probes outside of it."""
     if problem.relu_only:
@@ -255,7 +255,7 @@ def gauss_newton_trace(problem: Problem) -> float:
 
 
 def _density(
-    problem: Problem, pairs: Tensor, values: Array, effort: Effort, generator: torch.Generator
+    problem: Problem, pairs: Tensor, values: Array, effort: SolverOptions, generator: torch.Generator
 ) -> tuple[tuple[Array, Array], float]:
     """Settled eigenvalues with 1/n each, the rest by quadrature from probes; and half the distance of two halves."""
     product, runs = kept_product(problem), list[tuple[Array, Array]]()

@@ -160,7 +160,7 @@ def _chosen(place: Place) -> dict[str, Any]:
     H = hessian(Objective(net, CrossEntropy(), [(inputs.to(place.dtype), labels)]))
     chosen = []
     for expected in _JOBS:
-        with H.held(expected=expected):
+        with H.cached(expected=expected):
             H @ torch.ones(H.size)
             chosen.append((expected, H.choice))
     gradient = H.gradient_seconds

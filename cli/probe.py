@@ -10,7 +10,7 @@ import typer
 from lossscope.cli.options import JsonOption
 
 if TYPE_CHECKING:
-    from lossscope.landscape.curvature.options import Effort
+    from lossscope.landscape.curvature.options import SolverOptions
     from lossscope.landscape.reprobe.result import Probed
 
 __all__ = ["probe", "share_of"]
@@ -115,15 +115,15 @@ def _names(measures: str) -> list[str]:
     return names
 
 
-def _effort(rel: str, max_products: int, seed: int, engine: Literal["lossscope", "pyhessian"]) -> Effort:
+def _effort(rel: str, max_products: int, seed: int, engine: Literal["lossscope", "pyhessian"]) -> SolverOptions:
     """How precise, checked before anything is loaded."""
-    from lossscope.landscape.curvature.options import Effort
+    from lossscope.landscape.curvature.options import SolverOptions
     from lossscope.landscape.errors import ConfigError
 
     share = share_of(rel)
     if max_products < 1:
         raise ConfigError(f"--max-products {max_products} is out of range: need at least 1")
-    return Effort(share, share, max_products, seed, engine)
+    return SolverOptions(share, share, max_products, seed, engine)
 
 
 def share_of(text: str) -> float:

@@ -77,11 +77,11 @@ class Run:
         return self._frame("probes")
 
     @cached_property
-    def standing(self) -> pd.DataFrame:
+    def estimates(self) -> pd.DataFrame:
         """The rows of `probes` that count, one per step, measure and tensor: see `storage.deduplicate`."""
-        from lossscope.landscape.storage.deduplicate import standing
+        from lossscope.landscape.storage.deduplicate import deduplicate
 
-        return standing(self.probes, self.manifest.get("data_hash"))
+        return deduplicate(self.probes, self.manifest.get("data_hash"))
 
     @cached_property
     def densities(self) -> pd.DataFrame:

@@ -8,16 +8,16 @@ from typing import Any, Literal
 import torch
 
 from lossscope.optimizer.ascent.two_pass import Pass
-from lossscope.optimizer.base import Ascending, Params
+from lossscope.optimizer.base import Params, TwoPassOptimizer
 from lossscope.optimizer.errors import OptimizerError
 from lossscope.optimizer.hyperparameters import DEFAULTS, checked_group, period_of
-from lossscope.optimizer.update.adam import Moment, Taken, adam_state, apply_step, decay, whitened
+from lossscope.optimizer.update.adam import ParameterStep, Update, adam_state, apply_step, decay, whitened
 from lossscope.optimizer.update.matrix_view import track_of
 
 __all__ = ["ARS2Neo", "Pass"]
 
 
-class ARS2Neo(Ascending):
+class ARS2Neo(TwoPassOptimizer):
     r"""The optimizer; by default its numbers are those of the published ARS2-Neo.
 
     Per matrix, with moments `m`, `v` and their bias-corrected forms:
@@ -25,7 +25,7 @@ class ARS2Neo(Ascending):
     `W <- (1 - lr wd) W - lr E O`. Vectors take Adam's step `lr A`. On a sync step the gradient is the one
     at `w + e`. As `|O|_F` is about `0.87 sqrt(min(m, n))`, a step is that many times Adam's at the same lr.
 
-    Steps are taken by `passes()` and `step()`, or by `step(closure)`: see `Ascending`.
+    Steps are taken by `passes()` and `step()`, or by `step(closure)`: see `TwoPassOptimizer`.
 
     Args:
         params: Parameters, `(name, parameter)` pairs or groups. Shape decides the track (`ndim >= 2`:
@@ -37,7 +37,7 @@ class ARS2Neo(Ascending):
         mode: `base`: one pass. `sync`: two passes every step. `lazy`: two every `k` steps, the stored shear
             injected between. `aga`: two when the gradient turns against the stored shear, or after `k` steps.
             `timer`: two at random, as often as aga's trigger fires where phi is noise: a control. A measured aga run is
-            matched by an `aga_lambda` with Phi(-aga_lambda) its chance a step before the cap, as `trigger_audit`
+            matched by an `aga_lambda` with Phi(-aga_lambda) its chance a step before the cap, as `trigger_test`
             measures it, and by its mean alpha, which is alpha times the mean growth.
         rho: Radius of the ascent; at 0 there is none, at the cost of `base`.
         k: The lazy period (default 5) or the longest interval of aga and timer (default 10); an error in other modes.
@@ -117,7 +117,7 @@ class ARS2Neo(Ascending):
         """Settings of the whole optimizer cannot differ from those of the first group."""
         checked_group(group, first)
 
-    def take(self, group: dict[str, Any], moments: Sequence[Moment]) -> list[Taken]:
+    def take(self, group: dict[str, Any], moments: Sequence[ParameterStep]) -> list[Update]:
         """Whiten, decay, and step along the orthogonal factors."""
         A = whitened(moments, group["betas"], group["eps"])
         decay(group, moments)

@@ -12,14 +12,14 @@ from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from lossscope.optimizer.ascent.grad_scaler import Scaling
+from lossscope.optimizer.ascent.grad_scaler import GradScalerGuard
 from lossscope.optimizer.ascent.perturbation import PERTURBATIONS, Ascent
-from lossscope.optimizer.ascent.seeded_noise import Draw
+from lossscope.optimizer.ascent.seeded_noise import SeededNoise
 from lossscope.optimizer.ascent.shear import direction_of, injected, misalignment, store_shears
 from lossscope.optimizer.ascent.trigger import Decision, TriggerState, decided
-from lossscope.optimizer.ascent.two_pass import Pass, Plan, RandomState, ascended, own_copy, untouched_buffers
+from lossscope.optimizer.ascent.two_pass import Pass, RandomState, StepPlan, ascended, own_copy, untouched_buffers
 from lossscope.optimizer.errors import OptimizerError
-from lossscope.optimizer.records.observers import Observers, Uninjected
+from lossscope.optimizer.records.observers import CounterfactualUpdate, Observers
 from lossscope.optimizer.records.step_record import StepRecord, TensorRecord
 from lossscope.optimizer.refusals import (
     refuse_a_missing_pass,
@@ -28,14 +28,14 @@ from lossscope.optimizer.refusals import (
     refuse_one_name_for_two,
     refuse_sparse_gradients,
 )
-from lossscope.optimizer.update.adam import OF_ASCENT, Moment, Taken, tensor_record
+from lossscope.optimizer.update.adam import OF_ASCENT, ParameterStep, Update, tensor_record
 
-__all__ = ["RULE", "Ascending", "Params", "refuse_foreign_state"]
+__all__ = ["RULE", "Params", "TwoPassOptimizer", "refuse_foreign_state"]
 
 RULE: Final = "rule"  # under which a state says what saved it
 
 
-def refuse_foreign_state(optimizer: Ascending, saved: Mapping[str, Any]) -> None:
+def refuse_foreign_state(optimizer: TwoPassOptimizer, saved: Mapping[str, Any]) -> None:
     """Raise an error for the state of another rule or of other parameters, before anything of it is loaded.
 
     A state from before rules were saved with it, or of an optimizer of torch, is known by the tensors that it keeps.
@@ -72,7 +72,7 @@ def refuse_foreign_state(optimizer: Ascending, saved: Mapping[str, Any]) -> None
 
 
 def _tensors(
-    optimizer: Ascending, saved: Mapping[str, Any]
+    optimizer: TwoPassOptimizer, saved: Mapping[str, Any]
 ) -> Iterator[tuple[str, Mapping[str, Any], dict[str, Any], torch.Size]]:
     """Each parameter with what is saved of it, what would be, without its memory, and its shape."""
     # torch compares the numbers of groups and of parameters, and says so
@@ -91,7 +91,7 @@ def _listed(names: Iterable[str]) -> str:
 Params = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]]
 
 
-class Ascending(Optimizer, ABC):
+class TwoPassOptimizer(Optimizer, ABC):
     r"""What all our optimizers share: passes, the decision to ascend, the shear, records. A child takes the step.
 
     Steps are taken in one of two ways; both zero the gradients themselves before each pass:
@@ -114,10 +114,10 @@ class Ascending(Optimizer, ABC):
 
     def __init__(self, params: Params, defaults: dict[str, Any]) -> None:
         self._observers = Observers()
-        self._plan: Plan | None = None
+        self._plan: StepPlan | None = None
         self._inside_pass = False
-        self._scaling = Scaling()
-        self.last: Plan | None = None
+        self._scaling = GradScalerGuard()
+        self.last: StepPlan | None = None
         super().__init__(cast(Any, params), defaults)
 
     rule: str  # the name of its arithmetic, saved with its state
@@ -132,7 +132,7 @@ class Ascending(Optimizer, ABC):
         """The state of a parameter before its first step."""
 
     @abstractmethod
-    def take(self, group: dict[str, Any], moments: Sequence[Moment]) -> list[Taken]:
+    def take(self, group: dict[str, Any], moments: Sequence[ParameterStep]) -> list[Update]:
         """Move the parameters of a group; called without gradients, once a step, with those that have one."""
 
     @abstractmethod
@@ -144,7 +144,7 @@ class Ascending(Optimizer, ABC):
         super().__setstate__(state)
         self._observers = self.__dict__.get("_observers", Observers())
         self._plan, self._inside_pass, self.last = None, False, None
-        self._scaling = Scaling()
+        self._scaling = GradScalerGuard()
         for group in self.param_groups:
             for name, value in self.defaults.items():
                 group.setdefault(name, value)
@@ -193,7 +193,7 @@ class Ascending(Optimizer, ABC):
         return self._observers.add(callback, counterfactual=counterfactual)
 
     @property
-    def ascends(self) -> bool:
+    def takes_second_gradient(self) -> bool:
         """Whether there are steps that take a second gradient: not in mode `base`, nor without a radius."""
         first = self.param_groups[0]
         return bool(first["mode"] != "base") and any(group["rho"] > 0 for group in self.param_groups)
@@ -208,7 +208,7 @@ class Ascending(Optimizer, ABC):
         Returns:
             One perturbation for each parameter that has a gradient here and a radius; none where nothing ascends.
         """
-        ascents = self._ascents(gradients) if self.ascends else {}
+        ascents = self._ascents(gradients) if self.takes_second_gradient else {}
         if not ascents:
             return {}
         moves = PERTURBATIONS[self.param_groups[0]["perturbation"]](list(ascents.values()))
@@ -240,7 +240,7 @@ class Ascending(Optimizer, ABC):
         self._plan = None
         self._scaling.begin(scaler)
         self.zero_grad()
-        replay = RandomState(self._parameters()) if self.ascends else None
+        replay = RandomState(self._parameters()) if self.takes_second_gradient else None
         first = Pass(0)
         self._inside_pass = True
         try:
@@ -248,7 +248,7 @@ class Ascending(Optimizer, ABC):
         finally:
             self._inside_pass = False
         decision = self._decide()
-        plan = Plan(decision, (first.loss, None))
+        plan = StepPlan(decision, (first.loss, None))
         if replay is not None and decision.sync:
             yield from self._second_pass(plan, replay, model, 1.0 if scaler is None else scaler.get_scale())
         self._plan = plan
@@ -271,13 +271,15 @@ class Ascending(Optimizer, ABC):
         self._scaling.settle(scaled=scaled, sync=plan.decision.sync)
         plan.follow(self.param_groups[0])
         observed: list[TensorRecord] | None = [] if self._observers else None
-        uninjected = Uninjected(self.take) if self._observers.want_counterfactuals and self._injects(plan) else None
+        uninjected = (
+            CounterfactualUpdate(self.take) if self._observers.want_counterfactuals and self._injects(plan) else None
+        )
         first = 0
         for group in self.param_groups:
             self._step_group(group, first, plan, observed, uninjected)
             first += len(group["params"])
         plan.decision.after.write(self.param_groups[0])
-        self.last = Plan(plan.decision, plan.losses)  # scalars only: the tensors of the step are let go
+        self.last = StepPlan(plan.decision, plan.losses)  # scalars only: the tensors of the step are let go
         if observed is not None:
             self._observers.tell(self.param_groups[0], plan, observed, uninjected)
         return plan.losses[0] if loss is None else loss
@@ -308,19 +310,21 @@ class Ascending(Optimizer, ABC):
         first = self.param_groups[0]
         before = TriggerState.read(first)
         refuse_sparse_gradients(self._parameters())
-        if first["mode"] != "aga" or not self.ascends:
-            return decided(first, before, None, ascends=self.ascends)
+        if first["mode"] != "aga" or not self.takes_second_gradient:
+            return decided(first, before, None, takes_second_gradient=self.takes_second_gradient)
         having = [p for p in self._parameters() if p.grad is not None and "shear" in self.state.get(p, ())]
         phi = misalignment([cast(Tensor, p.grad) for p in having], [self.state[p]["shear"] for p in having])
-        return decided(first, before, phi, ascends=True)
+        return decided(first, before, phi, takes_second_gradient=True)
 
-    def _plan_without_passes(self) -> Plan:
+    def _plan_without_passes(self) -> StepPlan:
         decision = self._decide()
         if decision.sync:
             refuse_a_missing_pass(decision.after.clock, self.param_groups[0]["mode"])
-        return Plan(decision)
+        return StepPlan(decision)
 
-    def _second_pass(self, plan: Plan, replay: RandomState, model: nn.Module | None, scale: float) -> Iterator[Pass]:
+    def _second_pass(
+        self, plan: StepPlan, replay: RandomState, model: nn.Module | None, scale: float
+    ) -> Iterator[Pass]:
         first = {p: p.grad for p in self._parameters() if p.grad is not None}
         plan.base = {p: own_copy(g) if scale == 1 else g / scale for p, g in first.items()}
         plan.moves = self.ascent(plan.base)  # empty without a gradient: there is nowhere to ascend to
@@ -348,7 +352,7 @@ class Ascending(Optimizer, ABC):
                     state = state if "step" in state else self.fresh_state(group, p)
                     beta2, eps = group.get("betas", (0.0, 0.0))[1], group.get("eps", 0.0)
                     v, steps = state.get("exp_avg_sq"), int(state["step"])
-                    draw = Draw("ascent", group["seed"], clock, len(ascents))
+                    draw = SeededNoise("ascent", group["seed"], clock, len(ascents))
                     ascents[p] = Ascent(p, base[p], v, steps, beta2, eps, group["rho"], draw)
         return ascents
 
@@ -360,34 +364,36 @@ class Ascending(Optimizer, ABC):
             state.update(self.fresh_state(group, parameter))
         return cast("dict[str, Any]", state)
 
-    def _moment(self, group: dict[str, Any], index: int, name: str, parameter: Tensor, plan: Plan) -> Moment:
+    def _moment(self, group: dict[str, Any], index: int, name: str, parameter: Tensor, plan: StepPlan) -> ParameterStep:
         gradient = cast(Tensor, parameter.grad)
         state = self._state(group, parameter)
         stale = state.get("shear")
         if plan.decision.sync:
             followed = plan.followed.get(parameter, gradient)
-            return Moment(index, name, parameter, followed, plan.base.get(parameter), stale, state, False, gradient)
+            return ParameterStep(
+                index, name, parameter, followed, plan.base.get(parameter), stale, state, False, gradient
+            )
         direction = self._injected_direction(state)
         if direction is None:
-            return Moment(index, name, parameter, gradient, gradient, stale, state, False)
+            return ParameterStep(index, name, parameter, gradient, gradient, stale, state, False)
         fed = injected(gradient, direction, plan.decision.alpha)
-        return Moment(index, name, parameter, fed, gradient, stale, state, True)
+        return ParameterStep(index, name, parameter, fed, gradient, stale, state, True)
 
-    def _injects(self, plan: Plan) -> bool:
+    def _injects(self, plan: StepPlan) -> bool:
         """Whether the step injects a stored shear somewhere."""
         having = [self.state.get(p, {}) for p in self._parameters() if p.grad is not None]
         return not plan.decision.sync and any(self._injected_direction(state) is not None for state in having)
 
     def _injected_direction(self, state: dict[str, Any]) -> Tensor | None:
-        return direction_of(self.param_groups[0], state) if self.ascends else None
+        return direction_of(self.param_groups[0], state) if self.takes_second_gradient else None
 
     def _step_group(
         self,
         group: dict[str, Any],
         first: int,
-        plan: Plan,
+        plan: StepPlan,
         observed: list[TensorRecord] | None,
-        uninjected: Uninjected | None,
+        uninjected: CounterfactualUpdate | None,
     ) -> None:
         indices = range(first, first + len(group["params"]))
         names = group.get("param_names") or [f"parameter {i}" for i in indices]

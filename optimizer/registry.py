@@ -15,7 +15,7 @@ from torch.optim.optimizer import Optimizer
 from lossscope.optimizer.ars2_neo import ARS2Neo
 from lossscope.optimizer.errors import OptimizerError
 from lossscope.optimizer.hyperparameters import DEFAULTS, checked_number, period_of
-from lossscope.optimizer.rule_optimizer import Relative
+from lossscope.optimizer.rule_optimizer import RuleOptimizer
 from lossscope.optimizer.update.matrix_view import track_of
 from lossscope.optimizer.update.routing import routing
 from lossscope.optimizer.update.rules import RULES
@@ -178,11 +178,11 @@ def _rule(name: str, words: str) -> None:
     register(name, Entry(words, rule.source, _BASES[name], usual, cuts="newton_schulz" in rule.settings))
 
 
-def _relative(trainable: Any, *, rule: str, **chosen: Any) -> Relative:
+def _relative(trainable: Any, *, rule: str, **chosen: Any) -> RuleOptimizer:
     """A relative whose vectors have a group of their own where their learning rate is another."""
     vector_lr = chosen.pop("vector_lr", RULES[rule].vector_lr)
     if vector_lr is None:
-        return Relative(trainable, rule, **chosen)
+        return RuleOptimizer(trainable, rule, **chosen)
     checked_number("vector_lr", vector_lr)  # a group calls it lr
 
     def of(group: dict[str, Any], track: str) -> list[tuple[str, Tensor]]:
@@ -190,7 +190,7 @@ def _relative(trainable: Any, *, rule: str, **chosen: Any) -> Relative:
 
     matrices = [{**group, "params": of(group, "matrix")} for group in trainable]
     vectors = {"params": [pair for group in trainable for pair in of(group, "vector")], "lr": vector_lr}
-    return Relative([group for group in (*matrices, vectors) if group["params"]], rule, **chosen)
+    return RuleOptimizer([group for group in (*matrices, vectors) if group["params"]], rule, **chosen)
 
 
 def _ascent(name: str, words: str, source: str, **fixed: Any) -> None:

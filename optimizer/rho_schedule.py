@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from lossscope.optimizer.base import Ascending
+from lossscope.optimizer.base import TwoPassOptimizer
 from lossscope.optimizer.errors import OptimizerError
 
 __all__ = ["RhoSchedule"]
@@ -34,9 +34,9 @@ class RhoSchedule:
     """
 
     def __init__(
-        self, optimizer: Ascending, *, rho_max: float, lr_max: float, rho_min: float = 0.0, lr_min: float = 0.0
+        self, optimizer: TwoPassOptimizer, *, rho_max: float, lr_max: float, rho_min: float = 0.0, lr_min: float = 0.0
     ) -> None:
-        if not isinstance(optimizer, Ascending) or optimizer.param_groups[0]["mode"] == "base":
+        if not isinstance(optimizer, TwoPassOptimizer) or optimizer.param_groups[0]["mode"] == "base":
             raise OptimizerError(f"this {type(optimizer).__name__} takes one pass a step and has no radius to schedule")
         if not 0 <= rho_min <= rho_max < math.inf:
             raise OptimizerError(f"rho_min={rho_min} and rho_max={rho_max} must be finite, in order and at least 0")

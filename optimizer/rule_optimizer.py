@@ -8,18 +8,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lossscope.optimizer.base import Ascending, Params
+from lossscope.optimizer.base import Params, TwoPassOptimizer
 from lossscope.optimizer.errors import OptimizerError
 from lossscope.optimizer.hyperparameters import SHARED, checked_group, chosen_of, period_of
 from lossscope.optimizer.refusals import refuse_counters
-from lossscope.optimizer.update.adam import Moment, Taken, adam_state, zeros_state
+from lossscope.optimizer.update.adam import ParameterStep, Update, adam_state, zeros_state
 from lossscope.optimizer.update.matrix_view import matrix_view, track_of
 from lossscope.optimizer.update.rules import RULES, Rule, adamw
 
-__all__ = ["Relative"]
+__all__ = ["RuleOptimizer"]
 
 
-class Relative(Ascending):
+class RuleOptimizer(TwoPassOptimizer):
     """An optimizer that steps by one of `RULES`, with passes, ascents and records as ARS2-Neo has them.
 
     Matrices (`ndim >= 2`, or as a group's `track` says) take the rule's step, vectors AdamW's; under `sgd` all take
@@ -94,7 +94,7 @@ class Relative(Ascending):
                 "use 'sam', 'asam' or 'random_ball'"
             )
 
-    def take(self, group: dict[str, Any], moments: Sequence[Moment]) -> list[Taken]:
+    def take(self, group: dict[str, Any], moments: Sequence[ParameterStep]) -> list[Update]:
         """Step matrices by the rule and vectors by AdamW; in the order of the moments."""
         rule: Rule = RULES[self.rule]
         vectors = [m for m in moments if self._adam(group, m.parameter)]

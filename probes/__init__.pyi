@@ -9,15 +9,15 @@ from .dynamics.gradient_noise import (
     noise_scale as noise_scale,
 )
 from .dynamics.outlier_layer import (
-    PatientZero as PatientZero,
-    patient_zero as patient_zero,
+    OutlierLayer as OutlierLayer,
+    first_outlier_layer as first_outlier_layer,
 )
 from .dynamics.trigger_test import (
     PhiMemory as PhiMemory,
-    TriggerAudit as TriggerAudit,
+    TriggerTest as TriggerTest,
     noise_chances as noise_chances,
     phi_memory as phi_memory,
-    trigger_audit as trigger_audit,
+    trigger_test as trigger_test,
 )
 from .errors import ProbeError as ProbeError
 from .objective.losses import (

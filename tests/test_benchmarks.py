@@ -50,7 +50,7 @@ def spectrum(tiny):
 
 def test_the_reference_is_the_dense_spectrum(curvature, tiny, spectrum):
     reference = importlib.import_module("curvature_reference").reference
-    truth = reference(tiny, curvature.Effort(density_probes=12, density_steps=24))
+    truth = reference(tiny, curvature.SolverOptions(density_probes=12, density_steps=24))
     assert truth.top == pytest.approx(spectrum[::-1][:5], abs=1e-9 * spectrum[-1])
     assert truth.bottom == pytest.approx(spectrum[0], abs=1e-9 * spectrum[-1])
     assert truth.trace == pytest.approx(spectrum.sum(), rel=1e-9)
@@ -64,7 +64,7 @@ def test_a_sampled_trace_is_within_its_error(curvature, tiny, spectrum):
     from dataclasses import replace
 
     reference = importlib.import_module("curvature_reference").reference
-    truth = reference(replace(tiny, relu_only=False), curvature.Effort(trace_error=0.03, steps=8))
+    truth = reference(replace(tiny, relu_only=False), curvature.SolverOptions(trace_error=0.03, steps=8))
     assert 0 < truth.trace_error <= 0.03
     assert truth.trace == pytest.approx(spectrum.sum(), rel=4 * truth.trace_error)
 
@@ -72,7 +72,7 @@ def test_a_sampled_trace_is_within_its_error(curvature, tiny, spectrum):
 def test_a_remembered_reference_is_the_same(curvature, tiny, monkeypatch, tmp_path):
     module = importlib.import_module("curvature_reference")
     monkeypatch.setattr(module, "gettempdir", lambda: tmp_path)
-    effort = curvature.Effort(density_probes=2, density_steps=4)
+    effort = curvature.SolverOptions(density_probes=2, density_steps=4)
     first = module.remembered(tiny, effort)
     monkeypatch.setattr(module, "reference", None)
     again = module.remembered(tiny, effort)
@@ -122,7 +122,7 @@ TITLES = {
 
 def small(curvature):
     """As little as runs through every line."""
-    once, effort = curvature.Rounds(1, 1), curvature.Effort(0.1, steps=60, density_probes=2, density_steps=6)
+    once, effort = curvature.Rounds(1, 1), curvature.SolverOptions(0.1, steps=60, density_probes=2, density_steps=6)
     return curvature.Plan(
         ("mlp",), 0.03, 20, 100, once, once, effort, visits=2, seeds=1, product_rounds=1, product_repeats=1
     )

@@ -29,7 +29,7 @@ def test_every_table_of_schema_3_is_read(old: Run, table: str) -> None:
 
 def test_numbers_of_schema_3_are_read_as_they_were_written(old: Run) -> None:
     assert len(old.steps) == old.manifest["steps"] == 60
-    top = old.standing[(old.standing["measure"] == "lambda_max") & (old.standing["step"] == 60)]
+    top = old.estimates[(old.estimates["measure"] == "lambda_max") & (old.estimates["step"] == 60)]
     assert float(top["value"].iloc[0]) == pytest.approx(LAMBDA_MAX, rel=1e-12)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lossscope.landscape.analysis.series import FloatArray, step_series
-from lossscope.probes.dynamics.outlier_layer import patient_zero, usual_sizes
+from lossscope.probes.dynamics.outlier_layer import first_outlier_layer, usual_sizes
 
 if TYPE_CHECKING:
     from lossscope.landscape.run import Run
@@ -43,7 +43,7 @@ class LayerRecord:
 def layers_of(run: Run) -> LayerRecord | None:
     """The layer whose remainder was the first to stand out, over the whole run.
 
-    A remainder stands out at ten times its own usual size, and beyond rounding: see `patient_zero`. Both are by
+    A remainder stands out at ten times its own usual size, and beyond rounding: see `first_outlier_layer`. Both are by
     convention, so a layer that stood out is where to look, not proof of a cause.
 
     Args:
@@ -60,7 +60,7 @@ def layers_of(run: Run) -> LayerRecord | None:
     steps = table.index.to_numpy(dtype=np.int64)
     judged = np.isfinite(remainders) & np.isfinite(usual_sizes(remainders, window=_WINDOW))
     able = steps[judged.any(1)]
-    found = patient_zero(remainders, layers, window=_WINDOW, rounding=_rounding(run, steps))
+    found = first_outlier_layer(remainders, layers, window=_WINDOW, rounding=_rounding(run, steps))
     seen = (len(steps), len(able), int(able[0]) if len(able) else None)
     if found is None:
         return LayerRecord(*seen)

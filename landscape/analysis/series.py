@@ -1,7 +1,7 @@
 """Arrays out of runs, ready to be tabled or drawn: one run's series, and one arm's band over its seeds.
 
 Nothing is smoothed or filled. A number that is missing or not finite is nan, and nan is drawn as a gap. Of one that was
-measured more than once the row that counts is taken: `Run.standing`.
+measured more than once the row that counts is taken: `Run.estimates`.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def by_arm(runs: Iterable[Run]) -> dict[str, list[Run]]:
 
 def visits(run: Run) -> FloatArray:
     """The steps at which curvature was measured, ascending; empty where it never was."""
-    return np.unique(_numbers(run.standing, "step"))
+    return np.unique(_numbers(run.estimates, "step"))
 
 
 def step_series(run: Run, column: str) -> Series:
@@ -93,7 +93,7 @@ def synced_series(run: Run, column: str) -> Series:
 
 def probe_series(run: Run, measure: str) -> Series:
     """A measure of the whole model, one number per visit, with half the width of its bound as error."""
-    rows = run.standing
+    rows = run.estimates
     rows = rows[(rows["measure"] == measure) & rows["tensor"].isna()]
     half = (_numbers(rows, "high") - _numbers(rows, "low")) / 2
     return Series(run.name, _numbers(rows, "step"), _finite(_numbers(rows, "value")), _finite(half))

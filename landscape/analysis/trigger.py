@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from lossscope.landscape.analysis.series import step_series
-from lossscope.probes.dynamics.trigger_test import PhiMemory, TriggerAudit, noise_chances, phi_memory, trigger_audit
+from lossscope.probes.dynamics.trigger_test import PhiMemory, TriggerTest, noise_chances, phi_memory, trigger_test
 from lossscope.probes.errors import ProbeError
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ class TriggerRecord:
     k: int
     first: int = 0  # step
     last: int = 0
-    audit: TriggerAudit | None = None
+    audit: TriggerTest | None = None
     phi: PhiMemory | None = None
     why: str = ""
 
@@ -67,7 +67,7 @@ def trigger_of(run: Run, *, draws: int = 2000) -> TriggerRecord | None:
     draws = min(draws, max(_FEWEST_DRAWS, _MOST_DRAWN // max(int(synced.sum()), 1)))  # a long run needs fewer
     try:
         chances = None if mode == "timer" else noise_chances(phi.tolist(), step_series(run, "threshold").y.tolist())
-        audit = trigger_audit(synced.astype(bool).tolist(), lamda=lamda, k=k, chances=chances, draws=draws)
+        audit = trigger_test(synced.astype(bool).tolist(), lamda=lamda, k=k, chances=chances, draws=draws)
     except ProbeError as error:
         return TriggerRecord(mode, lamda, k, first, last, why=str(error))
     return TriggerRecord(mode, lamda, k, first, last, audit, phi_memory(phi.tolist()))

@@ -12,7 +12,7 @@ from lossscope.probes.objective.objective import Objective
 from lossscope.probes.spectrum.density import SpectralDensity
 from lossscope.probes.statistics.estimate import Estimate
 
-__all__ = ["DENSITIES", "PROBES", "Rows", "certified", "density_rows", "estimate_row"]
+__all__ = ["DENSITIES", "PROBES", "Rows", "density_rows", "estimate_row", "with_provenance"]
 
 PROBES: Final = "probes"
 DENSITIES: Final = "densities"
@@ -67,7 +67,7 @@ def density_rows(density: SpectralDensity) -> list[Row]:
     ]
 
 
-def certified(rows: Rows, step: int, objective: Objective, seed: int, gradient_seconds: float) -> Rows:
+def with_provenance(rows: Rows, step: int, objective: Objective, seed: int, gradient_seconds: float) -> Rows:
     """The rows with their step, how the loss was evaluated, and their cost in gradients where a gradient's is known.
 
     What a row says itself goes before what is said here.

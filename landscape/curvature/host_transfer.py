@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Row", "settled"]
+__all__ = ["Row", "to_host"]
 
 Row = dict[str, Any]
 
 
-def settled(rows: Sequence[Row]) -> list[Row]:
+def to_host(rows: Sequence[Row]) -> list[Row]:
     """The rows with plain floats and arrays in place of tensors, fetched from the device in one go."""
     found = [(row, key) for row in rows for key, value in row.items() if isinstance(value, Tensor)]
     if not found:

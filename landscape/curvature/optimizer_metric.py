@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer
 
-from lossscope.optimizer import ARS2Neo, Ascending, Relative
+from lossscope.optimizer import ARS2Neo, RuleOptimizer, TwoPassOptimizer
 from lossscope.optimizer.update.adam import apply_step
 from lossscope.optimizer.update.matrix_view import track_of
 from lossscope.optimizer.update.rules import RULES
@@ -18,10 +18,10 @@ from lossscope.probes.errors import ProbeError
 from lossscope.probes.objective.objective import Objective
 from lossscope.probes.sharpness.stability_thresholds import frozen_adam, heavy_ball, nesterov
 
-__all__ = ["StepMetric", "ascends", "optimizer_name", "step_metric"]
+__all__ = ["StepMetric", "optimizer_name", "step_metric", "takes_second_gradient"]
 
 
-def ascends(optimizer: Optimizer) -> bool:
+def takes_second_gradient(optimizer: Optimizer) -> bool:
     """Whether some of its steps take a second gradient, at ascended weights.
 
     Args:
@@ -30,7 +30,7 @@ def ascends(optimizer: Optimizer) -> bool:
     Returns:
         True where the mode is not `base` and some radius is above 0; False for an optimizer that is not of ours.
     """
-    if not isinstance(optimizer, Ascending):
+    if not isinstance(optimizer, TwoPassOptimizer):
         return False
     groups = optimizer.param_groups
     return bool(groups[0]["mode"] != "base" and any(group["rho"] > 0 for group in groups))
@@ -39,8 +39,8 @@ def ascends(optimizer: Optimizer) -> bool:
 def optimizer_name(optimizer: Optimizer) -> str:
     """The optimizer's class, or what it does where the class does not tell: `muon`, `sgd+sam`, `adamw+gsam`.
 
-    A `Relative` is called after its rule, with the ascent behind a plus where there is one: runs of two rules are two
-    arms, and a checkpoint's optimizer can be made again from this name and its state.
+    A `RuleOptimizer` is called after its rule, with the ascent behind a plus where there is one: runs of two rules are
+    two arms, and a checkpoint's optimizer can be made again from this name and its state.
 
     Args:
         optimizer: Any.
@@ -48,9 +48,9 @@ def optimizer_name(optimizer: Optimizer) -> str:
     Returns:
         The name.
     """
-    if type(optimizer) is not Relative:
+    if type(optimizer) is not RuleOptimizer:
         return type(optimizer).__name__
-    if not ascends(optimizer):
+    if not takes_second_gradient(optimizer):
         return optimizer.rule
     first = optimizer.param_groups[0]
     ascent = first["perturbation"] if first["surrogate"] == "adversarial" else first["surrogate"]
@@ -77,7 +77,7 @@ class StepMetric:
 
 
 @dataclass(frozen=True)
-class _Bears:
+class _CoordinateThreshold:
     """What the coordinates of one parameter bear: `metric * line - decay` is the curvature each is stable up to."""
 
     metric: Tensor | None  # P of the parameter's shape, None for the identity
@@ -119,7 +119,7 @@ def step_metric(
     another point, so no rule has a threshold.
 
     Args:
-        optimizer: `torch.optim.SGD`, `Adam` or `AdamW`, or `ARS2Neo` or `Relative` in any mode.
+        optimizer: `torch.optim.SGD`, `Adam` or `AdamW`, or `ARS2Neo` or `RuleOptimizer` in any mode.
         parameters: The parameters of the model by name, as `dict(model.named_parameters())` has them.
         objective: Says which parameters are the coordinates, and in which order.
 
@@ -134,7 +134,7 @@ def step_metric(
         J. Cohen et al. (2022), Adaptive gradient methods at the edge of stability, arXiv:2207.14484, for Adam; the
         mixture of groups is derived in docs/measures/preconditioned_sharpness.md.
     """
-    if type(optimizer) not in (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, ARS2Neo, Relative):
+    if type(optimizer) not in (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, ARS2Neo, RuleOptimizer):
         return None
     if any(group.get("maximize") for group in optimizer.param_groups):
         return None
@@ -149,7 +149,7 @@ def step_metric(
             )
         found.append((label, p, groups[p]))
     steps = {_step_of(optimizer, group, p) for _, p, group in found}
-    if "orthogonal" in steps or ascends(optimizer):
+    if "orthogonal" in steps or takes_second_gradient(optimizer):
         if not all(_whitens(optimizer, group, p) for _, p, group in found):
             return None
         diagonal = torch.cat([_whitening(optimizer, *entry)[0].flatten() for entry in found])
@@ -158,7 +158,9 @@ def step_metric(
     return _in_units_of_one_threshold(name, bears, [p for _, p, _ in found])
 
 
-def _in_units_of_one_threshold(name: str, bears: list[_Bears], parameters: list[nn.Parameter]) -> StepMetric:
+def _in_units_of_one_threshold(
+    name: str, bears: list[_CoordinateThreshold], parameters: list[nn.Parameter]
+) -> StepMetric:
     """What the coordinates bear, as one number where it is one, else as a metric with a threshold."""
     lines = {b.line - b.decay for b in bears}
     if len(lines) == 1 and all(b.metric is None for b in bears):
@@ -174,20 +176,20 @@ def _in_units_of_one_threshold(name: str, bears: list[_Bears], parameters: list[
     return StepMetric(name, "preconditioned_sharpness", _sound(diagonal, name), unit)
 
 
-def _bears(optimizer: Optimizer, label: str, p: nn.Parameter, group: dict[str, Any]) -> _Bears:
+def _bears(optimizer: Optimizer, label: str, p: nn.Parameter, group: dict[str, Any]) -> _CoordinateThreshold:
     """What the coordinates of a parameter bear at the settings of its group."""
     lr, decay = float(group["lr"]), float(group["weight_decay"])
     if _step_of(optimizer, group, p) == "sgd":
         rule = nesterov(lr, group["momentum"]) if group["nesterov"] else heavy_ball(lr, *_inertia(group))
-        return _Bears(None, rule.value, decay)
+        return _CoordinateThreshold(None, rule.value, decay)
     whitening, first = _whitening(optimizer, label, p, group)
     line = frozen_adam(lr, float(group["betas"][0])).value
     metric = first * whitening
     if isinstance(optimizer, ARS2Neo):
         metric = metric / _step_factor(optimizer.state[p]["exp_avg"] / metric, group, p)
-    if isinstance(optimizer, Ascending) or group["decoupled_weight_decay"]:
-        return _Bears(metric, line * (1 - lr * decay / 2), 0.0)
-    return _Bears(metric, line, decay)
+    if isinstance(optimizer, TwoPassOptimizer) or group["decoupled_weight_decay"]:
+        return _CoordinateThreshold(metric, line * (1 - lr * decay / 2), 0.0)
+    return _CoordinateThreshold(metric, line, decay)
 
 
 def _inertia(group: dict[str, Any]) -> tuple[float, float]:
@@ -218,7 +220,7 @@ def _step_factor(A: Tensor, group: dict[str, Any], p: nn.Parameter) -> Tensor | 
 
 def _step_of(optimizer: Optimizer, group: dict[str, Any], p: nn.Parameter) -> Literal["sgd", "adam", "orthogonal"]:
     """What a parameter's step is: along its gradients, along Adam's direction, or along an orthogonal factor."""
-    if isinstance(optimizer, Relative):
+    if isinstance(optimizer, RuleOptimizer):
         if optimizer.rule == "sgd":
             return "sgd"
         return "adam" if optimizer.rule == "adamw" or track_of(group, p) == "vector" else "orthogonal"
@@ -229,7 +231,7 @@ def _step_of(optimizer: Optimizer, group: dict[str, Any], p: nn.Parameter) -> Li
 
 def _whitens(optimizer: Optimizer, group: dict[str, Any], p: nn.Parameter) -> bool:
     """Whether the optimizer keeps a second moment of the parameter once it has stepped it."""
-    if not isinstance(optimizer, Relative):
+    if not isinstance(optimizer, RuleOptimizer):
         return not isinstance(optimizer, torch.optim.SGD)
     return _step_of(optimizer, group, p) == "adam" or "exp_avg_sq" in RULES[optimizer.rule].state
 

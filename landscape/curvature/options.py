@@ -9,11 +9,11 @@ from torch.optim.optimizer import Optimizer
 from lossscope.probes.objective.objective import Objective
 from lossscope.probes.spectrum.measure import Engine
 
-__all__ = ["Effort", "Subject"]
+__all__ = ["MeasurementTarget", "SolverOptions"]
 
 
 @dataclass(frozen=True)
-class Effort:
+class SolverOptions:
     """How precise, and at what price."""
 
     rel: float  # relative bound asked of eigenvalues and of everything else that has one
@@ -24,7 +24,7 @@ class Effort:
 
 
 @dataclass(frozen=True)
-class Subject:
+class MeasurementTarget:
     """What is measured: a loss on fixed data, and what is known of the training that moves its parameters."""
 
     objective: Objective

@@ -14,10 +14,10 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from lossscope.landscape.curvature.catalogue import EIGENVALUES
-from lossscope.landscape.curvature.estimate_rows import Rows, certified, density_rows, estimate_row
+from lossscope.landscape.curvature.estimate_rows import Rows, density_rows, estimate_row, with_provenance
 from lossscope.landscape.curvature.host_transfer import Row
 from lossscope.landscape.curvature.optimizer_metric import StepMetric, optimizer_name, step_metric
-from lossscope.landscape.curvature.options import Effort, Subject
+from lossscope.landscape.curvature.options import MeasurementTarget, SolverOptions
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.objective.objective import Objective
 from lossscope.probes.operators.base import SymmetricOperator, preconditioned
@@ -37,7 +37,7 @@ from lossscope.probes.statistics.estimate import Estimate, exact_estimate
 __all__ = ["Panel", "alignment_rows", "batch_rows", "module_rows", "sampling_rows"]
 
 
-def batch_rows(subject: Subject, names: frozenset[str]) -> Rows:
+def batch_rows(subject: MeasurementTarget, names: frozenset[str]) -> Rows:
     """Batch sharpness by both averages, on minibatches of the training's size where they are known."""
     minibatches = subject.minibatches or subject.objective
     found = batch_sharpness(minibatches)
@@ -65,7 +65,7 @@ def _share(found: GradientAlignment, k: int) -> Estimate:
     return Estimate(float(found.chi[k - 1]), math.nan, math.nan, math.nan, 0, "residual", converged=met)
 
 
-def module_rows(operator: SymmetricOperator, effort: Effort) -> Rows:
+def module_rows(operator: SymmetricOperator, effort: SolverOptions) -> Rows:
     """The diagonal block of each module, and the share of what lies between them."""
     found = per_module(operator, by="module", rel=effort.rel, max_products=effort.max_products, seed=effort.seed)
     blocks = {
@@ -84,7 +84,7 @@ def module_rows(operator: SymmetricOperator, effort: Effort) -> Rows:
     return Rows([{**row, **cost} for row in rows])
 
 
-def sampling_rows(subject: Subject, effort: Effort, names: frozenset[str]) -> Rows:
+def sampling_rows(subject: MeasurementTarget, effort: SolverOptions, names: frozenset[str]) -> Rows:
     """The largest eigenvalue of the sample, cross-fitted, and of the population."""
     found = sampled_eigenvalue(subject.objective, rel=effort.rel, max_products=effort.max_products, seed=effort.seed)
     three = {
@@ -115,7 +115,9 @@ class Panel:
         hessian: The Hessian, an operator.
     """
 
-    def __init__(self, subject: Subject, effort: Effort, near: dict[str, Tensor] | None = None) -> None:
+    def __init__(
+        self, subject: MeasurementTarget, effort: SolverOptions, near: dict[str, Tensor] | None = None
+    ) -> None:
         self.absent: dict[str, str] = {}
         self._near = {} if near is None else near
         self._top: EigenPairs | None = None  # of the Hessian at this point, as far as measured
@@ -136,7 +138,7 @@ class Panel:
         }
 
     def measure(self, call: str, names: Collection[str]) -> Rows:
-        """The rows of one call, those of the named measures, not certified yet.
+        """The rows of one call, those of the named measures, not with_provenance yet.
 
         Args:
             call: A value of `Measure.call`.
@@ -147,9 +149,9 @@ class Panel:
         """
         return self._calls[call](frozenset(names))
 
-    def certified(self, rows: Rows, step: int) -> Rows:
+    def with_provenance(self, rows: Rows, step: int) -> Rows:
         """The rows with the step and everything that says how they were measured."""
-        return certified(rows, step, self._objective, self._effort.seed, self._gradient_seconds)
+        return with_provenance(rows, step, self._objective, self._effort.seed, self._gradient_seconds)
 
     def tracked(self, tracker: EigenTracker) -> Rows:
         """The largest eigenvalue as followed from the last visit, and where it stands against its threshold."""
@@ -199,7 +201,7 @@ class Panel:
         rows = self._spectrum(theirs, self._effort) if theirs else Rows()
         return rows + (self._spectrum(ours, replace(self._effort, engine="lossscope")) if ours else Rows())
 
-    def _spectrum(self, names: frozenset[str], effort: Effort) -> Rows:
+    def _spectrum(self, names: frozenset[str], effort: SolverOptions) -> Rows:
         eigenvalues = names & {*EIGENVALUES, _EDGE}
         asked = {
             "top": eigenvalues,

@@ -14,7 +14,7 @@ from torch.optim.optimizer import Optimizer
 from lossscope.landscape.curvature.catalogue import EIGENVALUES
 from lossscope.landscape.curvature.estimate_rows import Rows, estimate_row
 from lossscope.landscape.curvature.host_transfer import Row
-from lossscope.landscape.curvature.options import Effort, Subject
+from lossscope.landscape.curvature.options import MeasurementTarget, SolverOptions
 from lossscope.landscape.curvature.panel import Panel
 from lossscope.landscape.recording.cadence import Preset
 from lossscope.probes.errors import ProbeError
@@ -31,7 +31,7 @@ from lossscope.probes.sharpness.step_quality import (
 from lossscope.probes.spectrum.eigen_tracker import EigenTracker
 from lossscope.probes.statistics.estimate import Estimate
 
-__all__ = ["CurvatureProbe"]
+__all__ = ["CurvatureEvaluations"]
 
 Moved = Mapping[Tensor, Tensor]  # by parameter
 
@@ -49,7 +49,7 @@ _ALIGNMENT: Final = ("top_share", "gradient_cosine", "gradient_rayleigh")
 _METRIC: Final = ("preconditioned_sharpness", "preconditioned_edge_ratio")
 
 
-class CurvatureProbe:
+class CurvatureEvaluations:
     """Measures curvature at the present parameters, visit after visit, starting from the last top vectors.
 
     A short visit takes the loss, `lambda_max` and both numbers along the step taken. A long one takes the whole
@@ -67,8 +67,8 @@ class CurvatureProbe:
         self.objective = objective
         self.gaps: list[Row] = []  # visits at which something could not be measured, and why
         self._preset = preset
-        self._subject = Subject(objective, optimizer)
-        self._effort = Effort(preset.rel, preset.trace_rel, preset.products, seed)
+        self._subject = MeasurementTarget(objective, optimizer)
+        self._effort = SolverOptions(preset.rel, preset.trace_rel, preset.products, seed)
         self._tracker = EigenTracker(preset.rel, max_products=preset.products, seed=seed) if preset.tracked else None
         self._near: dict[str, Tensor] = {}
 
@@ -90,7 +90,7 @@ class CurvatureProbe:
         if displacement:
             at, moved = self._flat(before), self._flat(displacement)
             found += self._attempt(step, partial(self._quality if long else self._direction, at, moved))
-        return panel.certified(found, step) if found.probes else found
+        return panel.with_provenance(found, step) if found.probes else found
 
     def _calls(self, panel: Panel, long: bool, stepped: bool) -> Iterator[Callable[[], Rows]]:
         """What is due, in order."""

@@ -16,7 +16,7 @@ from torch.optim.optimizer import Optimizer
 
 from lossscope.landscape.curvature.host_transfer import Row
 from lossscope.landscape.errors import LandscapeError
-from lossscope.optimizer import Ascending
+from lossscope.optimizer import TwoPassOptimizer
 from lossscope.optimizer.ascent.perturbation import RANDOM
 from lossscope.optimizer.ascent.shear import residual
 from lossscope.optimizer.update.matrix_view import matrix_view, track_of
@@ -161,9 +161,9 @@ class MinibatchPairs:
         ]
 
 
-def _has_shear(optimizer: Optimizer) -> TypeGuard[Ascending]:
+def _has_shear(optimizer: Optimizer) -> TypeGuard[TwoPassOptimizer]:
     """Whether an optimizer ascends along something of the loss."""
-    if not (isinstance(optimizer, Ascending) and optimizer.ascends):
+    if not (isinstance(optimizer, TwoPassOptimizer) and optimizer.takes_second_gradient):
         return False
     return optimizer.param_groups[0]["perturbation"] not in RANDOM
 
@@ -173,7 +173,7 @@ def _matrix_shapes(optimizer: Optimizer, parameters: Sequence[Tensor]) -> list[t
     groups: dict[Tensor, dict[str, Any]] = {p: group for group in optimizer.param_groups for p in group["params"]}
 
     def shape(parameter: Tensor) -> tuple[int, ...] | None:
-        group = groups.get(parameter, {}) if isinstance(optimizer, Ascending) else {}
+        group = groups.get(parameter, {}) if isinstance(optimizer, TwoPassOptimizer) else {}
         if track_of({"track": group.get("track")}, parameter) == "vector":
             return None
         flatten, convolution = group.get("flatten", False), group.get("convolution", False)

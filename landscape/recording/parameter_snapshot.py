@@ -8,11 +8,11 @@ from torch import Tensor
 
 from lossscope.optimizer import StepRecord, TensorRecord
 
-__all__ = ["Seen", "seen_by_any", "seen_by_record"]
+__all__ = ["ParameterSnapshot", "from_hooks", "from_record"]
 
 
 @dataclass(frozen=True)
-class Seen:
+class ParameterSnapshot:
     """One parameter of one step, whichever optimizer took it."""
 
     name: str
@@ -34,7 +34,7 @@ class Seen:
         return tensor if tensor.ndim in (2, 3) else tensor.flatten(1)
 
 
-def seen_by_record(record: StepRecord, names: dict[Tensor, str], before: dict[Tensor, Tensor]) -> list[Seen]:
+def from_record(record: StepRecord, names: dict[Tensor, str], before: dict[Tensor, Tensor]) -> list[ParameterSnapshot]:
     """What one of our own optimizers shows, with the displacement from a copy taken before the step.
 
     Parameters go by the model's names; those that are none of the model's are left out.
@@ -43,10 +43,14 @@ def seen_by_record(record: StepRecord, names: dict[Tensor, str], before: dict[Te
     return [_seen(names[t.parameter], t.parameter, before[t.parameter], t.gradient, t) for t in mine]
 
 
-def seen_by_any(names: dict[Tensor, str], before: dict[Tensor, Tensor], gradients: dict[Tensor, Tensor]) -> list[Seen]:
+def from_hooks(
+    names: dict[Tensor, str], before: dict[Tensor, Tensor], gradients: dict[Tensor, Tensor]
+) -> list[ParameterSnapshot]:
     """What any optimizer shows: parameters before and after, and the gradients it was given."""
     return [_seen(names[p], p, old, gradients.get(p), None) for p, old in before.items()]
 
 
-def _seen(name: str, parameter: Tensor, before: Tensor, gradient: Tensor | None, record: TensorRecord | None) -> Seen:
-    return Seen(name, parameter, before, gradient, parameter.detach() - before, record)
+def _seen(
+    name: str, parameter: Tensor, before: Tensor, gradient: Tensor | None, record: TensorRecord | None
+) -> ParameterSnapshot:
+    return ParameterSnapshot(name, parameter, before, gradient, parameter.detach() - before, record)

@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Any, Literal
 from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer
 
-from lossscope.landscape.curvature.host_transfer import Row, settled
+from lossscope.landscape.curvature.host_transfer import Row, to_host
 from lossscope.landscape.errors import LandscapeError
 from lossscope.landscape.recording.cadence import Cadence, preset_of
 from lossscope.landscape.recording.checkpoints import forget_checkpoints_after, save_checkpoint
-from lossscope.landscape.recording.curvature_evaluations import CurvatureProbe
+from lossscope.landscape.recording.curvature_evaluations import CurvatureEvaluations
 from lossscope.landscape.recording.minibatch_pairs import MinibatchPairs
 from lossscope.landscape.recording.overhead import Overhead
-from lossscope.landscape.recording.run_metadata import birth_certificate
+from lossscope.landscape.recording.run_metadata import run_metadata
 from lossscope.landscape.recording.spectrum_rows import finished_spectra
-from lossscope.landscape.recording.step_observer import StepWatch
+from lossscope.landscape.recording.step_observer import StepObserver
 from lossscope.landscape.storage.run_store import RunStore
 from lossscope.probes.errors import ProbeError
 
@@ -93,11 +93,11 @@ class Recorder:
         measured = objective is not None
         start = resume_at or 0
         self._cadence = Cadence(self.preset, steps, visits if measured else 0, start, layers=measured)
-        self._curvature = CurvatureProbe(objective, self.preset, optimizer) if objective is not None else None
+        self._curvature = CurvatureEvaluations(objective, self.preset, optimizer) if objective is not None else None
         self._pairs = self._minibatch_pairs(minibatches)
         if objective is not None:
             objective.value()  # one that cannot be measured is told now, not at the first visit
-        born = birth_certificate(self._names, optimizer, objective.data_hash if objective is not None else None)
+        born = run_metadata(self._names, optimizer, objective.data_hash if objective is not None else None)
         asked = {"config": config or {}, "seeds": seeds or {}, "preset": self.preset.name}
         manifest = {"arm": arm or born["optimizer"], **born, **asked}
         if resume_at is None:
@@ -108,7 +108,7 @@ class Recorder:
         self._overhead = Overhead(self._store.manifest.get("overhead"))
         earlier = self._store.manifest.get("curvature_gaps") or []
         self._gaps: list[Row] = [gap for gap in earlier if gap["step"] <= start]  # later visits are made anew
-        self._watch = StepWatch(optimizer, self._names, self._cadence, self._overhead, start)
+        self._watch = StepObserver(optimizer, self._names, self._cadence, self._overhead, start)
         if resume_at is None:
             self._visit_and_save()
 
@@ -213,7 +213,7 @@ class Recorder:
             except ProbeError as error:  # a gap, which stops no training
                 self._note_gaps([{"step": self.steps, "instrument": "minibatches", "why": str(error)}])
                 return
-            found = settled([*pairs, *spectra])
+            found = to_host([*pairs, *spectra])
             for row in found[: len(pairs)]:
                 self._store.append("pairs", row)
             for row in finished_spectra(found[len(pairs) :]):

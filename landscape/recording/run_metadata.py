@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
 from lossscope.landscape.curvature.optimizer_metric import optimizer_name
-from lossscope.optimizer import Ascending
+from lossscope.optimizer import TwoPassOptimizer
 
-__all__ = ["birth_certificate", "code_version", "environment"]
+__all__ = ["code_version", "environment", "run_metadata"]
 
 
 def code_version() -> str:
@@ -38,7 +38,7 @@ def environment() -> dict[str, Any]:
     }
 
 
-def birth_certificate(names: Mapping[Tensor, str], optimizer: Optimizer, data_hash: str | None) -> dict[str, Any]:
+def run_metadata(names: Mapping[Tensor, str], optimizer: Optimizer, data_hash: str | None) -> dict[str, Any]:
     """Facts of the model, the optimizer, the data and the machine, as the manifest keeps them.
 
     Args:
@@ -64,6 +64,10 @@ def birth_certificate(names: Mapping[Tensor, str], optimizer: Optimizer, data_ha
 def _trigger(optimizer: Optimizer) -> dict[str, Any] | None:
     """What decides when an optimizer takes a second gradient, where that is not a plain period."""
     first = optimizer.param_groups[0]
-    if not (isinstance(optimizer, Ascending) and optimizer.ascends and first["mode"] in ("aga", "timer")):
+    if not (
+        isinstance(optimizer, TwoPassOptimizer)
+        and optimizer.takes_second_gradient
+        and first["mode"] in ("aga", "timer")
+    ):
         return None
     return {"mode": first["mode"], "lambda": float(first["aga_lambda"]), "k": int(first["k"])}

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lossscope.landscape.curvature.host_transfer import Row
-from lossscope.landscape.recording.parameter_snapshot import Seen
+from lossscope.landscape.recording.parameter_snapshot import ParameterSnapshot
 from lossscope.optimizer import StepRecord, TensorRecord
 from lossscope.probes.steps.newton_schulz import newton_schulz_image, newton_schulz_quality
 from lossscope.probes.steps.singular_values import MatrixSpectrum, gram_error, gram_spectra
@@ -21,7 +21,7 @@ __all__ = ["finished_spectra", "spectrum_rows"]
 _QUALITY: Final = {"outside_band": "outside_band", "polar_norm": "output_norm", "polar_cosine": "polar_cosine"}
 
 
-def spectrum_rows(seen: Sequence[Seen], step: StepRecord | None) -> list[Row]:
+def spectrum_rows(seen: Sequence[ParameterSnapshot], step: StepRecord | None) -> list[Row]:
     """One row a matrix and object, values still on the device.
 
     The output of Newton-Schulz has the singular vectors of its input, so its spectrum is the scalar map of the
@@ -70,7 +70,7 @@ def _use_map(orthogonal: Row, source: Row, step: StepRecord) -> None:
     orthogonal |= {"values": image, "method": "map", "error": deviation, **{c: quality[k] for c, k in _QUALITY.items()}}
 
 
-def _objects(seen: Seen) -> list[tuple[str, Tensor]]:
+def _objects(seen: ParameterSnapshot) -> list[tuple[str, Tensor]]:
     objects = [("weight", seen.parameter.detach())]
     if seen.gradient is not None:
         objects.append(("gradient", seen.gradient))

@@ -9,19 +9,19 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from lossscope.landscape.curvature.host_transfer import Row, settled
+from lossscope.landscape.curvature.host_transfer import Row, to_host
 from lossscope.landscape.recording.cadence import Cadence
 from lossscope.landscape.recording.overhead import Overhead
-from lossscope.landscape.recording.parameter_snapshot import Seen, seen_by_any, seen_by_record
+from lossscope.landscape.recording.parameter_snapshot import ParameterSnapshot, from_hooks, from_record
 from lossscope.landscape.recording.spectrum_rows import finished_spectra, spectrum_rows
 from lossscope.landscape.recording.step_rows import injection_angles, step_numbers, tensor_rows
-from lossscope.optimizer import Ascending, StepRecord
+from lossscope.optimizer import StepRecord, TwoPassOptimizer
 from lossscope.probes.sharpness.step_quality import LayerRemainders
 
-__all__ = ["StepLook", "StepWatch"]
+__all__ = ["StepObserver", "StepSample"]
 
 
-class StepLook:
+class StepSample:
     """The numbers of one step, on the device until they are fetched all at once.
 
     Args:
@@ -37,7 +37,11 @@ class StepLook:
         self._spectra: list[Row] = []
 
     def take(
-        self, step: int, seen: Sequence[Seen], losses: tuple[Tensor | None, Tensor | None], record: StepRecord | None
+        self,
+        step: int,
+        seen: Sequence[ParameterSnapshot],
+        losses: tuple[Tensor | None, Tensor | None],
+        record: StepRecord | None,
     ) -> None:
         """Look at the parameters of a step while it shows them.
 
@@ -76,7 +80,7 @@ class StepLook:
         tensors, spectra, numbers = self._tensors, self._spectra, self._numbers
         self._numbers, self._tensors, self._spectra = {}, [], []
         with self._overhead.counted("instruments"):
-            (step_row, *others) = settled([{**numbers, **row}, *tensors, *spectra])
+            (step_row, *others) = to_host([{**numbers, **row}, *tensors, *spectra])
         with self._overhead.counted("spectra"):
             finished = finished_spectra(others[len(tensors) :])
         found = {"tensors": others[: len(tensors)], "spectra": finished, "steps": [step_row]}
@@ -89,7 +93,7 @@ class StepLook:
                 row[column] = by_name[row["tensor"]]
 
 
-class StepWatch:
+class StepObserver:
     """Looks at each step while it is taken, and changes no number of it.
 
     An optimizer of ours shows its step itself. Of any other the parameters are copied before the step, and the
@@ -109,7 +113,7 @@ class StepWatch:
         self.steps = steps
         self.before: dict[Tensor, Tensor] = {}  # what each parameter was before the step; empty where nothing is due
         self._optimizer, self._names, self._cadence, self._overhead = optimizer, names, cadence, overhead
-        self._looked = StepLook(names, cadence, overhead)
+        self._looked = StepSample(names, cadence, overhead)
         self._depth = 0  # step hooks fire once more for each class whose step() calls super().step()
         self._taken = False
         self._look_is_due = False
@@ -163,7 +167,7 @@ class StepWatch:
         if self._depth > 1:
             return None
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)  # args[0] is the optimizer
-        foreign = not isinstance(optimizer, Ascending)
+        foreign = not isinstance(optimizer, TwoPassOptimizer)
         with self._overhead.counted("instruments"):
             first = optimizer.param_groups[0]
             self._settings = {"lr": float(first["lr"]), **_decay(first)}
@@ -192,7 +196,7 @@ class StepWatch:
         self._release()
         if self._look_is_due or self._cadence.visit(step):
             self.before = {p: p.detach().clone() for p in self._names}
-        if self._look_is_due and isinstance(optimizer, Ascending):
+        if self._look_is_due and isinstance(optimizer, TwoPassOptimizer):
             self._handle = optimizer.observe(self._on_record, counterfactual=self._cadence.counterfactual(step))
         elif self._look_is_due and self._calls is None:
             # Some optimizers overwrite the gradient in place, so it is copied before the step.
@@ -208,7 +212,7 @@ class StepWatch:
 
     def _on_record(self, record: StepRecord) -> None:
         with self._overhead.counted("instruments"):
-            seen = seen_by_record(record, self._names, self.before)
+            seen = from_record(record, self._names, self.before)
         self._looked.take(self.steps + 1, seen, (record.loss, record.adversarial_loss), record)
 
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
@@ -216,14 +220,14 @@ class StepWatch:
         if self._depth:
             return
         if self._look_is_due and self._handle is None:
-            seen = seen_by_any(self._names, self.before, self._gradients)
+            seen = from_hooks(self._names, self.before, self._gradients)
             self._looked.take(self.steps + 1, seen, (None, None), None)
         self._release()
         self.steps += 1
         self._taken = True
 
     def _decision(self) -> Row:
-        last = self._optimizer.last if isinstance(self._optimizer, Ascending) else None
+        last = self._optimizer.last if isinstance(self._optimizer, TwoPassOptimizer) else None
         if last is None:
             return {"passes": 1 if self._calls is None else self._calls}
         decision = last.decision

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lossscope.landscape.curvature.host_transfer import Row
-from lossscope.landscape.recording.parameter_snapshot import Seen
+from lossscope.landscape.recording.parameter_snapshot import ParameterSnapshot
 from lossscope.optimizer import TensorRecord
 from lossscope.probes.steps.energy import energies
 from lossscope.probes.steps.norms import norm, norms, ratios
@@ -18,7 +18,7 @@ from lossscope.probes.steps.shear_geometry import angle, angles, cosine, cosines
 __all__ = ["injection_angles", "step_numbers", "tensor_rows"]
 
 
-def tensor_rows(seen: Sequence[Seen]) -> list[Row]:
+def tensor_rows(seen: Sequence[ParameterSnapshot]) -> list[Row]:
     """One row a parameter: norms, energies and the geometry of the adversarial gradient."""
     rows: list[Row] = [{"tensor": s.name, "track": s.track, **_energies(s)} for s in seen]
     weights, updates = norms([s.parameter for s in seen]), norms([s.displacement for s in seen])
@@ -48,7 +48,7 @@ def _same(values: Sequence[Tensor]) -> Sequence[Tensor]:
     return values
 
 
-def _energies(seen: Seen) -> Row:
+def _energies(seen: ParameterSnapshot) -> Row:
     record = seen.record
     if record is None or record.gradient is None or record.m_hat is None or record.v_hat is None or record.eps is None:
         return {}
@@ -79,7 +79,7 @@ def _add_shear(rows: Sequence[Row], records: Sequence[TensorRecord], before: Seq
 
 
 def step_numbers(
-    seen: Sequence[Seen], losses: tuple[Tensor | None, Tensor | None], everything: Collection[Tensor]
+    seen: Sequence[ParameterSnapshot], losses: tuple[Tensor | None, Tensor | None], everything: Collection[Tensor]
 ) -> Row:
     """The numbers about all parameters together that need their tensors.
 
@@ -120,7 +120,7 @@ def _second_pass_numbers(records: Sequence[TensorRecord], losses: tuple[Tensor |
     return row
 
 
-def injection_angles(seen: Sequence[Seen], without: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+def injection_angles(seen: Sequence[ParameterSnapshot], without: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
     """How far the injected shear has turned the update: of all parameters together, and of each.
 
     Args:

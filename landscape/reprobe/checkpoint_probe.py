@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Final, Literal
 
 from lossscope.landscape.curvature.estimate_rows import Rows
-from lossscope.landscape.curvature.options import Effort, Subject
+from lossscope.landscape.curvature.options import MeasurementTarget, SolverOptions
 from lossscope.landscape.curvature.panel import Panel
 from lossscope.landscape.errors import RunError
 from lossscope.landscape.recording.checkpoints import checkpoints, load_optimizer, load_weights, optimizer_state
 from lossscope.landscape.recording.run_metadata import code_version
 from lossscope.landscape.reprobe.restored_optimizer import OwnOptimizerError, own_optimizer
 from lossscope.landscape.reprobe.result import Absent, Probed
-from lossscope.landscape.reprobe.selection import check_budget, chosen_measures
+from lossscope.landscape.reprobe.selection import check_budget, select_measures
 from lossscope.landscape.reprobe.user_objective import evaluated_once, objective_from
 from lossscope.landscape.run import Run
 from lossscope.landscape.storage.run_store import RunStore
@@ -36,7 +36,7 @@ def probe(
     *,
     at: Sequence[int] | Literal["last", "all"] = "last",
     measures: Sequence[str] | None = None,
-    effort: Effort,
+    effort: SolverOptions,
     objective: str | None = None,
     progress: Progress | None = None,
 ) -> Probed:
@@ -65,7 +65,7 @@ def probe(
             of the measures could be taken.
     """
     begun = time.perf_counter()
-    chosen = chosen_measures(measures, effort.engine)
+    chosen = select_measures(measures, effort.engine)
     run = Run.open(path)
     if run.status == "running":
         raise RunError(f"{path} is being recorded: wait until that has ended, then probe it")
@@ -131,7 +131,7 @@ def _listed(steps: Mapping[int, Path]) -> str:
     return ", ".join(map(str, steps))
 
 
-def _rebuilt(run: Run, seed: int) -> Subject:
+def _rebuilt(run: Run, seed: int) -> MeasurementTarget:
     """Model, data and optimizer of the manifest's workload, on the data that the run was recorded on."""
     config = run.manifest.get("config")
     if not isinstance(config, dict) or "workload" not in config:
@@ -146,20 +146,20 @@ def _rebuilt(run: Run, seed: int) -> Subject:
             f"the data of {config['workload']} have the hash {rebuilt[:12]}, the run was recorded on "
             f"{str(recorded)[:12]}: use the versions of its manifest's environment, or --objective FILE.py:NAME"
         )
-    return Subject(job.objective, job.optimizer, job.minibatches(_MINIBATCHES, seed))
+    return MeasurementTarget(job.objective, job.optimizer, job.minibatches(_MINIBATCHES, seed))
 
 
-def _own_subject(run: Run, place: str, folder: Path) -> Subject:
+def _own_subject(run: Run, place: str, folder: Path) -> MeasurementTarget:
     """The user's own objective, with the run's optimizer where the checkpoint's state is one that it can have."""
     objective = objective_from(place)
     load_weights(folder, objective.model)  # weights of another network are told before their optimizer
     try:
-        return Subject(objective, own_optimizer(run.manifest, optimizer_state(folder), objective.model))
+        return MeasurementTarget(objective, own_optimizer(run.manifest, optimizer_state(folder), objective.model))
     except OwnOptimizerError as error:
-        return Subject(objective, no_optimizer=f"the run's optimizer cannot be made anew: {error}")
+        return MeasurementTarget(objective, no_optimizer=f"the run's optimizer cannot be made anew: {error}")
 
 
-def _loaded(folder: Path, subject: Subject) -> None:
+def _loaded(folder: Path, subject: MeasurementTarget) -> None:
     """Put a checkpoint into the model and the optimizer."""
     load_weights(folder, subject.objective.model)
     if subject.optimizer is not None:
@@ -167,8 +167,8 @@ def _loaded(folder: Path, subject: Subject) -> None:
 
 
 def _measured(
-    subject: Subject,
-    effort: Effort,
+    subject: MeasurementTarget,
+    effort: SolverOptions,
     chosen: Mapping[str, tuple[str, ...]],
     step: int,
     done: _Done,
@@ -186,7 +186,7 @@ def _measured(
     if done.tell:
         reasons = dict.fromkeys(panel.absent.values())
         done.absent += [Absent(step, tuple(n for n, why in panel.absent.items() if why == one), one) for one in reasons]
-    return panel.certified(rows, step) if rows.probes or rows.densities else rows
+    return panel.with_provenance(rows, step) if rows.probes or rows.densities else rows
 
 
 def _told(

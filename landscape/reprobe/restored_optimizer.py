@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer
 
-from lossscope.optimizer import ARS2Neo, OptimizerError, Relative, create, names
+from lossscope.optimizer import ARS2Neo, OptimizerError, RuleOptimizer, create, names
 from lossscope.optimizer.update.rules import RULES
 
 __all__ = ["OwnOptimizerError", "own_optimizer"]
@@ -122,7 +122,7 @@ def _registered(name: str, options: object, model: nn.Module) -> _Kind | None:
         made = create(name, model, **({} if base is None else {"base": base}))
     except OptimizerError as error:
         raise OwnOptimizerError(f"{name} cannot be made for this model: {error}") from error
-    if isinstance(made, Relative):
+    if isinstance(made, RuleOptimizer):
         return _relative(made.rule)
     return _CLASSES.get(type(made).__name__.lower())
 
@@ -130,7 +130,7 @@ def _registered(name: str, options: object, model: nn.Module) -> _Kind | None:
 def _relative(rule: str) -> _Kind:
     """The optimizer of a rule."""
     own = RULES[rule].settings
-    return _Kind(partial(Relative, rule=rule), ("mode", *own), tuple(sorted(_OF_RULES - own.keys())))
+    return _Kind(partial(RuleOptimizer, rule=rule), ("mode", *own), tuple(sorted(_OF_RULES - own.keys())))
 
 
 def _groups(saved: Sequence[Mapping[str, Any]], model: nn.Module) -> list[dict[str, Any]]:

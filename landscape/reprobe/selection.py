@@ -8,11 +8,11 @@ from functools import partial
 from typing import Final
 
 from lossscope.landscape.curvature.catalogue import CALLS, EIGENVALUES, MEASURES
-from lossscope.landscape.curvature.options import Effort
+from lossscope.landscape.curvature.options import SolverOptions
 from lossscope.landscape.errors import ConfigError
 from lossscope.probes.spectrum.measure import least_products as of_spectrum
 
-__all__ = ["check_budget", "chosen_measures", "least_products"]
+__all__ = ["check_budget", "least_products", "select_measures"]
 
 _USUAL: Final = ("loss", "spectrum", "metric", "adaptive_trace", "log_fisher_rao", "logits", "radial")
 _RECORDED_ONLY: Final = "direction"
@@ -22,7 +22,7 @@ _USUAL_PYHESSIAN: Final = ("lambda_max", "trace")
 _OURS_BESIDE: Final = ("density", "negative_mass", "effective_rank", "participation_ratio")
 
 
-def chosen_measures(names: Sequence[str] | None, engine: str) -> Mapping[str, tuple[str, ...]]:
+def select_measures(names: Sequence[str] | None, engine: str) -> Mapping[str, tuple[str, ...]]:
     """The measures by the call that gives them, calls in their usual order.
 
     Args:
@@ -80,11 +80,11 @@ def _needs_the_step(name: str) -> str:
 _FROM_DENSITY: Final = frozenset({"density", "negative_mass", "effective_rank", "participation_ratio"})
 
 
-def check_budget(chosen: Mapping[str, Collection[str]], effort: Effort, size: int) -> None:
+def check_budget(chosen: Mapping[str, Collection[str]], effort: SolverOptions, size: int) -> None:
     """Refuse a budget that one of the calls cannot be made with.
 
     Args:
-        chosen: Measures by call, from `chosen_measures`.
+        chosen: Measures by call, from `select_measures`.
         effort: With the budget of each call.
         size: `n`, parameters of the model.
 

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["OWN_ENGINE", "of_one_function", "standing"]
+__all__ = ["OWN_ENGINE", "deduplicate", "of_one_function"]
 
 OWN_ENGINE: Final = "lossscope"
 _FUNCTION: Final = ["mode", "loss_kind", "data_hash"]
 
 
-def standing(probes: pd.DataFrame, data_hash: str | None) -> pd.DataFrame:
+def deduplicate(probes: pd.DataFrame, data_hash: str | None) -> pd.DataFrame:
     """The rows that count: at most one for each step, measure and tensor.
 
     A run may hold several rows for one number: recorded, measured again from a checkpoint, measured by another

@@ -17,12 +17,12 @@ __all__ = [
     "LONGEST_NAME",
     "MANIFEST",
     "PROBING",
+    "atomic_write",
     "check_name",
     "manifest_text",
     "read_manifest",
     "run_path",
     "utc_now",
-    "write_aside",
     "write_manifest",
 ]
 
@@ -70,10 +70,10 @@ def manifest_text(manifest: Mapping[str, Any]) -> str:
 
 def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
     """Replace `run.json`: written aside and renamed, so a reader sees the old one or the new one, whole."""
-    write_aside(folder / MANIFEST, manifest_text(manifest).encode())
+    atomic_write(folder / MANIFEST, manifest_text(manifest).encode())
 
 
-def write_aside(path: Path, content: bytes) -> None:
+def atomic_write(path: Path, content: bytes) -> None:
     """Replace a file in one go: the content goes to `.<name>.tmp-<pid>`, to the disk, then takes the name.
 
     Raises:

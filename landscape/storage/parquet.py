@@ -10,7 +10,7 @@ from typing import Any, Final
 import pyarrow as pa
 
 from lossscope.landscape.errors import RunError
-from lossscope.landscape.storage.manifest import write_aside
+from lossscope.landscape.storage.manifest import atomic_write
 from lossscope.landscape.storage.segment import UNREADABLE, conformed
 
 __all__ = ["CompactedTable", "parquet_path", "read_parquet", "write_parquet"]
@@ -47,7 +47,7 @@ def write_parquet(folder: Path, table: str, compacted: CompactedTable) -> None:
     metadata = {**compacted.rows.schema.metadata, _PROVENANCE: json.dumps(provenance)}
     sink = pa.BufferOutputStream()
     pq.write_table(compacted.rows.replace_schema_metadata(metadata), sink, compression="zstd", write_page_checksum=True)
-    write_aside(parquet_path(folder, table), sink.getvalue().to_pybytes())
+    atomic_write(parquet_path(folder, table), sink.getvalue().to_pybytes())
 
 
 def read_parquet(folder: Path, table: str, *, rows: bool = True) -> CompactedTable | None:

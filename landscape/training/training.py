@@ -21,7 +21,7 @@ from lossscope.landscape.storage.manifest import run_path
 from lossscope.landscape.training.config import TrainConfig
 from lossscope.landscape.training.setup import Job, job_of
 from lossscope.landscape.training.workloads import Examples, Workload, batch_at, workload
-from lossscope.optimizer import ENTRIES, Ascending, OptimizerError, settings
+from lossscope.optimizer import ENTRIES, OptimizerError, TwoPassOptimizer, settings
 from lossscope.probes.errors import ProbeError
 
 __all__ = ["recorded_config", "resolved", "train"]
@@ -185,7 +185,7 @@ def _diverged(recorder: Recorder, step: int, value: float) -> None:
 
 def _step(job: Job, batch: Examples) -> Tensor:
     inputs, labels = batch
-    if isinstance(job.optimizer, Ascending):
+    if isinstance(job.optimizer, TwoPassOptimizer):
         for p in job.optimizer.passes(job.model):
             p.backward(F.cross_entropy(job.model(inputs), labels))
         loss: Tensor = job.optimizer.step()

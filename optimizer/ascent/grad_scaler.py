@@ -10,10 +10,10 @@ from lossscope.optimizer.refusals import (
     refuse_mixed_units,
 )
 
-__all__ = ["Scaling"]
+__all__ = ["GradScalerGuard"]
 
 
-class Scaling:
+class GradScalerGuard:
     """What is known of a scaler: `passes()` is told of it, and right before it calls `step()` it asks a question."""
 
     def __init__(self) -> None:

@@ -9,7 +9,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from lossscope.optimizer.ascent.seeded_noise import Draw
+from lossscope.optimizer.ascent.seeded_noise import SeededNoise
 from lossscope.optimizer.ascent.surrogate import norm_of
 from lossscope.optimizer.errors import OptimizerError
 
@@ -29,7 +29,7 @@ class Ascent:
     beta2: float
     eps: float
     rho: float
-    draw: Draw  # of a random ascent
+    draw: SeededNoise  # of a random ascent
 
 
 def _root_of_stale_second_moment(ascent: Ascent) -> Tensor:

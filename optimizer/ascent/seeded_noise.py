@@ -8,11 +8,11 @@ from hashlib import blake2b
 import torch
 from torch import Tensor
 
-__all__ = ["Draw"]
+__all__ = ["SeededNoise"]
 
 
 @dataclass(frozen=True)
-class Draw:
+class SeededNoise:
     """One draw, told from all others: of one purpose, for one tensor, at one step, under one seed."""
 
     purpose: str

@@ -11,9 +11,9 @@ from typing import Any, Final, cast
 import torch
 from torch import Tensor
 
-from lossscope.optimizer.ascent.seeded_noise import Draw
-from lossscope.optimizer.ascent.two_pass import Plan
-from lossscope.optimizer.update.adam import Moment
+from lossscope.optimizer.ascent.seeded_noise import SeededNoise
+from lossscope.optimizer.ascent.two_pass import StepPlan
+from lossscope.optimizer.update.adam import ParameterStep
 
 __all__ = ["SHEARS", "direction_of", "injected", "misalignment", "placebo", "residual", "store_shears"]
 
@@ -33,7 +33,7 @@ def residual(adversarial: Tensor, gradient: Tensor) -> Tensor:
     return torch.addcmul(adversarial, gradient, overlap / (square + _FLOOR), value=-1)
 
 
-def placebo(shear: Tensor, gradient: Tensor, draw: Draw) -> Tensor:
+def placebo(shear: Tensor, gradient: Tensor, draw: SeededNoise) -> Tensor:
     """A random vector orthogonal to the gradient with the norm of the shear: the control of an ablation."""
     noise = residual(draw.normal_like(shear), gradient)
     return torch.mul(noise, torch.linalg.vector_norm(shear) / (torch.linalg.vector_norm(noise) + _FLOOR))
@@ -75,7 +75,7 @@ def direction_of(settings: Mapping[str, Any], state: Mapping[str, Any]) -> Tenso
     return -stored if kind == "signflip" and stored is not None else stored
 
 
-def store_shears(settings: Mapping[str, Any], moments: Sequence[Moment], plan: Plan) -> None:
+def store_shears(settings: Mapping[str, Any], moments: Sequence[ParameterStep], plan: StepPlan) -> None:
     """Keep the shear of each parameter that has both gradients, where the mode has a use for it between two.
 
     Args:
@@ -90,5 +90,5 @@ def store_shears(settings: Mapping[str, Any], moments: Sequence[Moment], plan: P
         shear = residual(cast(Tensor, moment.raised), moment.base)
         moment.shear = moment.state["shear"] = shear
         if settings["shear"] == "placebo":
-            draw = Draw("placebo", settings["seed"], plan.decision.after.clock, moment.index)
+            draw = SeededNoise("placebo", settings["seed"], plan.decision.after.clock, moment.index)
             moment.state["placebo"] = placebo(shear, moment.base, draw)

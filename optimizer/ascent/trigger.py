@@ -109,9 +109,11 @@ def adaptive(
     return Decision(sync, after, alpha * (1 + max(0.0, value)) ** gamma, phi, threshold)
 
 
-def decided(settings: Mapping[str, Any], before: TriggerState, phi: float | None, *, ascends: bool) -> Decision:
+def decided(
+    settings: Mapping[str, Any], before: TriggerState, phi: float | None, *, takes_second_gradient: bool
+) -> Decision:
     """What the mode of an optimizer decides, by its settings; one that has no radius decides as `base`."""
-    mode, k = settings["mode"] if ascends else "base", settings["k"]
+    mode, k = settings["mode"] if takes_second_gradient else "base", settings["k"]
     alpha = 0.0 if settings["shear"] == "off" else settings["alpha"]
     if mode == "base":
         return Decision(sync=False, after=replace(before, clock=before.clock + 1))

@@ -14,7 +14,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from lossscope.optimizer.ascent.surrogate import SURROGATES, norm_of
 from lossscope.optimizer.ascent.trigger import Decision
 
-__all__ = ["Pass", "Plan", "RandomState", "ascended", "own_copy", "untouched_buffers"]
+__all__ = ["Pass", "RandomState", "StepPlan", "ascended", "own_copy", "untouched_buffers"]
 
 
 @dataclass
@@ -31,7 +31,7 @@ class Pass:
 
 
 @dataclass
-class Plan:
+class StepPlan:
     """What the passes of a step leave for `step()`."""
 
     decision: Decision

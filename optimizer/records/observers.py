@@ -11,18 +11,18 @@ import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
-from lossscope.optimizer.ascent.two_pass import Plan
+from lossscope.optimizer.ascent.two_pass import StepPlan
 from lossscope.optimizer.errors import OptimizerError
 from lossscope.optimizer.records.step_record import StepRecord, TensorRecord
 from lossscope.optimizer.update import newton_schulz as ns
-from lossscope.optimizer.update.adam import OF_ASCENT, Moment, Taken
+from lossscope.optimizer.update.adam import OF_ASCENT, ParameterStep, Update
 
-__all__ = ["Observers", "Uninjected"]
+__all__ = ["CounterfactualUpdate", "Observers"]
 
 Group = dict[str, Any]
 
 
-class Uninjected:
+class CounterfactualUpdate:
     """The updates of one step had every parameter's plain gradient fed its moments, computed when called.
 
     The step's own arithmetic is run on copies, so that neither it nor the training is touched.
@@ -31,12 +31,12 @@ class Uninjected:
         take: How the optimizer moves the parameters of a group.
     """
 
-    def __init__(self, take: Callable[[Group, Sequence[Moment]], list[Taken]]) -> None:
+    def __init__(self, take: Callable[[Group, Sequence[ParameterStep]], list[Update]]) -> None:
         self._take = take
-        self._held: list[tuple[Group, list[Moment]]] | None = []
+        self._held: list[tuple[Group, list[ParameterStep]]] | None = []
         self._found: dict[str, Tensor] | None = None
 
-    def hold(self, group: Group, moments: Sequence[Moment]) -> None:
+    def hold(self, group: Group, moments: Sequence[ParameterStep]) -> None:
         """Copy what a step of a group starts from; called before it is taken."""
         if self._held is not None:
             self._held.append((dict(group), [_copied(moment) for moment in moments]))
@@ -62,7 +62,7 @@ class Uninjected:
         self._held = self._found = None
 
 
-def _copied(moment: Moment) -> Moment:
+def _copied(moment: ParameterStep) -> ParameterStep:
     """The moment with a parameter and a state of its own, fed the plain gradient."""
     own = {key: value for key, value in moment.state.items() if key not in OF_ASCENT}
     state = {key: value.clone() if isinstance(value, Tensor) else value for key, value in own.items()}
@@ -96,9 +96,9 @@ class Observers:
     def tell(
         self,
         settings: Mapping[str, Any],
-        plan: Plan,
+        plan: StepPlan,
         tensors: Sequence[TensorRecord],
-        uninjected: Uninjected | None,
+        uninjected: CounterfactualUpdate | None,
     ) -> None:
         """Hand the record of a step to each; what it could be asked for is let go when they return."""
         decision = plan.decision

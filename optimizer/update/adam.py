@@ -9,15 +9,15 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from lossscope.optimizer.ascent.two_pass import Plan
+from lossscope.optimizer.ascent.two_pass import StepPlan
 from lossscope.optimizer.records.step_record import TensorRecord
 from lossscope.optimizer.update import newton_schulz as ns
 from lossscope.optimizer.update.matrix_view import direction_scale, matrix_view, track_of
 
 __all__ = [
     "OF_ASCENT",
-    "Moment",
-    "Taken",
+    "ParameterStep",
+    "Update",
     "adam_state",
     "apply_step",
     "decay",
@@ -60,7 +60,7 @@ def zeros_state(parameter: Tensor, names: Sequence[str]) -> dict[str, Any]:
 
 
 @dataclass
-class Moment:
+class ParameterStep:
     """One parameter on its way through a step."""
 
     index: int  # over all groups
@@ -81,7 +81,7 @@ class Moment:
 
 
 @dataclass(frozen=True)
-class Taken:
+class Update:
     """What a parameter was moved by: `lr * scale * direction`."""
 
     orthogonal: Tensor | None
@@ -92,7 +92,7 @@ class Taken:
     whitened: Tensor | None = None  # Adam's direction
 
 
-def whitened(moments: Sequence[Moment], betas: tuple[float, float], eps: float) -> list[Tensor]:
+def whitened(moments: Sequence[ParameterStep], betas: tuple[float, float], eps: float) -> list[Tensor]:
     """`A = m_hat / (sqrt(v_hat) + eps)` of each, after its gradient has entered `m` and `v`."""
     gradients = [moment.gradient for moment in moments]
     means = [moment.state["exp_avg"] for moment in moments]
@@ -138,7 +138,7 @@ def _fusible(gradients: Sequence[Tensor], means: Sequence[Tensor]) -> bool:
     )
 
 
-def decay(group: dict[str, Any], moments: Sequence[Moment]) -> None:
+def decay(group: dict[str, Any], moments: Sequence[ParameterStep]) -> None:
     """Decoupled weight decay, before the step: `W <- (1 - lr wd) W`."""
     if group["weight_decay"] != 0:
         for moment in moments:  # the foreach form rounds the factor to the dtype: 0.9975 is 0.9961 in bfloat16
@@ -153,17 +153,17 @@ def orthogonal_factor(group: dict[str, Any], source: Tensor) -> tuple[Tensor, tu
     return O.reshape(source.shape), tuple(view.shape)
 
 
-def apply_step(group: dict[str, Any], parameter: Tensor, A: Tensor) -> Taken:
+def apply_step(group: dict[str, Any], parameter: Tensor, A: Tensor) -> Update:
     """Move a parameter along its whitened momentum, or along the Newton-Schulz image of it."""
     lr = group["lr"]
     if track_of(group, parameter) == "vector":
         parameter.add_(A, alpha=-lr)
-        return Taken(None, A, 1.0, None, None, A)
+        return Update(None, A, 1.0, None, None, A)
     O, shape = orthogonal_factor(group, A)
     scale = direction_scale(group["energy"], A, O, shape, orthogonalise=group["orthogonalise"])
     direction = O if group["orthogonalise"] else A
     parameter.addcmul_(direction, scale, value=-lr)
-    return Taken(O, direction, scale, shape, A, A)
+    return Update(O, direction, scale, shape, A, A)
 
 
 def _product_dtype(setting: torch.dtype | str, A: Tensor) -> torch.dtype:
@@ -173,7 +173,7 @@ def _product_dtype(setting: torch.dtype | str, A: Tensor) -> torch.dtype:
     return torch.bfloat16 if A.dtype == torch.float32 and A.device.type == "cuda" else A.dtype
 
 
-def tensor_record(moment: Moment, taken: Taken, group: dict[str, Any], plan: Plan) -> TensorRecord:
+def tensor_record(moment: ParameterStep, taken: Update, group: dict[str, Any], plan: StepPlan) -> TensorRecord:
     """What an observer gets to see of one parameter."""
     p, state = moment.parameter, moment.state
     adam = "exp_avg" in state

@@ -10,13 +10,13 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from lossscope.optimizer.update.adam import Moment, Taken, decay, orthogonal_factor, whitened
+from lossscope.optimizer.update.adam import ParameterStep, Update, decay, orthogonal_factor, whitened
 from lossscope.optimizer.update.matrix_view import matrix_view, step_factor
 
 __all__ = ["RULES", "Rule"]
 
 Group = dict[str, Any]
-Step = Callable[[Group, Sequence[Moment]], list[Taken]]
+Step = Callable[[Group, Sequence[ParameterStep]], list[Update]]
 
 _ADAM: Final = {"betas": (0.9, 0.999), "eps": 1e-8}
 _ORTHOGONAL: Final = {"newton_schulz": "keller", "ns_steps": 5, "ns_dtype": "auto", "ns_norm": "frobenius"}
@@ -37,14 +37,14 @@ class Rule:
     source: str = ""
 
 
-def adamw(group: Group, moments: Sequence[Moment]) -> list[Taken]:
+def adamw(group: Group, moments: Sequence[ParameterStep]) -> list[Update]:
     """`W <- (1 - lr wd) W - lr A`, with `A = m_hat / (sqrt(v_hat) + eps)`."""
     A = whitened(moments, group["betas"], group["eps"])
     decay(group, moments)
     return [_move(group, moment, a, 1.0, whitened=a) for moment, a in zip(moments, A, strict=True)]
 
 
-def sgd(group: Group, moments: Sequence[Moment]) -> list[Taken]:
+def sgd(group: Group, moments: Sequence[ParameterStep]) -> list[Update]:
     """`u <- b u + g + wd W`, `W <- W - lr u`; by Nesterov `W <- W - lr (g + wd W + b u)`: decay is in the gradient."""
     taken = []
     for moment in moments:
@@ -61,7 +61,7 @@ def sgd(group: Group, moments: Sequence[Moment]) -> list[Taken]:
     return taken
 
 
-def muon(group: Group, moments: Sequence[Moment]) -> list[Taken]:
+def muon(group: Group, moments: Sequence[ParameterStep]) -> list[Update]:
     """`B <- b B + (1 - b) g`, `W <- (1 - lr wd) W - lr c NS(U)`, `U = (1 - b) g + b B` by Nesterov or else B.
 
     The factor c is `step_factor`'s, of a convolution that of its cut `(out, in k)` and not of its kernel's sides.
@@ -75,12 +75,12 @@ def muon(group: Group, moments: Sequence[Moment]) -> list[Taken]:
     return taken
 
 
-def rmsuon(group: Group, moments: Sequence[Moment]) -> list[Taken]:
+def rmsuon(group: Group, moments: Sequence[ParameterStep]) -> list[Update]:
     """`W <- (1 - lr wd) W - lr E NS(m_hat) / |NS(m_hat)|`, `E = |A|`: a step of exactly Adam's norm."""
     return _energetic(group, moments, unit=True)
 
 
-def muon_rms(group: Group, moments: Sequence[Moment]) -> list[Taken]:
+def muon_rms(group: Group, moments: Sequence[ParameterStep]) -> list[Update]:
     """`W <- (1 - lr wd) W - lr E NS(m_hat)`: Muon's direction with ARS2-Neo's rule for the size, at this rule's state.
 
     The step has the norm `lr E |NS(m_hat)|`, and ARS2-Neo's is `lr E |NS(A)|`: the same where both factors have one
@@ -89,7 +89,7 @@ def muon_rms(group: Group, moments: Sequence[Moment]) -> list[Taken]:
     return _energetic(group, moments, unit=False)
 
 
-def _energetic(group: Group, moments: Sequence[Moment], *, unit: bool) -> list[Taken]:
+def _energetic(group: Group, moments: Sequence[ParameterStep], *, unit: bool) -> list[Update]:
     """A step along `NS(m_hat)` that gets its size from Adam's step."""
     A = whitened(moments, group["betas"], group["eps"])
     decay(group, moments)
@@ -103,7 +103,7 @@ def _energetic(group: Group, moments: Sequence[Moment], *, unit: bool) -> list[T
     return taken
 
 
-def adamuon(group: Group, moments: Sequence[Moment]) -> list[Taken]:
+def adamuon(group: Group, moments: Sequence[ParameterStep]) -> list[Update]:
     """`O = NS(sign U)`, `V <- b V + (1 - b) O^2`, `D = O / (sqrt V + eps)` scaled to `|D| = 0.2 sqrt(m n)`."""
     decay(group, moments)
     taken = []
@@ -118,7 +118,7 @@ def adamuon(group: Group, moments: Sequence[Moment]) -> list[Taken]:
     return taken
 
 
-def normuon(group: Group, moments: Sequence[Moment]) -> list[Taken]:
+def normuon(group: Group, moments: Sequence[ParameterStep]) -> list[Update]:
     """`O = NS(U)`, rows divided by the root of their running mean square, and back to the norm of O."""
     decay(group, moments)
     taken = []
@@ -137,7 +137,7 @@ def normuon(group: Group, moments: Sequence[Moment]) -> list[Taken]:
     return taken
 
 
-def muoneq(group: Group, moments: Sequence[Moment]) -> list[Taken]:
+def muoneq(group: Group, moments: Sequence[ParameterStep]) -> list[Update]:
     """`B <- b B + g`, `U = g + b B` with rows, columns or both brought to length one, then Muon's step."""
     decay(group, moments)
     taken = []
@@ -161,7 +161,7 @@ def _equilibrated(U: Tensor, which: str) -> Tensor:
     return U * rows * columns
 
 
-def _momentum(group: Group, moment: Moment) -> Tensor:
+def _momentum(group: Group, moment: ParameterStep) -> Tensor:
     """The running mean of the gradients, with the present one ahead by Nesterov."""
     B = moment.state["momentum_buffer"].lerp_(moment.gradient, 1 - group["momentum"])
     moment.state["step"] += 1
@@ -174,7 +174,7 @@ def _view(group: Group, tensor: Tensor) -> Tensor:
 
 def _move(
     group: Group,
-    moment: Moment,
+    moment: ParameterStep,
     direction: Tensor,
     scale: Tensor | float,
     *,
@@ -182,14 +182,14 @@ def _move(
     source: Tensor | None = None,
     whitened: Tensor | None = None,
     shape: tuple[int, ...] | None = None,
-) -> Taken:
+) -> Update:
     """Step by `lr * scale * direction`."""
     p = moment.parameter
     if isinstance(scale, Tensor):
         p.addcmul_(direction, scale, value=-group["lr"])
     else:
         p.add_(direction, alpha=-group["lr"] * scale)
-    return Taken(orthogonal, direction, scale, shape, source, whitened)
+    return Update(orthogonal, direction, scale, shape, source, whitened)
 
 
 _MUON: Final = {**_EMA, **_ORTHOGONAL, "adjust": "keller"}

@@ -11,11 +11,11 @@ import numpy.typing as npt
 
 from lossscope.probes.errors import ProbeError
 
-__all__ = ["PatientZero", "patient_zero", "usual_sizes"]
+__all__ = ["OutlierLayer", "first_outlier_layer", "usual_sizes"]
 
 
 @dataclass(frozen=True)
-class PatientZero:
+class OutlierLayer:
     """The layer whose remainder stood out first."""
 
     layer: str
@@ -23,14 +23,14 @@ class PatientZero:
     ratio: float  # its remainder over its threshold at that step, above 1
 
 
-def patient_zero(
+def first_outlier_layer(
     remainders: npt.ArrayLike,
     layers: Sequence[str],
     *,
     factor: float = 10.0,
     window: int = 20,
     rounding: npt.ArrayLike = 0.0,
-) -> PatientZero | None:
+) -> OutlierLayer | None:
     """The layer whose remainder is the first to exceed its running threshold.
 
     The threshold of a layer at a step is `factor` times the median of its absolute remainders over the `window` steps
@@ -57,8 +57,8 @@ def patient_zero(
 
     Example:
         >>> quiet = [[1e-3, 1e-3]] * 12
-        >>> patient_zero([*quiet, [1e-3, 0.02], [0.5, 0.5]], ["first", "second"])
-        PatientZero(layer='second', step=12, ratio=2.0)
+        >>> first_outlier_layer([*quiet, [1e-3, 0.02], [0.5, 0.5]], ["first", "second"])
+        OutlierLayer(layer='second', step=12, ratio=2.0)
     """
     sizes = np.abs(np.asarray(remainders, dtype=np.float64))
     if sizes.ndim != 2 or sizes.shape[1] != len(layers):
@@ -76,7 +76,7 @@ def patient_zero(
         return None
     step = int(above[0])
     first = int(np.argmax(ratios[step]))
-    return PatientZero(layers[first], step, float(ratios[step, first]))
+    return OutlierLayer(layers[first], step, float(ratios[step, first]))
 
 
 def _each_step(rounding: npt.ArrayLike, steps: int) -> npt.NDArray[np.float64]:

@@ -14,11 +14,11 @@ from lossscope.probes.errors import ProbeError
 from lossscope.probes.statistics.block_bootstrap import Array, block_bootstrap, block_length, quotient
 from lossscope.probes.statistics.estimate import Estimate, exact_estimate
 
-__all__ = ["PhiMemory", "TriggerAudit", "noise_chances", "phi_memory", "trigger_audit"]
+__all__ = ["PhiMemory", "TriggerTest", "noise_chances", "phi_memory", "trigger_test"]
 
 
 @dataclass(frozen=True, eq=False)
-class TriggerAudit:
+class TriggerTest:
     """What a trigger did, beside what it would do on noise."""
 
     rate: Estimate  # second gradients per step, from the first to the last of them
@@ -63,7 +63,7 @@ def noise_chances(phi: Sequence[float | None], thresholds: Sequence[float | None
         ProbeError: the lengths differ, or a threshold is above 0.
 
     Source:
-        docs/measures/trigger_audit.md.
+        docs/measures/trigger_test.md.
 
     Example:
         >>> noise_chances([None, 0.3, -0.3, 0.1], [None, -0.2, -0.2, -0.2]).tolist()
@@ -77,7 +77,7 @@ def noise_chances(phi: Sequence[float | None], thresholds: Sequence[float | None
     return np.where(sizes > -lines, 0.5, 0.0)
 
 
-def trigger_audit(
+def trigger_test(
     synced: Sequence[bool],
     *,
     lamda: float,
@@ -85,7 +85,7 @@ def trigger_audit(
     chances: Sequence[float] | Array | None = None,
     draws: int = 2000,
     seed: int = 0,
-) -> TriggerAudit:
+) -> TriggerTest:
     r"""The rate of second gradients against that of a trigger that only ever sees noise.
 
     On noise the trigger fires at a step with a chance :math:`p_t` that is known beforehand, and after k steps at the
@@ -118,10 +118,10 @@ def trigger_audit(
             steps, or the trigger fired before the cap where the chance is 0.
 
     Source:
-        docs/measures/trigger_audit.md; C. Clopper and E. Pearson (1934) for the interval of the share.
+        docs/measures/trigger_test.md; C. Clopper and E. Pearson (1934) for the interval of the share.
 
     Example:
-        >>> found = trigger_audit([True, False, False] * 4, lamda=0.0, k=3)
+        >>> found = trigger_test([True, False, False] * 4, lamda=0.0, k=3)
         >>> round(found.rate.value, 4), round(found.null_rate, 4), found.runs.tolist()
         (0.3333, 0.5714, [0.0, 0.0, 3.0])
     """
@@ -138,7 +138,7 @@ def trigger_audit(
     usual = float(p[before].mean()) if len(before) else float(p.mean()) if len(p) else math.nan
     null, possible = _null_runs(p, usual, begins, k), before[p[before] > 0]
     mean_run = float(null @ np.arange(1, k + 1))
-    return TriggerAudit(
+    return TriggerTest(
         _share(np.ones(len(lengths)), lengths.astype(np.float64), draws, seed),
         len(lengths) / mean_run if mean_run > 0 else math.nan,
         _capped_rate(float(ndtr(-lamda)), k),
@@ -154,7 +154,7 @@ def trigger_audit(
 def phi_memory(phi: Sequence[float | None], *, lags: Sequence[int] = tuple(range(1, 21))) -> PhiMemory:
     r"""The autocorrelation of phi around its mean, beside the band of white noise.
 
-    The null of `trigger_audit` takes the signs of phi for independent of each other. With N pairs of steps, an
+    The null of `trigger_test` takes the signs of phi for independent of each other. With N pairs of steps, an
     autocorrelation of white noise has the standard deviation :math:`1/\sqrt N`; one lag in twenty lies outside by
     chance.
 
@@ -169,7 +169,7 @@ def phi_memory(phi: Sequence[float | None], *, lags: Sequence[int] = tuple(range
         ProbeError: a lag is below 1.
 
     Source:
-        docs/measures/trigger_audit.md.
+        docs/measures/trigger_test.md.
     """
     if not lags or min(lags) < 1:
         raise ProbeError(f"lags={tuple(lags)} are out of range, need at least 1 step each")

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.objective.isolation import random_modules
 
-__all__ = ["ULPS", "BatchGradient", "Pass", "require_same", "sound_loss"]
+__all__ = ["ULPS", "BatchEvaluation", "BatchGradient", "check_deterministic", "validated_loss"]
 
 ULPS: Final = 100  # two evaluations of one loss may differ by this many units in the last place
 
 
 @dataclass(frozen=True)
-class Pass:
+class BatchEvaluation:
     """One batch on its way through an evaluation."""
 
     index: int  # of the batch
@@ -37,7 +37,7 @@ class BatchGradient:
     gradient: Tensor  # (n,), zero where the loss does not contain a parameter
 
 
-def sound_loss(loss: Any, at: Pass, model: nn.Module) -> Tensor:
+def validated_loss(loss: Any, at: BatchEvaluation, model: nn.Module) -> Tensor:
     """The loss of a batch as a 0-d tensor, once it is known to be one finite number and the same as before.
 
     Args:
@@ -56,11 +56,11 @@ def sound_loss(loss: Any, at: Pass, model: nn.Module) -> Tensor:
         raise ProbeError(f"loss_fn returned {what} {at.where}, need one real number: return the mean over the batch")
     if not math.isfinite(number := float(loss.detach())):
         raise ProbeError(f"the loss is {number} {at.where}: nothing can be measured at these parameters")
-    require_same(number, at, model)
+    check_deterministic(number, at, model)
     return loss.reshape(())
 
 
-def require_same(number: float, at: Pass, model: nn.Module) -> None:
+def check_deterministic(number: float, at: BatchEvaluation, model: nn.Module) -> None:
     """Refuse a loss that differs from the one before.
 
     Args:

@@ -15,7 +15,13 @@ from torch import Tensor, nn
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.objective.autograd_guards import custom_functions, no_reentrant_checkpoint
 from lossscope.probes.objective.data import FixedData, fixed_data
-from lossscope.probes.objective.evaluation import ULPS, BatchGradient, Pass, require_same, sound_loss
+from lossscope.probes.objective.evaluation import (
+    ULPS,
+    BatchEvaluation,
+    BatchGradient,
+    check_deterministic,
+    validated_loss,
+)
 from lossscope.probes.objective.functional import Substitution
 from lossscope.probes.objective.isolation import Mode, isolated, random_state
 from lossscope.probes.objective.losses import own_count
@@ -246,7 +252,7 @@ class Objective:
         """Another function of model and batch, to be evaluated in the dtype that the loss is evaluated in."""
         return Substitution(self.model, function, self.vector.cast_to)
 
-    def passes(self) -> Iterator[Pass]:
+    def passes(self) -> Iterator[BatchEvaluation]:
         """The batches in order, as they are to be evaluated.
 
         Call it inside `evaluating`; in train mode evaluate every batch before you ask for the next. At the first use
@@ -255,7 +261,7 @@ class Objective:
         before = None if self._checked else self._values()
         yield from self._starts(before)
 
-    def evaluated(self, function: Substitution, leaves: Sequence[Tensor], at: Pass) -> Any:
+    def evaluated(self, function: Substitution, leaves: Sequence[Tensor], at: BatchEvaluation) -> Any:
         """A function of model and batch at the leaves, without any check."""
         buffers = at.buffers if self.mode == "train" else function.buffers()
         parameters = dict(zip(self.names, leaves, strict=True))
@@ -263,16 +269,16 @@ class Objective:
             parameters |= self.vector.others()
         return function(parameters, buffers, self.data.batches[at.index])
 
-    def sound(self, loss: Any, at: Pass) -> Tensor:
+    def validated_loss(self, loss: Any, at: BatchEvaluation) -> Tensor:
         """The loss of a batch, once it is known to be one finite number and the same as before."""
-        found = sound_loss(loss, at, self.model)
+        found = validated_loss(loss, at, self.model)
         if at.before is not None and at.index + 1 == len(self.data.batches):
             self._checked = True
         return found
 
-    def loss(self, leaves: Sequence[Tensor], at: Pass) -> Tensor:
+    def loss(self, leaves: Sequence[Tensor], at: BatchEvaluation) -> Tensor:
         """The loss of one batch with the graph down to the leaves, sound."""
-        return self.sound(self.evaluated(self.call, leaves, at), at)
+        return self.validated_loss(self.evaluated(self.call, leaves, at), at)
 
     def losses(self, leaves: Sequence[Tensor]) -> Iterator[tuple[float, Tensor]]:
         """The weight and the loss of each batch, with the graph down to the leaves.
@@ -297,7 +303,7 @@ class Objective:
             )
         return torch.zeros_like(theta) if found is None else found
 
-    def slope(self, theta: Tensor, at: Pass, *, graph: bool = False) -> BatchGradient:
+    def slope(self, theta: Tensor, at: BatchEvaluation, *, graph: bool = False) -> BatchGradient:
         """The gradient of one batch by a leaf, with its graph if asked for; call it inside `evaluating`."""
         loss = self.loss(self.vector.views(theta, apart=True), at)
         if self.custom is None:
@@ -318,13 +324,13 @@ class Objective:
         if not self._checked:
             self.value()
 
-    def _starts(self, before: list[float] | None) -> Iterator[Pass]:
+    def _starts(self, before: list[float] | None) -> Iterator[BatchEvaluation]:
         """The batches with the buffers to begin with, which in train mode move from one to the next."""
         buffers = self.call.buffers() if self.mode == "train" else {}
         slack = ULPS * torch.finfo(self.dtype).eps * max(map(abs, before)) if before else 0.0
         for index, weight in enumerate(self.data.weights):
             where = f"on batch {index} of {len(self.data.batches)}"
-            yield Pass(index, weight, where, buffers, before[index] if before else None, slack)
+            yield BatchEvaluation(index, weight, where, buffers, before[index] if before else None, slack)
 
     def _values(self) -> list[float]:
         """The loss of each batch."""
@@ -346,8 +352,8 @@ class Objective:
         first, again = ([self._near(theta, at) for at in self._starts(None)] for _ in range(2))
         for at, number in zip(self._starts(first), again, strict=True):
             if math.isfinite(number):  # else the second look tells nothing
-                require_same(number, replace(at, where=f"{at.where}, at parameters close by"), self.model)
+                check_deterministic(number, replace(at, where=f"{at.where}, at parameters close by"), self.model)
 
-    def _near(self, theta: Tensor, at: Pass) -> float:
+    def _near(self, theta: Tensor, at: BatchEvaluation) -> float:
         """The loss of one batch at other parameters."""
         return float(self.evaluated(self.call, self.vector.views(theta.clone(), apart=True), at))

@@ -47,7 +47,7 @@ class SymmetricOperator:
         product: `(n, k) -> (n, k)`; linear, symmetric and repeatable. It may write into what it is given.
         dtype: The dtype of the products.
         device: Where they are taken.
-        held: A context between whose ends the product may keep what it can reuse; it is told how many products the
+        cached: A context between whose ends the product may keep what it can reuse; it is told how many products the
             caller expects to take, or None.
         facts: What is known of the products at the moment.
         objective: The objective whose parameters are the coordinates, if there is one.
@@ -65,7 +65,7 @@ class SymmetricOperator:
         *,
         dtype: torch.dtype,
         device: torch.device,
-        held: Callable[[int | None], AbstractContextManager[None]] | None = None,
+        cached: Callable[[int | None], AbstractContextManager[None]] | None = None,
         facts: Callable[[], ProductFacts] = ProductFacts,
         objective: Objective | None = None,
         hessian_of: Objective | None = None,
@@ -83,7 +83,7 @@ class SymmetricOperator:
         self.hessian_of = hessian_of
         self.restrict = restrict
         self._product = product
-        self._held = held
+        self._cached = cached
         self._facts = facts
 
     @property
@@ -117,7 +117,7 @@ class SymmetricOperator:
         """Why `method` is what it is, None where there was nothing to choose or no product was taken yet."""
         return self._facts().choice
 
-    def held(self, expected: int | None = None) -> AbstractContextManager[None]:
+    def cached(self, expected: int | None = None) -> AbstractContextManager[None]:
         """A context between whose ends graphs are kept, as far as memory allows.
 
         Args:
@@ -126,7 +126,7 @@ class SymmetricOperator:
         Returns:
             The context. What it keeps belongs to the parameters at its start: move them only outside.
         """
-        return nullcontext() if self._held is None else self._held(expected)
+        return nullcontext() if self._cached is None else self._cached(expected)
 
     def __matmul__(self, V: Tensor) -> Tensor:
         """The product A V, in the operator's dtype and on its device.
@@ -228,7 +228,7 @@ def scaled(operator: SymmetricOperator, diagonal: Tensor) -> SymmetricOperator:
         product,
         dtype=operator.dtype,
         device=operator.device,
-        held=operator.held,
+        cached=operator.cached,
         facts=lambda: operator.facts,
         objective=operator.objective,
         restrict=_scaled_block(operator, d[:, 0]),

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lossscope.probes.errors import ProbeError
-from lossscope.probes.objective.evaluation import Pass
+from lossscope.probes.objective.evaluation import BatchEvaluation
 from lossscope.probes.objective.objective import Objective
 from lossscope.probes.operators.base import ProductFacts, SymmetricOperator
 from lossscope.probes.operators.gradient_time import GradientTime
@@ -20,13 +20,13 @@ from lossscope.probes.operators.product_choice import Choice, Job, choose, rule,
 from lossscope.probes.operators.second_derivative import SecondDerivativeError
 from lossscope.probes.operators.timing import mismatch, now, out_of_memory, reason
 
-__all__ = ["HeldProducts"]
+__all__ = ["CachedProducts"]
 
 
-class HeldProducts:
+class CachedProducts:
     """Products of a curvature matrix with blocks of vectors, batch by batch, by one of several methods.
 
-    Each batch is traversed once for all columns of a block. Between the ends of `held` the graphs of as many batches
+    Each batch is traversed once for all columns of a block. Between the ends of `cached` the graphs of as many batches
     as fit into the memory are kept, in their order; those of the others are made anew for each product. Outside nothing
     is kept, and the method is that of the rule: what was chosen for a job may be dear to set up.
 
@@ -90,7 +90,7 @@ class HeldProducts:
             self,
             dtype=objective.dtype,
             device=objective.device,
-            held=self.held,
+            cached=self.cached,
             facts=lambda: self.facts,
             objective=objective,
             hessian_of=hessian_of,
@@ -98,7 +98,7 @@ class HeldProducts:
         )
 
     @contextmanager
-    def held(self, expected: int | None = None) -> Iterator[None]:
+    def cached(self, expected: int | None = None) -> Iterator[None]:
         """A context in which graphs are kept; it may be nested. At its end the time of a gradient is a warm one.
 
         Args:
@@ -184,7 +184,7 @@ class HeldProducts:
         self._choice = failed
         raise error
 
-    def _batch(self, at: Pass, rows: Tensor) -> Tensor:
+    def _batch(self, at: BatchEvaluation, rows: Tensor) -> Tensor:
         """The weighted product of one batch, by its kept graph if there is one."""
         kept = self._kept
         made = kept.get(at.index) if kept is not None else None
@@ -202,7 +202,7 @@ class HeldProducts:
             self._compare(at, rows, found, {(self._choice.method, len(chunk) > 1) for chunk in chunks})
         return found if at.weight == 1 else found * at.weight
 
-    def _compare(self, at: Pass, rows: Tensor, found: Tensor, ways: set[tuple[str, bool]]) -> None:
+    def _compare(self, at: BatchEvaluation, rows: Tensor, found: Tensor, ways: set[tuple[str, bool]]) -> None:
         """Raise where products differ from those of the plain method, by a mean of them; once for an objective."""
         if self._choice.method == self._plain.name or all(self._compared.get(way) for way in ways):
             return
@@ -213,7 +213,7 @@ class HeldProducts:
         if wrong:
             raise _WrongProductError(f"its product differs from that of {self._plain.name} by {wrong} of it")
 
-    def _prepare(self, method: Method, at: Pass) -> BatchProduct:
+    def _prepare(self, method: Method, at: BatchEvaluation) -> BatchProduct:
         """What a method makes of a batch; where that is one gradient, its time is kept."""
         begun = now(self._objective.device)
         made = method.prepare(self._objective, at)

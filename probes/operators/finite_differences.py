@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lossscope.probes.errors import ProbeError
-from lossscope.probes.objective.evaluation import Pass
+from lossscope.probes.objective.evaluation import BatchEvaluation
 from lossscope.probes.objective.objective import Objective
 from lossscope.probes.operators.method import BatchProduct, Method
 
@@ -37,7 +37,7 @@ class Differences:
         probe: `(n,)`, a random direction, always the same.
     """
 
-    def __init__(self, objective: Objective, at: Pass) -> None:
+    def __init__(self, objective: Objective, at: BatchEvaluation) -> None:
         self._at = at
         self.objective = objective.in_double()
         try:
@@ -88,7 +88,7 @@ def apart(expected: Tensor, found: Tensor) -> float:
     return distance / size if size > 0 else float(distance > 0)
 
 
-def _prepare(objective: Objective, at: Pass) -> BatchProduct:
+def _prepare(objective: Objective, at: BatchEvaluation) -> BatchProduct:
     """Products as differences, for models with no second derivative."""
     if objective.mode == "train":
         raise ProbeError("method='differences' cannot follow buffers that move in train mode: use mode='frozen'")
@@ -101,7 +101,7 @@ def _prepare(objective: Objective, at: Pass) -> BatchProduct:
     return BatchProduct(multiply)
 
 
-def _error(objective: Objective, at: Pass) -> float:
+def _error(objective: Objective, at: BatchEvaluation) -> float:
     """The relative error of products, which are rounded to the objective's own dtype."""
     return max(objective.vector.unit, Differences(objective, at).error())
 

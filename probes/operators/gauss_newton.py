@@ -13,11 +13,11 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from lossscope.probes.errors import ProbeError
-from lossscope.probes.objective.evaluation import Pass
+from lossscope.probes.objective.evaluation import BatchEvaluation
 from lossscope.probes.objective.losses import CrossEntropy, MeanSquaredError, SplitLoss, rows
 from lossscope.probes.objective.objective import Objective
 from lossscope.probes.operators.base import SymmetricOperator
-from lossscope.probes.operators.cached_products import HeldProducts
+from lossscope.probes.operators.cached_products import CachedProducts
 from lossscope.probes.operators.method import BatchProduct, Method
 
 __all__ = ["FisherKind", "OutputCurvature", "fisher", "gauss_newton", "output_methods", "split_loss"]
@@ -90,16 +90,16 @@ class _Outputs:
         return self.objective.derivative(along, self.theta, graph=graph, keep=True)
 
 
-def _outputs(loss: SplitLoss, curvature: OutputCurvature, objective: Objective, at: Pass) -> _Outputs:
+def _outputs(loss: SplitLoss, curvature: OutputCurvature, objective: Objective, at: BatchEvaluation) -> _Outputs:
     """The outputs for a batch."""
     theta, batch = objective.leaf(), objective.data.batches[at.index]
     leaves = objective.vector.views(theta, apart=True)
     outputs: Tensor = objective.evaluated(objective.substitution(loss.outputs), leaves, at)
-    objective.sound(loss.of_outputs(outputs.detach(), batch), at)
+    objective.validated_loss(loss.of_outputs(outputs.detach(), batch), at)
     return _Outputs(objective, theta, outputs, curvature(loss, outputs.detach(), batch))
 
 
-def _reverse(loss: SplitLoss, curvature: OutputCurvature, objective: Objective, at: Pass) -> BatchProduct:
+def _reverse(loss: SplitLoss, curvature: OutputCurvature, objective: Objective, at: BatchEvaluation) -> BatchProduct:
     """J v as the derivative of J'w by w, which is linear in w, then J' of S J v; by backward passes alone."""
     made = _outputs(loss, curvature, objective, at)
     w = torch.zeros_like(made.outputs, requires_grad=True)
@@ -112,7 +112,7 @@ def _reverse(loss: SplitLoss, curvature: OutputCurvature, objective: Objective, 
     return BatchProduct(_by_columns(column, pulled.requires_grad), [pulled], [made.theta])
 
 
-def _batched(loss: SplitLoss, curvature: OutputCurvature, objective: Objective, at: Pass) -> BatchProduct:
+def _batched(loss: SplitLoss, curvature: OutputCurvature, objective: Objective, at: BatchEvaluation) -> BatchProduct:
     """The same for all columns in two backward passes (`is_grads_batched`)."""
     made = _outputs(loss, curvature, objective, at)
     w = torch.zeros_like(made.outputs, requires_grad=True)
@@ -128,7 +128,7 @@ def _batched(loss: SplitLoss, curvature: OutputCurvature, objective: Objective, 
     return BatchProduct(multiply, [pulled], [made.theta])
 
 
-def _forward(loss: SplitLoss, curvature: OutputCurvature, objective: Objective, at: Pass) -> BatchProduct:
+def _forward(loss: SplitLoss, curvature: OutputCurvature, objective: Objective, at: BatchEvaluation) -> BatchProduct:
     """J v by a forward pass with tangents, then J' of S J v by a backward pass; half the graph is kept."""
     if objective.mode == "train":
         raise ProbeError("method='forward' cannot follow buffers that move in train mode: use mode='frozen'")
@@ -149,7 +149,7 @@ def _by_columns(column: Callable[[Tensor], Tensor], curved: bool) -> Callable[[T
     return multiply
 
 
-def _pushed(loss: SplitLoss, objective: Objective, at: Pass, direction: Tensor) -> Tensor:
+def _pushed(loss: SplitLoss, objective: Objective, at: BatchEvaluation, direction: Tensor) -> Tensor:
     """J v."""
     function, tangents = objective.substitution(loss.outputs), objective.vector.split(direction)
     # not torch.func.jvp: inside it a module may not update its buffers in place
@@ -176,7 +176,7 @@ def gauss_newton(objective: Objective, *, method: str = "auto", memory: float = 
             `MeanSquaredError` do.
         method: `auto`, or one of `reverse` (J v as the derivative of J'w by w, by backward passes alone), `batched`
             (the same for a block of columns) and `forward` (J v by a forward pass with tangents); see `hessian`.
-        memory: Bytes that the kept graphs of `held` may hold together.
+        memory: Bytes that the kept graphs of `cached` may hold together.
 
     Returns:
         The operator.
@@ -211,7 +211,7 @@ def fisher(
             `model_fisher`, as `CrossEntropy` and `MeanSquaredError` do.
         kind: `true` or `empirical`.
         method: As for `gauss_newton`.
-        memory: Bytes that the kept graphs of `held` may hold together.
+        memory: Bytes that the kept graphs of `cached` may hold together.
 
     Returns:
         The operator, positive semi-definite.
@@ -241,7 +241,7 @@ def _operator(
 ) -> SymmetricOperator:
     """The operator J' S J with S the curvature of the loss by the outputs."""
     loss = split_loss(objective)
-    products = HeldProducts(matrix, objective, output_methods(loss, curvature), method=method, memory=memory)
+    products = CachedProducts(matrix, objective, output_methods(loss, curvature), method=method, memory=memory)
     return products.operator(lambda names: _operator(matrix, objective.restricted(names), curvature, method, memory))
 
 

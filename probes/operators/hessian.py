@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from lossscope.probes.errors import ProbeError
-from lossscope.probes.objective.evaluation import Pass
+from lossscope.probes.objective.evaluation import BatchEvaluation
 from lossscope.probes.objective.objective import Objective
 from lossscope.probes.operators.base import SymmetricOperator
-from lossscope.probes.operators.cached_products import HeldProducts
+from lossscope.probes.operators.cached_products import CachedProducts
 from lossscope.probes.operators.finite_differences import DIFFERENCES
 from lossscope.probes.operators.method import BatchProduct, Method, held_bytes
 from lossscope.probes.operators.second_derivative import require_second_derivative, second_derivative
@@ -21,7 +21,7 @@ from lossscope.probes.operators.second_derivative import require_second_derivati
 __all__ = ["HESSIAN_METHODS", "hessian"]
 
 
-def _reverse(objective: Objective, at: Pass) -> BatchProduct:
+def _reverse(objective: Objective, at: BatchEvaluation) -> BatchProduct:
     """Reverse over reverse: the derivative of <gradient, v> by a second backward pass, column by column."""
     batch = objective.slope(objective.leaf(), at, graph=True)
 
@@ -33,7 +33,7 @@ def _reverse(objective: Objective, at: Pass) -> BatchProduct:
     return BatchProduct(multiply, [batch.gradient], [batch.theta])
 
 
-def _batched(objective: Objective, at: Pass) -> BatchProduct:
+def _batched(objective: Objective, at: BatchEvaluation) -> BatchProduct:
     """The same with all columns in one backward pass (`is_grads_batched`)."""
     batch = objective.slope(objective.leaf(), at, graph=True)
 
@@ -48,12 +48,12 @@ def _batched(objective: Objective, at: Pass) -> BatchProduct:
     return BatchProduct(multiply, [batch.gradient], [batch.theta])
 
 
-def _forward(objective: Objective, at: Pass) -> BatchProduct:
+def _forward(objective: Objective, at: BatchEvaluation) -> BatchProduct:
     """Forward over reverse: the derivative of the gradient by one pass with tangents, nothing kept."""
     return BatchProduct(_mapped(_derivative(objective, at, "forward")))
 
 
-def _linearize(objective: Objective, at: Pass) -> BatchProduct:
+def _linearize(objective: Objective, at: BatchEvaluation) -> BatchProduct:
     """The gradient linearised once into a program of its own: dear to set up, cheap to run."""
     gradient = _gradient(objective, at, "linearize")
     size = held_bytes(_reverse(objective, at))  # what the program keeps is about what the graph would
@@ -63,14 +63,14 @@ def _linearize(objective: Objective, at: Pass) -> BatchProduct:
     return BatchProduct(_mapped(derivative), bytes=size)
 
 
-def _compile(objective: Objective, at: Pass) -> BatchProduct:
+def _compile(objective: Objective, at: BatchEvaluation) -> BatchProduct:
     """Forward over reverse as one compiled program."""
     multiply = _mapped(torch.compile(_derivative(objective, at, "compile"), dynamic=False))
     multiply(torch.zeros(1, objective.size, dtype=objective.dtype, device=objective.device), True)  # compiles
     return BatchProduct(multiply)
 
 
-def _derivative(objective: Objective, at: Pass, name: str) -> Callable[[Tensor], Tensor]:
+def _derivative(objective: Objective, at: BatchEvaluation, name: str) -> Callable[[Tensor], Tensor]:
     """The derivative of the gradient of one batch along a direction."""
     gradient, theta = _gradient(objective, at, name), objective.parameters()
     if at.before is not None:  # the first evaluations are compared, and a transform cannot
@@ -84,7 +84,7 @@ def _derivative(objective: Objective, at: Pass, name: str) -> Callable[[Tensor],
     return derivative
 
 
-def _gradient(objective: Objective, at: Pass, name: str) -> Callable[[Tensor], Tensor]:
+def _gradient(objective: Objective, at: BatchEvaluation, name: str) -> Callable[[Tensor], Tensor]:
     """The gradient of one batch as a pure function of the parameters."""
     _still(objective, name)
 
@@ -144,10 +144,10 @@ def hessian(objective: Objective, *, method: str = "auto", memory: float = 2**30
             * `compile`: `forward`, compiled (on CUDA only),
             * `differences`: central differences of gradients, where the model has no second derivative.
 
-            `auto` takes `reverse` by rule; where `held` expects 30 products or more (50 with a single batch) it may
-            compare the methods first, for a tenth of the job at the most, and use the best one until the end of `held`.
-            Where `reverse` raises it goes on to `forward` and `differences`.
-        memory: Bytes that the kept graphs of `held` may hold together.
+            `auto` takes `reverse` by rule; where `cached` expects 30 products or more (50 with a single batch) it may
+            compare the methods first, for a tenth of the job at the most, and use the best one until the end of
+            `cached`. Where `reverse` raises it goes on to `forward` and `differences`.
+        memory: Bytes that the kept graphs of `cached` may hold together.
 
     Returns:
         The operator. A parameter that the loss does not contain has a zero row. Its `method` is what takes the
@@ -161,7 +161,7 @@ def hessian(objective: Objective, *, method: str = "auto", memory: float = 2**30
         B. Pearlmutter (1994), Fast exact multiplication by the Hessian, Neural Computation 6(1), 147-160.
     """
     offered = [known for known in HESSIAN_METHODS if known.name != "compile" or objective.device.type == "cuda"]
-    products = HeldProducts("hessian", objective, offered, method=method, memory=memory)
+    products = CachedProducts("hessian", objective, offered, method=method, memory=memory)
     return products.operator(
         lambda names: hessian(objective.restricted(names), method=method, memory=memory), hessian_of=objective
     )

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from lossscope.probes.objective.autograd_guards import graph_nodes
-from lossscope.probes.objective.evaluation import Pass
+from lossscope.probes.objective.evaluation import BatchEvaluation
 from lossscope.probes.objective.objective import Objective
 
 __all__ = ["BatchProduct", "Method", "held_bytes"]
@@ -30,11 +30,11 @@ class Method:
     """A way to take products, and what is known of it beforehand."""
 
     name: str
-    prepare: Callable[[Objective, Pass], BatchProduct]
+    prepare: Callable[[Objective, BatchEvaluation], BatchProduct]
     widths: tuple[int, ...] = (1,)  # block widths to try, in this order; the last is taken where nothing is measured
     is_gradient: bool = False  # whether preparing it costs one gradient and little else
     check: Callable[[Objective], None] | None = None  # raises where it is wrong without a word
-    unit: Callable[[Objective, Pass], float] | None = (
+    unit: Callable[[Objective, BatchEvaluation], float] | None = (
         None  # measures its relative error; None where exact up to rounding
     )
     first_seconds: float = 0.0  # what its first use in a process may cost on top, for what torch then loads

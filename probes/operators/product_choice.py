@@ -8,7 +8,7 @@ from typing import Final
 
 import torch
 
-from lossscope.probes.objective.evaluation import Pass
+from lossscope.probes.objective.evaluation import BatchEvaluation
 from lossscope.probes.objective.objective import Compared, Objective
 from lossscope.probes.operators.method import BatchProduct, Method
 from lossscope.probes.operators.timing import Bench, Trial, ahead, now
@@ -38,7 +38,7 @@ class Job:
 
     objective: Objective
     methods: Sequence[Method]  # the plain one first
-    prepare: Callable[[Method, Pass], BatchProduct]
+    prepare: Callable[[Method, BatchEvaluation], BatchProduct]
     expected: int | None  # products, None where unknown
     memory: float  # bytes that may be kept
     compared: Compared  # what is known to be right for this objective, or wrong; grows

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lossscope.probes.errors import ProbeError
-from lossscope.probes.objective.evaluation import BatchGradient, Pass
+from lossscope.probes.objective.evaluation import BatchEvaluation, BatchGradient
 from lossscope.probes.objective.objective import Objective
 from lossscope.probes.operators.finite_differences import Differences, apart
 
@@ -68,7 +68,7 @@ def require_second_derivative(objective: Objective) -> None:
     objective.twice = True
 
 
-def _compare(differences: Differences, at: Pass, whole: Objective) -> None:
+def _compare(differences: Differences, at: BatchEvaluation, whole: Objective) -> None:
     """Compare a product with differences that kinks leave alone."""
     if (expected := differences.settled()) is None:
         return

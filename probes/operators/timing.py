@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lossscope.probes.objective.autograd_guards import graph_nodes
-from lossscope.probes.objective.evaluation import Pass
+from lossscope.probes.objective.evaluation import BatchEvaluation
 from lossscope.probes.objective.objective import Objective
 from lossscope.probes.operators.method import BatchProduct, Method, held_bytes
 
@@ -51,7 +51,11 @@ class Bench:
     """
 
     def __init__(
-        self, objective: Objective, at: Pass, plain: Method, prepare: Callable[[Method, Pass], BatchProduct]
+        self,
+        objective: Objective,
+        at: BatchEvaluation,
+        plain: Method,
+        prepare: Callable[[Method, BatchEvaluation], BatchProduct],
     ) -> None:
         self._at, self._prepare, self._device = at, prepare, objective.device
         self._plain = plain

@@ -84,7 +84,7 @@ def norm_sharpness(
     _check(norm, restarts, rel, max_products)
     parts = _parts(operator, norm, shapes)
     begun, before = time.perf_counter(), operator.products
-    with operator.held(max_products):
+    with operator.cached(max_products):
         best, found, ended = _climbs(operator, norm, parts, restarts, rel, max_products, seed)
     values = torch.einsum("nk,nk->k", best, found)
     winner = int(values.argmax())

@@ -13,7 +13,7 @@ from torch import Tensor
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.operators.base import SymmetricOperator
 
-__all__ = ["Array", "BlockKrylov", "Start", "started"]
+__all__ = ["Array", "BlockKrylov", "StartBlock", "start_block"]
 
 Array = np.ndarray[Any, Any]
 _LOST: Final = 0.7  # a vector that one sweep shortens to less than this is swept once more
@@ -205,14 +205,16 @@ _RANDOM_SHARE: Final = 0.3  # of a warm start, so that an eigenvalue that has ov
 
 
 @dataclass(frozen=True)
-class Start:
+class StartBlock:
     """A Krylov space with what is random in its start."""
 
     space: BlockKrylov
     random: Array  # (b', b), the coordinates of b standard normal vectors in the first block
 
 
-def started(operator: SymmetricOperator, width: int, warm_start: Tensor | None, generator: torch.Generator) -> Start:
+def start_block(
+    operator: SymmetricOperator, width: int, warm_start: Tensor | None, generator: torch.Generator
+) -> StartBlock:
     """The Krylov space of `width` standard normal vectors, before its first product.
 
     A warm start is added to a single vector, and is a vector more in a block. Adding a fixed vector to a normal one
@@ -239,7 +241,7 @@ def started(operator: SymmetricOperator, width: int, warm_start: Tensor | None, 
         else:
             rows.append(warm)
     space = BlockKrylov(operator, torch.stack(rows), generator)
-    return Start(space, space.start[:, : min(width, n)])
+    return StartBlock(space, space.start[:, : min(width, n)])
 
 
 def _middle(warm_start: Tensor, size: int) -> Tensor:

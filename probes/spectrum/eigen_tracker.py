@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.operators.base import SymmetricOperator
-from lossscope.probes.spectrum.block_krylov import BlockKrylov, started
+from lossscope.probes.spectrum.block_krylov import BlockKrylov, start_block
 from lossscope.probes.spectrum.extreme_pairs import eigenpairs, grow
 from lossscope.probes.spectrum.results import EigenPairs, SpectrumEstimate
 from lossscope.probes.spectrum.ritz import Ritz, ritz
@@ -78,7 +78,7 @@ class EigenTracker:
             ProbeError: the size or the dtype has changed, or a product is not finite.
         """
         begun, before = time.perf_counter(), operator.products
-        with operator.held(expected=None if self._kept is None else _FEWEST + 1):
+        with operator.cached(expected=None if self._kept is None else _FEWEST + 1):
             space, found = self._cold(operator) if self._kept is None else self._warm(operator, self._kept)
             pairs = eigenpairs(space, found, self._keep, self._rel, largest=True)
         self._note(pairs)
@@ -101,7 +101,7 @@ class EigenTracker:
 
     def _cold(self, operator: SymmetricOperator) -> tuple[BlockKrylov, Ritz]:
         """The first visit: from a random vector, until no eigenvalue can lie further out."""
-        start = started(operator, 1, None, self._generator)
+        start = start_block(operator, 1, None, self._generator)
         grow(start, top=1, bottom=0, rel=self._rel, max_products=self._max_products, steps=0)
         return start.space, ritz(start.space, start.random)
 

@@ -7,7 +7,7 @@ from typing import Final
 import numpy as np
 import torch
 
-from lossscope.probes.spectrum.block_krylov import BlockKrylov, Start
+from lossscope.probes.spectrum.block_krylov import BlockKrylov, StartBlock
 from lossscope.probes.spectrum.results import EigenPairs
 from lossscope.probes.spectrum.ritz import Ritz, ritz
 
@@ -18,7 +18,7 @@ _MORE: Final = 2  # dimensions beyond the wanted pairs without which nothing is 
 _OFTEN: Final = 24  # dimensions up to which the ends are looked at after each step, then after every second
 
 
-def grow(start: Start, *, top: int, bottom: int, rel: float, max_products: int, steps: int) -> None:
+def grow(start: StartBlock, *, top: int, bottom: int, rel: float, max_products: int, steps: int) -> None:
     """Grow the space until both ends meet their bounds, or `max_products` are spent.
 
     Args:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.operators.base import SymmetricOperator
-from lossscope.probes.spectrum.block_krylov import Start, started
+from lossscope.probes.spectrum.block_krylov import StartBlock, start_block
 from lossscope.probes.spectrum.density import SpectralDensity, spectral_density
 from lossscope.probes.spectrum.extreme_pairs import WHOLE, eigenpairs, grow
 from lossscope.probes.spectrum.results import SpectrumEstimate
@@ -21,7 +21,7 @@ from lossscope.probes.spectrum.ritz import ritz
 from lossscope.probes.spectrum.second_opinion import pyhessian_spectrum
 from lossscope.probes.spectrum.trace_and_norm import trace_and_frobenius
 
-__all__ = ["QUANTITIES", "Asked", "Engine", "least_products", "measure_spectrum"]
+__all__ = ["QUANTITIES", "Engine", "SpectrumRequest", "least_products", "measure_spectrum"]
 
 _SPACE: Final = 4  # dimensions of the smallest space
 _SAMPLES: Final = 2  # random vectors that give a standard error
@@ -31,7 +31,7 @@ _FEW: Final = 16  # products that ends usually take
 
 
 @dataclass(frozen=True)
-class Asked:
+class SpectrumRequest:
     """What is asked for."""
 
     wanted: frozenset[str]
@@ -181,7 +181,7 @@ def measure_spectrum(
         [4.0, -1.0, 4.0]
     """
     _check(top, bottom, (rel, rel if trace_rel is None else trace_rel), engine)
-    ask = Asked(
+    ask = SpectrumRequest(
         _wanted(quantities, engine),
         min(top, operator.size),
         min(bottom, operator.size),
@@ -196,13 +196,15 @@ def measure_spectrum(
     return _measured(operator, ask, warm_start)
 
 
-def _measured(operator: SymmetricOperator, ask: Asked, warm_start: Tensor | None) -> SpectrumEstimate:
+def _measured(operator: SymmetricOperator, ask: SpectrumRequest, warm_start: Tensor | None) -> SpectrumEstimate:
     """Everything asked for, from one Krylov space and from probes on what it leaves."""
     begun, before = time.perf_counter(), operator.products
     trace = frobenius = top = bottom = density = None
-    with operator.held(expected=ask.expected):
+    with operator.cached(expected=ask.expected):
         generator = torch.Generator().manual_seed(ask.seed)
-        start = started(operator, max(ask.width, _cheap_width(operator)) if ask.krylov else 1, warm_start, generator)
+        start = start_block(
+            operator, max(ask.width, _cheap_width(operator)) if ask.krylov else 1, warm_start, generator
+        )
         space, (most, least) = start.space, ask.pairs
         if ask.krylov or operator.size <= min(WHOLE, ask.max_products):
             steps = _DENSITY_STEPS if "density" in ask.wanted else 0
@@ -242,7 +244,7 @@ def _measured(operator: SymmetricOperator, ask: Asked, warm_start: Tensor | None
     )
 
 
-def _density(start: Start, room: int) -> SpectralDensity:
+def _density(start: StartBlock, room: int) -> SpectralDensity:
     """The density of a space that grows up to `room` until its numbers stand still."""
     space = start.space
     while True:
@@ -285,7 +287,7 @@ def _complete(found: SpectrumEstimate) -> SpectrumEstimate:
     return replace(found, unmet=tuple(unmet))
 
 
-def _second_opinion(operator: SymmetricOperator, ask: Asked, warm_start: Tensor | None) -> SpectrumEstimate:
+def _second_opinion(operator: SymmetricOperator, ask: SpectrumRequest, warm_start: Tensor | None) -> SpectrumEstimate:
     """What PyHessian finds; the density is ours."""
     if warm_start is not None:
         raise ProbeError("engine='pyhessian' takes no warm_start: leave it out, or use engine='lossscope'")

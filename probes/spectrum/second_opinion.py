@@ -65,7 +65,7 @@ def pyhessian_spectrum(
     library = _library()
     require_second_derivative(objective)  # it would take the wrong one without a word
     begun = time.perf_counter()
-    with operator.held(), objective.evaluating(), warnings.catch_warnings():
+    with operator.cached(), objective.evaluating(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.manual_seed(seed)  # the context puts the random state back
         loss = _LossModule(objective)

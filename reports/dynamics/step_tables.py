@@ -120,7 +120,7 @@ def _values(runs: Sequence[Run], measure: str) -> list[float | None]:
     """A measure of the whole model at every visit that has it."""
     found = []
     for run in runs:
-        rows = run.standing[(run.standing["measure"] == measure) & run.standing["tensor"].isna()]
+        rows = run.estimates[(run.estimates["measure"] == measure) & run.estimates["tensor"].isna()]
         found += [number(value) for value in rows["value"]]
     return found
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from lossscope.landscape.errors import LandscapeError
-from lossscope.landscape.storage.manifest import write_aside
+from lossscope.landscape.storage.manifest import atomic_write
 
 __all__ = ["refuse_taken", "write_text"]
 
@@ -22,7 +22,7 @@ def write_text(path: Path, text: str, *, force: bool = False) -> None:
         LandscapeError: the place is taken or cannot be written.
     """
     refuse_taken(path, force=force)
-    write_aside(path, text.encode())
+    atomic_write(path, text.encode())
 
 
 def refuse_taken(path: Path, *, force: bool) -> None:

@@ -94,7 +94,7 @@ def threshold_figures(runs: Sequence[Run]) -> tuple[Curves, ...]:
     drawn = [
         _probe_figure(runs, measure, title, caption, Axis(label, scale="log"), line)
         for measure, title, caption, label in _EDGES
-        if any((run.standing["measure"] == measure).any() for run in runs)
+        if any((run.estimates["measure"] == measure).any() for run in runs)
     ]
     return tuple(drawn)
 

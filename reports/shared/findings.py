@@ -62,7 +62,7 @@ def all_bounds_met(runs: Sequence[Run]) -> Finding:
     source = "probes.parquet: converged"
     counts: dict[str, list[int]] = {}
     for run in runs:
-        rows = run.standing.dropna(subset=["converged"])
+        rows = run.estimates.dropna(subset=["converged"])
         rows = rows[rows["value"].notna() & rows["tensor"].isna()]
         for measure, met in zip(rows["measure"], rows["converged"].astype(bool), strict=True):
             if limit_of(measure) in UNASKED:
@@ -176,7 +176,7 @@ def losses_matched(runs: Sequence[Run]) -> Finding:
 
 def _rows(run: Run, measure: str) -> pd.DataFrame:
     """The rows of a measure of the whole model, one per step."""
-    return run.standing.loc[(run.standing["measure"] == measure) & run.standing["tensor"].isna()]
+    return run.estimates.loc[(run.estimates["measure"] == measure) & run.estimates["tensor"].isna()]
 
 
 def _late(run: Run, measure: str) -> list[tuple[float | None, int]]:

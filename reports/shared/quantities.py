@@ -61,7 +61,7 @@ def at_last_visit(run: Run, measure: str) -> Quantity:
     `error` is the standard error, or for a Ritz value its bound; `low` and `high` are the 95 % interval where there
     is a standard error.
     """
-    rows = run.standing
+    rows = run.estimates
     rows = rows[(rows["step"] == last_visit(run)) & (rows["measure"] == measure) & rows["tensor"].isna()]
     return row_quantity(rows.iloc[-1].to_dict()) if len(rows) else Quantity(None)
 

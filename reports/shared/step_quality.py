@@ -37,7 +37,7 @@ def step_visits(run: Run) -> list[StepVisit]:
 
     A ratio whose ends, by the rounding of the losses, reach 0 tells nothing of its size: it is unknown, not small.
     """
-    rows = run.standing[run.standing["measure"].isin(_MEASURES) & run.standing["tensor"].isna()]
+    rows = run.estimates[run.estimates["measure"].isin(_MEASURES) & run.estimates["tensor"].isna()]
     by_step: dict[int, dict[str, Any]] = {}
     for row in rows.to_dict("records"):
         by_step.setdefault(int(row["step"]), {})[str(row["measure"])] = row

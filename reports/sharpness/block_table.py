@@ -38,7 +38,7 @@ def module_table(runs: Sequence[Run]) -> tuple[Table, ...]:
 
 def _of_run(run: Run) -> Iterable[tuple[Cell, ...]]:
     """The blocks of a run, what lies between them, and their sum."""
-    rows = run.standing[run.standing["tensor"].notna()]
+    rows = run.estimates[run.estimates["tensor"].notna()]
     if not len(rows):
         return
     step = int(rows["step"].max())
@@ -62,7 +62,7 @@ def _quantity(row: Mapping[Any, Any] | None) -> Quantity:
 
 def _whole(run: Run, step: int, measure: str) -> Quantity:
     """A measure of the whole model at a step."""
-    rows = run.standing
+    rows = run.estimates
     rows = rows[(rows["step"] == step) & (rows["measure"] == measure) & rows["tensor"].isna()]
     return _quantity(rows.iloc[-1].to_dict() if len(rows) else None)
 

@@ -87,7 +87,7 @@ def _measure_table(
 
 def _last(run: Run, measures: Sequence[str]) -> tuple[Cell, dict[str, Quantity]]:
     """The last step with any of the measures of the whole model, and the measures there."""
-    rows: pd.DataFrame = run.standing[run.standing["measure"].isin(measures) & run.standing["tensor"].isna()]
+    rows: pd.DataFrame = run.estimates[run.estimates["measure"].isin(measures) & run.estimates["tensor"].isna()]
     if not len(rows):
         return None, {}
     step = int(rows["step"].max())

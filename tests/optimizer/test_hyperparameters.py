@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from lossscope.optimizer import ARS2Neo, OptimizerError, Relative, create, names, settings
+from lossscope.optimizer import ARS2Neo, OptimizerError, RuleOptimizer, create, names, settings
 from lossscope.optimizer.hyperparameters import DEFAULTS
 
 
@@ -138,15 +138,15 @@ COUNTERS = ("clock", "last_sync", "syncs", "phi_variance", "phi_count")
 def test_what_the_optimizer_counts_is_no_setting_and_is_not_offered_as_one(name):
     words = rf"^{name} is counted by the optimizer itself and no setting; [^\n]+$"
     with pytest.raises(OptimizerError, match=words):
-        Relative([parameter()], "sgd", **{name: 7})
-    for make in (ARS2Neo, lambda groups: Relative(groups, "sgd")):
+        RuleOptimizer([parameter()], "sgd", **{name: 7})
+    for make in (ARS2Neo, lambda groups: RuleOptimizer(groups, "sgd")):
         with pytest.raises(OptimizerError, match=words):
             make([{"params": [parameter()], name: 7}])
         with pytest.raises(OptimizerError, match=r"unknown setting 'wd'; known: ") as caught:
             make([{"params": [parameter()], "wd": 7}])
         assert name not in str(caught.value)
     with pytest.raises(OptimizerError, match="rule sgd has no setting 'wd'; known: ") as caught:
-        Relative([parameter()], "sgd", wd=7)
+        RuleOptimizer([parameter()], "sgd", wd=7)
     assert name not in str(caught.value)
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lossscope.optimizer import ARS2Neo, OptimizerError, Relative, create
+from lossscope.optimizer import ARS2Neo, OptimizerError, RuleOptimizer, create
 from lossscope.optimizer.update.rules import RULES
 
 FLOAT64 = torch.float64
@@ -38,7 +38,7 @@ def draw(seed: int, *shape: int) -> Tensor:
 
 def started(kind: str, **settings: Any) -> tuple[dict[str, nn.Parameter], Any]:
     w = {"W": nn.Parameter(draw(0, 4, 3)), "b": nn.Parameter(draw(1, 4))}
-    return w, ARS2Neo(w.items(), **settings) if kind == "ars2" else Relative(w.items(), kind, **settings)
+    return w, ARS2Neo(w.items(), **settings) if kind == "ars2" else RuleOptimizer(w.items(), kind, **settings)
 
 
 def train(w: dict[str, nn.Parameter], optimizer: Any, steps: int) -> None:
@@ -166,7 +166,7 @@ def test_the_state_of_other_parameters_is_refused(key):
 def test_the_state_of_a_wider_model_is_refused(kind):
     w = {"W": nn.Parameter(draw(0, 6, 3)), "b": nn.Parameter(draw(1, 6))}
     settings = {"momentum": 0.9} if kind == "sgd" else {}
-    wide = ARS2Neo(w.items()) if kind == "ars2" else Relative(w.items(), kind, **settings)
+    wide = ARS2Neo(w.items()) if kind == "ars2" else RuleOptimizer(w.items(), kind, **settings)
     train(w, wide, 1)
     assert_refused(kind, wide.state_dict(), "the state is of other parameters: of W its ")
 
@@ -178,7 +178,7 @@ def test_what_is_no_state_is_refused(state):
 
 def test_the_state_of_another_arm_brings_its_settings():
     w, optimizer = started("ars2")
-    assert not optimizer.ascends
+    assert not optimizer.takes_second_gradient
     optimizer.load_state_dict(copy.deepcopy(saved("ars2", mode="lazy", k=3, rho=0.2, lr=0.05)))
     first = optimizer.param_groups[0]
     assert (first["mode"], first["k"], first["rho"], first["lr"], first["clock"]) == ("lazy", 3, 0.2, 0.05, 3)

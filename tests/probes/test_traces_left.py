@@ -111,7 +111,7 @@ def by_method(method: str, objective: Objective) -> Tensor:
 def chosen(objective: Objective) -> Tensor:
     """So many products are expected that the ways to take them are measured."""
     operator = hessian(objective)
-    with operator.held(expected=10_000):
+    with operator.cached(expected=10_000):
         return operator @ vector(objective)
 
 
@@ -128,7 +128,7 @@ def own_split(objective: Objective) -> None:
 
 def between(objective: Objective, operator: SymmetricOperator) -> Tensor:
     """Two products within which graphs are kept."""
-    with operator.held(expected=2):
+    with operator.cached(expected=2):
         return operator @ vector(objective) + operator @ torch.stack([vector(objective)] * 2, 1)[:, 0]
 
 

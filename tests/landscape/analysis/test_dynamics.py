@@ -27,7 +27,7 @@ from lossscope.landscape.run import Run
 from lossscope.landscape.storage.run_store import RunStore
 from lossscope.optimizer.ascent.trigger import TriggerState, adaptive
 from lossscope.probes.dynamics.gradient_noise import noise_scale
-from lossscope.probes.dynamics.trigger_test import trigger_audit
+from lossscope.probes.dynamics.trigger_test import trigger_test
 
 Rows = Iterable[tuple[str, dict[str, object]]]
 TRUE, CEILING, SIZE = 0.802, 0.205, 200
@@ -239,7 +239,7 @@ def test_the_audit_is_of_all_steps_that_were_recorded(recorded: Callable[..., Ru
         steps = range(first, first + 300)
         found = trigger_of(recorded(triggered(steps, irregular), str(first), trigger=AGA))
         assert (found.mode, found.lamda, found.k, found.first, found.last) == ("aga", 1.0, 4, first, first + 299)
-        expected = trigger_audit([irregular(step) for step in steps], lamda=1.0, k=4, chances=[0.5] * 300)
+        expected = trigger_test([irregular(step) for step in steps], lamda=1.0, k=4, chances=[0.5] * 300)
         assert (found.audit.rate, found.audit.chance, found.audit.share) == (
             expected.rate,
             expected.chance,

@@ -6,7 +6,7 @@ import pytest
 
 from lossscope.landscape.curvature.catalogue import CALLS, MEASURES, call_of
 from lossscope.landscape.errors import ConfigError
-from lossscope.landscape.reprobe.selection import chosen_measures
+from lossscope.landscape.reprobe.selection import select_measures
 
 KNOWN = {measure.name: measure for measure in MEASURES}
 
@@ -31,11 +31,11 @@ def test_a_row_of_a_block_belongs_to_the_call_that_measures_blocks():
 
 
 def test_a_name_stands_for_a_measure_or_for_all_of_a_call():
-    assert chosen_measures(["trace", "metric"], "lossscope") == {
+    assert select_measures(["trace", "metric"], "lossscope") == {
         "spectrum": ("trace",),
         "metric": ("preconditioned_sharpness", "preconditioned_edge_ratio"),
     }
-    assert set(chosen_measures(None, "lossscope")) == {
+    assert set(select_measures(None, "lossscope")) == {
         "loss",
         "spectrum",
         "metric",
@@ -44,7 +44,7 @@ def test_a_name_stands_for_a_measure_or_for_all_of_a_call():
         "logits",
         "radial",
     }
-    assert chosen_measures(None, "pyhessian") == {"spectrum": ("lambda_max", "trace")}
+    assert select_measures(None, "pyhessian") == {"spectrum": ("lambda_max", "trace")}
 
 
 @pytest.mark.parametrize(
@@ -58,4 +58,4 @@ def test_a_name_stands_for_a_measure_or_for_all_of_a_call():
 )
 def test_a_name_that_cannot_be_measured_is_refused(names, engine, words):
     with pytest.raises(ConfigError, match=words):
-        chosen_measures(names, engine)
+        select_measures(names, engine)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from lossscope.landscape.curvature.catalogue import MEASURES
-from lossscope.landscape.curvature.options import Effort, Subject
+from lossscope.landscape.curvature.options import MeasurementTarget, SolverOptions
 from lossscope.landscape.curvature.panel import batch_rows, module_rows, sampling_rows
 from lossscope.probes.objective.losses import CrossEntropy
 from lossscope.probes.objective.objective import Objective
@@ -16,7 +16,7 @@ from lossscope.probes.sharpness.minibatch import batch_sharpness
 from lossscope.probes.sharpness.per_block import per_module
 from lossscope.probes.sharpness.sampling_error import sampled_eigenvalue
 
-EFFORT = Effort(0.05, 0.05, 40, seed=3)
+EFFORT = SolverOptions(0.05, 0.05, 40, seed=3)
 NAMES = {measure.name for measure in MEASURES}
 
 
@@ -47,20 +47,20 @@ def test_a_row_for_every_module_and_measure_and_one_for_what_lies_between(object
 
 
 def test_the_three_numbers_over_samples_of_data_keep_their_names(objective):
-    rows = by_measure(sampling_rows(Subject(objective), EFFORT, frozenset(NAMES)))
+    rows = by_measure(sampling_rows(MeasurementTarget(objective), EFFORT, frozenset(NAMES)))
     found = sampled_eigenvalue(objective, rel=0.05, max_products=40, seed=3)
     assert rows["lambda_max_in_sample"]["value"] == found.in_sample.value
     assert rows["lambda_max_cross_fitted"]["value"] == found.cross_fitted.value
     assert rows["lambda_max_population"]["value"] == found.population.value
     assert rows["lambda_max_population"]["high"] == found.population.high
-    only = sampling_rows(Subject(objective), EFFORT, frozenset({"lambda_max_population"}))
+    only = sampling_rows(MeasurementTarget(objective), EFFORT, frozenset({"lambda_max_population"}))
     assert list(by_measure(only)) == ["lambda_max_population"]
 
 
 def test_batch_sharpness_is_taken_on_the_minibatches_and_says_so(objective):
     batches = [(x, y) for x, y in zip(*(part.split(8) for part in objective.data.batches[0]), strict=True)]
     minibatches = Objective(objective.model, CrossEntropy(), batches)
-    rows = by_measure(batch_rows(Subject(objective, minibatches=minibatches), frozenset(NAMES)))
+    rows = by_measure(batch_rows(MeasurementTarget(objective, minibatches=minibatches), frozenset(NAMES)))
     found = batch_sharpness(minibatches)
     assert rows["batch_sharpness"]["value"] == found.mean_of_ratios.value
     assert rows["batch_sharpness_ratio_of_means"]["value"] == found.ratio_of_means.value

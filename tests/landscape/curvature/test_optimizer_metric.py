@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer
 
 from lossscope.landscape.curvature.optimizer_metric import StepMetric, step_metric
-from lossscope.optimizer import ARS2Neo, Ascending, Relative, create, names
+from lossscope.optimizer import ARS2Neo, RuleOptimizer, TwoPassOptimizer, create, names
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.objective.losses import CrossEntropy
 from lossscope.probes.objective.objective import Objective
@@ -61,7 +61,7 @@ def step(objective: Objective, optimizer: Optimizer) -> Tensor:
         loss.backward()
         return loss
 
-    if isinstance(optimizer, Ascending):
+    if isinstance(optimizer, TwoPassOptimizer):
         optimizer.step(closure)
     else:
         closure()
@@ -85,7 +85,7 @@ def joined(objective: Objective, optimizer: Optimizer, key: str) -> Tensor:
 ADAPTIVE: dict[str, Make] = {
     "adamw": lambda m: create("adamw", m, lr=0.02, weight_decay=0.0),
     "adamw large eps of ours": lambda m: create("adamw", m, lr=0.02, weight_decay=0.0, eps=0.1),
-    "muon of vectors": lambda m: Relative(
+    "muon of vectors": lambda m: RuleOptimizer(
         [{"params": list(m.named_parameters()), "track": "vector"}], "muon", lr=0.02, betas=(0.9, 0.999), eps=1e-8
     ),
     "torch adamw": lambda m: torch.optim.AdamW(m.parameters(), lr=0.02, weight_decay=0.0),
@@ -148,10 +148,10 @@ FROZEN: dict[str, Make] = {
     "two decays": lambda m: torch.optim.SGD(halves(m, weight_decay=4.0), lr=0.1, momentum=0.8, dampening=0.2),
     "sgd of ours": lambda m: create("sgd", m, lr=0.1),
     "sgd of ours with decay": lambda m: create("sgd", m, lr=0.1, weight_decay=3.0, momentum=0.8),
-    "nesterov of ours, two lr": lambda m: Relative(halves(m, lr=0.02), "sgd", lr=0.1, momentum=0.8, nesterov=True),
+    "nesterov of ours, two lr": lambda m: RuleOptimizer(halves(m, lr=0.02), "sgd", lr=0.1, momentum=0.8, nesterov=True),
     "an ascent of radius 0": lambda m: create("sam", m, lr=0.1, momentum=0.8, rho=0.0),
     "adamw of ours": lambda m: create("adamw", m, lr=0.1, weight_decay=2.0),
-    "three settings of ours": lambda m: Relative(
+    "three settings of ours": lambda m: RuleOptimizer(
         halves(m, lr=0.02, betas=(0.5, 0.9), weight_decay=5.0), "adamw", lr=0.1
     ),
     "adamw": lambda m: torch.optim.AdamW(m.parameters(), lr=0.1, weight_decay=2.0),

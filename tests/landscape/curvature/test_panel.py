@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lossscope.landscape.curvature.options import Effort, Subject
+from lossscope.landscape.curvature.options import MeasurementTarget, SolverOptions
 from lossscope.landscape.curvature.panel import Panel
 from lossscope.landscape.recording.curvature_evaluations import panel as panel_module
 from lossscope.probes.objective.losses import CrossEntropy
@@ -13,11 +13,11 @@ from lossscope.probes.objective.objective import Objective
 
 
 @pytest.fixture
-def subject() -> Subject:
+def subject() -> MeasurementTarget:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = torch.nn.Linear(3, 2)
-        return Subject(Objective(model, CrossEntropy(), [(torch.randn(8, 3), torch.arange(8) % 2)]))
+        return MeasurementTarget(Objective(model, CrossEntropy(), [(torch.randn(8, 3), torch.arange(8) % 2)]))
 
 
 def test_loading_torchs_forward_rules_is_booked_on_no_measure(subject, monkeypatch):
@@ -25,12 +25,12 @@ def test_loading_torchs_forward_rules_is_booked_on_no_measure(subject, monkeypat
     measure = panel_module.log_fisher_rao
     monkeypatch.setattr(panel_module, "_load_forward_mode", lambda: order.append("rules"))
     monkeypatch.setattr(panel_module, "log_fisher_rao", lambda goal: order.append("measure") or measure(goal))
-    Panel(subject, Effort(0.1, 0.1, 16)).measure("log_fisher_rao", ["log_fisher_rao"])
+    Panel(subject, SolverOptions(0.1, 0.1, 16)).measure("log_fisher_rao", ["log_fisher_rao"])
     assert order == ["rules", "measure"]
 
 
 def test_a_density_names_the_cost_of_its_call(subject):
-    rows = Panel(subject, Effort(0.1, 0.1, 16)).measure("spectrum", ["density"])
+    rows = Panel(subject, SolverOptions(0.1, 0.1, 16)).measure("spectrum", ["density"])
     assert rows.probes == []
     assert len(rows.densities) > 1
     for row in rows.densities:
@@ -40,7 +40,7 @@ def test_a_density_names_the_cost_of_its_call(subject):
 
 
 def test_what_has_no_optimizer_says_so_and_where_to_read_on(subject):
-    panel = Panel(Subject(subject.objective, no_optimizer="there is none"), Effort(0.1, 0.1, 16))
+    panel = Panel(MeasurementTarget(subject.objective, no_optimizer="there is none"), SolverOptions(0.1, 0.1, 16))
     panel.measure("metric", ["preconditioned_sharpness"])
     panel.measure("spectrum", ["sharpness_edge_ratio"])
     assert set(panel.absent) == {"preconditioned_sharpness", "sharpness_edge_ratio"}
@@ -50,7 +50,7 @@ def test_what_has_no_optimizer_says_so_and_where_to_read_on(subject):
 
 
 def test_alignment_measures_the_eigenvectors_that_it_needs_and_takes_those_that_are_there(subject):
-    panel = Panel(subject, Effort(0.01, 0.1, 32))
+    panel = Panel(subject, SolverOptions(0.01, 0.1, 32))
     alone = {
         row["measure"]: row["value"] for row in panel.measure("alignment", ["top_share", "gradient_cosine"]).probes
     }

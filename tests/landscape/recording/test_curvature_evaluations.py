@@ -13,10 +13,10 @@ from torch import nn
 from lossscope.landscape.curvature.catalogue import MEASURES
 from lossscope.landscape.curvature.estimate_rows import Rows
 from lossscope.landscape.curvature.optimizer_metric import step_metric
-from lossscope.landscape.curvature.options import Effort, Subject
+from lossscope.landscape.curvature.options import MeasurementTarget, SolverOptions
 from lossscope.landscape.curvature.panel import Panel
 from lossscope.landscape.recording.cadence import PRESETS, Cadence
-from lossscope.landscape.recording.curvature_evaluations import CurvatureProbe
+from lossscope.landscape.recording.curvature_evaluations import CurvatureEvaluations
 from lossscope.optimizer import create
 from lossscope.probes.objective.losses import CrossEntropy
 from lossscope.probes.objective.objective import Objective
@@ -43,7 +43,7 @@ def problem(optimizer="adamw", steps=3):
 
 
 def dense(objective):
-    operator = Panel(Subject(objective), Effort(0.1, 0.1, 8)).hessian
+    operator = Panel(MeasurementTarget(objective), SolverOptions(0.1, 0.1, 8)).hessian
     return operator @ torch.eye(operator.size, dtype=torch.float64)
 
 
@@ -54,9 +54,9 @@ def values(rows: Rows) -> dict[str, float]:
 def test_a_long_visit_writes_every_measure_that_is_recorded_and_none_that_the_list_does_not_know():
     preset = replace(FULL, products=16)
     _, adamw, objective, before, moved = problem()
-    found = values(CurvatureProbe(objective, preset, adamw).rows(3, before, moved))
+    found = values(CurvatureEvaluations(objective, preset, adamw).rows(3, before, moved))
     _, sgd, objective, before, moved = problem("sgd")
-    found |= values(CurvatureProbe(objective, preset, sgd).rows(3, before, moved))
+    found |= values(CurvatureEvaluations(objective, preset, sgd).rows(3, before, moved))
     recorded = {measure.name for measure in MEASURES if measure.call not in PROBED_ONLY} - {"density"}
     assert set(found) == recorded
 
@@ -64,7 +64,7 @@ def test_a_long_visit_writes_every_measure_that_is_recorded_and_none_that_the_li
 @pytest.mark.parametrize("preset", [ECONOMY, FULL])
 def test_the_numbers_of_a_visit_are_those_of_the_dense_hessian(preset):
     _, adamw, objective, before, moved = problem()
-    rows = CurvatureProbe(objective, replace(preset, products=80), adamw).rows(3, before, moved)
+    rows = CurvatureEvaluations(objective, replace(preset, products=80), adamw).rows(3, before, moved)
     H, found = dense(objective), values(rows)
     theta = torch.linalg.eigvalsh(H)
     assert found["lambda_max"] == pytest.approx(float(theta[-1]), rel=preset.rel)
@@ -84,7 +84,7 @@ def test_the_numbers_of_a_visit_are_those_of_the_dense_hessian(preset):
 
 def test_the_loss_along_the_step_is_held_against_its_slope_and_curvature():
     _, adamw, objective, before, moved = problem()
-    found = values(CurvatureProbe(objective, replace(FULL, products=16), adamw).rows(3, before, moved))
+    found = values(CurvatureEvaluations(objective, replace(FULL, products=16), adamw).rows(3, before, moved))
     after, D = objective.value(), torch.cat([one.flatten() for one in moved.values()])
     g_after = objective.gradient()
     with objective.at(objective.parameters() - D):
@@ -105,7 +105,7 @@ def test_the_loss_along_the_step_is_held_against_its_slope_and_curvature():
 def test_what_is_below_the_rounding_of_a_loss_has_ends_on_both_sides_of_zero():
     _, adamw, objective, before, moved = problem()
     tiny = {p: 1e-12 * one for p, one in moved.items()}
-    rows = CurvatureProbe(objective, replace(FULL, products=16), adamw).rows(3, before, tiny).probes
+    rows = CurvatureEvaluations(objective, replace(FULL, products=16), adamw).rows(3, before, tiny).probes
     ends = {row["measure"]: (row["low"], row["high"]) for row in rows}
     for measure in ("first_remainder", "second_remainder"):
         assert ends[measure][0] < 0 < ends[measure][1]
@@ -114,7 +114,9 @@ def test_what_is_below_the_rounding_of_a_loss_has_ends_on_both_sides_of_zero():
 @pytest.mark.parametrize("preset", [ECONOMY, FULL])
 def test_the_gradient_stands_in_the_eigenvectors_of_the_dense_hessian(preset):
     _, adamw, objective, before, moved = problem()
-    found = values(CurvatureProbe(objective, replace(preset, products=83, rel=1e-4), adamw).rows(3, before, moved))
+    found = values(
+        CurvatureEvaluations(objective, replace(preset, products=83, rel=1e-4), adamw).rows(3, before, moved)
+    )
     theta, V = torch.linalg.eigh(dense(objective))
     g = objective.gradient()
     parts = (V.T @ g).flip(0).square() / (g @ g)
@@ -122,7 +124,7 @@ def test_the_gradient_stands_in_the_eigenvectors_of_the_dense_hessian(preset):
     assert ("top5_share" in found) == (preset is FULL)
     if preset is FULL:
         assert found["top5_share"] == pytest.approx(float(parts[:5].sum()), rel=1e-3)
-    rows = CurvatureProbe(objective, replace(preset, products=83), adamw).rows(3, before, moved).probes
+    rows = CurvatureEvaluations(objective, replace(preset, products=83), adamw).rows(3, before, moved).probes
     (share,) = (row for row in rows if row["measure"] == "top_share")
     assert np.isnan([share["stderr"], share["low"], share["high"]]).all()  # an eigenvector has no bound
     Hg = dense(objective) @ g
@@ -132,7 +134,7 @@ def test_the_gradient_stands_in_the_eigenvectors_of_the_dense_hessian(preset):
 
 def test_five_eigenvalues_are_recorded_where_the_preset_asks_for_them():
     _, adamw, objective, before, moved = problem()
-    found = values(CurvatureProbe(objective, FULL, adamw).rows(3, before, moved))
+    found = values(CurvatureEvaluations(objective, FULL, adamw).rows(3, before, moved))
     theta = torch.linalg.eigvalsh(dense(objective)).flip(0)[:5].tolist()
     names = ("lambda_max", "lambda_2", "lambda_3", "lambda_4", "lambda_5")
     assert [found[name] for name in names] == pytest.approx(theta, rel=0.01)
@@ -140,16 +142,16 @@ def test_five_eigenvalues_are_recorded_where_the_preset_asks_for_them():
 
 def test_sgd_stands_against_two_over_its_learning_rate_and_adam_has_no_such_ratio():
     _, sgd, objective, before, moved = problem("sgd")
-    found = values(CurvatureProbe(objective, ECONOMY, sgd).rows(3, before, moved))
+    found = values(CurvatureEvaluations(objective, ECONOMY, sgd).rows(3, before, moved))
     assert found["sharpness_edge_ratio"] == pytest.approx(found["lambda_max"] * 0.2 / 2)
     assert "preconditioned_sharpness" not in found
     _, adamw, objective, before, moved = problem()
-    assert "sharpness_edge_ratio" not in values(CurvatureProbe(objective, ECONOMY, adamw).rows(3, before, moved))
+    assert "sharpness_edge_ratio" not in values(CurvatureEvaluations(objective, ECONOMY, adamw).rows(3, before, moved))
 
 
 def test_before_the_first_step_there_is_no_metric_and_that_is_no_gap():
     _, adamw, objective, _, _ = problem(steps=0)
-    probe = CurvatureProbe(objective, FULL, adamw)
+    probe = CurvatureEvaluations(objective, FULL, adamw)
     found = values(probe.rows(0, {}, {}))
     assert "preconditioned_sharpness" not in found
     assert "edge_ratio" not in found
@@ -159,7 +161,7 @@ def test_before_the_first_step_there_is_no_metric_and_that_is_no_gap():
 def test_a_short_visit_takes_the_loss_the_top_and_the_step_alone():
     _, adamw, objective, before, moved = problem()
     for preset in (ECONOMY, FULL):
-        rows = CurvatureProbe(objective, preset, adamw).rows(3, before, moved, long=False)
+        rows = CurvatureEvaluations(objective, preset, adamw).rows(3, before, moved, long=False)
         assert set(values(rows)) - {"lambda_2", "lambda_3", "lambda_4", "lambda_5"} == {
             "loss",
             "lambda_max",
@@ -171,7 +173,7 @@ def test_a_short_visit_takes_the_loss_the_top_and_the_step_alone():
 
 def test_following_the_top_costs_a_few_products_after_the_first_visit():
     model, adamw, objective, before, moved = problem()
-    probe = CurvatureProbe(objective, ECONOMY, adamw)
+    probe = CurvatureEvaluations(objective, ECONOMY, adamw)
     spent = []
     for _ in range(6):
         rows = probe.rows(3, before, moved, long=False).probes
@@ -185,7 +187,7 @@ def test_following_the_top_costs_a_few_products_after_the_first_visit():
 
 def test_the_density_of_a_visit_adds_up_and_has_the_moments_of_the_hessian():
     _, adamw, objective, before, moved = problem()
-    rows = CurvatureProbe(objective, replace(FULL, products=400), adamw).rows(3, before, moved)
+    rows = CurvatureEvaluations(objective, replace(FULL, products=400), adamw).rows(3, before, moved)
     H = dense(objective)
     assert {row["size"] for row in rows.densities} == {objective.size}
     assert [row["probe"] for row in rows.densities] == list(range(len(rows.densities)))
@@ -200,7 +202,7 @@ def test_the_density_of_a_visit_adds_up_and_has_the_moments_of_the_hessian():
 
 def test_every_row_of_a_visit_has_its_certificate_and_its_cost_in_gradients():
     _, adamw, objective, before, moved = problem()
-    rows = CurvatureProbe(objective, ECONOMY, adamw).rows(3, before, moved)
+    rows = CurvatureEvaluations(objective, ECONOMY, adamw).rows(3, before, moved)
     for row in rows.probes:
         assert row["step"] == 3
         assert (row["mode"], row["engine"], row["dtype"]) == ("eval", "lossscope", "float64")

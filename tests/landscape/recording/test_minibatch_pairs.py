@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lossscope.landscape.curvature.host_transfer import settled
+from lossscope.landscape.curvature.host_transfer import to_host
 from lossscope.landscape.errors import LandscapeError
 from lossscope.landscape.recording.minibatch_pairs import MinibatchPairs
 from lossscope.landscape.recording.spectrum_rows import finished_spectra
@@ -56,10 +56,10 @@ def test_cosines_join_two_minibatches_and_the_windows_begin_both_ways_round() ->
     optimizer = create("adamw", model, lr=0.05)
     pairs = MinibatchPairs(Objective(model, CrossEntropy(), data), optimizer, 20)
     before = [gradient(model, one) for one in data]
-    (first,) = settled(pairs.rows(10, 1, 0)[0])  # window 1: the second pair
+    (first,) = to_host(pairs.rows(10, 1, 0)[0])  # window 1: the second pair
     step(model, optimizer, data[0])
     after = [gradient(model, one) for one in data]
-    (later,) = settled(pairs.rows(11, 1, 1)[0])
+    (later,) = to_host(pairs.rows(11, 1, 1)[0])
     assert first["cosine"] == pytest.approx(cosine(before[2], before[3]))
     expected = (cosine(before[2], after[3]) + cosine(before[3], after[2])) / 2
     assert later["cosine"] == pytest.approx(expected)
@@ -78,7 +78,7 @@ def test_the_shear_is_the_one_that_a_step_on_that_minibatch_would_take(name: str
     for _ in range(5):  # so that the second moment has something to whiten with, and the next step is a sync step
         step(model, optimizer, data[2])
     pairs = MinibatchPairs(Objective(model, CrossEntropy(), data), optimizer, 20)
-    rows = {row["object"]: row for row in settled(pairs.rows(10, 0, 0)[0])}
+    rows = {row["object"]: row for row in to_host(pairs.rows(10, 0, 0)[0])}
     shears = []
     for batch in data[:2]:
         kept: list[StepRecord] = []
@@ -122,7 +122,7 @@ def test_a_parameter_without_a_radius_has_no_shear() -> None:
     groups = [{"params": list(model[0].parameters())}, {"params": list(model[2].parameters()), "rho": 0.0}]
     optimizer = ARS2Neo(groups, mode="sync", rho=0.2)
     loss = Objective(model, CrossEntropy(), data)
-    rows = {row["object"]: row for row in settled(MinibatchPairs(loss, optimizer, 20).rows(5, 0, 0)[0])}
+    rows = {row["object"]: row for row in to_host(MinibatchPairs(loss, optimizer, 20).rows(5, 0, 0)[0])}
     moved = optimizer.ascent(dict(zip(model.parameters(), loss.vector.split(loss.batch(0).gradient()), strict=True)))
     assert set(moved) == set(model[0].parameters())
     squares = []
@@ -149,7 +149,7 @@ def test_of_unequal_minibatches_the_mean_square_is_that_of_so_many_samples() -> 
 def test_the_spectra_are_those_of_one_minibatch_and_of_two_together() -> None:
     model, data = network(), batches()
     pairs = MinibatchPairs(Objective(model, CrossEntropy(), data), create("muon", model), 20)
-    rows = finished_spectra(settled(pairs.rows(5, 0, 0)[1]))
+    rows = finished_spectra(to_host(pairs.rows(5, 0, 0)[1]))
     assert [(row["tensor"], row["object"]) for row in rows] == [
         (f"{layer}.weight", kind) for layer in (0, 2) for kind in ("batch_gradient", "pair_gradient")
     ]

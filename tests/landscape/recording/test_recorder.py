@@ -18,7 +18,7 @@ from lossscope.landscape.recording.cadence import PRESETS
 from lossscope.landscape.recording.recorder import Recorder
 from lossscope.landscape.run import Run
 from lossscope.landscape.training.modular_addition import ModularTransformer, modular_addition
-from lossscope.optimizer import ARS2Neo, Ascending, OptimizerError, StepRecord, create, names
+from lossscope.optimizer import ARS2Neo, OptimizerError, StepRecord, TwoPassOptimizer, create, names
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.objective.losses import CrossEntropy
 from lossscope.probes.objective.objective import Objective
@@ -46,7 +46,7 @@ def pairs(model: nn.Module) -> Objective:
 def steps(model: nn.Module, optimizer: torch.optim.Optimizer, count: int, recorder: Recorder | None = None) -> None:
     x, y = batch()
     for _ in range(count):
-        if isinstance(optimizer, Ascending):
+        if isinstance(optimizer, TwoPassOptimizer):
             for p in optimizer.passes(model):
                 p.backward(F.cross_entropy(model(x), y))
             loss = optimizer.step()
@@ -154,7 +154,7 @@ def test_the_spectra_of_a_rule_are_those_of_its_own_tensors(
     model = network().double()
     x, y = batch()
     optimizer = create(name, model)
-    assert isinstance(optimizer, Ascending)
+    assert isinstance(optimizer, TwoPassOptimizer)
     kept: list[StepRecord] = []
     with Recorder(tmp_path / "run", model, optimizer, preset="full") as recorder:
         for _ in range(2):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from lossscope.landscape.errors import LandscapeError
 from lossscope.landscape.recording.recorder import Recorder
 from lossscope.landscape.run import Run
-from lossscope.optimizer import ARS2Neo, Ascending, StepRecord, create
+from lossscope.optimizer import ARS2Neo, StepRecord, TwoPassOptimizer, create
 from lossscope.probes import CrossEntropy, Objective, layer_remainders, newton_schulz_quality
 
 pytestmark = pytest.mark.usefixtures("every_instrument", "few_products")
@@ -31,7 +31,7 @@ def data() -> tuple[Tensor, Tensor]:
     return torch.randn(20, 6, generator=generator).double(), torch.randint(0, 3, (20,), generator=generator)
 
 
-def step(model: nn.Module, optimizer: Ascending) -> Tensor:
+def step(model: nn.Module, optimizer: TwoPassOptimizer) -> Tensor:
     x, y = data()
     for p in optimizer.passes(model):
         p.backward(F.cross_entropy(model(x), y))

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from lossscope.landscape.curvature.catalogue import MEASURES
-from lossscope.landscape.curvature.options import Effort
+from lossscope.landscape.curvature.options import SolverOptions
 from lossscope.landscape.errors import ConfigError, RunError
 from lossscope.landscape.recording.checkpoints import checkpoints
 from lossscope.landscape.recording.recorder import Recorder
@@ -26,7 +26,7 @@ from lossscope.landscape.training.training import train
 from lossscope.probes.objective.losses import CrossEntropy
 from lossscope.probes.objective.objective import Objective
 
-EFFORT = Effort(rel=0.05, trace_rel=0.5, max_products=16)
+EFFORT = SolverOptions(rel=0.05, trace_rel=0.5, max_products=16)
 OBJECTIVE = """
 import torch
 from lossscope.probes import CrossEntropy, Objective
@@ -106,7 +106,7 @@ def rows(path: Path, measure: str) -> list[tuple[int, float]]:
 
 def test_the_last_checkpoint_is_measured_by_default_and_agrees_with_what_was_recorded(run):
     recorded = rows(run, "lambda_max")
-    found = probe(run, effort=Effort(0.05, 0.5, 64))
+    found = probe(run, effort=SolverOptions(0.05, 0.5, 64))
     assert found.steps == (4,)
     assert {row["step"] for row in found.rows} == {4}
     after = rows(run, "lambda_max")
@@ -114,7 +114,7 @@ def test_the_last_checkpoint_is_measured_by_default_and_agrees_with_what_was_rec
     assert len(after) == len(recorded) + 1
     assert after[-1] == (4, pytest.approx(recorded[-1][1], rel=0.1))
     assert rows(run, "loss")[-2:] == [(4, pytest.approx(rows(run, "loss")[-1][1], rel=1e-6))] * 2
-    row = Run.open(run).standing.query("measure == 'lambda_max' and step == 4").iloc[0]
+    row = Run.open(run).estimates.query("measure == 'lambda_max' and step == 4").iloc[0]
     assert row["low"] <= row["value"] <= row["high"]
     assert row["gradients"] > 0
     assert row["data_hash"] == Run.open(run).manifest["data_hash"]
@@ -184,7 +184,10 @@ def test_data_that_are_not_those_of_the_run_are_refused(run):
     [
         ({"measures": ["lambda_mx"]}, "there is no measure 'lambda_mx'; did you mean lambda_max"),
         ({"measures": ["edge_ratio"]}, "edge_ratio needs the step that was taken"),
-        ({"measures": ["lambda_min"], "effort": Effort(0.1, 0.1, 16, 0, "pyhessian")}, "pyhessian has no lambda_min"),
+        (
+            {"measures": ["lambda_min"], "effort": SolverOptions(0.1, 0.1, 16, 0, "pyhessian")},
+            "pyhessian has no lambda_min",
+        ),
         ({"objective": "mine.py"}, "is not FILE.py:NAME"),
         ({"objective": "absent.py:objective"}, "there is no file absent.py"),
     ],
@@ -221,11 +224,11 @@ def test_a_function_of_the_users_own_gives_model_and_data(mine):
 
 
 def test_other_data_than_the_runs_own_are_kept_out_of_its_curves(mine):
-    before = Run.open(mine).standing
+    before = Run.open(mine).estimates
     probe(mine, measures=["loss"], effort=EFFORT, objective="mine.py:elsewhere")
     after = Run.open(mine)
     assert len(after.probes) == len(before) + 1
-    assert after.standing["value"].tolist() == before["value"].tolist()
+    assert after.estimates["value"].tolist() == before["value"].tolist()
 
 
 def test_a_loss_without_logits_lacks_what_needs_them_alone(mine):
@@ -260,13 +263,13 @@ def test_a_file_that_cannot_be_loaded_is_one_sentence(mine, tmp_path):
 
 def test_pyhessian_gives_a_second_row_and_ours_goes_on_counting(mine):
     pytest.importorskip("pyhessian")
-    effort = Effort(0.05, 0.5, 40, 0, "pyhessian")
-    ours = Run.open(mine).standing
+    effort = SolverOptions(0.05, 0.5, 40, 0, "pyhessian")
+    ours = Run.open(mine).estimates
     found = probe(mine, effort=effort, objective="mine.py:objective")
     engines = {row["measure"]: row["engine"] for row in found.rows}
     assert engines == {"lambda_max": "pyhessian", "trace": "pyhessian"}
     assert found.densities == ()  # ours at pyhessian's precision would displace a better one of our own
-    after = Run.open(mine).standing
+    after = Run.open(mine).estimates
     assert after["engine"].eq("lossscope").all()
     assert len(after) == len(ours)
 
@@ -291,7 +294,7 @@ _KILLED = """
 import os, signal, sys
 from lossscope.landscape import probing
 from lossscope.landscape.curvature.panel import Panel
-from lossscope.landscape.curvature.options import Effort
+from lossscope.landscape.curvature.options import SolverOptions
 measure, calls = Panel.measure, []
 
 def dying(self, call, names):
@@ -302,7 +305,7 @@ def dying(self, call, names):
 
 Panel.measure = dying
 measures, objective = ["loss", "trace", "density"], "mine.py:objective"
-probing.probe(sys.argv[1], at="all", measures=measures, effort=Effort(0.1, 0.5, 8), objective=objective)
+probing.probe(sys.argv[1], at="all", measures=measures, effort=SolverOptions(0.1, 0.5, 8), objective=objective)
 """
 
 
@@ -316,5 +319,5 @@ def test_a_killed_probe_loses_the_checkpoint_it_is_at_and_no_other(mine):
     assert len(left.probes) == before + 2
     assert left.probes["measure"].tolist().count("trace") == traces + 1
     measures, objective = ["loss", "trace", "density"], "mine.py:objective"
-    found = probe(mine, at="all", measures=measures, effort=Effort(0.1, 0.5, 8), objective=objective)
+    found = probe(mine, at="all", measures=measures, effort=SolverOptions(0.1, 0.5, 8), objective=objective)
     assert len(Run.open(mine).probes) == before + 2 + len(found.rows)

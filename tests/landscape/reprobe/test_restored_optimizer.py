@@ -12,7 +12,7 @@ from torch import nn
 
 from lossscope.landscape.curvature.optimizer_metric import optimizer_name
 from lossscope.landscape.reprobe.restored_optimizer import OwnOptimizerError, own_optimizer
-from lossscope.optimizer import ARS2Neo, Ascending, Relative, create, names, settings
+from lossscope.optimizer import ARS2Neo, RuleOptimizer, TwoPassOptimizer, create, names, settings
 
 Make = Callable[[Any], torch.optim.Optimizer]
 
@@ -48,7 +48,7 @@ def test_the_class_is_found_by_its_name_and_everything_else_comes_with_the_state
     assert len(found.state) == 4
 
 
-def take_step(optimizer: Ascending, model: nn.Module) -> None:
+def take_step(optimizer: TwoPassOptimizer, model: nn.Module) -> None:
     for p in optimizer.passes(model):
         p.backward(model(torch.linspace(-1, 1, 15).reshape(5, 3)).square().mean())
     optimizer.step()
@@ -73,7 +73,7 @@ def test_a_registered_optimizer_is_made_again_from_its_name_and_its_state(name, 
         twin.load_state_dict(model.state_dict())
         found = own_optimizer(manifest, copy.deepcopy(state), twin)  # loading a state does not copy its tensors
         assert type(found) is type(optimizer)
-        assert isinstance(found, Ascending)
+        assert isinstance(found, TwoPassOptimizer)
         assert optimizer_name(found) == optimizer_name(optimizer)
         take_step(found, twin)
     take_step(optimizer, model)
@@ -95,7 +95,7 @@ def test_the_name_of_a_relative_tells_its_rule_and_its_ascent():
     }
     assert {name: optimizer_name(optimizer) for name, optimizer in called.items()} == {name: name for name in called}
 
-    class Mine(Relative):
+    class Mine(RuleOptimizer):
         pass
 
     assert optimizer_name(Mine(model.named_parameters(), "sgd")) == "Mine"

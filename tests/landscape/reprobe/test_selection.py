@@ -6,12 +6,12 @@ import pytest
 
 from lossscope.landscape.curvature.catalogue import MEASURES, limit_of
 from lossscope.landscape.errors import ConfigError
-from lossscope.landscape.reprobe.selection import chosen_measures
+from lossscope.landscape.reprobe.selection import select_measures
 
 
 def refused(name: str) -> str:
     with pytest.raises(ConfigError) as error:
-        chosen_measures([name], "lossscope")
+        select_measures([name], "lossscope")
     return str(error.value)
 
 
@@ -30,14 +30,14 @@ def test_a_suggestion_can_be_probed_or_is_told_to_need_the_step(name):
     _, found, suggested = said.partition("did you mean ")
     if found:
         for one in suggested.rstrip("?").split(" or "):
-            assert chosen_measures([one], "lossscope")
+            assert select_measures([one], "lossscope")
     else:
         assert "needs the step" in said or "lossscope list measures" in said
 
 
 def test_pyhessian_is_asked_for_what_it_has():
-    assert chosen_measures(None, "pyhessian") == {"spectrum": ("lambda_max", "trace")}
-    assert chosen_measures(["density"], "pyhessian") == {"spectrum": ("density",)}
+    assert select_measures(None, "pyhessian") == {"spectrum": ("lambda_max", "trace")}
+    assert select_measures(["density"], "pyhessian") == {"spectrum": ("density",)}
 
 
 def test_what_precision_hangs_on_is_known_of_every_measure():

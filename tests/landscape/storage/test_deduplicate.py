@@ -7,7 +7,7 @@ from hypothesis import given, settings, strategies as st
 
 from lossscope.landscape.analysis.series import probe_series
 from lossscope.landscape.run import Run
-from lossscope.landscape.storage.deduplicate import standing
+from lossscope.landscape.storage.deduplicate import deduplicate
 from lossscope.landscape.storage.run_store import RunStore
 from lossscope.landscape.storage.schema import columns
 
@@ -20,7 +20,7 @@ def table(*rows):
 
 
 def values(rows, data_hash="own"):
-    return standing(rows, data_hash)["value"].tolist()
+    return deduplicate(rows, data_hash)["value"].tolist()
 
 
 def test_the_row_written_last_counts():
@@ -58,7 +58,7 @@ def test_rows_of_before_data_were_hashed_count():
 
 
 def test_an_empty_table_stays_empty():
-    assert not len(standing(table(), "own"))
+    assert not len(deduplicate(table(), "own"))
 
 
 @settings(max_examples=25)
@@ -79,9 +79,9 @@ def test_an_empty_table_stays_empty():
 )
 def test_each_number_stands_once_and_the_rule_applied_twice_changes_nothing(rows):
     found = table(*sorted(rows, key=lambda row: row["step"]))
-    once = standing(found, "own")
+    once = deduplicate(found, "own")
     assert not once.duplicated(["step", "measure", "tensor"]).any()
-    pd.testing.assert_frame_equal(standing(once, "own"), once)
+    pd.testing.assert_frame_equal(deduplicate(once, "own"), once)
     assert once["step"].is_monotonic_increasing
     own = found[found["data_hash"] == "own"]
     asked = set(zip(own["step"], own["measure"], own["tensor"].fillna(""), strict=True))
@@ -95,5 +95,5 @@ def test_a_run_shows_all_rows_and_its_series_the_ones_that_count(tmp_path):
     store.close("finished", "done")
     run = Run.open(store.path)
     assert run.probes["value"].tolist() == [1.0, 2.0, 9.0]
-    assert run.standing["value"].tolist() == [2.0]
+    assert run.estimates["value"].tolist() == [2.0]
     assert probe_series(run, "lambda_max").y.tolist() == [2.0]

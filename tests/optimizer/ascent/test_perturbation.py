@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lossscope.optimizer import ARS2Neo, OptimizerError, create
 from lossscope.optimizer.ascent.perturbation import PERTURBATIONS, Ascent
-from lossscope.optimizer.ascent.seeded_noise import Draw
+from lossscope.optimizer.ascent.seeded_noise import SeededNoise
 
 FLOAT64 = torch.float64
 
@@ -24,7 +24,16 @@ def ascents(seed: int, rho: float = 0.3, steps: int = 4, beta2: float = 0.98, ep
         return torch.randn(shape, generator=generator, dtype=FLOAT64)
 
     return [
-        Ascent(draw(*shape), draw(*shape), draw(*shape).square() * 0.1, steps, beta2, eps, rho, Draw("ascent", 0, 3, i))
+        Ascent(
+            draw(*shape),
+            draw(*shape),
+            draw(*shape).square() * 0.1,
+            steps,
+            beta2,
+            eps,
+            rho,
+            SeededNoise("ascent", 0, 3, i),
+        )
         for i, shape in enumerate([(4, 3), (5,), (2, 3, 2)])
     ]
 
@@ -114,7 +123,7 @@ def test_before_the_first_update_the_direction_of_ars2_is_the_gradient_times_the
 def test_zeros_do_not_move_and_give_no_nan(name):
     zero = torch.zeros(3, 2, dtype=FLOAT64)
     for w, g in [(zero, zero + 1), (zero + 1, zero), (zero, zero)]:
-        (move,) = PERTURBATIONS[name]([Ascent(w, g, zero, 0, 0.9, 1e-8, 0.1, Draw("ascent", 0, 0, 0))])
+        (move,) = PERTURBATIONS[name]([Ascent(w, g, zero, 0, 0.9, 1e-8, 0.1, SeededNoise("ascent", 0, 0, 0))])
         assert torch.isfinite(move).all()
         if name in ("ars2", "asam") or (not name.startswith("random") and not g.any()):
             assert not move.any()
@@ -195,7 +204,7 @@ def test_the_ascent_from_the_base_gradients_is_the_one_of_the_second_pass_and_le
 def test_what_does_not_ascend_has_no_ascent(name):
     W = nn.Parameter(draw(0, 4, 3))
     optimizer = create(name, [("W", W)])
-    assert not optimizer.ascends
+    assert not optimizer.takes_second_gradient
     assert optimizer.ascent({W: draw(1, 4, 3)}) == {}
 
 
@@ -204,9 +213,9 @@ def test_an_ascent_ends_and_begins_with_the_radius():
     optimizer = create("sam", [("W", W)], rho=0.0)
     optimizer.add_param_group({"params": [("b", b)], "rho": 0.1})
     gradients = {W: draw(1, 4, 3), b: draw(3, 4)}
-    assert optimizer.ascends
+    assert optimizer.takes_second_gradient
     assert list(optimizer.ascent(gradients)) == [b]
     assert optimizer.ascent({}) == {}
     optimizer.param_groups[1]["rho"] = 0.0
-    assert not optimizer.ascends
+    assert not optimizer.takes_second_gradient
     assert optimizer.ascent(gradients) == {}

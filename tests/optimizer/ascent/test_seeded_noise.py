@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lossscope.optimizer import create
-from lossscope.optimizer.ascent.seeded_noise import Draw
+from lossscope.optimizer.ascent.seeded_noise import SeededNoise
 
 DRAWING: dict[str, tuple[str, dict[str, Any]]] = {
     "random ascent": ("ars2-random", {}),
@@ -56,7 +56,7 @@ def test_no_two_draws_are_alike_nor_any_of_them_in_the_global_stream():
     like = torch.zeros(4, 250, dtype=torch.float64)
     before = torch.get_rng_state()
     drawn = [
-        Draw(purpose, seed, step, index).normal_like(like).flatten()
+        SeededNoise(purpose, seed, step, index).normal_like(like).flatten()
         for purpose in ("ascent", "placebo")
         for seed in (0, 1, 10_007, 2**63)
         for step in (0, 1, 1_000_003)
@@ -65,11 +65,11 @@ def test_no_two_draws_are_alike_nor_any_of_them_in_the_global_stream():
     assert torch.equal(torch.get_rng_state(), before)
     cosines = torch.corrcoef(torch.stack(drawn)) - torch.eye(len(drawn), dtype=torch.float64)
     assert float(cosines.abs().max()) < 5 / 1000**0.5
-    assert torch.equal(drawn[0], Draw("ascent", 0, 0, 0).normal_like(like).flatten())
+    assert torch.equal(drawn[0], SeededNoise("ascent", 0, 0, 0).normal_like(like).flatten())
 
 
 def test_a_draw_has_the_dtype_of_its_tensor_and_the_values_of_the_longest_one():
-    draw = Draw("ascent", 0, 0, 0)
+    draw = SeededNoise("ascent", 0, 0, 0)
     exact = draw.normal_like(torch.zeros(5, 3, dtype=torch.float64))
     for dtype in (torch.float32, torch.bfloat16):
         assert torch.equal(draw.normal_like(torch.zeros(5, 3, dtype=dtype)), exact.to(dtype))

@@ -10,7 +10,7 @@ from hypothesis import given, settings, strategies as st
 from torch import Tensor
 
 from lossscope.optimizer import ARS2Neo
-from lossscope.optimizer.ascent.seeded_noise import Draw
+from lossscope.optimizer.ascent.seeded_noise import SeededNoise
 from lossscope.optimizer.ascent.shear import injected, misalignment, placebo, residual
 
 FLOAT64 = torch.float64
@@ -79,12 +79,12 @@ def test_phi_is_unmeasured_without_a_shear():
 def test_the_placebo_is_orthogonal_with_the_norm_of_the_shear_and_draws_no_global_numbers(seed, key):
     g, s = draw(seed, 4, 3), draw(seed + 1, 4, 3)
     stream = torch.get_rng_state()
-    draw_ = Draw("placebo", key, 3, 0)
+    draw_ = SeededNoise("placebo", key, 3, 0)
     control = placebo(s, g, draw_)
     assert torch.equal(torch.get_rng_state(), stream)
     assert abs(float((control * g).sum())) < 1e-10 * float(g.norm() * s.norm())
     assert float(control.norm()) == pytest.approx(float(s.norm()), rel=1e-9)
-    assert torch.equal(control, placebo(s, g, Draw("placebo", key, 3, 0)))
+    assert torch.equal(control, placebo(s, g, SeededNoise("placebo", key, 3, 0)))
     for other in (replace(draw_, seed=key + 1), replace(draw_, step=4), replace(draw_, index=1)):
         assert not torch.equal(control, placebo(s, g, other))
 

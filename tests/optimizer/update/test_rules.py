@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lossscope.optimizer import OptimizerError, Relative, create
+from lossscope.optimizer import OptimizerError, RuleOptimizer, create
 from lossscope.optimizer.update.newton_schulz import PRESETS, coefficients, orthogonal_factor
 from lossscope.optimizer.update.rules import RULES
 
@@ -413,13 +413,13 @@ def test_the_settings_of_newton_schulz_reach_the_step(name):
 
 def test_an_unknown_rule_or_setting_is_one_sentence():
     with pytest.raises(OptimizerError, match=r"there is no rule 'adam'; known: adamw, sgd, muon"):
-        Relative(started().items(), "adam")
+        RuleOptimizer(started().items(), "adam")
     with pytest.raises(OptimizerError, match=r"rule adamw has no setting 'momentum'; known: mode, rho"):
-        Relative(started().items(), "adamw", momentum=0.9)
+        RuleOptimizer(started().items(), "adamw", momentum=0.9)
 
 
 @pytest.mark.parametrize("perturbation", ["ars2", "paper"])
 def test_a_whitened_ascent_needs_a_second_moment(perturbation):
     with pytest.raises(OptimizerError, match="whitens by a second moment, which muon has not: use 'sam'"):
-        Relative(started().items(), "muon", mode="sync", perturbation=perturbation)
-    Relative(started().items(), "rmsuon", mode="sync", perturbation=perturbation)
+        RuleOptimizer(started().items(), "muon", mode="sync", perturbation=perturbation)
+    RuleOptimizer(started().items(), "rmsuon", mode="sync", perturbation=perturbation)

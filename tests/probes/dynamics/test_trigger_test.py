@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from lossscope.optimizer.ascent.trigger import TriggerState, adaptive, timed
-from lossscope.probes.dynamics.trigger_test import TriggerAudit, noise_chances, phi_memory, trigger_audit
+from lossscope.probes.dynamics.trigger_test import TriggerTest, noise_chances, phi_memory, trigger_test
 from lossscope.probes.errors import ProbeError
 
 
@@ -33,7 +33,7 @@ def run_of_adaptive(lamda: float, k: int, phis: list[float], rule: str = "lagged
 
 @pytest.mark.parametrize(("lamda", "k"), [(0.0, 3), (1.0, 10), (2.0, 10)])
 def test_the_random_timer_has_the_rate_and_the_runs_of_the_null(lamda: float, k: int) -> None:
-    found = trigger_audit(run_of_timer(lamda, k, 20000), lamda=lamda, k=k)
+    found = trigger_test(run_of_timer(lamda, k, 20000), lamda=lamda, k=k)
     assert found.rate.value == pytest.approx(found.null_rate, rel=0.03)
     assert abs(found.rate.value - found.null_rate) < 4 * found.rate.stderr < 0.03
     assert abs(found.chance.value - found.null_chance) < 4 * found.chance.stderr < 0.03
@@ -44,24 +44,24 @@ def test_the_random_timer_has_the_rate_and_the_runs_of_the_null(lamda: float, k:
 @pytest.mark.parametrize(("lamda", "k"), [(0.0, 1), (0.0, 3), (1.0, 10), (2.0, 10), (9.0, 10**4), (50.0, 10)])
 def test_the_capped_rate_is_that_of_geometric_runs_cut_off_at_the_cap(lamda: float, k: int) -> None:
     p = math.erfc(lamda / math.sqrt(2)) / 2
-    found = trigger_audit([True, True], lamda=lamda, k=k, chances=[1.0, 1.0])
+    found = trigger_test([True, True], lamda=lamda, k=k, chances=[1.0, 1.0])
     mean = math.fsum((1 - p) ** j for j in range(k))
     assert found.capped_rate == pytest.approx(1 / mean, rel=1e-9)
 
 
 def test_the_random_timer_keeps_to_the_capped_rate_and_noise_of_the_first_steps_does_not() -> None:
-    timer = trigger_audit(run_of_timer(2.0, 10, 20000), lamda=2.0, k=10)
+    timer = trigger_test(run_of_timer(2.0, 10, 20000), lamda=2.0, k=10)
     assert timer.rate.low < timer.capped_rate < timer.rate.high
     phis = random.Random(3)
     early = [run_of_adaptive(2.0, 10, [phis.gauss(0, 1) for _ in range(100)], "reference") for _ in range(100)]
-    audits = [trigger_audit(run, lamda=2.0, k=10, draws=200) for run in early]
+    audits = [trigger_test(run, lamda=2.0, k=10, draws=200) for run in early]
     assert np.mean([audit.rate.value for audit in audits]) > 1.2 * audits[0].capped_rate
 
 
 def test_the_interval_covers_the_null_over_seeds() -> None:
     inside = 0
     for seed in range(100):
-        found = trigger_audit(run_of_timer(1.0, 10, 600, seed), lamda=1.0, k=10, draws=400, seed=seed)
+        found = trigger_test(run_of_timer(1.0, 10, 600, seed), lamda=1.0, k=10, draws=400, seed=seed)
         inside += found.rate.low <= found.null_rate <= found.rate.high
     assert 90 <= inside < 100
 
@@ -69,15 +69,15 @@ def test_the_interval_covers_the_null_over_seeds() -> None:
 def test_the_adaptive_trigger_on_noise_has_the_rate_of_the_null_and_on_a_drift_has_not() -> None:
     noise = random.Random(1)
     phis = [noise.gauss(0, 0.1) for _ in range(10000)]
-    still = trigger_audit(run_of_adaptive(1.0, 10, phis), lamda=1.0, k=10)
+    still = trigger_test(run_of_adaptive(1.0, 10, phis), lamda=1.0, k=10)
     assert still.chance.value == pytest.approx(still.null_chance, rel=0.06)
-    against = trigger_audit(run_of_adaptive(1.0, 10, [phi - 0.1 for phi in phis]), lamda=1.0, k=10)
+    against = trigger_test(run_of_adaptive(1.0, 10, [phi - 0.1 for phi in phis]), lamda=1.0, k=10)
     assert against.rate.low > against.null_rate
 
 
 @given(st.floats(0, 4), st.integers(1, 30))
 def test_the_null_is_a_geometric_law_cut_off_at_the_cap(lamda: float, k: int) -> None:
-    found = trigger_audit([True] * 11, lamda=lamda, k=k)
+    found = trigger_test([True] * 11, lamda=lamda, k=k)
     p = math.erfc(lamda / math.sqrt(2)) / 2
     assert found.null_chance == pytest.approx(p, rel=1e-12)
     mean = (1 - (1 - p) ** k) / p
@@ -87,7 +87,7 @@ def test_the_null_is_a_geometric_law_cut_off_at_the_cap(lamda: float, k: int) ->
     assert found.null_runs @ lengths / 10 == pytest.approx(mean, rel=1e-9)
 
 
-def against_noise(phis: list[float], rule: str) -> TriggerAudit:
+def against_noise(phis: list[float], rule: str) -> TriggerTest:
     """The audit of the optimizer's own trigger with its default threshold and cap, by what it recorded."""
     state, synced, thresholds = TriggerState(), [], []
     for phi in phis:
@@ -95,7 +95,7 @@ def against_noise(phis: list[float], rule: str) -> TriggerAudit:
         state = found.after
         synced.append(found.sync)
         thresholds.append(found.threshold)
-    return trigger_audit(synced, lamda=2.0, k=10, chances=noise_chances(phis, thresholds), draws=2)
+    return trigger_test(synced, lamda=2.0, k=10, chances=noise_chances(phis, thresholds), draws=2)
 
 
 @pytest.mark.parametrize("rule", ["reference", "lagged"])
@@ -133,7 +133,7 @@ def test_noise_may_fire_where_it_is_larger_than_the_threshold_on_either_side() -
 
 def test_the_runs_of_noise_follow_from_the_chance_of_each_step() -> None:
     synced = [True, False, True, True, False, False, True]
-    found = trigger_audit(synced, lamda=2.0, k=3, chances=[0, 0, 0.5, 0.5, 0.5, 0, 0])
+    found = trigger_test(synced, lamda=2.0, k=3, chances=[0, 0, 0.5, 0.5, 0.5, 0, 0])
     # From step 0: not at 1, then at 2 or at the cap; from 2: at 3, else at 4, else the cap; from 3: at 4, else the cap.
     assert found.null_runs.tolist() == [0 + 0.5 + 0.5, 0.5 + 0.25, 0.5 + 0.25 + 0.5]
     assert found.null_rate == pytest.approx(3 / (1 + 2 * 0.75 + 3 * 1.25))
@@ -142,12 +142,12 @@ def test_the_runs_of_noise_follow_from_the_chance_of_each_step() -> None:
 
 
 def test_the_interval_of_the_share_is_that_of_a_binomial() -> None:
-    found = trigger_audit([True] * 11, lamda=0.0, k=2, chances=[0.5] * 11).share  # ten of ten
+    found = trigger_test([True] * 11, lamda=0.0, k=2, chances=[0.5] * 11).share  # ten of ten
     assert (found.value, found.low, found.high) == (1.0, pytest.approx(0.025 ** (1 / 10)), 1.0)
 
 
 def test_a_periodic_trigger_never_fires_by_itself() -> None:
-    found = trigger_audit([t % 5 == 0 for t in range(101)], lamda=1.0, k=5)
+    found = trigger_test([t % 5 == 0 for t in range(101)], lamda=1.0, k=5)
     assert (found.rate.value, found.rate.low, found.rate.high) == (0.2, 0.2, 0.2)
     assert (found.chance.value, found.chance.low) == (0.0, 0.0)
     assert found.chance.high == pytest.approx(1 - 0.025 ** (1 / 80))  # at none of 4 steps in 20 runs
@@ -156,23 +156,23 @@ def test_a_periodic_trigger_never_fires_by_itself() -> None:
 
 
 def test_a_trigger_that_fires_at_every_step_before_the_cap_is_not_known_to_be_certain() -> None:
-    found = trigger_audit([True] * 41, lamda=1.0, k=5).chance
+    found = trigger_test([True] * 41, lamda=1.0, k=5).chance
     assert (found.value, found.high) == (1.0, 1.0)
     assert found.low == pytest.approx(0.025 ** (1 / 40))
 
 
 def test_a_second_gradient_at_every_step_leaves_the_chance_a_gap() -> None:
-    found = trigger_audit([True] * 20, lamda=1.0, k=1)
+    found = trigger_test([True] * 20, lamda=1.0, k=1)
     assert (found.rate.value, found.null_rate) == (1.0, 1.0)
     assert math.isnan(found.chance.value)
 
 
 def test_the_unfinished_run_at_the_end_is_left_out() -> None:
     steps = [True, False, True, False, True]
-    whole, more = (trigger_audit([*steps, *tail], lamda=1.0, k=4) for tail in ([], [False, False]))
+    whole, more = (trigger_test([*steps, *tail], lamda=1.0, k=4) for tail in ([], [False, False]))
     assert whole.rate == more.rate
-    assert math.isnan(trigger_audit([True, False, True], lamda=1.0, k=4).rate.value)
-    assert math.isnan(trigger_audit([], lamda=1.0, k=4).rate.value)
+    assert math.isnan(trigger_test([True, False, True], lamda=1.0, k=4).rate.value)
+    assert math.isnan(trigger_test([], lamda=1.0, k=4).rate.value)
 
 
 def test_white_noise_stays_in_its_band_and_an_autoregressive_phi_leaves_it() -> None:
@@ -201,14 +201,14 @@ def test_steps_without_phi_are_left_out_of_both_sums() -> None:
 
 def test_arguments_out_of_range_are_refused() -> None:
     with pytest.raises(ProbeError, match=r"a run of 4 steps .* longer than the cap k=3"):
-        trigger_audit([True, False, False, False, True], lamda=1.0, k=3)
+        trigger_test([True, False, False, False, True], lamda=1.0, k=3)
     with pytest.raises(ProbeError, match="k=0 is out of range"):
-        trigger_audit([True], lamda=1.0, k=0)
+        trigger_test([True], lamda=1.0, k=0)
     with pytest.raises(ProbeError, match="lamda=-1 is out of range"):
-        trigger_audit([True], lamda=-1.0, k=2)
+        trigger_test([True], lamda=-1.0, k=2)
     with pytest.raises(ProbeError, match=r"chances of shape \(1,\) do not fit 2 steps"):
-        trigger_audit([True, True], lamda=1.0, k=2, chances=[0.5])
+        trigger_test([True, True], lamda=1.0, k=2, chances=[0.5])
     with pytest.raises(ProbeError, match="pass phi and threshold of every step"):
-        trigger_audit([True, True, True], lamda=1.0, k=2, chances=[0.5, 0.0, 0.5])
+        trigger_test([True, True, True], lamda=1.0, k=2, chances=[0.5, 0.0, 0.5])
     with pytest.raises(ProbeError, match=r"lags=\(0,\) are out of range"):
         phi_memory([0.1], lags=(0,))

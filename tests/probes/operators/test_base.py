@@ -33,7 +33,7 @@ def test_a_dense_matrix_multiplies_and_counts() -> None:
     torch.testing.assert_close(operator @ gaussian(5), A @ gaussian(5))
     torch.testing.assert_close(operator @ gaussian(5, 3), A @ gaussian(5, 3))
     assert operator.products == 4
-    with operator.held():
+    with operator.cached():
         assert (operator @ np_ones()).dtype == torch.float64
 
 
@@ -65,12 +65,12 @@ def test_a_held_context_is_told_how_many_products_to_expect() -> None:
 
     told: list[int | None] = []
 
-    def held(expected: int | None) -> nullcontext[None]:
+    def cached(expected: int | None) -> nullcontext[None]:
         told.append(expected)
         return nullcontext()
 
-    operator = SymmetricOperator(2, lambda V: V, dtype=torch.float32, device=torch.device("cpu"), held=held)
-    for context in (operator.held(), operator.held(expected=7), scaled(operator, torch.ones(2)).held(9)):
+    operator = SymmetricOperator(2, lambda V: V, dtype=torch.float32, device=torch.device("cpu"), cached=cached)
+    for context in (operator.cached(), operator.cached(expected=7), scaled(operator, torch.ones(2)).cached(9)):
         with context:
             pass
     assert told == [None, 7, 9]

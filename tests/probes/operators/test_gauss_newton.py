@@ -24,7 +24,7 @@ def gaussian(*shape: int, seed: int = 0) -> Tensor:
 
 
 def dense(operator: SymmetricOperator) -> Tensor:
-    with operator.held():
+    with operator.cached():
         return operator @ torch.eye(operator.size, dtype=operator.dtype)
 
 
@@ -221,7 +221,7 @@ def test_graphs_are_kept_within_the_memory(memory: int, make_case: Any) -> None:
     expected = G @ V
     passes: list[int] = []
     objective.model.register_forward_hook(lambda *_: passes.append(1))
-    with G.held():
+    with G.cached():
         for _ in range(3):
             torch.testing.assert_close(G @ V, expected, rtol=1e-12, atol=1e-14)
         assert len(passes) == (3 if memory else 9)

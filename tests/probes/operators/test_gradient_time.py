@@ -57,14 +57,14 @@ def objective(*rows: int, width: int = 5) -> Objective:
 
 
 def multiplied(operator: SymmetricOperator, times: int = 1) -> None:
-    with operator.held():
+    with operator.cached():
         for _ in range(times):
             operator @ torch.ones(operator.size)
 
 
 def test_the_first_gradient_of_a_process_does_not_count(machine: Machine) -> None:
     H = hessian(objective())
-    with H.held():
+    with H.cached():
         H @ torch.ones(H.size)
         assert H.gradient_seconds == 10.0  # all that is known so far
     assert H.gradient_seconds == 2.0
@@ -113,7 +113,7 @@ def test_no_gradient_is_taken_after_an_error(machine: Machine) -> None:
     H = hessian(objective())
 
     def broken() -> None:
-        with H.held():
+        with H.cached():
             H @ torch.ones(H.size)
             raise KeyError
 

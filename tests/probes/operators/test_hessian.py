@@ -68,7 +68,7 @@ WAYS += [("linearize", "mlp"), ("forward", "conv and group norm")]
 def test_each_method_gives_torchs_dense_hessian_over_unequal_batches(method: str, name: str, make_case: Any) -> None:
     objective = make_case(name).objective()
     H = hessian(objective, method=method)
-    with H.held():
+    with H.cached():
         found = H @ identity(H.size)
     bound = 1e-7 if method == "differences" else 1e-8
     torch.testing.assert_close(found, dense_hessian(objective), rtol=bound, atol=bound)
@@ -111,7 +111,7 @@ def test_graphs_are_kept_within_the_memory_and_products_are_the_same(memory: int
     V = gaussian(objective.size, 3)
     expected = hessian(objective) @ V
     H, passes = hessian(objective, memory=memory), forwards(objective)
-    with H.held(), H.held():
+    with H.cached(), H.cached():
         for _ in range(4):
             torch.testing.assert_close(H @ V, expected, rtol=1e-12, atol=1e-14)
         # all graphs are kept, that of the small batch alone, or none
@@ -142,7 +142,7 @@ def test_in_train_mode_buffers_move_from_batch_to_batch_whatever_is_kept(graphs:
     size = held_bytes(BatchProduct(lambda rows, keep: rows, [batch.gradient], [batch.theta]))
     H = hessian(objective, memory=graphs * size)
     diagonal = sum((2 + i) * x.square() for i, x in enumerate(batches)) * 2 / 3
-    with H.held():
+    with H.cached():
         for _ in range(3):
             torch.testing.assert_close(H @ identity(3), torch.diag(diagonal))
     with pytest.raises(ProbeError, match="method='forward' cannot follow buffers that move in train mode"):
@@ -162,7 +162,7 @@ def test_the_first_graph_serves_as_one_of_the_two_evaluations_that_are_compared(
     objective = make_case("mlp", (9, 3)).objective()
     passes = forwards(objective)
     H = hessian(objective)
-    with H.held():
+    with H.cached():
         H @ gaussian(objective.size)
         assert len(passes) == 2 * 2
         assert H.gradient_seconds > 0
@@ -189,7 +189,7 @@ def test_the_hessian_is_symmetric_and_linear(seed: int) -> None:
 def test_a_linear_loss_has_curvature_zero(method: str) -> None:
     net = nn.Linear(3, 1).double()
     H = hessian(Objective(net, lambda m, x: m(x).mean(), [gaussian(4, 3)]), method=method)
-    with H.held():
+    with H.cached():
         assert float((H @ gaussian(4, 2)).abs().max()) < 1e-10
 
 
@@ -332,7 +332,7 @@ def test_where_there_is_no_second_derivative_differences_do_it(dtype: torch.dtyp
     objective, diagonal = powers(n, dtype)
     H = hessian(objective)
     signs = gaussian(n, 2).sign().to(dtype)
-    with H.held(expected):
+    with H.cached(expected):
         found = H @ signs
     assert H.method == "differences"
     assert "reverse cannot take products here (SecondDerivativeError: a product with the Hessian" in H.choice.why
@@ -385,7 +385,7 @@ def growth(take: Callable[[SymmetricOperator, Tensor], Any], held: bool) -> int:
     gc.collect()
     gc.disable()
     try:
-        with H.held() if held else objective.evaluating():
+        with H.cached() if held else objective.evaluating():
             run(20)
             before = resident_bytes()
             run(200)

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 from torch import Tensor, nn
 
 from lossscope.probes.errors import ProbeError
-from lossscope.probes.objective.evaluation import Pass
+from lossscope.probes.objective.evaluation import BatchEvaluation
 from lossscope.probes.objective.losses import CrossEntropy
 from lossscope.probes.objective.objective import Objective
 from lossscope.probes.operators import (
@@ -20,7 +20,7 @@ from lossscope.probes.operators import (
     product_choice,
     timing as product_trial,
 )
-from lossscope.probes.operators.cached_products import HeldProducts
+from lossscope.probes.operators.cached_products import CachedProducts
 from lossscope.probes.operators.gauss_newton import gauss_newton
 from lossscope.probes.operators.hessian import hessian
 from lossscope.probes.operators.method import BatchProduct, Method
@@ -65,7 +65,7 @@ class Clock:
             found[-1, 0] += wrong * float(rows.norm())  # in the last row only
             return found
 
-        def prepare(objective: Objective, at: Pass) -> BatchProduct:
+        def prepare(objective: Objective, at: BatchEvaluation) -> BatchProduct:
             self.seconds += setup
             self.prepared.append(name)
             return BatchProduct(multiply, bytes=size)
@@ -90,14 +90,14 @@ def objective(batches: int = 1) -> Objective:
     return Objective(net, lambda m, x: (m.theta * x).square().sum(), [torch.ones(1)] * batches)
 
 
-def products(*methods: Method, batches: int = 1, memory: float = 1e6, matrix: str = "test") -> HeldProducts:
-    return HeldProducts(matrix, objective(batches), methods, method="auto", memory=memory)
+def products(*methods: Method, batches: int = 1, memory: float = 1e6, matrix: str = "test") -> CachedProducts:
+    return CachedProducts(matrix, objective(batches), methods, method="auto", memory=memory)
 
 
-def used(made: HeldProducts, expected: int | None) -> tuple[str, int]:
+def used(made: CachedProducts, expected: int | None) -> tuple[str, int]:
     """What a job of so many products would use, after one product that must be right."""
     V = torch.randn(N, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    with made.held(expected):
+    with made.cached(expected):
         choice = made.facts.choice
         torch.testing.assert_close(made(V), DIAGONAL[:, None] * V)
     assert choice is not None
@@ -156,7 +156,7 @@ def test_the_faster_of_two_warm_runs_counts(late: str, runs: int, clock: Clock) 
     def held_up(method: Method) -> Method:
         seen: list[int] = []
 
-        def prepare(objective: Objective, at: Pass) -> BatchProduct:
+        def prepare(objective: Objective, at: BatchEvaluation) -> BatchProduct:
             made = method.prepare(objective, at)
 
             def multiply(rows: Tensor, keep: bool) -> Tensor:
@@ -181,7 +181,7 @@ def test_a_slow_first_preparation_of_the_plain_method_does_not_count(
 ) -> None:
     plain, seen = clock.method("plain", 1.0, setup=0.5, is_gradient=is_gradient), []
 
-    def slow_at_first(objective: Objective, at: Pass) -> BatchProduct:
+    def slow_at_first(objective: Objective, at: BatchEvaluation) -> BatchProduct:
         clock.seconds += 0.0 if seen else 60.0
         seen.append(1)
         return plain.prepare(objective, at)
@@ -216,7 +216,7 @@ def test_measuring_takes_a_tenth_of_the_plain_job_at_most_and_the_cheapest_wins(
     ]
     plain = clock.method("plain", 10.0, setup=5.0)
     made = products(plain, *others, batches=batches)
-    with made.held(expected):
+    with made.cached(expected):
         choice = made.facts.choice
     assert choice.seconds <= 0.1 * batches * (5.0 + 10.0 * expected) + 1e-9
     cheapest = min((batches * (t.setup_seconds + expected * t.column_seconds) for t in choice.trials), default=math.inf)
@@ -246,11 +246,11 @@ def test_what_was_measured_for_one_objective_may_be_wrong_for_another(width: int
 
     assert used(products(*methods(0.0)), 200) == ("fast", width)
     other = objective()
-    made = HeldProducts("test", other, methods(wrong), method="auto", memory=1e6)
+    made = CachedProducts("test", other, methods(wrong), method="auto", memory=1e6)
     assert used(made, 200) == ("fast", width)  # and the product is right all the same
     assert (made.facts.method, made.facts.width) == ("plain", 1)
     assert "fast cannot take products here (_WrongProductError: its product differs from" in made.facts.choice.why
-    again = HeldProducts("test", other, methods(wrong), method="auto", memory=1e6)
+    again = CachedProducts("test", other, methods(wrong), method="auto", memory=1e6)
     assert used(again, 200) == ("plain", 1)  # once is enough
     assert used(products(*methods(0.0)), 200) == ("fast", width)  # a third model has nothing to do with it
 
@@ -302,7 +302,7 @@ def test_a_function_with_a_wrong_forward_rule_is_found_out_behind_a_remembered_c
     assert float((hessian(wrong, method="forward") @ v - hessian(wrong, method="reverse") @ v).norm()) > 0.1
     for of, method in ((right, "forward"), (wrong, "reverse")):
         H = hessian(of)
-        with H.held(5):
+        with H.cached(5):
             torch.testing.assert_close(H @ v, hessian(of, method="reverse") @ v, rtol=1e-4, atol=1e-5)
         assert H.method == method
 
@@ -321,7 +321,7 @@ def test_outside_held_the_rule_holds_again(clock: Clock) -> None:
 def forgetful(method: Method, full: list[Exception]) -> Method:
     """A method that raises what is in the list, once."""
 
-    def prepare(objective: Objective, at: Pass) -> BatchProduct:
+    def prepare(objective: Objective, at: BatchEvaluation) -> BatchProduct:
         if full:
             raise full.pop()
         return method.prepare(objective, at)
@@ -398,7 +398,7 @@ def test_a_first_run_that_had_to_load_something_is_not_taken_for_its_cost(clock:
     loading = clock.method("loading", 0.1)
     prepare, first = loading.prepare, []
 
-    def slow_at_first(objective: Objective, at: Pass) -> BatchProduct:
+    def slow_at_first(objective: Objective, at: BatchEvaluation) -> BatchProduct:
         made = prepare(objective, at)
 
         def multiply(rows: Tensor, keep: bool) -> Tensor:
@@ -467,7 +467,7 @@ def test_every_method_of_a_real_network_is_compared_and_the_products_stay_right(
     monkeypatch.setattr(product_choice, "_MEASURED", {})
     of, V = network(), torch.randn(59 + 8, 3, generator=torch.Generator().manual_seed(1))
     operator, expected = make(of), make(of, method="reverse") @ V
-    with operator.held(10**7):
+    with operator.cached(10**7):
         tried = {(t.method, t.width) for t in operator.choice.trials if not t.refused}
         torch.testing.assert_close(operator @ V, expected, rtol=1e-4, atol=1e-5)
     exact = {("reverse", 1), ("batched", 2), ("batched", 8), ("forward", 1)}

@@ -95,7 +95,7 @@ def test_a_block_the_loss_does_not_contain_is_zero(make: str, make_case: Any) ->
     loss = type("Inner", (CrossEntropy,), {"logits": lambda self, model, batch: model["used"](batch[0])})()
     whole = OPERATORS[make](Objective(net, loss, make_case("mlp").pairs))
     block = restricted(whole, ["unused.weight"])
-    with block.held():
+    with block.cached():
         assert not dense(block).any()
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lossscope.probes.dynamics.outlier_layer import PatientZero, patient_zero
+from lossscope.probes.dynamics.outlier_layer import OutlierLayer, first_outlier_layer
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.objective.losses import CrossEntropy
 from lossscope.probes.objective.objective import Objective
@@ -69,18 +69,18 @@ def test_the_first_layer_that_leaves_its_own_usual_size_is_found() -> None:
     remainders = series()
     remainders[40, 0] = 5e-3  # small beside the others, large for itself
     remainders[43, 1] = 5.0
-    found = patient_zero(remainders, ["in", "mid", "out"])
+    found = first_outlier_layer(remainders, ["in", "mid", "out"])
     usual = float(np.median(np.abs(remainders[20:40, 0])))
     assert found is not None
     assert (found.layer, found.step) == ("in", 40)
     assert found.ratio == pytest.approx(5e-3 / (10 * usual))
-    assert patient_zero(remainders[:40], ["in", "mid", "out"]) is None
+    assert first_outlier_layer(remainders[:40], ["in", "mid", "out"]) is None
 
 
 def test_of_two_at_one_step_the_farther_one_is_named() -> None:
     remainders = series()
     remainders[40] = [5e-3, 5.0, 1.0]
-    found = patient_zero(remainders, ["in", "mid", "out"])
+    found = first_outlier_layer(remainders, ["in", "mid", "out"])
     assert found is not None
     assert (found.layer, found.step) == ("mid", 40)
 
@@ -88,47 +88,47 @@ def test_of_two_at_one_step_the_farther_one_is_named() -> None:
 def test_a_threshold_needs_half_a_window_and_skips_gaps() -> None:
     flat = np.ones((30, 1))
     flat[9] = 100.0
-    assert patient_zero(flat, ["w"]) is None
+    assert first_outlier_layer(flat, ["w"]) is None
     flat[10] = 100.0
-    found = patient_zero(flat, ["w"])
-    assert found == PatientZero("w", 10, 10.0)
+    found = first_outlier_layer(flat, ["w"])
+    assert found == OutlierLayer("w", 10, 10.0)
     flat[10], flat[3] = math.nan, math.nan
     flat[11] = 100.0
-    assert patient_zero(flat, ["w"]) is None  # nine are known
-    assert patient_zero(flat, ["w"], window=18) == PatientZero("w", 11, 10.0)
-    assert patient_zero(np.full((30, 1), math.nan), ["w"]) is None
+    assert first_outlier_layer(flat, ["w"]) is None  # nine are known
+    assert first_outlier_layer(flat, ["w"], window=18) == OutlierLayer("w", 11, 10.0)
+    assert first_outlier_layer(np.full((30, 1), math.nan), ["w"]) is None
 
 
 def test_a_layer_without_a_usual_size_is_judged_by_the_rounding() -> None:
     zeros = np.zeros((20, 2))
     zeros[15, 1] = 1e-7
-    assert patient_zero(zeros, ["a", "b"]) is None
-    assert patient_zero(zeros, ["a", "b"], rounding=5e-8) == PatientZero("b", 15, pytest.approx(2))
-    assert patient_zero(zeros, ["a", "b"], rounding=2e-7) is None
+    assert first_outlier_layer(zeros, ["a", "b"]) is None
+    assert first_outlier_layer(zeros, ["a", "b"], rounding=5e-8) == OutlierLayer("b", 15, pytest.approx(2))
+    assert first_outlier_layer(zeros, ["a", "b"], rounding=2e-7) is None
 
 
 def test_each_step_has_its_own_rounding() -> None:
     remainders = series()
     remainders[40, 0] = 5e-3
     rounding = np.where(np.arange(60) > 40, 1.0, 1e-9)  # the loss has grown since
-    assert patient_zero(remainders, ["in", "mid", "out"], rounding=1.0) is None
-    found = patient_zero(remainders, ["in", "mid", "out"], rounding=rounding)
+    assert first_outlier_layer(remainders, ["in", "mid", "out"], rounding=1.0) is None
+    found = first_outlier_layer(remainders, ["in", "mid", "out"], rounding=rounding)
     assert found is not None
     assert (found.layer, found.step) == ("in", 40)
     with pytest.raises(ProbeError, match=r"shape \(3,\) does not fit 60 steps"):
-        patient_zero(remainders, ["in", "mid", "out"], rounding=[0.0, 1.0, 2.0])
+        first_outlier_layer(remainders, ["in", "mid", "out"], rounding=[0.0, 1.0, 2.0])
     with pytest.raises(ProbeError, match="rounding=nan is out of range"):
-        patient_zero(remainders, ["in", "mid", "out"], rounding=math.nan)
+        first_outlier_layer(remainders, ["in", "mid", "out"], rounding=math.nan)
 
 
 def test_arguments_out_of_range_are_refused() -> None:
     with pytest.raises(ProbeError, match=r"shape \(4, 2\) do not fit 3 layers"):
-        patient_zero(np.ones((4, 2)), ["a", "b", "c"])
+        first_outlier_layer(np.ones((4, 2)), ["a", "b", "c"])
     with pytest.raises(ProbeError, match=r"factor=0\.5 is out of range"):
-        patient_zero(np.ones((4, 1)), ["a"], factor=0.5)
+        first_outlier_layer(np.ones((4, 1)), ["a"], factor=0.5)
     with pytest.raises(ProbeError, match="window=1 is out of range"):
-        patient_zero(np.ones((4, 1)), ["a"], window=1)
+        first_outlier_layer(np.ones((4, 1)), ["a"], window=1)
     with pytest.raises(ProbeError, match="rounding=-1 is out of range"):
-        patient_zero(np.ones((4, 1)), ["a"], rounding=-1.0)
+        first_outlier_layer(np.ones((4, 1)), ["a"], rounding=-1.0)
     with pytest.raises(ProbeError, match="the displacement is not finite"):
         layer_remainders(network(), torch.full((network().size,), math.inf))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.operators.base import SymmetricOperator, from_matrix
-from lossscope.probes.spectrum.block_krylov import Array, BlockKrylov, started
+from lossscope.probes.spectrum.block_krylov import Array, BlockKrylov, start_block
 from lossscope.probes.spectrum.density import SpectralDensity, spectral_density
 from lossscope.probes.spectrum.measure import measure_spectrum
 from lossscope.probes.spectrum.ritz import ritz
@@ -258,7 +258,7 @@ def test_settled_values_are_single_eigenvalues_and_count_exactly_once() -> None:
 def test_an_eigenvalue_of_many_copies_is_not_counted_as_one(width: int) -> None:
     values, shares = np.r_[np.full(60, 9.0), 0.1 * np.linspace(-1, 1, 240)], []
     for seed in range(20):
-        start = started(diagonal(values), width, None, seeded(seed))
+        start = start_block(diagonal(values), width, None, seeded(seed))
         while start.space.dimension < 8:
             start.space.step(width)
         found = spectral_density(ritz(start.space, start.random), None, 300)
@@ -379,7 +379,7 @@ FEW_BELOW = np.concatenate([np.full(8, -5.0), np.linspace(0, 100, 392)])
 def test_no_negative_mass_counts_as_converged_only_where_none_is_possible() -> None:
     true = 40 / np.abs(FEW_BELOW).sum()
     for seed in range(20):
-        start = started(diagonal(FEW_BELOW), 2, None, seeded(seed))
+        start = start_block(diagonal(FEW_BELOW), 2, None, seeded(seed))
         for _ in range(4):
             start.space.step(2)
         early = spectral_density(ritz(start.space, start.random), None, 400).negative_mass

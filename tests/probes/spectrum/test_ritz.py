@@ -11,7 +11,7 @@ from scipy.stats import binom
 from torch import Tensor
 
 from lossscope.probes.operators.base import SymmetricOperator, from_matrix
-from lossscope.probes.spectrum.block_krylov import Array, Start, started
+from lossscope.probes.spectrum.block_krylov import Array, StartBlock, start_block
 from lossscope.probes.spectrum.extreme_pairs import eigenpairs, grow
 from lossscope.probes.spectrum.results import EigenPairs
 from lossscope.probes.spectrum.ritz import Ritz, ritz
@@ -31,15 +31,15 @@ def diagonal(values: Array) -> SymmetricOperator:
     return SymmetricOperator(len(d), lambda V: d * V, dtype=torch.float64, device=torch.device("cpu"))
 
 
-def grown(values: Array, dimension: int, width: int = 1, seed: int = 0) -> Start:
-    start = started(diagonal(values), width, None, seeded(seed))
+def grown(values: Array, dimension: int, width: int = 1, seed: int = 0) -> StartBlock:
+    start = start_block(diagonal(values), width, None, seeded(seed))
     while start.space.dimension < dimension:
         start.space.step(dimension - start.space.dimension)
     return start
 
 
 def pairs_of(operator: SymmetricOperator, top: int, rel: float, *, width: int = 1, seed: int = 0) -> EigenPairs:
-    start = started(operator, width, None, seeded(seed))
+    start = start_block(operator, width, None, seeded(seed))
     grow(start, top=top, bottom=0, rel=rel, max_products=300, steps=0)
     return eigenpairs(start.space, ritz(start.space, start.random), top, rel, largest=True)
 
@@ -70,7 +70,7 @@ def test_an_eigenvalue_is_ruled_out_where_it_is_in_at_most_five_per_cent_of_the_
     wrong = {key: np.zeros(2, dtype=int) for key in itertools.product((1, 2), (False, True))}
     for width, warm in wrong:
         for seed in range(250):
-            start = started(diagonal(values), width, second(len(values)) if warm else None, seeded(seed))
+            start = start_block(diagonal(values), width, second(len(values)) if warm else None, seeded(seed))
             failed = np.zeros(2, dtype=bool)  # at one of the looks: at any of them the search might stop
             while start.space.dimension < looks:
                 for _ in range(2 // width):
@@ -126,7 +126,7 @@ def test_a_pair_has_converged_exactly_where_the_search_would_stop(largest: bool)
     assert both == {True, False}
 
 
-def first_convergence(start: Start, true: float, allowed: float) -> int:
+def first_convergence(start: StartBlock, true: float, allowed: float) -> int:
     """Products at which the largest Ritz value is first as near as allowed, which nobody can know there."""
     T = start.space.projected
     values = (float(np.linalg.eigvalsh(T[:k, :k])[-1]) for k in range(1, len(T) + 1))
@@ -138,7 +138,7 @@ def test_a_search_stops_soon_after_it_is_right_and_only_where_it_has_met_its_bou
     values, rel, late = SPECTRA[name], 0.02, []
     scale = float(np.abs(values).max())
     for seed in range(20):
-        start = started(diagonal(values), 1, None, seeded(seed))
+        start = start_block(diagonal(values), 1, None, seeded(seed))
         grow(start, top=1, bottom=0, rel=rel, max_products=300, steps=0)
         pairs = eigenpairs(start.space, ritz(start.space, start.random), 1, rel, largest=True)
         assert bool(pairs.converged[0])
@@ -212,7 +212,7 @@ def test_ritz_values_lie_inside_the_spectrum_and_residuals_certify_an_eigenvalue
 ) -> None:
     A = dense(n, seed)
     true = torch.linalg.eigvalsh(A).numpy()
-    start = started(from_matrix(A), width, None, seeded(seed + 1))
+    start = start_block(from_matrix(A), width, None, seeded(seed + 1))
     grow(start, top=min(3, n), bottom=min(3, n), rel=1e-3, max_products=budget, steps=0)
     found: Ritz = ritz(start.space, start.random)
     assert true[0] - 1e-10 <= found.values[0]
