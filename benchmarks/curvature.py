@@ -76,7 +76,7 @@ class Plan:
     top: Rounds
     panel: Rounds
     effort: SolverOptions
-    visits: int  # of a run that is followed
+    evaluations: int  # of a run that is followed
     seeds: int  # with which it is followed
     product_rounds: int
     product_repeats: int
@@ -140,9 +140,9 @@ def _followed(name: str, plan: Plan, device: torch.device) -> tuple[str, list[Tr
     """One run of the digits MLP, followed by all."""
     optimizer, lr = RUNS[name]
     problem = _problem("mlp", plan.steps, plan, device)
-    tracks = track(problem, tracking_run(optimizer, plan.visits, lr), plan.seeds)
+    tracks = track(problem, tracking_run(optimizer, plan.evaluations, lr), plan.seeds)
     gradient = median(timed(problem, problem.gradient) for _ in range(9))
-    return f"digits MLP, {name}, {plan.visits} visits", tracks, gradient
+    return f"digits MLP, {name}, {plan.evaluations} evaluations", tracks, gradient
 
 
 def print_circumstances(device: torch.device) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from curvature_reference import Reference, kept_product, largest_eigenvalue
 from curvature_rivals import Combination, Found
-from networks import RECIPES, Problem, trained, visited
+from networks import RECIPES, Problem, evaluated, trained
 from torch import Tensor
 
 from lossscope.probes import hessian, measure_spectrum
@@ -241,7 +241,7 @@ def _first_within(ladder: Sequence[float], error: Callable[[float], float], boun
 
 @dataclass
 class Track:
-    """What following a run gave: products and errors of all visits, and seconds of each pass over them."""
+    """What following a run gave: products and errors of all evaluations, and seconds of each pass over them."""
 
     label: str
     products: list[int] = field(default_factory=list)
@@ -249,14 +249,14 @@ class Track:
     seconds: list[float] = field(default_factory=list)
 
 
-def tracking_run(optimizer: type[torch.optim.Optimizer], visits: int, lr: float) -> list[Tensor]:
+def tracking_run(optimizer: type[torch.optim.Optimizer], evaluations: int, lr: float) -> list[Tensor]:
     """The parameters of the digits MLP after every fifth step of a run."""
-    return trained(RECIPES["mlp"].work, optimizer, 5 * visits, lr=lr)[1]
+    return trained(RECIPES["mlp"].work, optimizer, 5 * evaluations, lr=lr)[1]
 
 
-def track(problem: Problem, visits: list[Tensor], seeds: int) -> list[Track]:
-    """Our tracker, our engine without memory, and pyhessian's rule, over the same visits, seed by seed."""
-    truth = [largest_eigenvalue(problem) for _ in visited(problem, visits)]
+def track(problem: Problem, evaluations: list[Tensor], seeds: int) -> list[Track]:
+    """Our tracker, our engine without memory, and pyhessian's rule, over the same evaluations, seed by seed."""
+    truth = [largest_eigenvalue(problem) for _ in evaluated(problem, evaluations)]
     tracks = [Track("lossscope EigenTracker, rel 0.03"), Track("lossscope without memory, rel 0.03")]
     if rivals.installed("pyhessian"):
         tracks.append(Track("pyhessian, tol 0.001"))
@@ -267,7 +267,7 @@ def track(problem: Problem, visits: list[Tensor], seeds: int) -> list[Track]:
             calls.append(partial(rivals.pyhessian_top, problem, seed))
         for one, call in zip(tracks, calls, strict=True):
             spent = 0.0
-            for number in visited(problem, visits):
+            for number in evaluated(problem, evaluations):
                 found: list[Found] = []
                 spent += timed(problem, lambda call=call, found=found: found.append(call()))
                 one.products.append(found[0].products)

@@ -201,16 +201,18 @@ def print_tracks(runs: Sequence[tuple[str, Sequence[Track], float]]) -> list[Ver
             )
         worst, mean = max(ours.errors), float(np.mean(ours.products))
         verdicts.append(Verdict(f"tracking, {name}: worst error below 3 %", f"{100 * worst:.2g} %", worst < 0.03))
-        verdicts.append(Verdict(f"tracking, {name}: at most 3 products a visit", f"{mean:.2f}", mean <= 3))
+        verdicts.append(Verdict(f"tracking, {name}: at most 3 products an evaluation", f"{mean:.2f}", mean <= 3))
         for one in tracks:
             if one.label.startswith("pyhessian"):
                 ratio = float(np.mean(one.products)) / mean
                 aim = f"tracking, {name}: at least 6x fewer products than pyhessian"
                 measured = f"{ratio:.1f}x, its worst error {100 * max(one.errors):.2g} %"
                 verdicts.append(Verdict(aim, measured, ratio >= 6))
-    head = "run | library | error % | products a visit | most | seconds | gradients a visit | products over ours"
+    head = "run | library | error % | products an evaluation | most | seconds | gradients an evaluation | products over ours"
     head += " | time / ours"
-    print_table("λ_max along a run, every fifth step. Error in % of λ_max: median over the visits (worst)", head, rows)
+    print_table(
+        "λ_max along a run, every fifth step. Error in % of λ_max: median over the evaluations (worst)", head, rows
+    )
     return verdicts
 
 

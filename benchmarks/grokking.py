@@ -35,7 +35,7 @@ def main() -> None:
                 "lr": 1e-3,
                 "steps": 3000,
                 "until_accuracy": 0.99,
-                "visits": 0,
+                "evaluations": 0,
                 "preset": "economy",
                 "options": OPTIONS,
             }

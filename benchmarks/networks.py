@@ -125,21 +125,21 @@ def trained(
     """The network after training with fixed seeds, and its parameters as flat vectors after every fifth step."""
     model, examples = built(work.network, 0), work.split(0).train
     stepping = optimizer(model.parameters(), **options)
-    visits = []
+    evaluations = []
     for step in range(steps):
         x, y = batch_at(examples, work.batch_size, step, 0)
         stepping.zero_grad()
         F.cross_entropy(model(x), y).backward()
         stepping.step()
         if step % 5 == 4:
-            visits.append(nn.utils.parameters_to_vector(model.parameters()).detach().clone())
+            evaluations.append(nn.utils.parameters_to_vector(model.parameters()).detach().clone())
     stepping.zero_grad()
-    return model, visits
+    return model, evaluations
 
 
-def visited(problem: Problem, visits: list[Tensor]) -> Iterator[int]:
-    """Put the network at each visit in turn; yields the number of the visit."""
-    for number, vector in enumerate(visits):
+def evaluated(problem: Problem, evaluations: list[Tensor]) -> Iterator[int]:
+    """Put the network at each evaluation in turn; yields the number of the evaluation."""
+    for number, vector in enumerate(evaluations):
         with torch.no_grad():
             nn.utils.vector_to_parameters(vector.to(problem.device), problem.model.parameters())
         yield number

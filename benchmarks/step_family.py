@@ -95,8 +95,8 @@ def family_table(
     Args:
         names: Registered optimizers.
         shapes: Of the weights that the step alone and its memory are measured on.
-        rounds: Visits of each.
-        repeats: Steps a visit; a whole number of the periods of those that ascend now and then.
+        rounds: Evaluations of each.
+        repeats: Steps an evaluation; a whole number of the periods of those that ascend now and then.
         steps: Of the training that passes are counted in.
     """
     everyone = [ADAMW, *names]

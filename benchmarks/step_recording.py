@@ -17,11 +17,13 @@ KINDS = {kind: words for kind, words in INSTRUMENTS.items() if kind not in ("cur
 
 
 def recorded(name: str, preset: str, folder: Path) -> tuple[Arm, Recorder]:
-    """A training that is recorded, without curvature visits, which have their own budget."""
+    """A training that is recorded, without curvature evaluations, which have their own budget."""
     training = Training.of(name)
     fixed = Objective(training.model, CrossEntropy(), training.batches[:1])
     pairs = Objective(training.model, CrossEntropy(), training.batches[1:5])
-    recorder = Recorder(folder / preset, training.model, training.optimizer, fixed, preset, minibatches=pairs, visits=0)
+    recorder = Recorder(
+        folder / preset, training.model, training.optimizer, fixed, preset, minibatches=pairs, evaluations=0
+    )
     return Arm(preset, lambda: recorder.step(training.step())), recorder
 
 
@@ -31,8 +33,8 @@ def recording_table(name: str, presets: Sequence[str], *, rounds: int, repeats: 
     Args:
         name: A registered optimizer.
         presets: Of the recorder.
-        rounds: Visits of each.
-        repeats: Steps a visit; a whole number of every preset's periods.
+        rounds: Evaluations of each.
+        repeats: Steps an evaluation; a whole number of every preset's periods.
     """
     with TemporaryDirectory() as folder:
         return _table(name, presets, Path(folder), rounds, repeats)

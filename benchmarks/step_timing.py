@@ -25,7 +25,7 @@ def timed(arm: Arm, repeats: int) -> float:
 
 
 def medians(arms: Sequence[Arm], rounds: int, repeats: int) -> list[float]:
-    """Median seconds a step of each arm, over rounds that visit the arms in turn."""
+    """Median seconds a step of each arm, over rounds that evaluation the arms in turn."""
     for arm in arms:
         timed(arm, max(2, repeats // 4))
     seen: list[list[float]] = [[] for _ in arms]

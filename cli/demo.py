@@ -12,7 +12,7 @@ __all__ = ["demo"]
 
 _ARMS = ("ars2-base", "ars2-sync", "adamw@rms")
 _SEEDS = (0, 1, 2)
-_VISITS = 20
+_EVALUATIONS = 20
 _MOST_JOBS = 4  # at a time: each has torch in memory
 
 
@@ -44,7 +44,7 @@ def demo(
             out=str(out),
             steps=steps,
             seed=seed,
-            visits=_VISITS,
+            evaluations=_EVALUATIONS,
             threads=1,  # these networks are too small to share, and equal threads give equal bits
         )
         for arm in _ARMS

@@ -18,7 +18,7 @@ _PATIENCE: Final = 2.0  # seconds before a bar appears
 
 @contextmanager
 def progress_bar(label: str) -> Iterator[Callable[[int, int, float | str], None]]:
-    """A function to call with the step, the number of steps and the loss, or a word; it draws where a person looks."""
+    """Return a callback for the step, the number of steps and the loss, or a word; it draws on a terminal only."""
     if not sys.stderr.isatty():
         yield lambda step, steps, said: None
         return

@@ -10,7 +10,7 @@ from lossscope.landscape.errors import RunError
 from lossscope.landscape.storage.manifest import MANIFEST, PROBING, read_manifest
 from lossscope.landscape.storage.run_folder import is_recorded
 from lossscope.landscape.storage.run_tables import RunTables
-from lossscope.landscape.storage.schema import TABLES
+from lossscope.landscape.storage.schema import RENAMED_MEASURES, TABLES
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -74,7 +74,9 @@ class Run:
     @cached_property
     def probes(self) -> pd.DataFrame:
         """One row per estimate, measured again or not. Raises RunError where its files are garbled."""
-        return self._frame("probes")
+        rows = self._frame("probes")
+        rows["measure"] = rows["measure"].replace(RENAMED_MEASURES)
+        return rows
 
     @cached_property
     def estimates(self) -> pd.DataFrame:
@@ -90,7 +92,7 @@ class Run:
 
     @cached_property
     def pairs(self) -> pd.DataFrame:
-        """One row per object and pair of points that two minibatches were looked at. Raises RunError likewise."""
+        """One row per object and pair of points that two minibatches were sampled. Raises RunError likewise."""
         return self._frame("pairs")
 
     @cached_property

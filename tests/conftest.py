@@ -23,7 +23,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("patient")
 
-VISITS = (0, 1, 2, 4, 8, 16, 32, 40)
+EVALUATIONS = (0, 1, 2, 4, 8, 16, 32, 40)
 MATRICES = {"0.weight": [8, 8], "2.weight": [3, 8]}
 VECTORS = {"0.bias": [8], "2.bias": [3]}
 OBJECTS = {"gradient": 0.5, "momentum": 0.6, "whitened": 0.8, "orthogonal": 0.99, "update": 0.99, "weight": 0.9}
@@ -81,7 +81,7 @@ def spectrum_rows(step: int) -> Iterator[dict[str, object]]:
 
 def probe_rows(arm: str, seed: int, steps: int) -> Iterator[dict[str, object]]:
     shared = {"mode": "eval", "loss_kind": "mean", "gauge": "raw", "dtype": "float32", "engine": "lossscope"}
-    for step in (visit for visit in VISITS if visit <= steps):
+    for step in (evaluation for evaluation in EVALUATIONS if evaluation <= steps):
         top = 10.0 + step + seed
         loss = 2.0 / min(step + 1, steps) + 0.01 * seed
         yield {**shared, "step": step, "measure": "loss", "value": loss, "stderr": 0.0, "converged": True}
@@ -94,7 +94,7 @@ def probe_rows(arm: str, seed: int, steps: int) -> Iterator[dict[str, object]]:
         yield {**mean, "measure": "adaptive_trace", **flat}
         yield {**mean, "measure": "log_fisher_rao", "value": 0.7, "stderr": 0.0, "products": 0}
         if step:
-            yield {**mean, "measure": "edge_ratio", "value": 0.5 + 0.1 * seed, "stderr": 0.0, "products": 1}
+            yield {**mean, "measure": "directional_edge_ratio", "value": 0.5 + 0.1 * seed, "stderr": 0.0, "products": 1}
 
 
 def written(
@@ -147,7 +147,7 @@ def demo_runs(demo_folder: Path, tmp_path: Path) -> list[Run]:
 
 @pytest.fixture
 def few_products(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Curvature visits in this process spend few products: for claims about their rows, not their precision.
+    """Curvature evaluations in this process spend few products: for claims about their rows, not their precision.
 
     Enough for every row: five eigenvalues and the bottom one need nine.
     """

@@ -124,7 +124,7 @@ def small(curvature):
     """As little as runs through every line."""
     once, effort = curvature.Rounds(1, 1), curvature.SolverOptions(0.1, steps=60, density_probes=2, density_steps=6)
     return curvature.Plan(
-        ("mlp",), 0.03, 20, 100, once, once, effort, visits=2, seeds=1, product_rounds=1, product_repeats=1
+        ("mlp",), 0.03, 20, 100, once, once, effort, evaluations=2, seeds=1, product_rounds=1, product_repeats=1
     )
 
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from lossscope import reports
+from lossscope.landscape.curvature.options import SolverOptions
+from lossscope.landscape.reprobe.checkpoint_probe import probe
 from lossscope.landscape.run import Run
-from lossscope.landscape.storage.schema import TABLES
+from lossscope.landscape.storage.schema import SCHEMA_VERSION, TABLES
+from lossscope.landscape.training.training import recorded_config, train
 
 LAMBDA_MAX = 8.815948173832084  # nats, at step 60, as it stood in the file when it was committed
 OLD = Path(__file__).parent / "data" / "run_schema_3"
@@ -39,3 +43,28 @@ def test_every_report_reads_schema_3(old: Run, kind: str, format: str) -> None:
     report = getattr(reports, kind)([old])
     assert any(len(table.rows) for table in report.tables)
     assert "run_schema_3" in reports.render(report, format)
+
+
+def test_the_old_name_of_a_measure_is_read_as_the_new_one(old: Run) -> None:
+    measures = set(old.probes["measure"])
+    assert "directional_edge_ratio" in measures
+    assert "edge_ratio" not in measures
+
+
+def test_a_run_of_schema_3_resumes(old: Run) -> None:
+    config = recorded_config(old.path)
+    assert config.evaluations is None
+    longer = replace(config, steps=62, out=str(old.path.parent), name=old.name)
+    run = train(longer, resume=True)
+    assert run.status == "finished"
+    assert len(run.steps) == 62
+    assert run.manifest["schema_version"] == SCHEMA_VERSION
+
+
+def test_a_checkpoint_of_schema_3_is_probed_again(old: Run) -> None:
+    before = old.estimates[(old.estimates["measure"] == "lambda_max") & (old.estimates["step"] == 60)]
+    probe(old.path, measures=["lambda_max"], effort=SolverOptions(0.01, 0.05, 64, seed=0))
+    rows = Run.open(old.path).probes
+    again = rows[(rows["measure"] == "lambda_max") & (rows["step"] == 60)]
+    assert len(again) == len(before) + 1
+    assert again["value"].iloc[-1] == pytest.approx(LAMBDA_MAX, rel=1e-3)

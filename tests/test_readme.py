@@ -61,7 +61,7 @@ def test_the_page_on_recording_names_the_cadence_of_every_preset() -> None:
         assert period(told["pairs of minibatches"].split(",")[0]) == preset.windows_every
         lags = re.search(r"lags 0, ([\d, ]+)", told["pairs of minibatches"])
         assert (tuple(map(int, lags[1].split(", "))) if lags else ()) == preset.lags
-        assert told["curvature visits"].split(",")[0] == str(preset.visits)
+        assert told["curvature evaluations"].split(",")[0] == str(preset.evaluations)
         assert period(told["the update without the injected shear"]) == preset.counterfactual_every
 
 

@@ -62,7 +62,7 @@ def memory_of_run(run: Run, *, draws: int = 2000) -> RunMemory | None:
         draws: of the bootstrap over windows.
 
     Returns:
-        The memory; None where no pair of minibatches was looked at.
+        The memory; None where no pair of minibatches was sampled.
     """
     cosines = lagged_cosines_of(run)
     if not cosines:
@@ -125,7 +125,7 @@ def _half_life(normalised: dict[int, Pooled]) -> tuple[float, float]:
 
 
 def _at(memory: DirectionMemory | None, which: Literal["raw", "normalised"], lag: int) -> Estimate:
-    """The estimate of a lag; a gap where it was not looked at."""
+    """The estimate of a lag; a gap where it was not sampled."""
     if memory is None or lag not in memory.lags:
         return GAP
     estimates: tuple[Estimate, ...] = getattr(memory, which)

@@ -42,9 +42,9 @@ class NoiseRecord:
 class SpectralOrder:
     """Order beyond white noise in a matrix of gradients, in nats: the noise's energy entropy less the matrix's own."""
 
-    windows: int  # or looks, without minibatches
+    windows: int  # or samples, without minibatches
     null: float  # energy entropy of white noise of this shape, nats; no order is larger
-    own: Estimate  # of the gradient of the training step, at the same steps as far as it was looked at
+    own: Estimate  # of the gradient of the training step, at the same steps as far as it was sampled
     batch: Estimate  # of one probe minibatch
     pair: Estimate  # of two together
     infinite: Estimate  # extrapolated to an infinite batch
@@ -58,7 +58,7 @@ def noise_of(run: Run, *, draws: int = 2000) -> NoiseRecord | None:
         draws: of the bootstrap over windows.
 
     Returns:
-        The record; None where no window was looked at.
+        The record; None where no window was sampled.
     """
     found = squared_norms(run)
     if not len(found.steps):
@@ -92,7 +92,7 @@ def order_of(run: Run, *, draws: int = 2000) -> dict[str, SpectralOrder]:
 
     Returns:
         The order of each matrix by name, `name[3]` for a slice, means over the windows; where no minibatches were
-        looked at, that of the training steps' gradients alone. Empty where there is none.
+        sampled, that of the training steps' gradients alone. Empty where there is none.
     """
     rows = _spectra(run)
     return {_name(key): _order(part, draws) for key, part in rows.groupby(_MATRIX, sort=False)} if len(rows) else {}
@@ -106,7 +106,7 @@ def mean_order(run: Run, *, draws: int = 2000) -> SpectralOrder | None:
         draws: of the bootstrap over windows, which all matrices share.
 
     Returns:
-        The mean, its `null` that of theirs; None where none was looked at.
+        The mean, its `null` that of theirs; None where none was sampled.
     """
     rows = _spectra(run)
     return _order(rows, draws) if len(rows) else None
@@ -120,10 +120,10 @@ def _scale(found: SquaredNorms, used: np.ndarray[tuple[int], np.dtype[np.bool_]]
 
 
 def _spectra(run: Run) -> pd.DataFrame:
-    """The spectra of gradients, at the steps at which minibatches were looked at, or at all where they never were."""
+    """The spectra of gradients, at the steps at which minibatches were sampled, or at all where they never were."""
     rows = run.spectra[run.spectra["object"].isin(list(_ORDERS))].dropna(subset=["excess_order"])
-    looked = rows.loc[rows["object"] == "batch_gradient", "step"].unique()
-    rows = rows[rows["step"].isin(looked)] if len(looked) else rows
+    sampled = rows.loc[rows["object"] == "batch_gradient", "step"].unique()
+    rows = rows[rows["step"].isin(sampled)] if len(sampled) else rows
     slices = rows["slice"].to_numpy(dtype=np.float64, na_value=-1.0)
     return rows.assign(slice=slices).drop_duplicates([*_MATRIX, "step", "object"], keep="last")
 

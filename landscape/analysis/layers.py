@@ -17,15 +17,15 @@ if TYPE_CHECKING:
 __all__ = ["LayerRecord", "layers_of"]
 
 _AROUND: Final = 10  # steps before and after, over which the median of the batches' losses is taken
-_WINDOW: Final = 20  # looks that the usual size of a remainder is taken from
+_WINDOW: Final = 20  # samples that the usual size of a remainder is taken from
 
 
 @dataclass(frozen=True)
 class LayerRecord:
-    """The layers of a run. Without a `layer` none stood out at any of the looks that were judged."""
+    """The layers of a run. Without a `layer` none stood out at any of the samples that were judged."""
 
-    looks: int  # steps at which the layers were looked at
-    judged: int  # of them, those at which a remainder could have stood out: enough looks lay before
+    samples: int  # steps at which the layers were sampled
+    judged: int  # of them, those at which a remainder could have stood out: enough samples lay before
     since: int | None = None  # optimizer step of the first of these
     layer: str | None = None  # that whose remainder stood out first
     step: int | None = None  # optimizer step at which it did
@@ -50,7 +50,7 @@ def layers_of(run: Run) -> LayerRecord | None:
         run: any run.
 
     Returns:
-        The record; None where no layer was ever looked at.
+        The record; None where no layer was ever sampled.
     """
     rows = run.tensors.dropna(subset=["remainder"]).drop_duplicates(["step", "tensor"], keep="last")
     if not len(rows):

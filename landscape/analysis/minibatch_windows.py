@@ -1,4 +1,4 @@
-"""The windows in which a run was looked at with pairs of minibatches, as arrays with a column for each window."""
+"""The windows in which a run was sampled with pairs of minibatches, as arrays with a column for each window."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class SquaredNorms:
 
 
 def lagged_cosines_of(run: Run) -> dict[str, LaggedCosines]:
-    """The cosines of every object that was looked at, each with the same windows and lags.
+    """The cosines of every object that was sampled, each with the same windows and lags.
 
     No window shares a vector with another, so that columns are as independent as the training lets them be.
 

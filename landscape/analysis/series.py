@@ -23,6 +23,7 @@ __all__ = [
     "Series",
     "against_loss",
     "by_arm",
+    "evaluations",
     "first_step",
     "loss_at",
     "over_seeds",
@@ -31,7 +32,6 @@ __all__ = [
     "step_series",
     "synced_series",
     "tensor_series",
-    "visits",
 ]
 
 FloatArray: TypeAlias = NDArray[np.float64]
@@ -70,7 +70,7 @@ def by_arm(runs: Iterable[Run]) -> dict[str, list[Run]]:
     return arms
 
 
-def visits(run: Run) -> FloatArray:
+def evaluations(run: Run) -> FloatArray:
     """The steps at which curvature was measured, ascending; empty where it never was."""
     return np.unique(_numbers(run.estimates, "step"))
 
@@ -92,7 +92,7 @@ def synced_series(run: Run, column: str) -> Series:
 
 
 def probe_series(run: Run, measure: str) -> Series:
-    """A measure of the whole model, one number per visit, with half the width of its bound as error."""
+    """A measure of the whole model, one number per evaluation, with half the width of its bound as error."""
     rows = run.estimates
     rows = rows[(rows["measure"] == measure) & rows["tensor"].isna()]
     half = (_numbers(rows, "high") - _numbers(rows, "low")) / 2
@@ -119,7 +119,7 @@ def loss_at(run: Run, steps: FloatArray) -> FloatArray:
 def against_loss(run: Run, measure: str) -> Series:
     """A measure over the training loss it was taken at, in the order of training.
 
-    Curvature depends on the loss level (a saturated softmax has none), so two runs are looked at side by side
+    Curvature depends on the loss level (a saturated softmax has none), so two runs are sampled side by side
     at equal loss, not at equal step.
     """
     series = probe_series(run, measure)

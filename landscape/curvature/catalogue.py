@@ -125,7 +125,7 @@ MEASURES: Final = (
         "directional_sharpness", "nats", "direction", _EXACT, _ROTATIONS, "D'HD / |D|^2 along the step D that was taken"
     ),
     Measure(
-        "edge_ratio",
+        "directional_edge_ratio",
         "1",
         "direction",
         _EXACT,

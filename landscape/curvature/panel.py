@@ -154,7 +154,7 @@ class Panel:
         return with_provenance(rows, step, self._objective, self._effort.seed, self._gradient_seconds)
 
     def tracked(self, tracker: EigenTracker) -> Rows:
-        """The largest eigenvalue as followed from the last visit, and where it stands against its threshold."""
+        """The largest eigenvalue as followed from the last evaluation, and where it stands against its threshold."""
         found = tracker.measure(self.hessian)
         self._top = found.top
         return self._top_rows(found, frozenset({"lambda_max", _EDGE}))

@@ -25,7 +25,7 @@ def log_spaced(last: int, count: int) -> tuple[int, ...]:
         return tuple(range(last + 1))
     steps = [0]
     for i in range(1, count):
-        # From the present step to the last one, in as many equal ratios as there are visits left.
+        # From the present step to the last one, in as many equal ratios as there are evaluations left.
         start, left = max(steps[-1], 1), count - i
         ratio = (last / start) ** (1 / left) if i > 1 else last ** (1 / (count - 1))
         steps.append(last if left == 1 else max(steps[-1] + 1, round(start * ratio)))
@@ -42,22 +42,22 @@ class Preset:
     """A cadence for each instrument. Every step has its row in `steps` whatever the preset."""
 
     name: str
-    tensors_every: int  # steps between two looks at norms, energies and shear; curvature visits look too
+    tensors_every: int  # steps between two looks at norms, energies and shear; curvature evaluations look too
     spectra_every: int | None  # the same for singular values; None: never
-    visits: int  # log-spaced curvature visits, where the number of steps is known
-    growth: float  # the next visit at this many times the step, where it is not
+    evaluations: int  # log-spaced curvature evaluations, where the number of steps is known
+    growth: float  # the next evaluation at this many times the step, where it is not
     cap: float  # share of the wall time that curvature may take, where the number of steps is not known
     checkpoints: int  # log-spaced checkpoints, where the number of steps is known
-    products: int  # Hessian products that a visit may spend on the spectrum, and on each measure besides
+    products: int  # Hessian products that an evaluation may spend on the spectrum, and on each measure besides
     rel: float  # relative bound asked of eigenvalues
     trace_rel: float  # relative standard error asked of traces and of the norm
     top: int  # eigenvalues at the upper end
-    tracked: bool  # whether the largest is followed from visit to visit, for a few products each
-    long_every: int  # every so many visits, and at the last one, the whole panel is measured; the others are short
+    tracked: bool  # whether the largest is followed from evaluation to evaluation, for a few products each
+    long_every: int  # every so many evaluations, and at the last one, the whole panel is measured; the others are short
     counterfactual_every: int | None  # steps between two looks at the update without the injected shear
     layers_every: int | None  # steps between two looks at the layers' own Taylor remainders
-    windows_every: int | None  # steps between two windows in which pairs of minibatches are looked at
-    lags: tuple[int, ...]  # steps from a window's begin to its other looks; all shorter than `windows_every`
+    windows_every: int | None  # steps between two windows in which pairs of minibatches are sampled
+    lags: tuple[int, ...]  # steps from a window's begin to its other samples; all shorter than `windows_every`
 
 
 PRESETS: Final[dict[str, Preset]] = {
@@ -80,7 +80,7 @@ def preset_of(name: str) -> Preset:
 
 
 _WINDOWS: Final = 10  # fewer make no interval to be trusted
-_LAYER_LOOKS: Final = 20  # the first half of them tells what is usual
+_LAYER_SAMPLES: Final = 20  # the first half of them tells what is usual
 _APART: Final = 5  # steps between two windows, at least
 
 
@@ -98,37 +98,37 @@ def _layers_period(preset: Preset, planned: int | None) -> int | None:
     """Steps between two looks at the layers: the preset's, or fewer, for twenty in a planned run; None: never."""
     if preset.layers_every is None or planned is None:
         return preset.layers_every
-    return min(preset.layers_every, max(planned // _LAYER_LOOKS, 1))
+    return min(preset.layers_every, max(planned // _LAYER_SAMPLES, 1))
 
 
 class Cadence:
     """The steps at which each instrument is due.
 
-    With a planned number of steps, curvature visits and checkpoints are log-spaced over them and all take
-    place. Without one, visits grow apart by the preset's factor, and further where they would cost more than
+    With a planned number of steps, curvature evaluations and checkpoints are log-spaced over them and all take
+    place. Without one, evaluations grow apart by the preset's factor, and further where they would cost more than
     the preset's cap.
 
     Args:
         preset: How much to look at.
         planned: How many optimizer steps the run will take, where that is known.
-        visits: Curvature visits: a number in place of the preset's; 0 for none.
+        evaluations: Curvature evaluations: a number in place of the preset's; 0 for none.
         start: The step the recorder starts at.
-        layers: Whether layers can be looked at.
+        layers: Whether layers can be sampled.
     """
 
     def __init__(
-        self, preset: Preset, planned: int | None, visits: int | None, start: int, *, layers: bool = True
+        self, preset: Preset, planned: int | None, evaluations: int | None, start: int, *, layers: bool = True
     ) -> None:
         self._preset, self._planned = preset, planned
-        count = preset.visits if visits is None else visits
+        count = preset.evaluations if evaluations is None else evaluations
         spaced = log_spaced(planned, count) if planned is not None else ()
-        self._visits = frozenset(spaced)
-        self._long = frozenset(spaced[::-1][:: preset.long_every])  # the last visit is one of them
+        self._evaluations = frozenset(spaced)
+        self._long = frozenset(spaced[::-1][:: preset.long_every])  # the last evaluation is one of them
         self._layers_every = _layers_period(preset, planned) if layers else None
         self._windows_every = _windows_period(preset, planned)
         self._made = 0
         self._saves = frozenset(log_spaced(planned, preset.checkpoints)) if planned is not None else frozenset()
-        self._next_visit: float = start if count else math.inf
+        self._next_evaluation: float = start if count else math.inf
 
     def tensors(self, step: int) -> bool:
         """Whether norms, energies and shear are due."""
@@ -161,34 +161,34 @@ class Cadence:
             return None
         return (number, lag) if lag == 0 or lag in lags else None
 
-    def visit(self, step: int) -> bool:
-        """Whether a curvature visit is due."""
-        return step in self._visits if self._planned is not None else step >= self._next_visit
+    def evaluation(self, step: int) -> bool:
+        """Whether a curvature evaluation is due."""
+        return step in self._evaluations if self._planned is not None else step >= self._next_evaluation
 
     def long(self, step: int) -> bool:
-        """Whether a visit is to measure the whole panel."""
+        """Whether an evaluation is to measure the whole panel."""
         return step in self._long if self._planned is not None else self._made % self._preset.long_every == 0
 
     def checkpoint(self, step: int) -> bool:
         """Whether a checkpoint is due."""
         return step in self._saves
 
-    def visited(self, step: int, spent: float, wall: float, per_step: float) -> None:
-        """Plan the next visit.
+    def evaluated(self, step: int, spent: float, wall: float, per_step: float) -> None:
+        """Plan the next evaluation.
 
         Args:
-            step: The step of the visit that was just made.
-            spent: Seconds that all visits so far have taken.
+            step: The step of the evaluation that was just made.
+            spent: Seconds that all evaluations so far have taken.
             wall: Seconds since recording began.
             per_step: Seconds a step of the training takes.
         """
         self._made += 1
         if step == 0:
-            self._next_visit = 1
+            self._next_evaluation = 1
             return
-        # Steps until visits that cost as much again per visit fit under the cap.
+        # Steps until evaluations that cost as much again per evaluation fit under the cap.
         needed = (spent / self._preset.cap - wall) / max(per_step, 1e-9)
-        self._next_visit = max(growing(step, self._preset.growth), step + math.ceil(needed))
+        self._next_evaluation = max(growing(step, self._preset.growth), step + math.ceil(needed))
 
     def _every(self, step: int, every: int | None) -> bool:
-        return every is not None and (step % every == 0 or step == 1 or self.visit(step))
+        return every is not None and (step % every == 0 or step == 1 or self.evaluation(step))

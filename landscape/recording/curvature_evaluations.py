@@ -1,4 +1,4 @@
-"""Curvature visits: what is measured on the fixed data at which visit, and the rows it becomes."""
+"""Curvature evaluations: what is measured on the fixed data at which evaluation, and the rows it becomes."""
 
 from __future__ import annotations
 
@@ -50,11 +50,11 @@ _METRIC: Final = ("preconditioned_sharpness", "preconditioned_edge_ratio")
 
 
 class CurvatureEvaluations:
-    """Measures curvature at the present parameters, visit after visit, starting from the last top vectors.
+    """Measures curvature at the present parameters, evaluation after evaluation, starting from the last top vectors.
 
-    A short visit takes the loss, `lambda_max` and both numbers along the step taken. A long one takes the whole
+    A short evaluation takes the loss, `lambda_max` and both numbers along the step taken. A long one takes the whole
     panel, and how far the loss along the step was from its models. Where the preset tracks, `lambda_max` is followed
-    from each visit to the next, for a few products; otherwise it comes out of the panel's space.
+    from each evaluation to the next, for a few products; otherwise it comes out of the panel's space.
 
     Args:
         objective: The loss on fixed data.
@@ -65,7 +65,7 @@ class CurvatureEvaluations:
 
     def __init__(self, objective: Objective, preset: Preset, optimizer: Optimizer | None = None, seed: int = 0) -> None:
         self.objective = objective
-        self.gaps: list[Row] = []  # visits at which something could not be measured, and why
+        self.gaps: list[Row] = []  # evaluations at which something could not be measured, and why
         self._preset = preset
         self._subject = MeasurementTarget(objective, optimizer)
         self._effort = SolverOptions(preset.rel, preset.trace_rel, preset.products, seed)
@@ -73,7 +73,7 @@ class CurvatureEvaluations:
         self._near: dict[str, Tensor] = {}
 
     def rows(self, step: int, before: Moved, displacement: Moved, *, long: bool = True) -> Rows:
-        """The rows of a visit after `step` steps.
+        """The rows of an evaluation after `step` steps.
 
         What cannot be measured (weights that are not finite, say) is a gap and stops no training.
 
@@ -147,7 +147,7 @@ class CurvatureEvaluations:
 
 def _along(found: DirectionalSharpness) -> dict[str, Estimate]:
     """The measures of a direction."""
-    return {"edge_ratio": found.edge_ratio, "directional_sharpness": found.normalised}
+    return {"directional_edge_ratio": found.edge_ratio, "directional_sharpness": found.normalised}
 
 
 def _of_quality(quality: StepQuality) -> dict[str, Estimate]:

@@ -52,9 +52,9 @@ class Recorder:
         minibatches: The training loss on some minibatches of the training's size, those of each pair (first and second,
             third and fourth, ...) drawn independently of one another. Without it there is no memory of directions, and
             no gradient noise.
-        steps: How many optimizer steps are planned. With it, curvature visits and checkpoints are log-spaced
+        steps: How many optimizer steps are planned. With it, curvature evaluations and checkpoints are log-spaced
             over them and all take place; without it they grow apart geometrically under the preset's cap.
-        visits: Log-spaced curvature visits in place of the preset's number.
+        evaluations: Log-spaced curvature evaluations in place of the preset's number.
         arm: The name that groups runs over seeds; that of the optimizer by default, see `optimizer_name`.
         config: What the run was asked to do; kept in the manifest.
         seeds: Numbers of the init, split and order seeds; kept in the manifest.
@@ -76,7 +76,7 @@ class Recorder:
         *,
         minibatches: Objective | None = None,
         steps: int | None = None,
-        visits: int | None = None,
+        evaluations: int | None = None,
         arm: str | None = None,
         config: dict[str, Any] | None = None,
         seeds: dict[str, int] | None = None,
@@ -92,11 +92,11 @@ class Recorder:
         self._require_parameters(objective, minibatches)
         measured = objective is not None
         start = resume_at or 0
-        self._cadence = Cadence(self.preset, steps, visits if measured else 0, start, layers=measured)
+        self._cadence = Cadence(self.preset, steps, evaluations if measured else 0, start, layers=measured)
         self._curvature = CurvatureEvaluations(objective, self.preset, optimizer) if objective is not None else None
         self._pairs = self._minibatch_pairs(minibatches)
         if objective is not None:
-            objective.value()  # one that cannot be measured is told now, not at the first visit
+            objective.value()  # one that cannot be measured is told now, not at the first evaluation
         born = run_metadata(self._names, optimizer, objective.data_hash if objective is not None else None)
         asked = {"config": config or {}, "seeds": seeds or {}, "preset": self.preset.name}
         manifest = {"arm": arm or born["optimizer"], **born, **asked}
@@ -107,10 +107,10 @@ class Recorder:
             forget_checkpoints_after(self.path, resume_at)
         self._overhead = Overhead(self._store.manifest.get("overhead"))
         earlier = self._store.manifest.get("curvature_gaps") or []
-        self._gaps: list[Row] = [gap for gap in earlier if gap["step"] <= start]  # later visits are made anew
+        self._gaps: list[Row] = [gap for gap in earlier if gap["step"] <= start]  # later evaluations are made anew
         self._watch = StepObserver(optimizer, self._names, self._cadence, self._overhead, start)
         if resume_at is None:
-            self._visit_and_save()
+            self._evaluate_and_save()
 
     # -- what a user calls --------------------------------------------------------------------------
 
@@ -133,10 +133,10 @@ class Recorder:
         """
         if not self._watch.taken():
             return
-        self._look_at_layers()
+        self._sample_layers()
         measured = {"train_accuracy": train_accuracy, "test_loss": test_loss, "test_accuracy": test_accuracy}
         self._write_step(loss.detach().reshape(()) if isinstance(loss, Tensor) else loss, measured)
-        self._visit_and_save()
+        self._evaluate_and_save()
 
     @property
     def steps(self) -> int:
@@ -195,7 +195,7 @@ class Recorder:
                         row["surrogate_gap"] = row["adversarial_loss"] - row["loss"]
                 self._store.append(table, {"step": self.steps, **row})
 
-    def _look_at_layers(self) -> None:
+    def _sample_layers(self) -> None:
         if self._curvature is not None and self._watch.before and self._cadence.layers(self.steps):
             with self._overhead.counted("layers"):
                 found = self._curvature.layers(self.steps, self._watch.before, self._watch.displacement())
@@ -203,7 +203,7 @@ class Recorder:
                     self._watch.add_layers(found)
                 self._note_gaps(self._curvature.gaps)
 
-    def _look_at_pairs(self) -> None:
+    def _sample_pairs(self) -> None:
         due = self._cadence.window(self.steps)
         if self._pairs is None or due is None:
             return
@@ -220,9 +220,9 @@ class Recorder:
                 if row["norm"] > 0:  # a parameter that the loss does not see has no gradient: a gap
                     self._store.append("spectra", {"step": self.steps, **row})
 
-    def _visit_and_save(self) -> None:
-        self._look_at_pairs()
-        if self._curvature is not None and self._cadence.visit(self.steps):
+    def _evaluate_and_save(self) -> None:
+        self._sample_pairs()
+        if self._curvature is not None and self._cadence.evaluation(self.steps):
             with self._overhead.counted("curvature"):
                 found = self._curvature.rows(
                     self.steps, self._watch.before, self._watch.displacement(), long=self._cadence.long(self.steps)
@@ -231,7 +231,7 @@ class Recorder:
                     self._store.append(table, row)
                 self._note_gaps(self._curvature.gaps)
             o = self._overhead
-            self._cadence.visited(self.steps, o.seconds["curvature"], o.wall, o.training / max(self.steps, 1))
+            self._cadence.evaluated(self.steps, o.seconds["curvature"], o.wall, o.training / max(self.steps, 1))
         self._watch.forget()
         if self._cadence.checkpoint(self.steps):
             with self._overhead.counted("checkpoints"):

@@ -113,10 +113,10 @@ class StepObserver:
         self.steps = steps
         self.before: dict[Tensor, Tensor] = {}  # what each parameter was before the step; empty where nothing is due
         self._optimizer, self._names, self._cadence, self._overhead = optimizer, names, cadence, overhead
-        self._looked = StepSample(names, cadence, overhead)
+        self._sample = StepSample(names, cadence, overhead)
         self._depth = 0  # step hooks fire once more for each class whose step() calls super().step()
         self._taken = False
-        self._look_is_due = False
+        self._sample_is_due = False
         self._handle: RemovableHandle | None = None
         self._calls: int | None = None  # of the closure of a step; None where it has none
         self._settings: Row = {}  # of the first group, as the step used them
@@ -138,7 +138,7 @@ class StepObserver:
 
     def add_layers(self, found: LayerRemainders) -> None:
         """Take in the remainders of the step's layers."""
-        self._looked.add_layers(found)
+        self._sample.add_layers(found)
 
     def rows(self, loss: Tensor | float | None, measured: Row) -> list[tuple[str, Row]]:
         """Every row of the step with the name of its table; what was gathered is let go.
@@ -149,7 +149,7 @@ class StepObserver:
         """
         # What the optimizer decided by goes before the same number measured beside it.
         decided = {key: value for key, value in self._decision().items() if value is not None}
-        return self._looked.rows({"loss": loss, **self._settings, **decided, **measured})
+        return self._sample.rows({"loss": loss, **self._settings, **decided, **measured})
 
     def forget(self) -> None:
         """Let the copies from before the step go."""
@@ -183,7 +183,7 @@ class StepObserver:
 
         def watched() -> Any:
             loss = closure()
-            if self._calls == 0 and self._look_is_due:
+            if self._calls == 0 and self._sample_is_due:
                 self._gradients = self._present_gradients()
             self._calls = (self._calls or 0) + 1
             return loss
@@ -191,14 +191,14 @@ class StepObserver:
         return watched
 
     def _prepare(self, optimizer: Optimizer, step: int) -> None:
-        self._look_is_due = self._cadence.tensors(step) or self._cadence.spectra(step)
+        self._sample_is_due = self._cadence.tensors(step) or self._cadence.spectra(step)
         self.forget()
         self._release()
-        if self._look_is_due or self._cadence.visit(step):
+        if self._sample_is_due or self._cadence.evaluation(step):
             self.before = {p: p.detach().clone() for p in self._names}
-        if self._look_is_due and isinstance(optimizer, TwoPassOptimizer):
+        if self._sample_is_due and isinstance(optimizer, TwoPassOptimizer):
             self._handle = optimizer.observe(self._on_record, counterfactual=self._cadence.counterfactual(step))
-        elif self._look_is_due and self._calls is None:
+        elif self._sample_is_due and self._calls is None:
             # Some optimizers overwrite the gradient in place, so it is copied before the step.
             self._gradients = self._present_gradients()
 
@@ -213,15 +213,15 @@ class StepObserver:
     def _on_record(self, record: StepRecord) -> None:
         with self._overhead.counted("instruments"):
             seen = from_record(record, self._names, self.before)
-        self._looked.take(self.steps + 1, seen, (record.loss, record.adversarial_loss), record)
+        self._sample.take(self.steps + 1, seen, (record.loss, record.adversarial_loss), record)
 
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         self._depth -= 1
         if self._depth:
             return
-        if self._look_is_due and self._handle is None:
+        if self._sample_is_due and self._handle is None:
             seen = from_hooks(self._names, self.before, self._gradients)
-            self._looked.take(self.steps + 1, seen, (None, None), None)
+            self._sample.take(self.steps + 1, seen, (None, None), None)
         self._release()
         self.steps += 1
         self._taken = True

@@ -16,7 +16,7 @@ __all__ = ["check_budget", "least_products", "select_measures"]
 
 _USUAL: Final = ("loss", "spectrum", "metric", "adaptive_trace", "log_fisher_rao", "logits", "radial")
 _RECORDED_ONLY: Final = "direction"
-_ALSO_CALLED: Final = {"r_dir": "edge_ratio"}  # by reports
+_ALSO_CALLED: Final = {"r_dir": "directional_edge_ratio"}  # by reports
 _BY_PYHESSIAN: Final = ("lambda_max", "lambda_2", "lambda_3", "lambda_4", "lambda_5", "trace")
 _USUAL_PYHESSIAN: Final = ("lambda_max", "trace")
 _OURS_BESIDE: Final = ("density", "negative_mass", "effective_rank", "participation_ratio")

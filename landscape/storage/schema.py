@@ -10,11 +10,13 @@ from typing import Final
 
 import pyarrow as pa
 
-__all__ = ["SCHEMA_VERSION", "TABLES", "Column", "arrow_schema", "columns"]
+__all__ = ["RENAMED_MEASURES", "SCHEMA_VERSION", "TABLES", "Column", "arrow_schema", "columns"]
 
 # 2: cost in gradients, method, and whose density. 3: pairs of minibatches, Newton-Schulz, excess order, injection,
-# layers. Tables of earlier versions read as before, with gaps for what they did not have.
-SCHEMA_VERSION: Final = 3
+# layers. 4: `directional_edge_ratio` in place of `edge_ratio`. Earlier versions are read under the new names, with
+# missing values for what they did not have.
+SCHEMA_VERSION: Final = 4
+RENAMED_MEASURES: Final = {"edge_ratio": "directional_edge_ratio"}  # old name -> name since schema 4
 
 
 @dataclass(frozen=True)

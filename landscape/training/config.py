@@ -22,7 +22,7 @@ _BOUNDS: Final[dict[str, tuple[float, float]]] = {
     "steps": (1, _MOST),
     "batch_size": (1, _MOST),
     "eval_every": (1, _MOST),
-    "visits": (0, _MOST),
+    "evaluations": (0, _MOST),
     "seed": (0, _MOST),
     "seed_init": (0, _MOST),
     "seed_split": (0, _MOST),
@@ -49,7 +49,7 @@ class TrainConfig:
     seed_split: int | None = None  # train and test examples
     seed_order: int | None = None  # batches
     preset: str = "standard"  # how much is recorded
-    visits: int | None = None  # log-spaced curvature visits in place of the preset's
+    evaluations: int | None = None  # log-spaced curvature evaluations in place of the preset's
     eval_every: int | None = None  # steps between two looks at the test set
     until_accuracy: float | None = None  # stop once the test accuracy is there
     threads: int | None = None  # of the processor

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +25,8 @@ from lossscope.optimizer import ENTRIES, OptimizerError, TwoPassOptimizer, setti
 from lossscope.probes.errors import ProbeError
 
 __all__ = ["recorded_config", "resolved", "train"]
+
+_RENAMED: Final = {"visits": "evaluations"}  # settings of runs before schema 4
 
 Progress = Callable[[int, int, float], None]  # step, steps, loss
 
@@ -102,7 +104,7 @@ def train(config: TrainConfig, *, resume: bool = False, force: bool = False, pro
         config.preset,
         minibatches=job.minibatch_pairs() if preset_of(config.preset).lags else None,
         steps=config.steps,
-        visits=config.visits,
+        evaluations=config.evaluations,
         arm=config.optimizer,
         config=asdict(config),
         seeds=config.seeds,
@@ -123,7 +125,7 @@ def _resume_point(path: Path, config: TrainConfig, job: Job) -> int | None:
     if not path.exists():
         raise RunError(f"run {path} does not exist, so there is nothing to resume; leave --resume out to start it")
     before = recorded_config(path)
-    free = {"steps", "visits", "until_accuracy", "threads", "out", "name"}
+    free = {"steps", "evaluations", "until_accuracy", "threads", "out", "name"}
     for key, old in asdict(before).items():
         new = asdict(config)[key]
         if key not in free and _plain(new) != _plain(old):
@@ -147,7 +149,7 @@ def recorded_config(path: Path) -> TrainConfig:
     recorded = Run.open(path).manifest.get("config")
     if not isinstance(recorded, dict) or "workload" not in recorded:
         raise RunError(f"run {path} was not made by `lossscope train`, so it cannot be resumed by it")
-    return TrainConfig.of(recorded)
+    return TrainConfig.of({_RENAMED.get(key, key): value for key, value in recorded.items()})
 
 
 def _plain(value: Any) -> Any:

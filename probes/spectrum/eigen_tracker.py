@@ -1,4 +1,4 @@
-"""Following the largest eigenvalue along a run for about three products a visit."""
+"""Following the largest eigenvalue along a run for about three products an evaluation."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ __all__ = ["EigenTracker"]
 _FEWEST: Final = 2  # vectors kept: with the second one a crossing is seen when it happens
 _MOST: Final = 5
 _FADING: Final = 0.1  # each kept vector enters the next start with a tenth of the weight of the one before
-_RANDOM_SHARE: Final = 0.1  # of the next start, so that what was never seen can grow from visit to visit
+_RANDOM_SHARE: Final = 0.1  # of the next start, so that what was never seen can grow from evaluation to evaluation
 _CLOSE: Final = 0.8  # a kept value above this part of the largest may overtake it
 _SAME: Final = 0.5  # overlap of two top vectors that are the same one
 
 
 class EigenTracker:
-    r"""The largest eigenvalue of an operator that changes little from visit to visit.
+    r"""The largest eigenvalue of an operator that changes little from evaluation to evaluation.
 
-    A visit starts from the top vectors of the last one, with weights 1, 0.1, 0.01, ... and a small random part,
+    An evaluation starts from the top vectors of the last one, with weights 1, 0.1, 0.01, ... and a small random part,
     and takes products until the residual of the largest Ritz value is at most `rel` times the largest absolute one.
     Some eigenvalue then lies within the residual, whatever has happened since. That it is the largest one is certain
-    at 95 % at the first visit, which starts from a random vector and goes on until no eigenvalue can lie further out.
-    After that it is likely, not proven: vectors are carried on from visit to visit, so an eigenvalue that comes near
-    has been amplified many times before it overtakes, and one that was missed is seen some visits later.
+    at 95 % at the first evaluation, which starts from a random vector and goes on until no eigenvalue can lie further
+    out. After that it is likely, not proven: vectors are carried on from evaluation to evaluation, so an eigenvalue that
+    comes near has been amplified many times before it overtakes, and one that was missed is seen some evaluations later.
 
     Args:
         rel: The residual to reach, relative to the largest absolute Ritz value.
-        max_products: The most that a visit may spend.
+        max_products: The most that an evaluation may spend.
         seed: Of the random parts.
 
     Raises:
@@ -58,7 +58,7 @@ class EigenTracker:
             raise ProbeError(f"rel={rel:g} is out of range, need 0 < rel < 1")
         if max_products < 1:
             raise ProbeError(f"max_products={max_products} is too few, need at least 1")
-        self.crossings = 0  # visits at which another eigenvector had become the top one
+        self.crossings = 0  # evaluations at which another eigenvector had become the top one
         self._rel = rel
         self._max_products = max_products
         self._generator = torch.Generator().manual_seed(seed)
@@ -69,7 +69,7 @@ class EigenTracker:
         """The largest eigenvalue at the present parameters.
 
         Args:
-            operator: `(n, n)`, of the same size at all visits.
+            operator: `(n, n)`, of the same size at all evaluations.
 
         Returns:
             An estimate of which `top` alone is filled, with one pair.
@@ -100,13 +100,13 @@ class EigenTracker:
         )
 
     def _cold(self, operator: SymmetricOperator) -> tuple[BlockKrylov, Ritz]:
-        """The first visit: from a random vector, until no eigenvalue can lie further out."""
+        """The first evaluation: from a random vector, until no eigenvalue can lie further out."""
         start = start_block(operator, 1, None, self._generator)
         grow(start, top=1, bottom=0, rel=self._rel, max_products=self._max_products, steps=0)
         return start.space, ritz(start.space, start.random)
 
     def _warm(self, operator: SymmetricOperator, kept: Tensor) -> tuple[BlockKrylov, Ritz]:
-        """A later visit: from the last vectors, until the residual is small enough."""
+        """A later evaluation: from the last vectors, until the residual is small enough."""
         space = BlockKrylov(operator, self._start(operator, kept)[None], self._generator)
         while True:
             space.step(1)
@@ -128,7 +128,7 @@ class EigenTracker:
         return kept @ fading * (math.sqrt(n) / _RANDOM_SHARE) + drawn.to(kept)
 
     def _note(self, pairs: EigenPairs) -> None:
-        """Keep the vectors for the next visit: more of them where eigenvalues are close or have crossed."""
+        """Keep the vectors for the next evaluation: more of them where eigenvalues are close or have crossed."""
         new, old = pairs.vectors, self._kept
         crossed = old is not None and abs(float(old[:, 0] @ new[:, 0])) < _SAME
         self.crossings += crossed

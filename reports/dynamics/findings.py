@@ -10,7 +10,7 @@ from lossscope.reports.dynamics.minibatch_tables import Memories
 from lossscope.reports.dynamics.trigger_tables import Triggers
 from lossscope.reports.shared.number_format import percent
 from lossscope.reports.shared.quantities import number
-from lossscope.reports.shared.step_quality import step_visits
+from lossscope.reports.shared.step_quality import step_evaluations
 
 if TYPE_CHECKING:
     from lossscope.landscape.dynamics import ArmMemory, Estimate, LayerRecord, Pooled, TriggerRecord
@@ -58,29 +58,29 @@ def trigger_beats_noise(triggers: Triggers) -> Finding:
 
 
 def model_predicted(runs: Sequence[Run]) -> Finding:
-    """Whether r2 is at most 10 % at every visit; rounding is on the side of not knowing.
+    """Whether r2 is at most 10 % at every evaluation; rounding is on the side of not knowing.
 
     It is judged by r2 and not by the trust ratio: where slope and curvature cancel, the ratio to what is left of them
     is large though the model was right.
     """
     claim = (
         "On the fixed data the second-order model predicted the change of the loss along the step to 10 % of its terms "
-        "at every visit."
+        "at every evaluation."
     )
     source = "probes.parquet: relative_second"
-    by_run = {run.name: step_visits(run) for run in runs}
-    visits = [(name, visit) for name, found in by_run.items() for visit in found]
-    if not visits:
+    by_run = {run.name: step_evaluations(run) for run in runs}
+    evaluations = [(name, evaluation) for name, found in by_run.items() for evaluation in found]
+    if not evaluations:
         return Finding(claim, None, _NOTHING, source)
     known = [
-        (visit.least, visit.most, name, visit.step)
-        for name, visit in visits
-        if visit.least is not None and visit.most is not None
+        (evaluation.least, evaluation.most, name, evaluation.step)
+        for name, evaluation in evaluations
+        if evaluation.least is not None and evaluation.most is not None
     ]
     within = sum(most <= _TOLERANCE for _, most, _, _ in known)
     outside = sum(least > _TOLERANCE for least, _, _, _ in known)
-    open_ones = len(visits) - within - outside
-    numbers = f"within 10 % at {within} of {len(visits)} visits {_of_runs(sum(map(bool, by_run.values())))}"
+    open_ones = len(evaluations) - within - outside
+    numbers = f"within 10 % at {within} of {len(evaluations)} evaluations {_of_runs(sum(map(bool, by_run.values())))}"
     numbers += f", beyond at {outside}" if outside else ""
     numbers += f", hidden by rounding at {open_ones}" if open_ones else ""
     if known:
@@ -90,7 +90,7 @@ def model_predicted(runs: Sequence[Run]) -> Finding:
 
 
 def layers_stayed(records: Sequence[tuple[Run, LayerRecord]]) -> Finding:
-    """Whether no layer's remainder stood out in any run; a run with too few looks leaves it open.
+    """Whether no layer's remainder stood out in any run; a run with too few samples leaves it open.
 
     Each is held against its own usual size, so a layer that is far from its Taylor model all along does not stand out.
     """
@@ -107,10 +107,10 @@ def layers_stayed(records: Sequence[tuple[Run, LayerRecord]]) -> Finding:
         run, first = left[0]
         numbers += f", {first.layer} at step {first.step} ({run.name})"
     since = min(one.since for one in judged if one.since is not None)
-    looks = sum(one.looks for one in judged)
-    numbers += f"; judged from step {since} on, at {sum(one.judged for one in judged)} of {looks} looks"
+    samples = sum(one.samples for one in judged)
+    numbers += f"; judged from step {since} on, at {sum(one.judged for one in judged)} of {samples} samples"
     if len(judged) < len(records):
-        numbers += f"; {len(records) - len(judged)} more with too few looks"
+        numbers += f"; {len(records) - len(judged)} more with too few samples"
     return Finding(claim, False if left else (True if len(judged) == len(records) else None), numbers, source)
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Memories", "memories_of", "memory_figure", "memory_tables", "missing_noise", "noise_records", "noise_table"]
 
-Memories: TypeAlias = Mapping[str, "ArmMemory | None"]  # every arm, in order; None where no window was looked at
+Memories: TypeAlias = Mapping[str, "ArmMemory | None"]  # every arm, in order; None where no window was sampled
 
 _WORDS: Final = {"gradient": "gradient g", "shear": "shear v"}
 _LAG_COLUMNS: Final = (
@@ -56,7 +56,7 @@ def memories_of(runs: Sequence[Run]) -> Memories:
 
 
 def memory_tables(memories: Memories) -> tuple[Table, ...]:
-    """Memory by lag, and what is one number for each object; nothing where no window was looked at."""
+    """Memory by lag, and what is one number for each object; nothing where no window was sampled."""
     lags = tuple(row for arm, memory in memories.items() if memory is not None for row in _by_lag(arm, memory))
     objects = tuple(row for arm, memory in memories.items() if memory is not None for row in _by_object(arm, memory))
     if not lags:
@@ -171,7 +171,7 @@ _NOISE_NOTE: Final = (
 
 
 def noise_records(runs: Sequence[Run]) -> list[tuple[Run, NoiseRecord]]:
-    """The noise scales of the runs that were looked at with minibatches."""
+    """The noise scales of the runs that were sampled with minibatches."""
     if not any(len(run.pairs) for run in runs):
         return []
     from lossscope.landscape.dynamics import noise_of

@@ -37,7 +37,7 @@ from lossscope.reports.shared.figures import (
 from lossscope.reports.shared.norm_tables import norm_table
 from lossscope.reports.shared.notes import DYNAMICS_NOTE, INTERVAL_NOTE, VERDICT_NOTE
 from lossscope.reports.shared.provenance import ending_notes, listed, missing_curvature, provenance, runs_in_words
-from lossscope.reports.shared.step_quality import step_visits
+from lossscope.reports.shared.step_quality import step_evaluations
 
 if TYPE_CHECKING:
     from lossscope.landscape.run import Run
@@ -49,7 +49,7 @@ _PAIRS: Final = (
     "both. A run shorter than the first window has none."
 )
 _LAYERS: Final = "Record with preset standard or full, and with an objective= for the loss on fixed data."
-_VISITS: Final = "Their curvature was recorded without it, by an earlier lossscope: record them again."
+_EVALUATIONS: Final = "Their curvature was recorded without it, by an earlier lossscope: record them again."
 _ANGLES: Final = "Record with preset standard or full: the update is then made a second time without the shear."
 
 
@@ -112,7 +112,7 @@ def _missing(runs: Sequence[Run]) -> Iterable[Missing]:
     yield from missing_curvature(runs)
     for what, how, lacking in (
         ("Memory of directions and noise scale", _PAIRS, lambda run: not len(run.pairs)),
-        ("Step quality", _VISITS, lambda run: len(run.probes) and not step_visits(run)),
+        ("Step quality", _EVALUATIONS, lambda run: len(run.probes) and not step_evaluations(run)),
         ("Angle between updates with and without the shear", _ANGLES, _without_angle),
         ("Remainders of the layers", _LAYERS, lambda run: not run.tensors["remainder"].notna().any()),
     ):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 from lossscope.landscape.analysis.series import by_arm
 from lossscope.reports.content import Cell, Column, Quantity, Table
 from lossscope.reports.shared.quantities import median_and_range, number
-from lossscope.reports.shared.step_quality import step_visits
+from lossscope.reports.shared.step_quality import step_evaluations
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 __all__ = ["alignment_table", "injection_table", "layer_records", "layer_table", "step_quality_table"]
 
 _ARM: Final = Column("arm", "arm", words=True)
-_VISITS: Final = Column("visits", "visits", "", "of all runs")
+_EVALUATIONS: Final = Column("evaluations", "evaluations", "", "of all runs")
 _QUALITY_COLUMNS: Final = (
     _ARM,
-    _VISITS,
+    _EVALUATIONS,
     Column("trust_ratio", "trust ratio", "1", "actual over predicted change of the loss, g'D + D'HD/2"),
     Column("relative_first", "r1", "1", "|R1| / |g'D|: what the slope alone leaves"),
     Column("relative_second", "r2", "1", "|R2| / (|g'D| + |D'HD|/2): what slope and curvature leave"),
@@ -33,7 +33,7 @@ _QUALITY_COLUMNS: Final = (
 )
 _ALIGNMENT_COLUMNS: Final = (
     _ARM,
-    _VISITS,
+    _EVALUATIONS,
     Column("top_share", "share in the top direction", "1", "of ‖g‖², along the eigenvector of λ_max"),
     Column("top_null", "of a random vector", "1", "1 / n parameters"),
     Column("top5_share", "in the top five", "1", "eigenvectors"),
@@ -44,15 +44,17 @@ _ALIGNMENT_COLUMNS: Final = (
 _INJECTION_COLUMNS: Final = (
     _ARM,
     Column("tensor", "tensor", words=True),
-    Column("looks", "looks", "", "steps times seeds at which a shear was injected and the angle was taken"),
+    Column("samples", "samples", "", "steps times seeds at which a shear was injected and the angle was taken"),
     Column("angle", "angle", "°", "between the update and the one without the shear"),
 )
 _QUALITY_NOTE: Final = (
-    "Medians and ranges over visits and seeds, on the fixed data of curvature. Remainders and changes of the loss "
+    "Medians and ranges over evaluations and seeds, on the fixed data of curvature. Remainders and changes of the loss "
     "below their rounding are unknown, not small: they count as missing. Where slope and curvature cancel, the trust "
     "ratio is far from 1 though the model is right: read r2."
 )
-_ALIGNMENT_NOTE: Final = "Medians and ranges over visits and seeds. Each share stands beside that of a random vector."
+_ALIGNMENT_NOTE: Final = (
+    "Medians and ranges over evaluations and seeds. Each share stands beside that of a random vector."
+)
 _INJECTION_NOTE: Final = "0 is a shear without effect; after orthogonalisation a strong shear may turn a step little."
 _MOST_TENSORS: Final = 40
 
@@ -61,12 +63,12 @@ def step_quality_table(runs: Sequence[Run]) -> tuple[Table, ...]:
     """Each arm's steps against their models; nothing where no step was."""
     rows: list[tuple[Cell, ...]] = []
     for arm, members in by_arm(runs).items():
-        found = [visit for run in members for visit in step_visits(run)]
+        found = [evaluation for run in members for evaluation in step_evaluations(run)]
         if found:
-            model = [[getattr(visit, name) for visit in found] for name in ("trust", "first", "second")]
+            model = [[getattr(evaluation, name) for evaluation in found] for name in ("trust", "first", "second")]
             curvature = [_values(members, column.key) for column in _QUALITY_COLUMNS[-3:]]
             rows.append((arm, len(found), *(median_and_range(values) for values in (*model, *curvature))))
-    title = "Steps against their second-order model: median [range over visits and seeds]"
+    title = "Steps against their second-order model: median [range over evaluations and seeds]"
     return (Table("step_quality", title, _QUALITY_COLUMNS, tuple(rows), _QUALITY_NOTE),) if rows else ()
 
 
@@ -79,13 +81,13 @@ def alignment_table(runs: Sequence[Run]) -> tuple[Table, ...]:
             continue
         n = _parameters(members)
         nulls: dict[str, Cell] = {"top_null": n and 1 / n, "top5_null": n and 5 / n if values["top5_share"] else None}
-        visits = max(len(found) for found in values.values())
+        evaluations = max(len(found) for found in values.values())
         measured = {key: median_and_range(found) for key, found in values.items() if key not in nulls}
-        rows.append({"arm": arm, "visits": visits, **measured, **nulls})
+        rows.append({"arm": arm, "evaluations": evaluations, **measured, **nulls})
     five = any(row["top5_null"] is not None or row["top5_share"] != Quantity(None) for row in rows)
     columns = tuple(column for column in _ALIGNMENT_COLUMNS if five or not column.key.startswith("top5"))
     cells = tuple(tuple(row[column.key] for column in columns) for row in rows)
-    title = "Gradients in the Hessian's directions: median [range over visits and seeds]"
+    title = "Gradients in the Hessian's directions: median [range over evaluations and seeds]"
     return (Table("alignment", title, columns, cells, _ALIGNMENT_NOTE),) if rows else ()
 
 
@@ -117,7 +119,7 @@ def _degrees(rows: pd.DataFrame) -> list[float]:
 
 
 def _values(runs: Sequence[Run], measure: str) -> list[float | None]:
-    """A measure of the whole model at every visit that has it."""
+    """A measure of the whole model at every evaluation that has it."""
     found = []
     for run in runs:
         rows = run.estimates[(run.estimates["measure"] == measure) & run.estimates["tensor"].isna()]
@@ -137,8 +139,8 @@ def _parameters(runs: Sequence[Run]) -> int | None:
 
 _LAYER_COLUMNS: Final = (
     Column("run", "run", words=True),
-    Column("looks", "looks", "", "steps at which the layers were looked at"),
-    Column("judged", "judged", "", "of them, those with enough looks before"),
+    Column("samples", "samples", "", "steps at which the layers were sampled"),
+    Column("judged", "judged", "", "of them, those with enough samples before"),
     Column("since", "from step"),
     Column("layer", "first to stand out", words=True),
     Column("step", "step"),
@@ -149,24 +151,24 @@ _LAYER_COLUMNS: Final = (
 )
 _LAYER_NOTE: Final = (
     "A layer stands out where its remainder, the part of the loss's change that its slope does not explain, is ten "
-    "times its own usual size, the median over the 20 looks before; it is judged from its 11th look on. One that is "
+    "times its own usual size, the median over the 20 samples before; it is judged from its 11th look on. One that is "
     "far from its Taylor model all along does not stand out: read r1 and r2. Losses are of batches, so a small rise "
     "may be their noise, and what follows need not follow from it."
 )
 
 
 def layer_records(runs: Sequence[Run]) -> list[tuple[Run, LayerRecord]]:
-    """The layers of the runs in which they were looked at."""
-    looked = [run for run in runs if run.tensors["remainder"].notna().any()]
-    if not looked:
+    """The layers of the runs in which they were sampled."""
+    sampled = [run for run in runs if run.tensors["remainder"].notna().any()]
+    if not sampled:
         return []
     from lossscope.landscape.dynamics import layers_of
 
-    return [(run, record) for run in looked if (record := layers_of(run)) is not None]
+    return [(run, record) for run in sampled if (record := layers_of(run)) is not None]
 
 
 def layer_table(records: Sequence[tuple[Run, LayerRecord]]) -> tuple[Table, ...]:
-    """A row for each run whose layers were looked at; nothing where none was."""
+    """A row for each run whose layers were sampled; nothing where none was."""
     rows = tuple(_layer_row(run, record) for run, record in records)
     return (
         (Table("layers", "The layer whose remainder stood out first", _LAYER_COLUMNS, rows, _LAYER_NOTE),)
@@ -178,7 +180,7 @@ def layer_table(records: Sequence[tuple[Run, LayerRecord]]) -> tuple[Table, ...]
 def _layer_row(run: Run, record: LayerRecord) -> tuple[Cell, ...]:
     """The layers of a run."""
     rose = None if record.rose is None else ("yes" if record.rose else "no")
-    without = "none" if record.judged else "too few looks to tell"
+    without = "none" if record.judged else "too few samples to tell"
     numbers = (number(record.ratio), number(record.loss_before), number(record.loss_after))
-    seen = (record.looks, record.judged, record.since)
+    seen = (record.samples, record.judged, record.since)
     return (run.name, *seen, record.layer or without, record.step, *numbers, rose)

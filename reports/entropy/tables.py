@@ -24,7 +24,7 @@ __all__ = ["newton_schulz_table", "order_table"]
 _COLUMNS: Final = (
     Column("arm", "arm", words=True),
     Column("matrix", "matrix", words=True),
-    Column("looks", "looks", "", "steps times seeds"),
+    Column("samples", "samples", "", "steps times seeds"),
     Column("null", "entropy of noise", "nats", "energy entropy of white noise of this shape"),
     Column("own", "step's gradient [95 %]", "nats", "entropy of noise less that of the training batch's gradient"),
     Column("batch", "one minibatch [95 %]", "nats", "the same of a probe minibatch"),
@@ -113,7 +113,7 @@ def newton_schulz_table(runs: Sequence[Run]) -> tuple[Table, ...]:
 
 
 def _orthogonal(run: Run) -> pd.DataFrame:
-    """The outputs of Newton-Schulz at the run's last step with spectra, those of matrices that were looked at."""
+    """The outputs of Newton-Schulz at the run's last step with spectra, those of matrices that were sampled."""
     return last_spectra(run).dropna(subset=["polar_cosine"])
 
 

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 __all__ = ["flatness"]
 
 _NO_COMPARISON: Final = (
-    "No comparison is made: the visits are at equal steps, not at matched train loss, four measures of the panel are "
-    "needed and two exist here, and a verdict needs at least 6 paired seeds."
+    "No comparison is made: the evaluations are at equal steps, not at matched train loss, four measures of the panel "
+    "are needed and two exist here, and a verdict needs at least 6 paired seeds."
 )
 _NOT_HERE: Final = (
     Missing("Logit-normalised worst-case adaptive sharpness", "Not measured by this version."),

@@ -37,7 +37,7 @@ from lossscope.reports.shared.provenance import (
     runs_in_words,
 )
 from lossscope.reports.shared.quantities import (
-    at_last_visit,
+    at_last_evaluation,
     last_number,
     last_spectra,
     mean_and_range,
@@ -110,7 +110,7 @@ def _table(number: int, arms: Sequence[tuple[str, Sequence[Run]]]) -> Table:
         for words, unit, value in _MEASURES
     ]
     errors: list[tuple[Cell, ...]] = [
-        (words, "nats", *(widest_error([at_last_visit(run, measure) for run in members]) for _, members in arms))
+        (words, "nats", *(widest_error([at_last_evaluation(run, measure) for run in members]) for _, members in arms))
         for words, measure in _ERRORS
     ]
     key = "summary" if number == 1 else f"summary_{number}"
@@ -119,8 +119,8 @@ def _table(number: int, arms: Sequence[tuple[str, Sequence[Run]]]) -> Table:
 
 
 def _probe(measure: str) -> Callable[[Run], float | None]:
-    """A measure at the last visit of a run."""
-    return lambda run: at_last_visit(run, measure).value
+    """A measure at the last evaluation of a run."""
+    return lambda run: at_last_evaluation(run, measure).value
 
 
 def _step(column: str, factor: float = 1.0) -> Callable[[Run], float | None]:
@@ -155,7 +155,7 @@ _MEASURES: Final[tuple[tuple[str, str, Callable[[Run], float | None]], ...]] = (
     ("λ_max", "nats", _probe("lambda_max")),
     ("trace", "nats", _probe("trace")),
     ("adaptive trace", "nats", _probe("adaptive_trace")),
-    ("R_dir", "", _probe("edge_ratio")),
+    ("R_dir", "", _probe("directional_edge_ratio")),
     ("entropy before Newton-Schulz", "", _entropy("whitened")),
     ("entropy after Newton-Schulz", "", _entropy("orthogonal")),
     ("shear angle", "°", _step("adversarial_angle", 180 / math.pi)),

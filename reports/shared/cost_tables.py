@@ -16,7 +16,7 @@ __all__ = ["cost_table", "overhead_table"]
 
 _COST_COLUMNS: Final = (
     Column("run", "run", words=True),
-    Column("visits", "visits", "", "curvature visits"),
+    Column("evaluations", "evaluations", "", "curvature evaluations"),
     Column("products", "products", "", "Hessian products spent"),
     Column("seconds", "curvature", "s", "time spent on curvature"),
     Column("gradients", "gradients", "", "the same time in gradients of the same loss, where rows say"),
@@ -30,7 +30,7 @@ def cost_table(runs: Sequence[Run]) -> Table:
     """What curvature cost, a row per run."""
     costs = [(run, curvature_cost(run)) for run in runs]
     rows = tuple(
-        (run.name, cost.visits, cost.products, cost.seconds, cost.gradients, overhead_percent(run))
+        (run.name, cost.evaluations, cost.products, cost.seconds, cost.gradients, overhead_percent(run))
         for run, cost in costs
     )
     return Table("cost", "What it cost", _COST_COLUMNS, rows)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final, Literal
 
 import numpy as np
 
-from lossscope.landscape.analysis.series import Band, FloatArray, Series, by_arm, over_seeds, visits
+from lossscope.landscape.analysis.series import Band, FloatArray, Series, by_arm, evaluations, over_seeds
 from lossscope.reports.content import Axis, Cloud, Curve, Curves, Numbers, Points, Quantity, Threshold
 from lossscope.reports.shared.number_format import plain, quantity_text
 from lossscope.reports.shared.quantities import number
@@ -93,10 +93,10 @@ def cloud(runs: Sequence[Run], *, key: str, title: str, caption: str, x: Axis, y
 def step_axis(runs: Sequence[Run]) -> Axis:
     """The axis of steps, the same for every figure of a report.
 
-    Logarithmic where the curvature visits are spaced that way, as most of them lie early; with a visit before the
-    first step, linear up to step 1.
+    Logarithmic where the curvature evaluations are spaced that way, as most of them lie early; with an evaluation
+    before the first step, linear up to step 1.
     """
-    seen = np.unique(np.concatenate([visits(run) for run in runs] or [np.empty(0)]))
+    seen = np.unique(np.concatenate([evaluations(run) for run in runs] or [np.empty(0)]))
     ends = [float(run.steps["step"].max()) for run in runs if len(run.steps)] + [float(step) for step in seen[-1:]]
     if not ends:
         return Axis("optimizer step")

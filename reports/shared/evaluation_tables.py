@@ -1,4 +1,4 @@
-"""The tables that curvature reports share: each run at its last visit, and each arm over its seeds."""
+"""The tables that curvature reports share: each run at its last evaluation, and each arm over its seeds."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from lossscope.landscape.analysis.series import by_arm
 from lossscope.reports.content import Cell, Column, Quantity, Table
 from lossscope.reports.shared.notes import LOSS_NOTE
 from lossscope.reports.shared.quantities import (
-    at_last_visit,
-    last_visit,
-    loss_at_last_visit,
+    at_last_evaluation,
+    last_evaluation,
+    loss_at_last_evaluation,
     median_and_range,
     seed_count,
     widest_error,
@@ -27,13 +27,13 @@ ArmCell: TypeAlias = Callable[[Sequence["Run"]], Cell]
 
 _ARM: Final = Column("arm", "arm", words=True)
 _LOSS: Final = Column("loss", "train loss", "nats", LOSS_NOTE)
-_STEP: Final = Column("step", "step", "", "step of the last curvature visit")
+_STEP: Final = Column("step", "step", "", "step of the last curvature evaluation")
 _RUN_COLUMNS: Final = (Column("run", "run", words=True), _ARM, _STEP, _LOSS)
 _ARM_COLUMNS: Final = (_ARM, Column("seeds", "seeds"), _LOSS)
 
 
 def run_table(runs: Sequence[Run], measured: Sequence[tuple[Column, RunCell]], note: str) -> Table:
-    """A table with a row per run: run, arm, step and train loss of its last visit, then what was measured.
+    """A table with a row per run: run, arm, step and train loss of its last evaluation, then what was measured.
 
     Args:
         runs: the runs, set in the order of their arms.
@@ -44,11 +44,11 @@ def run_table(runs: Sequence[Run], measured: Sequence[tuple[Column, RunCell]], n
         The table, its key `runs`.
     """
     rows = tuple(
-        (run.name, arm, last_visit(run), loss_at_last_visit(run), *(cell(run) for _, cell in measured))
+        (run.name, arm, last_evaluation(run), loss_at_last_evaluation(run), *(cell(run) for _, cell in measured))
         for arm, members in by_arm(runs).items()
         for run in members
     )
-    return Table("runs", "Each run at its last visit", (*_RUN_COLUMNS, *(one for one, _ in measured)), rows, note)
+    return Table("runs", "Each run at its last evaluation", (*_RUN_COLUMNS, *(one for one, _ in measured)), rows, note)
 
 
 def arm_table(runs: Sequence[Run], measured: Sequence[tuple[Column, ArmCell]], note: str) -> Table:
@@ -62,12 +62,12 @@ def arm_table(runs: Sequence[Run], measured: Sequence[tuple[Column, ArmCell]], n
     Returns:
         The table, its key `arms`.
     """
-    loss = over_seeds(loss_at_last_visit)
+    loss = over_seeds(loss_at_last_evaluation)
     rows = tuple(
         (arm, seed_count(members), loss(members), *(cell(members) for _, cell in measured))
         for arm, members in by_arm(runs).items()
     )
-    title = "Each arm at its last visits: median [range over seeds]"
+    title = "Each arm at its last evaluations: median [range over seeds]"
     note = " ".join([*repeated_seeds(runs), note])
     return Table("arms", title, (*_ARM_COLUMNS, *(one for one, _ in measured)), rows, note)
 
@@ -83,16 +83,16 @@ def repeated_seeds(runs: Sequence[Run]) -> tuple[str, ...]:
 
 
 def of_run(measure: str) -> Callable[[Run], Quantity]:
-    """How a run fills a column: the measure at its last visit, with its error."""
-    return lambda run: at_last_visit(run, measure)
+    """How a run fills a column: the measure at its last evaluation, with its error."""
+    return lambda run: at_last_evaluation(run, measure)
 
 
 def over_seeds(value: str | Callable[[Run], float | None]) -> ArmCell:
-    """How an arm fills a column: median and range of a measure at the last visits, or of any number of a run."""
-    found = (lambda run: at_last_visit(run, value).value) if isinstance(value, str) else value
+    """How an arm fills a column: median and range of a measure at the last evaluations, or of any number of a run."""
+    found = (lambda run: at_last_evaluation(run, value).value) if isinstance(value, str) else value
     return lambda runs: median_and_range(found(run) for run in runs)
 
 
 def widest_error_over_seeds(measure: str) -> ArmCell:
-    """How an arm fills a column: the largest error of a measure among the last visits of its runs."""
-    return lambda runs: widest_error([at_last_visit(run, measure) for run in runs])
+    """How an arm fills a column: the largest error of a measure among the last evaluations of its runs."""
+    return lambda runs: widest_error([at_last_evaluation(run, measure) for run in runs])

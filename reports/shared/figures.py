@@ -85,7 +85,7 @@ def edge_figure(runs: Sequence[Run]) -> Curves:
     caption = "Above 1 the quadratic model predicts that the loss rises along the step."
     line = Threshold(1.0, "η dᵀHd / (2 gᵀd) = 1")
     axis = Axis("R_dir", scale="log")
-    return _probe_figure(runs, "edge_ratio", "R_dir, the edge ratio of the step taken", caption, axis, line)
+    return _probe_figure(runs, "directional_edge_ratio", "R_dir, the edge ratio of the step taken", caption, axis, line)
 
 
 def threshold_figures(runs: Sequence[Run]) -> tuple[Curves, ...]:

@@ -11,7 +11,7 @@ from lossscope.landscape.analysis.series import by_arm
 from lossscope.landscape.curvature.catalogue import UNASKED, limit_of
 from lossscope.reports.content import Finding
 from lossscope.reports.shared.number_format import percent, plain
-from lossscope.reports.shared.quantities import at_last_visit, last_spectra, loss_at_last_visit, number
+from lossscope.reports.shared.quantities import at_last_evaluation, last_spectra, loss_at_last_evaluation, number
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -51,14 +51,14 @@ def bounds_met(runs: Sequence[Run], measure: str = "lambda_max") -> Finding:
     return Finding(
         f"Every {measure} met its error bound.",
         all(flags) if flags else None,
-        f"{sum(flags)} of {len(flags)} visits" if flags else _NOTHING,
+        f"{sum(flags)} of {len(flags)} evaluations" if flags else _NOTHING,
         f"probes.parquet: {measure}, converged",
     )
 
 
 def all_bounds_met(runs: Sequence[Run]) -> Finding:
     """Whether every number of the whole model met the precision that was asked of it, by measure."""
-    claim = "Every measure of the whole model met the precision that was asked of it at every visit."
+    claim = "Every measure of the whole model met the precision that was asked of it at every evaluation."
     source = "probes.parquet: converged"
     counts: dict[str, list[int]] = {}
     for run in runs:
@@ -81,26 +81,26 @@ def edge_below_one(runs: Sequence[Run]) -> Finding:
     """Whether R_dir stayed below one in the last quarter of each run's steps.
 
     A step that does not lead downhill on the fixed data has no R_dir. Nothing is known of it, so with such a step
-    among the visits the statement can be refuted, but not held.
+    among the evaluations the statement can be refuted, but not held.
     """
-    visited = [(value, run.name, step) for run in runs for value, step in _late(run, "edge_ratio")]
-    found = [(value, name, step) for value, name, step in visited if value is not None]
+    evaluated = [(value, run.name, step) for run in runs for value, step in _late(run, "directional_edge_ratio")]
+    found = [(value, name, step) for value, name, step in evaluated if value is not None]
     claim = "R_dir stayed below 1 in the last quarter of the steps."
-    source = "probes.parquet: edge_ratio"
+    source = "probes.parquet: directional_edge_ratio"
     if not found:
         return Finding(claim, None, _NOTHING, source)
     largest, name, step = max(found)
     above = sum(value >= 1 for value, _, _ in found)
-    numbers = f"{above} of {len(found)} visits at or above 1; largest {plain(largest, 3)} ({name}, step {step})"
-    uphill = len(visited) - len(found)
+    numbers = f"{above} of {len(found)} evaluations at or above 1; largest {plain(largest, 3)} ({name}, step {step})"
+    uphill = len(evaluated) - len(found)
     if uphill:
         numbers += f"; {uphill} more without R_dir: their step did not lead downhill on the fixed data"
     return Finding(claim, False if above else (None if uphill else True), numbers, source)
 
 
 def precise(runs: Sequence[Run], measure: str, words: str) -> Finding:
-    """Whether the standard error of a measure is below 10 % of it at every visit."""
-    claim = f"The standard error of {words} is below {100 * _LARGEST_RELATIVE_ERROR:.0f} % of it at every visit."
+    """Whether the standard error of a measure is below 10 % of it at every evaluation."""
+    claim = f"The standard error of {words} is below {100 * _LARGEST_RELATIVE_ERROR:.0f} % of it at every evaluation."
     source = f"probes.parquet: {measure}, stderr"
     found = [
         (stderr / abs(value), run.name, int(step))
@@ -112,14 +112,14 @@ def precise(runs: Sequence[Run], measure: str, words: str) -> Finding:
         return Finding(claim, None, _NOTHING, source)
     largest, name, step = max(found)
     good = sum(share < _LARGEST_RELATIVE_ERROR for share, _, _ in found)
-    numbers = f"{good} of {len(found)} visits; largest {percent(largest)} ({name}, step {step})"
+    numbers = f"{good} of {len(found)} evaluations; largest {percent(largest)} ({name}, step {step})"
     return Finding(claim, good == len(found), numbers, source)
 
 
 def no_negative_curvature(runs: Sequence[Run]) -> Finding:
-    """Whether the smallest Ritz value at the last visit is not below zero: what was found, not what there is."""
-    claim = "No downward curvature was found at the last visit (λ_min as measured ≥ 0)."
-    found = [(run.name, at_last_visit(run, "lambda_min")) for run in runs]
+    """Whether the smallest Ritz value at the last evaluation is not below zero: what was found, not what there is."""
+    claim = "No downward curvature was found at the last evaluation (λ_min as measured ≥ 0)."
+    found = [(run.name, at_last_evaluation(run, "lambda_min")) for run in runs]
     bounds = [(q.value, q.error or 0.0, name) for name, q in found if q.value is not None]
     if not bounds:
         return Finding(claim, None, _NOTHING, "probes.parquet: lambda_min")
@@ -138,7 +138,7 @@ def entropy_raised(runs: Sequence[Run]) -> Finding:
     if not pairs:
         return Finding(claim, None, _NOTHING, "spectra.parquet: entropy_energy")
     raised = sum(after >= before - 1e-9 for before, after in pairs)
-    numbers = f"{raised} of {len(pairs)} matrices at the last visits"
+    numbers = f"{raised} of {len(pairs)} matrices at the last evaluations"
     return Finding(claim, raised == len(pairs), numbers, "spectra.parquet: entropy_energy of whitened, orthogonal")
 
 
@@ -160,12 +160,12 @@ def spectra_precise(runs: Sequence[Run]) -> Finding:
 
 
 def losses_matched(runs: Sequence[Run]) -> Finding:
-    """Whether the arms' median train losses at their last visits lie within 10 % of each other."""
-    claim = f"The arms' last visits lie at the same train loss, within {100 * _LOSS_TOLERANCE:.0f} %."
+    """Whether the arms' median train losses at their last evaluations lie within 10 % of each other."""
+    claim = f"The arms' last evaluations lie at the same train loss, within {100 * _LOSS_TOLERANCE:.0f} %."
     medians = {
         arm: float(np.median(present))
         for arm, members in by_arm(runs).items()
-        if (present := [loss for run in members if (loss := loss_at_last_visit(run)) is not None])
+        if (present := [loss for run in members if (loss := loss_at_last_evaluation(run)) is not None])
     }
     if len(medians) < 2:
         return Finding(claim, None, f"{len(medians)} arm(s) with a train loss", "probes.parquet: loss")

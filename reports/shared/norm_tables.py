@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING, Final
 from lossscope.landscape.analysis.series import by_arm
 from lossscope.reports.content import Cell, Column, Table
 from lossscope.reports.shared.notes import LOSS_NOTE
-from lossscope.reports.shared.quantities import at_last_visit, last_number, loss_at_last_visit, median_and_range, number
+from lossscope.reports.shared.quantities import (
+    at_last_evaluation,
+    last_number,
+    loss_at_last_evaluation,
+    median_and_range,
+    number,
+)
 
 if TYPE_CHECKING:
     from lossscope.landscape.run import Run
@@ -20,10 +26,10 @@ _ARM: Final = Column("arm", "arm", words=True)
 _SCALE: Final = (
     _ARM,
     Column("loss", "train loss", "nats", LOSS_NOTE),
-    Column("weight_norm", "‖θ‖", "1", "norm of all parameters at the last step looked at"),
+    Column("weight_norm", "‖θ‖", "1", "norm of all parameters at the last step sampled"),
     Column("update_norm", "‖Δθ‖", "1", "norm of that step, decay included"),
     Column("decay", "lr · wd", "1", "learning rate times weight decay of the first group at the last step"),
-    Column("logit_norm", "logit norm", "1", "mean norm of the centred logits at the last visit"),
+    Column("logit_norm", "logit norm", "1", "mean norm of the centred logits at the last evaluation"),
     Column("mean_margin", "margin", "1", "mean of the right logit less the largest other one"),
 )
 _TENSOR: Final = (
@@ -59,7 +65,7 @@ def norm_table(runs: Sequence[Run]) -> tuple[Table, ...]:
 
 
 def tensor_norm_table(runs: Sequence[Run]) -> tuple[Table, ...]:
-    """The same of each tensor, where tensors were looked at."""
+    """The same of each tensor, where tensors were sampled."""
     rows: list[tuple[Cell, ...]] = []
     arms = [(arm, [_by_tensor(run) for run in members]) for arm, members in _arms(runs)]
     names = dict.fromkeys(name for _, seeds in arms for seed in seeds for name in seed)
@@ -70,7 +76,7 @@ def tensor_norm_table(runs: Sequence[Run]) -> tuple[Table, ...]:
                 columns = (median_and_range(row[column.key] for row in found) for column in _TENSOR[2:])
                 rows.append((name, arm, *columns))
     more = f"{len(rows) - _MOST_ROWS} more rows are not shown." if len(rows) > _MOST_ROWS else ""
-    title = "Norms of each tensor at the last step looked at: median [range over seeds]"
+    title = "Norms of each tensor at the last step sampled: median [range over seeds]"
     return (Table("tensor_norms", title, _TENSOR, tuple(rows[:_MOST_ROWS]), more),) if rows else ()
 
 
@@ -85,17 +91,17 @@ def _decay(run: Run) -> float | None:
 
 
 _VALUES: Final[tuple[Callable[[Run], float | None], ...]] = (
-    loss_at_last_visit,
+    loss_at_last_evaluation,
     lambda run: last_number(run.steps, "weight_norm"),
     lambda run: last_number(run.steps, "update_norm"),
     _decay,
-    lambda run: at_last_visit(run, "logit_norm").value,
-    lambda run: at_last_visit(run, "mean_margin").value,
+    lambda run: at_last_evaluation(run, "logit_norm").value,
+    lambda run: at_last_evaluation(run, "mean_margin").value,
 )
 
 
 def _by_tensor(run: Run) -> dict[str, dict[str, float | None]]:
-    """The norms of each tensor at the last step at which it was looked at."""
+    """The norms of each tensor at the last step at which it was sampled."""
     last = run.tensors.drop_duplicates("tensor", keep="last")
     largest, sizes = _largest_singular_values(run), _sizes(run)
     found: dict[str, dict[str, float | None]] = {}

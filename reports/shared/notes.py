@@ -25,8 +25,8 @@ HESSIAN_NOTE: Final = (
 ENDS_NOTE: Final = (
     "Up to rounding, the λ_max shown is a lower bound on the true largest eigenvalue and the λ_min shown an upper "
     "bound on the true smallest. Beyond value and bound there is no eigenvalue, with 95 % confidence over the random "
-    "start; where λ_max was followed from visit to visit (preset economy), or measured by another library or by "
-    "lossscope 0.1, the bound is the residual, within which some eigenvalue lies, not surely the extreme one."
+    "start; where λ_max was followed from evaluation to evaluation (preset economy), or measured by another library or "
+    "by lossscope 0.1, the bound is the residual, within which some eigenvalue lies, not surely the extreme one."
 )
 VERDICT_NOTE: Final = (
     "No verdict between arms is given here: one needs matched train loss and at least 6 paired seeds, and is not part "

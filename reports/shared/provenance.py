@@ -53,11 +53,11 @@ def runs_in_words(runs: Sequence[Run]) -> str:
 
 
 def missing_curvature(runs: Sequence[Run]) -> tuple[Missing, ...]:
-    """What to say about runs and visits without curvature; nothing where all have it."""
+    """What to say about runs and evaluations without curvature; nothing where all have it."""
     without = [run.name for run in runs if not len(run.probes) and not any(map(_of_curvature, _gaps(run)))]
     how = "Pass objective=Objective(model, loss_fn, batches) to the Recorder; curvature is measured on its fixed data."
     absent = (Missing(f"Curvature of {listed(without)}", how),) if without else ()
-    return (*absent, *(gap for run in runs for gap in _visit_gaps(run)))
+    return (*absent, *(gap for run in runs for gap in _evaluation_gaps(run)))
 
 
 def missing_spectra(runs: Sequence[Run]) -> tuple[Missing, ...]:
@@ -90,13 +90,13 @@ def _probe_facts(run: Run) -> Iterable[tuple[str, str]]:
         if values:
             yield words, ", ".join(values)
     cost = curvature_cost(run)
-    if cost.visits:
-        yield "curvature visits", str(cost.visits)
+    if cost.evaluations:
+        yield "curvature evaluations", str(cost.evaluations)
     if cost.products is not None:
         yield "Hessian products", str(cost.products)
 
 
-def _visit_gaps(run: Run) -> Iterable[Missing]:
+def _evaluation_gaps(run: Run) -> Iterable[Missing]:
     """What a run lacks of each instrument, at which steps, and the first reason."""
     by_instrument: dict[str, list[Mapping[str, object]]] = {}
     for gap in _gaps(run):
@@ -105,15 +105,15 @@ def _visit_gaps(run: Run) -> Iterable[Missing]:
     names |= {"layers": "Remainders of the layers", "minibatches": "Pairs of minibatches"}
     for instrument, gaps in by_instrument.items():
         steps = list(dict.fromkeys(str(gap.get("step", "?")) for gap in gaps))
-        looks = _counted(len(steps), "visit" if instrument == "curvature" else "look")
-        where = f"at {looks} (step {listed(steps)})"
+        samples = _counted(len(steps), "evaluation" if instrument == "curvature" else "sample")
+        where = f"at {samples} (step {listed(steps)})"
         reason = gaps[0].get("why") or "no reason was recorded"
         what = f"{names.get(instrument, instrument)} of {run.name} {where}"
         yield Missing(what, f"{'First reason: ' if len(gaps) > 1 else ''}{reason}")
 
 
 def _of_curvature(gap: Mapping[str, object]) -> bool:
-    """Whether a gap is one of a curvature visit; gaps of earlier versions all are."""
+    """Whether a gap is one of a curvature evaluation; gaps of earlier versions all are."""
     return gap.get("instrument", "curvature") == "curvature"
 
 

@@ -1,4 +1,4 @@
-"""Quantities out of runs: at a run's last visit, and over the seeds of an arm."""
+"""Quantities out of runs: at a run's last evaluation, and over the seeds of an arm."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from lossscope.landscape.analysis.series import loss_at, visits
+from lossscope.landscape.analysis.series import evaluations, loss_at
 from lossscope.landscape.curvature.catalogue import call_of
 from lossscope.reports.content import Quantity
 
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CurvatureCost",
-    "at_last_visit",
+    "at_last_evaluation",
     "curvature_cost",
     "estimated",
+    "last_evaluation",
     "last_number",
     "last_spectra",
-    "last_visit",
-    "loss_at_last_visit",
+    "loss_at_last_evaluation",
     "mean_and_range",
     "median_and_range",
     "number",
@@ -49,26 +49,26 @@ def number(value: object) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
-def last_visit(run: Run) -> int | None:
+def last_evaluation(run: Run) -> int | None:
     """The last step at which curvature was measured."""
-    steps = visits(run)
+    steps = evaluations(run)
     return int(steps[-1]) if len(steps) else None
 
 
-def at_last_visit(run: Run, measure: str) -> Quantity:
-    """A measure of the whole model at the run's last visit, a gap where that visit does not have it.
+def at_last_evaluation(run: Run, measure: str) -> Quantity:
+    """A measure of the whole model at the run's last evaluation, a gap where that evaluation does not have it.
 
     `error` is the standard error, or for a Ritz value its bound; `low` and `high` are the 95 % interval where there
     is a standard error.
     """
     rows = run.estimates
-    rows = rows[(rows["step"] == last_visit(run)) & (rows["measure"] == measure) & rows["tensor"].isna()]
+    rows = rows[(rows["step"] == last_evaluation(run)) & (rows["measure"] == measure) & rows["tensor"].isna()]
     return row_quantity(rows.iloc[-1].to_dict()) if len(rows) else Quantity(None)
 
 
-def loss_at_last_visit(run: Run) -> float | None:
-    """The training loss on the fixed data of curvature at the run's last visit."""
-    step = last_visit(run)
+def loss_at_last_evaluation(run: Run) -> float | None:
+    """The training loss on the fixed data of curvature at the run's last evaluation."""
+    step = last_evaluation(run)
     return None if step is None else number(loss_at(run, np.array([float(step)]))[0])
 
 
@@ -160,20 +160,20 @@ def run_quantity(estimate: Estimate) -> Quantity:
 class CurvatureCost:
     """What the curvature of a run cost."""
 
-    visits: int
+    evaluations: int
     products: int | None  # Hessian products; None where no row says
     seconds: float | None  # s
     gradients: float | None  # the same time in gradients, as far as rows say
 
 
 def curvature_cost(run: Run) -> CurvatureCost:
-    """Visits, Hessian products and time that were spent on a run's curvature, probes after the fact included."""
+    """Evaluations, Hessian products and time that were spent on a run's curvature, probes after the fact included."""
     probes, densities = run.probes, run.densities
     calls = [call_of(str(measure), tensor) for measure, tensor in zip(probes["measure"], probes["tensor"], strict=True)]
     # Rows of one call, those of its density too, each name its whole cost, so it is counted once.
     spent = {*_spent(probes, calls), *_spent(densities, [call_of("density")] * len(densities))}
     products, seconds, gradients = (_sum(cost[place] for _, _, cost in spent) for place in range(3))
-    return CurvatureCost(len(visits(run)), None if products is None else int(products), seconds, gradients)
+    return CurvatureCost(len(evaluations(run)), None if products is None else int(products), seconds, gradients)
 
 
 def _spent(rows: pd.DataFrame, calls: Sequence[str]) -> Iterable[tuple[int, str, tuple[float | None, ...]]]:

@@ -42,7 +42,10 @@ _RUN_CELLS: Final = (
         Column("trace", "trace ± SE [95 %]", "nats", "estimate, standard error, 95 % interval over random vectors"),
         of_run("trace"),
     ),
-    (Column("edge_ratio", "R_dir", "1", "η dᵀHd / (2 gᵀd) of the step taken"), of_run("edge_ratio")),
+    (
+        Column("directional_edge_ratio", "R_dir", "1", "η dᵀHd / (2 gᵀd) of the step taken"),
+        of_run("directional_edge_ratio"),
+    ),
 )
 _ARM_CELLS: Final = (
     (Column("lambda_max", "λ_max", "nats"), over_seeds("lambda_max")),
@@ -52,7 +55,7 @@ _ARM_CELLS: Final = (
         Column("trace_error", "its widest SE", "nats", "largest standard error of the trace among the seeds"),
         widest_error_over_seeds("trace"),
     ),
-    (Column("edge_ratio", "R_dir", "1"), over_seeds("edge_ratio")),
+    (Column("directional_edge_ratio", "R_dir", "1"), over_seeds("directional_edge_ratio")),
 )
 
 

@@ -35,17 +35,17 @@ def check_reports(run: Run, name: str) -> None:
 
 
 def check_objects(run: Run) -> None:
-    """Every matrix that was looked at has a weight, a gradient and an update, all of finite numbers."""
+    """Every matrix that was sampled has a weight, a gradient and an update, all of finite numbers."""
     of_steps = run.spectra[~run.spectra["object"].isin(["batch_gradient", "pair_gradient"])]  # not those of pairs
-    looks = of_steps.groupby(["step", "tensor"])["object"].agg(set)
-    assert len(looks) > 0
-    assert all({"weight", "gradient", "update"} <= seen for seen in looks)
+    samples = of_steps.groupby(["step", "tensor"])["object"].agg(set)
+    assert len(samples) > 0
+    assert all({"weight", "gradient", "update"} <= seen for seen in samples)
     assert run.spectra["norm"].notna().all()
 
 
 @pytest.mark.parametrize("name", QUICK)
 def test_training_lowers_the_loss_and_the_reports_work(name: str, few_products: None, tmp_path: Path) -> None:
-    run = trained(name, tmp_path, "--steps", "60", "--set", "visits=2")
+    run = trained(name, tmp_path, "--steps", "60", "--set", "evaluations=2")
     losses = run.steps["loss"]
     assert all(map(math.isfinite, losses))
     assert losses.iloc[-20:].mean() < losses.iloc[:20].mean() - 0.01
@@ -58,7 +58,7 @@ def test_training_lowers_the_loss_and_the_reports_work(name: str, few_products: 
 def test_every_optimizer_learns_the_digits_with_its_defaults_and_the_reports_work(
     name: str, few_products: None, tmp_path: Path
 ) -> None:
-    run = trained(name, tmp_path, "--set", "visits=3")
+    run = trained(name, tmp_path, "--set", "evaluations=3")
     losses = run.steps["loss"]
     assert len(losses) == 400
     assert all(map(math.isfinite, losses))

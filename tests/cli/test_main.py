@@ -43,7 +43,7 @@ def inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Captur
 
 
 def trained(out: Path, name: str = "mine", *more: str) -> Path:
-    arguments = ["train", "--out", str(out), "--name", name, "--steps", "4", "--set", "visits=0", *more]
+    arguments = ["train", "--out", str(out), "--name", name, "--steps", "4", "--set", "evaluations=0", *more]
     result = CliRunner().invoke(app, arguments, catch_exceptions=False)
     assert result.exit_code == 0, result.output
     return out / name
@@ -86,7 +86,9 @@ def test_help_loads_neither_torch_nor_matplotlib_nor_pandas(command: tuple[str, 
 
 
 def test_train_says_where_the_run_is_and_json_says_it_to_programs(tmp_path: Path) -> None:
-    result = CliRunner().invoke(app, ["train", "--out", str(tmp_path), "--steps", "3", "--set", "visits=0", "--json"])
+    result = CliRunner().invoke(
+        app, ["train", "--out", str(tmp_path), "--steps", "3", "--set", "evaluations=0", "--json"]
+    )
     assert result.exit_code == 0, result.output
     fact = json.loads(result.stdout)
     assert Path(fact["run"]).name == "digits-mlp-ars2-base-s0"
@@ -95,7 +97,7 @@ def test_train_says_where_the_run_is_and_json_says_it_to_programs(tmp_path: Path
 
 def test_options_a_file_and_assignments_share_their_keys_and_the_later_wins(tmp_path: Path) -> None:
     file = tmp_path / "run.toml"
-    file.write_text('steps = 9\noptimizer = "ars2-sync"\nvisits = 0\n[options]\nrho = 0.2\neps = 1e-7\n')
+    file.write_text('steps = 9\noptimizer = "ars2-sync"\nevaluations = 0\n[options]\nrho = 0.2\neps = 1e-7\n')
     arguments = [
         "train",
         str(file),
@@ -157,7 +159,7 @@ def test_a_known_error_of_a_fresh_process_is_one_line_too(tmp_path: Path) -> Non
 def test_an_existing_run_needs_resume_or_force(inside: Command, tmp_path: Path) -> None:
     trained(tmp_path)
     before = (tmp_path / "mine" / "run.json").read_bytes()
-    again = ["train", "--out", str(tmp_path), "--name", "mine", "--steps", "4", "--set", "visits=0"]
+    again = ["train", "--out", str(tmp_path), "--name", "mine", "--steps", "4", "--set", "evaluations=0"]
     done = inside(*again)
     assert done.returncode == 1
     assert "--resume" in done.stderr
@@ -251,7 +253,7 @@ def test_the_demo_leaves_nine_runs_and_one_page_and_prints_two_tables(inside: Co
 
 
 @pytest.mark.slow
-def test_the_whole_demo_makes_twenty_visits_a_run(tmp_path: Path) -> None:
+def test_the_whole_demo_makes_twenty_evaluations_a_run(tmp_path: Path) -> None:
     done = lossscope("demo", "--out", str(tmp_path / "demo"), "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["kind"] == "overview"
@@ -295,7 +297,11 @@ def test_the_list_of_workloads_has_the_settings_that_are_usual_there() -> None:
 
 
 def test_the_lists_name_everything_and_parse_as_json() -> None:
-    for kind, name in (("optimizers", "adamw@rms"), ("workloads", "modadd-113"), ("measures", "edge_ratio")):
+    for kind, name in (
+        ("optimizers", "adamw@rms"),
+        ("workloads", "modadd-113"),
+        ("measures", "directional_edge_ratio"),
+    ):
         assert name in CliRunner().invoke(app, ["list", kind]).output
         rows = json.loads(CliRunner().invoke(app, ["list", kind, "--json"]).output)[kind]
         assert name in {row["name"] for row in rows}

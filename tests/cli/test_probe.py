@@ -22,7 +22,19 @@ from lossscope.landscape.storage.schema import columns
 def trained(tmp_path_factory) -> Path:
     """A run of a workload with checkpoints at 0, 1, 2 and 3."""
     out = tmp_path_factory.mktemp("trained")
-    arguments = ["train", "--out", str(out), "--name", "a", "--steps", "3", "--preset", "economy", "--set", "visits=0"]
+    arguments = [
+        "train",
+        "--out",
+        str(out),
+        "--name",
+        "a",
+        "--steps",
+        "3",
+        "--preset",
+        "economy",
+        "--set",
+        "evaluations=0",
+    ]
     assert CliRunner().invoke(app, [*arguments, "--optimizer", "adamw"], catch_exceptions=False).exit_code == 0
     return out / "a"
 
@@ -89,9 +101,9 @@ def test_what_is_absent_and_what_missed_its_bound_is_said(run):
         (["--checkpoint", "2000"], "has no checkpoint at step 2000: there is one at 0,"),
         (["--checkpoint", "last"], "--checkpoint 'last' is no step"),
         (["--checkpoint", "all,4"], "all cannot be combined with steps"),
-        (["--measures", "R_dir"], "R_dir (edge_ratio) needs the step that was taken"),
+        (["--measures", "R_dir"], "R_dir (directional_edge_ratio) needs the step that was taken"),
         (["--measures", "lambda_mx"], "did you mean lambda_max"),
-        (["--measures", "edge_ratio"], "recorded during training only"),
+        (["--measures", "directional_edge_ratio"], "recorded during training only"),
         (["--measures", ","], "--measures names nothing"),
         (["--rel", "0"], "--rel 0 is out of range"),
         (["--rel", "100%"], "--rel 100% is out of range"),

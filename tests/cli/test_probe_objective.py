@@ -125,7 +125,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
         assert isinstance(goal, Objective)
         x, y = goal.data.batches[0]
         optimizer = optimizer_class(goal.model.parameters(), lr=1e-2)
-        settings = {"steps": 2, "visits": 0, "arm": f"my {name}"}
+        settings = {"steps": 2, "evaluations": 0, "arm": f"my {name}"}
         with Recorder(folder / "runs" / name, goal.model, optimizer, goal, "economy", **settings) as recorder:
             for _ in range(2):
                 optimizer.zero_grad()

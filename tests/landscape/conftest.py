@@ -49,6 +49,6 @@ def small() -> SimpleNamespace:
 
 @pytest.fixture
 def every_instrument(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every instrument of `full` looks within six steps."""
+    """Every instrument of `full` samples within six steps."""
     frequent = {"spectra_every": 2, "layers_every": 2, "counterfactual_every": 1, "windows_every": 3, "lags": (1, 2)}
     monkeypatch.setitem(PRESETS, "full", replace(PRESETS["full"], **frequent))

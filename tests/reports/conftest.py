@@ -35,7 +35,7 @@ def manifest(arm: str, seed: int) -> dict[str, object]:
 
 
 def trained(generator: np.random.Generator, steps: int) -> Iterator[Row]:
-    """Steps of a trigger whose phi is mostly below 0, and what is looked at with them."""
+    """Steps of a trigger whose phi is mostly below 0, and what is sampled with them."""
     since = 6
     for step in range(1, steps + 1):
         phi = 0.1 * generator.standard_normal() - 0.095
@@ -45,9 +45,9 @@ def trained(generator: np.random.Generator, steps: int) -> Iterator[Row]:
         row = {"step": step, "loss": 2.0 / step, "synced": synced, "phi": phi, "threshold": -0.1, "weight_norm": 5.0}
         yield "steps", {**row, "injection_angle": math.radians(30), "remainder_rounding": 1e-8}
         for name, track in TENSORS.items() if step % 10 == 0 else ():
-            looked = {"injected_norm": 1.0, "injection_angle": math.radians(20), "update_norm": 0.1}
+            sampled = {"injected_norm": 1.0, "injection_angle": math.radians(20), "update_norm": 0.1}
             remainder = 1e-3 * (1 + generator.random())
-            yield "tensors", {"step": step, "tensor": name, "track": track, "remainder": remainder, **looked}
+            yield "tensors", {"step": step, "tensor": name, "track": track, "remainder": remainder, **sampled}
 
 
 def pairs(generator: np.random.Generator, steps: int, objects: tuple[str, ...]) -> Iterator[Row]:
@@ -75,7 +75,7 @@ def spectra(generator: np.random.Generator, steps: int) -> Iterator[Row]:
             yield "spectra", {**shared, "object": "orthogonal", "entropy_energy": 0.99, **quality}
 
 
-def visits(steps: int) -> Iterator[Row]:
+def evaluations(steps: int) -> Iterator[Row]:
     """A step in every twenty against its model, and the gradient in the Hessian's directions."""
     exact = {"engine": "lossscope", "mode": "eval", "loss_kind": "mean", "stderr": 0.0, "data_hash": "5f0c"}
     for step in range(20, steps + 1, 20):
@@ -97,7 +97,12 @@ def dynamic_run(tmp_path: Path) -> Callable[..., Run]:
     def run(name, arm="ars2-aga", seed=0, *, steps=400, objects=("gradient", "shear"), rows=None, **facts):
         store = RunStore.create(tmp_path / name, {**manifest(arm, seed), **facts})
         generator = np.random.default_rng(seed)
-        parts = (trained(generator, steps), pairs(generator, steps, objects), spectra(generator, steps), visits(steps))
+        parts = (
+            trained(generator, steps),
+            pairs(generator, steps, objects),
+            spectra(generator, steps),
+            evaluations(steps),
+        )
         for table, row in (one for part in parts for one in part):
             changed = row if rows is None else rows(table, row)
             if changed is not None:

@@ -47,7 +47,7 @@ def recorded(tmp_path: Path) -> Callable[..., Run]:
     return run
 
 
-def looks(cosines: dict[tuple[int, int], float], kind: str = "gradient", **more: object) -> Rows:
+def samples(cosines: dict[tuple[int, int], float], kind: str = "gradient", **more: object) -> Rows:
     """Rows of pairs by begin and lag."""
     for (begin, lag), cosine in cosines.items():
         yield "pairs", {"step": begin + lag, "object": kind, "lag": lag, "cosine": cosine, "size": 7, **more}
@@ -73,7 +73,7 @@ def two_batches(turn: float, windows: int, seed: int, kind: str = "gradient") ->
 
 def test_each_window_is_a_column_and_its_ceiling_the_first_row(recorded: Callable[..., Run]) -> None:
     cosines = {(0, 0): 0.5, (0, 1): 0.4, (0, 5): 0.3, (40, 0): 0.6, (40, 1): 0.2}  # the second was cut short
-    found = lagged_cosines_of(recorded(looks(cosines)))
+    found = lagged_cosines_of(recorded(samples(cosines)))
     assert list(found) == ["gradient"]
     one = found["gradient"]
     assert (one.lags, one.size, one.shared) == ((1, 5), 7, False)
@@ -84,15 +84,15 @@ def test_objects_have_the_same_windows_so_that_their_difference_is_taken_over_th
     recorded: Callable[..., Run],
 ) -> None:
     g, v = {(0, 0): 0.5, (0, 1): 0.4, (9, 0): 0.5, (9, 1): 0.4}, {(9, 0): 0.8, (9, 1): 0.7}
-    found = lagged_cosines_of(recorded([*looks(g), *looks(v, "shear")]))
+    found = lagged_cosines_of(recorded([*samples(g), *samples(v, "shear")]))
     np.testing.assert_array_equal(found["shear"].values, [[np.nan, 0.8], [np.nan, 0.7]])
-    memory = memory_of_run(recorded([*looks(g), *looks(v, "shear")], "again"))
+    memory = memory_of_run(recorded([*samples(g), *samples(v, "shear")], "again"))
     assert memory.windows == 2
     assert memory.differences[1].value == pytest.approx(0.7 / 0.8 - 0.4 / 0.5)
 
 
 def test_of_a_look_that_was_taken_twice_the_last_one_counts(recorded: Callable[..., Run]) -> None:
-    rows = [*looks({(0, 0): 0.5, (0, 1): 0.1}), *looks({(0, 1): 0.4})]
+    rows = [*samples({(0, 0): 0.5, (0, 1): 0.1}), *samples({(0, 1): 0.4})]
     assert lagged_cosines_of(recorded(rows))["gradient"].values[1, 0] == 0.4
 
 
@@ -172,7 +172,7 @@ def test_student_over_seeds_covers_the_truth_in_most_draws() -> None:
 def test_the_memory_of_an_arm_is_over_its_seeds(recorded: Callable[..., Run]) -> None:
     values = [0.3, 0.4, 0.5]
     runs = [
-        recorded(looks({(0, 0): 0.5, (0, 1): x, (9, 0): 0.5, (9, 1): x}), f"s{k}", seeds={"init": k})
+        recorded(samples({(0, 0): 0.5, (0, 1): x, (9, 0): 0.5, (9, 1): x}), f"s{k}", seeds={"init": k})
         for k, x in enumerate(values)
     ]
     memory = memory_of_arm(runs)
@@ -206,14 +206,14 @@ def test_the_half_life_of_an_arm_lies_between_what_the_intervals_allow(
         return (0.05, 0.42, 0.42, 0.05, 0.05, 0.42)[window] if about is None else about + 0.001 * (window % 2)
 
     rows = {(50 * window, lag): one(lag, window) for window in range(6) for lag in cosines}
-    run = recorded(looks({**{(50 * window, 0): 0.5 for window in range(6)}, **rows}))
+    run = recorded(samples({**{(50 * window, 0): 0.5 for window in range(6)}, **rows}))
     assert memory_of_arm([run]).directions["gradient"].half_life == half_life
 
 
 def test_a_seed_without_windows_or_without_a_shear_counts_as_missing(recorded: Callable[..., Run]) -> None:
     g = {(begin, lag): 0.5 - lag / 10 for begin in (0, 9) for lag in (0, 1)}
-    both = [recorded([*looks(g), *looks(g, "shear")], f"s{k}", seeds={"init": k}) for k in range(2)]
-    bare = recorded(looks(g), "bare", seeds={"init": 2})
+    both = [recorded([*samples(g), *samples(g, "shear")], f"s{k}", seeds={"init": k}) for k in range(2)]
+    bare = recorded(samples(g), "bare", seeds={"init": 2})
     crashed = recorded([("steps", {"step": 1, "loss": 1.0})], "crashed", seeds={"init": 3})
     memory = memory_of_arm([*both, bare, crashed])
     gradient, shear = memory.directions["gradient"], memory.directions["shear"]
@@ -308,7 +308,7 @@ def test_steps_that_cannot_be_audited_are_a_gap_with_a_reason(
 def squares(values: Iterable[tuple[int, float, float, float]]) -> Rows:
     for step, small, large, samples in values:
         more = {"square": small, "pair_square": large, "samples": samples}
-        yield from looks({(step, 0): 0.5}, **more)
+        yield from samples({(step, 0): 0.5}, **more)
 
 
 def test_the_noise_scale_is_that_of_one_minibatch_and_two(recorded: Callable[..., Run]) -> None:
@@ -351,7 +351,7 @@ def noisy(noise: float, windows: int = 12) -> Rows:
         yield spectrum(first, "batch_gradient", step)
         yield spectrum((first + second) / 2, "pair_gradient", step)
         yield spectrum(first, "gradient", step)
-    yield spectrum(signal + 1.0, "gradient", 40 * windows + 7)  # no minibatch was looked at here
+    yield spectrum(signal + 1.0, "gradient", 40 * windows + 7)  # no minibatch was sampled here
 
 
 def test_the_order_of_an_infinite_batch_is_extrapolated_from_two_sizes(recorded: Callable[..., Run]) -> None:
@@ -419,9 +419,9 @@ def test_without_minibatches_the_training_gradients_stand_alone(recorded: Callab
     assert math.isnan(found.infinite.value)
 
 
-def layers(planted: float, step: int = 300, looked: int = 400, rounding: float = 1e-9, spike: float = 3.0) -> Rows:
+def layers(planted: float, step: int = 300, sampled: int = 400, rounding: float = 1e-9, spike: float = 3.0) -> Rows:
     generator = np.random.default_rng(0)
-    for one in range(1, looked + 1):
+    for one in range(1, sampled + 1):
         loss = spike if one > step else 1.0
         yield "steps", {"step": one, "loss": loss, "remainder_rounding": rounding * loss if one % 10 == 0 else None}
         for name, size in {"in": 1e-4, "out": 1e-2}.items() if one % 10 == 0 else ():
@@ -433,7 +433,7 @@ def test_the_layer_that_left_is_named_with_its_optimizer_step_and_the_losses_aro
     recorded: Callable[..., Run],
 ) -> None:
     found = layers_of(recorded(layers(5e-3)))
-    assert (found.layer, found.step, found.looks, found.judged, found.since) == ("in", 300, 40, 30, 110)
+    assert (found.layer, found.step, found.samples, found.judged, found.since) == ("in", 300, 40, 30, 110)
     assert 3 < found.ratio < 10
     assert (found.loss_before, found.loss_after, found.rose) == (1.0, 3.0, True)
 
@@ -458,8 +458,8 @@ def test_a_spike_of_the_loss_does_not_hide_the_departure_before_it(recorded: Cal
     assert (found.layer, found.step, found.loss_after) == ("in", 300, 1e4)
 
 
-def test_too_few_looks_are_not_judged(recorded: Callable[..., Run]) -> None:
-    ten, eleven = (layers_of(recorded(layers(1e-4, looked=n), str(n))) for n in (100, 110))
+def test_too_few_samples_are_not_judged(recorded: Callable[..., Run]) -> None:
+    ten, eleven = (layers_of(recorded(layers(1e-4, sampled=n), str(n))) for n in (100, 110))
     assert ((ten.judged, ten.since), (eleven.judged, eleven.since)) == ((0, None), (1, 110))
     rows = [row for row in layers(1e-4) if row[0] == "steps" or row[1]["step"] % 30 != 0 or row[1]["tensor"] == "out"]
     holes = layers_of(recorded(rows, "holes"))

@@ -9,6 +9,7 @@ from lossscope.landscape.analysis.series import (
     Series,
     against_loss,
     by_arm,
+    evaluations,
     loss_at,
     over_seeds,
     probe_series,
@@ -16,7 +17,6 @@ from lossscope.landscape.analysis.series import (
     step_series,
     synced_series,
     tensor_series,
-    visits,
 )
 
 
@@ -124,10 +124,10 @@ def test_tensor_and_spectrum_series_are_means_over_matrices(write_run):
     np.testing.assert_allclose(spectrum_series(run, "whitened", "entropy_energy").y, 0.7)
 
 
-def test_the_loss_of_a_visit_is_the_one_measured_on_the_same_data(write_run):
+def test_the_loss_of_an_evaluation_is_the_one_measured_on_the_same_data(write_run):
     run = write_run("a")
     np.testing.assert_allclose(loss_at(run, np.array([0.0, 1.0, 40.0])), [2.0, 1.0, 0.05])
-    np.testing.assert_allclose(loss_at(run, np.array([39.0])), [np.nan])  # no visit there
+    np.testing.assert_allclose(loss_at(run, np.array([39.0])), [np.nan])  # no evaluation there
 
 
 def test_a_measure_against_the_loss_keeps_the_order_of_training(write_run):
@@ -137,6 +137,6 @@ def test_a_measure_against_the_loss_keeps_the_order_of_training(write_run):
     np.testing.assert_allclose(found.y, 3.0)
 
 
-def test_a_run_without_curvature_has_no_visits(write_run):
-    assert len(visits(write_run("a", curvature=False))) == 0
-    assert visits(write_run("b", steps=4)).tolist() == [0, 1, 2, 4]
+def test_a_run_without_curvature_has_no_evaluations(write_run):
+    assert len(evaluations(write_run("a", curvature=False))) == 0
+    assert evaluations(write_run("b", steps=4)).tolist() == [0, 1, 2, 4]

@@ -14,41 +14,41 @@ from lossscope.landscape.recording.overhead import Overhead
 STANDARD = PRESETS["standard"]
 
 
-def test_a_planned_run_makes_exactly_its_visits_whatever_they_cost() -> None:
+def test_a_planned_run_makes_exactly_its_evaluations_whatever_they_cost() -> None:
     cadence = Cadence(STANDARD, 400, 20, 0)
     for step in range(401):
-        if cadence.visit(step):
-            cadence.visited(step, spent=1e6, wall=1.0, per_step=1e-3)
-    assert sum(map(cadence.visit, range(401))) == 20
-    assert cadence.visit(0)
-    assert cadence.visit(400)
+        if cadence.evaluation(step):
+            cadence.evaluated(step, spent=1e6, wall=1.0, per_step=1e-3)
+    assert sum(map(cadence.evaluation, range(401))) == 20
+    assert cadence.evaluation(0)
+    assert cadence.evaluation(400)
 
 
-def test_an_unplanned_run_waits_until_a_visit_fits_under_the_cap() -> None:
+def test_an_unplanned_run_waits_until_an_evaluation_fits_under_the_cap() -> None:
     cadence = Cadence(STANDARD, None, None, 0)
     spent, wall, per_step, made = 0.0, 0.0, 0.01, []
     for step in range(5000):
         wall += per_step
-        if cadence.visit(step):
+        if cadence.evaluation(step):
             made.append(step)
             spent += 0.2
             wall += 0.2
-            cadence.visited(step, spent, wall, per_step)
+            cadence.evaluated(step, spent, wall, per_step)
     assert made[:2] == [0, 1]
     assert spent / wall <= STANDARD.cap * 1.05
     assert len(made) > 5
     assert all(later >= STANDARD.growth * earlier for earlier, later in pairwise(made[2:]))
 
 
-def test_no_visits_asked_for_are_none() -> None:
-    assert not any(Cadence(STANDARD, planned, 0, 0).visit(step) for planned in (None, 100) for step in range(101))
+def test_no_evaluations_asked_for_are_none() -> None:
+    assert not any(Cadence(STANDARD, planned, 0, 0).evaluation(step) for planned in (None, 100) for step in range(101))
 
 
-def test_tensors_and_spectra_are_looked_at_at_the_first_step_at_their_period_and_at_visits() -> None:
+def test_tensors_and_spectra_are_looked_at_at_the_first_step_at_their_period_and_at_evaluations() -> None:
     cadence = Cadence(STANDARD, 200, 3, 0)
-    visits = {step for step in range(201) if cadence.visit(step)}
-    looked = {step for step in range(1, 201) if cadence.spectra(step)}
-    assert looked == ({1} | {100, 200} | visits) - {0}
+    evaluations = {step for step in range(201) if cadence.evaluation(step)}
+    sampled = {step for step in range(1, 201) if cadence.spectra(step)}
+    assert sampled == ({1} | {100, 200} | evaluations) - {0}
     assert not any(Cadence(PRESETS["economy"], None, 0, 0).spectra(step) for step in range(1, 300))
 
 
@@ -62,16 +62,18 @@ def test_layers_are_looked_at_at_their_own_period_and_tensors_with_them() -> Non
 
 def test_a_window_has_a_begin_and_its_lags_and_none_begins_that_the_end_would_cut_to_nothing() -> None:
     due = {step: Cadence(STANDARD, 7200, 0, 0).window(step) for step in range(7201)}
-    looks = [(600 * number + lag, (number, lag)) for number in range(1, 12) for lag in (0, 1, 5, 20)]
-    assert [(step, one) for step, one in due.items() if one] == looks
+    samples = [(600 * number + lag, (number, lag)) for number in range(1, 12) for lag in (0, 1, 5, 20)]
+    assert [(step, one) for step, one in due.items() if one] == samples
     assert Cadence(STANDARD, None, 0, 0).window(1200) == (2, 0)
     assert not any(Cadence(PRESETS["economy"], None, 0, 0).window(step) for step in range(301))
 
 
-def test_a_short_planned_run_still_has_twenty_looks_at_layers_and_as_many_windows_as_fit_until_ten_are_whole() -> None:
-    for steps, looks, windows in ((400, 20, 11), (1000, 20, 11), (24000, 40, 39), (100, 20, 3), (20, 20, 0)):
+def test_a_short_planned_run_still_has_twenty_samples_at_layers_and_as_many_windows_as_fit_until_ten_are_whole() -> (
+    None
+):
+    for steps, samples, windows in ((400, 20, 11), (1000, 20, 11), (24000, 40, 39), (100, 20, 3), (20, 20, 0)):
         cadence = Cadence(STANDARD, steps, 0, 0)
-        assert sum(map(cadence.layers, range(steps + 1))) == looks
+        assert sum(map(cadence.layers, range(steps + 1))) == samples
         assert (
             sum(cadence.window(step) is not None and cadence.window(step)[1] == 0 for step in range(steps + 1))
             == windows

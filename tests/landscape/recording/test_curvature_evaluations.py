@@ -1,4 +1,4 @@
-"""Curvature visits: what a long and a short one measure, and that their numbers are those of the dense Hessian."""
+"""Curvature evaluations: what a long and a short one measure, and that their numbers are those of the dense Hessian."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def values(rows: Rows) -> dict[str, float]:
     return {row["measure"]: row["value"] for row in rows.probes}
 
 
-def test_a_long_visit_writes_every_measure_that_is_recorded_and_none_that_the_list_does_not_know():
+def test_a_long_evaluation_writes_every_measure_that_is_recorded_and_none_that_the_list_does_not_know():
     preset = replace(FULL, products=16)
     _, adamw, objective, before, moved = problem()
     found = values(CurvatureEvaluations(objective, preset, adamw).rows(3, before, moved))
@@ -62,7 +62,7 @@ def test_a_long_visit_writes_every_measure_that_is_recorded_and_none_that_the_li
 
 
 @pytest.mark.parametrize("preset", [ECONOMY, FULL])
-def test_the_numbers_of_a_visit_are_those_of_the_dense_hessian(preset):
+def test_the_numbers_of_an_evaluation_are_those_of_the_dense_hessian(preset):
     _, adamw, objective, before, moved = problem()
     rows = CurvatureEvaluations(objective, replace(preset, products=80), adamw).rows(3, before, moved)
     H, found = dense(objective), values(rows)
@@ -154,24 +154,24 @@ def test_before_the_first_step_there_is_no_metric_and_that_is_no_gap():
     probe = CurvatureEvaluations(objective, FULL, adamw)
     found = values(probe.rows(0, {}, {}))
     assert "preconditioned_sharpness" not in found
-    assert "edge_ratio" not in found
+    assert "directional_edge_ratio" not in found
     assert probe.gaps == []
 
 
-def test_a_short_visit_takes_the_loss_the_top_and_the_step_alone():
+def test_a_short_evaluation_takes_the_loss_the_top_and_the_step_alone():
     _, adamw, objective, before, moved = problem()
     for preset in (ECONOMY, FULL):
         rows = CurvatureEvaluations(objective, preset, adamw).rows(3, before, moved, long=False)
         assert set(values(rows)) - {"lambda_2", "lambda_3", "lambda_4", "lambda_5"} == {
             "loss",
             "lambda_max",
-            "edge_ratio",
+            "directional_edge_ratio",
             "directional_sharpness",
         }
         assert rows.densities == []
 
 
-def test_following_the_top_costs_a_few_products_after_the_first_visit():
+def test_following_the_top_costs_a_few_products_after_the_first_evaluation():
     model, adamw, objective, before, moved = problem()
     probe = CurvatureEvaluations(objective, ECONOMY, adamw)
     spent = []
@@ -185,7 +185,7 @@ def test_following_the_top_costs_a_few_products_after_the_first_visit():
     assert max(spent[1:]) <= 3
 
 
-def test_the_density_of_a_visit_adds_up_and_has_the_moments_of_the_hessian():
+def test_the_density_of_an_evaluation_adds_up_and_has_the_moments_of_the_hessian():
     _, adamw, objective, before, moved = problem()
     rows = CurvatureEvaluations(objective, replace(FULL, products=400), adamw).rows(3, before, moved)
     H = dense(objective)
@@ -200,7 +200,7 @@ def test_the_density_of_a_visit_adds_up_and_has_the_moments_of_the_hessian():
         assert np.abs(theta - node).min() < 1e-6
 
 
-def test_every_row_of_a_visit_has_its_certificate_and_its_cost_in_gradients():
+def test_every_row_of_an_evaluation_has_its_certificate_and_its_cost_in_gradients():
     _, adamw, objective, before, moved = problem()
     rows = CurvatureEvaluations(objective, ECONOMY, adamw).rows(3, before, moved)
     for row in rows.probes:
@@ -209,17 +209,17 @@ def test_every_row_of_a_visit_has_its_certificate_and_its_cost_in_gradients():
         assert row["gradients"] > 0 or row["seconds"] == 0
 
 
-def test_the_last_planned_visit_is_long_and_every_third_before_it_in_economy():
+def test_the_last_planned_evaluation_is_long_and_every_third_before_it_in_economy():
     cadence = Cadence(ECONOMY, 400, 8, 0)
-    visits = [step for step in range(401) if cadence.visit(step)]
-    long = [cadence.long(step) for step in visits]
+    evaluations = [step for step in range(401) if cadence.evaluation(step)]
+    long = [cadence.long(step) for step in evaluations]
     assert long == [False, True, False, False, True, False, False, True]
 
 
-def test_without_a_plan_every_third_visit_is_long_from_the_first():
+def test_without_a_plan_every_third_evaluation_is_long_from_the_first():
     cadence = Cadence(ECONOMY, None, None, 0)
     long = []
     for step in (0, 1, 2, 4, 8, 16):
         long.append(cadence.long(step))
-        cadence.visited(step, spent=0.0, wall=1.0, per_step=0.1)
+        cadence.evaluated(step, spent=0.0, wall=1.0, per_step=0.1)
     assert long == [True, False, False, True, False, False]

@@ -177,13 +177,13 @@ def test_the_spectra_of_a_rule_are_those_of_its_own_tensors(
 def test_curvature_is_measured_at_log_spaced_steps_and_along_the_step_taken(tmp_path: Path) -> None:
     model = network()
     optimizer = create("ars2-base", model, lr=1e-2)
-    with Recorder(tmp_path / "run", model, optimizer, objective(model), steps=30, visits=6) as recorder:
+    with Recorder(tmp_path / "run", model, optimizer, objective(model), steps=30, evaluations=6) as recorder:
         steps(model, optimizer, 30, recorder)
     probes = Run.open(tmp_path / "run").probes
     top = probes[probes["measure"] == "lambda_max"]
     assert len(top) == 6
     assert (top["step"].iloc[0], top["step"].iloc[-1]) == (0, 30)
-    ratio = probes[probes["measure"] == "edge_ratio"]
+    ratio = probes[probes["measure"] == "directional_edge_ratio"]
     assert 0 not in set(ratio["step"])  # no step has been taken there
     assert ratio["value"].notna().all()
     for column in ("seed", "mode", "loss_kind", "dtype", "data_hash", "engine", "products", "converged"):
@@ -399,10 +399,10 @@ def test_an_unknown_number_of_steps_keeps_curvature_under_its_cap(tmp_path: Path
     with Recorder(tmp_path / "run", model, optimizer, objective(model), "economy") as recorder:
         steps(model, optimizer, 400, recorder)
     run = Run.open(tmp_path / "run")
-    visits = run.probes.loc[run.probes["measure"] == "lambda_max", "step"].tolist()
-    assert visits[:2] == [0, 1]
-    # After the first two, a visit waits until its cost fits; these steps are far too cheap for many.
-    assert len(visits) < 10
+    evaluations = run.probes.loc[run.probes["measure"] == "lambda_max", "step"].tolist()
+    assert evaluations[:2] == [0, 1]
+    # After the first two, an evaluation waits until its cost fits; these steps are far too cheap for many.
+    assert len(evaluations) < 10
 
 
 def test_a_loop_without_close_reads_as_a_crashed_run_and_an_exception_as_a_failed_one(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""When a recorder looks."""
+"""When a recorder samples."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_log_spaced_steps_grow_by_about_equal_ratios_once_they_are_large() -> No
     assert max(ratios) / min(ratios) < 1.1
 
 
-def test_no_visits_are_no_steps() -> None:
+def test_no_evaluations_are_no_steps() -> None:
     assert log_spaced(100, 0) == ()
     assert log_spaced(100, 1) == (100,)
 

@@ -180,11 +180,11 @@ def test_a_minibatch_that_cannot_be_measured_is_a_gap_with_its_reason_and_stops_
     assert "; not measured: minibatches at 1 step, the first time because the loss is nan" in capsys.readouterr().err
 
 
-def test_a_layer_look_that_fails_is_a_gap_without_any_visit(tmp_path: Path) -> None:
+def test_a_layer_look_that_fails_is_a_gap_without_any_evaluation(tmp_path: Path) -> None:
     model = network()
     optimizer = create("sgd", model, lr=0.1)
     fixed, _ = objectives(model)
-    with Recorder(tmp_path / "run", model, optimizer, fixed, "full", steps=3, visits=0) as recorder:
+    with Recorder(tmp_path / "run", model, optimizer, fixed, "full", steps=3, evaluations=0) as recorder:
         for number in range(3):
             loss = step(model, optimizer)
             if number == 1:

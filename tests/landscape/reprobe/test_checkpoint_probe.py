@@ -65,7 +65,9 @@ number = 3
 def trained(tmp_path_factory) -> Path:
     """A run of a workload, with its checkpoints."""
     out = tmp_path_factory.mktemp("trained")
-    config = TrainConfig(optimizer="adamw", name="a", out=str(out), steps=4, visits=2, preset="economy", batch_size=16)
+    config = TrainConfig(
+        optimizer="adamw", name="a", out=str(out), steps=4, evaluations=2, preset="economy", batch_size=16
+    )
     return train(config).path
 
 
@@ -87,7 +89,7 @@ def mine(tmp_path, monkeypatch) -> Path:
     x, y = scope["batch"]()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     goal = Objective(model, CrossEntropy(), [(x, y)])
-    with Recorder(tmp_path / "mine", model, optimizer, goal, "economy", steps=2, visits=2, arm="sgd") as recorder:
+    with Recorder(tmp_path / "mine", model, optimizer, goal, "economy", steps=2, evaluations=2, arm="sgd") as recorder:
         for _ in range(2):
             optimizer.zero_grad()
             loss = F.cross_entropy(model(x), y)
@@ -183,7 +185,7 @@ def test_data_that_are_not_those_of_the_run_are_refused(run):
     ("asked", "words"),
     [
         ({"measures": ["lambda_mx"]}, "there is no measure 'lambda_mx'; did you mean lambda_max"),
-        ({"measures": ["edge_ratio"]}, "edge_ratio needs the step that was taken"),
+        ({"measures": ["directional_edge_ratio"]}, "directional_edge_ratio needs the step that was taken"),
         (
             {"measures": ["lambda_min"], "effort": SolverOptions(0.1, 0.1, 16, 0, "pyhessian")},
             "pyhessian has no lambda_min",

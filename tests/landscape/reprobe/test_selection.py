@@ -15,7 +15,7 @@ def refused(name: str) -> str:
     return str(error.value)
 
 
-@pytest.mark.parametrize("name", ["R_dir", "r_dir", "edge_ratio", "directional_sharpness", "direction"])
+@pytest.mark.parametrize("name", ["R_dir", "r_dir", "directional_edge_ratio", "directional_sharpness", "direction"])
 def test_what_needs_the_step_says_so_under_each_of_its_names(name):
     said = refused(name)
     assert said.startswith(name)
@@ -52,5 +52,7 @@ def test_what_precision_hangs_on_is_known_of_every_measure():
         "batch_sharpness",
         "batch_sharpness_ratio_of_means",
     }
-    assert {limits[name] for name in ("loss", "log_fisher_rao", "theta_hessian_theta", "edge_ratio")} == {"exact"}
+    assert {limits[name] for name in ("loss", "log_fisher_rao", "theta_hessian_theta", "directional_edge_ratio")} == {
+        "exact"
+    }
     assert {limits[name] for name in ("lambda_max", "trace", "trace_share", "preconditioned_edge_ratio")} == {"effort"}

@@ -45,7 +45,7 @@ def test_a_wrong_type_is_told_with_the_right_one(key: str, value: object, words:
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("steps", 0), ("visits", -1), ("seed", -1), ("seed_order", 2**31), ("lr", -0.1), ("lr", float("inf")),
+    [("steps", 0), ("evaluations", -1), ("seed", -1), ("seed_order", 2**31), ("lr", -0.1), ("lr", float("inf")),
      ("lr", float("nan")), ("until_accuracy", 5.0), ("threads", 100_000)],
 )  # fmt: skip
 def test_a_number_outside_its_bounds_is_refused_with_both(key: str, value: float) -> None:

@@ -32,13 +32,13 @@ def tell(taken, steps, said):
 
 if __name__ == "__main__":
     told = []
-    settings = dict(workload="digits-mlp", optimizer="sgd", out={out!r}, steps=100000, visits=0, preset="economy")
+    settings = dict(workload="digits-mlp", optimizer="sgd", out={out!r}, steps=100000, evaluations=0, preset="economy")
     train_all([TrainConfig(name=f"s{{seed}}", seed=seed, **settings) for seed in range(2)], jobs=2, progress=tell)
 """
 
 
 def asked(out: Path, seed: int, **settings: Any) -> TrainConfig:
-    few: dict[str, Any] = {"steps": 4, "visits": 0, "preset": "economy", "threads": 1}
+    few: dict[str, Any] = {"steps": 4, "evaluations": 0, "preset": "economy", "threads": 1}
     return TrainConfig(
         workload="digits-mlp", optimizer="ars2-sync", name=f"s{seed}", out=str(out), seed=seed, **few | settings
     )
@@ -51,14 +51,14 @@ def weights(config: TrainConfig, run: Run) -> list[list[float]]:
 
 
 def test_runs_are_bit_for_bit_those_made_alone_and_in_order(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    looks: list[tuple[int, int, str]] = []
+    samples: list[tuple[int, int, str]] = []
     together = [asked(tmp_path / "together", seed, steps=8 - 2 * seed) for seed in range(3)]  # the last one ends first
-    runs = train_all(together, jobs=2, progress=lambda *look: looks.append(look))
+    runs = train_all(together, jobs=2, progress=lambda *look: samples.append(look))
     said = capsys.readouterr().err
     assert [run.name for run in runs] == ["s0", "s1", "s2"]
     assert sorted(line.split(":")[0] for line in said.splitlines()) == [str(run.path) for run in runs]
-    assert looks[-1] == (18, 18, "3 of 3 runs")
-    assert [taken for taken, _, _ in looks] == sorted(taken for taken, _, _ in looks)
+    assert samples[-1] == (18, 18, "3 of 3 runs")
+    assert [taken for taken, _, _ in samples] == sorted(taken for taken, _, _ in samples)
     for config, run in zip(together, runs, strict=True):
         one = train(config.with_settings({"out": str(tmp_path / "alone")}))
         assert run.steps["loss"].tolist() == one.steps["loss"].tolist()

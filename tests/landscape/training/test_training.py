@@ -24,7 +24,7 @@ EXACT = ["step", "loss", "lr", "phi", "adversarial_loss", "test_accuracy", "test
 
 
 def config(out: Path, **settings: object) -> TrainConfig:
-    usual = {"out": str(out), "steps": 12, "visits": 0, "eval_every": 5, "threads": 1}
+    usual = {"out": str(out), "steps": 12, "evaluations": 0, "eval_every": 5, "threads": 1}
     return TrainConfig.of({**usual, **settings})
 
 
@@ -218,10 +218,10 @@ def test_a_bad_setting_is_refused_before_anything_is_written(
 @pytest.mark.parametrize("workload", ["digits-conv", "modadd-59"])
 def test_the_other_workloads_train_too(workload: str, few_products: None, tmp_path: Path) -> None:
     run = train(
-        config(tmp_path, workload=workload, optimizer="ars2-aga", steps=3, eval_every=3, preset="full", visits=1)
+        config(tmp_path, workload=workload, optimizer="ars2-aga", steps=3, eval_every=3, preset="full", evaluations=1)
     )
     assert run.steps["loss"].notna().all()
-    assert {"loss", "lambda_max", "trace", "edge_ratio", "adaptive_trace"} <= set(run.probes["measure"])
+    assert {"loss", "lambda_max", "trace", "directional_edge_ratio", "adaptive_trace"} <= set(run.probes["measure"])
     assert len(run.spectra) > 0
 
 
@@ -238,7 +238,7 @@ def test_modular_addition_is_grokked(tmp_path: Path) -> None:
                 "options": options,
                 "steps": 3000,
                 "until_accuracy": 0.99,
-                "visits": 0,
+                "evaluations": 0,
                 "preset": "economy",
                 "seed": 42,
             }
@@ -251,9 +251,8 @@ def test_modular_addition_is_grokked(tmp_path: Path) -> None:
 
 def test_a_killed_run_resumes_bit_for_bit(tmp_path: Path) -> None:
     settings = {"steps": 5000, "optimizer": "ars2-lazy", "preset": "full", "eval_every": 5000}
-    code = (
-        f"from lossscope.landscape import *; train(TrainConfig.of({settings | {'out': str(tmp_path), 'visits': 0}!r}))"
-    )
+    settings |= {"out": str(tmp_path), "evaluations": 0}
+    code = f"from lossscope.landscape import *; train(TrainConfig.of({settings!r}))"
     run = tmp_path / "digits-mlp-ars2-lazy-s0"
     process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
     try:

@@ -34,19 +34,19 @@ def error(found: SpectrumEstimate, true: float) -> float:
     return abs(float(found.top.values[0]) - true) / true
 
 
-def drifting(angle: float, visits: int) -> Iterator[tuple[Tensor, float]]:
+def drifting(angle: float, evaluations: int) -> Iterator[tuple[Tensor, float]]:
     """A matrix whose eigenvectors turn and whose eigenvalues breathe, with the largest of them."""
     values = torch.cat([torch.linspace(0, 1, N - 4), torch.tensor([3.0, 4.0, 6.0, 10.0])]).double()
     generator = gaussian(N, N, seed=5)
     turn = torch.linalg.matrix_exp(angle * (generator - generator.mT) / math.sqrt(2 * N))
     A = torch.diag(values)
-    for visit in range(visits):
-        size = 1 + 0.2 * math.sin(visit / 3)
+    for evaluation in range(evaluations):
+        size = 1 + 0.2 * math.sin(evaluation / 3)
         yield size * (A + A.mT) / 2, 10 * size
         A = turn @ A @ turn.mT
 
 
-def test_the_first_visit_is_a_cold_search_and_finds_the_largest_eigenvalue() -> None:
+def test_the_first_evaluation_is_a_cold_search_and_finds_the_largest_eigenvalue() -> None:
     for seed in range(50):
         found = EigenTracker(rel=0.03, seed=seed).measure(diagonal(10, 9.9, 9.5))
         assert error(found, 10) < 0.03
@@ -58,7 +58,7 @@ def test_the_first_visit_is_a_cold_search_and_finds_the_largest_eigenvalue() -> 
 
 
 @pytest.mark.parametrize("angle", [0.003, 0.03])
-def test_later_visits_to_a_matrix_that_drifts_take_two_products(angle: float) -> None:
+def test_later_evaluations_to_a_matrix_that_drifts_take_two_products(angle: float) -> None:
     tracker, products = EigenTracker(rel=0.03), []
     for A, true in drifting(angle, 30):
         operator = from_matrix(A)
@@ -85,7 +85,7 @@ def test_a_large_move_is_paid_for_with_products_and_still_bounded() -> None:
     assert tracker.crossings == 5
 
 
-def test_the_residual_is_a_bound_at_every_visit_and_is_the_true_one() -> None:
+def test_the_residual_is_a_bound_at_every_evaluation_and_is_the_true_one() -> None:
     tracker = EigenTracker(rel=0.03)
     for A, _ in drifting(0.3, 15):
         found = tracker.measure(from_matrix(A)).top
@@ -98,38 +98,38 @@ def test_the_residual_is_a_bound_at_every_visit_and_is_the_true_one() -> None:
         assert float(torch.linalg.vector_norm(found.vectors[:, 0])) == pytest.approx(1)
 
 
-def test_where_two_eigenvectors_exchange_through_each_other_every_visit_is_right() -> None:
+def test_where_two_eigenvectors_exchange_through_each_other_every_evaluation_is_right() -> None:
     """An avoided crossing, as of a matrix that depends on one parameter in general position."""
     for seed in range(4):
         tracker = EigenTracker(rel=0.03, seed=seed)
-        for visit in range(40):
-            x = visit / 39
+        for evaluation in range(40):
+            x = evaluation / 39
             block = torch.tensor([[10 - 4 * x, 0.5], [0.5, 6 + 4 * x]], dtype=torch.float64)
             A = torch.block_diag(torch.diag(torch.linspace(0, 4, N - 2).double()), block)
             found = tracker.measure(from_matrix(A))
             assert error(found, float(torch.linalg.eigvalsh(block)[1])) < 0.03
-            assert visit == 0 or found.products <= 4
+            assert evaluation == 0 or found.products <= 4
 
 
-def wrong_visits(tracker: EigenTracker, pairs: list[tuple[float, float]], bulk: float) -> list[int]:
-    """The visits at which another eigenvalue than the largest is given for it."""
+def wrong_evaluations(tracker: EigenTracker, pairs: list[tuple[float, float]], bulk: float) -> list[int]:
+    """The evaluations at which another eigenvalue than the largest is given for it."""
     found = [error(tracker.measure(diagonal(*pair, bulk=bulk)), max(pair)) for pair in pairs]
-    return [visit for visit, off in enumerate(found) if off > 0.03]
+    return [evaluation for evaluation, off in enumerate(found) if off > 0.03]
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_two_eigenvectors_that_exchange_are_told_apart_some_visits_later(seed: int) -> None:
+def test_two_eigenvectors_that_exchange_are_told_apart_some_evaluations_later(seed: int) -> None:
     tracker = EigenTracker(rel=0.03, seed=seed)
-    wrong = wrong_visits(tracker, [(10 - v / 10, 6 + v / 10) for v in range(60)], bulk=4.0)
+    wrong = wrong_evaluations(tracker, [(10 - v / 10, 6 + v / 10) for v in range(60)], bulk=4.0)
     assert len(wrong) <= 15
     assert tracker.crossings == 1
     assert not wrong or wrong[-1] < 45
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_a_direction_that_rises_out_of_the_bulk_is_found_within_some_visits(seed: int) -> None:
+def test_a_direction_that_rises_out_of_the_bulk_is_found_within_some_evaluations(seed: int) -> None:
     tracker = EigenTracker(rel=0.03, seed=seed)
-    wrong = wrong_visits(tracker, [(10, 1.0 if visit < 10 else 14.0) for visit in range(30)], bulk=2.0)
+    wrong = wrong_evaluations(tracker, [(10, 1.0 if evaluation < 10 else 14.0) for evaluation in range(30)], bulk=2.0)
     assert wrong == list(range(10, 10 + len(wrong)))
     assert len(wrong) <= 10
     assert tracker.crossings == 1
@@ -146,7 +146,7 @@ def test_more_vectors_are_kept_where_eigenvalues_are_close_or_have_crossed() -> 
     assert kept((10, 9.5)) == 3
     assert kept((10, 9.5), *[(10, 1)] * 8) == 2
     jump = [(10, 1), *[(10, 14)] * 10]
-    counts = [kept(*jump[:visits]) for visits in range(1, 11)]
+    counts = [kept(*jump[:evaluations]) for evaluations in range(1, 11)]
     assert counts[0] == 2
     assert max(counts) == 3
 
@@ -197,7 +197,7 @@ def test_a_change_of_size_and_settings_out_of_range_are_told() -> None:
         EigenTracker(max_products=0)
 
 
-def digits_run(visits: int, steps: int) -> Iterator[Objective]:
+def digits_run(evaluations: int, steps: int) -> Iterator[Objective]:
     """AdamW on handwritten digits with 6570 float32 parameters; every few steps its loss on 512 of them."""
     from sklearn.datasets import load_digits
 
@@ -209,7 +209,7 @@ def digits_run(visits: int, steps: int) -> Iterator[Objective]:
     optimizer = torch.optim.AdamW(net.parameters(), lr=1e-3)
     generator = torch.Generator().manual_seed(0)
     objective = Objective(net, CrossEntropy(), [(x[:512], y[:512])])
-    for _ in range(visits):
+    for _ in range(evaluations):
         for _ in range(steps):
             rows = torch.randint(len(x), (128,), generator=generator)
             optimizer.zero_grad()
@@ -218,7 +218,7 @@ def digits_run(visits: int, steps: int) -> Iterator[Objective]:
         yield objective
 
 
-def test_along_a_training_run_a_visit_costs_three_products_and_errs_by_less_than_three_per_cent() -> None:
+def test_along_a_training_run_an_evaluation_costs_three_products_and_errs_by_less_than_three_per_cent() -> None:
     tracker, products, errors = EigenTracker(rel=0.03), [], []
     for objective in digits_run(40, 10):
         found = tracker.measure(hessian(objective))

@@ -19,17 +19,17 @@ def peak():
 torch.manual_seed(0)
 net = nn.Sequential(nn.Linear(8, 256), nn.Tanh(), nn.Linear(256, 3))
 objective = Objective(net, CrossEntropy(), [(torch.randn(1024, 8), torch.arange(1024) % 3)])
-visit = lambda: measure_spectrum(hessian(objective), top=1, quantities=("top",), max_products=6)
+evaluation = lambda: measure_spectrum(hessian(objective), top=1, quantities=("top",), max_products=6)
 for _ in range(5):
-    visit()
+    evaluation()
 before = peak()
 for _ in range(40):
-    visit()
+    evaluation()
 print(peak() - before)
 """
 
 
-def test_many_visits_of_one_objective_do_not_grow_the_process() -> None:
+def test_many_evaluations_of_one_objective_do_not_grow_the_process() -> None:
     pytest.importorskip("resource")
     run = subprocess.run([sys.executable, "-c", RESIDENT], capture_output=True, text=True, check=True)
     assert float(run.stdout) < 20  # a kept graph holds 1024 x 256 floats and more, 40 of them at least 40 MB

@@ -54,8 +54,8 @@ def test_everything_holds_on_runs_made_to_hold(dynamic_run):
     assert {name: outcome for name, (outcome, _) in found.items()} == dict.fromkeys(found, True)
     assert found["shear"][1] == "ars2-aga: above 0 at lag 1, 5, 20 (over 3 seeds)"
     assert found["trigger"][1].endswith("noise at half (over 3 seeds)")
-    assert found["model"][1].startswith("within 10 % at 60 of 60 visits of 3 runs; farthest at most 5.0 %")
-    assert found["layers"][1] == "one rose in 0 of 3 runs; judged from step 110 on, at 90 of 120 looks"
+    assert found["model"][1].startswith("within 10 % at 60 of 60 evaluations of 3 runs; farthest at most 5.0 %")
+    assert found["layers"][1] == "one rose in 0 of 3 runs; judged from step 110 on, at 90 of 120 samples"
 
 
 def test_nothing_is_judged_without_the_tables(write_run):
@@ -150,20 +150,23 @@ def test_the_random_timer_stands_beside_the_trigger_and_is_not_judged(dynamic_ru
 
 
 def at(measures, step=40):
-    """Probes of a visit with some values changed."""
+    """Probes of an evaluation with some values changed."""
     return lambda table, row: (
         {**row, **measures[row["measure"]]} if row.get("measure") in measures and row["step"] == step else row
     )
 
 
-def test_one_visit_beyond_ten_percent_refutes_the_model(dynamic_run):
+def test_one_evaluation_beyond_ten_percent_refutes_the_model(dynamic_run):
     worse = {"relative_second": {"value": 0.12, "low": 0.12, "high": 0.12}}
     outcome, numbers = outcomes(dynamic_run("a", rows=at(worse)))["model"]
     assert outcome is False
-    assert numbers == "within 10 % at 19 of 20 visits of this run only, beyond at 1; farthest at most 12 % (a, step 40)"
+    assert (
+        numbers
+        == "within 10 % at 19 of 20 evaluations of this run only, beyond at 1; farthest at most 12 % (a, step 40)"
+    )
 
 
-def test_the_farthest_visit_is_that_with_the_largest_bound(dynamic_run):
+def test_the_farthest_evaluation_is_that_with_the_largest_bound(dynamic_run):
     exact = {"relative_second": {"value": 0.08, "low": 0.08, "high": 0.08}}
     loose = {"relative_second": {"value": 0.05, "low": 0.01, "high": 0.09}}
 
@@ -215,20 +218,20 @@ def test_a_remainder_below_its_rounding_leaves_its_ratio_unknown(dynamic_run, co
     }
 
 
-def test_a_layer_that_left_is_named_and_too_few_looks_are_not_judged(dynamic_run):
+def test_a_layer_that_left_is_named_and_too_few_samples_are_not_judged(dynamic_run):
     planted = changing("tensors", lambda row: (row["tensor"], row["step"]) == ("0.bias", 300), remainder=0.5)
     left = dynamic_run("left", rows=planted)
     assert outcomes(left)["layers"] == (
         False,
-        "one rose in 1 of 1 runs, 0.bias at step 300 (left); judged from step 110 on, at 30 of 40 looks",
+        "one rose in 1 of 1 runs, 0.bias at step 300 (left); judged from step 110 on, at 30 of 40 samples",
     )
     row = rows_of(dynamics([left]), "layers")[0]
     assert (row["layer"], row["step"], row["rose"]) == ("0.bias", 300, "no")
-    assert (row["looks"], row["judged"], row["since"]) == (40, 30, 110)
+    assert (row["samples"], row["judged"], row["since"]) == (40, 30, 110)
     assert row["ratio"] == pytest.approx(0.5 / 1.5e-2, rel=0.2)
     short = dynamic_run("short", steps=90)
     assert outcomes(short)["layers"] == (None, "too few looks in every run")
-    assert rows_of(dynamics([short]), "layers")[0]["layer"] == "too few looks to tell"
+    assert rows_of(dynamics([short]), "layers")[0]["layer"] == "too few samples to tell"
 
 
 def test_the_memory_by_lag_has_both_directions_their_difference_and_what_is_left_raw(dynamic_run):
@@ -307,7 +310,7 @@ def test_noise_alignment_and_injection_have_their_rows(dynamic_run):
     assert (alignment["top_share"].value, alignment["top_null"]) == (0.125, 1 / 2000)
     assert "top5_share" not in alignment
     injection = rows_of(report, "injection")
-    assert [(row["tensor"], row["looks"]) for row in injection[:2]] == [("all", 400), ("0.weight", 40)]
+    assert [(row["tensor"], row["samples"]) for row in injection[:2]] == [("all", 400), ("0.weight", 40)]
     assert injection[0]["angle"].value == pytest.approx(30)
     assert injection[1]["angle"].value == pytest.approx(20)
 
@@ -420,7 +423,7 @@ def test_the_entropy_report_has_newton_schulz_and_the_order_beyond_noise(dynamic
     for key, value in {"own": 0.3, "batch": 0.2, "pair": 0.4, "infinite": 0.6}.items():
         assert order["mean of all"][key].value == pytest.approx(value, abs=0.02)
         assert order["mean of all"][key].low < order["mean of all"][key].value
-    assert order["mean of all"]["looks"] == 20
+    assert order["mean of all"]["samples"] == 20
     assert [table.key for table in report.tables] == [
         "entropy",
         "condition",

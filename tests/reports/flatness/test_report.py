@@ -30,6 +30,6 @@ def test_the_adaptive_trace_is_drawn_over_the_loss_and_not_over_steps(demo_runs)
     figure = flatness(demo_runs).figures[0]
     assert isinstance(figure, Cloud)
     assert figure.x.label == "train loss"
-    assert len(figure.points[0].x) == 16  # eight visits of two seeds
+    assert len(figure.points[0].x) == 16  # eight evaluations of two seeds
     assert figure.points[0].y[-1] == 4.0
     assert figure.points[0].error[-1] == 0.25

@@ -39,7 +39,7 @@ def test_it_has_every_figure_of_the_demo(demo_runs):
     assert {figure.key for figure in overview(demo_runs).figures} >= {
         "loss",
         "lambda_max",
-        "edge_ratio",
+        "directional_edge_ratio",
         "trace",
         "entropy",
         "shear_angle",

@@ -43,11 +43,11 @@ def test_a_logarithmic_axis_has_several_numbers_and_unlabelled_ticks_between(low
 
 
 def changed(*values):
-    """R_dir at the visits after the first, in order."""
+    """R_dir at the evaluations after the first, in order."""
     given = iter(values)
 
     def rows(table, row):
-        return {**row, "value": next(given)} if row.get("measure") == "edge_ratio" else row
+        return {**row, "value": next(given)} if row.get("measure") == "directional_edge_ratio" else row
 
     return rows
 

@@ -160,6 +160,6 @@ def test_provenance_tells_versions_data_seeds_and_products(demo_runs):
     assert rows["torch"] == ("2.13.0", "all")
     assert rows["data hash"] == ("5f0c3a9b1e2d4c66", "all")
     assert rows["dtype of the products"] == ("float32", "all")
-    assert rows["Hessian products"] == ("423", "all")  # 8 visits of 20 + 16 + 16, and 7 steps
+    assert rows["Hessian products"] == ("423", "all")  # 8 evaluations of 20 + 16 + 16, and 7 steps
     seeds = [row[1:] for row in sharpness(demo_runs).provenance.rows if row[0].startswith("seeds")]
     assert seeds == [("0 / 0 / 0", "ars2-base-s0, ars2-sync-s0"), ("1 / 0 / 1", "ars2-base-s1, ars2-sync-s1")]

@@ -31,21 +31,21 @@ def of(measure, *steps):
     return lambda row: row["measure"] == measure and (not steps or row["step"] in steps)
 
 
-def test_bounds_are_met_when_every_visit_says_so(write_run):
+def test_bounds_are_met_when_every_evaluation_says_so(write_run):
     found = bounds_met([write_run("a")])
-    assert (found.outcome, found.numbers) == (True, "8 of 8 visits")
+    assert (found.outcome, found.numbers) == (True, "8 of 8 evaluations")
 
 
 def test_one_bound_that_was_not_met_is_counted(write_run):
     rows = changing("probes", converged=False, where=of("lambda_max", 8))
     found = bounds_met([write_run("a"), write_run("b", rows=rows)])
-    assert (found.outcome, found.numbers) == (False, "15 of 16 visits")
+    assert (found.outcome, found.numbers) == (False, "15 of 16 evaluations")
 
 
 def test_steps_without_an_edge_ratio_leave_it_unjudged_unless_another_refutes_it(write_run):
-    uphill = write_run("a", rows=changing("probes", value=None, where=of("edge_ratio", 40)))
+    uphill = write_run("a", rows=changing("probes", value=None, where=of("directional_edge_ratio", 40)))
     below = write_run("b")
-    above = write_run("c", rows=changing("probes", value=1.5, where=of("edge_ratio", 40)))
+    above = write_run("c", rows=changing("probes", value=1.5, where=of("directional_edge_ratio", 40)))
     found = edge_below_one([uphill, below])
     assert found.outcome is None
     assert "more without R_dir" in found.numbers
@@ -54,20 +54,20 @@ def test_steps_without_an_edge_ratio_leave_it_unjudged_unless_another_refutes_it
 
 
 def test_the_edge_is_judged_in_the_last_quarter_only(write_run):
-    early = write_run("a", rows=changing("probes", value=3.0, where=of("edge_ratio", 1, 2, 4, 8, 16)))
-    late = write_run("b", rows=changing("probes", value=1.0, where=of("edge_ratio", 40)))
+    early = write_run("a", rows=changing("probes", value=3.0, where=of("directional_edge_ratio", 1, 2, 4, 8, 16)))
+    late = write_run("b", rows=changing("probes", value=1.0, where=of("directional_edge_ratio", 40)))
     assert edge_below_one([early]).outcome is True
     found = edge_below_one([early, late])
     assert found.outcome is False
-    assert found.numbers == "1 of 4 visits at or above 1; largest 1.00 (b, step 40)"
+    assert found.numbers == "1 of 4 evaluations at or above 1; largest 1.00 (b, step 40)"
 
 
-def test_precision_names_the_worst_visit(write_run):
+def test_precision_names_the_worst_evaluation(write_run):
     good, bad = write_run("a"), write_run("b", rows=changing("probes", stderr=50.0, where=of("trace", 16)))
     assert precise([good], "trace", "the trace").outcome is True
     found = precise([good, bad], "trace", "the trace")
     assert found.outcome is False
-    assert "15 of 16 visits; largest 48 % (b, step 16)" in found.numbers
+    assert "15 of 16 evaluations; largest 48 % (b, step 16)" in found.numbers
 
 
 @pytest.mark.parametrize(("value", "outcome"), [(-2.0, False), (-0.1, None), (0.5, True)])
@@ -91,7 +91,7 @@ def test_a_spectrum_that_was_not_flattened_is_noticed(write_run):
     )
     assert entropy_raised([write_run("a")]).outcome is True
     found = entropy_raised([write_run("b", rows=lower)])
-    assert (found.outcome, found.numbers) == (False, "1 of 2 matrices at the last visits")
+    assert (found.outcome, found.numbers) == (False, "1 of 2 matrices at the last evaluations")
 
 
 def test_slices_of_a_batched_parameter_are_matched_one_by_one(write_run):
@@ -146,11 +146,11 @@ def test_without_numbers_nothing_is_judged(write_run):
     assert precise(empty, "trace", "the trace").outcome is None
 
 
-def test_precision_counts_the_whole_model_once_for_each_visit_and_only_what_was_asked_of_it(write_run):
+def test_precision_counts_the_whole_model_once_for_each_evaluation_and_only_what_was_asked_of_it(write_run):
     def rows(table, row):
         if row.get("measure") == "adaptive_trace":  # a block of a module
             return {**row, "measure": "trace", "tensor": "0", "converged": False}
-        if row.get("measure") == "edge_ratio":  # no bound is asked of it
+        if row.get("measure") == "directional_edge_ratio":  # no bound is asked of it
             return {**row, "measure": "batch_sharpness", "converged": False}
         return row
 

@@ -101,7 +101,7 @@ def probed(write_run):
 def test_a_run_without_these_measures_has_no_table_and_no_figure_for_them(demo_runs):
     report = sharpness(demo_runs)
     assert [table.key for table in report.tables] == ["runs", "arms", "norms", "cost", "overhead"]
-    assert [figure.key for figure in report.figures] == ["loss", "lambda_max", "edge_ratio", "trace"]
+    assert [figure.key for figure in report.figures] == ["loss", "lambda_max", "directional_edge_ratio", "trace"]
 
 
 def test_blocks_add_up_to_the_whole_with_what_lies_between_them(probed):
@@ -192,7 +192,7 @@ def test_the_cost_is_told_in_gradients_too_and_counts_what_a_probe_spent(write_r
     after = rows_of(sharpness([extended(run, *MODULES)]), "cost")[0]
     assert after["products"] == before["products"] + 60  # one call, however many rows
     assert after["gradients"] == 20.0
-    assert after["visits"] == before["visits"]
+    assert after["evaluations"] == before["evaluations"]
 
 
 def test_a_density_alone_is_counted_and_one_with_other_rows_not_twice(write_run):

@@ -13,12 +13,12 @@ def rows_of(report, key):
     return [dict(zip((column.key for column in table.columns), row, strict=True)) for row in table.rows]
 
 
-def test_each_run_has_its_last_visit_with_errors(demo_runs):
+def test_each_run_has_its_last_evaluation_with_errors(demo_runs):
     first = rows_of(sharpness(demo_runs), "runs")[0]
     assert (first["run"], first["step"]) == ("ars2-base-s0", 40)
     assert first["lambda_max"] == Quantity(50.0, error=0.25)
     assert first["trace"] == Quantity(200.0, error=1.5, low=197.0, high=203.0)
-    assert first["edge_ratio"].value == 0.5
+    assert first["directional_edge_ratio"].value == 0.5
     assert first["loss"] == 0.05
 
 
@@ -34,7 +34,7 @@ def test_products_of_one_call_are_counted_once(demo_runs):
     assert (
         cost["products"] == 8 * (20 + 16 + 16) + 7
     )  # both ends, trace, adaptive trace; one for each step with a direction
-    assert cost["visits"] == 8
+    assert cost["evaluations"] == 8
     assert cost["overhead"] == 25
 
 
@@ -75,8 +75,8 @@ def test_the_warning_stands_beside_every_raw_hessian_number(demo_runs):
 
 def test_only_r_dir_has_a_threshold_and_it_is_one(demo_runs):
     thresholds = {figure.key: figure.thresholds for figure in sharpness(demo_runs).figures}
-    assert [key for key, lines in thresholds.items() if lines] == ["edge_ratio"]
-    (line,) = thresholds["edge_ratio"]
+    assert [key for key, lines in thresholds.items() if lines] == ["directional_edge_ratio"]
+    (line,) = thresholds["directional_edge_ratio"]
     assert line.value == 1
     assert "dᵀHd" in line.label
 
@@ -99,7 +99,7 @@ def test_a_run_without_curvature_is_a_gap_and_says_how_to_get_it(write_run):
 
 @pytest.mark.parametrize("report", [sharpness, flatness, overview])
 @pytest.mark.parametrize("status", ["finished", "crashed", "running"])
-def test_visits_that_could_not_be_measured_are_counted_with_the_first_reason(report, status, write_run):
+def test_evaluations_that_could_not_be_measured_are_counted_with_the_first_reason(report, status, write_run):
     gaps = [
         {"step": 16, "why": "the weights are not finite"},
         {"step": 16, "why": "the loss is not finite"},
@@ -108,13 +108,13 @@ def test_visits_that_could_not_be_measured_are_counted_with_the_first_reason(rep
     run = write_run("a", curvature_gaps=gaps)
     run.status = status
     missing = report([run]).missing[0]
-    assert missing.what == "Part of the curvature of a at 2 visits (step 16, 32)"
+    assert missing.what == "Part of the curvature of a at 2 evaluations (step 16, 32)"
     assert missing.how == "First reason: the weights are not finite"
 
 
-def test_a_single_gap_is_one_visit_and_its_only_reason(write_run):
+def test_a_single_gap_is_one_evaluation_and_its_only_reason(write_run):
     (missing,) = sharpness([write_run("a", curvature_gaps=[{"step": 16, "why": "the weights are not finite"}])]).missing
-    assert missing.what.endswith("at 1 visit (step 16)")
+    assert missing.what.endswith("at 1 evaluation (step 16)")
     assert missing.how == "the weights are not finite"
 
 
@@ -125,15 +125,15 @@ def test_gaps_of_other_instruments_are_told_apart(write_run):
         {"step": 16, "instrument": "layers", "why": "the loss is nan"},
     ]
     curvature, layers = sharpness([write_run("a", curvature_gaps=gaps)]).missing
-    assert curvature.what == "Part of the curvature of a at 1 visit (step 8)"
-    assert layers.what == "Remainders of the layers of a at 2 looks (step 8, 16)"
+    assert curvature.what == "Part of the curvature of a at 1 evaluation (step 8)"
+    assert layers.what == "Remainders of the layers of a at 2 samples (step 8, 16)"
     assert layers.how == "First reason: the loss is inf"
 
 
-def test_a_run_whose_every_visit_failed_is_not_told_to_pass_an_objective(write_run):
+def test_a_run_whose_every_evaluation_failed_is_not_told_to_pass_an_objective(write_run):
     gaps = [{"step": 0, "why": "the weights are not finite"}]
     (missing,) = sharpness([write_run("a", curvature=False, curvature_gaps=gaps)]).missing
-    assert missing.what == "Curvature of a at 1 visit (step 0)"
+    assert missing.what == "Curvature of a at 1 evaluation (step 0)"
     assert missing.how == "the weights are not finite"
 
 
