@@ -1,6 +1,6 @@
 """What the numbers of a problem really are: a converged reference to take errors against.
 
-Eigenvalues come from a fully reorthogonalised Lanczos run in float64 and are compared with scipy's `eigsh` through
+Eigenvalues come from a fully reorthogonalized Lanczos run in float64 and are compared with scipy's `eigsh` through
 another library's products. The trace is exact where the network is linear layers and ReLU; elsewhere, and for the
 density, many random probes on the complement of that Krylov space, with their own error. Nothing here is our engine.
 """

@@ -99,15 +99,15 @@ def print_top(results: Sequence[Result]) -> list[Verdict]:
     print_table(title, "network | library | error % | products | seconds | gradients | time / ours", rows)
     worst = max(max(errors(result, result.arms[0], top_error)) for result in results)
     verdicts = [Verdict("λ_max: our worst error at most 1 %", f"{100 * worst:.2g} %", worst <= 0.01)]
-    if default := _labelled(results, "pyhessian, tol 0.001"):
+    if default := _labeled(results, "pyhessian, tol 0.001"):
         verdicts += _against_pyhessian(default)
         verdicts.append(_at_least("λ_max without the proof: pyhessian at least 1.5x", default, 1.5, ours=1))
-    if default := _labelled(results, "curvlinops + eigsh, tol 0.01"):
+    if default := _labeled(results, "curvlinops + eigsh, tol 0.01"):
         verdicts.append(_at_least("λ_max: curvlinops + eigsh, tol 0.01, at least 4x", default, 4))
     return verdicts
 
 
-def _labelled(results: Sequence[Result], label: str) -> list[tuple[Result, Series]]:
+def _labeled(results: Sequence[Result], label: str) -> list[tuple[Result, Series]]:
     """The arms of that name."""
     return [(result, arm) for result in results for arm in result.arms if arm.label == label]
 
@@ -208,7 +208,8 @@ def print_tracks(runs: Sequence[tuple[str, Sequence[Track], float]]) -> list[Ver
                 aim = f"tracking, {name}: at least 6x fewer products than pyhessian"
                 measured = f"{ratio:.1f}x, its worst error {100 * max(one.errors):.2g} %"
                 verdicts.append(Verdict(aim, measured, ratio >= 6))
-    head = "run | library | error % | products an evaluation | most | seconds | gradients an evaluation | products over ours"
+    head = "run | library | error % | products an evaluation | most | seconds | gradients an evaluation | "
+        "products over ours"
     head += " | time / ours"
     print_table(
         "λ_max along a run, every fifth step. Error in % of λ_max: median over the evaluations (worst)", head, rows

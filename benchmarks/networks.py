@@ -74,10 +74,10 @@ class _GroupNorm(nn.Module):
         self.groups, self.eps, self.weight, self.bias = of.num_groups, of.eps, of.weight, of.bias
 
     def forward(self, x: Tensor) -> Tensor:
-        """The normalised input, scaled and shifted by channel."""
+        """The normalized input, scaled and shifted by channel."""
         grouped = x.reshape(len(x), self.groups, -1)
-        centred = grouped - grouped.mean(-1, keepdim=True)
-        normal = centred * (centred.square().mean(-1, keepdim=True) + self.eps).rsqrt()
+        centered = grouped - grouped.mean(-1, keepdim=True)
+        normal = centered * (centered.square().mean(-1, keepdim=True) + self.eps).rsqrt()
         by_channel = (1, -1) + (1,) * (x.ndim - 2)
         return normal.reshape(x.shape) * self.weight.view(by_channel) + self.bias.view(by_channel)
 

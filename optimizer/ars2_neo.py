@@ -1,4 +1,4 @@
-"""ARS2-Neo: whitens like Adam, orthogonalises like Muon, ascends like SAM, and can be watched doing so."""
+"""ARS2-Neo: whitens like Adam, orthogonalizes like Muon, ascends like SAM, and can be watched doing so."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class ARS2Neo(TwoPassOptimizer):
         perturbation: `ars2` (per tensor, times |w|), `paper` (global), `sam`, `asam`; or a control in a random
             direction: `random` with the radii of `ars2`, `random_ball` with the one of `paper` and `sam`.
         shear: What is injected: `looksam`, `placebo` (random, orthogonal, same norm), `signflip`, `off`.
-        orthogonalise: False follows `A` in place of `O`, with steps of exactly the same norm.
+        orthogonalize: False follows `A` in place of `O`, with steps of exactly the same norm.
         flatten: Cuts raw 3-D parameters `(h, d, n)` as one matrix `(h d, n)` in place of `h` matrices. A
             group with `convolution=True` is cut as `(out, -1)`, as everything with more dimensions is.
         trigger: `reference`, or `lagged`: a bias-corrected variance of the phi before the present one.
@@ -95,7 +95,7 @@ class ARS2Neo(TwoPassOptimizer):
         ns_norm: Literal["frobenius", "schatten4"] = "frobenius",
         perturbation: Literal["ars2", "paper", "sam", "asam", "random", "random_ball"] = "ars2",
         shear: Literal["looksam", "placebo", "signflip", "off"] = "looksam",
-        orthogonalise: bool = True,
+        orthogonalize: bool = True,
         flatten: bool = False,
         trigger: Literal["reference", "lagged"] = "reference",
         surrogate: Literal["adversarial", "gsam"] = "adversarial",

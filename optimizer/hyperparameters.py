@@ -56,7 +56,7 @@ DEFAULTS: Final[dict[str, Any]] = {
     "ns_steps": 5,
     "ns_dtype": "auto",
     "ns_norm": "frobenius",
-    "orthogonalise": True,
+    "orthogonalize": True,
     **SHARED,
 }
 
@@ -98,7 +98,7 @@ _CHOICES: Final[dict[str, tuple[object, ...]]] = {
     "nesterov": (True, False),
     "trigger": TRIGGERS,
     "track": (*TRACKS, None),
-    "orthogonalise": (True, False),
+    "orthogonalize": (True, False),
     "flatten": (True, False),
     "convolution": (True, False),
 }

@@ -91,7 +91,7 @@ def create(name: str, parameters: nn.Module | Iterable[tuple[str, Tensor]], **ov
             raise OptimizerError(f"optimizer {name} has no setting {setting!r}{nearest(setting, entry.usual)}")
     trainable = [(label, p) for label, p in _named(name, parameters) if p.requires_grad]
     if not trainable:
-        raise OptimizerError(f"no parameter requires a gradient; {name} has nothing to optimise")
+        raise OptimizerError(f"no parameter requires a gradient; {name} has nothing to optimize")
     try:
         return entry.make(_groups(parameters, trainable) if entry.cuts else trainable, **overrides)
     except (TypeError, ValueError) as error:
@@ -247,7 +247,7 @@ _ars2(
     "AdamW's direction with the step size of ARS2-Neo base, exactly: lr |O|_F A for a matrix",
     "base",
     "a control of ours",
-    orthogonalise=False,
+    orthogonalize=False,
 )
 _rule("muon@rms", "Muon's direction, lr E NS(m_hat): as long as ARS2-Neo's where |NS(m_hat)| is |NS(A)|")
 _ars2(

@@ -66,15 +66,15 @@ class Density:
             axis: The axis.
             places: `(p,)`, where on it.
             width: Standard deviation in decades of the Gaussian that a node is smeared to, at least; half the
-                distance between its neighbours where that is more, as a node stands for what lies between them.
+                distance between its neighbors where that is more, as a node stands for what lies between them.
 
         Returns:
             Number and standard error, `(p,)` each.
         """
         mass = np.where(self.settled, 0.0, self.masses)
-        centres = axis.place(self.nodes)
-        widths = np.maximum(width, _half_distance(centres))
-        bumps = np.exp(-(((places[:, None] - centres) / widths) ** 2) / 2) / (widths * math.sqrt(2 * math.pi))
+        centers = axis.place(self.nodes)
+        widths = np.maximum(width, _half_distance(centers))
+        bumps = np.exp(-(((places[:, None] - centers) / widths) ** 2) / 2) / (widths * math.sqrt(2 * math.pi))
         number = bumps @ mass
         left = max(float(mass.sum()), 1.0)
         variance = 2 * (bumps**2 @ mass - number**2 / left) / len(self.weights)
@@ -82,7 +82,7 @@ class Density:
 
 
 def _half_distance(places: FloatArray) -> FloatArray:
-    """Half of the mean distance from each place to its two neighbours; 0 at the ends, which have one."""
+    """Half of the mean distance from each place to its two neighbors; 0 at the ends, which have one."""
     half = np.zeros(len(places))
     half[1:-1] = (places[2:] - places[:-2]) / 4
     return half

@@ -37,7 +37,7 @@ class DirectionOfArm:
     """How one object keeps its direction, over the seeds of an arm."""
 
     raw: dict[int, Pooled]  # by lag
-    normalised: dict[int, Pooled]  # A(k) by lag
+    normalized: dict[int, Pooled]  # A(k) by lag
     ceiling: Pooled
     angular_velocity: Estimate  # radians a step, of the A(1) over the seeds
     half_life: tuple[float, float]  # steps: A is above 1/2 up to the one lag, below at the other; 0, inf: not known
@@ -101,30 +101,30 @@ def memory_of_arm(runs: Sequence[Run], *, draws: int = 2000) -> ArmMemory | None
 
 def _direction(found: Sequence[tuple[object, DirectionMemory | None]], lags: Sequence[int]) -> DirectionOfArm:
     """One object over the seeds; None is a seed without it, which is a gap."""
-    normalised = {lag: pooled((seed, _at(one, "normalised", lag)) for seed, one in found) for lag in lags}
+    normalized = {lag: pooled((seed, _at(one, "normalized", lag)) for seed, one in found) for lag in lags}
     return DirectionOfArm(
         {lag: pooled((seed, _at(one, "raw", lag)) for seed, one in found) for lag in lags},
-        normalised,
+        normalized,
         pooled((seed, GAP if one is None else one.ceiling) for seed, one in found),
-        angular_velocity(normalised[1].estimate) if 1 in normalised else GAP,
-        _half_life(normalised),
+        angular_velocity(normalized[1].estimate) if 1 in normalized else GAP,
+        _half_life(normalized),
         next(one.null_sd for _, one in found if one is not None),
     )
 
 
-def _half_life(normalised: dict[int, Pooled]) -> tuple[float, float]:
+def _half_life(normalized: dict[int, Pooled]) -> tuple[float, float]:
     """The last lag up to which A is above 1/2 beyond its interval, and the first at which it is below."""
     above, below = 0.0, math.inf
-    for lag, one in reversed(normalised.items()):
+    for lag, one in reversed(normalized.items()):
         below = float(lag) if one.judged and one.estimate.high < 0.5 else below
-    for lag, one in normalised.items():
+    for lag, one in normalized.items():
         if not (one.judged and one.estimate.low > 0.5):
             break
         above = float(lag)
     return above, below
 
 
-def _at(memory: DirectionMemory | None, which: Literal["raw", "normalised"], lag: int) -> Estimate:
+def _at(memory: DirectionMemory | None, which: Literal["raw", "normalized"], lag: int) -> Estimate:
     """The estimate of a lag; a gap where it was not sampled."""
     if memory is None or lag not in memory.lags:
         return GAP

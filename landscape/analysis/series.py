@@ -133,7 +133,7 @@ def over_seeds(arm: str, series: Sequence[Series], *, points: int = _POINTS) -> 
         arm: name of the arm.
         series: one per seed; a seed that ended early simply stops taking part.
         points: most points to return. Longer series are gathered: a point then holds the median and the range of
-            `steps_per_point` neighbouring steps of all seeds, so that no extreme disappears.
+            `steps_per_point` neighboring steps of all seeds, so that no extreme disappears.
 
     Returns:
         The band, x ascending. A step at which no seed has a number is nan.

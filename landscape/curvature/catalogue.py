@@ -193,7 +193,7 @@ MEASURES: Final = (
         "logits",
         _EXACT,
         "every function-preserving map",
-        "mean norm of the centred logits: curvature shrinks as they grow",
+        "mean norm of the centered logits: curvature shrinks as they grow",
     ),
     Measure(
         "mean_margin",

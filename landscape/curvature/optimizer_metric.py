@@ -67,7 +67,7 @@ class StepMetric:
             `preconditioned_sharpness`, the largest eigenvalue of `preconditioned(hessian, diagonal)`.
         diagonal: `(n,)` float64 in the order of the objective's names, above 0: P; None for `lambda_max`.
         threshold: Where the quantity reaches it the frozen iteration becomes unstable; None where no such
-            number is known (orthogonalised steps, ascents): read R_dir there.
+            number is known (orthogonalized steps, ascents): read R_dir there.
     """
 
     name: str
@@ -109,12 +109,12 @@ def step_metric(
     **Weight decay** w: decoupled, :math:`T_i` becomes :math:`(1 - \eta w / 2) T_i`; through the gradient,
     :math:`T_i - w`. Both are exact.
 
-    **ARS2-Neo.** Its orthogonalised step is no metric, so only the whitening :math:`\sqrt{\hat v} + \epsilon` is
-    returned, without a threshold. Without orthogonalisation (`adamw@rms`) each matrix takes Adam's step times a factor,
+    **ARS2-Neo.** Its orthogonalized step is no metric, so only the whitening :math:`\sqrt{\hat v} + \epsilon` is
+    returned, without a threshold. Without orthogonalization (`adamw@rms`) each matrix takes Adam's step times a factor,
     which divides its P.
 
     **Relatives.** The rules `adamw` and `sgd` are AdamW and SGD as above: adamw's decay is decoupled, sgd's goes
-    through the gradient. The others orthogonalise: their whitening is returned where every coordinate has a
+    through the gradient. The others orthogonalize: their whitening is returned where every coordinate has a
     second moment (`rmsuon`, `muon@rms`), else nothing. With an ascent the step follows the gradient of
     another point, so no rule has a threshold.
 
@@ -225,7 +225,7 @@ def _step_of(optimizer: Optimizer, group: dict[str, Any], p: nn.Parameter) -> Li
             return "sgd"
         return "adam" if optimizer.rule == "adamw" or track_of(group, p) == "vector" else "orthogonal"
     if isinstance(optimizer, ARS2Neo):
-        return "orthogonal" if group["orthogonalise"] and track_of(group, p) == "matrix" else "adam"
+        return "orthogonal" if group["orthogonalize"] and track_of(group, p) == "matrix" else "adam"
     return "sgd" if isinstance(optimizer, torch.optim.SGD) else "adam"
 
 

@@ -147,7 +147,7 @@ class CurvatureEvaluations:
 
 def _along(found: DirectionalSharpness) -> dict[str, Estimate]:
     """The measures of a direction."""
-    return {"directional_edge_ratio": found.edge_ratio, "directional_sharpness": found.normalised}
+    return {"directional_edge_ratio": found.edge_ratio, "directional_sharpness": found.normalized}
 
 
 def _of_quality(quality: StepQuality) -> dict[str, Estimate]:

@@ -139,7 +139,7 @@ def _rebuilt(run: Run, seed: int) -> MeasurementTarget:
             f"run {run.path} was not made by `lossscope train`, so its model and data are not known: give the function "
             "that makes them with --objective FILE.py:NAME"
         )
-    job = job_of(TrainConfig.of(config))
+    job = job_of(TrainConfig.recorded(config))
     recorded, rebuilt = run.manifest.get("data_hash"), job.objective.data_hash
     if recorded != rebuilt:
         raise RunError(

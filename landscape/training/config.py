@@ -18,6 +18,7 @@ __all__ = ["TrainConfig", "assignment", "from_toml"]
 
 
 _MOST: Final = 2**31 - 1
+_RENAMED: Final = {"visits": "evaluations"}  # before schema 4
 _BOUNDS: Final[dict[str, tuple[float, float]]] = {
     "steps": (1, _MOST),
     "batch_size": (1, _MOST),
@@ -81,6 +82,15 @@ class TrainConfig:
             if value is not None and not low <= value <= high:
                 raise ConfigError(f"{key} = {value} must lie between {low} and {high}")
         return config
+
+    @classmethod
+    def recorded(cls, settings: Mapping[str, Any]) -> TrainConfig:
+        """Return the config in a run's manifest; settings of runs before schema 4 are read under their new names.
+
+        Raises:
+            ConfigError: As `of`.
+        """
+        return cls.of({_RENAMED.get(key, key): value for key, value in settings.items()})
 
     def with_settings(self, settings: Mapping[str, Any]) -> TrainConfig:
         """This config with some settings replaced; `options` are merged."""

@@ -19,7 +19,7 @@ def modular_addition(prime: int) -> tuple[Tensor, Tensor]:
 
 
 class ModularTransformer(nn.Module):
-    """One causal attention layer and one ReLU layer, no normalisation, no dropout; logits of the last position.
+    """One causal attention layer and one ReLU layer, no normalization, no dropout; logits of the last position.
 
     Width 128, four heads of 32, hidden width 512; vocabulary: the residues and an equals sign. With
     prime 113 it has 226 816 parameters.

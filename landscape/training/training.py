@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -25,8 +25,6 @@ from lossscope.optimizer import ENTRIES, OptimizerError, TwoPassOptimizer, setti
 from lossscope.probes.errors import ProbeError
 
 __all__ = ["recorded_config", "resolved", "train"]
-
-_RENAMED: Final = {"visits": "evaluations"}  # settings of runs before schema 4
 
 Progress = Callable[[int, int, float], None]  # step, steps, loss
 
@@ -149,7 +147,7 @@ def recorded_config(path: Path) -> TrainConfig:
     recorded = Run.open(path).manifest.get("config")
     if not isinstance(recorded, dict) or "workload" not in recorded:
         raise RunError(f"run {path} was not made by `lossscope train`, so it cannot be resumed by it")
-    return TrainConfig.of({_RENAMED.get(key, key): value for key, value in recorded.items()})
+    return TrainConfig.recorded(recorded)
 
 
 def _plain(value: Any) -> Any:

@@ -23,7 +23,7 @@ _FLOOR: Final = 1e-12
 
 
 def residual(adversarial: Tensor, gradient: Tensor) -> Tensor:
-    """`g_adv - <g_adv, g> / <g, g> g`: orthogonal to the gradient, not normalised.
+    """`g_adv - <g_adv, g> / <g, g> g`: orthogonal to the gradient, not normalized.
 
     As in the published code 1e-12 is added to `<g, g>`. For gradients below about 1e-5 in norm that is no longer small:
     the result keeps a part of the gradient.

@@ -1,4 +1,4 @@
-"""The arithmetic of a step once its gradient is known: moments, whitening, orthogonalisation, update."""
+"""The arithmetic of a step once its gradient is known: moments, whitening, orthogonalization, update."""
 
 from __future__ import annotations
 
@@ -160,8 +160,8 @@ def apply_step(group: dict[str, Any], parameter: Tensor, A: Tensor) -> Update:
         parameter.add_(A, alpha=-lr)
         return Update(None, A, 1.0, None, None, A)
     O, shape = orthogonal_factor(group, A)
-    scale = direction_scale(group["energy"], A, O, shape, orthogonalise=group["orthogonalise"])
-    direction = O if group["orthogonalise"] else A
+    scale = direction_scale(group["energy"], A, O, shape, orthogonalize=group["orthogonalize"])
+    direction = O if group["orthogonalize"] else A
     parameter.addcmul_(direction, scale, value=-lr)
     return Update(O, direction, scale, shape, A, A)
 

@@ -36,10 +36,10 @@ def matrix_view(tensor: Tensor, *, flatten: bool, convolution: bool) -> Tensor:
     return tensor.flatten(1)
 
 
-def direction_scale(energy: str, A: Tensor, O: Tensor, shape: Sequence[int], *, orthogonalise: bool) -> Tensor:
+def direction_scale(energy: str, A: Tensor, O: Tensor, shape: Sequence[int], *, orthogonalize: bool) -> Tensor:
     """The 0-d factor that gives a matrix step its size.
 
-    With `O`: `E`, `E / |O|_F` or `0.2 sqrt(max(m, n))`. Without orthogonalisation the step follows `A`, and
+    With `O`: `E`, `E / |O|_F` or `0.2 sqrt(max(m, n))`. Without orthogonalization the step follows `A`, and
     the factor gives it the norm that the step along `O` would have had. A zero `A` gives a finite factor.
     """
     tiny = torch.finfo(A.dtype).tiny
@@ -51,7 +51,7 @@ def direction_scale(energy: str, A: Tensor, O: Tensor, shape: Sequence[int], *, 
     else:
         # The root mean square of an Adam step is about 0.2 (Liu et al., 2025, section 2.2).
         scale = torch.full_like(E, 0.2 * math.sqrt(max(shape[-2:])))
-    return scale if orthogonalise else torch.div(scale * size, E.clamp_min(tiny))
+    return scale if orthogonalize else torch.div(scale * size, E.clamp_min(tiny))
 
 
 def step_factor(adjust: str, shape: Sequence[int]) -> float:

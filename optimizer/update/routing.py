@@ -73,7 +73,7 @@ def _route(name: str, parameter: Tensor, owner: nn.Module) -> Route:
 
 
 def _owner_name(name: str) -> str:
-    # A parametrised weight lives in a helper module; its owner is the layer that carries the parametrisation.
+    # A parametrized weight lives in a helper module; its owner is the layer that carries the parametrization.
     path = name.split(".")[:-1]
     return ".".join(path[: path.index("parametrizations")] if "parametrizations" in path else path)
 
@@ -81,7 +81,7 @@ def _owner_name(name: str) -> str:
 def routing(model: nn.Module) -> Routing:
     """The route of every parameter of a model that requires a gradient; a tied one goes with its first owner.
 
-    Matrices of linear maps, convolutions and raw parameters are orthogonalised. Biases, norms and embedding
+    Matrices of linear maps, convolutions and raw parameters are orthogonalized. Biases, norms and embedding
     tables are not: an embedding's gradient touches the rows of a batch, and a polar factor would spread it.
 
     Raises:
@@ -94,5 +94,5 @@ def routing(model: nn.Module) -> Routing:
         if parameter.requires_grad
     )
     if not routes:
-        raise OptimizerError(f"{type(model).__name__} has no parameter that requires a gradient; nothing to optimise")
+        raise OptimizerError(f"{type(model).__name__} has no parameter that requires a gradient; nothing to optimize")
     return Routing(routes)

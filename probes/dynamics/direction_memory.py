@@ -33,7 +33,7 @@ class DirectionMemory:
 
     lags: tuple[int, ...]  # steps
     raw: tuple[Estimate, ...]  # mean cosine to a vector of another batch, `lag` steps later
-    normalised: tuple[Estimate, ...]  # A(k): the same over the ceiling
+    normalized: tuple[Estimate, ...]  # A(k): the same over the ceiling
     ceiling: Estimate  # mean cosine of two batches at one step
     half_life: float  # steps: the first lag of `lags` with A below 1/2; nan where there is none
     angular_velocity: Estimate  # arccos A(1), radians a step; a gap where lag 1 was not measured
@@ -61,7 +61,7 @@ def direction_memory(
         seed: Of the bootstrap.
 
     Returns:
-        The memory. Where the ceiling is not above 0 nothing can be normalised: gaps. Where it is not above 0 in more
+        The memory. Where the ceiling is not above 0 nothing can be normalized: gaps. Where it is not above 0 in more
         than 2.5 % of the draws, or there is one block only, both ends of A are infinite. A may exceed 1 by chance; the
         angular velocity is then 0.
 
@@ -75,15 +75,15 @@ def direction_memory(
     least = [k + 1 if cosines.shared else 1 for k in lags]
     rows = list(zip(values[1:], least, strict=True))
     raw = tuple(_ratio(row, np.ones_like(row), few, block, draws, seed) for row, few in rows)
-    normalised = tuple(_ratio(*_both(row, values[0]), few, block, draws, seed) for row, few in rows)
-    below = [k for k, estimate in zip(lags, normalised, strict=True) if estimate.value < 0.5]
+    normalized = tuple(_ratio(*_both(row, values[0]), few, block, draws, seed) for row, few in rows)
+    below = [k for k, estimate in zip(lags, normalized, strict=True) if estimate.value < 0.5]
     return DirectionMemory(
         lags,
         raw,
-        normalised,
+        normalized,
         _ratio(values[0], np.ones_like(values[0]), 1, block, draws, seed),
         float(below[0]) if below else math.nan,
-        angular_velocity(normalised[0]) if lags[0] == 1 else exact_estimate(math.nan),
+        angular_velocity(normalized[0]) if lags[0] == 1 else exact_estimate(math.nan),
         1 / math.sqrt(cosines.size),
     )
 

@@ -176,10 +176,10 @@ def phi_memory(phi: Sequence[float | None], *, lags: Sequence[int] = tuple(range
     series = _numbers(phi)
     known = np.isfinite(series)
     mean = float(series[known].mean()) if known.any() else math.nan
-    centred = np.where(known, series - mean, 0.0)
-    variance = float((centred**2).sum()) / known.sum() if known.any() else math.nan
+    centered = np.where(known, series - mean, 0.0)
+    variance = float((centered**2).sum()) / known.sum() if known.any() else math.nan
     pairs = np.array([int((known[j:] & known[:-j]).sum()) for j in lags], dtype=np.float64)
-    sums = np.array([float(centred[j:] @ centred[:-j]) if j < len(series) else 0.0 for j in lags])
+    sums = np.array([float(centered[j:] @ centered[:-j]) if j < len(series) else 0.0 for j in lags])
     with np.errstate(divide="ignore", invalid="ignore"):
         count = np.where(pairs > 0, pairs, math.nan)
         scale = variance if variance > 0 else math.nan

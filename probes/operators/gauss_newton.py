@@ -164,7 +164,7 @@ FisherKind = Literal["true", "empirical"]
 
 
 def gauss_newton(objective: Objective, *, method: str = "auto", memory: float = 2**30) -> SymmetricOperator:
-    r"""The generalised Gauss-Newton matrix :math:`J^\top S J` of an objective.
+    r"""The generalized Gauss-Newton matrix :math:`J^\top S J` of an objective.
 
     J is the derivative of the model's outputs by the parameters and S the Hessian of the mean loss by the outputs. It
     is the Hessian of the loss with the model replaced by its linearisation: positive semi-definite where the loss is

@@ -24,7 +24,7 @@ class DirectionalSharpness:
 
     slope: Estimate  # g'D, nats
     curvature: Estimate  # D'HD, nats
-    normalised: Estimate  # D'HD / |D|^2; a gap where D is zero
+    normalized: Estimate  # D'HD / |D|^2; a gap where D is zero
     edge_ratio: Estimate  # -D'HD / (2 g'D), pure; a gap where D does not go downhill
 
 
@@ -37,7 +37,7 @@ def directional_sharpness(
     and only if the edge ratio :math:`R = -D^\top H D / (2 g^\top D)` is below 1. With :math:`D = -\eta d` that is
     :math:`\eta d^\top H d / (2 g^\top d)`; for gradient descent along an eigenvector :math:`\eta\lambda/2`, so 1 is
     the edge of stability for every optimizer alike. Slope, curvature and ratio do not change under
-    any linear map of the parameters; the normalised curvature does.
+    any linear map of the parameters; the normalized curvature does.
 
     Args:
         objective: The loss.

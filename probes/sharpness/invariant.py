@@ -122,8 +122,8 @@ def _fisher_rao(objective: Objective, logits: Callable[[Any, Any], Tensor]) -> f
 def _variance(logits: Tensor, derivative: Tensor) -> Tensor:
     """The variance of the derivative under the softmax of the logits, over the last axis."""
     p = logits.softmax(-1)
-    centred = derivative - (p * derivative).sum(-1, keepdim=True)
-    return (p * centred.square()).sum(-1)
+    centered = derivative - (p * derivative).sum(-1, keepdim=True)
+    return (p * centered.square()).sum(-1)
 
 
 def theta_hessian_theta(objective: Objective) -> Estimate:

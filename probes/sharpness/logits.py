@@ -29,7 +29,7 @@ class LogitScale:
 
 
 def logit_scale(objective: Objective) -> LogitScale:
-    r"""The mean norm of the centred logits, and the mean margin of the right one.
+    r"""The mean norm of the centered logits, and the mean margin of the right one.
 
     .. math:: \lVert z - \bar z\mathbf 1\rVert, \qquad z_y - \max_{c \ne y} z_c
 
@@ -48,7 +48,7 @@ def logit_scale(objective: Objective) -> LogitScale:
 
     Source:
         docs/measures/norms.md. The margin is that of P. Bartlett, D. Foster, M. Telgarsky (2017), Spectrally-normalized
-        margin bounds for neural networks, arXiv:1706.08498, without its normalisation.
+        margin bounds for neural networks, arXiv:1706.08498, without its normalization.
 
     Example:
         >>> from lossscope.probes.objective.losses import CrossEntropy

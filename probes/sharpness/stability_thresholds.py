@@ -22,7 +22,7 @@ __all__ = [
     "momentum_batch_sharpness_threshold",
     "nesterov",
     "non_euclidean",
-    "normalised",
+    "normalized",
     "sam",
 ]
 
@@ -297,8 +297,8 @@ def non_euclidean(lr: float) -> Threshold:
     return Threshold("non-Euclidean gradient descent", "norm_sharpness", 2 / lr, "descent")
 
 
-def normalised(lr: float) -> Threshold:
-    r"""The threshold 2 / lr of normalised steps :math:`x \leftarrow x - \eta d^*` on :math:`S / |g|_*`.
+def normalized(lr: float) -> Threshold:
+    r"""The threshold 2 / lr of normalized steps :math:`x \leftarrow x - \eta d^*` on :math:`S / |g|_*`.
 
     These are sign descent (Lion without momentum) in the maximum norm and Muon with an exact polar factor in the
     spectral norm: the second-order model changes by :math:`-\eta |g|_* + \tfrac12 \eta^2 d^{*\top} H d^*`.
@@ -316,7 +316,7 @@ def normalised(lr: float) -> Threshold:
         Derived here; Islamov et al. (2026), section 4, see the training of networks settle at it.
     """
     _check(lr)
-    return Threshold("normalised (sign, Muon)", "norm_sharpness / dual norm of the gradient", 2 / lr, "descent")
+    return Threshold("normalized (sign, Muon)", "norm_sharpness / dual norm of the gradient", 2 / lr, "descent")
 
 
 def logged_step(lr: float) -> Threshold:

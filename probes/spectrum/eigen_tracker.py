@@ -33,8 +33,9 @@ class EigenTracker:
     and takes products until the residual of the largest Ritz value is at most `rel` times the largest absolute one.
     Some eigenvalue then lies within the residual, whatever has happened since. That it is the largest one is certain
     at 95 % at the first evaluation, which starts from a random vector and goes on until no eigenvalue can lie further
-    out. After that it is likely, not proven: vectors are carried on from evaluation to evaluation, so an eigenvalue that
-    comes near has been amplified many times before it overtakes, and one that was missed is seen some evaluations later.
+    out. After that it is likely, not proven: vectors are carried on from evaluation to evaluation, so an eigenvalue
+    that comes near has been amplified many times before it overtakes, and one that was missed is seen some evaluations
+    later.
 
     Args:
         rel: The residual to reach, relative to the largest absolute Ritz value.

@@ -46,7 +46,7 @@ class Ritz:
     values: Array  # (k,) ascending
     coefficients: Array  # (k, k), columns in the basis
     residuals: Array  # (k,), |A y - theta y|, with a hundred rounding units of the largest value
-    weights: Array  # (b, k), squared coordinates of each normalised random start vector
+    weights: Array  # (b, k), squared coordinates of each normalized random start vector
     scale: float  # largest absolute Ritz value
     rounding: float  # a hundred rounding units of it: what products may be off by
     _outwards: Array  # (p, k), C U

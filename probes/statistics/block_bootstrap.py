@@ -42,9 +42,9 @@ def block_length(series: Array) -> int:
         >>> block_length(np.tile([1.0, -1.0, -1.0, 1.0], 25))
         1
     """
-    centred = series - np.nanmean(series)
-    square = float(np.nanmean(centred * centred))
-    along = centred[1:] * centred[:-1]
+    centered = series - np.nanmean(series)
+    square = float(np.nanmean(centered * centered))
+    along = centered[1:] * centered[:-1]
     if not square > (_ROUNDING * float(np.nanmax(np.abs(series)))) ** 2 or not np.isfinite(along).any():
         return 1
     r = min(max(float(np.nanmean(along)) / square, -_STEEPEST), _STEEPEST)

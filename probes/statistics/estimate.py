@@ -106,14 +106,14 @@ def mean_estimate(samples: Sequence[float] | np.ndarray[tuple[int], np.dtype[np.
     if m < 2:
         raise ProbeError(f"{m} sample has no standard error, need at least 2: raise the number of samples")
     mean = float(x.sum()) / m
-    centred = x - mean
-    squares = centred * centred
+    centered = x - mean
+    squares = centered * centered
     total = float(squares.sum())
     deviation = math.sqrt(total / (m - 1))
     reach = float(stdtrit(max(1.0, (m - 1) / 2), 0.975)) / math.sqrt(m)
     skewness, most = 0.0, _STEEP / reach
     if total > m * (1e-14 * float(np.abs(x).max())) ** 2:  # the samples do not agree up to rounding
-        skewness = min(max(math.sqrt(m) * float(centred @ squares) / total**1.5, -most), most)
+        skewness = min(max(math.sqrt(m) * float(centered @ squares) / total**1.5, -most), most)
     return Estimate(
         mean,
         deviation / math.sqrt(m),

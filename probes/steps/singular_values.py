@@ -60,17 +60,17 @@ class MatrixSpectrum:
         array.flags.writeable = False
         return cls(array, (int(shape[0]), int(shape[1])), method, float(error))
 
-    def entropy(self, kind: Literal["energy", "nuclear"] = "energy", *, normalised: bool = True) -> float:
-        r"""The entropy :math:`-\sum_i p_i \ln p_i` of the normalised singular values.
+    def entropy(self, kind: Literal["energy", "nuclear"] = "energy", *, normalized: bool = True) -> float:
+        r"""The entropy :math:`-\sum_i p_i \ln p_i` of the normalized singular values.
 
         It is 0 at rank one and :math:`\ln r` where all singular values are equal.
 
         Args:
             kind: `energy` is :math:`p_i = s_i^2 / \sum s^2`, `nuclear` is :math:`p_i = s_i / \sum s`.
-            normalised: Divide by :math:`\ln r`, `r = min(m, n)`: then it lies between 0 and 1.
+            normalized: Divide by :math:`\ln r`, `r = min(m, n)`: then it lies between 0 and 1.
 
         Returns:
-            The entropy, in nats or as a fraction; nan, a gap, for a zero matrix and, normalised, for a
+            The entropy, in nats or as a fraction; nan, a gap, for a zero matrix and, normalized, for a
             vector (`r = 1`: 0 / 0).
 
         Raises:
@@ -81,7 +81,7 @@ class MatrixSpectrum:
 
         Example:
             >>> spectrum = singular_spectrum(torch.eye(4))
-            >>> round(spectrum.entropy(), 6), round(spectrum.entropy("nuclear", normalised=False), 6)
+            >>> round(spectrum.entropy(), 6), round(spectrum.entropy("nuclear", normalized=False), 6)
             (1.0, 1.386294)
         """
         if kind not in ("energy", "nuclear"):
@@ -93,7 +93,7 @@ class MatrixSpectrum:
             return math.nan
         positive = shares[shares > 0]
         total = abs(float((positive * np.log(positive)).sum()))
-        if not normalised:
+        if not normalized:
             return total
         return total / math.log(len(shares)) if len(shares) > 1 else math.nan
 
@@ -111,7 +111,7 @@ class MatrixSpectrum:
     @property
     def effective_rank(self) -> float:
         """The exponential of the nuclear entropy in nats, between 1 and r; nan for a zero matrix."""
-        return math.exp(self.entropy("nuclear", normalised=False))
+        return math.exp(self.entropy("nuclear", normalized=False))
 
     @property
     def condition(self) -> float:
@@ -134,7 +134,7 @@ class MatrixSpectrum:
     @property
     def excess_order(self) -> float:
         """How many nats the energy entropy lies below that of white noise of this shape; nan for zero."""
-        return white_noise_entropy(self.shape) - self.entropy("energy", normalised=False)
+        return white_noise_entropy(self.shape) - self.entropy("energy", normalized=False)
 
     def _relative(self) -> npt.NDArray[np.float64]:
         """The singular values over the largest one: no square under- or overflows; nan for a zero matrix."""

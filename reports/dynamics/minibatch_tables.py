@@ -97,11 +97,11 @@ def memory_figure(memories: Memories) -> Curves:
 
 def _by_lag(arm: str, memory: ArmMemory) -> Iterable[tuple[Cell, ...]]:
     """A row for each lag."""
-    normalised = {kind: found.normalised for kind, found in memory.directions.items()}
+    normalized = {kind: found.normalized for kind, found in memory.directions.items()}
     raw = {kind: found.raw for kind, found in memory.directions.items()}
     columns = (
-        normalised.get("gradient", {}),
-        normalised.get("shear", {}),
+        normalized.get("gradient", {}),
+        normalized.get("shear", {}),
         memory.differences,
         raw.get("gradient", {}),
         raw.get("shear", {}),
@@ -113,7 +113,7 @@ def _by_lag(arm: str, memory: ArmMemory) -> Iterable[tuple[Cell, ...]]:
 def _by_object(arm: str, memory: ArmMemory) -> Iterable[tuple[Cell, ...]]:
     """A row for each object."""
     for kind, found in memory.directions.items():
-        seeds, first = found.ceiling.seeds, found.normalised.get(1)
+        seeds, first = found.ceiling.seeds, found.normalized.get(1)
         bounded = math.isfinite(found.ceiling.estimate.high)
         yield (
             arm,
@@ -141,16 +141,16 @@ def _half_life(above: float, below: float) -> str:
 
 def _curve(hue: int, arm: str, found: DirectionOfArm, *, dashed: bool) -> Curve:
     """The line of one object of an arm, with the interval of each number."""
-    estimates = [one.estimate for one in found.normalised.values()]
+    estimates = [one.estimate for one in found.normalized.values()]
     values = tuple(number(one.value) for one in estimates)
     low, high = tuple(number(one.low) for one in estimates), tuple(number(one.high) for one in estimates)
-    lags, errors = tuple(float(lag) for lag in found.normalised), (None,) * len(estimates)
+    lags, errors = tuple(float(lag) for lag in found.normalized), (None,) * len(estimates)
     return Curve(arm, hue, lags, values, low, high, errors, 1, dashed, interval=True)
 
 
 def _in_words(arm: str, kind: str, found: DirectionOfArm) -> str:
     """The line in numbers, from its first lag to its last."""
-    parts = (f"{quantity_text(pooled_quantity(one))} at lag {lag}" for lag, one in found.normalised.items())
+    parts = (f"{quantity_text(pooled_quantity(one))} at lag {lag}" for lag, one in found.normalized.items())
     return f"{arm}, {_WORDS[kind]}, A [95 %]: {', '.join(parts)}"
 
 

@@ -55,7 +55,7 @@ _QUALITY_NOTE: Final = (
 _ALIGNMENT_NOTE: Final = (
     "Medians and ranges over evaluations and seeds. Each share stands beside that of a random vector."
 )
-_INJECTION_NOTE: Final = "0 is a shear without effect; after orthogonalisation a strong shear may turn a step little."
+_INJECTION_NOTE: Final = "0 is a shear without effect; after orthogonalization a strong shear may turn a step little."
 _MOST_TENSORS: Final = 40
 
 

@@ -37,7 +37,7 @@ _ENTROPY_COLUMNS: Final = (
     Column("entropy_energy", "energy entropy", "1", "entropy of s²/Σs² over ln r"),
     Column("entropy_nuclear", "nuclear entropy", "1", "entropy of s/Σs over ln r"),
     Column("stable_rank", "stable rank", "1", "‖M‖_F² / ‖M‖_2²"),
-    Column("effective_rank", "effective rank", "1", "exp of the unnormalised nuclear entropy"),
+    Column("effective_rank", "effective rank", "1", "exp of the unnormalized nuclear entropy"),
 )
 _CONDITION_COLUMNS: Final = (
     *_SUBJECT,

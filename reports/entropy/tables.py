@@ -101,7 +101,7 @@ _NEWTON_SCHULZ_NOTE: Final = (
 
 
 def newton_schulz_table(runs: Sequence[Run]) -> tuple[Table, ...]:
-    """A row for each arm that orthogonalises; nothing where no run has recorded it."""
+    """A row for each arm that orthogonalizes; nothing where no run has recorded it."""
     rows: list[tuple[Cell, ...]] = []
     for arm, members in by_arm(runs).items():
         found = [part for run in members if len(part := _orthogonal(run))]

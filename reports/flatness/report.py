@@ -1,4 +1,4 @@
-"""The flatness report: what exists so far of the reparametrisation-invariant panel."""
+"""The flatness report: what exists so far of the reparametrization-invariant panel."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _NO_COMPARISON: Final = (
     "are needed and two exist here, and a verdict needs at least 6 paired seeds."
 )
 _NOT_HERE: Final = (
-    Missing("Logit-normalised worst-case adaptive sharpness", "Not measured by this version."),
+    Missing("Logit-normalized worst-case adaptive sharpness", "Not measured by this version."),
     Missing("Relative flatness", "Not measured by this version."),
     Missing("Sigma at a target loss, multiplicative", "Not measured by this version."),
 )

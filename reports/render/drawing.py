@@ -21,7 +21,7 @@ from lossscope.reports.content import (
     Threshold,
 )
 from lossscope.reports.render.axes import dress
-from lossscope.reports.render.style import HEIGHT, RC, WIDTH, hue_colour
+from lossscope.reports.render.style import HEIGHT, RC, WIDTH, hue_color
 from lossscope.reports.shared.number_format import printable
 
 if TYPE_CHECKING:
@@ -55,42 +55,42 @@ def draw_curve(ax: Axes, curve: Curve, shift: float = 1.0) -> CurveArtists:
     A missing number breaks the line; a number between two gaps is a dot. Where every number has an interval of its own
     the whiskers are these, and one without is hollow; `shift` is a factor on x that keeps whiskers of curves apart.
     """
-    colour = hue_colour(curve.hue)
+    color = hue_color(curve.hue)
     x, median = shift * _array(curve.x), _array(curve.median)
     width = 1.5 if len(x) < _DENSE else 0.8
-    line = ax.plot(x, median, color=colour, linestyle=_LINESTYLES[curve.dashed], linewidth=width, zorder=3)[0]
+    line = ax.plot(x, median, color=color, linestyle=_LINESTYLES[curve.dashed], linewidth=width, zorder=3)[0]
     alone = _between_gaps(median)
     if alone.any():
-        ax.plot(x[alone], median[alone], ".", color=colour, markersize=4, zorder=3)
+        ax.plot(x[alone], median[alone], ".", color=color, markersize=4, zorder=3)
     band = whiskers = None
     if curve.interval:
-        whiskers = _intervals(ax, x, median, (_array(curve.low), _array(curve.high)), colour)
+        whiskers = _intervals(ax, x, median, (_array(curve.low), _array(curve.high)), color)
     elif curve.seeds > 1:
         low, high = _array(curve.low), _array(curve.high)
-        band = ax.fill_between(x, low, high, color=colour, alpha=0.14, linewidth=0, zorder=1)
+        band = ax.fill_between(x, low, high, color=color, alpha=0.14, linewidth=0, zorder=1)
     error = _array(curve.error)
     if np.nanmax(error, initial=0.0) > 0:
-        whiskers = _whiskers(ax, x, median, error, colour, marker=".")
+        whiskers = _whiskers(ax, x, median, error, color, marker=".")
     return CurveArtists(line, band, whiskers)
 
 
 def draw_points(ax: Axes, points: Points) -> ErrorbarContainer:
     """Draw an arm's points with vertical error bars."""
-    return _whiskers(ax, _array(points.x), _array(points.y), _array(points.error), hue_colour(points.hue), marker="o")
+    return _whiskers(ax, _array(points.x), _array(points.y), _array(points.error), hue_color(points.hue), marker="o")
 
 
 def draw_spectrum(ax: Axes, spectrum: Spectrum, place: int = 0) -> list[Artist]:
     """Draw eigenvalues per decade with their band, and a tick below for each that stands alone; `place` is its row."""
-    colour = hue_colour(spectrum.hue)
+    color = hue_color(spectrum.hue)
     x = _array(spectrum.x)
-    band = ax.fill_between(x, _array(spectrum.low), _array(spectrum.high), color=colour, alpha=0.2, linewidth=0)
-    (line,) = ax.plot(x, _array(spectrum.number), color=colour, linewidth=1.3, zorder=3)
+    band = ax.fill_between(x, _array(spectrum.low), _array(spectrum.high), color=color, alpha=0.2, linewidth=0)
+    (line,) = ax.plot(x, _array(spectrum.number), color=color, linewidth=1.3, zorder=3)
     foot = 0.03 + 0.05 * place
     ticks = ax.vlines(
         _array(spectrum.single),
         foot - 0.02,
         foot + 0.02,
-        color=colour,
+        color=color,
         linewidth=1.1,
         transform=ax.get_xaxis_transform(),
     )
@@ -141,8 +141,8 @@ def _draw_curves(ax: Axes, data: Curves) -> list[tuple[Any, str]]:
     middle = (len(data.curves) - 1) / 2
     for place, curve in enumerate(data.curves):
         draw_curve(ax, curve, _APART ** (place - middle) if curve.interval else 1.0)
-    arms = {one.hue: one.name for one in data.curves}  # one with a dashed line only has its colour too
-    entries: list[tuple[Any, str]] = [(_sample(hue_colour(hue)), _name(name)) for hue, name in arms.items()]
+    arms = {one.hue: one.name for one in data.curves}  # one with a dashed line only has its color too
+    entries: list[tuple[Any, str]] = [(_sample(hue_color(hue)), _name(name)) for hue, name in arms.items()]
     if data.styles is not None:
         entries += [
             (_sample(_ink(), dashed=dashed), words) for dashed, words in zip((False, True), data.styles, strict=True)
@@ -159,7 +159,7 @@ def _draw_spectra(ax: Axes, data: Spectra) -> list[tuple[Any, str]]:
     """Every run's spectrum; returns the legend's entries."""
     for place, spectrum in enumerate(data.spectra):
         draw_spectrum(ax, spectrum, place)
-    return [(_sample(hue_colour(one.hue)), _name(one.name)) for one in data.spectra]
+    return [(_sample(hue_color(one.hue)), _name(one.name)) for one in data.spectra]
 
 
 def _legend(figure: Figure, entries: list[tuple[Any, str]], absent: tuple[str, ...]) -> None:
@@ -183,7 +183,7 @@ def _legend(figure: Figure, entries: list[tuple[Any, str]], absent: tuple[str, .
         )
 
 
-def _whiskers(ax: Axes, x: Any, y: Any, error: Any, colour: str, *, marker: str) -> ErrorbarContainer:
+def _whiskers(ax: Axes, x: Any, y: Any, error: Any, color: str, *, marker: str) -> ErrorbarContainer:
     """Points with vertical error bars, without caps."""
     size = 4.0 if marker == "." else 3.2
     return ax.errorbar(
@@ -191,7 +191,7 @@ def _whiskers(ax: Axes, x: Any, y: Any, error: Any, colour: str, *, marker: str)
         y,
         yerr=error,
         fmt=marker,
-        color=colour,
+        color=color,
         markersize=size,
         markeredgewidth=0,
         elinewidth=0.9,
@@ -200,24 +200,24 @@ def _whiskers(ax: Axes, x: Any, y: Any, error: Any, colour: str, *, marker: str)
     )
 
 
-def _intervals(ax: Axes, x: Any, y: Any, ends: tuple[Any, Any], colour: str) -> ErrorbarContainer:
+def _intervals(ax: Axes, x: Any, y: Any, ends: tuple[Any, Any], color: str) -> ErrorbarContainer:
     """Points with their intervals; hollow where one has no interval."""
     low, high = ends
     open_ones = np.isfinite(y) & ~(np.isfinite(low) & np.isfinite(high))
-    ax.plot(x[open_ones], y[open_ones], "o", markerfacecolor="none", markeredgecolor=colour, markersize=4.5, zorder=4)
+    ax.plot(x[open_ones], y[open_ones], "o", markerfacecolor="none", markeredgecolor=color, markersize=4.5, zorder=4)
     error = np.where(open_ones, np.nan, np.stack([y - low, high - y]))
-    return _whiskers(ax, x, np.where(open_ones, np.nan, y), error, colour, marker="o")
+    return _whiskers(ax, x, np.where(open_ones, np.nan, y), error, color, marker="o")
 
 
-def _sample(colour: str, *, dashed: bool = False) -> Artist:
+def _sample(color: str, *, dashed: bool = False) -> Artist:
     """A line for the legend, equally thick in every figure."""
     from matplotlib.lines import Line2D
 
-    return Line2D([], [], color=colour, linestyle=_LINESTYLES[dashed], linewidth=1.5)
+    return Line2D([], [], color=color, linestyle=_LINESTYLES[dashed], linewidth=1.5)
 
 
 def _between_gaps(values: Any) -> Any:
-    """Where a number has no neighbour that is one, so that a line would not show it."""
+    """Where a number has no neighbor that is one, so that a line would not show it."""
     there = np.isfinite(values)
     padded = np.concatenate([[False], there, [False]])
     return there & ~padded[:-2] & ~padded[2:]
@@ -236,5 +236,5 @@ def _array(values: Numbers) -> Any:
 
 
 def _ink() -> str:
-    """The colour of text."""
+    """The color of text."""
     return str(RC["text.color"])

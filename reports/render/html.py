@@ -23,7 +23,7 @@ def report_html(report: Report) -> str:
     from markupsafe import Markup
 
     environment = Environment(
-        loader=PackageLoader("lossscope.reports", ""),
+        loader=PackageLoader("lossscope.reports.render", ""),
         autoescape=True,
         keep_trailing_newline=True,
         undefined=StrictUndefined,
@@ -39,7 +39,7 @@ def report_html(report: Report) -> str:
 def inline_svg(figure: FigureData) -> str:
     """The figure as an `<svg>` element for a page.
 
-    Its identifiers carry the figure's key, so that several figures share a page; its colours follow the page's
+    Its identifiers carry the figure's key, so that several figures share a page; its colors follow the page's
     variables; it is one picture to a screen reader, with its numbers as the text.
     """
     root = ElementTree.fromstring(figure_svg(figure))
@@ -63,7 +63,7 @@ def _alternative(figure: FigureData) -> str:
 
 
 def _adapt(element: ElementTree.Element, key: str) -> None:
-    """Prefix identifiers and references, and exchange colours for variables."""
+    """Prefix identifiers and references, and exchange colors for variables."""
     for name, value in list(element.attrib.items()):
         if name == "id":
             element.set("id", f"{key}-{value}")
@@ -71,13 +71,13 @@ def _adapt(element: ElementTree.Element, key: str) -> None:
             del element.attrib[name]
             element.set("href", f"#{key}-{value.removeprefix('#')}")
         else:
-            element.set(name, _coloured(_REFERENCE.sub(rf"url(#{key}-\1)", value)) if name != "d" else value)
+            element.set(name, _colored(_REFERENCE.sub(rf"url(#{key}-\1)", value)) if name != "d" else value)
 
 
-def _coloured(style: str) -> str:
-    """A style with each colour of the palette as a variable of the page."""
-    for colour, variable in ROLES.items():
-        style = style.replace(colour, f"var({variable}, {colour})")
+def _colored(style: str) -> str:
+    """A style with each color of the palette as a variable of the page."""
+    for color, variable in ROLES.items():
+        style = style.replace(color, f"var({variable}, {color})")
     return style
 
 

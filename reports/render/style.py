@@ -1,18 +1,18 @@
 """The look of every figure: one width, one palette, one set of sizes.
 
-Colours are roles. In the page each stands for a variable, so that a figure follows the page into the dark.
+Colors are roles. In the page each stands for a variable, so that a figure follows the page into the dark.
 """
 
 from __future__ import annotations
 
 from typing import Any, Final
 
-__all__ = ["HEIGHT", "PALETTE", "RC", "ROLES", "WIDTH", "hue_colour"]
+__all__ = ["HEIGHT", "PALETTE", "RC", "ROLES", "WIDTH", "hue_color"]
 
 WIDTH: Final = 5.2  # inches
 HEIGHT: Final = 3.4  # inches
 
-# Okabe and Ito's set for colour-blind readers, without its black and yellow.
+# Okabe and Ito's set for color-blind readers, without its black and yellow.
 PALETTE: Final = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
 _INK: Final = "#22262b"
 _MUTED: Final = "#6a7078"
@@ -23,7 +23,7 @@ ROLES: Final = {
     _INK: "--ink",
     _MUTED: "--muted",
     _GRID: "--grid",
-    **{colour: f"--hue-{place}" for place, colour in enumerate(PALETTE)},
+    **{color: f"--hue-{place}" for place, color in enumerate(PALETTE)},
 }
 
 RC: Final[dict[Any, object]] = {
@@ -59,6 +59,6 @@ RC: Final[dict[Any, object]] = {
 }
 
 
-def hue_colour(hue: int) -> str:
-    """The colour of an arm by its place; beyond the palette's end it begins again."""
+def hue_color(hue: int) -> str:
+    """The color of an arm by its place; beyond the palette's end it begins again."""
     return PALETTE[hue % len(PALETTE)]

@@ -24,7 +24,7 @@ _NAME: Final = 16  # letters of a name that are kept together before numbers bre
 
 
 def report_text(report: Report) -> str:
-    """The report as text, without colours or control codes: it reads the same in a terminal, a pipe and a file."""
+    """The report as text, without colors or control codes: it reads the same in a terminal, a pipe and a file."""
     out, console = _console()
     _heading(console, report.title, "=")
     console.print(_plain(f"{report.subtitle}\n"))

@@ -29,7 +29,7 @@ _SCALE: Final = (
     Column("weight_norm", "‖θ‖", "1", "norm of all parameters at the last step sampled"),
     Column("update_norm", "‖Δθ‖", "1", "norm of that step, decay included"),
     Column("decay", "lr · wd", "1", "learning rate times weight decay of the first group at the last step"),
-    Column("logit_norm", "logit norm", "1", "mean norm of the centred logits at the last evaluation"),
+    Column("logit_norm", "logit norm", "1", "mean norm of the centered logits at the last evaluation"),
     Column("mean_margin", "margin", "1", "mean of the right logit less the largest other one"),
 )
 _TENSOR: Final = (
@@ -43,7 +43,7 @@ _TENSOR: Final = (
 )
 _MOST_ROWS: Final = 40
 _NOTE: Final = (
-    "Raw curvature follows the norms: it falls as weights grow before a normalisation, and as logits grow. Where arms "
+    "Raw curvature follows the norms: it falls as weights grow before a normalization, and as logits grow. Where arms "
     "differ here, their raw numbers do not compare."
 )
 

@@ -19,7 +19,7 @@ __all__ = [
 ]
 
 HESSIAN_NOTE: Final = (
-    "Raw Hessian numbers compare along one run; between two networks only reparametrisation-invariant measures at "
+    "Raw Hessian numbers compare along one run; between two networks only reparametrization-invariant measures at "
     "matched train loss decide."
 )
 ENDS_NOTE: Final = (
@@ -35,7 +35,7 @@ VERDICT_NOTE: Final = (
 ADAPTIVE_NOTE: Final = (
     "The adaptive trace, sum of theta_i^2 H_ii, and the Fisher-Rao norm do not move under a rescaling of weights that "
     "leaves the function as it is. They still depend on the loss level, and neither says how well a network "
-    "generalises."
+    "generalizes."
 )
 FLATTENING_NOTE: Final = (
     "Newton-Schulz flattens the spectrum, so it raises the entropy by construction: a high entropy of O or of the "

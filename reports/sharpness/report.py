@@ -62,7 +62,7 @@ _ARM_CELLS: Final = (
 def sharpness(runs: Sequence[Run]) -> Report:
     """The sharpness report of the runs: spectra with bounds, edge ratios, what `lossscope probe` added, and their cost.
 
-    It gives no verdict between arms: raw Hessian numbers depend on the parametrisation, so they are read along one
+    It gives no verdict between arms: raw Hessian numbers depend on the parametrization, so they are read along one
     run.
 
     Args:

@@ -44,7 +44,7 @@ _SPECTRUM_NOTE: Final = (
 )
 _METRIC_NOTE: Final = (
     "Each ratio has a threshold of its own, and is 1 at the edge of stability; so is R_dir above. An optimizer without "
-    "a known threshold (an orthogonalised step, an ascent) has R_dir alone. Between optimizers only ratios compare."
+    "a known threshold (an orthogonalized step, an ascent) has R_dir alone. Between optimizers only ratios compare."
 )
 _SAMPLING_NOTE: Final = (
     "What other data would do to λ_max at fixed parameters. The in-sample value is biased upwards, the cross-fitted "

@@ -37,7 +37,7 @@ BAD: dict[str, tuple[Any, ...]] = {
     "adjust": ("moon",),
     "equilibrate": ("X",),
     "energy": ("half",),
-    "orthogonalise": ("often",),
+    "orthogonalize": ("often",),
     "flatten": ("often",),
     "rho": (-0.1, math.nan, math.inf, "far"),
     "perturbation": ("upward",),

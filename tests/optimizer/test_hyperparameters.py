@@ -49,7 +49,7 @@ BAD = [
     ({"ns_steps": 2.5}, r"ns_steps=2.5 is not a whole number of at least 1"),
     ({"ns_dtype": "int8"}, r"ns_dtype='int8' must be 'auto', a floating torch.dtype or one of float64"),
     ({"ns_dtype": torch.int32}, r"ns_dtype=torch.int32 must be 'auto', a floating torch.dtype"),
-    ({"orthogonalise": "yes"}, r"orthogonalise='yes' is none of True, False"),
+    ({"orthogonalize": "yes"}, r"orthogonalize='yes' is none of True, False"),
 ]
 
 
@@ -161,7 +161,7 @@ def test_two_parameters_of_one_name_are_refused():
 
 
 @pytest.mark.parametrize("name", [name for name in names() if "newton_schulz" in settings(name)])
-def test_a_matrix_without_elements_is_refused_where_it_would_be_orthogonalised(name):
+def test_a_matrix_without_elements_is_refused_where_it_would_be_orthogonalized(name):
     base = {"base": "muon"} if "base" in settings(name) else {}
     with pytest.raises(OptimizerError, match=rf"^optimizer {name}: a parameter of shape \(3, 0\) has no elements"):
         create(name, [("w", parameter(2, 2)), ("none", nn.Parameter(torch.ones(3, 0)))], **base)

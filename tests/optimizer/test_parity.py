@@ -270,7 +270,7 @@ def test_adamw_at_rms_follows_adamw_with_the_step_norm_of_base(shape, energy):
         p = torch.nn.Parameter(torch.zeros(shape, dtype=torch.float64))
         return one_step(p, ARS2Neo([p], weight_decay=0.0, energy=energy, **options), gradients)
 
-    base, control = step(), step(orthogonalise=False)
+    base, control = step(), step(orthogonalize=False)
     p = torch.nn.Parameter(torch.zeros(shape, dtype=torch.float64))
     adam = torch.optim.AdamW([p], weight_decay=0.0)
     for g in gradients:
@@ -283,12 +283,12 @@ def test_adamw_at_rms_follows_adamw_with_the_step_norm_of_base(shape, energy):
     assert (base / base.norm() - A / A.norm()).norm() > 0.1
 
 
-@pytest.mark.parametrize("orthogonalise", [True, False])
+@pytest.mark.parametrize("orthogonalize", [True, False])
 @pytest.mark.parametrize("shape", SHAPES_OF_MATRICES)
-def test_unit_energy_steps_by_exactly_lr_times_the_energy(shape, orthogonalise):
+def test_unit_energy_steps_by_exactly_lr_times_the_energy(shape, orthogonalize):
     generator = torch.Generator().manual_seed(9)
     p = torch.nn.Parameter(torch.zeros(shape, dtype=torch.float64))
-    optimizer = ARS2Neo([p], lr=0.01, energy="unit", weight_decay=0.0, orthogonalise=orthogonalise)
+    optimizer = ARS2Neo([p], lr=0.01, energy="unit", weight_decay=0.0, orthogonalize=orthogonalize)
     records = []
     optimizer.observe(lambda record: records.append(record.tensors[0].whitened.norm()))
     for _ in range(5):

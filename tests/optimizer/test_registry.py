@@ -58,7 +58,7 @@ def test_the_names_say_the_mode():
             assert optimizer.param_groups[0]["mode"] == mode
     control = create("adamw@rms", network())
     assert isinstance(control, ARS2Neo)
-    assert control.param_groups[0]["orthogonalise"] is False
+    assert control.param_groups[0]["orthogonalize"] is False
 
 
 @pytest.mark.parametrize("name", names())
@@ -86,7 +86,7 @@ def test_overrides_reach_the_optimizer():
 def test_the_settings_are_those_that_are_accepted():
     assert "rho" in settings("ars2-sync")
     assert "mode" not in settings("ars2-sync")
-    assert not {"mode", "orthogonalise"} & set(settings("adamw@rms"))
+    assert not {"mode", "orthogonalize"} & set(settings("adamw@rms"))
     assert "momentum" in settings("sgd")
     assert "params" not in settings("adamw")
 
@@ -126,7 +126,7 @@ def test_a_bad_value_is_one_sentence_with_the_name_of_the_optimizer(name, overri
 
 @pytest.mark.parametrize("name", names())
 def test_a_model_with_nothing_to_train_is_refused(name):
-    with pytest.raises(OptimizerError, match=f"no parameter requires a gradient; {name} has nothing to optimise"):
+    with pytest.raises(OptimizerError, match=f"no parameter requires a gradient; {name} has nothing to optimize"):
         create(name, network().requires_grad_(False))
 
 

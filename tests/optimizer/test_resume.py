@@ -166,7 +166,7 @@ def test_a_copy_continues_identically_and_unobserved(options, copied: Callable[[
 def test_a_state_from_before_a_setting_existed_gets_its_default():
     training = Training.started().run(2)
     old = training.optimizer.state_dict()
-    for name in ("trigger", "orthogonalise", "phi_count"):
+    for name in ("trigger", "orthogonalize", "phi_count"):
         del old["param_groups"][0][name]
     training.optimizer.load_state_dict(old)
     assert training.optimizer.param_groups[0]["trigger"] == "reference"

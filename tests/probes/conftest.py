@@ -77,8 +77,8 @@ class PlainNorm(nn.Module):
         return self.standard(x, 0 if self.kind is nn.BatchNorm1d else -1) * self.weight + self.bias
 
     def standard(self, x: Tensor, axis: int) -> Tensor:
-        centred = x - x.mean(axis, keepdim=True)
-        return centred / (centred.square().mean(axis, keepdim=True) + self.eps).sqrt()
+        centered = x - x.mean(axis, keepdim=True)
+        return centered / (centered.square().mean(axis, keepdim=True) + self.eps).sqrt()
 
 
 class NamedCrossEntropy(CrossEntropy):

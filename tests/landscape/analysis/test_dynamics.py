@@ -102,8 +102,8 @@ def test_windows_show_the_cosine_under_the_noise(recorded: Callable[..., Run]) -
     memory = memory_of_run(recorded(rows))
     found = memory.directions["gradient"]
     assert found.ceiling.value == pytest.approx(CEILING, abs=0.03)
-    assert found.normalised[0].value == pytest.approx(TRUE, abs=0.1)
-    assert found.normalised[1].value == pytest.approx(math.cos(5 * turn), abs=0.1)
+    assert found.normalized[0].value == pytest.approx(TRUE, abs=0.1)
+    assert found.normalized[1].value == pytest.approx(math.cos(5 * turn), abs=0.1)
     for lag, estimate in memory.differences.items():
         true = math.cos(lag) - math.cos(lag * turn)
         assert estimate.low < true < estimate.high
@@ -176,7 +176,7 @@ def test_the_memory_of_an_arm_is_over_its_seeds(recorded: Callable[..., Run]) ->
         for k, x in enumerate(values)
     ]
     memory = memory_of_arm(runs)
-    first = memory.directions["gradient"].normalised[1]
+    first = memory.directions["gradient"].normalized[1]
     assert (memory.windows, first.seeds) == (6, 3)
     assert first.estimate.value == pytest.approx(0.8)
     assert first.estimate.stderr == pytest.approx(0.2 / math.sqrt(3))
@@ -217,8 +217,8 @@ def test_a_seed_without_windows_or_without_a_shear_counts_as_missing(recorded: C
     crashed = recorded([("steps", {"step": 1, "loss": 1.0})], "crashed", seeds={"init": 3})
     memory = memory_of_arm([*both, bare, crashed])
     gradient, shear = memory.directions["gradient"], memory.directions["shear"]
-    assert (gradient.normalised[1].seeds, gradient.normalised[1].gaps, gradient.ceiling.gaps) == (3, 1, 1)
-    assert (shear.normalised[1].gaps, shear.raw[1].gaps, shear.ceiling.gaps) == (2, 2, 2)
+    assert (gradient.normalized[1].seeds, gradient.normalized[1].gaps, gradient.ceiling.gaps) == (3, 1, 1)
+    assert (shear.normalized[1].gaps, shear.raw[1].gaps, shear.ceiling.gaps) == (2, 2, 2)
     assert (memory.differences[1].seeds, memory.differences[1].gaps, memory.differences[1].judged) == (2, 2, False)
 
 

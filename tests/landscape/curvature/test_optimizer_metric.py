@@ -247,7 +247,7 @@ def test_full_batch_training_of_a_network_settles_at_the_edge() -> None:
 
 
 @pytest.mark.parametrize("name", [n for n in names() if n.startswith("ars2")])
-def test_orthogonalised_steps_have_a_whitening_and_no_threshold(name: str) -> None:
+def test_orthogonalized_steps_have_a_whitening_and_no_threshold(name: str) -> None:
     objective = network()
     optimizer = create(name, objective.model)
     for _ in range(3):
@@ -259,10 +259,10 @@ def test_orthogonalised_steps_have_a_whitening_and_no_threshold(name: str) -> No
     assert torch.allclose(found.diagonal, corrected.sqrt() + 1e-8, rtol=1e-12)
 
 
-def test_an_ascent_has_no_threshold_even_without_orthogonalisation() -> None:
+def test_an_ascent_has_no_threshold_even_without_orthogonalization() -> None:
     objective = network()
     for rho, known in ((0.1, False), (0.0, True)):
-        optimizer = ARS2Neo(objective.model.named_parameters(), mode="sync", rho=rho, orthogonalise=False)
+        optimizer = ARS2Neo(objective.model.named_parameters(), mode="sync", rho=rho, orthogonalize=False)
         step(objective, optimizer)
         assert (metric(optimizer, objective).threshold is not None) is known
 

@@ -160,7 +160,7 @@ def test_sam_over_ars2_is_ars2_in_mode_sync_with_the_ascent_of_sam():
 def test_a_base_keeps_what_it_is_made_of():
     made = create("looksam", list(started().items()), base="adamw@rms")
     first = made.param_groups[0]
-    assert (first["orthogonalise"], first["mode"], first["k"], first["alpha"]) == (False, "lazy", 5, 0.7)
+    assert (first["orthogonalize"], first["mode"], first["k"], first["alpha"]) == (False, "lazy", 5, 0.7)
     assert create("gsam", list(started().items()), base="ars2-base").param_groups[0]["surrogate"] == "gsam"
 
 
@@ -304,7 +304,7 @@ def test_an_unknown_surrogate_or_base_is_one_sentence():
         ("adamw", "momentum", 0.9),
         ("sgd", "vector_lr", 0.1),
         ("muon", "energy", "rms"),
-        ("adamw@rms", "orthogonalise", 1),
+        ("adamw@rms", "orthogonalize", 1),
     ],
 )
 def test_a_setting_that_another_base_has_is_one_sentence(base, setting, value):

@@ -23,7 +23,7 @@ MODES = {
     "lazy": {"mode": "lazy", "k": 3},
     "aga": {"mode": "aga", "k": 4, "aga_lambda": 0.5},
     "placebo": {"mode": "lazy", "k": 3, "shear": "placebo"},
-    "adamw@rms": {"mode": "base", "orthogonalise": False},
+    "adamw@rms": {"mode": "base", "orthogonalize": False},
 }
 USUAL = {"lr": 0.02, "betas": (0.9, 0.98), "weight_decay": 0.3}
 
@@ -180,7 +180,7 @@ def test_the_fields_hold_what_they_say(options):
             assert t["matrix_shape"] == ((2, 3, 4) if name == "heads" else (4, 6))
             O = ns.orthogonal_factor(t["whitened"], triples, FLOAT64)
             torch.testing.assert_close(t["orthogonal"], O, rtol=0, atol=1e-12)
-            follows = "whitened" if options.get("orthogonalise") is False else "orthogonal"
+            follows = "whitened" if options.get("orthogonalize") is False else "orthogonal"
             assert torch.equal(t["direction"], t[follows])
             size = t["scale"] * t["direction"].norm()
             torch.testing.assert_close(size, t["whitened"].norm() * O.norm(), rtol=1e-12, atol=0)

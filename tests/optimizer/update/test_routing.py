@@ -1,4 +1,4 @@
-"""Which parameter is orthogonalised, decided by what its module does."""
+"""Which parameter is orthogonalized, decided by what its module does."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_a_tied_weight_is_routed_once_with_its_first_owner():
 
 @pytest.mark.parametrize("layer", [nn.Conv1d(2, 3, 5), nn.Embedding(4, 3)], ids=["Conv1d", "Embedding"])
 @pytest.mark.parametrize("nested", [True, False])
-def test_a_parametrised_weight_is_routed_as_its_layer(layer, nested):
+def test_a_parametrized_weight_is_routed_as_its_layer(layer, nested):
     kind = type(layer).__name__
     layer = torch.nn.utils.parametrizations.spectral_norm(copy.deepcopy(layer))
     network = nn.Sequential(layer) if nested else layer
@@ -124,7 +124,7 @@ def test_a_parametrised_weight_is_routed_as_its_layer(layer, nested):
 
 
 def test_a_frozen_model_is_refused():
-    with pytest.raises(OptimizerError, match="Linear has no parameter that requires a gradient; nothing to optimise"):
+    with pytest.raises(OptimizerError, match="Linear has no parameter that requires a gradient; nothing to optimize"):
         routing(nn.Linear(2, 2).requires_grad_(False))
 
 

@@ -312,7 +312,7 @@ def test_a_step_of_rmsuon_has_the_norm_of_adams():
 
 @pytest.mark.parametrize("name", ["muon@rms", "adamw@rms"])
 def test_a_control_at_equal_norm_steps_as_far_as_ars2_from_the_same_moments(name):
-    """`lr E |O|`, with O of the matrix that the arm orthogonalises: m_hat or A."""
+    """`lr E |O|`, with O of the matrix that the arm orthogonalizes: m_hat or A."""
     weights = started()
     records, moved = last_record(create(name, list(weights.items()), lr=LR, weight_decay=0.0), weights)
     for label in MATRICES:
@@ -354,7 +354,7 @@ def test_normuon_keeps_the_norm_of_the_orthogonal_factor_and_evens_its_rows():
 
 
 @pytest.mark.parametrize("which", ["R", "C", "RC"])
-def test_muoneq_orthogonalises_a_momentum_with_even_rows_or_columns(which):
+def test_muoneq_orthogonalizes_a_momentum_with_even_rows_or_columns(which):
     weights = started()
     records, _ = last_record(create("muoneq", list(weights.items()), equilibrate=which), weights)
     for name in MATRICES:

@@ -252,7 +252,7 @@ def test_buffers_stand_still_but_in_train_mode_where_they_move_from_batch_to_bat
     assert objective.value() == value
 
 
-def test_frozen_mode_normalises_by_the_batch_and_eval_mode_by_the_running_statistics() -> None:
+def test_frozen_mode_normalizes_by_the_batch_and_eval_mode_by_the_running_statistics() -> None:
     norm = nn.BatchNorm1d(3, dtype=torch.float64)
     (x,) = rows(5)
     frozen = Objective(norm, lambda m, b: m(b).square().mean(), [x], mode="frozen")

@@ -40,7 +40,7 @@ def test_gradient_descent_along_an_eigenvector_has_edge_ratio_half_eta_lambda(et
     objective = quadratic(torch.diag(torch.tensor([4.0, 1.0], dtype=torch.float64)), torch.tensor([2.0, 0.0]).double())
     found = directional_sharpness(objective, -eta * objective.gradient())
     assert found.edge_ratio.value == pytest.approx(eta * 4 / 2, rel=1e-14)
-    assert found.normalised.value == pytest.approx(4, rel=1e-14)
+    assert found.normalized.value == pytest.approx(4, rel=1e-14)
     assert found.slope.value == pytest.approx(-eta * 64, rel=1e-14)
     assert found.curvature.value == pytest.approx(4 * (eta * 8) ** 2, rel=1e-14)
     assert (found.edge_ratio.stderr, found.edge_ratio.low) == (0.0, found.edge_ratio.value)
@@ -57,7 +57,7 @@ def test_it_is_the_quadratic_form_of_gradient_and_hessian(seed: int) -> None:
     slope = float(D @ objective.gradient())
     assert found.curvature.value == pytest.approx(curvature, rel=1e-10, abs=1e-12)
     assert found.slope.value == pytest.approx(slope, rel=1e-10, abs=1e-12)
-    assert found.normalised.value == pytest.approx(curvature / float(D @ D), rel=1e-10, abs=1e-12)
+    assert found.normalized.value == pytest.approx(curvature / float(D @ D), rel=1e-10, abs=1e-12)
     if slope < 0:
         assert found.edge_ratio.value == pytest.approx(-curvature / (2 * slope), rel=1e-10)
 
@@ -102,10 +102,10 @@ def test_steps_uphill_and_no_step_leave_gaps() -> None:
     assert math.isnan(uphill.edge_ratio.value)
     assert math.isnan(uphill.edge_ratio.stderr)
     assert not uphill.edge_ratio.converged
-    assert not math.isnan(uphill.normalised.value)
+    assert not math.isnan(uphill.normalized.value)
     still = directional_sharpness(objective, torch.zeros(objective.size))
     assert math.isnan(still.edge_ratio.value)
-    assert math.isnan(still.normalised.value)
+    assert math.isnan(still.normalized.value)
     assert (still.slope.value, still.curvature.value) == (0.0, 0.0)
 
 

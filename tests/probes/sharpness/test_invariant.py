@@ -87,7 +87,7 @@ def test_a_rescaling_moves_raw_curvature_and_leaves_the_invariant_measures(alpha
     ratios = [directional_sharpness(o, step) for o, step in ((plain, D), (moved, T * D))]
     assert ratios[1].edge_ratio.value == pytest.approx(ratios[0].edge_ratio.value, rel=1e-6)
     assert ratios[1].slope.value == pytest.approx(ratios[0].slope.value, rel=1e-6)
-    assert abs(ratios[1].normalised.value / ratios[0].normalised.value - 1) > 0.1
+    assert abs(ratios[1].normalized.value / ratios[0].normalized.value - 1) > 0.1
 
 
 def closed_fisher_rao(objective: Objective) -> float:

@@ -14,7 +14,7 @@ from lossscope.probes.objective.objective import Objective
 from lossscope.probes.operators.base import from_matrix
 from lossscope.probes.operators.hessian import hessian
 from lossscope.probes.sharpness.norm_ball import Norm, dual_norm, norm_sharpness
-from lossscope.probes.sharpness.stability_thresholds import edge_ratio, normalised
+from lossscope.probes.sharpness.stability_thresholds import edge_ratio, normalized
 
 
 def gaussian(*shape: int, seed: int = 0) -> Tensor:
@@ -176,7 +176,7 @@ def test_the_ratio_of_a_loss_is_that_of_its_dense_hessian_and_gradient(norm: Nor
     assert found.ratio.value == pytest.approx(expected.sharpness.value / slope, rel=1e-9)
     assert found.ratio.bound == "lower bound"
     assert math.isnan(found.sharpness.high)
-    assert edge_ratio(found.ratio, normalised(0.1)).value == pytest.approx(found.ratio.value / 20, rel=1e-12)
+    assert edge_ratio(found.ratio, normalized(0.1)).value == pytest.approx(found.ratio.value / 20, rel=1e-12)
     assert math.isnan(expected.dual_norm.value)
     assert math.isnan(expected.ratio.value)
     shared = norm_sharpness(hessian(objective), norm)

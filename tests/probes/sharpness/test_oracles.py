@@ -237,7 +237,7 @@ class SmoothImages(nn.Module):
         return self.head(nn.functional.silu(self.conv(x.reshape(-1, 1, 2, 2))).flatten(1))
 
 
-def penalised(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+def penalized(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     """A loss that sees the weights; a loss of curvlinops sees outputs and labels only."""
     return ((model(batch["x"]) - batch["y"]) ** 2).mean() + 0.1 * sum(p.pow(4).sum() for p in model.parameters())
 
@@ -246,7 +246,7 @@ def smooth(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     return nn.functional.smooth_l1_loss(model(batch["x"]), batch["y"])
 
 
-@pytest.mark.parametrize("loss", [penalised, smooth])
+@pytest.mark.parametrize("loss", [penalized, smooth])
 @pytest.mark.parametrize("counts", [(9,), (6, 3, 1)])
 def test_what_curvlinops_cannot_take_is_torchs_dense_hessian(loss: Any, counts: tuple[int, ...]) -> None:
     with torch.random.fork_rng(devices=[]):

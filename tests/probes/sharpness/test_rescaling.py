@@ -128,4 +128,4 @@ def test_the_edge_ratio_of_a_step_moves_with_the_step(alpha: float) -> None:
     step = -0.3 * made.gradient()
     before, after = directional_sharpness(made, step), directional_sharpness(other, stretch(net, alpha) * step)
     assert after.edge_ratio.value == pytest.approx(before.edge_ratio.value, rel=1e-9)
-    assert abs(math.log(after.normalised.value / before.normalised.value)) > 0.1
+    assert abs(math.log(after.normalized.value / before.normalized.value)) > 0.1

@@ -120,7 +120,7 @@ def test_sign_descent_raises_an_isotropic_quadratic_exactly_above_the_threshold(
     H, at = 2.0 * np.eye(4), np.full(4, x)
     g = H @ at
     sharpness = 4 * 2.0  # the trace: every vertex of the cube reaches it
-    ratio = edge_ratio(exact_estimate(sharpness / float(np.abs(g).sum())), stability.normalised(LR))
+    ratio = edge_ratio(exact_estimate(sharpness / float(np.abs(g).sum())), stability.normalized(LR))
     assert (ratio.value > 1) is rises
     assert (quadratic_change(H, at, -LR * np.sign(g)) > 0) is rises
 
@@ -194,7 +194,7 @@ def test_nothing_is_divided_by_a_threshold_that_is_none(line: float) -> None:
         (lambda: stability.frozen_adam(math.inf, 0.9), "lr=inf is out of range"),
         (lambda: stability.sam(0.1, -0.1, 1.0), "rho=-0.1 is out of range, need a finite number of at least 0"),
         (lambda: stability.sam(0.1, 0.1, 0.0), "gradient_norm=0 is out of range, need a finite number above 0"),
-        (lambda: stability.normalised(0.0), "lr=0 is out of range"),
+        (lambda: stability.normalized(0.0), "lr=0 is out of range"),
         (lambda: stability.non_euclidean(0.0), "lr=0 is out of range"),
         (lambda: stability.logged_step(0.0), "lr=0 is out of range"),
         (lambda: stability.batch_sharpness_threshold(0.0), "lr=0 is out of range"),

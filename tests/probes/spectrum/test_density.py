@@ -44,7 +44,7 @@ def everything(values: Array, seed: int = 0, budget: int = 120) -> SpectralDensi
 
 
 def moments_of_the_start(A: Tensor, start: Tensor, steps: int) -> list[Array]:
-    """The moments x' A^k x of normalised start vectors by plain multiplication, k up to 2 steps + 1."""
+    """The moments x' A^k x of normalized start vectors by plain multiplication, k up to 2 steps + 1."""
     x = start / torch.linalg.vector_norm(start, dim=1, keepdim=True)
     found, image = [], x
     for _ in range(2 * steps + 2):

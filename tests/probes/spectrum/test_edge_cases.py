@@ -87,8 +87,8 @@ def test_at_its_threshold_sam_jumps_to_the_mirror_image(length: float) -> None:
     assert x - LR * curvature * (x + RHO) == pytest.approx(-x, rel=1e-9)
 
 
-def test_at_its_threshold_a_normalised_step_jumps_to_the_mirror_image() -> None:
-    curvature, threshold = 3.0, stability.normalised(LR).value
+def test_at_its_threshold_a_normalized_step_jumps_to_the_mirror_image() -> None:
+    curvature, threshold = 3.0, stability.normalized(LR).value
     x = 1 / threshold  # S / |g|_* = c / (c x) is at the threshold
     assert x - LR * np.sign(curvature * x) == pytest.approx(-x)
 

@@ -35,8 +35,8 @@ def test_the_two_batch_noise_model_is_seen_through() -> None:
     found = direction_memory(two_batches(math.acos(TRUE)))
     assert found.ceiling.value == pytest.approx(CEILING, abs=0.005)
     assert found.raw[0].value == pytest.approx(TRUE * CEILING, abs=0.005)
-    assert found.normalised[0].value == pytest.approx(TRUE, abs=0.015)
-    assert found.normalised[1].value == pytest.approx(2 * TRUE**2 - 1, abs=0.025)
+    assert found.normalized[0].value == pytest.approx(TRUE, abs=0.015)
+    assert found.normalized[1].value == pytest.approx(2 * TRUE**2 - 1, abs=0.025)
     assert found.angular_velocity.value == pytest.approx(math.acos(TRUE), abs=0.03)
     assert found.angular_velocity.low < found.angular_velocity.value < found.angular_velocity.high
     assert (found.half_life, found.null_sd) == (2.0, 1 / math.sqrt(800))
@@ -47,7 +47,7 @@ def test_the_intervals_cover_the_true_cosine_and_the_true_difference() -> None:
     for seed in range(30):
         slow = two_batches(math.acos(TRUE), steps=80, size=60, seed=2 * seed)
         fast = two_batches(1.0, steps=80, size=60, seed=2 * seed + 1)
-        found = direction_memory(slow, draws=400, seed=seed).normalised[0]
+        found = direction_memory(slow, draws=400, seed=seed).normalized[0]
         inside += found.low <= TRUE <= found.high
         difference = memory_difference(slow, fast, draws=400, seed=seed)[0]
         apart += difference.low <= TRUE - math.cos(1.0) <= difference.high
@@ -88,9 +88,9 @@ def test_at_the_edge_the_shear_turns_against_the_gradient(weight: float) -> None
     start, slope = torch.tensor([a / 4, 0.0]).double(), torch.tensor([0.0, b]).double()
     v, g = of_descent(curvature, start, 2 / 4, 30, (1, 2), slope)
     shears, gradients = direction_memory(v), direction_memory(g)
-    assert shears.normalised[0].value == pytest.approx(2 * weight - 1, abs=1e-6)
-    assert gradients.normalised[0].value == pytest.approx(1 - 2 * weight, abs=1e-6)
-    assert shears.normalised[1].value == pytest.approx(1, abs=1e-9)
+    assert shears.normalized[0].value == pytest.approx(2 * weight - 1, abs=1e-6)
+    assert gradients.normalized[0].value == pytest.approx(1 - 2 * weight, abs=1e-6)
+    assert shears.normalized[1].value == pytest.approx(1, abs=1e-9)
     assert shears.ceiling.value == pytest.approx(1, abs=1e-9)
     assert memory_difference(v, g)[0].value == pytest.approx(4 * weight - 2, abs=1e-6)
 
@@ -99,7 +99,7 @@ def test_stable_descent_turns_the_shear_faster_than_the_gradient() -> None:
     curvature = torch.logspace(-3, 0, 200, dtype=torch.float64)
     v, g = of_descent(curvature, gaussian(200), 1.0, 150, (20, 50))
     shears, gradients = direction_memory(v), direction_memory(g)
-    for ours, theirs in zip(shears.normalised, gradients.normalised, strict=True):
+    for ours, theirs in zip(shears.normalized, gradients.normalized, strict=True):
         assert ours.value < theirs.value - 0.1
     assert all(difference.high < 0 for difference in memory_difference(v, g, block=5))
     assert np.all((v.values < g.values)[1:][np.isfinite(g.values[1:])])
@@ -108,8 +108,8 @@ def test_stable_descent_turns_the_shear_faster_than_the_gradient() -> None:
 def test_the_default_block_is_longer_than_the_lag() -> None:
     cosines = two_batches(0.1, steps=60, size=20)
     lagged = LaggedCosines((10,), cosines.values[:2], 20)
-    assert not direction_memory(lagged).normalised[0].converged  # six blocks of eleven
-    assert direction_memory(lagged, block=6).normalised[0].converged
+    assert not direction_memory(lagged).normalized[0].converged  # six blocks of eleven
+    assert direction_memory(lagged, block=6).normalized[0].converged
 
 
 def windows(turn: float, *, count: int, seed: int, size: int = 200) -> LaggedCosines:
@@ -129,9 +129,9 @@ def windows(turn: float, *, count: int, seed: int, size: int = 200) -> LaggedCos
 def test_windows_share_no_vector_so_that_their_blocks_need_not_be_longer_than_the_lag() -> None:
     cosines = windows(0.02, count=20, seed=0)
     joined = replace(cosines, shared=True)
-    assert direction_memory(cosines).normalised[1].converged
-    assert direction_memory(joined).normalised[1] == direction_memory(cosines, block=6).normalised[1]
-    assert not direction_memory(joined).normalised[1].converged  # four blocks of six
+    assert direction_memory(cosines).normalized[1].converged
+    assert direction_memory(joined).normalized[1] == direction_memory(cosines, block=6).normalized[1]
+    assert not direction_memory(joined).normalized[1].converged  # four blocks of six
     assert memory_difference(cosines, cosines)[1].converged
     assert not memory_difference(cosines, joined)[1].converged
 
@@ -141,7 +141,7 @@ def test_the_intervals_over_windows_cover_the_true_cosine_and_the_true_differenc
     turn, inside, apart = math.acos(TRUE), 0, 0
     for seed in range(60):
         slow, fast = windows(turn, count=count, seed=2 * seed), windows(1.0, count=count, seed=2 * seed + 1)
-        found = direction_memory(slow, draws=400, seed=seed).normalised[0]
+        found = direction_memory(slow, draws=400, seed=seed).normalized[0]
         inside += found.low <= TRUE <= found.high
         difference = memory_difference(slow, fast, draws=400, seed=seed)[1]
         apart += difference.low <= math.cos(5 * turn) - math.cos(5.0) <= difference.high
@@ -153,17 +153,17 @@ def test_windows_that_were_cut_short_and_ceilings_that_are_missing_are_gaps() ->
     values = np.array([[0.5, math.nan, 0.5], [0.4, 0.3, math.nan], [math.nan, 0.3, math.nan]])
     found = direction_memory(LaggedCosines((1, 5), values, 9, shared=False))
     assert found.raw[0].value == pytest.approx(0.35)
-    assert found.normalised[0].value == pytest.approx(0.4 / 0.5)  # of the one window that has both
-    assert math.isnan(found.normalised[1].value)
+    assert found.normalized[0].value == pytest.approx(0.4 / 0.5)  # of the one window that has both
+    assert math.isnan(found.normalized[1].value)
     without = LaggedCosines((1,), np.array([[math.nan] * 2, [0.4, 0.3]]), 9, shared=False)
-    assert math.isnan(direction_memory(without).normalised[0].value)
+    assert math.isnan(direction_memory(without).normalized[0].value)
 
 
 def test_the_ceiling_of_a_lag_is_that_of_its_own_windows() -> None:
     ceilings = np.array([0.2, 0.2, 0.8, 0.8])  # the late windows have more signal, and were cut short
     lagged = np.array([0.1, 0.1, math.nan, math.nan])
     cosines = LaggedCosines((5,), np.stack([ceilings, lagged]), 9, shared=False)
-    assert direction_memory(cosines).normalised[0].value == pytest.approx(0.5)
+    assert direction_memory(cosines).normalized[0].value == pytest.approx(0.5)
     whole = replace(cosines, values=np.stack([ceilings, ceilings]))
     assert memory_difference(whole, cosines)[0].value == pytest.approx(1 - 0.5)
 
@@ -189,7 +189,7 @@ def test_zero_vectors_and_noise_without_a_ceiling_are_gaps() -> None:
     against = lagged_cosines(first, [-x for x in first], (2,))
     opposed = direction_memory(against, block=1)
     assert opposed.ceiling.value == pytest.approx(-1)
-    assert math.isnan(opposed.normalised[0].value)
+    assert math.isnan(opposed.normalized[0].value)
     assert math.isnan(opposed.half_life)
     assert math.isnan(opposed.angular_velocity.value)
 

@@ -34,7 +34,7 @@ def test_the_identity_has_the_largest_entropy_and_no_defect(r: int) -> None:
     spectrum = singular_spectrum(3.0 * torch.eye(r))
     for kind in ("energy", "nuclear"):
         assert spectrum.entropy(kind) == pytest.approx(1.0, abs=1e-14)
-        assert spectrum.entropy(kind, normalised=False) == pytest.approx(math.log(r), abs=1e-13)
+        assert spectrum.entropy(kind, normalized=False) == pytest.approx(math.log(r), abs=1e-13)
     assert spectrum.stable_rank == pytest.approx(r)
     assert spectrum.effective_rank == pytest.approx(r)
     assert spectrum.condition == 1.0
@@ -44,8 +44,8 @@ def test_the_identity_has_the_largest_entropy_and_no_defect(r: int) -> None:
 
 def test_rank_one_has_no_entropy_and_no_condition() -> None:
     spectrum = singular_spectrum(torch.outer(gaussian(20), gaussian(30, seed=1)))
-    assert spectrum.entropy("energy", normalised=False) < 1e-12  # 19 shares of at most 1e-16
-    assert spectrum.entropy("nuclear", normalised=False) < 1e-5  # 19 shares of 1e-8 times ln 1e8
+    assert spectrum.entropy("energy", normalized=False) < 1e-12  # 19 shares of at most 1e-16
+    assert spectrum.entropy("nuclear", normalized=False) < 1e-5  # 19 shares of 1e-8 times ln 1e8
     assert spectrum.stable_rank == pytest.approx(1.0)
     assert spectrum.effective_rank == pytest.approx(1.0, abs=1e-5)
     assert spectrum.condition == math.inf
@@ -57,8 +57,8 @@ def test_two_and_one_have_the_entropies_of_the_closed_form() -> None:
     assert spectrum.values.tolist() == [2.0, 1.0]
     nuclear = math.log(3) - 2 / 3 * math.log(2)
     energy = math.log(5) - 4 / 5 * math.log(4)
-    assert spectrum.entropy("nuclear", normalised=False) == pytest.approx(nuclear, abs=1e-14)
-    assert spectrum.entropy("energy", normalised=False) == pytest.approx(energy, abs=1e-14)
+    assert spectrum.entropy("nuclear", normalized=False) == pytest.approx(nuclear, abs=1e-14)
+    assert spectrum.entropy("energy", normalized=False) == pytest.approx(energy, abs=1e-14)
     assert spectrum.entropy("energy") == pytest.approx(energy / math.log(2), abs=1e-14)
     assert spectrum.effective_rank == pytest.approx(math.exp(nuclear))
     assert (spectrum.stable_rank, spectrum.condition) == (1.25, 2.0)
@@ -96,7 +96,7 @@ def test_no_value_is_further_from_an_svd_than_its_stated_error(decay: str, seed:
 def test_entropies_are_those_of_scipy() -> None:
     spectrum = singular_spectrum(gaussian(9, 14))
     for kind, weights in (("nuclear", spectrum.values), ("energy", spectrum.values**2)):
-        assert spectrum.entropy(kind, normalised=False) == pytest.approx(scipy.stats.entropy(weights), abs=1e-13)
+        assert spectrum.entropy(kind, normalized=False) == pytest.approx(scipy.stats.entropy(weights), abs=1e-13)
 
 
 @pytest.mark.parametrize("scale", [1e-30, 0.37, 1e25])
@@ -145,7 +145,7 @@ def test_the_defect_is_the_one_of_the_matrix_definition() -> None:
 @pytest.mark.parametrize("shape", [(128, 128), (64, 256), (512, 128)])
 def test_white_noise_has_the_entropy_of_page(shape: tuple[int, int]) -> None:
     draws = [singular_spectrum(gaussian(*shape, seed=seed)) for seed in range(6)]
-    mean = float(np.mean([draw.entropy(normalised=False) for draw in draws]))
+    mean = float(np.mean([draw.entropy(normalized=False) for draw in draws]))
     assert mean == pytest.approx(white_noise_entropy(shape), abs=0.008)  # spread of one draw: 0.006 at 128 x 128
     m, n = min(shape), max(shape)
     assert mean == pytest.approx(math.log(m) - m / (2 * n), abs=0.012)
@@ -153,28 +153,28 @@ def test_white_noise_has_the_entropy_of_page(shape: tuple[int, int]) -> None:
 
 
 def test_the_entropy_of_gaussian_128_is_the_tabulated_one() -> None:
-    mean = np.mean([singular_spectrum(gaussian(128, 128, seed=s)).entropy(normalised=False) for s in range(10)])
+    mean = np.mean([singular_spectrum(gaussian(128, 128, seed=s)).entropy(normalized=False) for s in range(10)])
     assert mean == pytest.approx(4.350, abs=0.006)  # three standard errors of the mean of ten
 
 
 def test_the_real_correction_to_page_shows_in_small_matrices() -> None:
-    draws = [singular_spectrum(gaussian(32, 32, seed=seed)).entropy(normalised=False) for seed in range(60)]
+    draws = [singular_spectrum(gaussian(32, 32, seed=seed)).entropy(normalized=False) for seed in range(60)]
     assert np.mean(draws) == pytest.approx(white_noise_entropy((32, 32)), abs=0.008)  # sd 0.020, se 0.0026
     assert math.log(32) - 0.5 - np.mean(draws) > 0.008
 
 
 @pytest.mark.parametrize("shape", [(1, 7), (7, 1)])
-def test_a_vector_has_a_gap_for_its_normalised_entropy(shape: tuple[int, int]) -> None:
+def test_a_vector_has_a_gap_for_its_normalized_entropy(shape: tuple[int, int]) -> None:
     spectrum = singular_spectrum(gaussian(*shape))
     assert math.isnan(spectrum.entropy())
     assert math.isnan(spectrum.entropy("nuclear"))
-    assert spectrum.entropy("nuclear", normalised=False) == 0.0
+    assert spectrum.entropy("nuclear", normalized=False) == 0.0
     assert spectrum.stable_rank == 1.0
 
 
 def test_a_zero_matrix_has_gaps_and_a_norm_of_zero() -> None:
     spectrum = singular_spectrum(torch.zeros(3, 5))
-    gaps = (spectrum.entropy(), spectrum.entropy("nuclear", normalised=False), spectrum.stable_rank)
+    gaps = (spectrum.entropy(), spectrum.entropy("nuclear", normalized=False), spectrum.stable_rank)
     gaps += (spectrum.effective_rank, spectrum.condition, spectrum.orthogonality_defect, spectrum.excess_order)
     assert all(math.isnan(gap) for gap in gaps)
     assert spectrum.norm == 0.0

@@ -34,7 +34,7 @@ def drawn(values, scale="log"):
         (0.3, 90.0, ["1", "10", "100"]),
     ],
 )
-def test_a_logarithmic_axis_has_several_numbers_and_unlabelled_ticks_between(low, high, shown):
+def test_a_logarithmic_axis_has_several_numbers_and_unlabeled_ticks_between(low, high, shown):
     ax = drawn(np.geomspace(low, high, 8))
     assert numbers(ax) == shown
     inside = [tick for tick in ax.yaxis.get_minorticklocs() if low <= tick <= high]

@@ -10,7 +10,7 @@ import pytest
 from lossscope.reports import overview
 from lossscope.reports.content import Axis, Cloud, Curve, Curves, Points, Threshold
 from lossscope.reports.render.drawing import draw_curve, draw_figure, draw_points, draw_threshold, figure_svg
-from lossscope.reports.render.style import PALETTE, hue_colour
+from lossscope.reports.render.style import PALETTE, hue_color
 
 CURVE = Curve("arm", 0, (1.0, 2.0, 3.0), (1.0, None, 3.0), (0.5, None, 2.0), (1.5, None, 4.0), (0.1, None, 0.2), 3)
 FIGURE = Curves("key", "Title", "Caption", Axis("step"), Axis("trace", "nats"), (CURVE,))
@@ -109,4 +109,4 @@ def test_equal_data_gives_equal_drawings(demo_runs):
 
 
 def test_the_palette_begins_again_after_its_end():
-    assert hue_colour(len(PALETTE)) == PALETTE[0]
+    assert hue_color(len(PALETTE)) == PALETTE[0]
