@@ -13,7 +13,7 @@ from lossscope.cli.probe import probe
 from lossscope.cli.report import report_app
 from lossscope.cli.runs import runs
 from lossscope.cli.train import train
-from lossscope.landscape.errors import LandscapeError
+from lossscope.errors import LossscopeError
 
 __all__ = ["app", "main"]
 
@@ -37,7 +37,7 @@ def main() -> None:
     """Run the command in `sys.argv`; a known error is one line on stderr and exit code 1."""
     try:
         app()
-    except LandscapeError as error:
+    except LossscopeError as error:
         message = " ".join(str(error).split())
         sys.stderr.write(f"error: {message}\n")
         sys.exit(1)

@@ -1,9 +1,11 @@
 """The errors a user can mend: one line with the value, the bound and what to do next."""
 
+from lossscope.errors import LossscopeError
+
 __all__ = ["ConfigError", "LandscapeError", "RunError", "SchemaError", "TrainingError"]
 
 
-class LandscapeError(Exception):
+class LandscapeError(LossscopeError):
     """A known error. The command line prints it as one line and exits 1."""
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from lossscope.errors import LossscopeError
+
 __all__ = ["ProbeError"]
 
 
-class ProbeError(ValueError):
+class ProbeError(LossscopeError, ValueError):
     """A measurement that cannot be made: the message names the value, the bound and what to do."""
