@@ -208,9 +208,8 @@ def print_tracks(runs: Sequence[tuple[str, Sequence[Track], float]]) -> list[Ver
                 aim = f"tracking, {name}: at least 6x fewer products than pyhessian"
                 measured = f"{ratio:.1f}x, its worst error {100 * max(one.errors):.2g} %"
                 verdicts.append(Verdict(aim, measured, ratio >= 6))
-    head = "run | library | error % | products an evaluation | most | seconds | gradients an evaluation | "
-        "products over ours"
-    head += " | time / ours"
+    head = "run | library | error % | products an evaluation | most | seconds | gradients an evaluation"
+    head += " | products over ours | time / ours"
     print_table(
         "λ_max along a run, every fifth step. Error in % of λ_max: median over the evaluations (worst)", head, rows
     )

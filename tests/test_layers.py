@@ -1,8 +1,11 @@
-"""The arrows of the house: who may import whom, read from the source."""
+"""The arrows of the code: which folder and which room may import which, read from the source."""
 
 from __future__ import annotations
 
 import ast
+import sys
+from functools import cache
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -15,41 +18,116 @@ MAY_IMPORT = {
     "reports": {"landscape"},
     "cli": {"optimizer", "probes", "landscape", "reports"},
 }
+# Inside a folder: what each room, or file beside the rooms, may import. Everything may import `errors`.
+ROOMS: dict[str, dict[str, set[str]]] = {
+    "optimizer": {
+        "update": set(),
+        "ascent": {"update"},
+        "records": {"ascent", "update"},
+        "hyperparameters": {"ascent", "update"},
+        "base": {"hyperparameters", "records", "ascent", "update"},
+        "ars2_neo": {"base", "hyperparameters", "records", "ascent", "update"},
+        "rule_optimizer": {"base", "hyperparameters", "records", "ascent", "update"},
+        "rho_schedule": {"base"},
+        "registry": {"ars2_neo", "rule_optimizer", "rho_schedule", "base", "hyperparameters", "ascent", "update"},
+        "reference": set(),
+    },
+    "probes": {
+        "objective": set(),
+        "statistics": set(),
+        "operators": {"objective"},
+        "spectrum": {"operators", "statistics"},
+        "sharpness": {"spectrum", "operators", "objective", "statistics"},
+        "dynamics": {"statistics"},
+        "steps": {"dynamics", "statistics"},
+        "selfcheck": {"sharpness", "spectrum", "operators", "objective", "steps", "dynamics", "statistics"},
+    },
+    "landscape": {
+        "storage": set(),
+        "run": {"storage"},
+        "analysis": {"run", "storage"},
+        "curvature": {"storage"},
+        "recording": {"curvature", "storage"},
+        "training": {"recording", "curvature", "storage", "run"},
+        "reprobe": {"training", "recording", "curvature", "storage", "run"},
+    },
+    "reports": {
+        "content": set(),
+        "shared": {"content"},
+        "render": {"shared", "content"},
+        "sharpness": {"shared", "content"},
+        "entropy": {"shared", "content"},
+        "flatness": {"shared", "content"},
+        "dynamics": {"shared", "content"},
+        "overview": {"shared", "content"},
+        "listings": {"shared", "content"},
+    },
+}
 LIBRARIES = {
     "optimizer": {"torch"},
-    "probes": {"torch", "numpy", "scipy", "pyhessian", "lazy_loader"},
+    "probes": {"torch", "numpy", "scipy", "lazy_loader"},
 }
-# What a laptop with a log alone needs: these modules and all they import, and none of it may load torch.
+# Rooms and files that a laptop with a log alone needs: none of them, nor what they import, may load torch.
 TORCH_FREE = (
-    "__init__",
-    "training.config",
-    "analysis.density",
-    "dynamics",
-    "curvature.catalogue",
-    "analysis.milestone",
-    "recording.overhead",
-    "reprobe.result",
-    "run",
-    "analysis.series",
-    "storage.run_store",
+    "landscape/__init__.py",
+    "landscape/analysis",
+    "landscape/curvature/catalogue.py",
+    "landscape/recording/overhead.py",
+    "landscape/reprobe/result.py",
+    "landscape/run.py",
+    "landscape/storage",
+    "landscape/training/config.py",
+    "probes/dynamics",
+    "probes/statistics",
 )
 
 
+@cache
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
 def imports(path: Path, *, top_level_only: bool = False) -> set[str]:
-    tree = ast.parse(path.read_text())
-    nodes = tree.body if top_level_only else list(ast.walk(tree))
+    """Return the modules that a file imports by name, those imported inside functions included."""
+    nodes = tree(path).body if top_level_only else list(ast.walk(tree(path)))
     found = set()
     for node in nodes:
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
-            found.add(node.module or "")
+            module = node.module or ""
+            found |= {f"{module}.{a.name}" if source(f"{module}.{a.name}") else module for a in node.names}
     return found
 
 
-def sources(folder: str) -> list[Path]:
-    return sorted((ROOT / folder).rglob("*.py"))
+def source(name: str, root: Path = ROOT) -> Path | None:
+    """Return the file of a module of ours; None where there is none."""
+    parts = name.split(".")
+    if parts[0] != "lossscope" or len(parts) < 2:
+        return None
+    base = root.joinpath(*parts[1:])
+    return next((path for path in (base.with_suffix(".py"), base / "__init__.py") if path.is_file()), None)
+
+
+def sources(place: str, root: Path = ROOT) -> list[Path]:
+    path = root / place
+    return [path] if path.suffix else sorted(path.rglob("*.py"))
+
+
+def wrong_arrows(folder: str, root: Path = ROOT) -> list[str]:
+    """Return each import between two rooms of a folder that the table does not allow."""
+    rooms, found = ROOMS[folder], []
+    for path in sources(folder, root):
+        here = path.relative_to(root / folder).parts[0].removesuffix(".py")
+        for name in imports(path):
+            parts = name.split(".")
+            if parts[:2] != ["lossscope", folder] or len(parts) < 3 or here == "__init__":
+                continue
+            assert here in rooms or here == "errors", f"{path}: room {here!r} has no row in ROOMS"
+            if parts[2] not in {here, "errors", *rooms.get(here, set())}:
+                found.append(f"{path.relative_to(root)} imports {name}")
+    return found
 
 
 @pytest.mark.parametrize("folder", MAY_IMPORT)
@@ -59,7 +137,42 @@ def test_a_folder_imports_only_what_lies_below_it(folder: str) -> None:
         for name in imports(path):
             if name.startswith("lossscope."):
                 other = name.split(".")[1]
-                assert other == folder or other in MAY_IMPORT[folder], f"{path} imports {name}"
+                assert other in {folder, "errors", *MAY_IMPORT[folder]}, f"{path} imports {name}"
+
+
+@pytest.mark.parametrize("folder", ROOMS)
+def test_arrows_between_rooms_point_one_way(folder: str) -> None:
+    assert not wrong_arrows(folder)
+
+
+@pytest.mark.parametrize("folder", ROOMS)
+def test_the_table_of_rooms_has_every_room_and_no_circle(folder: str) -> None:
+    present = {path.relative_to(ROOT / folder).parts[0].removesuffix(".py") for path in sources(folder)}
+    assert set(ROOMS[folder]) == present - {"__init__", "errors"}
+    list(TopologicalSorter(ROOMS[folder]).static_order())
+
+
+def test_a_planted_wrong_arrow_is_found(tmp_path: Path) -> None:
+    for name, line in {
+        "probes/objective/planted.py": "from lossscope.probes.operators.base import SymmetricOperator\n",
+        "reports/entropy/planted.py": "def late():\n    from lossscope.reports.flatness.report import flatness\n",
+        "landscape/storage/planted.py": "from lossscope.landscape.run import Run\n",
+    }.items():
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_text(line)
+    assert len([*wrong_arrows("probes", tmp_path), *wrong_arrows("reports", tmp_path)]) == 2
+    assert wrong_arrows("landscape", tmp_path) == ["landscape/storage/planted.py imports lossscope.landscape.run"]
+
+
+def test_no_module_imports_itself_in_a_circle() -> None:
+    modules = {path: imports(path) for folder in MAY_IMPORT for path in sources(folder)}
+    graph = {path: {at for name in names if (at := source(name)) and at != path} for path, names in modules.items()}
+    packages = {path for path in graph if path.name == "__init__.py"}
+    graph = {path: below - packages for path, below in graph.items() if path not in packages}
+    try:
+        list(TopologicalSorter(graph).static_order())
+    except CycleError as error:
+        pytest.fail(" -> ".join(str(path.relative_to(ROOT)) for path in error.args[1]))
 
 
 @pytest.mark.parametrize("folder", MAY_IMPORT)
@@ -70,47 +183,47 @@ def test_nothing_is_imported_by_its_bare_folder_name(folder: str) -> None:
 
 @pytest.mark.parametrize("folder", LIBRARIES)
 def test_the_leaves_depend_on_few_libraries(folder: str) -> None:
-    import sys
-
     for path in sources(folder):
         tops = {name.split(".")[0] for name in imports(path)} - set(sys.stdlib_module_names) - {"lossscope"}
         assert tops <= LIBRARIES[folder], f"{path} imports {tops - LIBRARIES[folder]}"
 
 
-def torch_free() -> set[str]:
-    reached: set[str] = set()
-    waiting = [f"lossscope.landscape.{stem}" for stem in TORCH_FREE]
+def torch_free() -> set[Path]:
+    """Return the torch-free files and all that they import at the top; fail where one of them imports torch."""
+    waiting = [path for place in TORCH_FREE for path in sources(place)]
+    assert waiting
+    reached: set[Path] = set()
     while waiting:
-        name = waiting.pop()
-        reached.add(name)
-        path = (ROOT / Path(*name.split(".")[1:])).with_suffix(".py")
-        for other in imports(path, top_level_only=True):
-            assert other.split(".")[0] != "torch", f"{path} imports torch"
-            if other.startswith("lossscope."):
-                assert other.split(".")[1] in ("landscape", "probes"), f"{path} imports {other}"
-                waiting += [other] if other not in reached else []
+        path = waiting.pop()
+        reached.add(path)
+        for name in imports(path, top_level_only=True):
+            assert name.split(".")[0] != "torch", f"{path} imports torch"
+            below = source(name)
+            waiting += [below] if below is not None and below not in reached else []
     return reached
 
 
-def test_reading_a_run_imports_no_torch() -> None:
-    assert "lossscope.landscape.storage.schema" in torch_free()
-
-
-def test_no_module_of_the_probes_has_the_name_of_what_it_gives() -> None:
-    # Names are loaded when first asked for: a module of the same name, once imported, would stand in its place.
-    import lossscope.probes
-
-    assert not {path.stem for path in (ROOT / "probes").iterdir()} & set(lossscope.probes.__all__)
+def test_the_rooms_that_read_logs_import_no_torch() -> None:
+    assert ROOT / "landscape" / "storage" / "schema.py" in torch_free()
 
 
 def test_reports_read_runs_through_the_torch_free_part() -> None:
-    free = torch_free() | {"lossscope.landscape"}
+    free = torch_free()
     for path in sources("reports"):
         for name in imports(path):
             if name.startswith("lossscope.landscape"):
-                assert name in free, f"{path} imports {name}"
+                assert source(name) in free, f"{path} imports {name}"
 
 
 def test_no_file_is_called_utils_or_the_like() -> None:
     forbidden = {"utils", "util", "helpers", "common", "misc"}
     assert not [path for folder in MAY_IMPORT for path in sources(folder) if path.stem in forbidden]
+
+
+def test_every_folder_of_modules_is_a_package_that_is_installed() -> None:
+    import tomllib
+
+    listed = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
+    folders = {path.parent.relative_to(ROOT) for folder in MAY_IMPORT for path in sources(folder)}
+    assert all((ROOT / folder / "__init__.py").is_file() for folder in folders)
+    assert {f"lossscope.{'.'.join(folder.parts)}" for folder in folders} <= listed

@@ -1,1 +1,8 @@
-"""Numbers out of recorded runs (torch-free)."""
+"""Numbers out of recorded runs (torch-free).
+
+Public names are listed in `__init__.pyi` and loaded on first use, so that a report loads no more than it needs.
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

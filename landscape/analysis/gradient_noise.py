@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from lossscope.landscape.run import Run
 
-__all__ = ["NoiseRecord", "SpectralOrder", "mean_order", "noise_of", "order_of"]
+__all__ = ["NoiseRecord", "NoiseScale", "SpectralOrder", "mean_order", "noise_of", "order_of"]
 
 _MATRIX: Final = ["tensor", "slice"]
 _ORDERS: Final = {"batch_gradient": "batch", "pair_gradient": "pair", "gradient": "own"}

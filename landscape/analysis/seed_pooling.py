@@ -15,7 +15,7 @@ from lossscope.probes.statistics.estimate import Estimate, exact_estimate
 if TYPE_CHECKING:
     from lossscope.landscape.run import Run
 
-__all__ = ["GAP", "Pooled", "pooled", "seed_of"]
+__all__ = ["GAP", "Estimate", "Pooled", "pooled", "seed_of"]
 
 GAP: Final = exact_estimate(math.nan)  # of a seed that has no such number
 

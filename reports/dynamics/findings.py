@@ -13,7 +13,7 @@ from lossscope.reports.shared.quantities import number
 from lossscope.reports.shared.step_quality import step_evaluations
 
 if TYPE_CHECKING:
-    from lossscope.landscape.dynamics import ArmMemory, Estimate, LayerRecord, Pooled, TriggerRecord
+    from lossscope.landscape.analysis import ArmMemory, Estimate, LayerRecord, Pooled, TriggerRecord
     from lossscope.landscape.run import Run
 
 __all__ = ["layers_stayed", "model_predicted", "shear_keeps_longer", "trigger_beats_noise"]
@@ -135,7 +135,7 @@ def _signs_in_words(signs: dict[int, int]) -> str:
 
 def _against_noise(records: Sequence[tuple[Run, TriggerRecord]]) -> tuple[int, str]:
     """An arm's share below the threshold against the half of noise: its sign beyond the interval, and in words."""
-    from lossscope.landscape.dynamics import pooled, seed_of
+    from lossscope.landscape.analysis import pooled, seed_of
 
     found = pooled((seed_of(run), _enough(record)) for run, record in records)
     steps = sum(record.audit.share.samples for _, record in records if record.audit is not None)
@@ -149,14 +149,14 @@ def _against_noise(records: Sequence[tuple[Run, TriggerRecord]]) -> tuple[int, s
 
 def _enough(record: TriggerRecord) -> Estimate:
     """The share of a run; a gap where no share could tell it from noise."""
-    from lossscope.landscape.dynamics import GAP
+    from lossscope.landscape.analysis import GAP
 
     return record.audit.share if record.audit is not None and record.audit.share.samples >= _FEWEST else GAP
 
 
 def _timer_in_words(arm: str, records: Sequence[tuple[Run, TriggerRecord]]) -> list[str]:
     """What an arm's random timer did, beside its own chance; nothing where it has none."""
-    from lossscope.landscape.dynamics import GAP, pooled, seed_of
+    from lossscope.landscape.analysis import GAP, pooled, seed_of
 
     audits = [one.audit for _, one in records if one.audit is not None]
     found = pooled((seed_of(run), one.audit.chance if one.audit else GAP) for run, one in records)

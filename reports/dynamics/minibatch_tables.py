@@ -13,7 +13,7 @@ from lossscope.reports.shared.number_format import quantity_text
 from lossscope.reports.shared.quantities import estimated, number, pooled_quantity, run_quantity
 
 if TYPE_CHECKING:
-    from lossscope.landscape.dynamics import ArmMemory, DirectionOfArm, NoiseRecord, NoiseScale, Pooled
+    from lossscope.landscape.analysis import ArmMemory, DirectionOfArm, NoiseRecord, NoiseScale, Pooled
     from lossscope.landscape.run import Run
 
 __all__ = ["Memories", "memories_of", "memory_figure", "memory_tables", "missing_noise", "noise_records", "noise_table"]
@@ -50,7 +50,7 @@ def memories_of(runs: Sequence[Run]) -> Memories:
     """The memory of each arm: computed once, as its intervals take some time."""
     if not any(len(run.pairs) for run in runs):
         return dict.fromkeys(by_arm(runs))
-    from lossscope.landscape.dynamics import memory_of_arm
+    from lossscope.landscape.analysis import memory_of_arm
 
     return {arm: memory_of_arm(members) for arm, members in by_arm(runs).items()}
 
@@ -174,7 +174,7 @@ def noise_records(runs: Sequence[Run]) -> list[tuple[Run, NoiseRecord]]:
     """The noise scales of the runs that were sampled with minibatches."""
     if not any(len(run.pairs) for run in runs):
         return []
-    from lossscope.landscape.dynamics import noise_of
+    from lossscope.landscape.analysis import noise_of
 
     return [(run, record) for run in runs if (record := noise_of(run)) is not None]
 

@@ -14,7 +14,7 @@ from lossscope.reports.shared.step_quality import step_evaluations
 if TYPE_CHECKING:
     import pandas as pd
 
-    from lossscope.landscape.dynamics import LayerRecord
+    from lossscope.landscape.analysis import LayerRecord
     from lossscope.landscape.run import Run
 
 __all__ = ["alignment_table", "injection_table", "layer_records", "layer_table", "step_quality_table"]
@@ -162,7 +162,7 @@ def layer_records(runs: Sequence[Run]) -> list[tuple[Run, LayerRecord]]:
     sampled = [run for run in runs if run.tensors["remainder"].notna().any()]
     if not sampled:
         return []
-    from lossscope.landscape.dynamics import layers_of
+    from lossscope.landscape.analysis import layers_of
 
     return [(run, record) for run in sampled if (record := layers_of(run)) is not None]
 

@@ -12,7 +12,7 @@ from lossscope.reports.content import Cell, Column, Missing, Table
 from lossscope.reports.shared.quantities import number, run_quantity
 
 if TYPE_CHECKING:
-    from lossscope.landscape.dynamics import TriggerRecord
+    from lossscope.landscape.analysis import TriggerRecord
     from lossscope.landscape.run import Run
 
 __all__ = ["Triggers", "missing_triggers", "trigger_tables", "triggers_of"]
@@ -66,7 +66,7 @@ def triggers_of(runs: Sequence[Run]) -> Triggers:
     """The triggers of the runs that have one, by arm."""
     if not any(run.manifest.get("trigger") for run in runs):
         return {}
-    from lossscope.landscape.dynamics import trigger_of
+    from lossscope.landscape.analysis import trigger_of
 
     found = {
         arm: [(run, record) for run in members if (record := trigger_of(run)) is not None]

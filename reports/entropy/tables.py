@@ -15,7 +15,7 @@ from lossscope.reports.shared.quantities import last_spectra, median_and_range, 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from lossscope.landscape.dynamics import SpectralOrder
+    from lossscope.landscape.analysis import SpectralOrder
     from lossscope.landscape.run import Run
 
 
@@ -55,7 +55,7 @@ def order_table(runs: Sequence[Run]) -> tuple[Table, ...]:
 
 def _of_arm(arm: str, runs: Sequence[Run]) -> Iterable[tuple[Cell, ...]]:
     """The mean over matrices first, then each of them."""
-    from lossscope.landscape.dynamics import mean_order, order_of, seed_of
+    from lossscope.landscape.analysis import mean_order, order_of, seed_of
 
     orders = [(seed_of(run), order_of(run)) for run in runs]
     names = list(dict.fromkeys(name for _, found in orders for name in found))
@@ -75,7 +75,7 @@ def _row(arm: str, name: str, found: Sequence[tuple[object, SpectralOrder | None
 
 def _order(found: Sequence[tuple[object, SpectralOrder | None]], which: str, null: float | None) -> Quantity:
     """An order over the seeds; no end of its interval is above that of a single direction, the entropy of noise."""
-    from lossscope.landscape.dynamics import GAP, pooled
+    from lossscope.landscape.analysis import GAP, pooled
 
     quantity = pooled_quantity(pooled((seed, GAP if order is None else getattr(order, which)) for seed, order in found))
     if null is None or quantity.value is None or quantity.high is None or math.isinf(quantity.high):

@@ -16,7 +16,7 @@ from lossscope.reports.content import Quantity
 if TYPE_CHECKING:
     import pandas as pd
 
-    from lossscope.landscape.dynamics import Estimate, Pooled
+    from lossscope.landscape.analysis import Estimate, Pooled
     from lossscope.landscape.run import Run
 
 __all__ = [
@@ -151,7 +151,7 @@ def pooled_quantity(found: Pooled) -> Quantity:
 
 def run_quantity(estimate: Estimate) -> Quantity:
     """A number of one run with the ends of its interval, infinite where it rests on too few windows."""
-    from lossscope.landscape.dynamics import pooled
+    from lossscope.landscape.analysis import pooled
 
     return estimated(pooled([("run", estimate)]).estimate)
 

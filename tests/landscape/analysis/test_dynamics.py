@@ -11,8 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lossscope.landscape.analysis.minibatch_windows import lagged_cosines_of
-from lossscope.landscape.dynamics import (
+from lossscope.landscape.analysis import (
     Estimate,
     layers_of,
     mean_order,
@@ -23,6 +22,7 @@ from lossscope.landscape.dynamics import (
     pooled,
     trigger_of,
 )
+from lossscope.landscape.analysis.minibatch_windows import lagged_cosines_of
 from lossscope.landscape.run import Run
 from lossscope.landscape.storage.run_store import RunStore
 from lossscope.optimizer.ascent.trigger import TriggerState, adaptive
