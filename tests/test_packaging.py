@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+ROOT_FILES = ("__init__.py", "__init__.pyi", "errors.py", "py.typed")
 FOLDERS = ("optimizer", "probes", "landscape", "reports", "cli")
 
 
@@ -23,6 +24,10 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copytree(ROOT / folder, source / folder, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source / name)
+    root = source / "typings" / "lossscope"
+    root.mkdir(parents=True)
+    for name in ROOT_FILES:
+        shutil.copy(ROOT / "typings" / "lossscope" / name, root / name)
     (source / "utils.py").write_text("STRAY = True\n")
     out = tmp_path_factory.mktemp("wheel")
     command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", str(out), str(source)]
@@ -39,7 +44,7 @@ def test_the_wheel_contains_only_lossscope(wheel: Path) -> None:
         for path in (ROOT / folder).rglob("*.py"):
             assert f"lossscope/{path.relative_to(ROOT)}" in names
     assert "lossscope/reports/render/page.html.j2" in names
-    assert "lossscope/__init__.py" not in names  # the root stays a namespace
+    assert {f"lossscope/{name}" for name in ROOT_FILES} <= set(names)
 
 
 @pytest.mark.slow

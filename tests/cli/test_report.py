@@ -127,7 +127,7 @@ def test_a_text_report_of_dynamics_with_intervals_loads_no_torch_and_no_statisti
 def test_no_text_report_loads_torch_or_matplotlib(demo_runs):
     folder = str(demo_runs[0].path.parent)
     modules = loaded_by("\n".join(RUN.format(arguments=[command, folder]) for command in COMMANDS))
-    assert {"pandas", *(f"lossscope.reports.{command}_report" for command in COMMANDS)} <= modules
+    assert {"pandas", *(f"lossscope.reports.{command}.report" for command in COMMANDS)} <= modules
     assert not modules & {"torch", "matplotlib", "jinja2", "scipy"}
 
 

@@ -306,8 +306,8 @@ def test_steps_that_cannot_be_audited_are_a_gap_with_a_reason(
 
 
 def squares(values: Iterable[tuple[int, float, float, float]]) -> Rows:
-    for step, small, large, samples in values:
-        more = {"square": small, "pair_square": large, "samples": samples}
+    for step, small, large, batch in values:
+        more = {"square": small, "pair_square": large, "samples": batch}
         yield from samples({(step, 0): 0.5}, **more)
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from lossscope.landscape.curvature import panel as panel_module
 from lossscope.landscape.curvature.options import MeasurementTarget, SolverOptions
 from lossscope.landscape.curvature.panel import Panel
-from lossscope.landscape.recording.curvature_evaluations import panel as panel_module
 from lossscope.probes.objective.losses import CrossEntropy
 from lossscope.probes.objective.objective import Objective
 

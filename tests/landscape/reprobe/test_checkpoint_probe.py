@@ -294,7 +294,7 @@ def test_progress_goes_from_nothing_to_all(run):
 
 _KILLED = """
 import os, signal, sys
-from lossscope.landscape import probing
+from lossscope.landscape.reprobe import checkpoint_probe as probing
 from lossscope.landscape.curvature.panel import Panel
 from lossscope.landscape.curvature.options import SolverOptions
 measure, calls = Panel.measure, []

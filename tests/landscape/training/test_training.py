@@ -251,8 +251,8 @@ def test_modular_addition_is_grokked(tmp_path: Path) -> None:
 
 def test_a_killed_run_resumes_bit_for_bit(tmp_path: Path) -> None:
     settings = {"steps": 5000, "optimizer": "ars2-lazy", "preset": "full", "eval_every": 5000}
-    settings |= {"out": str(tmp_path), "evaluations": 0}
-    code = f"from lossscope.landscape import *; train(TrainConfig.of({settings!r}))"
+    started = settings | {"out": str(tmp_path), "evaluations": 0}
+    code = f"from lossscope.landscape import *; train(TrainConfig.of({started!r}))"
     run = tmp_path / "digits-mlp-ars2-lazy-s0"
     process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
     try:

@@ -19,7 +19,7 @@ def test_each_run_has_its_invariants_the_loss_they_were_taken_at_and_its_norm(de
 
 def test_the_rest_of_the_panel_is_named_as_missing(demo_runs):
     what = [missing.what for missing in flatness(demo_runs).missing]
-    assert [words.split()[0] for words in what] == ["Logit-normalized", "RuleOptimizer", "Sigma"]
+    assert [words.split()[0] for words in what] == ["Logit-normalized", "Relative", "Sigma"]
 
 
 def test_no_comparison_is_made_and_the_reason_is_given(demo_runs):
