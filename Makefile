@@ -1,19 +1,29 @@
 # Two commands do everything, set-up included: `make demo` and `make test`.
 PYTHON ?= python3
-VENV := .venv
+VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
+# A Python of your choice (`make test PYTHON=python3.12`) gets an environment of its own, here .venv-3.12.
+VENV := .venv$(if $(filter-out python3,$(PYTHON)),-$(VERSION))
 BIN := $(VENV)/bin
+BUILT := $(firstword $(shell sed -n 's/^version[_info]* = \([0-9]*\.[0-9]*\).*/\1/p' $(VENV)/pyvenv.cfg 2>/dev/null))
 
-.PHONY: demo test test-slow lint types format bench clean
+.PHONY: demo test test-slow lint types format bench wheel clean
+
+# An environment of another Python is never reused: its recipe then runs although the file is there.
+ifneq ($(BUILT),$(VERSION))
+.PHONY: $(VENV)/python
+endif
 
 $(VENV)/python:
+	@test -n "$(VERSION)" || { echo "$(PYTHON) is not a Python that runs here. Try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-	  { echo "lossscope needs Python 3.11 or newer; this is $$($(PYTHON) --version). Try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
-	@echo "== making a virtual environment in $(VENV)"
-	@$(PYTHON) -m venv $(VENV)
+	  { echo "lossscope needs Python 3.11 or newer, got $(VERSION). Try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	@test -z "$(BUILT)" || echo "== replacing $(VENV): it has Python $(BUILT), and $(PYTHON) is Python $(VERSION)"
+	@echo "== making a virtual environment with Python $(VERSION) in $(VENV)"
+	@$(PYTHON) -m venv --clear $(VENV)
 	@touch $@
 
 $(VENV)/ready: $(VENV)/python pyproject.toml constraints.txt
-	@echo "== installing lossscope and what it needs (the first time takes minutes: torch is large)"
+	@echo "== installing lossscope and its dependencies (the first time takes minutes: torch is large)"
 	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e .
 	@touch $@
 
@@ -50,5 +60,9 @@ bench: $(VENV)/ready-dev
 	@$(BIN)/python benchmarks/step.py
 	@$(BIN)/python benchmarks/grokking.py
 
+wheel: $(VENV)/ready-dev
+	@echo "== building a wheel into dist, installing it into an empty environment, recording two steps with it"
+	@.ci/wheel $(BIN)/python
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-* build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
