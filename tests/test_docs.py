@@ -1,0 +1,119 @@
+"""The documentation: pages with code run as they stand, links lead somewhere, every measure's page is in the index."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeAlias
+
+import pytest
+from typer.testing import CliRunner
+
+import lossscope
+from lossscope.cli.main import app
+from lossscope.landscape.run import Run
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PAGES = sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md"), ROOT / "benchmarks" / "RESULTS.md"])
+BLOCK = re.compile(r"^```(python|sh)\n(.*?)^```$", re.M | re.S)
+LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+
+Page: TypeAlias = Callable[[str], dict[str, object]]
+
+
+@pytest.fixture
+def page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, few_products: None) -> Page:
+    """A function that runs the Python and the commands of a page in order, in this process and an empty folder.
+
+    It returns the names that the Python of the page left. Curvature evaluations spend few products.
+    """
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    runner = CliRunner()
+
+    def run(name: str) -> dict[str, object]:
+        scope: dict[str, object] = {}
+        for language, code in BLOCK.findall((DOCS / name).read_text()):
+            if language == "python":
+                exec(compile(code, name, "exec"), scope)
+                continue
+            for line in code.splitlines():
+                program, *arguments = shlex.split(line)
+                assert program == "lossscope", line
+                result = runner.invoke(app, arguments, catch_exceptions=False)
+                assert result.exit_code == 0, f"{line}\n{result.output}"
+        return scope
+
+    return run
+
+
+def test_the_first_ten_minutes_run(page: Page) -> None:
+    scope = page("first_ten_minutes.md")
+    first, own = Run.open("runs/first"), Run.open("runs/own")
+    assert (len(first.steps), len(own.steps)) == (40, 10)
+    assert "logit_norm" in set(first.probes["measure"])
+    assert "lambda_max" in set(own.probes["measure"])
+    assert len(scope["rows"]) > 4  # type: ignore[arg-type]
+    assert Path("entropy.html").read_text().startswith("<!doctype html>")
+
+
+def test_the_page_on_recording_a_loop_runs(page: Page) -> None:
+    scope = page("howto/record_a_loop.md")
+    plain, curved, resumed = (Run.open(f"runs/{name}") for name in ("plain", "curved", "two_passes"))
+    assert (len(plain.steps), len(curved.steps), len(resumed.steps)) == (20, 120, 40)
+    assert len(plain.probes) == 0
+    assert "lambda_max" in set(curved.probes["measure"])
+    assert len(curved.pairs) == 16
+    assert len(scope["shapes"]) == 20  # type: ignore[arg-type]
+    assert len(scope["sharpness"]) == 20  # type: ignore[arg-type]
+    assert resumed.steps["passes"].eq(2).all()
+
+
+def test_the_page_on_reading_a_report_runs(page: Page) -> None:
+    scope = page("howto/read_a_report.md")
+    assert scope["outcomes"]
+    assert str(scope["text"]).startswith("Sharpness\n")
+
+
+def test_the_page_on_probing_a_recorded_run_runs(page: Page) -> None:
+    scope = page("howto/probe_a_recorded_run.md")
+    digits, mine = Run.open("runs/digits"), Run.open("runs/mine")
+    assert {"lambda_max", "trace", "logit_norm"} <= set(digits.probes["measure"])
+    assert digits.probes["step"].nunique() > 1  # --checkpoint all
+    assert "trace_share" in set(mine.probes["measure"])
+    assert [name for name, _ in _table(scope)] == ["0", "2"]
+
+
+def _table(scope: dict[str, object]) -> list[tuple[str, float]]:
+    return [(row.name, row.lambda_max.value) for row in scope["table"].rows]  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_relative_link_of_a_page_leads_somewhere(path: Path) -> None:
+    for target in LINK.findall(path.read_text()):
+        if "://" in target:
+            continue
+        file, _, anchor = target.partition("#")
+        found = (path.parent / file).resolve() if file else path
+        assert found.exists(), f"{path.name} links to {target}"
+        if anchor:
+            assert anchor in _anchors(found), f"{path.name} links to {target}"
+
+
+def _anchors(path: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", path.read_text(), re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("path", sorted((DOCS / "measures").glob("*.md")), ids=lambda path: path.stem)
+def test_the_index_links_to_the_page_of_every_measure(path: Path) -> None:
+    assert f"(measures/{path.name})" in (DOCS / "index.md").read_text()
+
+
+def test_the_index_names_all_of_the_root_package() -> None:
+    (row,) = re.findall(r"^\| `lossscope` \| (.+) \|$", (DOCS / "index.md").read_text(), re.M)
+    assert set(re.findall(r"`(\w+)`", row)) == {*lossscope.__all__, "__version__"}
