@@ -117,3 +117,20 @@ def test_the_index_links_to_the_page_of_every_measure(path: Path) -> None:
 def test_the_index_names_all_of_the_root_package() -> None:
     (row,) = re.findall(r"^\| `lossscope` \| (.+) \|$", (DOCS / "index.md").read_text(), re.M)
     assert set(re.findall(r"`(\w+)`", row)) == {*lossscope.__all__, "__version__"}
+
+
+def test_every_new_module_in_the_changelog_s_table_exists_and_no_old_one_does() -> None:
+    text = (ROOT / "CHANGELOG.md").read_text().partition("## Renamed in 0.2.0")[2]
+    rows = re.findall(r"^\| `(lossscope\.[\w.]+)` \| `(lossscope\.[\w.]+)` \|$", text, re.M)
+    assert len(rows) > 150
+    for old, new in rows:
+        assert _source(new) is not None, f"{new} is not there"
+        assert _source(old) in (None, "package"), f"{old} is still there"  # a room may have the name of an old module
+
+
+def _source(module: str) -> str | None:
+    """Return "package" or "file" for a module of the five folders, None for one that is not there; import nothing."""
+    path = ROOT.joinpath(*module.split(".")[1:])
+    if (path / "__init__.py").exists():
+        return "package"
+    return "file" if path.with_suffix(".py").exists() else None

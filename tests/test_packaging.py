@@ -1,4 +1,4 @@
-"""The distribution: the wheel holds the root package and the five folders, versions agree, and the Makefile's rules."""
+"""Packaging: contents of the wheel, versions, citation, and environments made by the Makefile."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ class Make:
         self.folder = folder
 
     def __call__(self, *arguments: str, version: str) -> tuple[str, list[str]]:
-        """What `make` printed, and the calls of the stand-ins."""
+        """Return what `make` printed, and the calls of the stand-ins."""
         log = self.folder / "log"
         log.write_text("")
         path = f"{self.folder / 'path'}{os.pathsep}{os.environ['PATH']}"
