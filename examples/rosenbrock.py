@@ -1,20 +1,20 @@
-"""Hello, Rosenbrock: four optimizers from one start, their paths in one figure (rosenbrock.png)."""
+"""Rosenbrock function: paths of four optimizers from the same start, in one figure (rosenbrock.png)."""
 
 import torch
 from matplotlib.figure import Figure
 
-from lossscope.optimizer import create
+from lossscope import create
 
 ARMS = {
     "sgd": {"lr": 1e-3, "momentum": 0.95},
     "adamw": {"lr": 0.2, "weight_decay": 0.0},
     "ars2-base": {"lr": 0.2, "weight_decay": 0.0},
-    "sam": {"lr": 2e-3, "momentum": 0.9, "rho": 0.005},  # a radius that does not shrink keeps it off the minimum
+    "sam": {"lr": 2e-3, "momentum": 0.9, "rho": 0.005},  # a fixed radius keeps it away from the minimum
 }
 
 
 def rosenbrock(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """The loss at (x, y)."""
+    """Return the loss at (x, y)."""
     return (1 - x) ** 2 + 100 * (y - x**2) ** 2
 
 
@@ -23,7 +23,7 @@ figure = Figure(figsize=(6, 4.5), layout="constrained")
 axes = figure.subplots()
 axes.contour(x, y, rosenbrock(x, y).log10(), levels=16, colors="0.8", linewidths=0.7, linestyles="solid")
 for name, settings in ARMS.items():
-    w = torch.nn.Parameter(torch.tensor([[-1.2, 1.0]]))  # a matrix of one row, so that all rules apply
+    w = torch.nn.Parameter(torch.tensor([[-1.2, 1.0]]))  # a matrix with one row, so that every rule applies
     optimizer, path = create(name, [("w", w)], **settings), [w.detach().clone()]
     for _ in range(1000):
         for p in optimizer.passes():

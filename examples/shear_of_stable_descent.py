@@ -1,10 +1,10 @@
-"""Stable gradient descent on a log-uniform quadratic: here the shear turns faster than the gradient."""
+"""Stable gradient descent on a log-uniform quadratic: the shear turns faster than the gradient."""
 
 import torch
 from matplotlib.figure import Figure
 
 from lossscope.optimizer.ascent.shear import residual
-from lossscope.probes.steps.lagged_vectors import lagged_cosines
+from lossscope.probes import lagged_cosines
 
 CURVATURES, LR, RADIUS, STEPS = torch.logspace(-3, 0, 200, dtype=torch.float64), 0.5, 0.05, 120
 
@@ -18,16 +18,16 @@ for _ in range(STEPS):
     w = w - LR * g
 
 lags = tuple(range(1, 61))
-of_g, of_v = (lagged_cosines(x, x, lags).values[1:, 0] for x in (gradients, shears))
+cos_g, cos_v = (lagged_cosines(x, x, lags).values[1:, 0] for x in (gradients, shears))
 for lag in (5, 20, 50):
-    print(f"{lag} steps apart: cosine of the gradient {of_g[lag - 1]:.2f}, of the shear {of_v[lag - 1]:.2f}")
-assert all(of_v < of_g)
+    print(f"{lag} steps apart: cosine of the gradient {cos_g[lag - 1]:.2f}, of the shear {cos_v[lag - 1]:.2f}")
+assert all(cos_v < cos_g)
 
 figure = Figure(figsize=(6, 4), layout="constrained")
 axes = figure.subplots()
-axes.plot(lags, of_g, label="gradient")
-axes.plot(lags, of_v, label="shear")
+axes.plot(lags, cos_g, label="gradient")
+axes.plot(lags, cos_v, label="shear")
 axes.axhline(0, color="0.7", linewidth=0.8)
-axes.set(xlabel="steps apart", ylabel="cosine to the first step", title="200 log-uniform curvatures, stable descent")
+axes.set(xlabel="steps apart", ylabel="cosine to the first step", title="Stable descent on 200 log-uniform curvatures")
 axes.legend()
 figure.savefig("shear_of_stable_descent.png", dpi=150)

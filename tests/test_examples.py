@@ -1,11 +1,11 @@
-"""The examples run as they stand, are short, leave a figure, and print what they are to show."""
+"""The examples run as they stand, are short, leave a figure, and print what they claim."""
 
 from __future__ import annotations
 
-import os
+import contextlib
+import io
 import re
-import subprocess
-import sys
+import runpy
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -19,16 +19,18 @@ Run = Callable[[str], tuple[str, Path]]
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """What an example prints and the folder it ran in; each runs once, and without a warning."""
+    """A function that returns the output of an example and the folder it ran in; each runs once, in this process.
+
+    Warnings are errors here as in all tests.
+    """
 
     @cache
     def ran(stem: str) -> tuple[str, Path]:
-        folder = tmp_path_factory.mktemp(stem)
+        folder, printed = tmp_path_factory.mktemp(stem), io.StringIO()
         (example,) = (path for path in EXAMPLES if path.stem == stem)
-        command = [sys.executable, "-W", "ignore::DeprecationWarning:torch", "-W", "error", str(example)]
-        found = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=os.environ.copy())
-        assert found.returncode == 0, found.stderr
-        return found.stdout, folder
+        with contextlib.chdir(folder), contextlib.redirect_stdout(printed):
+            runpy.run_path(str(example), run_name="__main__")
+        return printed.getvalue(), folder
 
     return ran
 
