@@ -1,4 +1,4 @@
-"""The examples in docstrings run, in every module of the five folders."""
+"""The examples in docstrings run, in every module of the five folders and of their rooms."""
 
 from __future__ import annotations
 
@@ -9,15 +9,26 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-MODULES = [
-    f"lossscope.{folder}.{path.stem}"
+MODULES = {
+    ".".join(("lossscope", *path.relative_to(ROOT).with_suffix("").parts)): path
     for folder in ("optimizer", "probes", "landscape", "reports", "cli")
-    for path in sorted((ROOT / folder).glob("*.py"))
+    for path in sorted((ROOT / folder).rglob("*.py"))
     if path.stem != "__init__"
-]
-WITH_EXAMPLES = [
-    name for name in MODULES if ">>> " in (ROOT / Path(*name.split(".")[1:])).with_suffix(".py").read_text()
-]
+}
+WITH_EXAMPLES = [name for name, path in MODULES.items() if ">>> " in path.read_text()]
+
+
+def test_modules_of_every_room_are_found() -> None:
+    rooms = {
+        path.parent for folder in ("optimizer", "probes", "landscape", "reports") for path in _rooms(ROOT / folder)
+    }
+    assert rooms <= {path.parent for path in MODULES.values()}
+    assert WITH_EXAMPLES
+
+
+def _rooms(folder: Path) -> list[Path]:
+    """Return the `__init__.py` of every room of a folder."""
+    return list(folder.glob("*/__init__.py"))
 
 
 @pytest.mark.parametrize("name", WITH_EXAMPLES)
