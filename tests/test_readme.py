@@ -81,15 +81,15 @@ def test_the_page_on_recording_names_the_cadence_of_every_preset() -> None:
     }
     for column, name in enumerate(("economy", "standard", "full")):
         preset = PRESETS[name]
-        told = {start: found[column].strip() for start, found in rows.items() if len(found) == 3}
-        assert period(told["norms"]) == preset.tensors_every
-        assert period(told["singular spectra"]) == preset.spectra_every
-        assert period(told["Taylor remainder of each layer"]) == preset.layers_every
-        assert period(told["pairs of minibatches"].split(",")[0]) == preset.windows_every
-        lags = re.search(r"lags 0, ([\d, ]+)", told["pairs of minibatches"])
+        stated = {start: found[column].strip() for start, found in rows.items() if len(found) == 3}
+        assert period(stated["norms"]) == preset.tensors_every
+        assert period(stated["singular spectra"]) == preset.spectra_every
+        assert period(stated["Taylor remainder of each layer"]) == preset.layers_every
+        assert period(stated["pairs of minibatches"].split(",")[0]) == preset.windows_every
+        lags = re.search(r"lags 0, ([\d, ]+)", stated["pairs of minibatches"])
         assert (tuple(map(int, lags[1].split(", "))) if lags else ()) == preset.lags
-        assert told["curvature evaluations"].split(",")[0] == str(preset.evaluations)
-        assert period(told["the update without the injected shear"]) == preset.counterfactual_every
+        assert stated["curvature evaluations"].split(",")[0] == str(preset.evaluations)
+        assert period(stated["the update without the injected shear"]) == preset.counterfactual_every
 
 
 def period(words: str) -> int | None:
