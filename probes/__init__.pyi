@@ -13,10 +13,10 @@ from .dynamics.outlier_layer import (
     first_outlier_layer as first_outlier_layer,
 )
 from .dynamics.trigger_test import (
-    PhiMemory as PhiMemory,
+    PhiAutocorrelation as PhiAutocorrelation,
     TriggerTest as TriggerTest,
-    noise_chances as noise_chances,
-    phi_memory as phi_memory,
+    phi_autocorrelation as phi_autocorrelation,
+    timer_test as timer_test,
     trigger_test as trigger_test,
 )
 from .errors import ProbeError as ProbeError

@@ -1,14 +1,20 @@
-"""What the trigger of second gradients did in a run, held against one that sees noise."""
+"""Trigger statistics of a run: rate of second gradients, and a sign test against random signs of phi."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from lossscope.landscape.analysis.series import step_series
-from lossscope.probes.dynamics.trigger_test import PhiMemory, TriggerTest, noise_chances, phi_memory, trigger_test
+from lossscope.probes.dynamics.trigger_test import (
+    PhiAutocorrelation,
+    TriggerTest,
+    phi_autocorrelation,
+    timer_test,
+    trigger_test,
+)
 from lossscope.probes.errors import ProbeError
 
 if TYPE_CHECKING:
@@ -16,38 +22,34 @@ if TYPE_CHECKING:
 
 __all__ = ["TriggerRecord", "trigger_of"]
 
-_MOST_DRAWN: Final = 10_000_000  # runs in all draws of a bootstrap together: memory and seconds
-_FEWEST_DRAWS: Final = 200
-
 
 @dataclass(frozen=True)
 class TriggerRecord:
-    """The trigger of a run; `why` says why there is no audit."""
+    """Trigger settings and test of a run; `why` gives the reason when there is no test."""
 
-    mode: str  # "aga", or "timer" for the one that draws lots
+    mode: str  # "aga", or "timer" for the random timer
     lamda: float
     k: int
     first: int = 0  # step
     last: int = 0
     audit: TriggerTest | None = None
-    phi: PhiMemory | None = None
+    phi: PhiAutocorrelation | None = None
     why: str = ""
 
 
-def trigger_of(run: Run, *, draws: int = 2000) -> TriggerRecord | None:
-    """What the trigger of a run did, from its steps.
+def trigger_of(run: Run) -> TriggerRecord | None:
+    """Test the trigger of a run from its recorded steps.
 
-    An adaptive trigger is held against noise of the sizes of its own phi and against its own thresholds, so that the
-    first steps, whose thresholds are too small, count as well. The random timer is held against its own chance. A run
-    that was resumed counts as one, and one that was recorded from a later step from there on.
+    An adaptive trigger is compared with random signs of its own phi at its own thresholds, so the first steps, whose
+    thresholds are too small, count as well. The random timer is compared with its nominal probability. A resumed run
+    counts as one run; a run recorded from a later step counts from there on.
 
     Args:
-        run: any run.
-        draws: of the bootstrap over the intervals between second gradients.
+        run: Any run.
 
     Returns:
-        The record; None where the optimizer has no trigger. It has no audit where a step is missing or does not say
-        whether it took a second gradient.
+        The record; None if the optimizer has no trigger. The record has no test if a step is missing or `synced` was
+        not recorded at a step.
     """
     settings = run.manifest.get("trigger")
     if not isinstance(settings, dict):
@@ -55,19 +57,21 @@ def trigger_of(run: Run, *, draws: int = 2000) -> TriggerRecord | None:
     try:
         mode, lamda, k = str(settings["mode"]), float(settings["lambda"]), int(settings["k"])
     except (KeyError, TypeError, ValueError):
-        return TriggerRecord("unknown", float("nan"), 0, why="the manifest does not tell its lambda and k")
+        return TriggerRecord("unknown", float("nan"), 0, why="lambda and k are missing from the manifest")
     steps = run.steps["step"].to_numpy(dtype=np.int64)
     if not len(steps):
         return TriggerRecord(mode, lamda, k, why="no step was recorded")
     synced = step_series(run, "synced").y
     if (np.diff(steps) != 1).any() or np.isnan(synced).any():
-        why = "steps are missing, or do not say whether they took a second gradient: runs between two cannot be counted"
+        why = "steps or their `synced` values are missing, so the intervals between second gradients are unknown"
         return TriggerRecord(mode, lamda, k, why=why)
-    phi, first, last = step_series(run, "phi").y, int(steps[0]), int(steps[-1])
-    draws = min(draws, max(_FEWEST_DRAWS, _MOST_DRAWN // max(int(synced.sum()), 1)))  # a long run needs fewer
+    phi, first, last = step_series(run, "phi").y.tolist(), int(steps[0]), int(steps[-1])
+    taken = synced.astype(bool).tolist()
     try:
-        chances = None if mode == "timer" else noise_chances(phi.tolist(), step_series(run, "threshold").y.tolist())
-        audit = trigger_test(synced.astype(bool).tolist(), lamda=lamda, k=k, chances=chances, draws=draws)
+        if mode == "timer":
+            found = timer_test(taken, lamda=lamda, k=k)
+        else:
+            found = trigger_test(taken, phi, step_series(run, "threshold").y.tolist(), k=k)
     except ProbeError as error:
         return TriggerRecord(mode, lamda, k, first, last, why=str(error))
-    return TriggerRecord(mode, lamda, k, first, last, audit, phi_memory(phi.tolist()))
+    return TriggerRecord(mode, lamda, k, first, last, found, phi_autocorrelation(phi))

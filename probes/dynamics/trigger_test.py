@@ -1,179 +1,157 @@
-"""Whether a trigger of second gradients sees anything: its rate and its runs against those of pure noise."""
+"""Sign test of the trigger that schedules second gradients, against a null model with random signs of phi.
+
+An adaptive trigger is tested with `trigger_test`, the random timer with `timer_test`. `phi_autocorrelation` checks the
+assumption of the test that the signs of phi are independent.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 from scipy.special import betaincinv, ndtr
 
 from lossscope.probes.errors import ProbeError
-from lossscope.probes.statistics.block_bootstrap import Array, block_bootstrap, block_length, quotient
+from lossscope.probes.statistics.block_bootstrap import Array
 from lossscope.probes.statistics.estimate import Estimate, exact_estimate
 
-__all__ = ["PhiMemory", "TriggerTest", "noise_chances", "phi_memory", "trigger_test"]
+__all__ = ["PhiAutocorrelation", "TriggerTest", "phi_autocorrelation", "timer_test", "trigger_test"]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class TriggerTest:
-    """What a trigger did, beside what it would do on noise."""
+    """Rate of second gradients, and the share of firings that separates a trigger from its null model."""
 
-    rate: Estimate  # second gradients per step, from the first to the last of them
-    null_rate: float  # the same for noise
-    capped_rate: float  # p / (1 - (1-p)^k) with p = Φ(-λ): for normal noise whose deviation the trigger knows
-    chance: Estimate  # that the trigger fires at a step before the cap; a gap for k = 1
-    null_chance: float  # the same for noise
-    share: Estimate  # of the steps before the cap at which noise may fire, those at which the trigger did
-    null_share: float  # the same for noise: 1/2 of `noise_chances`
-    runs: Array  # (k,), how many runs have 1, ..., k steps; the last is those that reached the cap
-    null_runs: Array  # (k,), how many noise would have, of as many runs
+    syncs: int  # steps that took a second gradient
+    rate: float  # second gradients per step, from the first to the last of them; nan with fewer than two
+    chance: float  # share of the steps before the cap at which the trigger fired; nan for k = 1
+    share: Estimate  # adaptive: the same, among steps with |phi| beyond the threshold; timer: among all before the cap
+    expected: float  # value of `share` under the null model: 1/2 for an adaptive trigger, Φ(-λ) for the timer
 
 
 @dataclass(frozen=True, eq=False)
-class PhiMemory:
-    """Mean and deviation of phi, its autocorrelation, and how far from 0 that of white noise comes."""
+class PhiAutocorrelation:
+    """Autocorrelation of phi around its mean, with the 95 % band of white noise."""
 
-    mean: float  # nan where phi was never measured
-    deviation: float  # standard deviation around the mean
     lags: tuple[int, ...]  # steps
-    autocorrelation: Array  # (lags,); nan where no pair of steps was measured
-    band: Array  # (lags,), 1.96 / sqrt(pairs): white noise is inside at 95 % of the lags
-
-
-def noise_chances(phi: Sequence[float | None], thresholds: Sequence[float | None]) -> Array:
-    r"""The chance that a trigger fires at each step, were phi noise of the sizes found: 1/2 or 0.
-
-    A trigger fires where phi is below its threshold :math:`-\tau_t`, which is made from sizes :math:`|\phi|` alone. If
-    phi is as likely above 0 as below, whatever was before and whatever its size, then given the sizes the trigger
-    fires with probability 1/2 where :math:`|\phi_t| > \tau_t` and never elsewhere. Nothing else is taken for granted of
-    phi: neither its distribution, nor that its size stays the same. Nor of the threshold: a running variance that is
-    still too small, as at the start of a run, lets noise fire as often.
-
-    Args:
-        phi: For each step, in order; None or nan where it was not measured.
-        thresholds: What phi was held against, at most 0 each; None or nan where there was none.
-
-    Returns:
-        `(T,)`, 0 where either is missing.
-
-    Raises:
-        ProbeError: the lengths differ, or a threshold is above 0.
-
-    Source:
-        docs/measures/trigger_test.md.
-
-    Example:
-        >>> noise_chances([None, 0.3, -0.3, 0.1], [None, -0.2, -0.2, -0.2]).tolist()
-        [0.0, 0.5, 0.5, 0.0]
-    """
-    sizes, lines = np.abs(_numbers(phi)), _numbers(thresholds)
-    if len(sizes) != len(lines):
-        raise ProbeError(f"{len(sizes)} phi and {len(lines)} thresholds, need one of each for every step")
-    if (lines > 0).any():
-        raise ProbeError(f"a threshold is {np.nanmax(lines):g}, need numbers of at most 0")
-    return np.where(sizes > -lines, 0.5, 0.0)
+    values: Array  # (lags,); nan where no pair of steps was measured
+    band: Array  # (lags,), 1.96 / sqrt(pairs): white noise stays within ± this at 95 % of the lags
 
 
 def trigger_test(
     synced: Sequence[bool],
+    phi: Sequence[float | None],
+    thresholds: Sequence[float | None],
     *,
-    lamda: float,
     k: int,
-    chances: Sequence[float] | Array | None = None,
-    draws: int = 2000,
-    seed: int = 0,
 ) -> TriggerTest:
-    r"""The rate of second gradients against that of a trigger that only ever sees noise.
+    r"""Test whether an adaptive trigger fires more often than under random signs of phi.
 
-    On noise the trigger fires at a step with a chance :math:`p_t` that is known beforehand, and after k steps at the
-    latest. A run that begins at step s then has j < k steps with probability
-    :math:`p_{s+j} \prod_{i<j} (1 - p_{s+i})`, and reaches the cap with what is left. Where p is the same at every step,
-    runs are geometric, cut off at k: their mean is
+    A trigger fires where phi is below its threshold :math:`-\tau_t`, which is computed from the sizes :math:`|\phi|`
+    alone. Null model: the observed sizes and thresholds, with random signs. If phi is positive or negative with equal
+    probability, independently of the past and of its size, then the trigger fires with probability 1/2 at each step
+    where :math:`|\phi_t| > \tau_t` and never elsewhere. The null model assumes neither a distribution of phi nor a
+    constant size, and it holds for any threshold: a running variance that is still too small, as at the start of a run,
+    fires as often under random signs.
 
-    .. math:: \sum_{j=0}^{k-1} (1-p)^j = \frac{1 - (1 - p)^k}{p}.
-
-    At the cap nobody can tell whether the trigger fired, so `chance` and `share` count the steps of a run before the
-    k-th. The share is what tells a trigger from noise: its interval is exact for noise, whatever the size of the run.
+    At the cap the trigger takes a second gradient in any case, so `chance` and `share` count only the steps before the
+    k-th of each interval between two second gradients. Under the null model `share` is binomial, and its interval is
+    exact.
 
     Args:
-        synced: For each step, in order, whether it took a second gradient.
-        lamda: The trigger's threshold in standard deviations of phi.
-        k: The most steps between two second gradients.
-        chances: `(T,)`, of noise to fire at each step, equal where they are above 0: `noise_chances` of the steps.
-            Default: :math:`\Phi(-\lambda)` at every step, which is that of normal noise against a threshold of its true
-            standard deviation, and of the random timer.
-        draws: Of the bootstrap over runs, in blocks as long as their lengths depend on one another.
-        seed: Of the bootstrap.
+        synced: For each step, in order, True if it took a second gradient.
+        phi: For each step; None or nan where it was not measured.
+        thresholds: For each step, the value that phi was compared with, at most 0; None or nan where there was none.
+        k: Largest number of steps between two second gradients.
 
     Returns:
-        The audit. With fewer than two complete runs rate and chance are gaps. Where the trigger fired at none of n
-        steps before the cap, or at all of them, draws have no spread, and the open end of the chance is that of n
-        independent steps, :math:`1 - 0.025^{1/n}` from the other.
+        The test. With fewer than two second gradients its numbers are nan.
 
     Raises:
-        ProbeError: k is below 1, a run is longer than k, lambda is negative or not finite, chances do not fit the
-            steps, or the trigger fired before the cap where the chance is 0.
+        ProbeError: The lengths differ, a threshold is above 0, k is below 1, an interval is longer than k, or the
+            trigger fired before the cap where |phi| was not beyond its threshold.
 
     Source:
         docs/measures/trigger_test.md; C. Clopper and E. Pearson (1934) for the interval of the share.
 
     Example:
-        >>> found = trigger_test([True, False, False] * 4, lamda=0.0, k=3)
-        >>> round(found.rate.value, 4), round(found.null_rate, 4), found.runs.tolist()
-        (0.3333, 0.5714, [0.0, 0.0, 3.0])
+        >>> phi, thresholds = [None, 0.3, -0.3, 0.1, -0.4], [None, -0.2, -0.2, -0.2, -0.2]
+        >>> found = trigger_test([True, False, True, False, True], phi, thresholds, k=3)
+        >>> found.rate, found.chance, round(found.share.value, 4), found.share.samples, found.expected
+        (0.5, 0.5, 0.6667, 3, 0.5)
     """
-    if k < 1:
-        raise ProbeError(f"k={k} is out of range, need at least 1 step")
+    series, limits = _floats(phi), _floats(thresholds)
+    if not len(synced) == len(series) == len(limits):
+        raise ProbeError(
+            f"synced, phi and thresholds must have one value per step, got {len(synced)}, {len(series)} and "
+            f"{len(limits)}"
+        )
+    if (limits > 0).any():
+        raise ProbeError(f"thresholds must be at most 0, got {np.nanmax(limits):g}")
+    beyond = np.abs(series) > -limits
+    steps, fired, before = _intervals(synced, k)
+    if (steps[before] & ~beyond[before]).any():
+        raise ProbeError(
+            "the trigger fired before the cap where |phi| was not beyond its threshold: pass phi and thresholds of "
+            "every step of the same run"
+        )
+    return _test(steps, fired, before, int(beyond[before].sum()), expected=0.5)
+
+
+def timer_test(synced: Sequence[bool], *, lamda: float, k: int) -> TriggerTest:
+    r"""Test whether a random timer fires with its nominal probability :math:`\Phi(-\lambda)`.
+
+    The timer fires independently at each step, and after k steps at the latest. Its intervals are geometric, truncated
+    at k, with a mean of :math:`(1 - (1 - p)^k) / p` steps for :math:`p = \Phi(-\lambda)`.
+
+    Args:
+        synced: For each step, in order, True if it took a second gradient.
+        lamda: Threshold in standard deviations, which sets the probability.
+        k: Largest number of steps between two second gradients.
+
+    Returns:
+        The test; `share` is over all steps before the cap, and `expected` is the nominal probability. With fewer than
+        two second gradients its numbers are nan.
+
+    Raises:
+        ProbeError: lamda is negative or not finite, k is below 1, or an interval is longer than k.
+
+    Source:
+        docs/measures/trigger_test.md; C. Clopper and E. Pearson (1934) for the interval of the share.
+    """
     if not (math.isfinite(lamda) and lamda >= 0):
-        raise ProbeError(f"lamda={lamda:g} is out of range, need a finite number of at least 0")
-    steps = np.asarray(synced, dtype=bool)
-    begins = np.flatnonzero(steps)
-    lengths, before = np.diff(begins), _before_cap(begins, k)
-    p = np.full(len(steps), float(ndtr(-lamda))) if chances is None else np.asarray(chances, dtype=np.float64)
-    _refuse_another_run(steps, p, lengths, before, k)
-    fired, tried = (lengths < k).astype(np.float64), np.minimum(lengths, k - 1).astype(np.float64)
-    usual = float(p[before].mean()) if len(before) else float(p.mean()) if len(p) else math.nan
-    null, possible = _null_runs(p, usual, begins, k), before[p[before] > 0]
-    mean_run = float(null @ np.arange(1, k + 1))
-    return TriggerTest(
-        _share(np.ones(len(lengths)), lengths.astype(np.float64), draws, seed),
-        len(lengths) / mean_run if mean_run > 0 else math.nan,
-        _capped_rate(float(ndtr(-lamda)), k),
-        _chance(fired, tried, draws, seed),
-        usual,
-        _exact_share(int(fired.sum()), len(possible)),
-        float(p[possible].mean()) if len(possible) else math.nan,
-        np.bincount(lengths, minlength=k + 1)[1:].astype(np.float64),
-        null,
-    )
+        raise ProbeError(f"lamda must be finite and at least 0, got {lamda:g}")
+    steps, fired, before = _intervals(synced, k)
+    return _test(steps, fired, before, len(before), expected=float(ndtr(-lamda)))
 
 
-def phi_memory(phi: Sequence[float | None], *, lags: Sequence[int] = tuple(range(1, 21))) -> PhiMemory:
-    r"""The autocorrelation of phi around its mean, beside the band of white noise.
+def phi_autocorrelation(
+    phi: Sequence[float | None], *, lags: Sequence[int] = tuple(range(1, 21))
+) -> PhiAutocorrelation:
+    r"""Return the autocorrelation of phi around its mean, with the band of white noise.
 
-    The null of `trigger_test` takes the signs of phi for independent of each other. With N pairs of steps, an
-    autocorrelation of white noise has the standard deviation :math:`1/\sqrt N`; one lag in twenty lies outside by
-    chance.
+    The null model of `trigger_test` assumes independent signs. Over N pairs of steps the autocorrelation of white noise
+    has the standard deviation :math:`1/\sqrt N`; one lag in twenty lies outside the band by chance.
 
     Args:
         phi: For each step, in order; None or nan where it was not measured.
-        lags: Steps apart, at least 1 each.
+        lags: Distances in steps, at least 1 each. Default: 1 to 20.
 
     Returns:
-        The autocorrelation; all gaps where phi does not vary.
+        The autocorrelation; all nan where phi does not vary.
 
     Raises:
-        ProbeError: a lag is below 1.
+        ProbeError: No lag is given, or one is below 1.
 
     Source:
         docs/measures/trigger_test.md.
     """
     if not lags or min(lags) < 1:
-        raise ProbeError(f"lags={tuple(lags)} are out of range, need at least 1 step each")
-    series = _numbers(phi)
+        raise ProbeError(f"lags must be at least 1 step each, got {tuple(lags)}")
+    series = _floats(phi)
     known = np.isfinite(series)
     mean = float(series[known].mean()) if known.any() else math.nan
     centered = np.where(known, series - mean, 0.0)
@@ -183,88 +161,60 @@ def phi_memory(phi: Sequence[float | None], *, lags: Sequence[int] = tuple(range
     with np.errstate(divide="ignore", invalid="ignore"):
         count = np.where(pairs > 0, pairs, math.nan)
         scale = variance if variance > 0 else math.nan
-        autocorrelation, band = sums / count / scale, 1.96 / np.sqrt(count)
-    return PhiMemory(mean, math.sqrt(variance), tuple(lags), autocorrelation, band)
+        values, band = sums / count / scale, 1.96 / np.sqrt(count)
+    return PhiAutocorrelation(tuple(lags), values, band)
 
 
-def _numbers(values: Sequence[float | None]) -> Array:
-    """The values as an array, nan where one is missing."""
+def _floats(values: Sequence[float | None]) -> Array:
+    """Return the values as a float64 array, with nan for None."""
     return np.array([math.nan if value is None else value for value in values], dtype=np.float64)
 
 
-def _refuse_another_run(
-    steps: npt.NDArray[np.bool_],
-    chances: Array,
-    lengths: npt.NDArray[np.int64],
-    before: npt.NDArray[np.int64],
-    k: int,
-) -> None:
-    """Refuse steps that no trigger of this cap and these chances has taken."""
+def _intervals(
+    synced: Sequence[bool], k: int
+) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_], npt.NDArray[np.int64]]:
+    """Return the steps as booleans, for each interval True if it ended before the cap, and all steps before the cap.
+
+    An interval reaches from one second gradient to the next; the unfinished one at the end is left out.
+    """
+    if k < 1:
+        raise ProbeError(f"k must be at least 1 step, got {k}")
+    steps = np.asarray(synced, dtype=bool)
+    begins = np.flatnonzero(steps)
+    lengths = np.diff(begins)
     if len(lengths) and lengths.max() > k:
         raise ProbeError(
-            f"a run of {lengths.max()} steps without a second gradient is longer than the cap k={k}: pass the k that "
-            "the run was made with, and every step of it"
+            f"{lengths.max()} steps between two second gradients exceed the cap k={k}: pass the k that the run was "
+            "made with, and every step of it"
         )
-    if chances.shape != steps.shape or not ((chances >= 0) & (chances <= 1)).all():
-        raise ProbeError(
-            f"chances of shape {chances.shape} do not fit {len(steps)} steps: need one from 0 to 1 for each"
-        )
-    if (steps[before] & (chances[before] == 0)).any():
-        raise ProbeError(
-            "the trigger fired before the cap where phi was not below its threshold: pass phi and threshold of every "
-            "step of the same run"
-        )
+    inside = np.arange(begins[0] + 1, begins[-1] + 1) if len(lengths) else np.empty(0, dtype=np.int64)
+    before = inside[inside - begins[np.searchsorted(begins, inside) - 1] < k] if len(inside) else inside
+    return steps, lengths < k, before
 
 
-def _before_cap(begins: npt.NDArray[np.int64], k: int) -> npt.NDArray[np.int64]:
-    """The steps of all complete runs at which the trigger was free to fire or not."""
-    if len(begins) < 2:
-        return np.empty(0, dtype=np.int64)
-    steps = np.arange(begins[0] + 1, begins[-1] + 1)
-    return steps[steps - begins[np.searchsorted(begins, steps) - 1] < k]
+def _test(
+    steps: npt.NDArray[np.bool_],
+    fired: npt.NDArray[np.bool_],
+    before: npt.NDArray[np.int64],
+    possible: int,
+    expected: float,
+) -> TriggerTest:
+    """Return the test, given the number of steps before the cap at which the trigger may fire under the null model."""
+    begins, count = np.flatnonzero(steps), int(fired.sum())
+    return TriggerTest(
+        syncs=len(begins),
+        rate=len(fired) / float(begins[-1] - begins[0]) if len(fired) else math.nan,
+        chance=count / len(before) if len(before) else math.nan,
+        share=_binomial_share(count, possible),
+        expected=expected,
+    )
 
 
-def _null_runs(chances: Array, usual: float, begins: npt.NDArray[np.int64], k: int) -> Array:
-    """How many runs of each length noise would have, of those that begin where runs did; past the end, as usual."""
-    padded = np.append(chances, np.full(k, usual))
-    stays, found = np.ones(max(len(begins) - 1, 0)), np.zeros(k)
-    for j in range(1, k):
-        p = padded[begins[:-1] + j]
-        found[j - 1] = float((stays * p).sum())
-        stays = stays * (1 - p)
-    found[k - 1] = float(stays.sum())
-    return found
-
-
-def _capped_rate(p: float, k: int) -> float:
-    """Second gradients per step where each step has the chance p, and the k-th none is left without."""
-    return p / -math.expm1(k * math.log1p(-p)) if p > 0 else 1 / k
-
-
-def _exact_share(fired: int, of: int) -> Estimate:
-    """A share of independent steps, with the interval of Clopper and Pearson."""
-    if not of:
+def _binomial_share(hits: int, trials: int) -> Estimate:
+    """Return hits / trials of independent trials, with the 95 % interval of Clopper and Pearson."""
+    if not trials:
         return exact_estimate(math.nan)
-    value = fired / of
-    low = float(betaincinv(fired, of - fired + 1, 0.025)) if fired else 0.0
-    high = float(betaincinv(fired + 1, of - fired, 0.975)) if fired < of else 1.0
-    return Estimate(value, math.sqrt(value * (1 - value) / of), low, high, of, "standard error")
-
-
-def _share(above: Array, below: Array, draws: int, seed: int) -> Estimate:
-    """The ratio of two sums over the runs, from 0 to 1, with an interval."""
-    if len(above) < 2 or not below.sum() > 0:
-        return exact_estimate(math.nan)
-    block = block_length(above - above.sum() / below.sum() * below)
-    found = block_bootstrap(np.stack([above, below]), quotient, block=block, draws=draws, seed=seed)
-    return replace(found, low=max(found.low, 0.0), high=min(found.high, 1.0))
-
-
-def _chance(fired: Array, tried: Array, draws: int, seed: int) -> Estimate:
-    """The share of the steps before the cap at which the trigger fired; one-sided where that is none or all."""
-    found, steps = _share(fired, tried, draws, seed), float(tried.sum())
-    if found.value not in (0.0, 1.0):
-        return found
-    reach = 1 - 0.025 ** (1 / steps)
-    ends = (0.0, reach) if found.value == 0 else (1 - reach, 1.0)
-    return replace(found, stderr=math.nan, low=ends[0], high=ends[1])
+    value = hits / trials
+    low = float(betaincinv(hits, trials - hits + 1, 0.025)) if hits else 0.0
+    high = float(betaincinv(hits + 1, trials - hits, 0.975)) if hits < trials else 1.0
+    return Estimate(value, math.sqrt(value * (1 - value) / trials), low, high, trials, "standard error")

@@ -159,10 +159,10 @@ def _timer_in_words(arm: str, records: Sequence[tuple[Run, TriggerRecord]]) -> l
     from lossscope.landscape.analysis import GAP, pooled, seed_of
 
     audits = [one.audit for _, one in records if one.audit is not None]
-    found = pooled((seed_of(run), one.audit.chance if one.audit else GAP) for run, one in records)
+    found = pooled((seed_of(run), one.audit.share if one.audit else GAP) for run, one in records)
     if number(found.estimate.value) is None:
         return []
-    drawn = percent(audits[0].null_chance)
+    drawn = percent(audits[0].expected)
     return [f"{arm}, a random timer: at {percent(found.estimate.value)} of the steps before its cap, drawn at {drawn}"]
 
 

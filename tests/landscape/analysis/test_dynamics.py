@@ -27,7 +27,7 @@ from lossscope.landscape.run import Run
 from lossscope.landscape.storage.run_store import RunStore
 from lossscope.optimizer.ascent.trigger import TriggerState, adaptive
 from lossscope.probes.dynamics.gradient_noise import noise_scale
-from lossscope.probes.dynamics.trigger_test import trigger_test
+from lossscope.probes.dynamics.trigger_test import timer_test, trigger_test
 
 Rows = Iterable[tuple[str, dict[str, object]]]
 TRUE, CEILING, SIZE = 0.802, 0.205, 200
@@ -239,14 +239,9 @@ def test_the_audit_is_of_all_steps_that_were_recorded(recorded: Callable[..., Ru
         steps = range(first, first + 300)
         found = trigger_of(recorded(triggered(steps, irregular), str(first), trigger=AGA))
         assert (found.mode, found.lamda, found.k, found.first, found.last) == ("aga", 1.0, 4, first, first + 299)
-        expected = trigger_test([irregular(step) for step in steps], lamda=1.0, k=4, chances=[0.5] * 300)
-        assert (found.audit.rate, found.audit.chance, found.audit.share) == (
-            expected.rate,
-            expected.chance,
-            expected.share,
-        )
-        assert found.audit.runs.tolist() == expected.runs.tolist()
-        assert found.phi.autocorrelation[0] == pytest.approx(math.cos(1), abs=0.02)
+        synced, phi = [irregular(step) for step in steps], [math.sin(step) for step in steps]
+        assert found.audit == trigger_test(synced, phi, [0.0] * 300, k=4)
+        assert found.phi.values[0] == pytest.approx(math.cos(1), abs=0.02)
 
 
 def noise(rule: str, steps: int, seed: int) -> Rows:
@@ -265,13 +260,16 @@ def test_a_recorded_trigger_on_noise_is_held_against_its_own_thresholds(
     recorded: Callable[..., Run], rule: str
 ) -> None:
     aga = {"mode": "aga", "lambda": 2.0, "k": 10}
-    found = trigger_of(recorded(noise(rule, 200, 1), trigger=aga)).audit
-    assert found.null_share == 0.5
+    run = recorded(noise(rule, 200, 1), trigger=aga)
+    found = trigger_of(run).audit
+    assert found.expected == 0.5
     assert found.share.low < 0.5 < found.share.high
-    constant = 0.02275  # of a threshold that is twice the true deviation
-    assert (found.null_chance > 3 * constant) is (rule == "reference")  # it is too small at first
+    constant = 0.02275  # for a threshold of twice the true deviation
+    beyond = found.chance / found.share.value  # share of the steps before the cap
+    assert (beyond / 2 > 3 * constant) is (rule == "reference")  # its threshold is too small at first
     timer = trigger_of(recorded(noise(rule, 200, 1), "timer", trigger={**aga, "mode": "timer"})).audit
-    assert timer.null_chance == pytest.approx(constant, abs=1e-5)
+    assert timer == timer_test(run.steps["synced"].eq(True).tolist(), lamda=2.0, k=10)
+    assert timer.expected == pytest.approx(constant, abs=1e-5)
 
 
 def test_a_resumed_run_is_one_run(recorded: Callable[..., Run]) -> None:
@@ -288,13 +286,17 @@ def test_a_resumed_run_is_one_run(recorded: Callable[..., Run]) -> None:
 @pytest.mark.parametrize(
     ("rows", "trigger", "why"),
     [
-        (triggered([*range(1, 50), *range(60, 100)], irregular), AGA, "steps are missing"),
-        (triggered(range(1, 50), lambda step: None if step == 7 else True), AGA, "do not say"),
-        (triggered(range(1, 50), lambda step: step % 9 == 0), AGA, "longer than the cap k=4"),
+        (triggered([*range(1, 50), *range(60, 100)], irregular), AGA, "steps or their `synced` values are missing"),
+        (triggered(range(1, 50), lambda step: None if step == 7 else True), AGA, "`synced` values are missing"),
+        (triggered(range(1, 50), lambda step: step % 9 == 0), AGA, "exceed the cap k=4"),
         ((), AGA, "no step was recorded"),
-        ([("steps", {"step": 1, "synced": True, "phi": 0.1, "threshold": 0.2})], AGA, "a threshold is 0.2"),
-        ([("steps", {"step": step, "synced": True, "phi": 0.1}) for step in (1, 2, 3)], AGA, "pass phi and threshold"),
-        (triggered(range(1, 50), irregular), {"mode": "aga"}, "does not tell its lambda"),
+        (
+            [("steps", {"step": 1, "synced": True, "phi": 0.1, "threshold": 0.2})],
+            AGA,
+            "thresholds must be at most 0, got 0.2",
+        ),
+        ([("steps", {"step": step, "synced": True, "phi": 0.1}) for step in (1, 2, 3)], AGA, "pass phi and thresholds"),
+        (triggered(range(1, 50), irregular), {"mode": "aga"}, "lambda and k are missing"),
     ],
 )
 def test_steps_that_cannot_be_audited_are_a_gap_with_a_reason(
@@ -306,8 +308,8 @@ def test_steps_that_cannot_be_audited_are_a_gap_with_a_reason(
 
 
 def squares(values: Iterable[tuple[int, float, float, float]]) -> Rows:
-    for step, small, large, batch in values:
-        more = {"square": small, "pair_square": large, "samples": batch}
+    for step, small, large, count in values:
+        more = {"square": small, "pair_square": large, "samples": count}
         yield from samples({(step, 0): 0.5}, **more)
 
 

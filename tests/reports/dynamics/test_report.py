@@ -271,24 +271,20 @@ def test_missing_seeds_stand_below_the_interval_where_a_table_is_narrow(dynamic_
     assert {row["gradient"].gaps for row in rows_of(report, "memory")} == {1}
     assert {row["angular_velocity"].gaps for row in rows_of(report, "directions")} == {1}
     text = render(report, "text")
-    assert "(1 missing)" in text[text.index("How long directions") : text.index("The trigger beside")]
+    assert "(1 missing)" in text[text.index("How long directions") : text.index("Sign test of the trigger")]
     assert "over 2 seeds, 1 missing" in report.findings[0].numbers
 
 
-def test_the_trigger_stands_beside_noise_with_its_runs_and_phi(dynamic_run):
+def test_the_trigger_has_one_table_with_its_rate_and_sign_test(dynamic_run):
     report = dynamics([dynamic_run("a")])
+    assert [table.key for table in report.tables if "phi" in table.key or "trigger" in table.key] == ["trigger"]
     (row,) = rows_of(report, "trigger")
     assert (row["trigger"], row["steps"]) == ("aga, λ = 1, k = 6", "1–400")
-    assert row["rate"].low > row["null_rate"]
-    assert row["capped_rate"] == pytest.approx(0.1587 / (1 - 0.8413**6), rel=1e-3)  # Φ(−1), k = 6
-    assert 0.5 < row["share"].low < row["share"].value
-    assert row["null_chance"] == pytest.approx(row["chance"].value / row["share"].value / 2)
-    lengths = rows_of(report, "trigger_runs")
-    assert [one["length"] for one in lengths] == [1, 2, 3, 4, 5, 6]
-    assert sum(one["found"] for one in lengths) == pytest.approx(sum(one["null"] for one in lengths))
-    phi = rows_of(report, "phi")[0]
-    assert phi["lags"] == 20
-    assert (phi["mean"], phi["deviation"]) == (pytest.approx(-0.095, abs=0.015), pytest.approx(0.1, abs=0.015))
+    assert 0.5 == row["expected"] < row["share"].low < row["share"].value
+    assert 0 < row["chance"] < row["share"].value
+    assert row["rate"] == pytest.approx(row["syncs"] / 400, rel=0.02)
+    outside, _, lags = row["outside"].partition(" of ")
+    assert (int(lags), abs(row["phi_1"]) < 0.2, int(outside) <= 4) == (20, True, True)
 
 
 def test_a_trigger_with_missing_steps_is_a_gap_with_its_reason(dynamic_run):
@@ -296,9 +292,7 @@ def test_a_trigger_with_missing_steps_is_a_gap_with_its_reason(dynamic_run):
         [dynamic_run("a", rows=lambda table, row: None if table == "steps" and row["step"] == 7 else row)]
     )
     assert not [table for table in report.tables if table.key == "trigger"]
-    assert any(
-        one.what == "The trigger audit of a" and one.how.startswith("Steps are missing") for one in report.missing
-    )
+    assert any(one.what == "The trigger test of a" and one.how.startswith("Steps or their") for one in report.missing)
 
 
 def test_noise_alignment_and_injection_have_their_rows(dynamic_run):
