@@ -1,6 +1,6 @@
-"""Numbers out of recorded runs (torch-free).
+"""Analysis of recorded runs: series, spectral densities and training dynamics (torch-free).
 
-Public names are listed in `__init__.pyi` and loaded on first use, so that a report loads no more than it needs.
+Public names are listed in `__init__.pyi` and loaded on first use, so that a report imports only what it needs.
 """
 
 import lazy_loader

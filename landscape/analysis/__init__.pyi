@@ -1,9 +1,7 @@
 from .direction_memory import (
     ArmMemory as ArmMemory,
     DirectionOfArm as DirectionOfArm,
-    RunMemory as RunMemory,
     memory_of_arm as memory_of_arm,
-    memory_of_run as memory_of_run,
 )
 from .gradient_noise import (
     NoiseRecord as NoiseRecord,

@@ -1,4 +1,4 @@
-"""Spectral densities out of runs, and how many eigenvalues they show along a signed logarithmic axis."""
+"""Spectral density of a run, and the number of eigenvalues per decade of a signed logarithmic axis."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ if TYPE_CHECKING:
 
 __all__ = ["Density", "SignedLog", "last_density"]
 
-_LINEAR_DECADES: Final = 1 / (1 - 0.1)  # matplotlib's symlog gives so many decades of length to either linear half
+_LINEAR_DECADES: Final = 1 / (1 - 0.1)  # length, in decades, of each linear half of matplotlib's symlog axis
 
 
 @dataclass(frozen=True)
 class SignedLog:
-    """The axis: linear up to `threshold` on both sides of zero, logarithmic beyond; matplotlib's `symlog`."""
+    """Axis that is linear up to `threshold` on both sides of zero and logarithmic beyond: matplotlib's `symlog`."""
 
     threshold: float
 
     def place(self, values: FloatArray) -> FloatArray:
-        """Where values stand, in decades from zero."""
+        """Return the positions of values, in decades from zero."""
         sizes = np.abs(values) / self.threshold
         far = _LINEAR_DECADES + np.log10(np.maximum(sizes, 1.0))
         return np.where(sizes > 1, np.sign(values) * far, values / self.threshold * _LINEAR_DECADES)
 
     def value(self, places: FloatArray) -> FloatArray:
-        """The values that stand there: the inverse of `place`."""
+        """Return the values at positions: the inverse of `place`."""
         sizes = np.abs(places)
         far = 10.0 ** np.maximum(sizes - _LINEAR_DECADES, 0.0)
         return self.threshold * np.where(sizes > _LINEAR_DECADES, np.sign(places) * far, places / _LINEAR_DECADES)
@@ -41,32 +41,32 @@ class SignedLog:
 
 @dataclass(frozen=True)
 class Density:
-    """Quadrature of a spectral density, as read back from a run."""
+    """Quadrature of a spectral density, as recorded in a run."""
 
     step: int
     nodes: FloatArray  # (k,) ascending
-    weights: FloatArray  # (b, k) a row for each random vector, summing to 1
-    settled: NDArray[np.bool_]  # (k,) nodes that are single eigenvalues
-    size: int  # eigenvalues in all
+    weights: FloatArray  # (b, k) one row per random vector, summing to 1
+    settled: NDArray[np.bool_]  # (k,) True for nodes that are single converged eigenvalues
+    size: int  # total number of eigenvalues
 
     @property
     def masses(self) -> FloatArray:
-        """`(k,)`: how many eigenvalues each node stands for; they sum to `size`."""
+        """`(k,)`: number of eigenvalues represented by each node; they sum to `size`."""
         rest = np.where(self.settled, 0.0, self.weights.mean(0))
         left = self.size - self.settled.sum()
         return np.where(self.settled, 1.0, rest * (left / rest.sum() if rest.sum() > 0 else 0.0))
 
     def bulk(self, axis: SignedLog, places: FloatArray, width: float) -> tuple[FloatArray, FloatArray]:
-        r"""The number of eigenvalues per decade of the axis, single ones left out, with its standard error.
+        r"""Estimate the number of eigenvalues per decade of the axis, without single ones, with its standard error.
 
-        For vectors uniform on the sphere the sum of f over m eigenvalues, estimated from b of them, has the
-        variance :math:`\frac2b (\sum f^2 - (\sum f)^2 / m)`; both sums are taken from the same quadrature.
+        For b vectors uniform on the sphere the estimated sum of f over m eigenvalues has the variance
+        :math:`\frac2b (\sum f^2 - (\sum f)^2 / m)`; both sums are computed from the same quadrature.
 
         Args:
             axis: The axis.
-            places: `(p,)`, where on it.
-            width: Standard deviation in decades of the Gaussian that a node is smeared to, at least; half the
-                distance between its neighbors where that is more, as a node stands for what lies between them.
+            places: `(p,)`, positions on it.
+            width: Minimum standard deviation, in decades, of the Gaussian that smooths a node. If half the distance
+                between its neighbors is larger, that is used, since the node represents the eigenvalues between them.
 
         Returns:
             Number and standard error, `(p,)` each.
@@ -82,21 +82,21 @@ class Density:
 
 
 def _half_distance(places: FloatArray) -> FloatArray:
-    """Half of the mean distance from each place to its two neighbors; 0 at the ends, which have one."""
+    """Return half the mean distance from each position to its two neighbors; 0 at both ends."""
     half = np.zeros(len(places))
     half[1:-1] = (places[2:] - places[:-2]) / 4
     return half
 
 
 def last_density(run: Run) -> Density | None:
-    """The density measured last, on the data the run's other numbers are shown of; None where there is none."""
+    """Return the last density measured on the data set of the run's other estimates; None if there is none."""
     rows = run.densities.dropna(subset=["size"])
     if not len(rows):
         return None
     rows = rows[of_one_function(rows.assign(measure="density"), run.manifest.get("data_hash"))]
     rows = rows[rows["step"] == rows["step"].max()]
     begins = rows["probe"].eq(0)
-    rows = rows[begins.cumsum() == begins.sum()]  # measured twice: the one written last
+    rows = rows[begins.cumsum() == begins.sum()]  # if measured twice, the last one written
     return Density(
         step=int(rows["step"].iloc[0]),
         nodes=np.asarray(rows["nodes"].iloc[0], dtype=np.float64),

@@ -1,4 +1,4 @@
-"""How long gradient and shear keep their direction: of a run over its windows, and of an arm over its seeds."""
+"""Direction autocorrelation of gradient and shear: of a run over its windows, and of an arm over its seeds."""
 
 from __future__ import annotations
 
@@ -20,50 +20,42 @@ from lossscope.probes.statistics.estimate import Estimate
 if TYPE_CHECKING:
     from lossscope.landscape.run import Run
 
-__all__ = ["ArmMemory", "DirectionOfArm", "RunMemory", "memory_of_arm", "memory_of_run"]
+__all__ = ["ArmMemory", "DirectionOfArm", "memory_of_arm"]
 
 
 @dataclass(frozen=True)
-class RunMemory:
-    """What the windows of a run show."""
+class _RunMemory:
+    """Direction memory over the windows of a run."""
 
     windows: int
-    directions: dict[str, DirectionMemory]  # by object: gradient, and shear where the optimizer ascends
+    directions: dict[str, DirectionMemory]  # by object: gradient, and shear if the optimizer takes a second gradient
     differences: dict[int, Estimate]  # D(k) = A_v(k) - A_g(k) by lag; empty without a shear
 
 
 @dataclass(frozen=True)
 class DirectionOfArm:
-    """How one object keeps its direction, over the seeds of an arm."""
+    """Direction autocorrelation of one object over the seeds of an arm."""
 
     raw: dict[int, Pooled]  # by lag
     normalized: dict[int, Pooled]  # A(k) by lag
     ceiling: Pooled
-    angular_velocity: Estimate  # radians a step, of the A(1) over the seeds
-    half_life: tuple[float, float]  # steps: A is above 1/2 up to the one lag, below at the other; 0, inf: not known
-    null_sd: float  # of one raw cosine of random vectors
+    angular_velocity: Estimate  # radians per step, of A(1) over the seeds
+    half_life: tuple[float, float]  # steps: A is above 1/2 up to the first lag, below at the second; 0, inf: unknown
+    null_sd: float  # standard deviation of one raw cosine of random vectors
 
 
 @dataclass(frozen=True)
 class ArmMemory:
-    """What the windows of an arm's runs show."""
+    """Direction memory over the runs of an arm."""
 
-    windows: int  # of all runs
+    windows: int  # total over all runs
     lags: tuple[int, ...]
     directions: dict[str, DirectionOfArm]
     differences: dict[int, Pooled]
 
 
-def memory_of_run(run: Run, *, draws: int = 2000) -> RunMemory | None:
-    """How long gradient and shear kept their direction in a run.
-
-    Args:
-        run: any run.
-        draws: of the bootstrap over windows.
-
-    Returns:
-        The memory; None where no pair of minibatches was sampled.
-    """
+def _run_memory(run: Run, draws: int) -> _RunMemory | None:
+    """Compute the direction memory of a run; None if no pair of minibatches was sampled."""
     cosines = lagged_cosines_of(run)
     if not cosines:
         return None
@@ -72,20 +64,20 @@ def memory_of_run(run: Run, *, draws: int = 2000) -> RunMemory | None:
     both = len(cosines) == len(OBJECTS)
     apart = memory_difference(cosines["shear"], cosines["gradient"], draws=draws) if both else ()
     windows = next(iter(cosines.values())).values.shape[1]
-    return RunMemory(windows, found, dict(zip(lags, apart, strict=False)))
+    return _RunMemory(windows, found, dict(zip(lags, apart, strict=False)))
 
 
 def memory_of_arm(runs: Sequence[Run], *, draws: int = 2000) -> ArmMemory | None:
-    """The memories of an arm's runs as one, over its seeds where there are several: see `pooled`.
+    """Compute the direction memory of an arm, pooled over its seeds if there are several: see `pooled`.
 
     Args:
-        runs: the runs of one arm.
-        draws: of the bootstraps over windows.
+        runs: Runs of one arm.
+        draws: Number of bootstrap draws over windows.
 
     Returns:
-        The memory; None where no run has any.
+        The direction memory; None if no pair of minibatches was sampled in any run.
     """
-    found = [(seed_of(run), memory_of_run(run, draws=draws) or RunMemory(0, {}, {})) for run in runs]
+    found = [(seed_of(run), _run_memory(run, draws) or _RunMemory(0, {}, {})) for run in runs]
     kinds = [kind for kind in OBJECTS if any(kind in memory.directions for _, memory in found)]
     if not kinds:
         return None
@@ -100,7 +92,7 @@ def memory_of_arm(runs: Sequence[Run], *, draws: int = 2000) -> ArmMemory | None
 
 
 def _direction(found: Sequence[tuple[object, DirectionMemory | None]], lags: Sequence[int]) -> DirectionOfArm:
-    """One object over the seeds; None is a seed without it, which is a gap."""
+    """Pool one object over the seeds; a seed with None counts as missing."""
     normalized = {lag: pooled((seed, _at(one, "normalized", lag)) for seed, one in found) for lag in lags}
     return DirectionOfArm(
         {lag: pooled((seed, _at(one, "raw", lag)) for seed, one in found) for lag in lags},
@@ -113,7 +105,7 @@ def _direction(found: Sequence[tuple[object, DirectionMemory | None]], lags: Seq
 
 
 def _half_life(normalized: dict[int, Pooled]) -> tuple[float, float]:
-    """The last lag up to which A is above 1/2 beyond its interval, and the first at which it is below."""
+    """Return the last lag up to which the interval of A is above 1/2, and the first at which it is below."""
     above, below = 0.0, math.inf
     for lag, one in reversed(normalized.items()):
         below = float(lag) if one.judged and one.estimate.high < 0.5 else below
@@ -125,7 +117,7 @@ def _half_life(normalized: dict[int, Pooled]) -> tuple[float, float]:
 
 
 def _at(memory: DirectionMemory | None, which: Literal["raw", "normalized"], lag: int) -> Estimate:
-    """The estimate of a lag; a gap where it was not sampled."""
+    """Return the estimate at a lag; missing if it was not sampled."""
     if memory is None or lag not in memory.lags:
         return GAP
     estimates: tuple[Estimate, ...] = getattr(memory, which)

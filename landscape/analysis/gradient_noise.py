@@ -1,4 +1,4 @@
-"""What the noise of minibatches is in a run's gradients: in their length, and in the entropy of their spectra."""
+"""Minibatch noise in the gradients of a run: noise scale, and spectral order corrected for noise."""
 
 from __future__ import annotations
 
@@ -29,43 +29,43 @@ _ORDERS: Final = {"batch_gradient": "batch", "pair_gradient": "pair", "gradient"
 
 @dataclass(frozen=True)
 class NoiseRecord:
-    """The gradient noise scale of a run; `why` says why there is none."""
+    """Gradient noise scale of a run; `why` gives the reason when there is none."""
 
     windows: int
     samples: float  # in one minibatch
     whole: NoiseScale | None = None  # over all windows
-    late: NoiseScale | None = None  # over those in the second half of the run; None where they are too few
+    late: NoiseScale | None = None  # over the windows in the second half of the run; None if there are too few
     why: str = ""
 
 
 @dataclass(frozen=True)
 class SpectralOrder:
-    """Order beyond white noise in a matrix of gradients, in nats: the noise's energy entropy less the matrix's own."""
+    """Spectral order of a gradient matrix: energy entropy of white noise minus that of the matrix, in nats."""
 
     windows: int  # or samples, without minibatches
-    null: float  # energy entropy of white noise of this shape, nats; no order is larger
-    own: Estimate  # of the gradient of the training step, at the same steps as far as it was sampled
-    batch: Estimate  # of one probe minibatch
-    pair: Estimate  # of two together
+    null: float  # energy entropy of white noise of this shape, nats; upper limit of the order
+    own: Estimate  # gradient of the training step, at the same steps where it was sampled
+    batch: Estimate  # gradient of one probe minibatch
+    pair: Estimate  # gradient of two minibatches together
     infinite: Estimate  # extrapolated to an infinite batch
 
 
 def noise_of(run: Run, *, draws: int = 2000) -> NoiseRecord | None:
-    """The gradient noise scale of a run, from the norms at the begin of each window: see `noise_scale`.
+    """Estimate the gradient noise scale of a run from the gradient norms at the start of each window.
 
     Args:
-        run: any run.
-        draws: of the bootstrap over windows.
+        run: Any run.
+        draws: Number of bootstrap draws over windows.
 
     Returns:
-        The record; None where no window was sampled.
+        The record, see `noise_scale`; None if no window was sampled.
     """
     found = squared_norms(run)
     if not len(found.steps):
         return None
     samples = np.unique(found.samples)
     if len(samples) > 1:
-        return NoiseRecord(len(found.steps), math.nan, why="its minibatches are not all of one size")
+        return NoiseRecord(len(found.steps), math.nan, why="its minibatches differ in size")
     late = found.steps > found.steps[-1] / 2
     try:
         whole = _scale(found, np.ones(len(late), dtype=bool), draws)
@@ -76,51 +76,51 @@ def noise_of(run: Run, *, draws: int = 2000) -> NoiseRecord | None:
 
 
 def order_of(run: Run, *, draws: int = 2000) -> dict[str, SpectralOrder]:
-    r"""The order beyond noise in each matrix of gradients, with the noise of minibatches taken out.
+    r"""Estimate the spectral order of each gradient matrix, corrected for minibatch noise.
 
-    Were the energy entropy H linear in 1/B, two sizes would tell that of the infinite batch,
+    If the energy entropy H is linear in 1/B, two batch sizes determine that of the infinite batch,
 
     .. math:: H_\infty = 2 H_{2B} - H_B.
 
-    It is so where what 1/B adds is small. Noise that fills the whole spectrum makes H concave in 1/B, so that
-    :math:`H_\infty` comes out too high and the order too low. Where few samples make up a batch's gradient, each of
-    rank one, a small batch has less entropy than a large one, and the extrapolation goes up.
+    This holds if the contribution of 1/B is small. Noise that fills the whole spectrum makes H concave in 1/B, so that
+    :math:`H_\infty` is overestimated and the order underestimated. If the gradient of a batch is the mean over few
+    samples, each of rank one, a small batch has less entropy than a large one, and the extrapolation increases it.
 
     Args:
-        run: any run.
-        draws: of the bootstrap over windows.
+        run: Any run.
+        draws: Number of bootstrap draws over windows.
 
     Returns:
-        The order of each matrix by name, `name[3]` for a slice, means over the windows; where no minibatches were
-        sampled, that of the training steps' gradients alone. Empty where there is none.
+        The order of each matrix by name, `name[3]` for a slice, averaged over the windows; if no minibatches were
+        sampled, only that of the training gradients. Empty if nothing was sampled.
     """
     rows = _spectra(run)
     return {_name(key): _order(part, draws) for key, part in rows.groupby(_MATRIX, sort=False)} if len(rows) else {}
 
 
 def mean_order(run: Run, *, draws: int = 2000) -> SpectralOrder | None:
-    """The mean of the orders over all matrices of a run: see `order_of`.
+    """Estimate the mean spectral order over all matrices of a run: see `order_of`.
 
     Args:
-        run: any run.
-        draws: of the bootstrap over windows, which all matrices share.
+        run: Any run.
+        draws: Number of bootstrap draws over windows, which are shared by all matrices.
 
     Returns:
-        The mean, its `null` that of theirs; None where none was sampled.
+        The mean order, with the mean of `null`; None if nothing was sampled.
     """
     rows = _spectra(run)
     return _order(rows, draws) if len(rows) else None
 
 
 def _scale(found: SquaredNorms, used: np.ndarray[tuple[int], np.dtype[np.bool_]], draws: int) -> NoiseScale:
-    """The noise scale over some of the windows."""
+    """Estimate the noise scale over some of the windows."""
     batch = float(found.samples[0])
     small, large = found.small[used].tolist(), found.large[used].tolist()
     return noise_scale(small, large, small_batch=batch, large_batch=2 * batch, draws=draws)
 
 
 def _spectra(run: Run) -> pd.DataFrame:
-    """The spectra of gradients, at the steps at which minibatches were sampled, or at all where they never were."""
+    """Return the gradient spectra at the steps with sampled minibatches, or at all steps if there are none."""
     rows = run.spectra[run.spectra["object"].isin(list(_ORDERS))].dropna(subset=["excess_order"])
     sampled = rows.loc[rows["object"] == "batch_gradient", "step"].unique()
     rows = rows[rows["step"].isin(sampled)] if len(sampled) else rows
@@ -129,7 +129,7 @@ def _spectra(run: Run) -> pd.DataFrame:
 
 
 def _order(rows: pd.DataFrame, draws: int) -> SpectralOrder:
-    """The order of one matrix, or the mean over several: that of each window first, then over the windows."""
+    """Estimate the order of one matrix, or the mean over several, averaged first per window and then over windows."""
     wide = rows.pivot(index=["step", *_MATRIX], columns="object", values="excess_order")
     wide = wide.reindex(columns=list(_ORDERS)).rename(columns=_ORDERS)
     wide["infinite"] = 2 * wide["pair"] - wide["batch"]
@@ -139,7 +139,7 @@ def _order(rows: pd.DataFrame, draws: int) -> SpectralOrder:
 
 
 def _null(rows: pd.DataFrame) -> float:
-    """The entropy of white noise of the matrix's shape, excess and own entropy together; of several their mean."""
+    """Return the white-noise entropy, excess order plus entropy; the mean if there are several matrices."""
     ranks = np.array([len(values) for values in rows["values"]], dtype=np.float64)
     nulls = rows["excess_order"] + rows["entropy_energy"] * np.log(ranks)
     of_each = nulls.groupby([rows[name] for name in _MATRIX])
@@ -147,7 +147,7 @@ def _null(rows: pd.DataFrame) -> float:
 
 
 def _mean(series: FloatArray, draws: int) -> Estimate:
-    """The mean over the windows with an interval; a gap where no window has the number."""
+    """Estimate the mean over the windows; missing if no window has a value."""
     known = np.isfinite(series)
     if not known.any():
         return exact_estimate(math.nan)
@@ -157,6 +157,6 @@ def _mean(series: FloatArray, draws: int) -> Estimate:
 
 
 def _name(key: Iterable[object]) -> str:
-    """A matrix's name: its tensor, with the slice of a batched one."""
+    """Return the name of a matrix: its tensor, with the slice index of a batched one."""
     tensor, part = key
     return str(tensor) if float(str(part)) < 0 else f"{tensor}[{float(str(part)):.0f}]"

@@ -1,4 +1,4 @@
-"""The windows in which a run was sampled with pairs of minibatches, as arrays with a column for each window."""
+"""Lag windows of a run, sampled with pairs of minibatches, as arrays with one column per window."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ OBJECTS: Final = ("gradient", "shear")
 
 @dataclass(frozen=True, eq=False)
 class SquaredNorms:
-    """Squared norms of gradients at the begin of each window, for two batch sizes."""
+    """Squared gradient norms at the start of each window, for two batch sizes."""
 
-    steps: FloatArray  # (T,) where the windows begin
-    small: FloatArray  # (T,) nats^2, of one minibatch
-    large: FloatArray  # (T,) nats^2, of two together
+    steps: FloatArray  # (T,) first step of each window
+    small: FloatArray  # (T,) nats^2, one minibatch
+    large: FloatArray  # (T,) nats^2, two minibatches together
     samples: FloatArray  # (T,) samples in one minibatch
 
 
 def lagged_cosines_of(run: Run) -> dict[str, LaggedCosines]:
-    """The cosines of every object that was sampled, each with the same windows and lags.
+    """Return the lagged cosines of every sampled object, all with the same windows and lags.
 
-    No window shares a vector with another, so that columns are as independent as the training lets them be.
+    Windows share no vectors, so columns are as independent as the training steps allow.
 
     Args:
-        run: any run.
+        run: Any run.
 
     Returns:
-        `gradient`, and `shear` where the optimizer ascends; empty where no later point of any window was reached. A
-        window that ended early, and one in which an object has no vector, has nan there.
+        `gradient`, and `shear` if the optimizer takes a second gradient; empty if no window reached its first lag.
+        Values are nan where a window ended early or an object has no vector.
     """
     rows = run.pairs
     rows = rows.assign(begin=rows["step"] - rows["lag"]).drop_duplicates(["object", "begin", "lag"], keep="last")
@@ -53,7 +53,7 @@ def lagged_cosines_of(run: Run) -> dict[str, LaggedCosines]:
 
 
 def squared_norms(run: Run) -> SquaredNorms:
-    """The squared norms of the gradients of one minibatch and of two, at every window that has both."""
+    """Return the squared gradient norms of one minibatch and of two, for every window that has both."""
     rows = run.pairs[run.pairs["object"] == "gradient"]
     rows = rows.dropna(subset=["square", "pair_square", "samples"]).drop_duplicates("step", keep="last")
     columns = (rows[name].to_numpy(dtype=np.float64) for name in ("step", "square", "pair_square", "samples"))
@@ -61,7 +61,7 @@ def squared_norms(run: Run) -> SquaredNorms:
 
 
 def _cosines(rows: pd.DataFrame, lags: list[int], begins: list[int]) -> LaggedCosines:
-    """The cosines of one object, a row for each lag and a column for each window."""
+    """Return the cosines of one object, one row per lag and one column per window."""
     values = np.full((1 + len(lags), len(begins)), np.nan)
     places, columns = {lag: row for row, lag in enumerate([0, *lags])}, {begin: k for k, begin in enumerate(begins)}
     for lag, begin, cosine in zip(rows["lag"], rows["begin"], rows["cosine"], strict=True):

@@ -1,4 +1,4 @@
-"""One number out of the runs of an arm, with the training seed as the unit where there are several."""
+"""Pooling of one number over the runs of an arm, with the training seed as the unit if there are several."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ if TYPE_CHECKING:
 
 __all__ = ["GAP", "Estimate", "Pooled", "pooled", "seed_of"]
 
-GAP: Final = exact_estimate(math.nan)  # of a seed that has no such number
+GAP: Final = exact_estimate(math.nan)  # missing value of a seed
 
-_ENOUGH: Final = 5  # windows of one run from which its interval covers as it should, by simulation
+_ENOUGH: Final = 5  # windows of one run from which its interval has its nominal coverage, by simulation
 
 
 @dataclass(frozen=True)
 class Pooled:
-    """A number of an arm."""
+    """Number pooled over the seeds of an arm."""
 
-    estimate: Estimate  # with infinite ends where none could be relied on
-    seeds: int  # with such a number; of 2 or more the interval is over seeds, of one it is that run's own
-    gaps: int = 0  # seeds without: a number of the others alone may not stand for them
+    estimate: Estimate  # ends are infinite if they would be unreliable
+    seeds: int  # seeds with a value; with 2 or more the interval is over seeds, with one it is that run's own
+    gaps: int = 0  # seeds with a missing value, which the others may not represent
 
     @property
     def judged(self) -> bool:
-        """Whether the interval has two ends, and stands for all seeds."""
+        """True if the interval has two finite ends and no seed is missing."""
         return not self.gaps and math.isfinite(self.estimate.low) and math.isfinite(self.estimate.high)
 
 
 def seed_of(run: Run) -> object:
-    """What tells a run's seeds from those of others; a run that does not say is its own."""
+    """Return a key that identifies the seeds of a run; its path if the manifest has no seeds."""
     seeds = run.manifest.get("seeds")
     if isinstance(seeds, dict) and seeds:
         return tuple(sorted((str(factor), str(seed)) for factor, seed in seeds.items()))
@@ -45,20 +45,20 @@ def seed_of(run: Run) -> object:
 
 
 def pooled(estimates: Iterable[tuple[object, Estimate]]) -> Pooled:
-    r"""The mean over the seeds of an arm, with an interval that knows what the arm would do with other seeds.
+    r"""Pool a number over the seeds of an arm: the mean, with a t-interval over seeds.
 
-    Steps of one run are no replications of the training, so with two seeds or more the interval is Student's over the
-    seeds' values, :math:`\bar x \pm t_{0.975, n-1}\, s / \sqrt n`, whatever the error of each. With one seed nothing is
-    known of others, and the interval is the run's own. Ends that could not be relied on are infinite: those of one run
-    of fewer than five windows; of several runs of one seed alone; and Student's where a seed's own number has no bound,
-    as the quotient of something by next to nothing, since such values are not normal.
+    Steps of one run are not replications of the training, so with two or more seeds the interval is the t-interval over
+    the seeds' values, :math:`\bar x \pm t_{0.975, n-1}\, s / \sqrt n`, regardless of the error of each. With one seed
+    it is the run's own interval, which says nothing about other seeds. Unreliable ends are infinite: those of one run
+    with fewer than five windows; of several runs of a single seed; and of the t-interval if the number of a seed is
+    itself unbounded, such as a quotient with a denominator near 0, since such values are not normal.
 
     Args:
-        estimates: A seed and a number of a run, for each run; of several runs of one seed the mean counts once. Gaps
-            are left out, and a seed that has nothing else is counted.
+        estimates: Seed and number of each run; several runs of one seed count once, with their mean. Missing values are
+            left out, and a seed with no other value is counted in `gaps`.
 
     Returns:
-        The number; its estimate is a gap where there is none.
+        The pooled number; its estimate is missing if no run has one.
     """
     found: dict[object, list[Estimate]] = {}
     for seed, estimate in estimates:
@@ -66,21 +66,21 @@ def pooled(estimates: Iterable[tuple[object, Estimate]]) -> Pooled:
         if math.isfinite(estimate.value):
             numbers.append(estimate)
     there = [numbers for numbers in found.values() if numbers]
-    gaps = len(found) - len(there)
+    missing = len(found) - len(there)
     if not there:
-        return Pooled(GAP, 0, gaps)
+        return Pooled(GAP, 0, missing)
     if len(there) == 1:
-        return Pooled(_of_one_seed(there[0]), 1, gaps)
+        return Pooled(_of_one_seed(there[0]), 1, missing)
     values = np.array([np.mean([one.value for one in same]) for same in there])
     n, mean = len(values), float(values.mean())
     stderr = float(values.std(ddof=1)) / math.sqrt(n)
-    loose = any(one.samples > 1 and math.isinf(one.high) for same in there for one in same)
-    half = math.inf if loose else float(stdtrit(n - 1, 0.975)) * stderr
-    return Pooled(Estimate(mean, stderr, mean - half, mean + half, n, "standard error"), n, gaps)
+    unbounded = any(one.samples > 1 and math.isinf(one.high) for same in there for one in same)
+    half = math.inf if unbounded else float(stdtrit(n - 1, 0.975)) * stderr
+    return Pooled(Estimate(mean, stderr, mean - half, mean + half, n, "standard error"), n, missing)
 
 
 def _of_one_seed(runs: Sequence[Estimate]) -> Estimate:
-    """A run's own number, or the mean of several; its ends infinite where they could not be relied on."""
+    """Return a run's own estimate, or the mean of several runs; ends are infinite if they would be unreliable."""
     if len(runs) == 1 and runs[0].samples >= _ENOUGH:
         return runs[0]
     mean = float(np.mean([one.value for one in runs]))

@@ -1,4 +1,4 @@
-"""How long a shear, or a gradient, keeps its direction, with the noise of minibatches taken out."""
+"""Noise-corrected direction autocorrelation of shear or gradient over lags, with half-life and angular velocity."""
 
 from __future__ import annotations
 
@@ -17,56 +17,56 @@ __all__ = ["DirectionMemory", "LaggedCosines", "angular_velocity", "direction_me
 
 @dataclass(frozen=True, eq=False)
 class LaggedCosines:
-    """Cosines between vectors of two independent batches, at each step and some steps apart."""
+    """Cosines between vectors of two independent batches, at lag 0 and at each of the lags."""
 
     lags: tuple[int, ...]  # steps, ascending, without 0
-    values: Array  # (1 + lags, T), a column for each first step; row 0 is lag 0; nan where a vector is missing or zero
-    size: int  # numbers in a vector
-    # Whether columns some steps apart share a vector, as those of every step in a row do. False for windows, each with
-    # a first vector of its own that its lags are counted from, and which do not overlap.
+    values: Array  # (1 + lags, T), one column per first step; row 0 is lag 0; nan where a vector is missing or zero
+    size: int  # entries of a vector
+    # True if columns a lag apart share a vector, as in a series of consecutive steps. False for windows that do not
+    # overlap, each with its own first vector from which its lags are counted.
     shared: bool = True
 
 
 @dataclass(frozen=True)
 class DirectionMemory:
-    """How a direction keeps, at each lag."""
+    """Direction autocorrelation at each lag."""
 
     lags: tuple[int, ...]  # steps
     raw: tuple[Estimate, ...]  # mean cosine to a vector of another batch, `lag` steps later
-    normalized: tuple[Estimate, ...]  # A(k): the same over the ceiling
+    normalized: tuple[Estimate, ...]  # A(k): raw over the ceiling
     ceiling: Estimate  # mean cosine of two batches at one step
-    half_life: float  # steps: the first lag of `lags` with A below 1/2; nan where there is none
-    angular_velocity: Estimate  # arccos A(1), radians a step; a gap where lag 1 was not measured
-    null_sd: float  # standard deviation of one raw cosine, were both vectors random: 1 / sqrt(size)
+    half_life: float  # steps: the first of `lags` with A below 1/2; nan if there is none
+    angular_velocity: Estimate  # arccos A(1), radians per step; nan if lag 1 was not measured
+    null_sd: float  # standard deviation of one raw cosine of random vectors: 1 / sqrt(size)
 
 
 def direction_memory(
     cosines: LaggedCosines, *, block: int | None = None, draws: int = 2000, seed: int = 0
 ) -> DirectionMemory:
-    r"""How long a direction keeps, in units of what the noise of batches lets through.
+    r"""Estimate the direction autocorrelation A(k), corrected for minibatch noise.
 
-    Where a batch's vector is the true one and independent noise, :math:`\cos(x^B, y^{B'}) \approx c\,\cos(x, y)` with
-    the squared true length's share :math:`c`, which is what two batches show at one step (the ceiling). So
+    If a batch's vector is the true one plus independent noise, :math:`\cos(x^B, y^{B'}) \approx c\,\cos(x, y)`, where
+    :math:`c` is the share of the squared true length, measured by two batches at one step (the ceiling). Therefore
 
     .. math:: A(k) = \frac{\mathrm{mean}_t \cos(x_t^B, x_{t+k}^{B'})}{\mathrm{mean}_t \cos(x_t^B, x_t^{B'})}
 
-    is the cosine of the true directions; both means are over the steps that have both cosines. The raw cosine is what a
-    stale vector really has in common with a later batch.
+    is the cosine of the true directions; both means are over the steps that have both cosines. The raw cosine is the
+    actual cosine of a stale vector with a later batch.
 
     Args:
         cosines: From `lagged_cosines`.
-        block: Columns in a block of the bootstrap. Default: of each lag, what an autoregressive series of its
-            correlation wants, and more than the lag where columns a lag apart share a vector.
-        draws: Of the bootstrap.
-        seed: Of the bootstrap.
+        block: Columns in a bootstrap block. Default: for each lag, the optimal length for an autoregressive series with
+            its correlation, and more than the lag if columns a lag apart share a vector.
+        draws: Number of bootstrap draws.
+        seed: Seed of the bootstrap.
 
     Returns:
-        The memory. Where the ceiling is not above 0 nothing can be normalized: gaps. Where it is not above 0 in more
-        than 2.5 % of the draws, or there is one block only, both ends of A are infinite. A may exceed 1 by chance; the
-        angular velocity is then 0.
+        The direction memory. If the ceiling is not above 0, the normalized numbers are nan. If it is not above 0 in
+        more than 2.5 % of the draws, or there is a single block, both ends of A are infinite. A may exceed 1 by chance;
+        the angular velocity is then 0.
 
     Raises:
-        ProbeError: the block does not fit the run.
+        ProbeError: The block is longer than the run or shorter than 1.
 
     Source:
         docs/measures/shear_memory.md.
@@ -91,30 +91,31 @@ def direction_memory(
 def memory_difference(
     shears: LaggedCosines, gradients: LaggedCosines, *, block: int | None = None, draws: int = 2000, seed: int = 0
 ) -> tuple[Estimate, ...]:
-    r"""The difference :math:`D(k) = A_v(k) - A_g(k)`: above 0 where the shear turns more slowly than the gradient.
+    r"""Estimate the difference :math:`D(k) = A_v(k) - A_g(k)`, above 0 if the shear turns more slowly.
 
-    The same steps are drawn for both, so what they have in common cancels.
+    The bootstrap draws the same steps for both, so common variation cancels.
 
     Args:
-        shears: Of the shears v.
-        gradients: Of the gradients g, at the same steps and lags.
+        shears: Cosines of the shears v.
+        gradients: Cosines of the gradients g, at the same steps and lags.
         block: As in `direction_memory`.
-        draws: Of the bootstrap.
-        seed: Of the bootstrap.
+        draws: Number of bootstrap draws.
+        seed: Seed of the bootstrap.
 
     Returns:
-        One estimate for each lag; a gap where either has no A.
+        One estimate per lag; nan where either A is.
 
     Raises:
-        ProbeError: steps or lags differ, or the block does not fit.
+        ProbeError: Steps or lags differ, or the block is longer than the run or shorter than 1.
 
     Source:
         docs/measures/shear_memory.md.
     """
     if shears.lags != gradients.lags or shears.values.shape != gradients.values.shape:
         raise ProbeError(
-            f"{shears.values.shape[1]} steps at lags {shears.lags} and {gradients.values.shape[1]} at {gradients.lags} "
-            "differ: measure shears and gradients at the same steps"
+            f"shears and gradients must have the same steps and lags, got {shears.values.shape[1]} steps at lags "
+            f"{shears.lags} and {gradients.values.shape[1]} at {gradients.lags}: measure shears and gradients at the "
+            "same steps"
         )
     found = []
     for row, k in enumerate(shears.lags, 1):
@@ -129,13 +130,13 @@ def memory_difference(
 
 
 def angular_velocity(first: Estimate) -> Estimate:
-    """The angle whose cosine is A(1).
+    """Return the angular velocity arccos A(1).
 
     Args:
         first: A(1), with its interval.
 
     Returns:
-        Radians a step, 0 where A(1) exceeds 1; the ends of the interval are those of A(1), which change places.
+        Radians per step, 0 if A(1) exceeds 1; the interval is that of A(1), mapped with its ends exchanged.
     """
     if math.isnan(first.value):
         return first
@@ -145,19 +146,19 @@ def angular_velocity(first: Estimate) -> Estimate:
 
 
 def _ratio(above: Array, below: Array, least: int, block: int | None, draws: int, seed: int) -> Estimate:
-    """The ratio of two means over the columns."""
+    """Estimate the ratio of two means over the columns."""
     length = block or _length(above, below, least)
     return block_bootstrap(_with_counts([above, below]), _quotient, block=length, draws=draws, seed=seed)
 
 
 def _both(cosines: Array, ceilings: Array) -> tuple[Array, Array]:
-    """The cosines of a lag and the ceilings of the same columns: nan where either is missing."""
+    """Return the cosines of a lag and the ceilings of the same columns, both nan where either is missing."""
     known = np.isfinite(cosines) & np.isfinite(ceilings)
     return np.where(known, cosines, math.nan), np.where(known, ceilings, math.nan)
 
 
 def _length(above: Array, below: Array, least: int) -> int:
-    """The length of blocks: of the part of each column in the ratio, and `least` at the least."""
+    """Return the block length for the influence of each column on the ratio, at least `least`."""
     if not (np.isfinite(above) & np.isfinite(below)).any() or not np.nanmean(below) > 0:
         return 1
     part = above - np.nanmean(above) / np.nanmean(below) * below
@@ -165,12 +166,12 @@ def _length(above: Array, below: Array, least: int) -> int:
 
 
 def _with_counts(rows: Sequence[Array]) -> Array:
-    """Each row without its gaps, followed by where it has none."""
+    """Return each row with 0 for missing values, followed by a row that is 1 where the value is known."""
     return np.stack([part for row in rows for part in (np.nan_to_num(row), np.isfinite(row).astype(np.float64))])
 
 
 def _quotient(sums: Array) -> Array:
-    """The mean of the first over the mean of the second; nan where that is not above 0."""
+    """Return the mean of the first row over the mean of the second; nan unless that is above 0."""
     with np.errstate(divide="ignore", invalid="ignore"):
         above, below = sums[0] / sums[1], sums[2] / sums[3]
         found: Array = np.where(below > 0, above / below, math.nan)
@@ -178,5 +179,5 @@ def _quotient(sums: Array) -> Array:
 
 
 def _difference(sums: Array) -> Array:
-    """The difference of two quotients."""
+    """Return the difference of two quotients."""
     return _quotient(sums[:4]) - _quotient(sums[4:])

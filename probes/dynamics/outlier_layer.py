@@ -1,4 +1,4 @@
-"""Which layer leaves its own Taylor model first: the remainder that stands out before the others do."""
+"""First outlier layer: the layer whose Taylor remainder is the first to exceed a running multiple of its median."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ import numpy.typing as npt
 
 from lossscope.probes.errors import ProbeError
 
-__all__ = ["OutlierLayer", "first_outlier_layer", "usual_sizes"]
+__all__ = ["OutlierLayer", "first_outlier_layer", "running_median"]
 
 
 @dataclass(frozen=True)
 class OutlierLayer:
-    """The layer whose remainder stood out first."""
+    """Layer whose remainder was the first outlier."""
 
     layer: str
     step: int  # row of the series
-    ratio: float  # its remainder over its threshold at that step, above 1
+    ratio: float  # remainder over its threshold at that step, above 1
 
 
 def first_outlier_layer(
@@ -31,26 +31,26 @@ def first_outlier_layer(
     window: int = 20,
     rounding: npt.ArrayLike = 0.0,
 ) -> OutlierLayer | None:
-    """The layer whose remainder is the first to exceed its running threshold.
+    """Find the layer whose remainder is the first to exceed its running threshold.
 
-    The threshold of a layer at a step is `factor` times the median of its absolute remainders over the `window` steps
-    before, which is its own usual size and not moved by single spikes, and at least `rounding`. A layer has none before
-    `window / 2` steps of it are known, and where it is 0.
+    The threshold of a layer at a step is `factor` times the median of its absolute remainders over the previous
+    `window` steps, which is robust to single spikes, and at least `rounding`. A layer has no threshold before
+    `window / 2` of its remainders are known, nor if the threshold is 0.
 
     Args:
-        remainders: `(T, layers)`, `layer_remainders` of T steps in order, up to a spike of the loss, say; nan where
-            one is missing.
-        layers: Their names.
-        factor: How many times its usual size a remainder must reach.
-        window: Steps that the usual size is taken from, at least 2.
-        rounding: Nats that the remainders of a step may be off by, `StepQuality.rounding`: what is smaller stands out
-            from nothing. `(T,)`, as it grows with the loss, or one number for all steps.
+        remainders: `(T, layers)`, `layer_remainders` of T steps in order, for example up to a loss spike; nan where
+            missing.
+        layers: Names of the layers.
+        factor: Ratio of a remainder to its running median from which it is an outlier.
+        window: Number of steps in the running median, at least 2.
+        rounding: Rounding error bound of the remainders of a step in nats, `StepQuality.rounding`: smaller remainders
+            are never outliers. `(T,)`, since it grows with the loss, or one number for all steps.
 
     Returns:
-        The layer, of several at one step that with the largest ratio; None where no remainder stood out.
+        The first outlier; among several at one step the one with the largest ratio. None if there is no outlier.
 
     Raises:
-        ProbeError: the shape does not fit the names, or `factor`, `window` or `rounding` is out of range.
+        ProbeError: The shape does not match the names, or `factor`, `window` or `rounding` is out of range.
 
     Source:
         docs/measures/step_quality.md.
@@ -62,14 +62,14 @@ def first_outlier_layer(
     """
     sizes = np.abs(np.asarray(remainders, dtype=np.float64))
     if sizes.ndim != 2 or sizes.shape[1] != len(layers):
-        raise ProbeError(f"remainders of shape {sizes.shape} do not fit {len(layers)} layers: need (steps, layers)")
+        raise ProbeError(f"remainders must have shape (steps, {len(layers)}), one column per layer, got {sizes.shape}")
     if not 1 <= factor < math.inf:
-        raise ProbeError(f"factor={factor:g} is out of range, need a finite number of at least 1")
+        raise ProbeError(f"factor must be finite and at least 1, got {factor:g}")
     if window < 2:
-        raise ProbeError(f"window={window} is out of range, need at least 2 steps")
+        raise ProbeError(f"window must be at least 2 steps, got {window}")
     least = _each_step(rounding, len(sizes))
-    thresholds = np.maximum(factor * usual_sizes(sizes, window=window), least[:, None])
-    with np.errstate(invalid="ignore", over="ignore"):  # of a size that is not finite
+    thresholds = np.maximum(factor * running_median(sizes, window=window), least[:, None])
+    with np.errstate(invalid="ignore", over="ignore"):  # a remainder may be infinite
         ratios = np.nan_to_num(sizes / np.where(thresholds > 0, thresholds, math.nan), nan=0.0)
     above = np.flatnonzero((ratios > 1).any(1))
     if not len(above):
@@ -80,25 +80,25 @@ def first_outlier_layer(
 
 
 def _each_step(rounding: npt.ArrayLike, steps: int) -> npt.NDArray[np.float64]:
-    """The rounding of each step."""
+    """Return the rounding of each step."""
     given = np.asarray(rounding, dtype=np.float64)
     if given.shape not in ((), (steps,)):
-        raise ProbeError(f"rounding of shape {given.shape} does not fit {steps} steps: need one for each, or one")
+        raise ProbeError(f"rounding must be one number or have shape ({steps},), got shape {given.shape}")
     wrong = ~(np.isfinite(given) & (given >= 0))
     if wrong.any():
-        raise ProbeError(f"rounding={given[wrong].flat[0]:g} is out of range, need finite numbers of at least 0 nats")
+        raise ProbeError(f"rounding must be finite and at least 0 nats, got {given[wrong].flat[0]:g}")
     return np.broadcast_to(given, (steps,))
 
 
-def usual_sizes(remainders: npt.ArrayLike, *, window: int = 20) -> npt.NDArray[np.float64]:
-    """What each layer's remainder usually is at each step: the median size over the `window` steps before.
+def running_median(remainders: npt.ArrayLike, *, window: int = 20) -> npt.NDArray[np.float64]:
+    """Return the running median of each layer's absolute remainder over the previous `window` steps.
 
     Args:
-        remainders: `(T, layers)`; nan where one is missing.
-        window: Steps.
+        remainders: `(T, layers)`; nan where missing.
+        window: Number of steps.
 
     Returns:
-        `(T, layers)`; nan where fewer than `window / 2` of them are known.
+        `(T, layers)`; nan where fewer than `window / 2` values are known.
     """
     sizes = np.abs(np.asarray(remainders, dtype=np.float64))
     found = np.full(sizes.shape, math.nan)

@@ -1,4 +1,4 @@
-"""How the gradient lies in the Hessian's eigenvectors: in the top ones, along any one, where curvature is largest."""
+"""Alignment of the gradient with the Hessian: share in the top eigenvectors, cos(g, Hg) and Rayleigh quotient."""
 
 from __future__ import annotations
 
@@ -20,35 +20,35 @@ __all__ = ["GradientAlignment", "gradient_alignment"]
 
 @dataclass(frozen=True, eq=False)
 class GradientAlignment:
-    """Where the gradient points in the eigenvectors of the Hessian; all gaps where it is zero."""
+    """Alignment of the gradient with the eigenvectors of the Hessian; all nan if the gradient is zero."""
 
     chi: npt.NDArray[np.float64]  # (k,), share of |g|^2 in the first 1, ..., k eigenvectors
     null: npt.NDArray[np.float64]  # (k,), the same for a random direction: 1 / n, ..., k / n
     cosine: float  # cos(g, Hg)
     rayleigh: float  # g'Hg / |g|^2, nats
-    share: Estimate  # rayleigh over the largest eigenvalue; a gap where that is not above 0
-    converged: npt.NDArray[np.bool_]  # (k,), whether all of those eigenvectors had met their bound
+    share: Estimate  # rayleigh over the largest eigenvalue; nan unless that is above 0
+    converged: npt.NDArray[np.bool_]  # (k,), True if the first 1, ..., k eigenvectors have all met their bound
 
 
 def gradient_alignment(objective: Objective, top: EigenPairs) -> GradientAlignment:
-    r"""How much of the gradient lies in the directions of largest curvature.
+    r"""Measure the share of the gradient that lies in the directions of largest curvature.
 
     .. math:: \chi_k = \frac{\lVert V_k^\top g\rVert^2}{\lVert g\rVert^2}, \qquad
               \cos(g, Hg) = \frac{g^\top H g}{\lVert g\rVert\,\lVert Hg\rVert}, \qquad
               \frac{\hat g^\top H \hat g}{\lambda_{\max}}
 
-    All are 1 where the gradient is the top eigenvector. A random direction has :math:`\chi_k = k / n` on average.
+    All are 1 if the gradient is the top eigenvector. A random direction has :math:`\chi_k = k / n` on average.
 
     Args:
         objective: The loss.
         top: The largest eigenpairs of its Hessian at the same parameters, descending: `measure_spectrum(...).top`.
 
     Returns:
-        The numbers, exact on the fixed data as far as the eigenpairs are; the interval of `share` is from the bound of
-        the largest eigenvalue. One gradient and one product are spent.
+        The alignment, as exact on the fixed data as the eigenpairs are; the interval of `share` follows from the bound
+        of the largest eigenvalue. Cost: one gradient and one product.
 
     Raises:
-        ProbeError: the eigenvectors have another length than the parameters, or the loss or product is not finite.
+        ProbeError: The eigenvectors differ in length from the parameters, or the loss or product is not finite.
 
     Source:
         G. Gur-Ari, D. Roberts, E. Dyer (2018), Gradient descent happens in a tiny subspace, arXiv:1812.04754, for chi.
@@ -63,22 +63,22 @@ def gradient_alignment(objective: Objective, top: EigenPairs) -> GradientAlignme
     """
     if len(top.vectors) != objective.size:
         raise ProbeError(
-            f"eigenvectors of length {len(top.vectors)} do not fit {objective.size} trainable parameters: measure the "
-            "spectrum of hessian(objective)"
+            f"eigenvectors must have {objective.size} entries, one per trainable parameter, got {len(top.vectors)}: "
+            "measure the spectrum of hessian(objective)"
         )
     k = top.vectors.shape[1]
     with objective.evaluating():
         g = objective.gradient()
         Hg = (hessian(objective) @ g).double()
     g = g.double()
-    length, bent = float(torch.linalg.vector_norm(g)), float(torch.linalg.vector_norm(Hg))
+    length, product_norm = float(torch.linalg.vector_norm(g)), float(torch.linalg.vector_norm(Hg))
     unit = g / length if length > 0 else torch.full_like(g, math.nan)
     parts = (top.vectors.to(unit).mT @ unit).square().cpu().numpy()
     rayleigh = float(unit @ Hg) / length if length > 0 else math.nan
     return GradientAlignment(
         np.cumsum(parts),
         np.arange(1, k + 1) / objective.size,
-        float(unit @ Hg) / bent if bent > 0 else math.nan,
+        float(unit @ Hg) / product_norm if product_norm > 0 else math.nan,
         rayleigh,
         _share(rayleigh, top.estimate(0)),
         np.logical_and.accumulate(top.converged.numpy()),
@@ -86,7 +86,7 @@ def gradient_alignment(objective: Objective, top: EigenPairs) -> GradientAlignme
 
 
 def _share(rayleigh: float, largest: Estimate) -> Estimate:
-    """The quotient over the largest eigenvalue, between its bounds."""
+    """Return the Rayleigh quotient over the largest eigenvalue, with the interval that its bounds imply."""
     if math.isnan(rayleigh) or not largest.value > 0:
         return exact_estimate(math.nan)
     ends = [rayleigh / end if end > 0 else math.copysign(math.inf, rayleigh) for end in (largest.low, largest.high)]

@@ -1,4 +1,4 @@
-"""Slope and curvature along a step: did the optimizer step too far for the valley it is in."""
+"""Directional sharpness: slope and curvature of the loss along an optimizer step."""
 
 from __future__ import annotations
 
@@ -20,41 +20,41 @@ __all__ = ["DirectionalSharpness", "directional_sharpness"]
 
 @dataclass(frozen=True)
 class DirectionalSharpness:
-    """What the loss does along a displacement D, to second order, exact on the fixed data."""
+    """Second-order model of the loss along a displacement D, exact on the fixed data."""
 
     slope: Estimate  # g'D, nats
     curvature: Estimate  # D'HD, nats
-    normalized: Estimate  # D'HD / |D|^2; a gap where D is zero
-    edge_ratio: Estimate  # -D'HD / (2 g'D), pure; a gap where D does not go downhill
+    normalized: Estimate  # D'HD / |D|^2; nan if D is zero
+    edge_ratio: Estimate  # -D'HD / (2 g'D), dimensionless; nan unless D is a descent direction
 
 
 def directional_sharpness(
     objective: Objective, displacement: Tensor, *, at: Tensor | None = None
 ) -> DirectionalSharpness:
-    r"""The slope and the curvature of the loss along the step that was taken.
+    r"""Measure slope and curvature of the loss along a step.
 
     To second order the step changes the loss by :math:`g^\top D + \tfrac12 D^\top H D`, which is a decrease if
     and only if the edge ratio :math:`R = -D^\top H D / (2 g^\top D)` is below 1. With :math:`D = -\eta d` that is
     :math:`\eta d^\top H d / (2 g^\top d)`; for gradient descent along an eigenvector :math:`\eta\lambda/2`, so 1 is
-    the edge of stability for every optimizer alike. Slope, curvature and ratio do not change under
-    any linear map of the parameters; the normalized curvature does.
+    the edge of stability for every optimizer. Slope, curvature and ratio are invariant under any linear map of the
+    parameters; the normalized curvature is not.
 
     Args:
         objective: The loss.
         displacement: `(n,)`, D, parameters after the step minus before.
-        at: `(n,)`, the parameters before the step; None for those the model has now.
+        at: `(n,)`, parameters before the step. Default: the model's current parameters.
 
     Returns:
-        The four numbers. Each has error 0: chance plays no part. One gradient and one product are spent.
+        The four numbers, with standard error 0: nothing is sampled. Cost: one gradient and one product.
 
     Raises:
-        ProbeError: a shape does not fit, the displacement is not finite, or the loss is not.
+        ProbeError: A shape does not match, or the displacement or the loss is not finite.
 
     Source:
         docs/measures/directional_sharpness.md, where it is derived; tested by the eigenvector and the linear map.
     """
     if not bool(torch.isfinite(displacement).all()):
-        raise ProbeError("the displacement is not finite: the step itself has failed, nothing can be measured along it")
+        raise ProbeError("displacement must be finite, got nan or inf: the optimizer step itself failed")
     begun = time.perf_counter()
     with objective.at(at) if at is not None else nullcontext():
         slope, curvature = _along(objective, displacement)
@@ -74,7 +74,7 @@ def directional_sharpness(
 
 
 def _along(objective: Objective, displacement: Tensor) -> tuple[float, float]:
-    """Both forms, g'D and D'HD, from one graph for each batch; sums in float64."""
+    """Return g'D and D'HD, from one graph per batch, summed in float64."""
     D = objective.vector.fitting(displacement)
     slope = curvature = 0.0
     with objective.evaluating():

@@ -1,4 +1,4 @@
-"""How large the logits are, and by how much the right one leads: the scale that a loss and its curvature hang on."""
+"""Mean logit norm and classification margin, which set the scale of cross-entropy curvature."""
 
 from __future__ import annotations
 
@@ -17,38 +17,38 @@ from lossscope.probes.statistics.estimate import Estimate, exact_estimate
 
 __all__ = ["LogitScale", "logit_scale"]
 
-_LEFT_OUT = -100  # torch's ignore_index
+_IGNORE_INDEX = -100  # torch's default
 
 
 @dataclass(frozen=True)
 class LogitScale:
     """Means over the terms of the loss (samples, or tokens)."""
 
-    norm: Estimate  # |z - mean z|, pure
-    margin: Estimate  # z_y less the largest other logit, pure; a gap where labels are probabilities
+    norm: Estimate  # |z - mean z|, dimensionless
+    margin: Estimate  # z_y minus the largest other logit, dimensionless; nan if labels are probabilities
 
 
 def logit_scale(objective: Objective) -> LogitScale:
-    r"""The mean norm of the centered logits, and the mean margin of the right one.
+    r"""Compute the mean norm of the centered logits and the mean margin of the correct class.
 
     .. math:: \lVert z - \bar z\mathbf 1\rVert, \qquad z_y - \max_{c \ne y} z_c
 
-    Adding one number to all logits changes neither them nor the softmax, so both are functions of what the network
-    predicts. A network that is sure has a small loss and small curvature whatever its minimum looks like: curvature is
-    compared at equal loss, and read beside these two.
+    Adding a constant to all logits changes neither of them nor the softmax, so both are functions of the predictions. A
+    confident network has a small loss and small curvature whatever its minimum looks like: compare curvature at equal
+    loss, and together with these two.
 
     Args:
         objective: The loss; its `loss_fn` must have `logits(model, batch)` and `labels(batch)`, as `CrossEntropy` has.
 
     Returns:
-        Both, exact on the fixed data; one pass forward is spent.
+        Both means, exact on the fixed data. Cost: one forward pass.
 
     Raises:
-        ProbeError: the loss shows no logits or labels, or a logit is not finite.
+        ProbeError: The loss has no `logits` or `labels`, or a logit is not finite.
 
     Source:
-        docs/measures/norms.md. The margin is that of P. Bartlett, D. Foster, M. Telgarsky (2017), Spectrally-normalized
-        margin bounds for neural networks, arXiv:1706.08498, without its normalization.
+        docs/measures/norms.md. The margin is defined in P. Bartlett, D. Foster, M. Telgarsky (2017),
+        Spectrally-normalized margin bounds for neural networks, arXiv:1706.08498; it is not normalized here.
 
     Example:
         >>> from lossscope.probes.objective.losses import CrossEntropy
@@ -62,8 +62,8 @@ def logit_scale(objective: Objective) -> LogitScale:
     logits, labels = (getattr(objective.loss_fn, name, None) for name in ("logits", "labels"))
     if logits is None or labels is None:
         raise ProbeError(
-            f"the loss {objective.loss_kind} shows no logits and labels: use CrossEntropy(), or give your loss methods "
-            "logits(model, batch) and labels(batch)"
+            f"logit_scale requires a loss with logits and labels, got {objective.loss_kind}: use CrossEntropy(), or "
+            "give your loss methods logits(model, batch) and labels(batch)"
         )
     begun = time.perf_counter()
     with objective.evaluating(), torch.no_grad():
@@ -78,7 +78,7 @@ def logit_scale(objective: Objective) -> LogitScale:
 def _means(
     objective: Objective, logits: Callable[[Any, Any], Tensor], labels: Callable[[Any], Tensor]
 ) -> tuple[float, float]:
-    """Both means, batches weighted as in the loss."""
+    """Return the mean norm and the mean margin, batches weighted as in the loss."""
     call, copies = objective.substitution(logits), objective.copies()
     norm = margin = 0.0
     for at in objective.passes():
@@ -86,11 +86,11 @@ def _means(
         z = objective.evaluated(call, copies, at).double()
         classes = z.shape[-1]
         z = z.reshape(-1, classes)
-        counted = torch.ones(len(z), dtype=torch.bool, device=z.device)
+        counted = torch.ones(len(z), dtype=torch.bool, device=z.device)  # terms that the loss averages over
         lead = torch.full_like(z[:, 0], math.nan)
         if not right.is_floating_point():
             flat = right.reshape(-1)
-            counted = flat != _LEFT_OUT
+            counted = flat != _IGNORE_INDEX
             lead = _margins(z, flat.where(counted, 0))
         norm += at.weight * float((z - z.mean(-1, keepdim=True)).norm(dim=-1)[counted].mean())
         margin += at.weight * float(lead[counted].mean())
@@ -98,9 +98,9 @@ def _means(
 
 
 def _margins(z: Tensor, right: Tensor) -> Tensor:
-    """The right logit less the largest other one, `(N,)`; nan where there is one class alone."""
+    """Return the logit of the correct class minus the largest other logit, `(N,)`; nan with a single class."""
     if z.shape[-1] < 2:
         return torch.full_like(z[:, 0], math.nan)
-    of_right = z.gather(-1, right[:, None])[:, 0]
+    correct = z.gather(-1, right[:, None])[:, 0]
     others = z.scatter(-1, right[:, None], -math.inf).amax(-1)
-    return of_right - others
+    return correct - others

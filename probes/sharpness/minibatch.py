@@ -1,4 +1,4 @@
-"""Batch sharpness: the curvature that minibatch gradients meet along themselves."""
+"""Batch sharpness: curvature of each minibatch's loss along its own gradient."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ from lossscope.probes.objective.objective import Objective
 from lossscope.probes.operators.second_derivative import require_second_derivative, second_derivative
 from lossscope.probes.statistics.estimate import Estimate, exact_estimate, mean_estimate
 
-__all__ = ["BatchSharpness", "batch_sharpness", "ratio_of_means"]
+__all__ = ["BatchSharpness", "batch_sharpness"]
 
-_ENOUGH: Final = 24  # batches that a ratio of means must rest on for its interval to be trusted
+_ENOUGH: Final = 24  # effective batches from which the interval of a ratio of means has its nominal coverage
 
 
 @dataclass(frozen=True)
 class BatchSharpness:
-    """Curvature along minibatch gradients, by both averages, and how the whole loss curves along them."""
+    """Curvature along minibatch gradients: two averages of the batch curvature, and the full-data curvature."""
 
     mean_of_ratios: Estimate  # E[g_B'H_B g_B / |g_B|^2], nats
     ratio_of_means: Estimate  # E[g_B'H_B g_B] / E|g_B|^2, nats
     noise_interaction: Estimate  # E[g_B'H g_B] / |g|^2, nats, with g and H of the whole data
-    batches: int  # that have a ratio
-    gaps: int  # batches without one: their gradient is zero
-    batch_sizes: tuple[float, float]  # of the smallest and of the largest batch
+    batches: int  # number of batches with a nonzero gradient
+    gaps: int  # number of batches without a ratio, because their gradient is zero
+    batch_sizes: tuple[float, float]  # smallest and largest batch
 
 
 @dataclass(frozen=True)
 class _Forms:
-    """What the batches gave, one entry each."""
+    """Quadratic forms and squared gradient norms, one entry per batch."""
 
     curvatures: list[float]  # g_B'H_B g_B
     squares: list[float]  # |g_B|^2
@@ -46,30 +46,30 @@ class _Forms:
 
 
 def batch_sharpness(objective: Objective) -> BatchSharpness:
-    r"""How sharply each minibatch's loss curves along that minibatch's own gradient.
+    r"""Measure the curvature of each minibatch's loss along its own gradient.
 
-    Every batch of the objective is taken as one minibatch B, drawn at random. Steps of SGD on a quadratic
-    raise the loss of the batch they were computed from where :math:`g_B^\top H_B g_B / |g_B|^2 > 2/\eta`; networks were
-    seen to settle at a mean ratio of 2/lr (`batch_sharpness_threshold`).
+    Every batch of the objective is treated as one random minibatch B. On a quadratic, an SGD step increases the loss of
+    the batch it was computed from if :math:`g_B^\top H_B g_B / |g_B|^2 > 2/\eta`; in network training the mean ratio
+    was observed to stabilize at 2/lr (`batch_sharpness_threshold`).
 
-    The **mean of ratios** is the definition, the **ratio of means** weights batches by their squared gradient.
-    They differ wherever large gradients meet other curvature than small ones. Both intervals are for the
-    distribution that the batches were drawn from, so they stay wide if the batches make up the whole data.
+    The **mean of ratios** is the definition; the **ratio of means** weights batches by their squared gradient. They
+    differ if curvature is correlated with the size of the gradient. Both intervals refer to the distribution that the
+    batches were drawn from, so they stay wide even if the batches make up the whole data.
 
-    The **noise interaction** is about the fixed data: on a quadratic one step of SGD lowers the loss of
-    the whole data on average exactly where it is below 2/lr. Its :math:`E[g_A^\top H g_A]` is the mean over all
-    pairs of :math:`g_A^\top H_B g_A`; here the pairs of each batch with itself and with the one before are
-    measured, so batches must stand in random order; the interval is then wide rather than narrow.
+    The **noise interaction** refers to the fixed data: on a quadratic, one SGD step decreases the loss of the whole
+    data on average if and only if it is below 2/lr. Its :math:`E[g_A^\top H g_A]` is the mean over all pairs of
+    :math:`g_A^\top H_B g_A`; here each batch is paired with itself and with the previous one, so batches must be in
+    random order; the interval is then conservative.
 
     Args:
-        objective: The loss; make its batches of the size that training uses, in eval or frozen mode.
+        objective: The loss; its batches should have the batch size of training, in eval or frozen mode.
 
     Returns:
-        The three numbers; where fewer than two batches have a gradient, gaps. One gradient and two products for each
-        batch are spent; `products` counts products with one batch.
+        The three numbers; nan if fewer than two batches have a gradient. Cost: one gradient and two products per
+        batch; `products` counts products with one batch.
 
     Raises:
-        ProbeError: there are fewer than two batches, or a product is not finite.
+        ProbeError: There are fewer than two batches, or a product is not finite.
 
     Source:
         A. Andreyev and P. Beneventano (2024), Edge of stochastic stability, arXiv:2412.20553.
@@ -77,18 +77,18 @@ def batch_sharpness(objective: Objective) -> BatchSharpness:
     counts = objective.data.counts
     if len(counts) < 2:
         raise ProbeError(
-            f"{len(counts)} batch has no batch sharpness, need at least 2: make an objective whose batches have "
-            "the size that training uses"
+            f"batch sharpness requires at least 2 batches, got {len(counts)}: make an objective whose batches have "
+            "the batch size of training"
         )
     begun = time.perf_counter()
-    forms = _measured(objective)
+    forms = _quadratic_forms(objective)
     ratios = [c / s for c, s in zip(forms.curvatures, forms.squares, strict=True) if s > 0]
     products, seconds = 2 * len(counts) - 1, time.perf_counter() - begun
     ratio, means, interaction = (
         replace(estimate, products=products, seconds=seconds)
         for estimate in (
-            mean_estimate(ratios) if len(ratios) > 1 else _gap(),
-            ratio_of_means(forms.curvatures, forms.squares) if len(ratios) > 1 else _gap(),
+            mean_estimate(ratios) if len(ratios) > 1 else _missing(),
+            _ratio_of_means(forms.curvatures, forms.squares) if len(ratios) > 1 else _missing(),
             _noise_interaction(forms, objective.data.weights),
         )
     )
@@ -96,45 +96,48 @@ def batch_sharpness(objective: Objective) -> BatchSharpness:
     return BatchSharpness(ratio, means, interaction, len(ratios), len(counts) - len(ratios), sizes)
 
 
-def ratio_of_means(numerators: Sequence[float], denominators: Sequence[float]) -> Estimate:
-    r"""The ratio of two means over the same independent samples, with a 95 % interval by the jackknife.
+def _ratio_of_means(numerators: Sequence[float], denominators: Sequence[float]) -> Estimate:
+    r"""Estimate the ratio of two means over the same independent samples, with a 95 % jackknife interval.
 
-    Leaving out sample i gives the ratio :math:`R_{-i}`, and the :math:`m R - (m-1) R_{-i}` are nearly
-    independent with the true ratio as their mean, up to :math:`O(1/m^2)`; `mean_estimate` of them takes their
-    skew into account. Where a few samples make up the sums no interval can know what the next one brings:
-    with :math:`k = (\sum d_i)^2 / \sum d_i^2` samples of equal weight behind the denominator, intervals cover
-    the truth in 93 to 95 % of cases for :math:`k \ge 24` and in 88 to 92 % below, so `converged` is :math:`k \ge 24`.
+    Leaving out sample i gives the ratio :math:`R_{-i}`. The pseudo-values :math:`m R - (m-1) R_{-i}` are nearly
+    independent and have the true ratio as their mean, up to :math:`O(1/m^2)`; `mean_estimate` accounts for their
+    skewness. No interval is reliable if a few samples dominate the sums: with the effective number of samples
+    :math:`k = (\sum d_i)^2 / \sum d_i^2` of the denominator, intervals cover the true ratio in 93 to 95 % of cases for
+    :math:`k \ge 24` and in 88 to 92 % below, so `converged` is :math:`k \ge 24`.
 
     Args:
         numerators: `m >= 2` numbers.
-        denominators: As many, none negative, at least two above 0.
+        denominators: `m` numbers, none negative, at least two above 0.
 
     Returns:
         The estimate; its value is the plain ratio, and its interval contains it.
 
     Raises:
-        ProbeError: there are fewer than two samples, or fewer than two denominators above 0.
+        ProbeError: There are fewer than two samples, or fewer than two denominators above 0.
 
     Source:
         R. Miller (1974), The jackknife: a review, Biometrika 61(1), 1-15.
 
     Example:
-        >>> ratio_of_means([2.0, 4.0, 6.0], [1.0, 2.0, 3.0]).value
+        >>> _ratio_of_means([2.0, 4.0, 6.0], [1.0, 2.0, 3.0]).value
         2.0
     """
     a, d = np.asarray(numerators, dtype=np.float64), np.asarray(denominators, dtype=np.float64)
     if (positive := int((d > 0).sum())) < 2 or len(a) != len(d):
-        raise ProbeError(f"{positive} of {len(d)} denominators for {len(a)} numerators are above 0, need at least 2")
+        raise ProbeError(
+            f"numerators and denominators must match, with at least 2 denominators above 0, got {len(a)} numerators "
+            f"and {positive} of {len(d)} denominators above 0"
+        )
     m, ratio = len(d), float(a.sum() / d.sum())
     without = (a.sum() - a) / (d.sum() - d)
     found = mean_estimate(m * ratio - (m - 1) * without)
-    alike = float(d.sum() ** 2 / (d * d).sum())
+    effective = float(d.sum() ** 2 / (d * d).sum())
     low, high = min(found.low, ratio), max(found.high, ratio)
-    return replace(found, value=ratio, low=low, high=high, converged=alike >= _ENOUGH)
+    return replace(found, value=ratio, low=low, high=high, converged=effective >= _ENOUGH)
 
 
-def _measured(objective: Objective) -> _Forms:
-    """The forms of every batch: one graph serves its gradient and both of its products."""
+def _quadratic_forms(objective: Objective) -> _Forms:
+    """Return the quadratic forms of every batch: one graph serves its gradient and both of its products."""
     forms = _Forms([], [], [], torch.zeros(objective.size, dtype=torch.float64, device=objective.device))
     before: Tensor | None = None
     with objective.evaluating():
@@ -151,7 +154,7 @@ def _measured(objective: Objective) -> _Forms:
 
 
 def _form(batch: BatchGradient, direction: Tensor, *, last: bool) -> float:
-    """The curvature of the batch's loss along a direction."""
+    """Return the quadratic form of the batch's Hessian along a direction."""
     found = _inner(second_derivative(batch, direction, last), direction)
     if not math.isfinite(found):
         raise ProbeError(
@@ -166,16 +169,16 @@ def _inner(left: Tensor, right: Tensor) -> float:
 
 
 def _noise_interaction(forms: _Forms, weights: Sequence[float]) -> Estimate:
-    """The curvature of the whole loss along minibatch gradients; a gap where fewer than two pairs were measured."""
+    """Estimate the noise interaction; nan if fewer than two pairs of batches were measured."""
     square = _inner(forms.gradient, forms.gradient)
     m = len(weights)
     if m < 3 or square == 0:
-        return _gap()
+        return _missing()
     same = math.fsum(w * c for w, c in zip(weights, forms.curvatures, strict=True)) / m
     pairs = mean_estimate([(m - 1) * w * c for w, c in zip(weights[1:], forms.crossed, strict=True)])
     ends = [(same + end) / square for end in (pairs.value, pairs.low, pairs.high)]
     return replace(pairs, value=ends[0], stderr=pairs.stderr / square, low=ends[1], high=ends[2])
 
 
-def _gap() -> Estimate:
+def _missing() -> Estimate:
     return exact_estimate(math.nan)

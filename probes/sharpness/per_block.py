@@ -1,4 +1,4 @@
-"""Curvature by module: the diagonal blocks of a matrix, measured one by one and held against the whole."""
+"""Per-block curvature: the diagonal blocks of a Hessian, by parameter tensor or module, and their shares."""
 
 from __future__ import annotations
 
@@ -27,12 +27,15 @@ from lossscope.probes.statistics.propagation import (
     sum_estimate,
 )
 
-__all__ = ["Grouping", "MeasuredBlock", "MeasuredWhole", "ModuleRow", "ModuleTable", "module_table", "per_module"]
+__all__ = ["Grouping", "ModuleRow", "ModuleTable", "per_module"]
+
+Grouping = Literal["tensor", "module"]
+_ROOT: Final = "(root)"  # row name of the parameters that the model owns itself
 
 
 @dataclass(frozen=True)
 class ModuleRow:
-    """One diagonal block: that of a parameter tensor, or of all the parameters that a module owns itself."""
+    """Diagonal block of one parameter tensor, or of all the parameters that a module owns itself."""
 
     name: str
     parameters: tuple[str, ...]
@@ -40,52 +43,52 @@ class ModuleRow:
     trace: Estimate
     lambda_max: Estimate  # at most that of the whole
     frobenius: Estimate
-    trace_share: Estimate  # of the trace of the whole: the shares add up to 1
+    trace_share: Estimate  # trace over that of the whole: the shares add up to 1
     frobenius_share: Estimate  # |A_ll|_F^2 / |A|_F^2: with the cross share they add up to 1
-    top_share: Estimate  # v_l' A_ll v_l / lambda_max, v the top eigenvector of the whole: likewise
+    top_share: Estimate  # v_l' A_ll v_l / lambda_max, v the top eigenvector of the whole: with its cross share, 1
 
 
 @dataclass(frozen=True)
 class ModuleTable:
-    """The diagonal blocks of a matrix, and the whole made of them and of what lies between them."""
+    """Diagonal blocks of a matrix, with the numbers of the whole and the shares of the off-diagonal blocks."""
 
     rows: tuple[ModuleRow, ...]
-    trace: Estimate  # the sum of the rows' traces
+    trace: Estimate  # sum of the rows' traces
     lambda_max: Estimate
     frobenius: Estimate
     cross_share: Estimate  # 1 - sum |A_ll|_F^2 / |A|_F^2
     top_cross_share: Estimate  # 1 - sum v_l' A_ll v_l / lambda_max
-    products: int  # with the whole and with blocks; one with a block is cheaper
+    products: int  # with the whole and with blocks; a product with a block is cheaper
     seconds: float
 
     @property
     def orbit_minimal_trace(self) -> Estimate:
-        r"""The smallest trace that scaling the blocks against one another can reach.
+        r"""Return the smallest trace reachable by rescaling the blocks against one another.
 
         Scaling block `l` of the parameters by :math:`\alpha_l` divides its trace by :math:`\alpha_l^2`. Over all
-        :math:`\prod \alpha_l = 1` the sum of the traces is smallest where they are all equal (the inequality of
-        the means), and then :math:`\Lambda (\prod t_l)^{1/\Lambda}`. These scalings leave the function alone, and
-        this number with it, where the blocks are the weights of a chain of :math:`\Lambda` layers
-        without biases and norms, with activations between them that are homogeneous of degree one.
+        :math:`\prod \alpha_l = 1` the sum of the traces is smallest when they are all equal (inequality of arithmetic
+        and geometric means), with the value :math:`\Lambda (\prod t_l)^{1/\Lambda}`. These scalings preserve the
+        function, and therefore this number, if the blocks are the weights of a chain of :math:`\Lambda` layers without
+        biases and norms, with activations between them that are homogeneous of degree one.
 
         Returns:
-            The trace; a gap where the trace of a block is not positive.
+            The trace; nan if the trace of a block is not positive.
         """
         return balanced_sum_estimate([row.trace for row in self.rows])
 
 
 @dataclass(frozen=True)
-class MeasuredWhole:
-    """What is measured of the whole."""
+class _WholeMeasurement:
+    """Measured numbers of the whole matrix."""
 
-    top: EigenPairs  # the first two, where there are two
+    top: EigenPairs  # the two largest, if n > 1
     frobenius: Estimate
     products: int
 
 
 @dataclass(frozen=True)
-class MeasuredBlock:
-    """What is measured of one diagonal block."""
+class _BlockMeasurement:
+    """Measured numbers of one diagonal block."""
 
     name: str
     parameters: tuple[str, ...]
@@ -98,14 +101,16 @@ class MeasuredBlock:
     products: int
 
 
-def module_table(whole: MeasuredWhole, blocks: Sequence[MeasuredBlock], rel: float, seconds: float) -> ModuleTable:
-    """The table of what was measured, each block with its share.
+def _module_table(
+    whole: _WholeMeasurement, blocks: Sequence[_BlockMeasurement], rel: float, seconds: float
+) -> ModuleTable:
+    """Return the table of the measurements, each block with its shares.
 
     Args:
-        whole: Of the whole.
-        blocks: Of the diagonal blocks, each measured with random vectors of its own.
-        rel: What the standard error of the whole trace is judged by, as in `measure_spectrum`.
-        seconds: The time it took.
+        whole: Measurement of the whole.
+        blocks: Measurements of the diagonal blocks, each with its own random vectors.
+        rel: Relative tolerance for the standard error of the trace of the whole, as in `measure_spectrum`.
+        seconds: Wall time of all measurements.
 
     Returns:
         The table.
@@ -132,21 +137,21 @@ def module_table(whole: MeasuredWhole, blocks: Sequence[MeasuredBlock], rel: flo
     )
 
 
-def _top(whole: EigenPairs, blocks: Sequence[MeasuredBlock]) -> Estimate:
-    """The top eigenvalue of the whole; a block with a larger one proves that it was missed."""
+def _top(whole: EigenPairs, blocks: Sequence[_BlockMeasurement]) -> Estimate:
+    """Return the top eigenvalue of the whole; not converged if a block has a larger one, which proves a miss."""
     found, most = whole.estimate(0), max(block.lambda_max.value for block in blocks)
     return replace(found, high=most, converged=False) if most > found.high else found
 
 
-def _frobenius_shares(frobenius: Estimate, blocks: Sequence[MeasuredBlock]) -> list[Estimate]:
-    """The share of each block in the squared norm, and last that of what lies between the blocks.
+def _frobenius_shares(frobenius: Estimate, blocks: Sequence[_BlockMeasurement]) -> list[Estimate]:
+    """Return the share of each block in the squared norm, followed by the share of the off-diagonal blocks.
 
-    The blocks are a part of the whole: where chance makes them the larger one, they are taken for all of it.
+    The blocks are a part of the whole: if sampling error makes their sum the larger number, it replaces the whole.
     """
     square = square_estimate(frobenius)
     parts = [square_estimate(block.frobenius) for block in blocks]
     inside = math.fsum(part.value for part in parts)
-    total = max(square.value, inside) or math.nan  # there is nothing to share in a matrix of zeros
+    total = max(square.value, inside) or math.nan  # shares of a zero matrix are undefined
     shares = [
         linear_estimate(part.value / total, [(1 / total, part), (-part.value / total**2, square)]) for part in parts
     ]
@@ -155,17 +160,17 @@ def _frobenius_shares(frobenius: Estimate, blocks: Sequence[MeasuredBlock]) -> l
     return [replace(share, low=max(share.low, 0.0), high=min(share.high, 1.0)) for share in shares]
 
 
-def _top_shares(whole: EigenPairs, blocks: Sequence[MeasuredBlock]) -> list[Estimate]:
-    r"""The share of each block in the top eigenvalue, and last that of what lies between the blocks.
+def _top_shares(whole: EigenPairs, blocks: Sequence[_BlockMeasurement]) -> list[Estimate]:
+    r"""Return the share of each block in the top eigenvalue, followed by the share of the off-diagonal blocks.
 
-    They are exact for the Ritz vector. If that is off by d, a form :math:`v^\top B v` is off by at most
-    :math:`2 d |B v| + d^2 |B|`.
+    They are exact for the Ritz vector. If its distance from the eigenvector is d, the error of a form
+    :math:`v^\top B v` is at most :math:`2 d |B v| + d^2 |B|`.
     """
     theta, off = float(whole.values[0]), _distance(whole)
     parts = [(block.part, 2 * off * block.length + off**2 * block.frobenius.high) for block in blocks]
     length, norm = math.hypot(*(block.length for block in blocks)), max(block.frobenius.high for block in blocks)
     parts.append((theta - math.fsum(part for part, _ in parts), 2 * off * length + off**2 * norm))
-    scale = theta if theta > 0 else math.nan  # there is nothing to share where no eigenvalue is positive
+    scale = theta if theta > 0 else math.nan  # shares are undefined if no eigenvalue is positive
     known = theta > 0 and off < 1 and bool(whole.converged[0])
     return [
         Estimate(
@@ -183,16 +188,12 @@ def _top_shares(whole: EigenPairs, blocks: Sequence[MeasuredBlock]) -> list[Esti
 
 
 def _distance(whole: EigenPairs) -> float:
-    """How far the top Ritz vector can be from an eigenvector, from its residual and the gap to the next value."""
+    """Bound the distance of the top Ritz vector from an eigenvector by its residual over the spectral gap."""
     if len(whole.values) == 1:
         return 0.0
     gap = float(whole.values[0] - whole.values[1] - whole.residuals[1])
     sine = min(1.0, float(whole.residuals[0]) / gap) if gap > 0 else 1.0
     return math.sqrt(2 - 2 * math.sqrt(1 - sine**2))
-
-
-Grouping = Literal["tensor", "module"]
-_ROOT: Final = "(root)"  # the module that is the model itself
 
 
 def per_module(
@@ -203,14 +204,14 @@ def per_module(
     max_products: int = 200,
     seed: int = 0,
 ) -> ModuleTable:
-    r"""One row of curvature for each parameter tensor or module; the rows add up to the whole.
+    r"""Measure the diagonal blocks of the curvature, one row per parameter tensor or module.
 
-    Row `l` is of the diagonal block :math:`A_{ll}`: the curvature with all other parameters held where they are.
+    Row `l` is the diagonal block :math:`A_{ll}`: the curvature with all other parameters fixed.
 
-    * The trace of the whole is the sum of the traces of the blocks; nothing is left over.
+    * The trace of the whole is the sum of the traces of the blocks.
     * :math:`\lVert A\rVert_F^2 = \sum_l \lVert A_{ll}\rVert_F^2 + \sum_{l \ne m} \lVert A_{lm}\rVert_F^2`: the share
-      of the second sum is what a block-diagonal picture of the curvature leaves out.
-    * The top eigenvalue is :math:`v^\top A v = \sum_l v_l^\top A_{ll} v_l` and a rest between the blocks.
+      of the second sum is the part that a block-diagonal approximation neglects.
+    * The top eigenvalue is :math:`v^\top A v = \sum_l v_l^\top A_{ll} v_l` plus the terms of the off-diagonal blocks.
     * `lambda_max` of a block is at most that of the whole, which is a maximum over more directions.
 
     Each block has its own random probes, so errors are independent and add in quadrature.
@@ -218,18 +219,18 @@ def per_module(
     Args:
         target: The loss, whose Hessian is then measured, or an operator of an objective: `hessian`,
             `gauss_newton` or `fisher`.
-        by: `tensor`, a row for each parameter tensor, or `module`, a row for each module that owns parameters
-            itself. Tied parameters count once, under their first name, and frozen ones not at all.
-        rel: As in `measure_spectrum`, for each row and for the whole. Standard errors of shares of the squared norm are
-            then 2 `rel` at the most, and much smaller as a rule.
-        max_products: The budget of each row, and of the whole.
-        seed: Of all random vectors.
+        by: `tensor`: one row per parameter tensor; `module`: one row per module that owns parameters itself. Tied
+            parameters count once, under their first name; frozen parameters are excluded.
+        rel: Relative tolerance as in `measure_spectrum`, for each row and for the whole. Standard errors of shares of
+            the squared norm are then at most 2 `rel`, and usually much smaller.
+        max_products: Budget of operator products of each row, and of the whole.
+        seed: Seed of all random vectors.
 
     Returns:
         The table.
 
     Raises:
-        ProbeError: the operator belongs to no objective, `by` is unknown, or `measure_spectrum` refuses an argument.
+        ProbeError: The operator has no objective, `by` is unknown, or `measure_spectrum` rejects an argument.
 
     Source:
         docs/measures/per_module.md, where the sums are derived.
@@ -244,7 +245,7 @@ def per_module(
     objective = operator.objective
     if objective is None:
         raise ProbeError(
-            "the operator belongs to no objective, so its coordinates have no names: "
+            "per_module requires an operator of an objective, which names its coordinates: "
             "pass an objective, or hessian(objective)"
         )
     groups = _groups(objective.names, by)
@@ -255,17 +256,17 @@ def per_module(
     for (name, names), other in zip(groups.items(), others, strict=True):
         v = whole.top.vectors[objective.vector.indices(names).to(operator.device), 0]
         blocks.append(_block(name, names, restricted(operator, names), v.double(), rel, max_products, other))
-    return module_table(whole, blocks, rel, time.perf_counter() - begun)
+    return _module_table(whole, blocks, rel, time.perf_counter() - begun)
 
 
-def _whole(operator: SymmetricOperator, rel: float, max_products: int, seed: int) -> MeasuredWhole:
-    """The numbers of the whole; the second eigenpair says how sure the direction of the first is."""
+def _whole(operator: SymmetricOperator, rel: float, max_products: int, seed: int) -> _WholeMeasurement:
+    """Measure the whole; the second eigenvalue bounds the error of the first eigenvector."""
     found = measure_spectrum(
         operator, top=2, rel=rel, max_products=max_products, quantities=("top", "frobenius"), seed=seed
     )
     assert found.top is not None
     assert found.frobenius is not None
-    return MeasuredWhole(found.top, found.frobenius, found.products)
+    return _WholeMeasurement(found.top, found.frobenius, found.products)
 
 
 def _block(
@@ -276,15 +277,15 @@ def _block(
     rel: float,
     max_products: int,
     seed: int,
-) -> MeasuredBlock:
-    """The numbers of one block, and its product with the part of a vector that belongs to it."""
+) -> _BlockMeasurement:
+    """Measure one block, and its product with the block's part v of the top eigenvector of the whole."""
     quantities = ("top", "trace", "frobenius")
     found = measure_spectrum(block, top=1, rel=rel, max_products=max_products, quantities=quantities, seed=seed)
     along = (block @ v).double()
     assert found.top is not None
     assert found.trace is not None
     assert found.frobenius is not None
-    return MeasuredBlock(
+    return _BlockMeasurement(
         name,
         names,
         block.size,
@@ -298,9 +299,9 @@ def _block(
 
 
 def _groups(names: Sequence[str], by: str) -> dict[str, tuple[str, ...]]:
-    """The rows by name, and the parameters of each."""
+    """Return the names of the rows, with the parameters of each."""
     if by not in get_args(Grouping):
-        raise ProbeError(f"by={by!r} is unknown: use one of {', '.join(get_args(Grouping))}")
+        raise ProbeError(f"by must be one of {', '.join(map(repr, get_args(Grouping)))}, got {by!r}")
     groups: dict[str, tuple[str, ...]] = {}
     for name in names:
         row = name if by == "tensor" else name.rpartition(".")[0] or _ROOT

@@ -1,4 +1,4 @@
-"""Where optimizers lose their grip: the largest curvature that each of them bears at its settings."""
+"""Stability thresholds: the largest sharpness at which each optimizer is stable."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ Evidence = Literal["theorem", "descent", "empirical"]
 
 @dataclass(frozen=True)
 class Threshold:
-    """The value at which an optimizer loses its grip, and the quantity that must stay below it.
+    """Stability threshold of an optimizer, and the quantity that must stay below it.
 
     Attributes:
-        optimizer: The rule that it holds for.
-        quantity: What is compared with it.
-        value: The threshold, in the unit of the quantity.
+        optimizer: Update rule.
+        quantity: Measured quantity that is compared with the threshold.
+        value: Threshold, in the unit of the quantity.
         evidence: `theorem`: on a positive definite quadratic the iteration converges below and diverges above.
-            `descent`: below, the second-order model of the loss falls at every step; above, it need not.
-            `empirical`: the level that training was seen to settle at.
+            `descent`: below, the second-order model of the loss decreases at every step; above, it need not.
+            `empirical`: the level at which training was observed to stabilize.
     """
 
     optimizer: str
@@ -49,38 +49,39 @@ class Threshold:
 
 
 def edge_ratio(quantity: Estimate, threshold: Threshold | float) -> Estimate:
-    """The quantity in units of its threshold, a pure number: 1 is the edge of stability.
+    """Divide a measured quantity by its threshold: a ratio of 1 is the edge of stability.
 
     Args:
-        quantity: What was measured, with its error.
-        threshold: A threshold, or its value; finite and above 0.
+        quantity: Measured quantity, with its error.
+        threshold: Threshold, or its value; finite and above 0.
 
     Returns:
-        The ratio. The error is carried over, since the threshold has none; cost and convergence too.
+        The dimensionless ratio. Its error is that of the quantity, since the threshold is exact; cost and convergence
+        are copied.
 
     Raises:
-        ProbeError: the threshold is not finite or not above 0.
+        ProbeError: The threshold is not finite or not above 0.
 
     Example:
         >>> from lossscope.probes.statistics.estimate import exact_estimate
         >>> edge_ratio(exact_estimate(19.0), gradient_descent(lr=0.1)).value
         0.95
     """
-    line = threshold.value if isinstance(threshold, Threshold) else threshold
-    if not (math.isfinite(line) and line > 0):
-        raise ProbeError(f"the threshold is {line:g}, need a finite number above 0 to divide by")
+    limit = threshold.value if isinstance(threshold, Threshold) else threshold
+    if not (math.isfinite(limit) and limit > 0):
+        raise ProbeError(f"threshold must be finite and above 0, got {limit:g}")
     return replace(
         quantity,
-        value=quantity.value / line,
-        stderr=quantity.stderr / line,
-        low=quantity.low / line,
-        high=quantity.high / line,
-        residual=None if quantity.residual is None else quantity.residual / line,
+        value=quantity.value / limit,
+        stderr=quantity.stderr / limit,
+        low=quantity.low / limit,
+        high=quantity.high / limit,
+        residual=None if quantity.residual is None else quantity.residual / limit,
     )
 
 
 def gradient_descent(lr: float) -> Threshold:
-    r"""The threshold 2 / lr of gradient descent on :math:`\lambda_{\max}(H)`.
+    r"""Return the threshold 2 / lr of gradient descent on :math:`\lambda_{\max}(H)`.
 
     Along an eigenvector a step multiplies the distance to the minimum by :math:`1 - \eta\lambda`.
 
@@ -91,7 +92,7 @@ def gradient_descent(lr: float) -> Threshold:
         The threshold.
 
     Raises:
-        ProbeError: a setting is out of its range.
+        ProbeError: A setting is out of range.
 
     Source:
         J. Cohen et al. (2021), Gradient descent on neural networks typically occurs at the edge of stability,
@@ -102,11 +103,11 @@ def gradient_descent(lr: float) -> Threshold:
 
 
 def heavy_ball(lr: float, momentum: float, dampening: float = 0.0) -> Threshold:
-    r"""The threshold 2 (1 + b) / ((1 - d) lr) of torch's momentum on :math:`\lambda_{\max}(H)`.
+    r"""Return the threshold 2 (1 + b) / ((1 - d) lr) of torch's momentum on :math:`\lambda_{\max}(H)`.
 
-    With :math:`B \leftarrow b B + (1 - d) g` and :math:`x \leftarrow x - \eta B` an eigen-direction obeys
-    :math:`r^2 - (1 + b - (1 - d)\eta\lambda) r + b = 0`. As :math:`b < 1`, a root leaves the unit circle at
-    :math:`r = -1` only, where :math:`(1 - d)\eta\lambda = 2 (1 + b)`.
+    With :math:`B \leftarrow b B + (1 - d) g` and :math:`x \leftarrow x - \eta B` an eigendirection has the
+    characteristic equation :math:`r^2 - (1 + b - (1 - d)\eta\lambda) r + b = 0`. Since :math:`b < 1`, a root leaves the
+    unit circle only at :math:`r = -1`, where :math:`(1 - d)\eta\lambda = 2 (1 + b)`.
 
     Args:
         lr: Learning rate, finite and above 0.
@@ -117,7 +118,7 @@ def heavy_ball(lr: float, momentum: float, dampening: float = 0.0) -> Threshold:
         The threshold.
 
     Raises:
-        ProbeError: a setting is out of its range.
+        ProbeError: A setting is out of range.
 
     Source:
         Derived here; for d = 0, B. Polyak (1964), Some methods of speeding up the convergence of iteration methods.
@@ -127,7 +128,7 @@ def heavy_ball(lr: float, momentum: float, dampening: float = 0.0) -> Threshold:
 
 
 def ema_momentum(lr: float, beta: float) -> Threshold:
-    """The threshold 2 (1 + b) / ((1 - b) lr) of a running mean of gradients on lambda_max: heavy ball with d = b.
+    """Return the threshold 2 (1 + b) / ((1 - b) lr) of EMA momentum on lambda_max: heavy ball with d = b.
 
     Args:
         lr: Learning rate, finite and above 0.
@@ -137,7 +138,7 @@ def ema_momentum(lr: float, beta: float) -> Threshold:
         The threshold.
 
     Raises:
-        ProbeError: a setting is out of its range.
+        ProbeError: A setting is out of range.
 
     Source:
         Derived here, see `heavy_ball`.
@@ -147,11 +148,11 @@ def ema_momentum(lr: float, beta: float) -> Threshold:
 
 
 def nesterov(lr: float, momentum: float) -> Threshold:
-    r"""The threshold 2 (1 + b) / ((1 + 2 b) lr) of torch's Nesterov momentum on :math:`\lambda_{\max}(H)`.
+    r"""Return the threshold 2 (1 + b) / ((1 + 2 b) lr) of torch's Nesterov momentum on :math:`\lambda_{\max}(H)`.
 
-    With :math:`B \leftarrow b B + g` and :math:`x \leftarrow x - \eta (g + b B)` an eigen-direction obeys
-    :math:`r^2 - (1 + b) s\, r + b s = 0` with :math:`s = 1 - \eta\lambda`; a root leaves the unit circle at
-    :math:`r = -1` first, where :math:`s = -1/(1 + 2b)`.
+    With :math:`B \leftarrow b B + g` and :math:`x \leftarrow x - \eta (g + b B)` an eigendirection has the
+    characteristic equation :math:`r^2 - (1 + b) s\, r + b s = 0` with :math:`s = 1 - \eta\lambda`; a root first leaves
+    the unit circle at :math:`r = -1`, where :math:`s = -1/(1 + 2b)`.
 
     Args:
         lr: Learning rate, finite and above 0.
@@ -161,7 +162,7 @@ def nesterov(lr: float, momentum: float) -> Threshold:
         The threshold.
 
     Raises:
-        ProbeError: a setting is out of its range.
+        ProbeError: A setting is out of range.
 
     Source:
         Derived here.
@@ -171,10 +172,10 @@ def nesterov(lr: float, momentum: float) -> Threshold:
 
 
 def frozen_adam(lr: float, beta1: float) -> Threshold:
-    r"""The threshold 2 (1 + b1) / ((1 - b1) lr) of Adam on :math:`\lambda_{\max}(P^{-1/2} H P^{-1/2})`, P held fixed.
+    r"""Return the threshold 2 (1 + b1) / ((1 - b1) lr) of Adam on :math:`\lambda_{\max}(P^{-1/2} H P^{-1/2})`, P fixed.
 
-    In the coordinates :math:`P^{1/2} x` Adam is EMA momentum. For b1 = 0.9 it is 38 / lr. `landscape.metric`
-    builds P from an optimizer's state.
+    In the coordinates :math:`P^{1/2} x` Adam is EMA momentum. For b1 = 0.9 the threshold is 38 / lr.
+    `landscape.curvature.optimizer_metric` builds P from an optimizer's state.
 
     Args:
         lr: Learning rate, finite and above 0.
@@ -184,7 +185,7 @@ def frozen_adam(lr: float, beta1: float) -> Threshold:
         The threshold.
 
     Raises:
-        ProbeError: a setting is out of its range.
+        ProbeError: A setting is out of range.
 
     Source:
         J. Cohen et al. (2022), Adaptive gradient methods at the edge of stability, arXiv:2207.14484.
@@ -194,42 +195,42 @@ def frozen_adam(lr: float, beta1: float) -> Threshold:
 
 
 def sam(lr: float, rho: float, gradient_norm: float) -> Threshold:
-    r"""The threshold of SAM over one global ball on :math:`\lambda_{\max}(H)`, at the present gradient norm.
+    r"""Return the threshold of SAM with one global ball on :math:`\lambda_{\max}(H)`, at the current gradient norm.
 
     Along an eigenvector the gradient at the ascended point is :math:`\lambda (1 + \rho\lambda/|g|) x`, so the
-    iteration with |g| held fixed is stable while :math:`\eta\lambda (1 + \rho\lambda/|g|) < 2`, that is
-    for :math:`\lambda` below
+    iteration with fixed |g| is stable if :math:`\eta\lambda (1 + \rho\lambda/|g|) < 2`, that is for :math:`\lambda`
+    below
 
     .. math:: \frac{|g|}{2\rho}\Bigl(\sqrt{1 + \frac{8\rho}{\eta |g|}} - 1\Bigr)
               = \frac{4}{\eta \bigl(1 + \sqrt{1 + 8\rho/(\eta |g|)}\bigr)},
 
-    which is 2 / lr for rho = 0 and falls to 0 with the gradient: SAM bounces about a minimum.
+    which is 2 / lr for rho = 0 and goes to 0 with the gradient: SAM oscillates around a minimum.
 
     Args:
         lr: Learning rate.
         rho: Radius of the ascent, at least 0.
-        gradient_norm: |g| over all parameters, on the data that the steps are taken on; above 0.
+        gradient_norm: |g| over all parameters, on the training batch; above 0.
 
     Returns:
         The threshold.
 
     Raises:
-        ProbeError: a setting is out of its range.
+        ProbeError: A setting is out of range.
 
     Source:
         P. Long and P. Bartlett (2023), Sharpness-aware minimization and the edge of stability, arXiv:2309.12488.
     """
     _check(lr)
     if not (math.isfinite(rho) and rho >= 0):
-        raise ProbeError(f"rho={rho:g} is out of range, need a finite number of at least 0")
+        raise ProbeError(f"rho must be finite and at least 0, got {rho:g}")
     if not (math.isfinite(gradient_norm) and gradient_norm > 0):
-        raise ProbeError(f"gradient_norm={gradient_norm:g} is out of range, need a finite number above 0")
+        raise ProbeError(f"gradient_norm must be finite and above 0, got {gradient_norm:g}")
     value = 4 / (lr * (1 + math.sqrt(1 + 8 * rho / (lr * gradient_norm))))
     return Threshold("SAM", "lambda_max", value, "theorem")
 
 
 def batch_sharpness_threshold(lr: float) -> Threshold:
-    """The level 2 / lr that the batch sharpness of plain SGD was seen to settle at.
+    """Return the level 2 / lr at which the batch sharpness of plain SGD was observed to stabilize.
 
     Args:
         lr: Learning rate, finite and above 0.
@@ -238,7 +239,7 @@ def batch_sharpness_threshold(lr: float) -> Threshold:
         The level, as a threshold.
 
     Raises:
-        ProbeError: a setting is out of its range.
+        ProbeError: A setting is out of range.
 
     Source:
         A. Andreyev and P. Beneventano (2024), Edge of stochastic stability, arXiv:2412.20553.
@@ -248,10 +249,10 @@ def batch_sharpness_threshold(lr: float) -> Threshold:
 
 
 def momentum_batch_sharpness_threshold(lr: float, momentum: float, regime: Literal["small", "large"]) -> Threshold:
-    """The level that the batch sharpness of SGD with momentum was seen to settle at, for small or large batches.
+    """Return the level at which the batch sharpness of SGD with momentum was observed to stabilize.
 
-    It is 2 (1 - b) / lr where noise decides, 2 (1 + b) / lr (heavy ball's) where batches are nearly the whole data;
-    between the two nothing is known.
+    It is 2 (1 - b) / lr for small batches, where gradient noise dominates, and 2 (1 + b) / lr (that of heavy ball) for
+    batches close to the full data set; no result is known in between.
 
     Args:
         lr: Learning rate, finite and above 0.
@@ -262,7 +263,7 @@ def momentum_batch_sharpness_threshold(lr: float, momentum: float, regime: Liter
         The level, as a threshold.
 
     Raises:
-        ProbeError: a setting is out of its range, or the regime is unknown.
+        ProbeError: A setting is out of range, or the regime is unknown.
 
     Source:
         A. Andreyev et al. (2026), Momentum further constrains sharpness at the edge of stochastic stability,
@@ -270,13 +271,13 @@ def momentum_batch_sharpness_threshold(lr: float, momentum: float, regime: Liter
     """
     _check(lr, momentum=momentum)
     if regime not in ("small", "large"):
-        raise ProbeError(f"regime={regime!r} is unknown: use 'small' or 'large'")
+        raise ProbeError(f"regime must be one of 'small', 'large', got {regime!r}")
     factor = 1 - momentum if regime == "small" else 1 + momentum
     return Threshold(f"SGD with momentum, {regime} batch", "batch_sharpness", 2 * factor / lr, "empirical")
 
 
 def non_euclidean(lr: float) -> Threshold:
-    r"""The threshold 2 / lr of :math:`x \leftarrow x - \eta |g|_* d^*` on the norm's own sharpness S.
+    r"""Return the threshold 2 / lr of :math:`x \leftarrow x - \eta |g|_* d^*` on the sharpness S in the same norm.
 
     With :math:`d^* = \arg\max_{|d| \le 1} g^\top d` the second-order model changes by
     :math:`-\eta |g|_*^2 + \tfrac12 \eta^2 |g|_*^2\, d^{*\top} H d^*`, a decrease for every d* if :math:`S < 2/\eta`.
@@ -288,7 +289,7 @@ def non_euclidean(lr: float) -> Threshold:
         The threshold.
 
     Raises:
-        ProbeError: a setting is out of its range.
+        ProbeError: A setting is out of range.
 
     Source:
         R. Islamov et al. (2026), Non-Euclidean gradient descent operates at the edge of stability, arXiv:2603.05002.
@@ -298,9 +299,9 @@ def non_euclidean(lr: float) -> Threshold:
 
 
 def normalized(lr: float) -> Threshold:
-    r"""The threshold 2 / lr of normalized steps :math:`x \leftarrow x - \eta d^*` on :math:`S / |g|_*`.
+    r"""Return the threshold 2 / lr of normalized steps :math:`x \leftarrow x - \eta d^*` on :math:`S / |g|_*`.
 
-    These are sign descent (Lion without momentum) in the maximum norm and Muon with an exact polar factor in the
+    Examples are sign descent (Lion without momentum) in the maximum norm and Muon with an exact polar factor in the
     spectral norm: the second-order model changes by :math:`-\eta |g|_* + \tfrac12 \eta^2 d^{*\top} H d^*`.
 
     Args:
@@ -310,17 +311,17 @@ def normalized(lr: float) -> Threshold:
         The threshold.
 
     Raises:
-        ProbeError: a setting is out of its range.
+        ProbeError: A setting is out of range.
 
     Source:
-        Derived here; Islamov et al. (2026), section 4, see the training of networks settle at it.
+        Derived here; Islamov et al. (2026), section 4, observe that network training stabilizes at it.
     """
     _check(lr)
     return Threshold("normalized (sign, Muon)", "norm_sharpness / dual norm of the gradient", 2 / lr, "descent")
 
 
 def logged_step(lr: float) -> Threshold:
-    """The threshold 2 / lr of any step D = -lr d on d'Hd / (g'd): R_dir of `directional_sharpness` below 1.
+    """Return the threshold 2 / lr of any step D = -lr d on d'Hd / (g'd): the directional edge ratio is below 1.
 
     Args:
         lr: Learning rate, finite and above 0.
@@ -329,7 +330,7 @@ def logged_step(lr: float) -> Threshold:
         The threshold.
 
     Raises:
-        ProbeError: a setting is out of its range.
+        ProbeError: A setting is out of range.
 
     Source:
         Derived in `directional_sharpness`.
@@ -339,9 +340,9 @@ def logged_step(lr: float) -> Threshold:
 
 
 def _check(lr: float, **decays: float) -> None:
-    """Refuse settings out of their range."""
+    """Raise if a setting is out of range."""
     if not (math.isfinite(lr) and lr > 0):
-        raise ProbeError(f"lr={lr:g} is out of range, need a finite number above 0")
+        raise ProbeError(f"lr must be finite and above 0, got {lr:g}")
     for name, decay in decays.items():
         if not 0 <= decay < 1:
-            raise ProbeError(f"{name}={decay:g} is out of range, need 0 <= {name} < 1")
+            raise ProbeError(f"{name} must be in [0, 1), got {decay:g}")

@@ -1,4 +1,4 @@
-"""Intervals for means over the steps of a run, which are not independent: whole blocks of steps are drawn again."""
+"""Block bootstrap: confidence intervals for means over the correlated steps of a run."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ from lossscope.probes.statistics.estimate import Estimate, exact_estimate
 __all__ = ["Array", "block_bootstrap", "block_length", "quotient"]
 
 Array = npt.NDArray[np.float64]
-_ENOUGH: Final = 10  # blocks that an interval must rest on to be trusted
-_FEWEST: Final = 3  # blocks that a run is cut into by itself
-_ROUNDING: Final = 1e-12  # of the largest number: a series that varies less is constant
-_STEEPEST: Final = 0.97  # lag-1 correlation that counts at most: beyond it a series is one block
-_NORMAL: Final = 1.959964  # the 97.5 % quantile that the spread of the draws stands for
+_ENOUGH: Final = 10  # blocks from which an interval counts as converged
+_FEWEST: Final = 3  # minimum number of blocks of the automatic block length
+_ROUNDING: Final = 1e-12  # relative to the largest value: a series that varies less is constant
+_STEEPEST: Final = 0.97  # clip of the lag-1 correlation: beyond it a series is one block
+_NORMAL: Final = 1.959964  # 97.5 % quantile of the normal distribution
 
 
 def block_length(series: Array) -> int:
-    r"""The length of blocks that estimates the variance of a mean best, were the series autoregressive of order one.
+    r"""Return the optimal block length for the variance of a mean, assuming an AR(1) series.
 
     With lag-1 correlation r and T steps it is :math:`(6 r^2 / (1 - r^2)^2 \cdot T)^{1/3}`, from 1 to T / 3.
 
     Args:
-        series: `(T,)`; steps that are nan are left out of the correlation.
+        series: `(T,)`; nan values are excluded from the correlation.
 
     Returns:
         Steps.
 
     Source:
         D. Politis and H. White (2004), Automatic block-length selection for the dependent bootstrap, Econometric
-        Reviews 23(1), 53-70, equation 9, with the sums of an AR(1) series put in.
+        Reviews 23(1), 53-70, equation 9, with the sums of an AR(1) series inserted.
 
     Example:
         >>> block_length(np.tile([1.0, -1.0, -1.0, 1.0], 25))
@@ -55,28 +55,28 @@ def block_length(series: Array) -> int:
 def block_bootstrap(
     rows: Array, statistic: Callable[[Array], Array], *, block: int, draws: int = 2000, seed: int = 0
 ) -> Estimate:
-    r"""A function of means over the steps of a run, with a 95 % interval that knows that steps are not independent.
+    r"""Estimate a function of means over the steps of a run, with a 95 % interval that allows for correlated steps.
 
-    Blocks of consecutive steps are drawn with replacement, the run closed to a ring, and the statistic is taken of each
-    draw. The ends are the 2.5 % and 97.5 % quantiles of the draws, moved away from the value by
-    :math:`t_{0.975, B-1} / 1.96 \cdot \sqrt{B / (B - 1)}`, because B blocks tell a variance no better than B samples
-    do. Dependence over more than a block is not seen.
+    Blocks of consecutive steps are drawn with replacement from the run closed to a ring, and the statistic of each draw
+    is computed. The ends are the 2.5 % and 97.5 % quantiles of the draws, with their distances from the value scaled by
+    :math:`t_{0.975, B-1} / 1.96 \cdot \sqrt{B / (B - 1)}`, because B blocks determine a variance no better than B
+    samples. Correlations longer than a block are not accounted for.
 
     Args:
-        rows: `(r, T)`, r numbers for each step. A step without a number has a 0 there, and a 0 in a row that counts.
-        statistic: `(r, draws) -> (draws,)`, of sums over the drawn steps; it must not depend on how many they are. nan
-            where a draw has no such number.
+        rows: `(r, T)`, r numbers per step. A missing number is 0, with a 0 in a row of counts.
+        statistic: `(r, draws) -> (draws,)`, a function of sums over the drawn steps that must not depend on their
+            number; nan if it is undefined for a draw.
         block: Steps in a block.
-        draws: How many.
-        seed: Of the draws.
+        draws: Number of bootstrap draws.
+        seed: Seed of the draws.
 
     Returns:
-        The estimate; its value is the statistic of all steps and lies in the interval. Where more than 2.5 % of
-        the draws have no number, both ends are infinite. `samples` is T, `converged` says that there are at least 10
-        blocks and finite ends.
+        The estimate; its value is the statistic of all steps and lies in the interval. If the statistic is undefined
+        for more than 2.5 % of the draws, both ends are infinite. `samples` is T; `converged` is True if there are at
+        least 10 blocks and finite ends.
 
     Raises:
-        ProbeError: the block is shorter than one step or longer than the run.
+        ProbeError: The block is shorter than one step or longer than the run.
 
     Source:
         D. Politis and J. Romano (1992), A circular block-resampling procedure for stationary data; the factor is
@@ -89,7 +89,7 @@ def block_bootstrap(
     """
     T = rows.shape[1]
     if not 1 <= block <= T:
-        raise ProbeError(f"block={block} is out of range, need 1 to {T} steps, the length of the run")
+        raise ProbeError(f"block must be from 1 to {T} steps, the length of the run, got {block}")
     value = float(statistic(rows.sum(1, keepdims=True))[0])
     if math.isnan(value):
         return exact_estimate(math.nan)
@@ -112,13 +112,13 @@ def block_bootstrap(
 
 
 def quotient(sums: Array) -> Array:
-    """The first row of sums over the second: a ratio of means, or with a row that counts a mean.
+    """Return the first row of sums over the second: a ratio of means, or a mean if the second row counts.
 
     Args:
         sums: `(2, draws)`.
 
     Returns:
-        `(draws,)`; nan where the second is not above 0.
+        `(draws,)`; nan unless the second is above 0.
     """
     below = sums[1] > 0
     found: Array = np.where(below, sums[0] / np.where(below, sums[1], 1.0), math.nan)
@@ -126,7 +126,7 @@ def quotient(sums: Array) -> Array:
 
 
 def _drawn(rows: Array, block: int, blocks: int, draws: int, seed: int) -> Array:
-    """The sums over the steps of each draw, `(r, draws)`: a block's sum is a difference of two running sums."""
+    """Return the sums over the steps of each draw, `(r, draws)`: a block sum is a difference of two running sums."""
     T = rows.shape[1]
     ring = np.concatenate([rows, rows[:, : block - 1]], axis=1)
     running = np.cumsum(np.pad(ring, ((0, 0), (1, 0))), axis=1)

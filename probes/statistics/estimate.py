@@ -1,4 +1,4 @@
-"""A number with its uncertainty: exact, sampled with a standard error, or bounded by a residual."""
+"""Estimate: a number with its uncertainty, which is exact, a standard error, a residual or a lower bound."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from lossscope.probes.errors import ProbeError
 __all__ = ["Bound", "Estimate", "exact_estimate", "mean_estimate", "root_estimate"]
 
 Bound = Literal["exact", "standard error", "residual", "lower bound"]
-_STEEP: Final = 0.9  # of the way to where Hall's cubic is flat, and its inverse no longer tells anything
+_STEEP: Final = 0.9  # share of the skewness at which Hall's cubic is flat and its inverse undefined
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A measured number and what is known about its error.
+    """Measured number with its error.
 
     Attributes:
-        value: The estimate; nan is a gap: there is no such number here.
-        stderr: Standard error; 0.0 where exact, nan where the bound is of another kind.
+        value: The estimate; nan if the number does not exist or is missing.
+        stderr: Standard error; 0.0 if exact, nan if the bound is of another kind.
         low: Lower end of the 95 % interval or of the bound.
         high: Upper end.
-        samples: Random probes behind it; 0 where nothing was drawn.
-        bound: What `low` and `high` are: `exact` (up to rounding, on the fixed data), `standard error`
-            (a 95 % interval over random probes), `residual` (an eigenvalue lies between them) or `lower bound` (a
-            maximum: `low` is reached, `high` is never exceeded, nan where nothing is known from above).
-        residual: `|Ay - theta y|` of a Ritz pair, None elsewhere.
-        products: Products with the operator that were spent.
-        seconds: Wall time that was spent.
-        converged: Whether the bound that was asked for is met.
+        samples: Number of random probes; 0 if nothing was sampled.
+        bound: Meaning of `low` and `high`: `exact` (up to rounding, on the fixed data), `standard error` (a 95 %
+            interval over random probes), `residual` (an eigenvalue lies between them) or `lower bound` (of a maximum:
+            `low` is attained, `high` is never exceeded, nan if no upper bound is known).
+        residual: `|Ay - theta y|` of a Ritz pair, otherwise None.
+        products: Number of operator products used.
+        seconds: Wall time.
+        converged: True if the requested tolerance is met.
     """
 
     value: float
@@ -50,40 +50,39 @@ class Estimate:
 
 
 def exact_estimate(value: float, *, products: int = 0, seconds: float = 0.0) -> Estimate:
-    """A number that involves no chance: standard error 0, both ends at the value.
+    """Return an exact estimate: standard error 0, both ends at the value.
 
     Args:
-        value: The number. Where it does not exist pass nan: the error is then a gap too.
-        products: Products spent.
-        seconds: Wall time spent.
+        value: The number; nan if it does not exist, which makes the error nan too.
+        products: Number of operator products used.
+        seconds: Wall time.
 
     Returns:
-        The estimate, exact on the data it was taken from.
+        The estimate, exact on the fixed data.
     """
-    gap = math.isnan(value)
-    return Estimate(
-        value, math.nan if gap else 0.0, value, value, 0, "exact", products=products, seconds=seconds, converged=not gap
-    )
+    missing = math.isnan(value)
+    stderr = math.nan if missing else 0.0
+    return Estimate(value, stderr, value, value, 0, "exact", products=products, seconds=seconds, converged=not missing)
 
 
 def mean_estimate(samples: Sequence[float] | np.ndarray[tuple[int], np.dtype[np.float64]]) -> Estimate:
-    r"""The mean of independent samples with an interval that covers the true mean in 95 % of cases.
+    r"""Estimate the mean of independent samples, with an interval that covers the true mean in 95 % of cases.
 
-    Quadratic forms :math:`z^\top A z` are skewed like :math:`\chi^2` where few eigenvalues dominate; the
-    symmetric t-interval then covers too seldom. With the samples' standard deviation
-    :math:`s`, skewness :math:`g` and :math:`W = (\bar x - \mu)/s`, Hall's cubic
+    Quadratic forms :math:`z^\top A z` are skewed like :math:`\chi^2` if few eigenvalues dominate; the symmetric
+    t-interval then has too low a coverage. With the standard deviation :math:`s` and skewness :math:`g` of the samples
+    and :math:`W = (\bar x - \mu)/s`, Hall's cubic
 
     .. math:: T(W) = W + g W^2 / 3 + g^2 W^3 / 27 + g / (6 m)
 
-    removes the skew to second order and is monotone, so both ends are found in closed form from
-    :math:`T = \pm t_{0.975, \nu} / \sqrt m`. Heavy tails make :math:`s` less sure than :math:`m - 1` degrees of freedom
-    say; :math:`\nu = (m - 1)/2` is right for an excess kurtosis of 2. Without skew it is the t-interval of so
-    many degrees.
+    removes the skewness to second order and is monotone, so both ends follow in closed form from
+    :math:`T = \pm t_{0.975, \nu} / \sqrt m`. Heavy tails make :math:`s` less certain than :math:`m - 1` degrees of
+    freedom imply; :math:`\nu = (m - 1)/2` is correct for an excess kurtosis of 2. Without skewness the interval is the
+    t-interval with :math:`\nu` degrees of freedom.
 
-    The inverse of the cubic has the slope :math:`(1 + g T)^{-2/3}`, without a bound at :math:`T = -1/g`. A few samples
-    of which one lies apart reach that point, and an end of the interval goes off by ten standard errors; so
-    :math:`|g|` counts up to :math:`0.9/|T|` only. Coverage stays what it was, and the widest intervals from ten
-    samples become a third narrower.
+    The inverse of the cubic has the slope :math:`(1 + g T)^{-2/3}`, which is unbounded at :math:`T = -1/g`. A few
+    samples with one outlier reach that point, and an end of the interval is then off by ten standard errors; therefore
+    :math:`|g|` is clipped to :math:`0.9/|T|`. Coverage is unchanged, and the widest intervals from ten samples become a
+    third narrower.
 
     Args:
         samples: `m >= 2` numbers.
@@ -92,7 +91,7 @@ def mean_estimate(samples: Sequence[float] | np.ndarray[tuple[int], np.dtype[np.
         The estimate; `stderr` is :math:`s / \sqrt m`.
 
     Raises:
-        ProbeError: fewer than two samples.
+        ProbeError: There are fewer than two samples.
 
     Source:
         P. Hall (1992), On the removal of skewness by transformation, J. R. Stat. Soc. B 54(1), 221-228.
@@ -104,7 +103,7 @@ def mean_estimate(samples: Sequence[float] | np.ndarray[tuple[int], np.dtype[np.
     x = np.asarray(samples, dtype=np.float64)
     m = len(x)
     if m < 2:
-        raise ProbeError(f"{m} sample has no standard error, need at least 2: raise the number of samples")
+        raise ProbeError(f"a standard error requires at least 2 samples, got {m}: increase the number of samples")
     mean = float(x.sum()) / m
     centered = x - mean
     squares = centered * centered
@@ -112,7 +111,7 @@ def mean_estimate(samples: Sequence[float] | np.ndarray[tuple[int], np.dtype[np.
     deviation = math.sqrt(total / (m - 1))
     reach = float(stdtrit(max(1.0, (m - 1) / 2), 0.975)) / math.sqrt(m)
     skewness, most = 0.0, _STEEP / reach
-    if total > m * (1e-14 * float(np.abs(x).max())) ** 2:  # the samples do not agree up to rounding
+    if total > m * (1e-14 * float(np.abs(x).max())) ** 2:  # otherwise the samples agree up to rounding
         skewness = min(max(math.sqrt(m) * float(centered @ squares) / total**1.5, -most), most)
     return Estimate(
         mean,
@@ -125,13 +124,13 @@ def mean_estimate(samples: Sequence[float] | np.ndarray[tuple[int], np.dtype[np.
 
 
 def root_estimate(square: Estimate) -> Estimate:
-    r"""The square root of an estimated number, with the error that follows.
+    r"""Return the square root of an estimate, with the propagated error.
 
-    The standard error is :math:`\sigma / (2 \sqrt x)` to first order; the interval is mapped end by end, so it
-    covers as often as the one it came from.
+    The standard error is :math:`\sigma / (2 \sqrt x)` to first order; the ends of the interval are mapped, so its
+    coverage is preserved.
 
     Args:
-        square: An estimate of a number that is not negative.
+        square: Estimate of a nonnegative number.
 
     Returns:
         The estimate of its root.
@@ -143,7 +142,7 @@ def root_estimate(square: Estimate) -> Estimate:
 
 
 def _without_skew(target: float, skewness: float, m: int) -> float:
-    """The `W` at which Hall's cubic equals `target`."""
+    """Return the `W` at which Hall's cubic equals `target`."""
     if abs(skewness) < 1e-6:
         return target
     return 3 / skewness * (float(np.cbrt(1 + skewness * (target - skewness / (6 * m)))) - 1)

@@ -1,4 +1,4 @@
-"""Numbers made of several independent estimates: sums, shares, and the sum that terms balance at."""
+"""Error propagation for independent estimates: sums, shares, squares and balanced sums."""
 
 from __future__ import annotations
 
@@ -21,31 +21,31 @@ __all__ = [
 
 
 def linear_estimate(value: float, terms: Sequence[tuple[float, Estimate]]) -> Estimate:
-    """A number whose error is a sum of slopes times the errors of independent estimates, in quadrature.
+    """Return a number with the linearly propagated errors of independent estimates, added in quadrature.
 
-    Both sides of the interval are added in quadrature apart from one another, so skewed intervals stay skewed.
+    The two sides of the interval are added in quadrature separately, so skewed intervals stay skewed.
 
     Args:
         value: The number.
         terms: Slopes with estimates, at least one.
 
     Returns:
-        The number with its error; exact where all terms are, and converged where all are.
+        The number with its error; exact if all terms are, and converged if all are.
     """
-    gap = math.isnan(value)
+    missing = math.isnan(value)
     return Estimate(
         value,
-        math.nan if gap else math.hypot(*(slope * term.stderr for slope, term in terms)),
+        math.nan if missing else math.hypot(*(slope * term.stderr for slope, term in terms)),
         value - math.hypot(*(_reach(-slope, term) for slope, term in terms)),
         value + math.hypot(*(_reach(slope, term) for slope, term in terms)),
         sum(term.samples for _, term in terms),
         "exact" if all(term.bound == "exact" for _, term in terms) else "standard error",
-        converged=not gap and all(term.converged for _, term in terms),
+        converged=not missing and all(term.converged for _, term in terms),
     )
 
 
 def sum_estimate(terms: Sequence[Estimate]) -> Estimate:
-    """The sum of independent estimates, errors in quadrature.
+    """Return the sum of independent estimates, errors added in quadrature.
 
     Args:
         terms: At least one.
@@ -57,17 +57,17 @@ def sum_estimate(terms: Sequence[Estimate]) -> Estimate:
 
 
 def part_shares(terms: Sequence[Estimate]) -> list[Estimate]:
-    r"""The share of each of several independent estimates in their sum; the shares add up to one.
+    r"""Return the share of each of several independent estimates in their sum; the shares add up to one.
 
-    A term is a part of the sum, so its error moves both: with :math:`x_l = t_l / T` and :math:`T = \sum t_m`,
+    A term is part of the sum, so its error affects both: with :math:`x_l = t_l / T` and :math:`T = \sum t_m`,
     :math:`dx_l = ((1 - x_l)\, dt_l - x_l \sum_{m \ne l} dt_m) / T`, to first order.
 
     Args:
         terms: At least one.
 
     Returns:
-        The shares; gaps where the interval of the sum reaches zero: there is then nothing to have a share of. Where
-        terms differ in sign, a share can lie outside [0, 1].
+        The shares; nan if the interval of the sum includes zero, where shares are undefined. If terms differ in sign, a
+        share can lie outside [0, 1].
     """
     whole = sum_estimate(terms)
     total = whole.value if whole.low > 0 or whole.high < 0 else math.nan
@@ -79,16 +79,16 @@ def part_shares(terms: Sequence[Estimate]) -> list[Estimate]:
 
 
 def balanced_sum_estimate(terms: Sequence[Estimate]) -> Estimate:
-    """The least sum that positive terms can have when they are scaled and keep their product.
+    """Return the smallest sum of positive terms that are rescaled with a fixed product.
 
-    By the inequality of the means it is reached where they are all equal: their geometric mean times their number.
-    Errors are in quadrature on a logarithmic scale.
+    By the inequality of arithmetic and geometric means it is attained if they are all equal: the number of terms times
+    their geometric mean. Errors are added in quadrature on a logarithmic scale.
 
     Args:
         terms: At least one.
 
     Returns:
-        The sum; a gap where a term is not positive. The interval reaches down to 0 where that of a term does.
+        The sum; nan if a term is not positive. The interval extends to 0 if that of a term does.
     """
     if any(not term.value > 0 for term in terms):
         return linear_estimate(math.nan, [(1.0, term) for term in terms])
@@ -99,10 +99,10 @@ def balanced_sum_estimate(terms: Sequence[Estimate]) -> Estimate:
 
 
 def square_estimate(root: Estimate) -> Estimate:
-    """The square of an estimate that is not negative; the interval is mapped end by end.
+    """Return the square of a nonnegative estimate; the ends of the interval are mapped.
 
     Args:
-        root: The estimate.
+        root: Estimate of a nonnegative number.
 
     Returns:
         Its square.
@@ -112,26 +112,26 @@ def square_estimate(root: Estimate) -> Estimate:
 
 
 def _reach(slope: float, term: Estimate) -> float:
-    """How far the interval of a term moves the number upwards."""
+    """Return the upward shift of the number at the end of a term's interval."""
     end = term.high if slope > 0 else term.low
     return slope * (end - term.value) if slope else 0.0
 
 
 def _log(term: Estimate) -> Estimate:
-    """The logarithm of a positive estimate, its interval mapped end by end."""
+    """Return the logarithm of a positive estimate, with the ends of its interval mapped."""
     low, high = (math.log(end) if end > 0 else -math.inf for end in (term.low, term.high))
     return replace(term, value=math.log(term.value), stderr=term.stderr / term.value, low=low, high=high)
 
 
 def independent_seeds(seed: int, count: int) -> list[int]:
-    """Seeds whose random numbers have nothing to do with one another, always the same ones for one seed.
+    """Return seeds of independent random streams, reproducible from one seed.
 
-    Where errors are to add in quadrature, each measurement needs its own: equal seeds give equal probes to all
-    operators of one size, and `seed + 1` may be the caller's next seed.
+    Errors add in quadrature only if each measurement has its own seed: equal seeds give equal probes for all operators
+    of one size, and `seed + 1` may be the caller's next seed.
 
     Args:
         seed: Any integer.
-        count: How many.
+        count: Number of seeds.
 
     Returns:
         Integers from 0 to 2^63 - 1; the first ones do not depend on `count`.

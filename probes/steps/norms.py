@@ -1,7 +1,7 @@
 """Norms and inner products of tensors and of lists of tensors, and ratios of norms.
 
-`norm` and `inner` read a list of tensors as one long vector, which is never concatenated; `norms`, `inners` and
-`ratios` have one number for each. Numbers are float64 tensors on the device of their input: nothing here waits for it.
+`norm` and `inner` treat a list of tensors as one long vector without concatenating it; `norms`, `inners` and `ratios`
+return one number per tensor. Results are float64 tensors on the device of the input, without synchronization.
 """
 
 from __future__ import annotations
@@ -28,33 +28,33 @@ __all__ = [
 
 Vector = Tensor | Sequence[Tensor]
 
-# Up to here a running float32 sum of squares is off by under 1e-4 of the norm (6e-5 seen, equal entries).
+# Up to this size a running float32 sum of squares has an error below 1e-4 of the norm (6e-5 measured, equal entries).
 _FLOAT32_UP_TO: Final = 65536
 
 
 def parts(vector: Vector) -> list[Tensor]:
-    """The tensors that make up a vector: itself, or the members of the list.
+    """Return the tensors of a vector: the tensor itself, or the members of the list.
 
     Args:
         vector: A tensor of any shape, or a non-empty sequence of tensors.
 
     Returns:
-        The tensors, detached from any graph and sharing their memory.
+        The tensors, detached from any graph, sharing memory with the input.
 
     Raises:
-        ProbeError: the sequence is empty.
+        ProbeError: The sequence is empty.
     """
     tensors = [vector] if isinstance(vector, Tensor) else list(vector)
     if not tensors:
-        raise ProbeError("got 0 tensors, need at least 1: leave the measure out where nothing was recorded")
+        raise ProbeError("at least 1 tensor is required, got 0: skip the measure if nothing was recorded")
     return [tensor.detach() for tensor in tensors]
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:
-    """The tensor itself, or its float32 copy where its dtype is a 16-bit one.
+    """Return the tensor, converted to float32 if its dtype has 16 bits.
 
     Args:
-        tensor: Any floating tensor.
+        tensor: Any floating-point tensor.
 
     Returns:
         A tensor of the same shape, float32 or wider: sums in 16 bits would stop growing at a few hundred.
@@ -63,41 +63,40 @@ def at_least_float32(tensor: Tensor) -> Tensor:
 
 
 def pairs(left: Vector, right: Vector) -> list[tuple[Tensor, Tensor]]:
-    """The matching tensors of two vectors, detached and in float32 at least.
+    """Return the matching tensors of two vectors, detached and in float32 at least.
 
     Args:
         left: A tensor of any shape, or a list of tensors.
-        right: The same shapes.
+        right: Same shapes.
 
     Returns:
-        One pair for each tensor.
+        One pair per tensor.
 
     Raises:
-        ProbeError: the shapes differ, or there is no tensor.
+        ProbeError: The shapes differ, or there is no tensor.
     """
     lefts, rights = parts(left), parts(right)
     shapes = [tuple(a.shape) for a in lefts], [tuple(b.shape) for b in rights]
     if shapes[0] != shapes[1]:
-        raise ProbeError(f"shapes {shapes[0]} and {shapes[1]} differ: pass the same parameters on both sides")
+        raise ProbeError(f"shapes must match, got {shapes[0]} and {shapes[1]}: pass the same parameters on both sides")
     return [(at_least_float32(a), at_least_float32(b)) for a, b in zip(lefts, rights, strict=True)]
 
 
 def inner(left: Vector, right: Vector) -> Tensor:
-    r"""The inner product :math:`\langle a, b\rangle` of two tensors or of two lists of tensors.
+    r"""Compute the inner product :math:`\langle a, b\rangle` of two tensors or of two lists of tensors.
 
-    Products are rounded in the dtype of the tensors (float32 at least) and added pairwise, so the
-    error is near 1e-7 of the sum of the absolute products even at ten million float32 entries, where a
-    running sum is off by 1e-3.
+    Products are computed in the dtype of the tensors (float32 at least) and summed pairwise, so the error is near 1e-7
+    of the sum of the absolute products even at ten million float32 entries, where a running sum has an error of 1e-3.
 
     Args:
         left: A tensor of any shape, or a list of tensors.
-        right: The same shapes as `left`.
+        right: Same shapes as `left`.
 
     Returns:
         A 0-d float64 tensor, unit of `left` times unit of `right`.
 
     Raises:
-        ProbeError: the shapes differ.
+        ProbeError: The shapes differ.
 
     Example:
         >>> inner([torch.ones(2), torch.ones(3, 1)], [torch.ones(2), torch.full((3, 1), 2.0)])
@@ -107,29 +106,29 @@ def inner(left: Vector, right: Vector) -> Tensor:
 
 
 def inners(left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:
-    r"""The inner product of each tensor with its match, as exact as `inner`.
+    r"""Compute the inner product of each pair of tensors, with the accuracy of `inner`.
 
     Args:
         left: A non-empty list of n tensors.
-        right: The same shapes.
+        right: Same shapes.
 
     Returns:
         `(n,)`, float64.
 
     Raises:
-        ProbeError: the shapes differ, or there is no tensor.
+        ProbeError: The shapes differ, or there is no tensor.
     """
     return torch.stack([(a * b).sum() for a, b in pairs(left, right)]).double()
 
 
 def norms(tensors: Sequence[Tensor]) -> list[Tensor]:
-    r"""The Euclidean norm of each tensor, through fused kernels over the whole list.
+    r"""Compute the Euclidean norm of each tensor with fused kernels over the whole list.
 
-    Tensors of more than 65536 entries are accumulated in float64, because a running float32 sum drifts:
-    1.5 % of the squared norm was lost at ten million equal entries, under 1e-4 of the norm at 65536.
+    Tensors of more than 65536 entries are accumulated in float64, because a running float32 sum loses accuracy: 1.5 %
+    of the squared norm at ten million equal entries, under 1e-4 of the norm at 65536.
 
     Args:
-        tensors: Floating tensors of any shape; an empty list gives an empty list.
+        tensors: Floating-point tensors of any shape; an empty list gives an empty list.
 
     Returns:
         One 0-d float64 tensor for each, in order.
@@ -148,7 +147,7 @@ def norms(tensors: Sequence[Tensor]) -> list[Tensor]:
 
 
 def norm(tensors: Vector) -> Tensor:
-    r"""The norm :math:`\sqrt{\sum_i \lVert t_i\rVert^2}` of a tensor, or of a list as one long vector.
+    r"""Compute the norm :math:`\sqrt{\sum_i \lVert t_i\rVert^2}` of a tensor, or of a list as one long vector.
 
     Args:
         tensors: A tensor of any shape, or a non-empty list of tensors.
@@ -157,20 +156,20 @@ def norm(tensors: Vector) -> Tensor:
         A 0-d float64 tensor.
 
     Raises:
-        ProbeError: the list is empty.
+        ProbeError: The list is empty.
     """
     return torch.stack(norms(parts(tensors))).square().sum().sqrt()
 
 
 def ratios(above: Sequence[Tensor], below: Sequence[Tensor]) -> Tensor:
-    r"""The ratio of each norm to its match, such as that of an update, :math:`\lVert\Delta W\rVert / \lVert W\rVert`.
+    r"""Compute ratios of norms, such as the update ratio :math:`\lVert\Delta W\rVert / \lVert W\rVert`.
 
     Args:
         above: n norms, 0-d each, n at least 1.
-        below: As many.
+        below: n norms.
 
     Returns:
-        `(n,)`, in the dtype of the norms; nan, a gap, where the lower one is zero.
+        `(n,)`, in the dtype of the norms; nan where the denominator is zero.
 
     Source:
         docs/measures/norms.md.
@@ -180,5 +179,5 @@ def ratios(above: Sequence[Tensor], below: Sequence[Tensor]) -> Tensor:
 
 
 def _foreach_norm(tensors: list[Tensor], dtype: torch.dtype | None) -> Tensor:
-    """The norms of a list, stacked in float64."""
+    """Return the norms of a list, stacked in float64."""
     return torch.stack(torch._foreach_norm(tensors, 2, dtype)).double()

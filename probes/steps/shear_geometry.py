@@ -1,8 +1,8 @@
-"""The geometry of a second, adversarial gradient: angle, shear, surrogate gap and secant curvature.
+"""Geometry of the adversarial gradient: angle, shear, surrogate gap and secant curvature.
 
-A list of tensors is read as one long vector (global quantities); pass one tensor for those of one tensor, or take
-`angles` and `cosines` for those of each. The two differ: a shear against the global gradient is not made of the shears
-of each tensor. Numbers are float64 tensors on the device of their input, 0-d but for those two.
+A list of tensors is treated as one long vector (global quantities); pass a single tensor for its own quantities, or use
+`angles` and `cosines` for those of each tensor. The two differ: the shear against the global gradient is not composed
+of the shears of each tensor. Results are float64 tensors on the device of the input, 0-d except for those two.
 """
 
 from __future__ import annotations
@@ -19,55 +19,55 @@ __all__ = ["angle", "angles", "cosine", "cosines", "secants", "shear", "surrogat
 
 
 def cosine(left: Vector, right: Vector) -> Tensor:
-    r"""The cosine :math:`\langle a, b\rangle / (\lVert a\rVert \lVert b\rVert)` of the angle between two vectors.
+    r"""Compute the cosine :math:`\langle a, b\rangle / (\lVert a\rVert \lVert b\rVert)` of two vectors.
 
     Args:
         left: A tensor of any shape, or a list of tensors.
-        right: The same shapes.
+        right: Same shapes.
 
     Returns:
-        A 0-d float64 tensor in [-1, 1]; nan, a gap, where either vector is zero. Do not take its arccos:
-        in float32 that cannot see angles below 3e-4; `angle` can.
+        A 0-d float64 tensor in [-1, 1]; nan if either vector is zero. Use `angle` instead of its arccos, which cannot
+        resolve angles below 3e-4 in float32.
 
     Raises:
-        ProbeError: the shapes differ.
+        ProbeError: The shapes differ.
     """
     return _cosine(inner(left, left), inner(right, right), inner(left, right))
 
 
 def cosines(left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:
-    """The `cosine` of each tensor and its match, made together.
+    """Compute the `cosine` of each pair of tensors.
 
     Args:
         left: A non-empty list of n tensors.
-        right: The same shapes.
+        right: Same shapes.
 
     Returns:
-        `(n,)`, float64 in [-1, 1]; nan, a gap, where either is zero.
+        `(n,)`, float64 in [-1, 1]; nan where either tensor is zero.
 
     Raises:
-        ProbeError: the shapes differ, or there is no tensor.
+        ProbeError: The shapes differ, or there is no tensor.
     """
     return _cosine(inners(left, left), inners(right, right), inners(left, right))
 
 
 def angle(left: Vector, right: Vector) -> Tensor:
-    r"""The angle between two vectors, right also where they are nearly parallel.
+    r"""Compute the angle between two vectors, accurately also if they are nearly parallel.
 
     With :math:`s` the part of `right` orthogonal to `left` it is
     :math:`\mathrm{atan2}(\lVert a\rVert\lVert s\rVert, \langle a, b\rangle)`. The arccos of a cosine loses half of
-    the digits near 0 and near pi, because the cosine is flat there; this form keeps an absolute error of a
-    few roundings (1e-6 in float32).
+    the digits near 0 and near pi, because the cosine is flat there; this form has an absolute error of a few roundings
+    (1e-6 in float32).
 
     Args:
         left: A tensor of any shape, or a list of tensors.
-        right: The same shapes.
+        right: Same shapes.
 
     Returns:
-        A 0-d float64 tensor in radians, in [0, pi]; nan, a gap, where either vector is zero.
+        A 0-d float64 tensor in radians, in [0, pi]; nan if either vector is zero.
 
     Raises:
-        ProbeError: the shapes differ.
+        ProbeError: The shapes differ.
 
     Example:
         >>> angle(torch.tensor([1.0, 0.0]), torch.tensor([0.0, 2.0]))
@@ -75,25 +75,25 @@ def angle(left: Vector, right: Vector) -> Tensor:
     """
     squared, along = inner(left, left), inner(left, right)
     across = _without(right, left, along, squared)
-    return _turn(squared, inner(right, right), along, inner(across, across))
+    return _angle(squared, inner(right, right), along, inner(across, across))
 
 
 def angles(left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:
-    """The `angle` between each tensor and its match, made together.
+    """Compute the `angle` of each pair of tensors.
 
     Args:
         left: A non-empty list of n tensors.
-        right: The same shapes.
+        right: Same shapes.
 
     Returns:
-        `(n,)`, float64 radians in [0, pi]; nan, a gap, where either is zero.
+        `(n,)`, float64 radians in [0, pi]; nan where either tensor is zero.
 
     Raises:
-        ProbeError: the shapes differ, or there is no tensor.
+        ProbeError: The shapes differ, or there is no tensor.
     """
     squared, along = inners(left, left), inners(left, right)
     across = _without(right, left, along, squared)
-    return _turn(squared, inners(right, right), along, inners(across, across))
+    return _angle(squared, inners(right, right), along, inners(across, across))
 
 
 @overload
@@ -101,12 +101,12 @@ def shear(adversarial: Tensor, gradient: Tensor) -> Tensor: ...
 @overload
 def shear(adversarial: Sequence[Tensor], gradient: Sequence[Tensor]) -> list[Tensor]: ...
 def shear(adversarial: Tensor | Sequence[Tensor], gradient: Tensor | Sequence[Tensor]) -> Tensor | list[Tensor]:
-    r"""The part of the adversarial gradient orthogonal to the base gradient.
+    r"""Return the shear: the part of the adversarial gradient orthogonal to the base gradient.
 
     .. math:: s = g_{adv} - \frac{\langle g_{adv}, g\rangle}{\langle g, g\rangle} g
 
-    On a quadratic loss with ascent `e` it is :math:`(I - g g^\top / g^\top g) H e`, so it vanishes along an
-    eigenvector however sharp that is: with :math:`e = \rho\hat g` its norm is :math:`\rho` times the standard
+    On a quadratic loss with ascent `e` it is :math:`(I - g g^\top / g^\top g) H e`, so it vanishes along any
+    eigenvector, whatever its eigenvalue: with :math:`e = \rho\hat g` its norm is :math:`\rho` times the standard
     deviation of curvature under the spectral measure of `g`, not the curvature.
 
     Args:
@@ -114,11 +114,11 @@ def shear(adversarial: Tensor | Sequence[Tensor], gradient: Tensor | Sequence[Te
         gradient: Base gradient, same shapes.
 
     Returns:
-        A tensor, or a list of them (one projection for the whole list), float32 at least. A
-        zero base gradient removes nothing.
+        A tensor, or a list of tensors (one projection for the whole list), float32 at least. If the base gradient is
+        zero, nothing is removed.
 
     Raises:
-        ProbeError: the shapes differ.
+        ProbeError: The shapes differ.
 
     Source:
         Liu et al. (2022), CVPR, LookSAM; docs/measures/shear.md.
@@ -128,7 +128,7 @@ def shear(adversarial: Tensor | Sequence[Tensor], gradient: Tensor | Sequence[Te
 
 
 def surrogate_gap(loss: Tensor, adversarial_loss: Tensor) -> Tensor:
-    r"""The rise of the loss along the ascent, :math:`h = L(\theta + e) - L(\theta)`.
+    r"""Compute the surrogate gap, the increase of the loss along the ascent, :math:`h = L(\theta + e) - L(\theta)`.
 
     Away from a minimum it is :math:`\langle g, e\rangle` to first order, a slope and not a curvature.
 
@@ -137,7 +137,7 @@ def surrogate_gap(loss: Tensor, adversarial_loss: Tensor) -> Tensor:
         adversarial_loss: 0-d, loss at the ascended parameters, same batch.
 
     Returns:
-        A 0-d float64 tensor in nats; its error is the rounding of the losses, 6e-8 of a float32 loss each.
+        A 0-d float64 tensor in nats; its error is the rounding of the losses, 6e-8 relative for each float32 loss.
 
     Source:
         Zhuang et al. (2022), ICLR, GSAM; docs/measures/shear.md.
@@ -148,27 +148,27 @@ def surrogate_gap(loss: Tensor, adversarial_loss: Tensor) -> Tensor:
 def secants(
     gradient: Vector, adversarial: Vector, perturbation: Vector, gap: Tensor | None = None
 ) -> dict[str, Tensor]:
-    r"""The curvature along an ascent, from what the second pass has computed anyway.
+    r"""Compute the secant curvature along an ascent from the results of the second pass.
 
     .. math:: \frac{\langle g_{adv} - g, e\rangle}{\lVert e\rVert^2}, \qquad
               \frac{2 (h - \langle g, e\rangle)}{\lVert e\rVert^2}
 
-    Both are :math:`e^\top H e / \lVert e\rVert^2` exactly where the loss is quadratic; elsewhere the first is the
-    plain mean of the curvature over the segment and the second one is weighted towards its beginning.
+    Both equal :math:`e^\top H e / \lVert e\rVert^2` for a quadratic loss; otherwise the first is the unweighted mean of
+    the curvature over the segment and the second is weighted towards its beginning.
 
     Args:
         gradient: Base gradient: a tensor, or a list of tensors.
         adversarial: Gradient at the ascended parameters on the same batch, same shapes.
         perturbation: The ascent `e`, same shapes.
-        gap: 0-d surrogate gap of the whole model. It belongs to lists that hold every perturbed parameter.
+        gap: 0-d surrogate gap of the whole model; pass it only with lists of all perturbed parameters.
 
     Returns:
-        `secant_gradient` and, with `gap`, `secant_loss`: 0-d float64 tensors in nats; nan, a gap, where the
-        ascent is zero. For one tensor of many the first contains its cross curvature with the others, which
-        moved too. In float32 the second cannot resolve less than about 2e-7 L / |e|^2.
+        `secant_gradient` and, with `gap`, `secant_loss`: 0-d float64 tensors in nats; nan if the ascent is zero. For
+        one tensor of several the first includes its cross curvature with the others, which moved too. In float32 the
+        second cannot resolve less than about 2e-7 L / |e|^2.
 
     Raises:
-        ProbeError: the shapes differ.
+        ProbeError: The shapes differ.
 
     Source:
         docs/measures/shear.md.
@@ -184,9 +184,9 @@ def secants(
 
 
 def _without(vector: Vector, direction: Vector, along: Tensor, squared: Tensor) -> list[Tensor]:
-    """The vector less its projection on the direction, given their inner product and the direction's square.
+    """Return the vector minus its projection on the direction, given their inner product and the direction's square.
 
-    These are of the whole, or `(n,)`, of each tensor by itself.
+    Inner product and square are 0-d for one projection of the whole, or `(n,)` for one projection per tensor.
     """
     both = pairs(vector, direction)
     shares = torch.where(squared > 0, along / squared, 0.0).expand(len(both)).unbind()
@@ -194,10 +194,10 @@ def _without(vector: Vector, direction: Vector, along: Tensor, squared: Tensor) 
 
 
 def _cosine(left: Tensor, right: Tensor, along: Tensor) -> Tensor:
-    """From the squares of both vectors and their inner product."""
+    """Return the cosine, from the squared norms of both vectors and their inner product."""
     return (along / (left.sqrt() * right.sqrt())).clamp(-1.0, 1.0)
 
 
-def _turn(left: Tensor, right: Tensor, along: Tensor, across: Tensor) -> Tensor:
-    """From the squares of both vectors, their inner product, and the square of what of the second is across."""
+def _angle(left: Tensor, right: Tensor, along: Tensor, across: Tensor) -> Tensor:
+    """Return the angle, from both squared norms, the inner product and the orthogonal part's squared norm."""
     return torch.where((left > 0) & (right > 0), torch.atan2((left * across).sqrt(), along), torch.nan)

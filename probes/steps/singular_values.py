@@ -1,4 +1,4 @@
-"""Singular values of a matrix and what follows from them: entropies, ranks, condition, orthogonality."""
+"""Singular values of a matrix, and its entropies, ranks, condition number and orthogonality defect."""
 
 from __future__ import annotations
 
@@ -16,65 +16,65 @@ from lossscope.probes.errors import ProbeError
 
 __all__ = ["MatrixSpectrum", "gram_error", "gram_spectra", "singular_spectrum", "white_noise_entropy"]
 
-# On a CPU one call on a stack wins by 15-20 % at 32 x 32 and loses by up to half at 128 x 128.
+# On a CPU one call on a stack is 15-20 % faster at 32 x 32 and up to half slower at 128 x 128.
 _STACK_UP_TO: Final = 64
 
 
 @dataclass(frozen=True, eq=False)
 class MatrixSpectrum:
-    """The singular values of one matrix, and the numbers that follow from them alone.
+    """Singular values of one matrix, and the functions of them.
 
-    All but `values`, `norm` and `error` stay the same when the matrix is scaled, or multiplied by an orthogonal
-    matrix from either side. A zero or a non-finite matrix has gaps (nan) instead of numbers.
+    All except `values`, `norm` and `error` are invariant under scaling the matrix, and under multiplication by an
+    orthogonal matrix from either side. They are nan for a zero or non-finite matrix.
     """
 
     values: npt.NDArray[np.float64]  # (r,), descending, in the unit of the matrix
     shape: tuple[int, int]  # of the matrix; r = min(shape)
     method: str  # "gram", "map" or "scaled"
-    error: float  # largest error of a value that the method is known to have, same unit
+    error: float  # error bound of the values for the method, same unit
 
     @classmethod
     def from_values(cls, values: Iterable[float], shape: Sequence[int], method: str, error: float) -> MatrixSpectrum:
-        """The spectrum that a stored list of singular values describes.
+        """Build a spectrum from stored singular values.
 
         Args:
             values: `min(shape)` singular values, any order; nan for a matrix that was not finite.
             shape: Rows and columns of the matrix.
-            method: How the values were found.
-            error: Largest known error of a value, in the unit of the values.
+            method: Method that computed the values.
+            error: Error bound of the values, in the same unit.
 
         Returns:
             The spectrum, with a read-only copy of the values.
 
         Raises:
-            ProbeError: the number of values is not `min(shape)`, or one of them is negative.
+            ProbeError: The number of values is not `min(shape)`, or one of them is negative.
         """
         array = np.array(values if isinstance(values, np.ndarray) else list(values), dtype=np.float64)
         if len(shape) != 2 or array.shape != (min(shape),):
             raise ProbeError(
-                f"{array.size} values do not fit shape {tuple(shape)}: a matrix (m, n) has min(m, n) of them"
+                f"a matrix (m, n) has min(m, n) singular values, got {array.size} values for shape {tuple(shape)}"
             )
         if (array < 0).any():
-            raise ProbeError(f"singular value {array.min():g} is below 0: pass singular values, not eigenvalues")
+            raise ProbeError(f"singular values must be at least 0, got {array.min():g}: do not pass eigenvalues")
         array = -np.sort(-array)
         array.flags.writeable = False
         return cls(array, (int(shape[0]), int(shape[1])), method, float(error))
 
     def entropy(self, kind: Literal["energy", "nuclear"] = "energy", *, normalized: bool = True) -> float:
-        r"""The entropy :math:`-\sum_i p_i \ln p_i` of the normalized singular values.
+        r"""Compute the entropy :math:`-\sum_i p_i \ln p_i` of the normalized singular values.
 
-        It is 0 at rank one and :math:`\ln r` where all singular values are equal.
+        It is 0 at rank one and :math:`\ln r` if all singular values are equal.
 
         Args:
             kind: `energy` is :math:`p_i = s_i^2 / \sum s^2`, `nuclear` is :math:`p_i = s_i / \sum s`.
-            normalized: Divide by :math:`\ln r`, `r = min(m, n)`: then it lies between 0 and 1.
+            normalized: Divide by :math:`\ln r`, `r = min(m, n)`, which gives a value between 0 and 1.
 
         Returns:
-            The entropy, in nats or as a fraction; nan, a gap, for a zero matrix and, normalized, for a
-            vector (`r = 1`: 0 / 0).
+            The entropy, in nats or as a fraction; nan for a zero matrix and, if normalized, for a vector
+            (`r = 1`: 0 / 0).
 
         Raises:
-            ProbeError: `kind` is neither.
+            ProbeError: `kind` is unknown.
 
         Source:
             docs/measures/spectral_entropy.md; the energy form is the von Neumann entropy of MM'/tr MM'.
@@ -85,7 +85,7 @@ class MatrixSpectrum:
             (1.0, 1.386294)
         """
         if kind not in ("energy", "nuclear"):
-            raise ProbeError(f"entropy kind {kind!r} is unknown: use 'energy' or 'nuclear'")
+            raise ProbeError(f"kind must be one of 'energy', 'nuclear', got {kind!r}")
         relative = self._relative()
         weights = relative**2 if kind == "energy" else relative
         shares = weights / weights.sum()
@@ -99,23 +99,23 @@ class MatrixSpectrum:
 
     @property
     def norm(self) -> float:
-        """The Frobenius norm, root of the sum of squared singular values; 0 for a zero matrix."""
+        """Frobenius norm, the root of the sum of squared singular values; 0 for a zero matrix."""
         largest = float(self.values[0])
         return largest * math.sqrt(self.stable_rank) if largest != 0 else 0.0
 
     @property
     def stable_rank(self) -> float:
-        r"""The stable rank :math:`\lVert M\rVert_F^2 / \lVert M\rVert_2^2`, between 1 and r; nan for zero."""
+        r"""Stable rank :math:`\lVert M\rVert_F^2 / \lVert M\rVert_2^2`, between 1 and r; nan for a zero matrix."""
         return float((self._relative() ** 2).sum())
 
     @property
     def effective_rank(self) -> float:
-        """The exponential of the nuclear entropy in nats, between 1 and r; nan for a zero matrix."""
+        """Effective rank: exponential of the nuclear entropy in nats, between 1 and r; nan for a zero matrix."""
         return math.exp(self.entropy("nuclear", normalized=False))
 
     @property
     def condition(self) -> float:
-        """Largest over smallest singular value; inf where the smallest drowns in `error`, nan for zero."""
+        """Condition number; inf if the smallest singular value is not above `error`, nan for a zero matrix."""
         largest, smallest = float(self.values[0]), float(self.values[-1])
         if not largest > 0:
             return math.nan
@@ -123,26 +123,26 @@ class MatrixSpectrum:
 
     @property
     def orthogonality_defect(self) -> float:
-        r"""How far from orthogonal: :math:`\lVert\tilde D\tilde D^\top - I\rVert_F / \sqrt r` on the smaller side.
+        r"""Orthogonality defect :math:`\lVert\tilde D\tilde D^\top - I\rVert_F / \sqrt r` on the smaller side.
 
-        :math:`\tilde D` is the matrix scaled to :math:`\lVert\tilde D\rVert_F = \sqrt r`, so 0 means that all
-        singular values are equal and :math:`\sqrt{r - 1}` is rank one; nan for a zero matrix.
+        :math:`\tilde D` is the matrix scaled to :math:`\lVert\tilde D\rVert_F = \sqrt r`, so it is 0 if all singular
+        values are equal and :math:`\sqrt{r - 1}` at rank one; nan for a zero matrix.
         """
         energy = self._relative() ** 2
         return float(np.sqrt(((energy / energy.mean() - 1) ** 2).mean()))
 
     @property
     def excess_order(self) -> float:
-        """How many nats the energy entropy lies below that of white noise of this shape; nan for zero."""
+        """Energy entropy of white noise of this shape minus that of the matrix, nats; nan for a zero matrix."""
         return white_noise_entropy(self.shape) - self.entropy("energy", normalized=False)
 
     def _relative(self) -> npt.NDArray[np.float64]:
-        """The singular values over the largest one: no square under- or overflows; nan for a zero matrix."""
+        """Return the singular values over the largest, whose squares cannot overflow; nan for a zero matrix."""
         return self.values / (self.values[0] if self.values[0] > 0 else math.nan)
 
 
 def white_noise_entropy(shape: Sequence[int]) -> float:
-    r"""The mean energy entropy of a matrix of real white noise, :math:`\ln m - (m + 1) / (2n)`, `m <= n`.
+    r"""Return the mean energy entropy of a matrix of real white noise, :math:`\ln m - (m + 1) / (2n)`, `m <= n`.
 
     It is the second-order expansion around equal shares, with the mean purity (m + n + 1) / (mn + 2).
 
@@ -150,7 +150,7 @@ def white_noise_entropy(shape: Sequence[int]) -> float:
         shape: Rows and columns, in any order.
 
     Returns:
-        Nats, right to 0.001 from 64 x 64 on.
+        Nats, accurate to 0.001 from 64 x 64 on.
 
     Source:
         Page (1993), Phys. Rev. Lett. 71, 1291 has m / (2n), for complex entries.
@@ -160,11 +160,11 @@ def white_noise_entropy(shape: Sequence[int]) -> float:
 
 
 def gram_error(values: npt.NDArray[np.float64]) -> float:
-    r"""The bound :math:`\sqrt{r\,u}\,\sigma_{\max}` on the error of singular values taken from a Gram matrix.
+    r"""Return the error bound :math:`\sqrt{r\,u}\,\sigma_{\max}` of singular values computed from a Gram matrix.
 
-    Rounding (`u = 2.2e-16`) moves the eigenvalues of the Gram matrix by a small multiple of
-    :math:`u\,\sigma_{\max}^2`, and a root makes :math:`\sqrt u \approx 1.5 \cdot 10^{-8}` of it where the true
-    value is zero. Large singular values are right to 1e-13; only those near the floor are this uncertain.
+    Rounding (`u = 2.2e-16`) changes the eigenvalues of the Gram matrix by a small multiple of
+    :math:`u\,\sigma_{\max}^2`; after the root this is :math:`\sqrt u \approx 1.5 \cdot 10^{-8}` if the true value is
+    zero. Large singular values are accurate to 1e-13; only those near the bound are this uncertain.
 
     Args:
         values: `(r,)` singular values.
@@ -176,19 +176,19 @@ def gram_error(values: npt.NDArray[np.float64]) -> float:
 
 
 def singular_spectrum(matrix: Tensor) -> MatrixSpectrum:
-    r"""The singular spectrum of a matrix, through the float64 Gram matrix of its smaller side.
+    r"""Compute the singular spectrum of a matrix from the float64 Gram matrix of its smaller side.
 
     The eigenvalues of :math:`MM^\top` are the squared singular values. Values below about 1e-8 of the
-    largest are rounding noise; `error` holds the bound (`gram_error`).
+    largest are rounding noise; `error` is the bound (`gram_error`).
 
     Args:
-        matrix: `(m, n)`, real, any dtype and device. This call waits for the device; `gram_spectra` does not.
+        matrix: `(m, n)`, real, any dtype and device. This call synchronizes with the device; `gram_spectra` does not.
 
     Returns:
         The spectrum, `min(m, n)` values.
 
     Raises:
-        ProbeError: the tensor is not 2-D, is empty or complex, or has an entry that is not finite.
+        ProbeError: The tensor is not 2-D, is empty or complex, or has an entry that is not finite.
 
     Source:
         docs/measures/spectral_entropy.md.
@@ -200,21 +200,21 @@ def singular_spectrum(matrix: Tensor) -> MatrixSpectrum:
     """
     if matrix.ndim != 2:
         raise ProbeError(
-            f"shape {tuple(matrix.shape)} is not 2-D: flatten it to (size0, -1), or pass each slice of a batch"
+            f"matrix must be 2-D, got shape {tuple(matrix.shape)}: flatten it to (size0, -1), or pass each slice"
         )
     (values,) = (spectrum.cpu().numpy() for spectrum in gram_spectra([matrix]))
     if not np.isfinite(values).all():
         bad = int((~torch.isfinite(matrix)).sum())
         raise ProbeError(
-            f"{bad} of {matrix.numel()} entries of the {tuple(matrix.shape)} matrix are not finite: "
-            "a spectrum needs all of them; leave a gap for this step"
+            f"all entries of the matrix must be finite, got {bad} of {matrix.numel()} that are not in shape "
+            f"{tuple(matrix.shape)}: skip the spectrum at this step"
         )
     return MatrixSpectrum.from_values(values, matrix.shape, "gram", gram_error(values))
 
 
 @torch.no_grad()
 def gram_spectra(matrices: Sequence[Tensor]) -> list[Tensor]:
-    """The singular values of many matrices, on their device, without waiting for it more than the solver does.
+    """Compute the singular values of many matrices on their device, synchronizing only where the solver does.
 
     Each matrix is divided by its largest entry before it is squared, so none under- or overflows. Small
     Gram matrices of one size are solved in one call.
@@ -223,11 +223,11 @@ def gram_spectra(matrices: Sequence[Tensor]) -> list[Tensor]:
         matrices: `(m, n)` matrices or `(b, m, n)` batches, real, any mixture of shapes and dtypes.
 
     Returns:
-        For each, `(r,)` or `(b, r)` singular values, descending, float64; nan for a matrix with an entry
-        that is not finite, which leaves the others alone. Error: see `gram_error`.
+        For each, `(r,)` or `(b, r)` singular values, descending, float64; nan for a matrix with an entry that is not
+        finite, without effect on the others. Error bound: `gram_error`.
 
     Raises:
-        ProbeError: a tensor is not 2-D or 3-D, is empty or complex.
+        ProbeError: A tensor is not 2-D or 3-D, is empty or complex.
     """
     scaled = [_gram(matrix) for matrix in matrices]
     solved = zip(_eigenvalues([gram for gram, _ in scaled]), scaled, strict=True)
@@ -235,11 +235,11 @@ def gram_spectra(matrices: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _gram(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """The Gram matrix of the smaller side of the scaled matrix, and the scale: nan where not finite."""
+    """Return the Gram matrix of the smaller side of the scaled matrix, and the scale: nan if not finite."""
     if matrix.ndim not in (2, 3) or matrix.numel() == 0 or matrix.is_complex():
         raise ProbeError(
-            f"a {matrix.dtype} tensor of shape {tuple(matrix.shape)} has no spectrum here: "
-            "pass real, non-empty (m, n) matrices or (b, m, n) batches"
+            "matrices must be real, non-empty and of shape (m, n) or (b, m, n), got a "
+            f"{matrix.dtype} tensor of shape {tuple(matrix.shape)}"
         )
     wide = matrix.double()
     largest = wide.abs().amax((-2, -1), keepdim=True)
@@ -250,7 +250,7 @@ def _gram(matrix: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _eigenvalues(grams: list[Tensor]) -> list[Tensor]:
-    """The eigenvalues of each Gram matrix, ascending; those that are faster together go in one call."""
+    """Compute the eigenvalues of each Gram matrix, ascending, in one call where a stack is faster."""
     found: dict[int, Tensor] = {}
     groups: dict[tuple[int, torch.device], list[int]] = {}
     for i, gram in enumerate(grams):

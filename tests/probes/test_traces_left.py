@@ -35,13 +35,7 @@ from lossscope.probes.sharpness.minibatch import batch_sharpness
 from lossscope.probes.sharpness.norm_ball import norm_sharpness
 from lossscope.probes.sharpness.per_block import per_module
 from lossscope.probes.sharpness.sampling_error import sampled_eigenvalue
-from lossscope.probes.sharpness.step_quality import (
-    layer_remainders,
-    rounding,
-    secant_curvature,
-    step_quality,
-    step_taken,
-)
+from lossscope.probes.sharpness.step_quality import layer_remainders, secant_curvature, step_quality
 from lossscope.probes.spectrum.eigen_tracker import EigenTracker
 from lossscope.probes.spectrum.measure import measure_spectrum
 
@@ -174,8 +168,6 @@ PROBES: dict[str, Callable[[Objective], Any]] = {
     "theta_hessian_theta": theta_hessian_theta,
     "step_quality": lambda o: step_quality(o, 0.01 * vector(o), at=o.parameters() + 0.1),
     "secant_curvature": lambda o: secant_curvature(o, 0.01 * vector(o), at=o.parameters() + 0.1),
-    "step_taken": lambda o: step_taken(o, 0.01 * vector(o)),
-    "rounding": lambda o: rounding(o, 1.0),
     "logit_scale": lambda o: logit_scale(o),
     "layer_remainders": lambda o: layer_remainders(o, 0.01 * vector(o), at=o.parameters() + 0.1),
     "gradient_alignment": aligned,

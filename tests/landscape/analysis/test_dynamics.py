@@ -1,4 +1,4 @@
-"""What the steps of a run did, from its tables."""
+"""Training dynamics of recorded runs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from lossscope.landscape.analysis import (
     layers_of,
     mean_order,
     memory_of_arm,
-    memory_of_run,
     noise_of,
     order_of,
     pooled,
@@ -35,7 +34,7 @@ TRUE, CEILING, SIZE = 0.802, 0.205, 200
 
 @pytest.fixture
 def recorded(tmp_path: Path) -> Callable[..., Run]:
-    """Writes a run of given rows and opens it."""
+    """Write a run of given rows and open it."""
 
     def run(rows: Rows, name: str = "run", **facts: object) -> Run:
         store = RunStore.create(tmp_path / name, {"arm": "sgd", **facts})
@@ -48,25 +47,25 @@ def recorded(tmp_path: Path) -> Callable[..., Run]:
 
 
 def samples(cosines: dict[tuple[int, int], float], kind: str = "gradient", **more: object) -> Rows:
-    """Rows of pairs by begin and lag."""
+    """Yield rows of pairs, by first step and lag."""
     for (begin, lag), cosine in cosines.items():
         yield "pairs", {"step": begin + lag, "object": kind, "lag": lag, "cosine": cosine, "size": 7, **more}
 
 
 def two_batches(turn: float, windows: int, seed: int, kind: str = "gradient") -> Rows:
-    """Fixture T8 in windows: a unit vector that turns in a plane, under the noise of two fresh batches at each look."""
+    """Fixture T8 in windows: a unit vector that turns in a plane, with the noise of two new batches at each sample."""
     generator, spread = np.random.default_rng(seed), math.sqrt((1 / CEILING - 1) / SIZE)
 
-    def look(step: int) -> np.ndarray:
+    def sample(step: int) -> np.ndarray:
         x = spread * generator.standard_normal((2, SIZE))
         x[:, 0] += math.cos(turn * step)
         x[:, 1] += math.sin(turn * step)
         return x / np.linalg.norm(x, axis=1, keepdims=True)
 
     for begin in range(0, 40 * windows, 40):
-        first = look(begin)
+        first = sample(begin)
         for lag in (0, 1, 5):
-            then = first if lag == 0 else look(begin + lag)
+            then = first if lag == 0 else sample(begin + lag)
             cosine = float(first[0] @ then[1] + first[1] @ then[0]) / 2
             yield "pairs", {"step": begin + lag, "object": kind, "lag": lag, "cosine": cosine, "size": SIZE}
 
@@ -86,12 +85,12 @@ def test_objects_have_the_same_windows_so_that_their_difference_is_taken_over_th
     g, v = {(0, 0): 0.5, (0, 1): 0.4, (9, 0): 0.5, (9, 1): 0.4}, {(9, 0): 0.8, (9, 1): 0.7}
     found = lagged_cosines_of(recorded([*samples(g), *samples(v, "shear")]))
     np.testing.assert_array_equal(found["shear"].values, [[np.nan, 0.8], [np.nan, 0.7]])
-    memory = memory_of_run(recorded([*samples(g), *samples(v, "shear")], "again"))
+    memory = memory_of_arm([recorded([*samples(g), *samples(v, "shear")], "again")])
     assert memory.windows == 2
-    assert memory.differences[1].value == pytest.approx(0.7 / 0.8 - 0.4 / 0.5)
+    assert memory.differences[1].estimate.value == pytest.approx(0.7 / 0.8 - 0.4 / 0.5)
 
 
-def test_of_a_look_that_was_taken_twice_the_last_one_counts(recorded: Callable[..., Run]) -> None:
+def test_of_a_sample_that_was_taken_twice_the_last_one_counts(recorded: Callable[..., Run]) -> None:
     rows = [*samples({(0, 0): 0.5, (0, 1): 0.1}), *samples({(0, 1): 0.4})]
     assert lagged_cosines_of(recorded(rows))["gradient"].values[1, 0] == 0.4
 
@@ -99,19 +98,19 @@ def test_of_a_look_that_was_taken_twice_the_last_one_counts(recorded: Callable[.
 def test_windows_show_the_cosine_under_the_noise(recorded: Callable[..., Run]) -> None:
     turn = math.acos(TRUE)
     rows = [*two_batches(turn, 60, 1), *two_batches(1.0, 60, 2, "shear")]
-    memory = memory_of_run(recorded(rows))
+    memory = memory_of_arm([recorded(rows)])
     found = memory.directions["gradient"]
-    assert found.ceiling.value == pytest.approx(CEILING, abs=0.03)
-    assert found.normalized[0].value == pytest.approx(TRUE, abs=0.1)
-    assert found.normalized[1].value == pytest.approx(math.cos(5 * turn), abs=0.1)
-    for lag, estimate in memory.differences.items():
+    assert found.ceiling.estimate.value == pytest.approx(CEILING, abs=0.03)
+    assert found.normalized[1].estimate.value == pytest.approx(TRUE, abs=0.1)
+    assert found.normalized[5].estimate.value == pytest.approx(math.cos(5 * turn), abs=0.1)
+    for lag, one in memory.differences.items():
         true = math.cos(lag) - math.cos(lag * turn)
-        assert estimate.low < true < estimate.high
+        assert one.estimate.low < true < one.estimate.high
 
 
 def test_a_run_without_minibatches_has_no_memory_and_no_noise_scale(recorded: Callable[..., Run]) -> None:
     run = recorded([("steps", {"step": 1, "loss": 1.0})])
-    assert memory_of_run(run) is memory_of_arm([run]) is noise_of(run) is layers_of(run) is trigger_of(run) is None
+    assert memory_of_arm([run]) is noise_of(run) is layers_of(run) is trigger_of(run) is None
     assert order_of(run) == {}
 
 
@@ -234,7 +233,7 @@ def irregular(step: int) -> bool:
     return step % 4 == 0 or step % 7 == 0
 
 
-def test_the_audit_is_of_all_steps_that_were_recorded(recorded: Callable[..., Run]) -> None:
+def test_the_trigger_test_is_over_all_recorded_steps(recorded: Callable[..., Run]) -> None:
     for first in (1, 5001):
         steps = range(first, first + 300)
         found = trigger_of(recorded(triggered(steps, irregular), str(first), trigger=AGA))
@@ -245,7 +244,7 @@ def test_the_audit_is_of_all_steps_that_were_recorded(recorded: Callable[..., Ru
 
 
 def noise(rule: str, steps: int, seed: int) -> Rows:
-    """What the optimizer's own trigger does on white noise, as it is recorded."""
+    """Rows that the optimizer's own trigger records on white noise."""
     draw, state = random.Random(seed), TriggerState()
     for step in range(1, steps + 1):
         phi = draw.gauss(0, 0.25) if step > 1 else None
@@ -299,7 +298,7 @@ def test_a_resumed_run_is_one_run(recorded: Callable[..., Run]) -> None:
         (triggered(range(1, 50), irregular), {"mode": "aga"}, "lambda and k are missing"),
     ],
 )
-def test_steps_that_cannot_be_audited_are_a_gap_with_a_reason(
+def test_runs_that_cannot_be_tested_have_a_reason(
     recorded: Callable[..., Run], rows: Rows, trigger: dict[str, object], why: str
 ) -> None:
     found = trigger_of(recorded(rows, trigger=trigger))
@@ -325,7 +324,7 @@ def test_the_noise_scale_is_that_of_one_minibatch_and_two(recorded: Callable[...
 
 @pytest.mark.parametrize(
     ("values", "why"),
-    [([(0, 2.0, 1.0, 8.0)], "1 of 1 steps"), ([(0, 2.0, 1.0, 8.0), (9, 2.0, 1.0, 16.0)], "not all of one size")],
+    [([(0, 2.0, 1.0, 8.0)], "got 1 of 1"), ([(0, 2.0, 1.0, 8.0), (9, 2.0, 1.0, 16.0)], "differ in size")],
 )
 def test_windows_without_a_noise_scale_say_why(recorded: Callable[..., Run], values: list, why: str) -> None:
     found = noise_of(recorded(squares(values)))
@@ -344,7 +343,7 @@ def spectrum(matrix: np.ndarray, kind: str, step: int, tensor: str = "w", part: 
 
 
 def noisy(noise: float, windows: int = 12) -> Rows:
-    """Rank one, under white noise of that share of its energy in one minibatch."""
+    """Rank one plus white noise with `noise` times its energy in one minibatch."""
     generator = np.random.default_rng(0)
     signal = np.zeros((16, 32))
     signal[0, 0] = 1.0
@@ -383,7 +382,7 @@ def test_a_batch_of_few_samples_has_order_of_its_own_which_the_extrapolation_tak
     recorded: Callable[..., Run],
 ) -> None:
     def samples(count: int) -> np.ndarray:
-        """The mean gradient of as many samples, each of rank one."""
+        """Return the mean gradient over `count` samples, each of rank one."""
         return generator.standard_normal((16, count)) @ generator.standard_normal((count, 32)) / count
 
     generator = np.random.default_rng(0)
@@ -449,13 +448,13 @@ def test_a_loss_that_fell_is_said_to_have_fallen_and_none_after_the_end_is_unkno
     assert (last.step, last.rose) == (400, None)
 
 
-def test_usual_remainders_and_those_below_rounding_stand_out_from_nothing(recorded: Callable[..., Run]) -> None:
+def test_usual_remainders_and_those_below_rounding_are_no_outliers(recorded: Callable[..., Run]) -> None:
     usual, rounded = layers_of(recorded(layers(1e-4))), layers_of(recorded(layers(5e-3, rounding=6e-3), "rounded"))
     assert (usual.layer, usual.judged) == (None, 30)
     assert (rounded.layer, rounded.judged) == (None, 30)
 
 
-def test_a_spike_of_the_loss_does_not_hide_the_departure_before_it(recorded: Callable[..., Run]) -> None:
+def test_a_spike_of_the_loss_does_not_hide_the_outlier_before_it(recorded: Callable[..., Run]) -> None:
     found = layers_of(recorded(layers(5e-3, rounding=5e-7, spike=1e4)))
     assert (found.layer, found.step, found.loss_after) == ("in", 300, 1e4)
 

@@ -106,11 +106,11 @@ def test_a_step_without_both_norms_is_left_out() -> None:
 
 
 def test_arguments_out_of_range_are_refused() -> None:
-    with pytest.raises(ProbeError, match="batch sizes 4 and 4 are out of range"):
+    with pytest.raises(ProbeError, match="batch sizes must satisfy 0 < small < large, got 4 and 4"):
         noise_scale([1.0], [1.0], small_batch=4, large_batch=4)
-    with pytest.raises(ProbeError, match="2 and 1 squared norms"):
+    with pytest.raises(ProbeError, match="one value per step, got 2 and 1"):
         noise_scale([1.0, 1.0], [1.0], small_batch=1, large_batch=4)
-    with pytest.raises(ProbeError, match="1 of 2 steps"):
+    with pytest.raises(ProbeError, match="got 1 of 2"):
         noise_scale([1.0, math.nan], [1.0, 1.0], small_batch=1, large_batch=4)
-    with pytest.raises(ProbeError, match="a squared norm is -1"):
+    with pytest.raises(ProbeError, match="squared norms must be at least 0, got -1"):
         noise_scale([1.0, -1.0], [1.0, 1.0], small_batch=1, large_batch=4)

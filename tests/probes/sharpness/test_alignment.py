@@ -100,5 +100,5 @@ def test_a_zero_gradient_and_a_hessian_without_a_positive_eigenvalue_are_gaps() 
 
 
 def test_eigenvectors_of_another_length_are_refused() -> None:
-    with pytest.raises(ProbeError, match="eigenvectors of length 4 do not fit 3 trainable parameters"):
+    with pytest.raises(ProbeError, match="eigenvectors must have 3 entries, one per trainable parameter, got 4"):
         gradient_alignment(quadratic(LAMBDA[:3], torch.ones(3).double()), TOP)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from lossscope.probes.sharpness.sampling_error import CrossFit, HalfForms, cross_fit
+from lossscope.probes.sharpness.sampling_error import _cross_fit, _CrossFit, _HalfForms
 from lossscope.probes.statistics.estimate import exact_estimate
 
 SEEDS = 600
@@ -18,7 +18,7 @@ NONE = (1.0,) * 5
 
 @dataclass(frozen=True)
 class Draw:
-    fit: CrossFit
+    fit: _CrossFit
     eigenvalue: float  # of all the data
     target: float  # the population's Rayleigh quotients of both halves' eigenvectors, in the mean
     noise: float  # v'(H_data - H)v for the population's eigenvector v, of mean zero
@@ -41,10 +41,10 @@ def draws(
         values, vectors = np.linalg.eigh(np.stack([H.mean(0), H[:16].mean(0), H[16:].mean(0)]))
         v, a, b = vectors[:, :, -1]
         halves = [
-            HalfForms((part @ v) @ v, (part @ other) @ other, np.full(16, samples / 32))
+            _HalfForms((part @ v) @ v, (part @ other) @ other, np.full(16, samples / 32))
             for part, other in ((H[:16], b), (H[16:], a))
         ]
-        fit = cross_fit(exact_estimate(values[0, -1]), halves, 1.0 if independent else float(a @ b) ** 2, "top")
+        fit = _cross_fit(exact_estimate(values[0, -1]), halves, 1.0 if independent else float(a @ b) ** 2, "top")
         noise = float(H.mean(0)[0, 0] - scale[0])
         found.append(Draw(fit, float(values[0, -1]), float((scale * (a**2 + b**2)).sum() / 2), noise))
     return tuple(found)
@@ -107,8 +107,8 @@ def test_the_biases_are_those_of_second_order_shrink_with_the_data_and_cancel(sa
 def test_the_bottom_of_a_matrix_is_the_top_of_its_negative() -> None:
     rng = np.random.default_rng(1)
     forms = [[rng.standard_normal((2, 8)) + 3, rng.uniform(1, 2, 8)] for _ in range(2)]
-    top = cross_fit(exact_estimate(3.5), [HalfForms(*x, n) for x, n in forms], 0.9, "top")
-    bottom = cross_fit(exact_estimate(-3.5), [HalfForms(*-x, n) for x, n in forms], 0.9, "bottom")
+    top = _cross_fit(exact_estimate(3.5), [_HalfForms(*x, n) for x, n in forms], 0.9, "top")
+    bottom = _cross_fit(exact_estimate(-3.5), [_HalfForms(*-x, n) for x, n in forms], 0.9, "bottom")
     for one, other in zip(vars(top).values(), vars(bottom).values(), strict=True):
         assert (other.value, other.low, other.high) == pytest.approx((-one.value, -one.high, -one.low), rel=1e-12)
         assert other.stderr == pytest.approx(one.stderr, rel=1e-12)
@@ -116,7 +116,7 @@ def test_the_bottom_of_a_matrix_is_the_top_of_its_negative() -> None:
 
 def test_parts_count_by_their_terms() -> None:
     forms, counts = np.array([1.0, 2.0, 4.0]), np.array([1.0, 2.0, 5.0])
-    found = cross_fit(exact_estimate(3.0), [HalfForms(forms, forms, counts)] * 2, 1.0, "top")
+    found = _cross_fit(exact_estimate(3.0), [_HalfForms(forms, forms, counts)] * 2, 1.0, "top")
     assert found.cross_fitted.value == found.in_sample.value == pytest.approx(25 / 8)
-    even = cross_fit(exact_estimate(3.0), [HalfForms(forms, forms, np.ones(3))] * 2, 1.0, "top")
+    even = _cross_fit(exact_estimate(3.0), [_HalfForms(forms, forms, np.ones(3))] * 2, 1.0, "top")
     assert even.cross_fitted.stderr == pytest.approx(np.std(forms) * math.sqrt(6 / 4) / math.sqrt(6))

@@ -113,5 +113,5 @@ def test_a_step_that_does_not_fit_or_is_not_finite_is_told() -> None:
     objective = network()
     with pytest.raises(ProbeError, match=r"a vector of shape \(3,\) does not fit"):
         directional_sharpness(objective, torch.ones(3))
-    with pytest.raises(ProbeError, match="the displacement is not finite"):
+    with pytest.raises(ProbeError, match="displacement must be finite"):
         directional_sharpness(objective, torch.full((objective.size,), float("inf")))

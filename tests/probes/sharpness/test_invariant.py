@@ -57,7 +57,7 @@ def test_adaptive_trace_is_the_weighted_sum_of_the_diagonal() -> None:
     diagonal = adaptive_trace(from_matrix(torch.diag(A.diagonal())), parameters=theta)
     assert diagonal.value == pytest.approx(true, rel=1e-12)
     assert diagonal.stderr < 1e-12 * true
-    with pytest.raises(ProbeError, match="needs parameters="):
+    with pytest.raises(ProbeError, match="requires parameters="):
         adaptive_trace(from_matrix(A))
     with pytest.raises(ProbeError, match=r"the diagonal has shape \(59,\), need 60 finite numbers"):
         adaptive_trace(from_matrix(A), parameters=theta[1:])
@@ -183,7 +183,7 @@ def test_tokens_are_averaged_like_samples() -> None:
 def test_a_loss_without_logits_is_told_and_a_net_of_zeros_is_a_gap() -> None:
     net = seeded_net(lambda: nn.Linear(4, 3))
     mean_square = Objective(net, lambda m, b: m(b[0]).square().mean(), batches(5))
-    with pytest.raises(ProbeError, match=r"the loss <lambda> shows no logits.*use CrossEntropy"):
+    with pytest.raises(ProbeError, match=r"requires a loss with logits, got <lambda>: use CrossEntropy"):
         log_fisher_rao(mean_square)
     with mean_square.at(torch.zeros(15)):
         assert math.isnan(log_fisher_rao(Objective(net, CrossEntropy(), batches(5))).value)

@@ -57,7 +57,9 @@ def test_tokens_are_terms_and_probabilities_have_no_margin() -> None:
 
 def test_a_loss_without_logits_and_logits_that_overflow_are_refused() -> None:
     net = nn.Linear(2, 2)
-    with pytest.raises(ProbeError, match="MeanSquaredError shows no logits and labels: use CrossEntropy"):
+    with pytest.raises(
+        ProbeError, match="requires a loss with logits and labels, got MeanSquaredError: use CrossEntropy"
+    ):
         logit_scale(Objective(net, MeanSquaredError(), [(torch.ones(3, 2), torch.ones(3, 2))]))
     with torch.no_grad():
         net.weight.fill_(math.inf)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lossscope.probes.operators.base import from_matrix
-from lossscope.probes.sharpness.per_block import MeasuredBlock, MeasuredWhole, ModuleTable, module_table
+from lossscope.probes.sharpness.per_block import ModuleTable, _BlockMeasurement, _module_table, _WholeMeasurement
 from lossscope.probes.spectrum.measure import measure_spectrum
 from lossscope.probes.spectrum.results import EigenPairs
 from lossscope.probes.statistics.estimate import Estimate, exact_estimate
@@ -19,17 +19,17 @@ def pairs(values: list[float], residual: float) -> EigenPairs:
     return EigenPairs(numbers, torch.eye(4, k, dtype=torch.float64), residuals, residuals, residuals < 1)
 
 
-def block(largest: float, frobenius: Estimate, part: float = 1.0) -> MeasuredBlock:
+def block(largest: float, frobenius: Estimate, part: float = 1.0) -> _BlockMeasurement:
     top = Estimate(largest, math.nan, largest, largest, 0, "residual", residual=0.0)
-    return MeasuredBlock("b", ("b.weight",), 2, exact_estimate(3.0), top, frobenius, part, 0.5, 10)
+    return _BlockMeasurement("b", ("b.weight",), 2, exact_estimate(3.0), top, frobenius, part, 0.5, 10)
 
 
 def sampled(value: float, error: float) -> Estimate:
     return Estimate(value, error / 2, value - error, value + error, 8, "standard error")
 
 
-def table(whole: EigenPairs, frobenius: Estimate, *blocks: MeasuredBlock) -> ModuleTable:
-    return module_table(MeasuredWhole(whole, frobenius, 20), blocks, 0.01, 0.0)
+def table(whole: EigenPairs, frobenius: Estimate, *blocks: _BlockMeasurement) -> ModuleTable:
+    return _module_table(_WholeMeasurement(whole, frobenius, 20), blocks, 0.01, 0.0)
 
 
 def test_a_block_that_is_sharper_than_the_whole_proves_that_the_whole_was_missed() -> None:
@@ -79,7 +79,7 @@ def test_the_bound_of_a_top_share_holds_for_vectors_that_are_off() -> None:
         top = measure_spectrum(from_matrix(A), top=2, rel=0.1, quantities=("top",), seed=seed).top
         u = top.vectors[:25, 0].double()
         along = A[:25, :25] @ u
-        one = MeasuredBlock(
+        one = _BlockMeasurement(
             "b",
             ("b",),
             25,
@@ -90,7 +90,9 @@ def test_the_bound_of_a_top_share_holds_for_vectors_that_are_off() -> None:
             float(along.norm()),
             0,
         )
-        share = module_table(MeasuredWhole(top, exact_estimate(float(A.norm())), 0), [one], 0.1, 0.0).rows[0].top_share
+        share = (
+            _module_table(_WholeMeasurement(top, exact_estimate(float(A.norm())), 0), [one], 0.1, 0.0).rows[0].top_share
+        )
         missed += not share.low <= truth <= share.high
         assert abs(share.value - truth) > 1e-6  # the vectors are off
     assert missed == 0

@@ -256,10 +256,10 @@ def test_equal_seeds_give_equal_tables_and_blocks_have_probes_of_their_own() -> 
 
 def test_an_operator_without_names_and_an_unknown_grouping_are_refused() -> None:
     with pytest.raises(
-        ProbeError, match=r"belongs to no objective, so its coordinates have no names: pass an objective"
+        ProbeError, match=r"requires an operator of an objective, which names its coordinates: pass an objective"
     ):
         per_module(from_matrix(torch.eye(3)))
-    with pytest.raises(ProbeError, match="by='layer' is unknown: use one of tensor, module"):
+    with pytest.raises(ProbeError, match=r"by must be one of .*, got 'layer'"):
         per_module(branches(), by="layer")  # type: ignore[arg-type]
     with pytest.raises(ProbeError, match=r"rel=2 is out of range"):
         per_module(branches(), rel=2.0)

@@ -115,20 +115,20 @@ def test_each_step_has_its_own_rounding() -> None:
     found = first_outlier_layer(remainders, ["in", "mid", "out"], rounding=rounding)
     assert found is not None
     assert (found.layer, found.step) == ("in", 40)
-    with pytest.raises(ProbeError, match=r"shape \(3,\) does not fit 60 steps"):
+    with pytest.raises(ProbeError, match=r"must be one number or have shape \(60,\), got shape \(3,\)"):
         first_outlier_layer(remainders, ["in", "mid", "out"], rounding=[0.0, 1.0, 2.0])
-    with pytest.raises(ProbeError, match="rounding=nan is out of range"):
+    with pytest.raises(ProbeError, match="rounding must be finite and at least 0 nats, got nan"):
         first_outlier_layer(remainders, ["in", "mid", "out"], rounding=math.nan)
 
 
 def test_arguments_out_of_range_are_refused() -> None:
-    with pytest.raises(ProbeError, match=r"shape \(4, 2\) do not fit 3 layers"):
+    with pytest.raises(ProbeError, match=r"must have shape \(steps, 3\), one column per layer, got \(4, 2\)"):
         first_outlier_layer(np.ones((4, 2)), ["a", "b", "c"])
-    with pytest.raises(ProbeError, match=r"factor=0\.5 is out of range"):
+    with pytest.raises(ProbeError, match=r"factor must be finite and at least 1, got 0\.5"):
         first_outlier_layer(np.ones((4, 1)), ["a"], factor=0.5)
-    with pytest.raises(ProbeError, match="window=1 is out of range"):
+    with pytest.raises(ProbeError, match="window must be at least 2 steps, got 1"):
         first_outlier_layer(np.ones((4, 1)), ["a"], window=1)
-    with pytest.raises(ProbeError, match="rounding=-1 is out of range"):
+    with pytest.raises(ProbeError, match="rounding must be finite and at least 0 nats, got -1"):
         first_outlier_layer(np.ones((4, 1)), ["a"], rounding=-1.0)
-    with pytest.raises(ProbeError, match="the displacement is not finite"):
+    with pytest.raises(ProbeError, match="displacement must be finite"):
         layer_remainders(network(), torch.full((network().size,), math.inf))

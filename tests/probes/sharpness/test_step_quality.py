@@ -11,7 +11,7 @@ from lossscope.probes.errors import ProbeError
 from lossscope.probes.objective.losses import CrossEntropy
 from lossscope.probes.objective.objective import Objective
 from lossscope.probes.operators.hessian import hessian
-from lossscope.probes.sharpness.step_quality import secant_curvature, step_quality, step_taken
+from lossscope.probes.sharpness.step_quality import _rounded_step, secant_curvature, step_quality
 
 
 def gaussian(*shape: int, seed: int = 0) -> Tensor:
@@ -100,7 +100,7 @@ def test_what_rounding_may_have_done_covers_what_float32_did(scale: float) -> No
     single = Objective(net, CrossEntropy(), [(torch.randn(512, 30), torch.randint(0, 10, (512,)))])
     wide = single.in_double()
     for seed in range(10):
-        D = step_taken(single, (gaussian(single.size, seed=seed) * scale / 30).float())
+        D = _rounded_step(single, (gaussian(single.size, seed=seed) * scale / 30).float())
         found, true = secant_curvature(single, D), secant_curvature(wide, D.double())
         assert abs(found.rayleigh - true.rayleigh) <= found.rounding
         assert abs(found.norm - true.norm) <= found.rounding
@@ -133,7 +133,7 @@ def test_float32_is_off_by_no_more_than_the_rounding_says(size: float) -> None:
     coarse = network(torch.float32)
     for seed in range(10):
         D = size * gaussian(coarse.size, seed=seed).float()
-        s = step_taken(coarse, D)
+        s = _rounded_step(coarse, D)
         wide = Objective(
             network().model,
             CrossEntropy(),
@@ -183,7 +183,7 @@ def test_a_step_that_the_parameters_cannot_take_is_the_one_they_took() -> None:
     with torch.no_grad():
         model.weight.fill_(1.0)
     objective = Objective(model, lambda m, x: m(x).float().square().mean(), [torch.ones(1, 1, dtype=torch.bfloat16)])
-    assert step_taken(objective, torch.tensor([1e-4])).tolist() == [0.0]
+    assert _rounded_step(objective, torch.tensor([1e-4])).tolist() == [0.0]
     assert step_quality(objective, torch.tensor([1e-4])).change == 0.0
     assert math.isnan(secant_curvature(objective, torch.tensor([1e-4])).rayleigh)
 
@@ -191,7 +191,7 @@ def test_a_step_that_the_parameters_cannot_take_is_the_one_they_took() -> None:
 def test_a_step_that_is_not_finite_or_does_not_fit_is_refused() -> None:
     objective = network()
     for measure in (step_quality, secant_curvature):
-        with pytest.raises(ProbeError, match="the displacement is not finite"):
+        with pytest.raises(ProbeError, match="displacement must be finite"):
             measure(objective, torch.full((objective.size,), math.nan))
         with pytest.raises(ProbeError, match=r"shape \(3,\) does not fit"):
             measure(objective, torch.ones(3))

@@ -104,5 +104,5 @@ def test_draws_without_a_number_open_the_interval() -> None:
 
 @pytest.mark.parametrize("block", [0, 6])
 def test_a_block_that_does_not_fit_is_refused(block: int) -> None:
-    with pytest.raises(ProbeError, match=f"block={block} is out of range, need 1 to 5 steps"):
+    with pytest.raises(ProbeError, match=f"block must be from 1 to 5 steps, the length of the run, got {block}"):
         block_bootstrap(np.ones((1, 5)), lambda s: s[0], block=block)

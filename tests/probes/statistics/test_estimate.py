@@ -74,7 +74,7 @@ def test_equal_samples_have_no_error_and_one_sample_has_none() -> None:
     found = mean_estimate([0.1] * 7)
     assert found.stderr < 1e-16
     assert (found.low, found.high) == pytest.approx((0.1, 0.1), rel=1e-14)
-    with pytest.raises(ProbeError, match="1 sample has no standard error, need at least 2"):
+    with pytest.raises(ProbeError, match="a standard error requires at least 2 samples, got 1"):
         mean_estimate([1.0])
 
 

@@ -123,11 +123,11 @@ def test_entries_never_seen_add_nothing() -> None:
 def test_a_tensor_of_another_shape_is_refused_by_name(name: str) -> None:
     tensors = dict.fromkeys(["m_hat", "gradient", "update", "orthogonal", "whitened"], torch.ones(SHAPE))
     tensors[name] = torch.ones(1)
-    with pytest.raises(ProbeError, match=rf"{name} has shape \(1,\) and v_hat \(5, 7\)"):
+    with pytest.raises(ProbeError, match=rf"{name} must have the shape \(5, 7\) of v_hat, got \(1,\)"):
         energies(tensors.pop("m_hat"), torch.ones(SHAPE), 0.0, **tensors)  # type: ignore[arg-type]
 
 
 def test_a_tensor_without_entries_is_refused() -> None:
     empty = torch.ones(0, 3)
-    with pytest.raises(ProbeError, match=r"v_hat of shape \(0, 3\) has no entries"):
+    with pytest.raises(ProbeError, match=r"v_hat must not be empty, got shape \(0, 3\)"):
         energies(empty, empty, 0.0, gradient=empty, update=empty)

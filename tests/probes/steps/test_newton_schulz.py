@@ -133,10 +133,10 @@ def test_the_check_of_an_output_with_a_nan_is_a_gap() -> None:
 
 
 def test_a_pair_in_place_of_a_triple_is_refused() -> None:
-    with pytest.raises(ProbeError, match=r"coefficients \(1.5, -0.5\) are not a triple"):
+    with pytest.raises(ProbeError, match=r"coefficients must be triples .*, got \(1.5, -0.5\)"):
         newton_schulz_image(torch.ones(2), [(1.5, -0.5)])
 
 
 def test_values_of_another_matrix_are_refused() -> None:
-    with pytest.raises(ProbeError, match=r"values of shape \(4,\) do not belong to an output of shape \(3, 5\)"):
+    with pytest.raises(ProbeError, match=r"values must have shape \(3,\) for an output of shape \(3, 5\), got \(4,\)"):
         check_newton_schulz_image(torch.ones(3, 5), torch.ones(4), KELLER)

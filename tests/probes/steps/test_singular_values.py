@@ -234,14 +234,14 @@ def test_parameters_that_need_gradients_give_plain_values() -> None:
 
 @pytest.mark.parametrize("shape", [(3,), (2, 3, 4), (2, 3, 4, 5)])
 def test_a_tensor_that_is_no_matrix_is_refused_with_its_shape(shape: tuple[int, ...]) -> None:
-    with pytest.raises(ProbeError, match=r"shape \(.*\) is not 2-D: flatten it"):
+    with pytest.raises(ProbeError, match=r"matrix must be 2-D, got shape \(.*\): flatten it"):
         singular_spectrum(torch.ones(shape))
 
 
 def test_a_matrix_that_is_not_finite_is_refused_with_the_number_of_entries() -> None:
     matrix = torch.ones(2, 3)
     matrix[0, 1], matrix[1, 2] = math.nan, math.inf
-    with pytest.raises(ProbeError, match=r"2 of 6 entries of the \(2, 3\) matrix are not finite"):
+    with pytest.raises(ProbeError, match=r"got 2 of 6 that are not in shape \(2, 3\)"):
         singular_spectrum(matrix)
 
 
@@ -249,17 +249,17 @@ def test_a_matrix_that_is_not_finite_is_refused_with_the_number_of_entries() -> 
     "tensor", [torch.ones(3), torch.ones(1, 2, 3, 4), torch.ones(0, 3), torch.ones(2, 2, dtype=torch.complex64)]
 )
 def test_the_fast_path_refuses_what_has_no_spectrum(tensor: Tensor) -> None:
-    with pytest.raises(ProbeError, match="has no spectrum here: pass real, non-empty"):
+    with pytest.raises(ProbeError, match="matrices must be real, non-empty"):
         gram_spectra([tensor])
 
 
 def test_an_unknown_kind_of_entropy_is_refused() -> None:
-    with pytest.raises(ProbeError, match="entropy kind 'fisher' is unknown: use 'energy' or 'nuclear'"):
+    with pytest.raises(ProbeError, match=r"kind must be one of .*, got 'fisher'"):
         singular_spectrum(torch.eye(2)).entropy("fisher")  # type: ignore[arg-type]
 
 
 def test_values_that_do_not_fit_are_refused() -> None:
-    with pytest.raises(ProbeError, match=r"3 values do not fit shape \(2, 4\)"):
+    with pytest.raises(ProbeError, match=r"got 3 values for shape \(2, 4\)"):
         MatrixSpectrum.from_values([3.0, 2.0, 1.0], (2, 4), "gram", 0.0)
-    with pytest.raises(ProbeError, match="singular value -1 is below 0"):
+    with pytest.raises(ProbeError, match="singular values must be at least 0, got -1"):
         MatrixSpectrum.from_values([3.0, -1.0], (2, 4), "gram", 0.0)
