@@ -117,7 +117,7 @@ def timer_test(synced: Sequence[bool], *, lamda: float, k: int) -> TriggerTest:
         two second gradients its numbers are nan.
 
     Raises:
-        ProbeError: lamda is negative or not finite, k is below 1, or an interval is longer than k.
+        ProbeError: `lamda` is negative or not finite, k is below 1, or an interval is longer than k.
 
     Source:
         docs/measures/trigger_test.md; C. Clopper and E. Pearson (1934) for the interval of the share.

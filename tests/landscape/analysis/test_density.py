@@ -1,4 +1,4 @@
-"""Densities read back from runs, and the axis they are counted along."""
+"""Spectral densities of recorded runs, and the signed logarithmic axis."""
 
 from __future__ import annotations
 

@@ -135,11 +135,11 @@ def test_two_seeds_are_the_unit_whatever_the_error_of_each() -> None:
 def test_a_seed_that_was_run_twice_counts_once_with_the_mean_of_its_runs_and_a_gap_not_at_all() -> None:
     twice = pooled([("a", own(1.0)), ("a", own(3.0)), ("b", own(4.0)), ("c", own(math.nan))])
     assert (twice.estimate.value, twice.seeds, twice.gaps) == (3.0, 2, 1)
-    assert not twice.judged  # what the third seed would have shown is not known
+    assert not twice.judged  # the third seed is missing
     for same in ([1.0, 3.0], [3.0, 1.0]):
         found = pooled([("a", own(value)) for value in same])
         assert (found.estimate.value, found.seeds, found.judged) == (2.0, 1, False)
-        assert (found.estimate.low, found.estimate.high) == (-math.inf, math.inf)  # nothing is known of other seeds
+        assert (found.estimate.low, found.estimate.high) == (-math.inf, math.inf)  # no information about other seeds
     nothing = pooled([("a", own(math.nan))])
     assert (math.isnan(nothing.estimate.value), nothing.seeds, nothing.judged) == (True, 0, False)
 
@@ -362,7 +362,7 @@ def test_the_order_of_an_infinite_batch_is_extrapolated_from_two_sizes(recorded:
     batch, pair = rows.get_group("batch_gradient").mean(), rows.get_group("pair_gradient").mean()
     assert found.infinite.value == pytest.approx(2 * pair - batch)
     assert found.infinite.low < found.infinite.value < found.infinite.high
-    assert found.own.value == pytest.approx(batch)  # of the steps of the windows alone
+    assert found.own.value == pytest.approx(batch)  # only the steps of the windows
     assert found.null == pytest.approx(math.log(16) - 17 / 64)
     assert found.windows == 12
 
@@ -372,7 +372,7 @@ def test_the_extrapolated_order_is_a_lower_bound_on_a_low_rank_under_white_noise
     recorded: Callable[..., Run], noise: float
 ) -> None:
     (found,) = order_of(recorded(noisy(noise))).values()
-    true = found.null  # a rank one has no entropy
+    true = found.null  # rank one has zero entropy
     assert found.batch.high < found.pair.low
     assert found.pair.high < found.infinite.low
     assert found.infinite.high < true
@@ -464,4 +464,4 @@ def test_too_few_samples_are_not_judged(recorded: Callable[..., Run]) -> None:
     assert ((ten.judged, ten.since), (eleven.judged, eleven.since)) == ((0, None), (1, 110))
     rows = [row for row in layers(1e-4) if row[0] == "steps" or row[1]["step"] % 30 != 0 or row[1]["tensor"] == "out"]
     holes = layers_of(recorded(rows, "holes"))
-    assert (holes.judged, holes.since) == (30, 110)  # of one layer at the least
+    assert (holes.judged, holes.since) == (30, 110)  # for at least one layer

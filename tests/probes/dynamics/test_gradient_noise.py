@@ -16,7 +16,7 @@ TRUE = float((SPREAD**2).sum() / (MEAN**2).sum())
 
 
 def gradients(size: int, steps: int, generator: np.random.Generator) -> Array:
-    """Squared norms of the mean of `size` samples with mean MEAN and covariance diag(SPREAD^2)."""
+    """Return squared norms of the mean of `size` samples with mean MEAN and covariance diag(SPREAD^2)."""
     g = MEAN + generator.standard_normal((steps, size, 4)).mean(1) * SPREAD
     return (g * g).sum(1)
 

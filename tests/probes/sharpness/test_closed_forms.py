@@ -1,4 +1,4 @@
-"""Curvature with a known answer: regressions, the scalar factorisation, quadratics, random matrices."""
+"""Curvature in closed form: regressions, the scalar factorization, quadratics, random matrices."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def assert_close(found: Tensor, expected: Tensor) -> None:
 
 
 class Vector(nn.Module):
-    """A parameter and nothing else: the loss is a formula in it."""
+    """Module with a single parameter, for losses given by a formula."""
 
     def __init__(self, theta: Tensor) -> None:
         super().__init__()
@@ -63,7 +63,7 @@ def quadratic(eigenvalues: Tensor) -> Objective:
     return formula(lambda t: (eigenvalues.double() * t.square()).sum() / 2, torch.full((len(eigenvalues),), 0.3))
 
 
-# Regressions: formulas that no automatic differentiation stands behind.
+# Regressions: closed formulas, independent of automatic differentiation.
 
 
 def test_linear_regression_has_twice_the_second_moment_of_its_inputs() -> None:
@@ -128,7 +128,7 @@ def test_without_norm_layers_a_relu_network_has_the_trace_of_its_gauss_newton_ma
     objective = Objective(net, CrossEntropy(), batches(x, y))
     H, G = dense(hessian(objective)), dense(gauss_newton(objective))
     assert float(H.trace()) == pytest.approx(float(G.trace()), rel=1e-12)
-    assert float((H - G).norm()) > 0.01 * float(G.norm())  # they differ, off the diagonal
+    assert float((H - G).norm()) > 0.01 * float(G.norm())  # they differ off the diagonal
     found = [measure_spectrum(op(objective), quantities=("trace",), max_products=400) for op in (hessian, gauss_newton)]
     for each in found:
         assert each.trace.low - 1e-12 <= float(H.trace()) <= each.trace.high + 1e-12
@@ -140,7 +140,7 @@ def test_a_bias_that_a_norm_layer_takes_out_again_has_curvature_zero(dtype: torc
         torch.manual_seed(0)
         net = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Tanh(), nn.Linear(6, C)).to(dtype)
     objective = Objective(net, CrossEntropy(), [(gaussian(N, 4).to(dtype), torch.arange(N) % C)], mode="frozen")
-    block = restricted(hessian(objective), ["0.bias"])  # rounding and nothing else, so not even symmetric
+    block = restricted(hessian(objective), ["0.bias"])  # rounding noise only, so not even symmetric
     found = measure_spectrum(block, top=2)
     whole = measure_spectrum(hessian(objective), top=1, quantities=("top",))
     small = 1e4 * torch.finfo(dtype).eps * float(whole.top.values[0])
@@ -174,7 +174,7 @@ def test_along_the_factorisation_raw_curvature_moves_and_invariants_stay(w1: flo
     assert found.negative_mass.value == pytest.approx(0, abs=1e-12)
     assert found.participation_ratio.value == pytest.approx(1, rel=1e-9)
     assert found.effective_rank.value == pytest.approx(1, rel=1e-9)
-    # what a rescaling of the two factors cannot change
+    # invariant under a rescaling of the two factors
     assert adaptive_trace(objective).value == pytest.approx(2, rel=1e-12)
     units = measure_spectrum(scaled(H, theta), top=2).top.values.tolist()
     assert units == pytest.approx([2, 0], abs=1e-12)
@@ -182,7 +182,7 @@ def test_along_the_factorisation_raw_curvature_moves_and_invariants_stay(w1: flo
     assert theta_hessian_theta(objective).value == pytest.approx(4, rel=1e-12)
     table = per_module(objective)
     assert [row.trace.value for row in table.rows] == pytest.approx([w1**-2, w1**2], rel=1e-12)
-    assert table.orbit_minimal_trace.value == pytest.approx(2, rel=1e-12)  # the least trace by rescaling
+    assert table.orbit_minimal_trace.value == pytest.approx(2, rel=1e-12)  # smallest trace under rescaling
     blocks = [float(dense(restricted(H, [name]))) for name in ("first", "second")]
     assert blocks == pytest.approx([w1**-2, w1**2], rel=1e-12)
     inverse = theta.square().reciprocal()
@@ -198,7 +198,7 @@ def test_a_quadratic_gives_back_its_eigenvalues() -> None:
     assert found.bottom.values.tolist() == pytest.approx([-1, 1, 4], rel=1e-12)
     assert (found.trace.value, found.frobenius.value) == pytest.approx((4, math.sqrt(18)), rel=1e-12)
     assert found.negative_mass.value == pytest.approx(1 / 6, rel=1e-12)
-    assert found.participation_ratio.value == pytest.approx(25 / 17, rel=1e-12)  # of the positive part
+    assert found.participation_ratio.value == pytest.approx(25 / 17, rel=1e-12)  # positive part
     p = np.array([0.8, 0.2])
     assert found.effective_rank.value == pytest.approx(math.exp(-(p * np.log(p)).sum()), rel=1e-12)
 

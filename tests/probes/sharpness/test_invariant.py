@@ -14,7 +14,7 @@ from lossscope.probes.objective.objective import Objective
 from lossscope.probes.operators.base import from_matrix
 from lossscope.probes.operators.hessian import hessian
 from lossscope.probes.sharpness.directional import directional_sharpness
-from lossscope.probes.sharpness.invariant import adaptive_trace, log_fisher_rao
+from lossscope.probes.sharpness.invariant import adaptive_trace, log_fisher_rao, theta_hessian_theta
 from lossscope.probes.spectrum.measure import measure_spectrum
 
 
@@ -64,7 +64,7 @@ def test_adaptive_trace_is_the_weighted_sum_of_the_diagonal() -> None:
 
 
 def relu_net(alpha: float) -> Objective:
-    """Fixture T6: the rescaling of Dinh et al., which leaves the function alone."""
+    """Fixture T6: the function-preserving rescaling of Dinh et al."""
     net = seeded_net(lambda: nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)))
     with torch.no_grad():
         net[0].weight *= alpha
@@ -91,7 +91,7 @@ def test_a_rescaling_moves_raw_curvature_and_leaves_the_invariant_measures(alpha
 
 
 def closed_fisher_rao(objective: Objective) -> float:
-    """The quadratic form with the dense Jacobian of the logits by reverse mode: another way round."""
+    """Compute the quadratic form independently, with the dense reverse-mode Jacobian of the logits."""
     names = objective.names
     params = {n: p.detach() for n, p in objective.model.named_parameters() if n in names}
     theta, total = objective.parameters(), 0.0
@@ -187,3 +187,43 @@ def test_a_loss_without_logits_is_told_and_a_net_of_zeros_is_a_gap() -> None:
         log_fisher_rao(mean_square)
     with mean_square.at(torch.zeros(15)):
         assert math.isnan(log_fisher_rao(Objective(net, CrossEntropy(), batches(5))).value)
+
+
+@pytest.mark.parametrize("w", [1.0, 2.0, 5.0])
+def test_the_scalar_factorization_has_radial_curvature_four_wherever_it_stands(w: float) -> None:
+    found = theta_hessian_theta(Objective(Factors(w), lambda m, _: (m.w[0] * m.w[1] - 1) ** 2 / 2, [torch.zeros(1)]))
+    assert found.value == pytest.approx(4, rel=1e-12)
+    assert (found.stderr, found.bound, found.products) == (0.0, "exact", 1)
+
+
+def radial_net() -> Objective:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)).double()
+
+    def batch(n: int) -> tuple[Tensor, Tensor]:
+        x = torch.randn(n, 4, generator=torch.Generator().manual_seed(n), dtype=torch.float64)
+        return x, torch.arange(n) % 3
+
+    return Objective(net, CrossEntropy(), [batch(20), batch(7)])
+
+
+def test_radial_curvature_is_the_second_difference_of_the_loss_along_the_ray() -> None:
+    objective = radial_net()
+    theta, step = objective.parameters(), 1e-3
+    losses = []
+    for factor in (1 - step, 1.0, 1 + step):
+        with objective.at(factor * theta):
+            losses.append(objective.value())
+    second = (losses[0] - 2 * losses[1] + losses[2]) / step**2
+    assert theta_hessian_theta(objective).value == pytest.approx(second, rel=1e-5)
+
+
+@pytest.mark.parametrize("alpha", [1 / 3, 3.0])
+def test_radial_curvature_is_invariant_under_a_rescaling_of_the_layers(alpha: float) -> None:
+    plain, moved = radial_net(), radial_net()
+    with torch.no_grad():
+        moved.model[0].weight *= alpha
+        moved.model[0].bias *= alpha
+        moved.model[2].weight /= alpha
+    assert theta_hessian_theta(moved).value == pytest.approx(theta_hessian_theta(plain).value, rel=1e-10)

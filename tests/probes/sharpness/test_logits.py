@@ -1,4 +1,4 @@
-"""The scale of the logits: closed forms, what leaves it alone, and what has none."""
+"""Logit scale: closed forms, invariance, and losses without logits."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lossscope.probes import CrossEntropy, MeanSquaredError, Objective, ProbeErr
 
 
 def identity(logits: list[list[float]], labels: list[int], *sizes: int) -> Objective:
-    """The inputs are the logits, cut into batches of these sizes."""
+    """Return an objective whose inputs are the logits, in batches of these sizes."""
     net = nn.Linear(len(logits[0]), len(logits[0]), bias=False).double()
     with torch.no_grad():
         net.weight.copy_(torch.eye(len(logits[0])))

@@ -52,7 +52,7 @@ def test_single_samples_of_least_squares_have_the_trace_as_their_mean_ratio() ->
     squares = residual**2 * x.square().sum(1)
     weighted = float((squares * x.square().sum(1)).sum() / squares.sum())
     assert found.ratio_of_means.value == pytest.approx(weighted, rel=1e-12)
-    assert abs(weighted / trace - 1) > 0.1  # the two averages are two numbers
+    assert abs(weighted / trace - 1) > 0.1  # the two averages differ
     assert (found.batches, found.gaps, found.batch_sizes) == (60, 0, (1.0, 1.0))
 
 
@@ -91,7 +91,7 @@ def test_the_forms_of_a_network_are_those_of_its_batches_one_by_one() -> None:
 
 
 def test_both_intervals_cover_the_population_in_95_percent_of_seeds() -> None:
-    """Least squares on Gaussian data, 40 batches of 16: the two forms of each batch in closed form."""
+    """Least squares on Gaussian data, 40 batches of 16, with both quadratic forms of each batch in closed form."""
     scales, w = np.array([2, 1, 0.7, 0.5, 0.3, 0.2]), np.array([0.5, -0.3, 0.4, 0.2, -0.1, 0.3])
 
     def forms(count: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -111,7 +111,7 @@ def test_both_intervals_cover_the_population_in_95_percent_of_seeds() -> None:
 
 
 def test_the_noise_interaction_covers_the_mean_over_all_pairs_of_batches() -> None:
-    """Over random orders of the same batches, the pairs that are measured stand for all."""
+    """Over random orders of the same batches, the interval of the measured pairs covers the mean over all pairs."""
     x, y = gaussian(32, 4, seed=3), gaussian(32, seed=4)
     H, w = x.mT @ x / 32, gaussian(4, seed=7)
     g = x.mT @ (x @ w - y) / 32

@@ -39,7 +39,7 @@ def network() -> Objective:
 
 
 def length(d: Tensor, norm: Norm, shapes: list[tuple[int, ...]]) -> float:
-    """The norm of a step, by the definition."""
+    """Compute the norm of a step from its definition."""
     if norm == "sign":
         return float(d.abs().max())
     parts = torch.split(d, [math.prod(shape) for shape in shapes])
@@ -65,7 +65,7 @@ def test_the_best_corner_of_a_small_cube_is_found(seed: int) -> None:
     best = float(torch.einsum("ki,ij,kj->k", corners, A, corners).max())
     found = norm_sharpness(from_matrix(A), "sign", restarts=40, rel=1e-9, max_products=1000)
     assert found.sharpness.value == pytest.approx(best, rel=1e-12)
-    assert found.restarts[-1] < best  # one climb alone may end elsewhere: hence the restarts
+    assert found.restarts[-1] < best  # a single ascent may end elsewhere, hence the restarts
 
 
 @pytest.mark.parametrize("shape", [(7, 7), (7, 4), (3, 8)])
@@ -134,7 +134,7 @@ def test_a_hessian_that_is_not_definite_is_climbed_past_its_corners() -> None:
     assert found.sharpness.value == pytest.approx(1.0, abs=1e-9)  # every corner of the cube gives -1
     negative = norm_sharpness(from_matrix(-semidefinite(8)), "sign", restarts=1, max_products=2)
     assert negative.restarts[0] < 0
-    assert negative.sharpness.value == 0.0  # the ball holds the step of length 0
+    assert negative.sharpness.value == 0.0  # the ball contains the step of length 0
     assert not negative.direction.any()
     assert not negative.sharpness.converged
 

@@ -28,7 +28,7 @@ NETS = ("mlp", "dictionary", "tied", "frozen parameters", "batch norm", "dropout
 
 
 class ClassesSecond(nn.Module):
-    """Logits with the classes on axis 1, where torch's loss modules look for them."""
+    """Logits with the classes on axis 1, where torch's loss modules expect them."""
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ class ClassesSecond(nn.Module):
 
 
 def theirs(kind: str, net: nn.Module, loss: nn.Module, pairs: list[Any], names: Any = None) -> Any:
-    """The operator of curvlinops of this kind on these pairs, over the named parameters or all that require grad."""
+    """Return curvlinops' operator of this kind on these pairs, for the named parameters or all that require grad."""
     known = [(name, p) for name, p in net.named_parameters() if p.requires_grad]
     parameters = [p for name, p in known if names is None or name in names]
     net = ClassesSecond(net)
@@ -54,7 +54,7 @@ def block(n: int) -> Tensor:
 
 
 def assert_same(ours: Any, other: Any, *, factor: float = 1.0) -> None:
-    """The products with a block of three columns agree to 1e-10 of the block's norm, and are not zero."""
+    """Assert that products with three columns agree to 1e-10 of the block's norm, and are not zero."""
     V = block(ours.size)
     with sdpa_kernel(SDPBackend.MATH):
         expected = other @ V
@@ -95,7 +95,7 @@ def test_each_way_to_take_products_is_right_or_refuses(method: str, name: str, m
     with sdpa_kernel(SDPBackend.MATH):
         expected = theirs("Hessian", case.plain(), nn.CrossEntropyLoss(), case.pairs) @ V
     with operator.cached():
-        for columns in (slice(0, 1), slice(0, 3), slice(1, 2)):  # one at a time, as a block, and from what was kept
+        for columns in (slice(0, 1), slice(0, 3), slice(1, 2)):  # one at a time, as a block, and from cached graphs
             try:
                 found = operator @ V[:, columns]
             except (ProbeError, RuntimeError):
@@ -103,7 +103,7 @@ def test_each_way_to_take_products_is_right_or_refuses(method: str, name: str, m
                 continue
             error = float((found - expected[:, columns]).norm() / expected[:, columns].norm())
             assert error < (1e-7 if method == "differences" else 1e-10)
-    # torch has no rule for group norm there; everything else is to work
+    # torch has no forward-mode rule for group norm; all other cases must work
     assert not refused or (name == "conv and group norm" and method in ("batched", "linearize"))
 
 
@@ -165,7 +165,7 @@ def test_with_the_statistics_of_the_batch_the_products_are_those_of_curvlinops(m
 
 
 class WeightNorm(nn.Module):
-    """A linear layer whose rows have the lengths g and the directions v, written out."""
+    """Linear layer whose rows have the lengths g and the directions v, written explicitly."""
 
     def __init__(self, layer: nn.Linear) -> None:
         super().__init__()
@@ -178,11 +178,11 @@ class WeightNorm(nn.Module):
 
 
 def weight_normed(kind: str, make_case: Any, mode: Any = "eval") -> tuple[Objective, Objective]:
-    """The same function of the same parameters with torch's weight norm and written out."""
+    """Return one function of the same parameters, with torch's weight norm and written explicitly."""
     case, written = make_case("mlp", (7, 4)), make_case("mlp", (7, 4))
     wrap = nn.utils.weight_norm if kind == "hook" else nn.utils.parametrizations.weight_norm
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of torch that the hook is old
+        warnings.simplefilter("ignore")  # torch deprecates the hook
         wrap(case.net[0])
     written.net[0] = WeightNorm(written.net[0])
     return case.objective(mode), written.objective(mode)
@@ -199,7 +199,7 @@ def test_torchs_weight_norm_whose_second_derivative_is_wrong_does_not_go_into_a_
         error = operator @ torch.eye(torchs.size) - hessian(written) @ torch.eye(torchs.size)
         assert float(error.norm()) < 1e-8
         assert operator.method == "differences"
-    for kinds in (gauss_newton, partial(fisher, kind="empirical")):  # first derivatives alone
+    for kinds in (gauss_newton, partial(fisher, kind="empirical")):  # first derivatives only
         torch.testing.assert_close(kinds(torchs) @ v, kinds(written) @ v, rtol=1e-10, atol=1e-12)
     expected = theta_hessian_theta(written).value
     assert theta_hessian_theta(torchs).value == pytest.approx(expected, rel=1e-6)
@@ -226,19 +226,19 @@ def test_in_train_mode_weight_norm_is_refused_with_the_mode_that_can_take_it(mak
 
 
 class SmoothImages(nn.Module):
-    """Derivatives of SiLU have no forward rule, so the forward-over-reverse of curvlinops stops there."""
+    """SiLU's derivative has no forward-mode rule, so curvlinops' forward-over-reverse products fail."""
 
     def __init__(self) -> None:
         super().__init__()
         self.conv, self.head = nn.Conv2d(1, 3, 2, padding=1), nn.Linear(27, 3)
-        self.unused = nn.Parameter(torch.ones(2))  # curvlinops refuses a parameter that the loss does not contain
+        self.unused = nn.Parameter(torch.ones(2))  # curvlinops rejects a parameter that the loss does not depend on
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(nn.functional.silu(self.conv(x.reshape(-1, 1, 2, 2))).flatten(1))
 
 
 def penalized(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-    """A loss that sees the weights; a loss of curvlinops sees outputs and labels only."""
+    """Loss that depends on the weights; curvlinops' losses depend on outputs and labels only."""
     return ((model(batch["x"]) - batch["y"]) ** 2).mean() + 0.1 * sum(p.pow(4).sum() for p in model.parameters())
 
 

@@ -1,4 +1,4 @@
-"""A rescaling that leaves the function alone (Dinh et al. 2017): which measures move, and which stay at 1.0000."""
+"""Function-preserving rescaling (Dinh et al. 2017): some measures change, invariant ones stay at 1.0000."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ Y = torch.arange(60) % 3
 
 
 def relu_net() -> nn.Sequential:
-    """Two layers without a last bias, so that the rescaling reaches every parameter."""
+    """Two layers without a last bias, so that every parameter is rescaled."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(5)
         return nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3, bias=False)).double()
 
 
 def rescaled(net: nn.Sequential, alpha: float) -> nn.Sequential:
-    """The same function: the first layer times alpha, the second divided by it."""
+    """Return the same function with the first layer multiplied by alpha and the second divided by it."""
     other = copy.deepcopy(net)
     with torch.no_grad():
         other[0].weight *= alpha
@@ -45,7 +45,7 @@ def objective(net: nn.Module) -> Objective:
 
 
 def stretch(net: nn.Module, alpha: float) -> Tensor:
-    """The diagonal of the map that the rescaling is."""
+    """Return the diagonal of the rescaling as a linear map."""
     factors = {"0.weight": alpha, "0.bias": alpha, "2.weight": 1 / alpha}
     return torch.cat(
         [torch.full((p.numel(),), factors[name], dtype=torch.float64) for name, p in net.named_parameters()]
@@ -53,7 +53,7 @@ def stretch(net: nn.Module, alpha: float) -> Tensor:
 
 
 def squared_gradients(net: nn.Module) -> Tensor:
-    """The mean over the samples of the squared gradient: the diagonal of the empirical Fisher matrix."""
+    """Return the mean squared gradient over the samples: the diagonal of the empirical Fisher matrix."""
     total = torch.zeros(sum(p.numel() for p in net.parameters()), dtype=torch.float64)
     for x, y in zip(X, Y, strict=True):
         grads = torch.autograd.grad(F.cross_entropy(net(x[None]), y[None]), list(net.parameters()))
@@ -73,7 +73,7 @@ def whole(net: nn.Module, quantity: str) -> float:
 
 
 def orbit_trace(net: nn.Module) -> float:
-    """The least trace over all rescalings, 2 (t1 t2)^(1/2) by the inequality of the means."""
+    """Return the smallest trace over all rescalings, 2 (t1 t2)^(1/2)."""
     H = hessian(objective(net))
     parts = [restricted(H, names) for names in (["0.weight", "0.bias"], ["2.weight"])]
     traces = [float((part @ torch.eye(part.size, dtype=torch.float64)).trace()) for part in parts]
@@ -84,7 +84,7 @@ RAW: dict[str, Callable[[nn.Module], float]] = {
     "lambda_max": lambda net: top(hessian(objective(net))),
     "trace": lambda net: whole(net, "trace"),
     "frobenius": lambda net: whole(net, "frobenius"),
-    # Adam's P is a square root, so half of the scale is left in it
+    # Adam's P is a square root, so only half of the scale cancels
     "sharpness in Adam's metric": lambda net: top(
         preconditioned(hessian(objective(net)), squared_gradients(net).sqrt() + 1e-12)
     ),
@@ -102,7 +102,7 @@ INVARIANT: dict[str, Callable[[nn.Module], float]] = {
 
 
 def test_every_unit_is_alive() -> None:
-    assert float(squared_gradients(relu_net()).min()) > 0  # a dead one would make the metrics below singular
+    assert float(squared_gradients(relu_net()).min()) > 0  # a dead unit would make the metrics below singular
 
 
 @pytest.mark.parametrize("alpha", [1 / 3, 3.0])

@@ -20,13 +20,13 @@ SPECTRUM = np.array([1.0, 0.4, 0.07])  # times the largest eigenvalue
 
 
 def hessian(largest: float) -> np.ndarray:
-    """A dense positive definite matrix with that largest eigenvalue."""
+    """Return a dense positive definite matrix with the given largest eigenvalue."""
     Q, _ = np.linalg.qr(np.random.default_rng(0).normal(size=(3, 3)))
     return (Q * (largest * SPECTRUM)) @ Q.T
 
 
 def iteration(step: Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
-    """The matrix of a linear step (x, buffer) -> (x, buffer)."""
+    """Return the matrix of a linear step (x, buffer) -> (x, buffer)."""
     columns = []
     for unit in np.eye(6):
         x, buffer = step(unit[:3], unit[3:])
@@ -74,7 +74,7 @@ def test_the_iteration_on_a_quadratic_converges_below_the_threshold_and_diverges
     assert (threshold.quantity, threshold.evidence) == ("lambda_max", "theorem")
     radii = [np.abs(np.linalg.eigvals(matrix(hessian(f * threshold.value)))).max() for f in (0.999, 1.001)]
     assert radii[0] < 1 < radii[1]
-    assert radii[1] < 1.2  # the root leaves the circle here, not somewhere below
+    assert radii[1] < 1.2  # the root leaves the circle here, not below
 
 
 def test_frozen_adam_is_stable_up_to_38_over_lr_in_its_own_metric() -> None:
@@ -119,7 +119,7 @@ def quadratic_change(H: np.ndarray, x: np.ndarray, step: np.ndarray) -> float:
 def test_sign_descent_raises_an_isotropic_quadratic_exactly_above_the_threshold(x: float, rises: bool) -> None:
     H, at = 2.0 * np.eye(4), np.full(4, x)
     g = H @ at
-    sharpness = 4 * 2.0  # the trace: every vertex of the cube reaches it
+    sharpness = 4 * 2.0  # the trace: attained at every vertex of the cube
     ratio = edge_ratio(exact_estimate(sharpness / float(np.abs(g).sum())), stability.normalized(LR))
     assert (ratio.value > 1) is rises
     assert (quadratic_change(H, at, -LR * np.sign(g)) > 0) is rises

@@ -11,7 +11,7 @@ from lossscope.probes.errors import ProbeError
 from lossscope.probes.objective.losses import CrossEntropy
 from lossscope.probes.objective.objective import Objective
 from lossscope.probes.operators.hessian import hessian
-from lossscope.probes.sharpness.step_quality import _rounded_step, secant_curvature, step_quality
+from lossscope.probes.sharpness.step_quality import _rounded_step, layer_remainders, secant_curvature, step_quality
 
 
 def gaussian(*shape: int, seed: int = 0) -> Tensor:
@@ -109,7 +109,7 @@ def test_what_rounding_may_have_done_covers_what_float32_did(scale: float) -> No
         for field in ("change", "first_remainder", "second_remainder"):
             assert abs(getattr(step, field) - getattr(exact, field)) <= step.rounding
     if scale == 1e-6:
-        assert found.rounding > true.norm / 10  # the bound is not empty words: rounding is seen
+        assert found.rounding > true.norm / 10  # the bound is tight within a factor of ten
     if scale == 1.0:
         assert found.rounding < true.norm / 1e3
 
@@ -195,3 +195,50 @@ def test_a_step_that_is_not_finite_or_does_not_fit_is_refused() -> None:
             measure(objective, torch.full((objective.size,), math.nan))
         with pytest.raises(ProbeError, match=r"shape \(3,\) does not fit"):
             measure(objective, torch.ones(3))
+
+
+def small_network() -> Objective:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)).double()
+    return Objective(net, CrossEntropy(), [(gaussian(n, 4, seed=n), torch.arange(n) % 3) for n in (9, 4)])
+
+
+def test_each_remainder_is_that_of_a_step_of_one_tensor_alone() -> None:
+    objective = small_network()
+    D = gaussian(objective.size) / 5
+    found = layer_remainders(objective, D).by_name
+    assert tuple(found) == objective.names
+    for name, remainder in found.items():
+        alone = torch.zeros_like(D)
+        where = objective.vector.indices([name])
+        alone[where] = D[where]
+        assert remainder == pytest.approx(step_quality(objective, alone).first_remainder, rel=1e-9)
+
+
+def test_on_a_quadratic_a_layer_remainder_is_half_the_curvature_of_the_block() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Parameter(torch.tensor([2.0]).double())
+            self.b = nn.Parameter(torch.tensor([3.0]).double())
+
+    objective = Objective(Two(), lambda m, _: (2 * m.a**2 + 5 * m.a * m.b + 3 * m.b**2).sum(), [torch.zeros(1)])
+    found = layer_remainders(objective, torch.tensor([1.0, -2.0])).by_name
+    assert found == pytest.approx({"a": 2.0, "b": 12.0})
+    whole = step_quality(objective, torch.tensor([1.0, -2.0])).first_remainder
+    assert whole == pytest.approx(2 + 12 - 10)  # the layer remainders exclude cross curvature
+
+
+def test_layer_remainders_leave_the_model_bit_for_bit_and_it_may_stand_after_the_step() -> None:
+    objective = small_network()
+    theta, D = objective.parameters(), gaussian(objective.size, seed=1) / 5
+    here = layer_remainders(objective, D)
+    assert torch.equal(objective.parameters(), theta)
+    with objective.at(theta + D):
+        assert layer_remainders(objective, D, at=theta) == here
+
+
+def test_a_displacement_that_is_not_finite_has_no_remainders() -> None:
+    with pytest.raises(ProbeError, match="displacement must be finite"):
+        layer_remainders(small_network(), torch.full((small_network().size,), math.inf))

@@ -60,7 +60,7 @@ def test_gaps_do_not_change_the_length_by_much() -> None:
     series[::7] = math.nan
     assert block_length(series) == pytest.approx(51, rel=0.3)
     assert block_length(np.ones(9)) == 1
-    assert block_length(1 / 3 + 1e-16 * series[1:7]) == 1  # rounding is no correlation
+    assert block_length(1 / 3 + 1e-16 * series[1:7]) == 1  # rounding is not a correlation
     assert block_length(np.arange(30.0)) == 10
 
 

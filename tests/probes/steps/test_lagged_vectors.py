@@ -22,7 +22,7 @@ def gaussian(*shape: int, seed: int = 0) -> Tensor:
 
 
 def two_batches(turn: float, *, steps: int = 300, size: int = 800, seed: int = 0) -> LaggedCosines:
-    """Fixture T8: a unit vector that turns in a plane, under the noise of two batches."""
+    """Fixture T8: a unit vector that turns in a plane, with the noise of two batches."""
     angle = turn * torch.arange(steps, dtype=torch.float64)
     signal = torch.zeros(steps, size, dtype=torch.float64)
     signal[:, 0], signal[:, 1] = angle.cos(), angle.sin()
@@ -58,7 +58,7 @@ def test_the_intervals_cover_the_true_cosine_and_the_true_difference() -> None:
 def descent(
     curvature: Tensor, start: Tensor, rate: float, slope: Tensor, steps: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Gradients and shears of gradient descent on a quadratic with a linear term."""
+    """Return gradients and shears of gradient descent on a quadratic with a linear term."""
     x, rho = start.clone(), 1e-2
     for _ in range(steps):
         g = curvature * x + slope
@@ -113,16 +113,16 @@ def test_the_default_block_is_longer_than_the_lag() -> None:
 
 
 def windows(turn: float, *, count: int, seed: int, size: int = 200) -> LaggedCosines:
-    """Fixture T8 in windows 40 steps apart, every look with two fresh batches: no two columns share a vector."""
+    """Fixture T8 in windows 40 steps apart, every sample with two new batches: no two columns share a vector."""
     generator, spread = np.random.default_rng(seed), math.sqrt((1 / CEILING - 1) / size)
     values = np.full((3, count), math.nan)
     for window in range(count):
-        looks = spread * generator.standard_normal((3, 2, size))  # at lag 0, 1 and 5, of two batches
+        draws = spread * generator.standard_normal((3, 2, size))  # at lag 0, 1 and 5, of two batches
         angle = turn * (40 * window + np.array([0, 1, 5]))
-        looks[..., 0] += np.cos(angle)[:, None]
-        looks[..., 1] += np.sin(angle)[:, None]
-        looks /= np.linalg.norm(looks, axis=2, keepdims=True)
-        values[:, window] = ((looks[:, 1] @ looks[0, 0]) + (looks[:, 0] @ looks[0, 1])) / 2
+        draws[..., 0] += np.cos(angle)[:, None]
+        draws[..., 1] += np.sin(angle)[:, None]
+        draws /= np.linalg.norm(draws, axis=2, keepdims=True)
+        values[:, window] = ((draws[:, 1] @ draws[0, 0]) + (draws[:, 0] @ draws[0, 1])) / 2
     return LaggedCosines((1, 5), values, size, shared=False)
 
 
@@ -153,7 +153,7 @@ def test_windows_that_were_cut_short_and_ceilings_that_are_missing_are_gaps() ->
     values = np.array([[0.5, math.nan, 0.5], [0.4, 0.3, math.nan], [math.nan, 0.3, math.nan]])
     found = direction_memory(LaggedCosines((1, 5), values, 9, shared=False))
     assert found.raw[0].value == pytest.approx(0.35)
-    assert found.normalized[0].value == pytest.approx(0.4 / 0.5)  # of the one window that has both
+    assert found.normalized[0].value == pytest.approx(0.4 / 0.5)  # from the one window that has both
     assert math.isnan(found.normalized[1].value)
     without = LaggedCosines((1,), np.array([[math.nan] * 2, [0.4, 0.3]]), 9, shared=False)
     assert math.isnan(direction_memory(without).normalized[0].value)
@@ -177,7 +177,7 @@ def test_a_list_of_tensors_is_one_long_vector() -> None:
 
 def test_a_cosine_is_taken_across_batches_and_in_both_roles() -> None:
     a, b = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])
-    assert lagged_cosines([a, a, a], [b, b, b], (1,)).values[1, :2].tolist() == [0.0, 0.0]  # noise that stays
+    assert lagged_cosines([a, a, a], [b, b, b], (1,)).values[1, :2].tolist() == [0.0, 0.0]  # constant noise
     assert lagged_cosines([a, a], [a, b], (1,)).values[1, 0] == 0.5
 
 

@@ -28,7 +28,7 @@ def symmetric(n: int, seed: int = 0) -> Tensor:
 
 
 def quadratic(n: int = 12, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-    """Hessian, gradient and unit gradient of a quadratic loss at a random point."""
+    """Return Hessian, gradient and unit gradient of a quadratic loss at a random point."""
     H, point = symmetric(n, seed), gaussian(n, seed=seed + 1)
     g = H @ point
     return H, g, g / g.norm()
@@ -128,7 +128,7 @@ def test_the_shear_of_a_gradient_ascent_is_the_spread_of_curvature(rho: float, s
     mean, square = unit @ H @ unit, (H @ unit) @ (H @ unit)
     s = shear(g + rho * H @ unit, g)
     assert float(norm(s)) == pytest.approx(rho * float((square - mean**2).sqrt()), rel=1e-10)
-    # the curvature itself stands in the parallel part
+    # the curvature itself is in the parallel part
     assert float((g + rho * H @ unit) @ unit - g.norm()) == pytest.approx(rho * float(mean), abs=1e-12)
 
 
