@@ -1,6 +1,6 @@
-"""Measurements of matrices, optimizer steps and the curvature of an objective; each returns its number with its error.
+"""Measures of curvature, optimizer steps and training dynamics; each result has its error.
 
-Public names are listed in `__init__.pyi` and loaded on first use, so that analysing logs needs no torch.
+Public names are listed in `__init__.pyi` and loaded on first use, so that analyzing recorded runs needs no torch.
 """
 
 import lazy_loader

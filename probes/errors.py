@@ -1,4 +1,4 @@
-"""The one error that the probes raise."""
+"""Exception raised by all probes."""
 
 from __future__ import annotations
 
@@ -8,4 +8,4 @@ __all__ = ["ProbeError"]
 
 
 class ProbeError(LossscopeError, ValueError):
-    """A measurement that cannot be made: the message names the value, the bound and what to do."""
+    """Raised if a measurement cannot be made; the message gives the value, the allowed range and the remedy."""
