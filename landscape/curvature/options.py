@@ -1,33 +1,46 @@
-"""What a measurement is about, and how precise it is to be."""
+"""What is measured (`MeasurementTarget`), and the tolerances and budget of the solvers (`SolverOptions`)."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 from torch.optim.optimizer import Optimizer
 
+from lossscope.landscape.errors import ConfigError
 from lossscope.probes.objective.objective import Objective
-from lossscope.probes.spectrum.measure import Engine
 
-__all__ = ["MeasurementTarget", "SolverOptions"]
+__all__ = ["Engine", "MeasurementTarget", "SolverOptions"]
+
+Engine = Literal["lossscope", "pyhessian"]
 
 
 @dataclass(frozen=True)
 class SolverOptions:
-    """How precise, and at what price."""
+    """Tolerances, budget, seed and engine of a measurement.
 
-    rel: float  # relative bound asked of eigenvalues and of everything else that has one
-    trace_rel: float  # relative standard error asked of traces and of the norm
-    max_products: int  # Hessian products that one call may spend
+    Raises:
+        ConfigError: The engine is unknown.
+    """
+
+    rel: float  # relative error bound of eigenvalues and of every other quantity with an error bound
+    trace_rel: float  # relative standard error of traces and of the Frobenius norm
+    max_products: int  # Hessian products that one group of measures may spend
     seed: int = 0
     engine: Engine = "lossscope"
+
+    def __post_init__(self) -> None:
+        """Reject an unknown engine."""
+        if self.engine not in get_args(Engine):
+            allowed = ", ".join(map(repr, get_args(Engine)))
+            raise ConfigError(f"engine must be one of {allowed}, got {self.engine!r}")
 
 
 @dataclass(frozen=True)
 class MeasurementTarget:
-    """What is measured: a loss on fixed data, and what is known of the training that moves its parameters."""
+    """A loss on fixed data, and what is known about the training of its parameters."""
 
     objective: Objective
     optimizer: Optimizer | None = None
     minibatches: Objective | None = None  # the same loss on batches of the size that training uses
-    no_optimizer: str = "no optimizer is given"  # why there is none, where there is none
+    no_optimizer: str = "no optimizer is given"  # the reason if `optimizer` is None

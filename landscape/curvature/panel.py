@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import replace
 from functools import cache, cached_property
 from typing import Final
 
@@ -18,6 +17,7 @@ from lossscope.landscape.curvature.estimate_rows import Rows, density_rows, esti
 from lossscope.landscape.curvature.host_transfer import Row
 from lossscope.landscape.curvature.optimizer_metric import StepMetric, optimizer_name, step_metric
 from lossscope.landscape.curvature.options import MeasurementTarget, SolverOptions
+from lossscope.landscape.curvature.pyhessian_engine import pyhessian_spectrum
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.objective.objective import Objective
 from lossscope.probes.operators.base import SymmetricOperator, preconditioned
@@ -194,14 +194,30 @@ class Panel:
         return Rows([estimate_row("loss", exact_estimate(value, seconds=time.perf_counter() - begun))])
 
     def _spectra(self, names: frozenset[str]) -> Rows:
-        """Eigenvalues, trace, norm, density and what follows from it; with another engine the density stays ours."""
+        """Measure eigenvalues, trace, norm and density with the requested engine; PyHessian has no usable density."""
         if self._effort.engine == "lossscope":
-            return self._spectrum(names, self._effort)
+            return self._spectrum(names)
         ours, theirs = names & _FROM_DENSITY, names & _BY_PYHESSIAN
-        rows = self._spectrum(theirs, self._effort) if theirs else Rows()
-        return rows + (self._spectrum(ours, replace(self._effort, engine="lossscope")) if ours else Rows())
+        rows = self._second_opinion(theirs) if theirs else Rows()
+        return rows + (self._spectrum(ours) if ours else Rows())
 
-    def _spectrum(self, names: frozenset[str], effort: SolverOptions) -> Rows:
+    def _second_opinion(self, names: frozenset[str]) -> Rows:
+        """Measure eigenvalues and trace with PyHessian."""
+        quantities = {"top": names & {*EIGENVALUES}, "trace": names & {"trace"}}
+        found = pyhessian_spectrum(
+            self._objective,
+            self.hessian,
+            top=_top_count(names),
+            rel=self._effort.rel,
+            max_products=self._effort.max_products,
+            quantities=tuple(quantity for quantity, wanted in quantities.items() if wanted),
+            seed=self._effort.seed,
+        )
+        self._remember("spectrum", found)
+        rows = self._top_rows(found, names & {*EIGENVALUES})
+        return rows if found.trace is None else rows + _shared({"trace": found.trace}, found)
+
+    def _spectrum(self, names: frozenset[str]) -> Rows:
         eigenvalues = names & {*EIGENVALUES, _EDGE}
         asked = {
             "top": eigenvalues,
@@ -212,17 +228,16 @@ class Panel:
         }
         found = measure_spectrum(
             self.hessian,
-            top=max((1 + i for i, name in enumerate(EIGENVALUES) if name in names), default=1),
-            rel=effort.rel,
-            trace_rel=effort.trace_rel,
-            max_products=effort.max_products,
+            top=_top_count(names),
+            rel=self._effort.rel,
+            trace_rel=self._effort.trace_rel,
+            max_products=self._effort.max_products,
             quantities=tuple(quantity for quantity, wanted in asked.items() if wanted),
-            seed=effort.seed,
-            warm_start=self._near.get("spectrum") if effort.engine == "lossscope" else None,
-            engine=effort.engine,
+            seed=self._effort.seed,
+            warm_start=self._near.get("spectrum"),
         )
         self._remember("spectrum", found)
-        if effort.engine == "lossscope" and eigenvalues:
+        if eigenvalues:
             self._top = found.top
         others = {
             "lambda_min": None if found.bottom is None else found.bottom.estimate(),
@@ -305,7 +320,7 @@ class Panel:
         begun, before = time.perf_counter(), self.hessian.products
         count = 5 if "top5_share" in names else 1
         if self._top is None or len(self._top.values) < min(count, self._objective.size):
-            self._spectrum(frozenset(EIGENVALUES[:count]), self._effort)
+            self._spectrum(frozenset(EIGENVALUES[:count]))
         if self._top is None or not len(self._top.values):
             return Rows()
         rows = alignment_rows(self._objective, self._top, names)
@@ -336,6 +351,11 @@ def _load_forward_mode() -> None:
     """Have torch load its rules of forward derivatives, about a second once in a process: the price of no measure."""
     with forward_ad.dual_level():
         forward_ad.make_dual(torch.zeros(1), torch.zeros(1))  # type: ignore[no-untyped-call]
+
+
+def _top_count(names: Collection[str]) -> int:
+    """Return the number of top eigenpairs that the named eigenvalues need, at least 1."""
+    return max((1 + i for i, name in enumerate(EIGENVALUES) if name in names), default=1)
 
 
 def _shared(estimates: Mapping[str, Estimate], found: SpectrumEstimate) -> Rows:

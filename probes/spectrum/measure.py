@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Collection
 from dataclasses import dataclass, replace
-from typing import Final, Literal, get_args
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -18,10 +18,9 @@ from lossscope.probes.spectrum.density import SpectralDensity, spectral_density
 from lossscope.probes.spectrum.extreme_pairs import WHOLE, eigenpairs, grow
 from lossscope.probes.spectrum.results import SpectrumEstimate
 from lossscope.probes.spectrum.ritz import ritz
-from lossscope.probes.spectrum.second_opinion import pyhessian_spectrum
 from lossscope.probes.spectrum.trace_and_norm import trace_and_frobenius
 
-__all__ = ["QUANTITIES", "Engine", "SpectrumRequest", "least_products", "measure_spectrum"]
+__all__ = ["QUANTITIES", "SpectrumRequest", "least_products", "measure_spectrum"]
 
 _SPACE: Final = 4  # dimensions of the smallest space
 _SAMPLES: Final = 2  # random vectors that give a standard error
@@ -110,9 +109,7 @@ def least_products(size: int, *, pairs: int, space: bool, probes: bool) -> int:
     return least + (_SAMPLES if probes and size > least else 0)
 
 
-Engine = Literal["lossscope", "pyhessian"]
 QUANTITIES: Final = ("top", "bottom", "trace", "frobenius", "density")
-_OFFERED: Final = ("top", "trace")  # by pyhessian
 _PROBE_STREAM: Final = 0x9E3779B97F4A7C15  # keeps the random probes apart from the start vectors of the same seed
 _DENSITY_STEPS: Final = 8  # block steps that a density is given at least
 _MORE_STEPS: Final = 4  # and between two looks whether its numbers stand still
@@ -130,7 +127,6 @@ def measure_spectrum(
     quantities: Collection[str] | None = None,
     seed: int = 0,
     warm_start: Tensor | None = None,
-    engine: Engine = "lossscope",
 ) -> SpectrumEstimate:
     r"""Both ends of a spectrum with bounds, trace and Frobenius norm with 95 % intervals, and the density.
 
@@ -164,8 +160,6 @@ def measure_spectrum(
             size (common random numbers); off the CPU the width of the block follows the measured costs.
         warm_start: `(n,)` or `(n, j)`, eigenvectors of a similar operator: fewer products to the same bound. A random
             part is added, and bounds hold as they would without.
-        engine: `lossscope`, or `pyhessian` for a second opinion by an independent library
-            (`top` and `trace` of a Hessian; the density is ours).
 
     Returns:
         The estimates, None for what was not asked for.
@@ -180,9 +174,9 @@ def measure_spectrum(
         >>> [round(float(x), 6) for x in (found.top.values[0], found.bottom.values[0], found.trace.value)]
         [4.0, -1.0, 4.0]
     """
-    _check(top, bottom, (rel, rel if trace_rel is None else trace_rel), engine)
+    _check(top, bottom, (rel, rel if trace_rel is None else trace_rel))
     ask = SpectrumRequest(
-        _wanted(quantities, engine),
+        _wanted(quantities),
         min(top, operator.size),
         min(bottom, operator.size),
         rel,
@@ -191,8 +185,6 @@ def measure_spectrum(
         seed,
     )
     ask.check_budget(operator.size)
-    if engine == "pyhessian":
-        return _second_opinion(operator, ask, warm_start)
     return _measured(operator, ask, warm_start)
 
 
@@ -287,46 +279,17 @@ def _complete(found: SpectrumEstimate) -> SpectrumEstimate:
     return replace(found, unmet=tuple(unmet))
 
 
-def _second_opinion(operator: SymmetricOperator, ask: SpectrumRequest, warm_start: Tensor | None) -> SpectrumEstimate:
-    """What PyHessian finds; the density is ours."""
-    if warm_start is not None:
-        raise ProbeError("engine='pyhessian' takes no warm_start: leave it out, or use engine='lossscope'")
-    theirs = tuple(name for name in _OFFERED if name in ask.wanted)
-    budget = ask.max_products
-    ours = None
-    if "density" in ask.wanted:
-        ours = _measured(operator, replace(ask, wanted=frozenset({"density"}), max_products=budget // 3), None)
-        budget -= ours.products
-    if not theirs and ours is not None:
-        return ours
-    found = pyhessian_spectrum(
-        operator, top=ask.top, rel=ask.rel, max_products=budget, quantities=theirs, seed=ask.seed
-    )
-    if ours is not None:
-        found = replace(
-            found,
-            density=ours.density,
-            products=found.products + ours.products,
-            seconds=found.seconds + ours.seconds,
-            gradients=found.gradients + ours.gradients,
-        )
-    return _complete(found)
-
-
-def _wanted(quantities: Collection[str] | None, engine: str) -> frozenset[str]:
+def _wanted(quantities: Collection[str] | None) -> frozenset[str]:
     """The quantities to compute."""
-    offered = (*_OFFERED, "density") if engine == "pyhessian" else QUANTITIES
-    wanted = frozenset(offered if quantities is None else quantities)
+    wanted = frozenset(QUANTITIES if quantities is None else quantities)
     if not wanted or isinstance(quantities, str):
         raise ProbeError(f"quantities={quantities!r}: pass None for all, or a tuple of {', '.join(QUANTITIES)}")
     if unknown := sorted(wanted - set(QUANTITIES)):
         raise ProbeError(f"quantities {unknown} are unknown: choose from {', '.join(QUANTITIES)}")
-    if other := sorted(wanted - set(offered)):
-        raise ProbeError(f"engine='pyhessian' has no {other}: ask for {', '.join(offered)}, or use engine='lossscope'")
     return wanted
 
 
-def _check(top: int, bottom: int, rels: tuple[float, ...], engine: str) -> None:
+def _check(top: int, bottom: int, rels: tuple[float, ...]) -> None:
     """Refuse arguments out of their range."""
     for name, count in (("top", top), ("bottom", bottom)):
         if count < 1:
@@ -334,5 +297,3 @@ def _check(top: int, bottom: int, rels: tuple[float, ...], engine: str) -> None:
     for rel in rels:
         if not 0 < rel < 1:
             raise ProbeError(f"rel={rel:g} is out of range, need 0 < rel < 1")
-    if engine not in get_args(Engine):
-        raise ProbeError(f"engine={engine!r} is unknown: use one of {', '.join(get_args(Engine))}")

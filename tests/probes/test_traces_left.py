@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import lossscope.probes
+from lossscope.landscape.curvature.pyhessian_engine import pyhessian_spectrum
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.objective.losses import CrossEntropy
 from lossscope.probes.objective.objective import Objective
@@ -155,7 +156,9 @@ PROBES: dict[str, Callable[[Objective], Any]] = {
     "preconditioned": lambda o: between(o, preconditioned(hessian(o), o.parameters().abs() + 0.1)),
     "restricted": lambda o: between(o.restricted(["head.weight"]), restricted(hessian(o), ["head.weight"])),
     "measure_spectrum": lambda o: measure_spectrum(hessian(o), top=2, max_products=20),
-    "measure_spectrum: pyhessian": lambda o: measure_spectrum(hessian(o), top=2, max_products=12, engine="pyhessian"),
+    "pyhessian_spectrum": lambda o: pyhessian_spectrum(
+        o, hessian(o), top=2, rel=0.01, max_products=12, quantities=("top", "trace"), seed=0
+    ),
     "EigenTracker": tracked,
     "per_module": lambda o: per_module(o, rel=0.5, max_products=16),
     "sampled_eigenvalue": lambda o: sampled_eigenvalue(o, parts=4, rel=0.1, max_products=20),

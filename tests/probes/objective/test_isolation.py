@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lossscope.landscape.curvature.pyhessian_engine import pyhessian_spectrum
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.objective.isolation import random_modules
 from lossscope.probes.objective.losses import CrossEntropy
@@ -77,7 +78,9 @@ PROBES: dict[str, Callable[[Objective], Any]] = {
     "failure": failed_evaluation,
     "product": lambda o: hessian(o) @ torch.ones(o.size),
     "measure_spectrum": lambda o: measure_spectrum(hessian(o), top=2, max_products=40),
-    "pyhessian": lambda o: measure_spectrum(hessian(o), top=2, max_products=12, engine="pyhessian"),
+    "pyhessian": lambda o: pyhessian_spectrum(
+        o, hessian(o), top=2, rel=0.01, max_products=12, quantities=("top", "trace"), seed=0
+    ),
     "directional_sharpness": lambda o: directional_sharpness(o, torch.ones(o.size), at=o.parameters() + 0.1),
     "adaptive_trace": lambda o: adaptive_trace(o, max_products=8),
     "log_fisher_rao": log_fisher_rao,

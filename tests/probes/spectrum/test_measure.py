@@ -321,8 +321,6 @@ def test_arguments_out_of_range_are_told() -> None:
     for nothing in ((), "top"):
         with pytest.raises(ProbeError, match=r"quantities=.*: pass None for all"):
             measure_spectrum(A, quantities=nothing)
-    with pytest.raises(ProbeError, match="engine='curvlinops' is unknown: use one of lossscope, pyhessian"):
-        measure_spectrum(A, engine="curvlinops")  # type: ignore[arg-type]
 
 
 def test_a_budget_that_cannot_hold_what_is_asked_for_is_refused_with_the_number() -> None:

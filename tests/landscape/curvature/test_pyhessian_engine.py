@@ -1,3 +1,5 @@
+"""PyHessian as a second opinion: agreement with our engine, true residuals, and errors that say what to do."""
+
 from __future__ import annotations
 
 import builtins
@@ -8,12 +10,21 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from lossscope.landscape.curvature.options import MeasurementTarget, SolverOptions
+from lossscope.landscape.curvature.panel import Panel
+from lossscope.landscape.curvature.pyhessian_engine import pyhessian_spectrum
+from lossscope.landscape.errors import ConfigError
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.objective.losses import CrossEntropy
 from lossscope.probes.objective.objective import Objective
-from lossscope.probes.operators.base import from_matrix
 from lossscope.probes.operators.hessian import hessian
 from lossscope.probes.spectrum.measure import measure_spectrum
+
+DEFAULTS: dict[str, Any] = {"top": 5, "rel": 0.01, "max_products": 200, "quantities": ("top", "trace"), "seed": 0}
+
+
+def second_opinion(objective: Objective, **options: Any) -> Any:
+    return pyhessian_spectrum(objective, hessian(objective), **(DEFAULTS | options))
 
 
 def gaussian(*shape: int, seed: int = 0) -> Tensor:
@@ -29,10 +40,9 @@ def network() -> Objective:
 
 
 def test_both_engines_agree() -> None:
-    H = hessian(network())
-    ours = measure_spectrum(H, top=2, rel=1e-3, quantities=("top", "trace"))
-    theirs = measure_spectrum(H, top=2, rel=1e-3, max_products=400, engine="pyhessian", quantities=("top", "trace"))
-    assert theirs.top is not None
+    objective = network()
+    ours = measure_spectrum(hessian(objective), top=2, rel=1e-3, quantities=("top", "trace"))
+    theirs = second_opinion(objective, top=2, rel=1e-3, max_products=400)
     apart = (theirs.top.values - ours.top.values).abs()
     assert (apart <= theirs.top.bounds + ours.top.bounds).all()
     assert theirs.top.converged.all()
@@ -45,34 +55,30 @@ def test_both_engines_agree() -> None:
 
 
 def test_its_residuals_are_the_true_ones_and_its_products_are_counted() -> None:
-    H = hessian(network())
-    found = measure_spectrum(H, top=2, max_products=14, quantities=("top",), engine="pyhessian")
+    objective = network()
+    H = hessian(objective)
+    found = second_opinion(objective, top=2, max_products=14, quantities=("top",))
     dense = H @ torch.eye(H.size, dtype=torch.float64)
     true = (dense @ found.top.vectors - found.top.vectors * found.top.values).norm(dim=0)
     torch.testing.assert_close(found.top.residuals, true, rtol=1e-8, atol=1e-12)
-    assert torch.equal(found.top.bounds, found.top.residuals)  # it knows of no gap
+    assert torch.equal(found.top.bounds, found.top.residuals)  # no spectral gap is known
     assert 4 < found.products <= 14
-    trace = measure_spectrum(H, max_products=10, quantities=("trace",), engine="pyhessian")
+    trace = second_opinion(objective, max_products=10, quantities=("trace",))
     assert trace.products == trace.trace.samples == 10
 
 
 def test_what_did_not_meet_its_bound_is_named() -> None:
-    H = hessian(network())
-    assert measure_spectrum(H, max_products=20, engine="pyhessian", quantities=("top", "trace")).unmet == (
-        "top",
-        "trace",
-    )
-    loose = measure_spectrum(H, top=1, rel=0.5, max_products=100, engine="pyhessian", quantities=("top", "trace"))
-    assert loose.unmet == ()
+    assert second_opinion(network(), max_products=20).unmet == ("top", "trace")
+    assert second_opinion(network(), top=1, rel=0.5, max_products=100).unmet == ()
 
 
 def test_the_density_it_lacks_is_ours() -> None:
-    H = hessian(network())
-    found = measure_spectrum(H, top=1, engine="pyhessian")
-    assert found.engine == "pyhessian"
-    assert found.density is not None
-    assert float(found.density.weights.sum()) == pytest.approx(len(found.density.weights))
-    assert found.trace.samples + len(found.density.nodes) <= found.products <= 200
+    panel = Panel(MeasurementTarget(network()), SolverOptions(0.01, 0.01, 200, 0, "pyhessian"))
+    rows = panel.with_provenance(panel.measure("spectrum", ["lambda_max", "trace", "density", "effective_rank"]), 3)
+    engines = {row["measure"]: row["engine"] for row in rows.probes}
+    assert engines == {"lambda_max": "pyhessian", "trace": "pyhessian", "effective_rank": "lossscope"}
+    assert rows.densities
+    assert all(sum(row["weights"]) == pytest.approx(1.0) for row in rows.densities)
 
 
 class Saddle(nn.Module):
@@ -84,33 +90,25 @@ class Saddle(nn.Module):
 def test_a_negative_trace_does_not_stop_it_early() -> None:
     entries = torch.tensor([-5.0, -1.0, -1.0, 0.5, 0.5, 2.0], dtype=torch.float64)
     objective = Objective(Saddle(), lambda m, _: (entries * m.theta**2).sum() / 2, [torch.zeros(1)])
-    found = measure_spectrum(
-        hessian(objective), top=1, rel=1e-3, max_products=200, quantities=("top", "trace"), engine="pyhessian"
-    )
+    found = second_opinion(objective, top=1, rel=1e-3)
     assert found.trace.value == pytest.approx(-4, rel=1e-10)
     assert found.trace.samples == 100
     assert float(found.top.values[0]) == pytest.approx(-5, rel=1e-3)  # power iteration: the largest |lambda|
 
 
 def test_seeds_repeat() -> None:
-    H = hessian(network())
-    first, again, other = (measure_spectrum(H, engine="pyhessian", max_products=20, seed=s) for s in (1, 1, 2))
+    first, again, other = (second_opinion(network(), max_products=20, seed=s) for s in (1, 1, 2))
     assert first.trace.value == again.trace.value != other.trace.value
 
 
-def test_what_it_cannot_do_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    H = hessian(network())
-    with pytest.raises(ProbeError, match=r"engine='pyhessian' has no \['bottom'\]: ask for top, trace, density"):
-        measure_spectrum(H, engine="pyhessian", quantities=("top", "bottom"))
-    with pytest.raises(ProbeError, match=r"quantities=\(\): pass None for all"):
-        measure_spectrum(H, engine="pyhessian", quantities=())
-    with pytest.raises(ProbeError, match="knows Hessians only"):
-        measure_spectrum(from_matrix(torch.eye(3)), engine="pyhessian")
-    with pytest.raises(ProbeError, match="takes no warm_start"):
-        measure_spectrum(H, engine="pyhessian", warm_start=torch.ones(H.size))
+def test_an_unknown_engine_and_an_unsupported_device_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match=r"engine must be one of .*, got 'curvlinops'"):
+        SolverOptions(0.1, 0.1, 10, 0, "curvlinops")  # type: ignore[arg-type]
+    objective = network()
+    H = hessian(objective)
     monkeypatch.setattr(H, "device", torch.device("mps"))
-    with pytest.raises(ProbeError, match="runs on cpu and cuda only, not on mps"):
-        measure_spectrum(H, engine="pyhessian", quantities=("top",))
+    with pytest.raises(ProbeError, match="runs on cpu and cuda only, got mps"):
+        pyhessian_spectrum(objective, H, **DEFAULTS)
 
 
 def test_a_missing_or_broken_library_is_told_with_the_next_command(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,4 +122,4 @@ def test_a_missing_or_broken_library_is_told_with_the_next_command(monkeypatch: 
     monkeypatch.delitem(sys.modules, "pyhessian", raising=False)
     monkeypatch.setattr(builtins, "__import__", broken)
     with pytest.raises(ProbeError, match=r"has no attribute 'eig'.*run `pip install pyhessian==0.1`"):
-        measure_spectrum(hessian(network()), engine="pyhessian")
+        second_opinion(network())

@@ -1,4 +1,4 @@
-"""Eigenvalues and trace of a Hessian by PyHessian, an independent library."""
+"""Second opinion: eigenvalues and trace of the Hessian by PyHessian, an independent library."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ __all__ = ["pyhessian_spectrum"]
 
 
 def pyhessian_spectrum(
+    objective: Objective,
     operator: SymmetricOperator,
     *,
     top: int,
@@ -32,38 +33,43 @@ def pyhessian_spectrum(
     quantities: Collection[str],
     seed: int,
 ) -> SpectrumEstimate:
-    r"""The largest eigenvalues in absolute value, and the trace, as PyHessian 0.1 finds them.
+    r"""Compute the eigenvalues of largest magnitude and the trace with PyHessian 0.1.
 
-    It iterates on power and deflates: it finds the largest :math:`|\lambda|`, which is `lambda_max` only where no
-    negative eigenvalue is larger. It stops on the change between two iterations, which certifies nothing, so
-    each pair gets its residual from one product of ours. Its own rule for the trace stops on lucky samples, and at
-    once where the trace is negative: it is switched off, all samples are drawn.
+    PyHessian uses power iteration with deflation: it finds the largest :math:`|\lambda|`, which is `lambda_max` only
+    if no negative eigenvalue has a larger magnitude. It stops when the value changes little between two iterations,
+    which certifies nothing, so the residual of each pair is computed here with one product of `operator`. PyHessian's
+    stopping rule for the trace stops at lucky samples, and at once if the trace is negative; it is switched off and
+    all samples are drawn.
 
-    It sees a module whose parameters are copies and whose output is the whole mean loss, so the model, its
-    gradients, modes and hooks stay out of its reach; random state is restored and its warnings are silent.
+    PyHessian sees a module whose parameters are copies and whose output is the mean loss over all batches, so it
+    cannot change the model, its gradients, modes or hooks. The random state is restored and warnings are suppressed.
 
     Args:
-        operator: Made by `hessian(objective)`.
-        top: How many eigenvalues.
-        rel: A residual up to `rel` times the largest absolute value counts as converged.
-        max_products: The budget, half for the eigenvalues and half for the trace where both are wanted.
+        objective: The loss.
+        operator: The Hessian of that objective, from `hessian(objective)`.
+        top: Number of eigenvalues.
+        rel: A pair is converged if its residual is at most `rel` times the largest absolute eigenvalue.
+        max_products: Budget of Hessian products, split evenly if both quantities are requested.
         quantities: `top`, `trace` or both.
-        seed: Of its random vectors.
+        seed: Seed of PyHessian's random vectors.
 
     Returns:
         The estimates; `bottom`, `frobenius` and `density` are None. (Release 0.1 has a density too, but it calls a
         function that torch no longer has.)
 
     Raises:
-        ProbeError: the operator is no Hessian, the device is neither cpu nor cuda, PyHessian cannot be imported, or
-            autograd gets the second derivative wrong, on which it relies.
+        ProbeError: The device is neither cpu nor cuda, PyHessian cannot be imported, or autograd computes a wrong
+            second derivative for a layer, on which PyHessian relies.
 
     Source:
         Z. Yao et al. (2020), PyHessian: neural networks through the lens of the Hessian, arXiv:1912.07145.
     """
-    objective = _objective(operator)
+    if operator.device.type not in ("cpu", "cuda"):
+        raise ProbeError(
+            f"engine='pyhessian' runs on cpu and cuda only, got {operator.device.type}: use engine='lossscope'"
+        )
     library = _library()
-    require_second_derivative(objective)  # it would take the wrong one without a word
+    require_second_derivative(objective)  # PyHessian would use a wrong one silently
     begun = time.perf_counter()
     with operator.cached(), objective.evaluating(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -92,7 +98,7 @@ def pyhessian_spectrum(
 
 
 class _LossModule(nn.Module):
-    """The mean loss of an objective as a module of its own parameters; the model is out of its reach."""
+    """Mean loss of an objective as a module of copied parameters, so that the model itself is not exposed."""
 
     def __init__(self, objective: Objective) -> None:
         super().__init__()
@@ -104,11 +110,11 @@ class _LossModule(nn.Module):
         self.stand_ins = (copies[0].new_zeros(1), copies[0].new_zeros(1))  # PyHessian wants inputs and targets
 
     def forward(self, _inputs: Tensor) -> Any:
-        """The mean loss over all batches."""
+        """Return the mean loss over all batches."""
         return sum(weight * loss for weight, loss in self._losses())
 
     def cut(self) -> None:
-        """Free the graph, which holds itself through the gradients."""
+        """Free the graph, which the gradients keep alive in a reference cycle."""
         for p in self.copies:
             p.grad = None
 
@@ -117,13 +123,13 @@ class _LossModule(nn.Module):
 
 
 def _first(output: Any, _targets: Tensor) -> Any:
-    """The output itself: the loss is taken already."""
+    """Return the output: it is the loss already."""
     return output
 
 
 def _pairs(operator: SymmetricOperator, judge: Any, top: int, budget: int, rel: float) -> EigenPairs:
-    """Its eigenpairs with our residuals, descending."""
-    # a Rayleigh quotient is off by the square of the residual, so its change is asked to be below rel squared
+    """Return PyHessian's eigenpairs, descending, with residuals computed by `operator`."""
+    # the error of a Rayleigh quotient is quadratic in the residual, hence the tolerance rel squared on its change
     values, vectors = judge.eigenvalues(maxIter=max(2, (budget - top) // top), tol=rel**2, top_n=top)
     theta = torch.tensor(values, dtype=torch.float64)
     V = torch.stack([torch.cat([part.detach().reshape(-1) for part in vector]) for vector in vectors], 1).double()
@@ -131,12 +137,12 @@ def _pairs(operator: SymmetricOperator, judge: Any, top: int, budget: int, rel: 
     residuals = torch.linalg.vector_norm((operator @ V).double() - V * theta.to(V.device), dim=0).cpu()
     order = theta.argsort(descending=True)
     converged = residuals <= rel * float(theta.abs().max())
-    # it knows of no gap, so a pair is no surer than its residual
+    # no spectral gap is known, so the error bound is the residual
     return EigenPairs(theta[order], V[:, order.to(V.device)], residuals[order], residuals[order], converged[order])
 
 
 def _trace(judge: Any, samples: int, rel: float) -> Estimate:
-    """Its samples of the trace with our interval."""
+    """Return the mean of PyHessian's trace samples with a standard error and a 95 % interval."""
     begun = time.perf_counter()
     drawn = mean_estimate(judge.trace(maxIter=samples, tol=-math.inf))
     return replace(
@@ -147,20 +153,10 @@ def _trace(judge: Any, samples: int, rel: float) -> Estimate:
     )
 
 
-def _objective(operator: SymmetricOperator) -> Objective:
-    if operator.hessian_of is None:
-        raise ProbeError("engine='pyhessian' knows Hessians only: pass hessian(objective), or use engine='lossscope'")
-    if operator.device.type not in ("cpu", "cuda"):
-        raise ProbeError(
-            f"engine='pyhessian' runs on cpu and cuda only, not on {operator.device.type}: use engine='lossscope'"
-        )
-    return operator.hessian_of
-
-
 def _library() -> Any:
     try:
         from pyhessian import hessian
-    except Exception as error:  # a release that does not fit this torch must break nothing else
+    except Exception as error:  # a release that is incompatible with this torch must break nothing else
         raise ProbeError(
             f"pyhessian cannot be imported ({type(error).__name__}: {error}): run `pip install pyhessian==0.1`, "
             "or use engine='lossscope'"
