@@ -1,4 +1,4 @@
-"""`lossscope list`: what there is to choose from."""
+"""`lossscope list`: the optimizers, workloads and measures that exist."""
 
 from __future__ import annotations
 
@@ -54,13 +54,13 @@ def optimizers(as_json: _Json = False) -> None:
 
 
 def _settings(usual: Mapping[str, Any]) -> str:
-    """Settings with their values; those without one come from elsewhere."""
+    """Return settings with their values; those without a value come from the base optimizer."""
     known = [f"{key}={value}".replace(" ", _HARD_SPACE) for key, value in usual.items() if value is not None]
     return ", ".join(known) + ("; the others as the base has them" if None in usual.values() else "")
 
 
 def _filled(text: str, width: int) -> str:
-    """The text in indented lines; a setting stays on one."""
+    """Return the text in indented lines; a setting is never split."""
     lines = textwrap.fill(text, width, initial_indent="    ", subsequent_indent="    ", break_on_hyphens=False)
     return lines.replace(_HARD_SPACE, " ")
 
@@ -82,6 +82,11 @@ def measures(as_json: _Json = False) -> None:
 
     Example: lossscope list measures
     """
-    from lossscope.landscape.curvature.catalogue import MEASURES
+    from lossscope.landscape.curvature.catalogue import GROUPS
 
-    _print("measures", {m.name: f"[{m.unit}] {m.meaning}" for m in MEASURES}, as_json)
+    descriptions = {
+        measure.name: f"[{measure.unit}] {'legacy: ' if group.legacy else ''}{measure.meaning}"
+        for group in GROUPS.values()
+        for measure in group.measures
+    }
+    _print("measures", descriptions, as_json)

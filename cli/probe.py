@@ -1,4 +1,4 @@
-"""`lossscope probe`: measure saved checkpoints of a run after the fact."""
+"""`lossscope probe`: measure saved checkpoints of a run after training."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal
 import typer
 
 from lossscope.cli.options import JsonOption
+from lossscope.landscape.curvature.catalogue import GROUPS, limit_of, reports_of
+from lossscope.landscape.curvature.measure import Limit
 
 if TYPE_CHECKING:
     from lossscope.landscape.curvature.options import SolverOptions
@@ -16,36 +18,43 @@ if TYPE_CHECKING:
 __all__ = ["probe", "share_of"]
 
 _NEXT_STEPS: Final = {
-    "effort": "Bounds not met: {}; raise --max-products or --rel",
-    "depth": "The space is not deep enough for {}, whose intervals say so: ask for density alone, with more "
+    Limit.EFFORT: "Bounds not met: {}; raise --max-products or --rel",
+    Limit.DEPTH: "The Krylov space is too small for {}, as their intervals show: measure density alone, with more "
     "--max-products",
-    "data": "The searches behind {} did not meet their bound: raise --max-products or --rel",
-    "batches": "Too few minibatches for the interval of {} to be trusted: measure an objective of more batches",
+    Limit.DATA: "The searches behind {} did not meet their bound: raise --max-products or --rel",
+    Limit.BATCHES: "Too few minibatches for a reliable interval of {}: measure an objective of more batches",
 }
+
+
+def _measures_help() -> str:
+    """Return the help of `--measures` from the catalogue."""
+    groups = [group for group in GROUPS.values() if not group.needs_step]
+    every = ", ".join(f"{group.name} (legacy)" if group.legacy else group.name for group in groups)
+    usual = ", ".join(group.name for group in groups if group.usual)
+    return f"Measures (see `lossscope list measures`) or groups of measures: {every}. Default: {usual}."
 
 
 def probe(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run, finished, failed or crashed.", show_default=False)],
     checkpoint: Annotated[
         list[str] | None,
-        typer.Option(metavar="STEP|all", help="Steps of checkpoints, or all; the last one by default. Repeatable."),
+        typer.Option(metavar="STEP|all", help="Steps of checkpoints, or all. Default: the last one. Repeatable."),
     ] = None,
     measures: Annotated[
         str | None,
         typer.Option(
             metavar="NAME,...",
-            help="Measures (see `lossscope list measures`) or groups of them: spectrum, metric, alignment, logits, "
-            "batch_sharpness, per_module, sampling_error. Spectrum, the optimizer's metric and flatness by default.",
+            help=_measures_help(),
         ),
     ] = None,
     rel: Annotated[str, typer.Option(metavar="SHARE", help="Error bound to reach, such as 1% or 0.01.")] = "1%",
-    max_products: Annotated[int, typer.Option(help="Hessian products that each call may spend.")] = 200,
+    max_products: Annotated[int, typer.Option(help="Hessian products that each group of measures may spend.")] = 200,
     objective: Annotated[
         str | None,
         typer.Option(
             metavar="FILE.py:NAME",
-            help="A function of yours without arguments that returns the Objective to measure; the checkpoint's "
-            "weights are loaded into its model. This runs the code in FILE.py. The run's own workload by default.",
+            help="A function without arguments that returns the Objective to measure; the checkpoint's weights are "
+            "loaded into its model. This runs the code in FILE.py. Default: the run's own workload.",
         ),
     ] = None,
     engine: Annotated[
@@ -57,8 +66,8 @@ def probe(
 ) -> None:
     """Measure checkpoints of a run and append the numbers to it; prints them with bounds and cost.
 
-    How the run ended stays as it is, and what was recorded stays too: where a number is there twice, reports take the
-    one measured last, by lossscope before pyhessian, on the run's own data.
+    The status of the run and the recorded rows stay as they are. If a value exists twice, reports use the one measured
+    last on the run's own data, and prefer lossscope over pyhessian.
 
     Example: lossscope probe runs/demo/adamw@rms-s0 --checkpoint all --measures lambda_max,trace --rel 1%
 
@@ -84,39 +93,39 @@ def probe(
 
 
 def _added(found: Probed) -> str:
-    """What was added, which bounds were missed, and where to read on."""
+    """Return what was added, which bounds were missed, and which reports show it."""
     rows, densities = len(found.rows), len(found.whole_densities)
     added = [f"{rows} row{'s' * (rows > 1)}"] if rows else []
     added += [f"{densities} density table{'s' * (densities > 1)}"] if densities else []
     them = "it" if rows + densities == 1 else "them"
-    return f"{_missed(found)}Added {' and '.join(added)}; read {them} with `lossscope report sharpness {found.run}`"
+    measured = [(row["measure"], row["tensor"]) for row in (*found.rows, *found.whole_densities)]
+    reports = " and ".join(f"`lossscope report {report} {found.run}`" for report in reports_of(measured))
+    return f"{_missed(found)}Added {' and '.join(added)}; read {them} with {reports}"
 
 
 def _missed(found: Probed) -> str:
-    """What to do about numbers that are not as precise as asked, by what their precision hangs on."""
-    from lossscope.landscape.curvature.catalogue import limit_of
-
-    said = []
+    """Return advice on values that missed their requested precision, by what limits it."""
+    lines = []
     for limit, what in _NEXT_STEPS.items():
         missed = dict.fromkeys(
             r["measure"] for r in found.rows if not r["converged"] and limit_of(r["measure"]) == limit
         )
-        said += [f"{what.format(', '.join(missed))}.\n"] if missed else []
-    return "".join(said)
+        lines += [f"{what.format(', '.join(missed))}.\n"] if missed else []
+    return "".join(lines)
 
 
 def _names(measures: str) -> list[str]:
-    """The names in a list with commas."""
+    """Return the names in a comma-separated list."""
     from lossscope.landscape.errors import ConfigError
 
     names = [name.strip() for name in measures.split(",") if name.strip()]
     if not names:
-        raise ConfigError("--measures names nothing: give names with commas, see `lossscope list measures`")
+        raise ConfigError("--measures names nothing: give names separated by commas, see `lossscope list measures`")
     return names
 
 
 def _effort(rel: str, max_products: int, seed: int, engine: Literal["lossscope", "pyhessian"]) -> SolverOptions:
-    """How precise, checked before anything is loaded."""
+    """Return the solver options, checked before anything is loaded."""
     from lossscope.landscape.curvature.options import SolverOptions
     from lossscope.landscape.errors import ConfigError
 
@@ -127,10 +136,10 @@ def _effort(rel: str, max_products: int, seed: int, engine: Literal["lossscope",
 
 
 def share_of(text: str) -> float:
-    """A share written as 1% or 0.01.
+    """Parse a share written as 1% or 0.01.
 
     Raises:
-        ConfigError: It is no number, or not between 0 and 1.
+        ConfigError: The text is no number, or not between 0 and 1.
     """
     from lossscope.landscape.errors import ConfigError
 
@@ -145,7 +154,7 @@ def share_of(text: str) -> float:
 
 
 def _steps(given: list[str] | None) -> list[int] | Literal["last", "all"]:
-    """The steps asked for: several options or one list."""
+    """Return the requested steps, given as several options or one list."""
     from lossscope.landscape.errors import ConfigError
 
     words = [word.strip() for one in given or [] for word in one.split(",") if word.strip()]

@@ -7,6 +7,7 @@ from typing import Literal, get_args
 
 from torch.optim.optimizer import Optimizer
 
+from lossscope.landscape.curvature.step_measures import RecordedStep
 from lossscope.landscape.errors import ConfigError
 from lossscope.probes.objective.objective import Objective
 
@@ -44,3 +45,4 @@ class MeasurementTarget:
     optimizer: Optimizer | None = None
     minibatches: Objective | None = None  # the same loss on batches of the size that training uses
     no_optimizer: str = "no optimizer is given"  # the reason if `optimizer` is None
+    step: RecordedStep | None = None  # the step that led to the present parameters, known while training is recorded

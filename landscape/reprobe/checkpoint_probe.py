@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
+from lossscope.landscape.curvature.catalogue import GROUPS
 from lossscope.landscape.curvature.estimate_rows import Rows
 from lossscope.landscape.curvature.options import MeasurementTarget, SolverOptions
 from lossscope.landscape.curvature.panel import Panel
@@ -176,10 +177,10 @@ def _measured(
 ) -> Rows:
     """The rows of one checkpoint; what it lacks is noted."""
     panel, rows = Panel(subject, effort), Rows()
-    for count, (call, measures) in enumerate(chosen.items()):
-        tell(count, call)
+    for count, (group, measures) in enumerate(chosen.items()):
+        tell(count, group)
         try:
-            rows += panel.measure(call, measures)
+            rows += GROUPS[group].measure(panel, measures)
         except ProbeError as error:
             done.absent.append(Absent(step, measures, str(error)))
     tell(len(chosen), "")

@@ -1,4 +1,4 @@
-"""What a probe has added to a run, as data."""
+"""Result of probing a run: the rows written, and the measures that are missing."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lossscope.landscape.curvature.catalogue import UNASKED, limit_of
+from lossscope.landscape.curvature.catalogue import limit_of
+from lossscope.landscape.curvature.measure import UNASKED
 
 __all__ = ["Absent", "Probed"]
 
 
 @dataclass(frozen=True)
 class Absent:
-    """Measures that were asked for and of which a checkpoint has no number."""
+    """Requested measures that are unavailable at a checkpoint, with the reason."""
 
     step: int
     measures: tuple[str, ...]
@@ -22,12 +23,12 @@ class Absent:
 
 @dataclass(frozen=True)
 class Probed:
-    """The rows that a probe wrote, and what is missing."""
+    """The rows that a probe wrote, and the measures that are missing."""
 
     run: Path
-    steps: tuple[int, ...]  # of the checkpoints
-    rows: tuple[dict[str, Any], ...]  # of the table `probes`, in the order in which they were measured
-    densities: tuple[dict[str, Any], ...]  # of the table `densities`, one row for each random vector
+    steps: tuple[int, ...]  # steps of the checkpoints
+    rows: tuple[dict[str, Any], ...]  # rows of the table `probes`, in the order in which they were measured
+    densities: tuple[dict[str, Any], ...]  # rows of the table `densities`, one for each random vector
     absent: tuple[Absent, ...]
     seconds: float
 
@@ -38,6 +39,6 @@ class Probed:
 
     @property
     def unmet(self) -> tuple[str, ...]:
-        """The measures of which a number missed the bound that was asked of it."""
+        """Measures with a value that missed its requested error bound."""
         missed = [row["measure"] for row in self.rows if row["converged"] is False]
         return tuple(name for name in dict.fromkeys(missed) if limit_of(name) not in UNASKED)

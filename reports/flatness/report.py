@@ -9,6 +9,7 @@ from lossscope.reports.content import Column, Missing, Report
 from lossscope.reports.shared.evaluation_tables import arm_table, of_run, over_seeds, run_table, widest_error_over_seeds
 from lossscope.reports.shared.figures import adaptive_trace_figure, loss_figure
 from lossscope.reports.shared.findings import losses_matched, precise
+from lossscope.reports.shared.measure_tables import other_measures_table
 from lossscope.reports.shared.norm_tables import norm_table, tensor_norm_table
 from lossscope.reports.shared.notes import ADAPTIVE_NOTE, LOSS_NOTE, SEEDS_NOTE
 from lossscope.reports.shared.provenance import ending_notes, missing_curvature, provenance, runs_in_words
@@ -50,6 +51,7 @@ def flatness(runs: Sequence[Run]) -> Report:
             arm_table(runs, _ARM_CELLS, SEEDS_NOTE),
             *norm_table(runs),
             *tensor_norm_table(runs),
+            *other_measures_table(runs, "flatness"),
         ),
         figures=(adaptive_trace_figure(runs), loss_figure(runs)),
         notes=(*ending_notes(runs), _NO_COMPARISON, ADAPTIVE_NOTE),

@@ -1,4 +1,4 @@
-"""What a probe measured, as tables and as JSON."""
+"""Result of a probe as tables and as JSON."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import Any, Final, TypeAlias
 
-from lossscope.landscape.curvature.catalogue import MEASURES, UNASKED, call_of, limit_of
+from lossscope.landscape.curvature.catalogue import group_of, known_measures, limit_of
+from lossscope.landscape.curvature.measure import UNASKED
 from lossscope.landscape.reprobe.result import Probed
 from lossscope.landscape.storage.schema import columns
 from lossscope.reports.content import Cell, Column, Table
@@ -18,7 +19,6 @@ __all__ = ["probe_json", "probe_tables"]
 
 Row: TypeAlias = Mapping[str, Any]
 
-_UNITS: Final = {measure.name: measure.unit for measure in MEASURES}
 _VALUES: Final = (
     Column("step", "step"),
     Column("measure", "measure", words=True),
@@ -30,12 +30,12 @@ _VALUES: Final = (
 )
 _COSTS: Final = (
     Column("step", "step"),
-    Column("call", "call", words=True),
+    Column("call", "group", words=True),
     Column("measures", "measures"),
     Column("products", "products", "", "Hessian products spent"),
     Column("seconds", "time", "s"),
-    Column("gradients", "gradients", "", "the same time in gradients of the same loss"),
-    Column("method", "method", "", "what took the products", words=True),
+    Column("gradients", "gradients", "", "time over the time of one gradient of the same loss"),
+    Column("method", "method", "", "method of the Hessian products", words=True),
 )
 _ABSENT: Final = (
     Column("step", "step"),
@@ -45,17 +45,17 @@ _ABSENT: Final = (
 
 
 def probe_tables(probed: Probed) -> tuple[Table, ...]:
-    """The numbers with their bounds, what they cost, and what is missing where anything is."""
+    """Return the values with their error bounds, their cost, and the missing measures if there are any."""
     tables = (
         Table("measured", "Measured", _VALUES, (*map(_value, probed.rows), *_densities(probed))),
-        Table("cost", "What it cost", _COSTS, tuple(map(_cost, _calls(probed)))),
+        Table("cost", "Cost", _COSTS, tuple(map(_cost, _groups(probed)))),
     )
     missing = tuple((one.step, ", ".join(one.measures), one.why) for one in probed.absent)
     return (*tables, Table("absent", "Not measured", _ABSENT, missing)) if missing else tables
 
 
 def probe_json(probed: Probed) -> str:
-    """The same as one JSON object: every row with all columns of the probes table, a gap as null."""
+    """Return one JSON object: every row with all columns of the table `probes`, missing values as null."""
     content = {
         "schema": 1,
         "run": str(probed.run),
@@ -64,45 +64,50 @@ def probe_json(probed: Probed) -> str:
         "densities": len(probed.whole_densities),
         "unmet": list(probed.unmet),
         "absent": [asdict(one) for one in probed.absent],
-        "products": sum(call[0]["products"] for call in _calls(probed)),
+        "products": sum(rows[0]["products"] for rows in _groups(probed)),
         "seconds": probed.seconds,
     }
     return json.dumps(content, ensure_ascii=False, allow_nan=False, indent=2) + "\n"
 
 
 def _value(row: Row) -> tuple[Cell, ...]:
-    """A measured number."""
-    asked = limit_of(row["measure"]) not in UNASKED
-    met = ("yes" if row["converged"] else "no") if asked else None
-    unit = _UNITS.get(row["measure"], "")
+    """Return the cells of a measured value."""
+    requested = limit_of(row["measure"]) not in UNASKED
+    met = ("yes" if row["converged"] else "no") if requested else None
+    unit = _unit(row["measure"])
     return (row["step"], row["measure"], row["tensor"], row_quantity(row), unit, met, row["engine"])
 
 
 def _densities(probed: Probed) -> Iterable[tuple[Cell, ...]]:
-    """A row for each density, which is a table and no number."""
+    """Yield a row for each density, which is a table rather than a value."""
     for row in probed.whole_densities:
         nodes = [len(one["nodes"]) for one in probed.densities if one["step"] == row["step"]]
         what = f"{nodes[0]} nodes, {len(nodes)} weights each" if nodes else None
-        yield row["step"], row["measure"], None, what, _UNITS[row["measure"]], None, row["engine"]
+        yield row["step"], row["measure"], None, what, _unit(row["measure"]), None, row["engine"]
 
 
-def _calls(probed: Probed) -> list[list[Row]]:
-    """The rows of each call together, steps in order: they name the same cost."""
-    calls: dict[tuple[object, ...], list[Row]] = {}
+def _unit(measure: str) -> str:
+    found = known_measures().get(measure)
+    return "" if found is None else found.unit
+
+
+def _groups(probed: Probed) -> list[list[Row]]:
+    """Return the rows of each group of measures together, in the order of steps: they state the same cost."""
+    groups: dict[tuple[object, ...], list[Row]] = {}
     for row in (*probed.rows, *probed.whole_densities):
-        key = (row["step"], call_of(row["measure"], row["tensor"]), row["engine"], row["products"], row["seconds"])
-        calls.setdefault(key, []).append(row)
-    return sorted(calls.values(), key=lambda rows: int(rows[0]["step"]))
+        key = (row["step"], group_of(row["measure"], row["tensor"]), row["engine"], row["products"], row["seconds"])
+        groups.setdefault(key, []).append(row)
+    return sorted(groups.values(), key=lambda rows: int(rows[0]["step"]))
 
 
 def _cost(rows: list[Row]) -> tuple[Cell, ...]:
-    """What a call cost."""
+    """Return the cells of the cost of a group of measures."""
     first = rows[0]
-    call = call_of(first["measure"], first["tensor"])
+    group = group_of(first["measure"], first["tensor"])
     seconds, gradients = number(first["seconds"]), number(first["gradients"])
-    return (first["step"], call, len(rows), int(first["products"]), seconds, gradients, first.get("method"))
+    return (first["step"], group, len(rows), int(first["products"]), seconds, gradients, first.get("method"))
 
 
 def _plain(value: object) -> object:
-    """A value as JSON has it."""
+    """Return a value for JSON; null if it is not finite."""
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from lossscope.landscape.analysis.series import evaluations, loss_at
-from lossscope.landscape.curvature.catalogue import call_of
+from lossscope.landscape.curvature.catalogue import group_of
 from lossscope.reports.content import Quantity
 
 if TYPE_CHECKING:
@@ -169,9 +169,9 @@ class CurvatureCost:
 def curvature_cost(run: Run) -> CurvatureCost:
     """Evaluations, Hessian products and time that were spent on a run's curvature, probes after the fact included."""
     probes, densities = run.probes, run.densities
-    calls = [call_of(str(measure), tensor) for measure, tensor in zip(probes["measure"], probes["tensor"], strict=True)]
+    groups = [group_of(str(name), tensor) for name, tensor in zip(probes["measure"], probes["tensor"], strict=True)]
     # Rows of one call, those of its density too, each name its whole cost, so it is counted once.
-    spent = {*_spent(probes, calls), *_spent(densities, [call_of("density")] * len(densities))}
+    spent = {*_spent(probes, groups), *_spent(densities, [group_of("density")] * len(densities))}
     products, seconds, gradients = (_sum(cost[place] for _, _, cost in spent) for place in range(3))
     return CurvatureCost(len(evaluations(run)), None if products is None else int(products), seconds, gradients)
 

@@ -1,4 +1,4 @@
-"""The table of curvature by module: blocks that add up to the whole, and what lies between them."""
+"""Table of curvature by module: diagonal blocks, which add up to the whole with the part between the blocks."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ _COLUMNS: Final = (
     Column("frobenius_share", "share of ‖H‖_F²", "%", "squared norm of the block over that of the whole"),
 )
 _NOTE: Final = (
-    "Each block is the curvature with all other parameters held where they are. Traces add up to the whole; squared "
-    "norms do so together with what lies between the blocks, which a block-diagonal picture leaves out."
+    "Each block is the curvature with all other parameters fixed. Traces add up to the whole trace; squared norms add "
+    "up to the whole only together with the part between the blocks, which a block-diagonal approximation drops."
 )
 _MEASURES: Final = ("trace", "trace_share", "lambda_max", "frobenius_share")
 
 
 def module_table(runs: Sequence[Run]) -> tuple[Table, ...]:
-    """The blocks of each run at the last step that has them; nothing where no run has any."""
+    """Return the table of blocks of each run at the last step that has them; none if no run has any."""
     rows = tuple(row for run in runs for row in _of_run(run))
     return (Table("modules", "Curvature by module", _COLUMNS, rows, _NOTE),) if rows else ()
 
 
 def _of_run(run: Run) -> Iterable[tuple[Cell, ...]]:
-    """The blocks of a run, what lies between them, and their sum."""
+    """Yield the blocks of a run, the part between them, and their sum."""
     rows = run.estimates[run.estimates["tensor"].notna()]
     if not len(rows):
         return
@@ -56,31 +56,31 @@ def _of_run(run: Run) -> Iterable[tuple[Cell, ...]]:
 
 
 def _quantity(row: Mapping[Any, Any] | None) -> Quantity:
-    """A row as a quantity; a gap where there is none."""
+    """Return a row as a quantity; missing if there is no row."""
     return Quantity(None) if row is None else row_quantity(row)
 
 
 def _whole(run: Run, step: int, measure: str) -> Quantity:
-    """A measure of the whole model at a step."""
+    """Return a measure of the whole model at a step."""
     rows = run.estimates
     rows = rows[(rows["step"] == step) & (rows["measure"] == measure) & rows["tensor"].isna()]
     return _quantity(rows.iloc[-1].to_dict() if len(rows) else None)
 
 
 def _sum(traces: Sequence[Quantity]) -> Quantity:
-    """The sum of independent numbers: errors add in quadrature; a gap where one is missing."""
+    """Return the sum of independent estimates: errors add in quadrature; missing if one of them is."""
     if any(number(one.value) is None for one in traces):
         return Quantity(None)
     return Quantity(sum(one.value or 0.0 for one in traces), error=math.hypot(*(one.error or 0.0 for one in traces)))
 
 
 def _without_interval(quantity: Quantity) -> Quantity:
-    """Value and error alone: the table is wide enough."""
+    """Return value and error only, to keep the table narrow."""
     return Quantity(quantity.value, error=quantity.error)
 
 
 def _percent(share: Quantity) -> Quantity:
-    """A share with its error in percent."""
+    """Return a share and its error in percent."""
     if share.value is None:
         return share
     return Quantity(100 * share.value, error=None if share.error is None else 100 * share.error)

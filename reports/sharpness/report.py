@@ -16,6 +16,7 @@ from lossscope.reports.shared.figures import (
     trace_figure,
 )
 from lossscope.reports.shared.findings import all_bounds_met, bounds_met, edge_below_one, no_negative_curvature, precise
+from lossscope.reports.shared.measure_tables import other_measures_table
 from lossscope.reports.shared.norm_tables import norm_table
 from lossscope.reports.shared.notes import ENDS_NOTE, HESSIAN_NOTE, LOSS_NOTE, SEEDS_NOTE, VERDICT_NOTE
 from lossscope.reports.shared.provenance import ending_notes, missing_curvature, provenance, runs_in_words
@@ -90,6 +91,7 @@ def sharpness(runs: Sequence[Run]) -> Report:
             *spectrum_table(runs),
             *module_table(runs),
             *sampling_table(runs),
+            *other_measures_table(runs, "sharpness"),
             *opinion_table(runs),
             cost_table(runs),
             *overhead_table(runs),

@@ -1,4 +1,4 @@
-"""The table of second opinions: another library's numbers beside ours, at the same checkpoint and data."""
+"""Table of second opinions: another library's values beside ours, at the same checkpoint and on the same data."""
 
 from __future__ import annotations
 
@@ -23,28 +23,28 @@ _COLUMNS: Final = (
     Column("step", "step"),
     Column("measure", "measure", words=True),
     Column("ours", "lossscope ± error", "nats", "standard error, or bound"),
-    Column("engine", "the other", words=True),
-    Column("theirs", "its number ± error", "nats", "standard error of its samples, or the residual of its vector"),
-    Column("apart", "apart", "%", "difference over our number"),
-    Column("our_products", "products", "", "Hessian products of our call, with everything else that it measured"),
+    Column("engine", "other engine", words=True),
+    Column("theirs", "its value ± error", "nats", "standard error of its samples, or the residual of its vector"),
+    Column("apart", "difference", "%", "relative to our value"),
+    Column("our_products", "products", "", "Hessian products of our group of measures, shared by all of its measures"),
     Column("their_products", "its products"),
 )
 _NOTE: Final = (
-    "PyHessian stops when a number changes little, which bounds nothing: the error beside its eigenvalues is the "
-    "residual as measured by lossscope. It finds the largest |λ|, which is λ_max unless a negative eigenvalue is "
-    "larger. Its density does not run on this torch: the density shown here is lossscope's."
+    "PyHessian stops when a value changes little, which certifies no error bound: the error of its eigenvalues is the "
+    "residual computed by lossscope. It finds the largest |λ|, which is λ_max unless a negative eigenvalue has a "
+    "larger magnitude. Its density does not run on this torch: the density shown here is lossscope's."
 )
 _NUMBER: Final = ("step", "measure", "mode", "loss_kind", "data_hash")
 
 
 def opinion_table(runs: Sequence[Run]) -> tuple[Table, ...]:
-    """Every number that another engine has measured, last step first to last; nothing where there is none."""
+    """Return the table of all values that another engine measured; none if there are none."""
     rows = tuple(row for run in runs for row in _of_run(run))
     return (Table("opinions", "Second opinions", _COLUMNS, rows, _NOTE),) if rows else ()
 
 
 def _of_run(run: Run) -> Iterable[tuple[Cell, ...]]:
-    """The second opinions of a run; of several of one engine at one step the last."""
+    """Yield the second opinions of a run; if one engine measured a value twice at a step, the last."""
     probes = run.probes[run.probes["tensor"].isna()]
     engines = probes["engine"].fillna(OWN_ENGINE)
     ours = _by_number(probes[engines == OWN_ENGINE], _NUMBER)
@@ -53,18 +53,18 @@ def _of_run(run: Run) -> Iterable[tuple[Cell, ...]]:
 
 
 def _by_number(rows: pd.DataFrame, key: Sequence[str]) -> dict[tuple[object, ...], Row]:
-    """The row written last of each number."""
+    """Return the row written last for each key."""
     records = [{str(name): value for name, value in row.items()} for row in rows.to_dict("records")]
     return {_key(row, key): row for row in records}
 
 
 def _key(row: Row, columns: Sequence[str]) -> tuple[object, ...]:
-    """What says which number a row is of; a missing word is none."""
+    """Return the columns that identify the value of a row; missing text is None."""
     return tuple(row[column] if isinstance(row[column], str | int) else None for column in columns)
 
 
 def _row(run: Run, theirs: Row, ours: Row | None) -> tuple[Cell, ...]:
-    """Both numbers side by side."""
+    """Return a row with both values side by side."""
     mine = Quantity(None) if ours is None else row_quantity(ours)
     other = row_quantity(theirs)
     apart = None
@@ -85,6 +85,6 @@ def _row(run: Run, theirs: Row, ours: Row | None) -> tuple[Cell, ...]:
 
 
 def _whole(value: object) -> int | None:
-    """A whole number, or a gap."""
+    """Return an integer, or None if missing."""
     found = number(value)
     return None if found is None else int(found)

@@ -1,22 +1,18 @@
-"""Tables of measures that not every run has: a row per run at the last step with any of them, a column per measure."""
+"""Tables of spectra, stability thresholds and sampling error, for the runs that have these measures."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
-from lossscope.landscape.analysis.series import by_arm
-from lossscope.reports.content import Cell, Column, Quantity, Table
-from lossscope.reports.shared.quantities import row_quantity
+from lossscope.reports.content import Column, Table
+from lossscope.reports.shared.measure_tables import measure_table
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from lossscope.landscape.run import Run
 
 __all__ = ["metric_table", "sampling_table", "spectrum_table"]
 
-_RUN: Final = (Column("run", "run", words=True), Column("step", "step", "", "the last step that has these numbers"))
 _EIGENVALUES: Final = tuple(Column(f"lambda_{k}", f"λ_{k} ± bound", "nats") for k in (2, 3, 4, 5))
 _SPECTRUM: Final = (
     Column("frobenius", "‖H‖_F ± SE [95 %]", "nats", "root of the sum of squared eigenvalues"),
@@ -34,62 +30,47 @@ _METRIC: Final = (
     ),
 )
 _SAMPLING: Final = (
-    Column("lambda_max_in_sample", "in-sample λ_max ± bound", "nats", "of these data: on average high"),
-    Column("lambda_max_cross_fitted", "cross-fitted ± SE [95 %]", "nats", "v from one half, H from the other: low"),
-    Column("lambda_max_population", "population ± SE [95 %]", "nats", "of what the data were drawn from"),
+    Column("lambda_max_in_sample", "in-sample λ_max ± bound", "nats", "on these data: biased upwards"),
+    Column(
+        "lambda_max_cross_fitted",
+        "cross-fitted ± SE [95 %]",
+        "nats",
+        "v from one half, H from the other: biased downwards",
+    ),
+    Column(
+        "lambda_max_population",
+        "population ± SE [95 %]",
+        "nats",
+        "λ_max of the population that the data were drawn from",
+    ),
 )
 _SPECTRUM_NOTE: Final = (
-    "Intervals of the last three run over random vectors and are widened by what the second half of the steps "
-    "still changed."
+    "Intervals of the last three are over random vectors, widened by the change since half of the Krylov steps."
 )
 _METRIC_NOTE: Final = (
-    "Each ratio has a threshold of its own, and is 1 at the edge of stability; so is R_dir above. An optimizer without "
-    "a known threshold (an orthogonalized step, an ascent) has R_dir alone. Between optimizers only ratios compare."
+    "Each ratio has its own threshold and is 1 at the edge of stability, as is the directional edge ratio above. An "
+    "optimizer without a known threshold (orthogonalized or two-pass steps) has the directional edge ratio only. "
+    "Compare only ratios between optimizers."
 )
 _SAMPLING_NOTE: Final = (
-    "What other data would do to λ_max at fixed parameters. The in-sample value is biased upwards, the cross-fitted "
+    "Sampling error of λ_max over data at fixed parameters. The in-sample value is biased upwards, the cross-fitted "
     "one downwards. On training data this is the error of resampling, not of the population that was not trained on."
 )
 
 
 def spectrum_table(runs: Sequence[Run]) -> tuple[Table, ...]:
-    """Eigenvalues below the largest, and what follows from the whole spectrum; nothing where no run has it."""
+    """Return the tables of inner eigenvalues and of the whole spectrum; none if no run has them."""
     return (
-        *_measure_table(runs, "eigenvalues", "Eigenvalues below the largest", _EIGENVALUES, ""),
-        *_measure_table(runs, "spectrum", "The whole spectrum", _SPECTRUM, _SPECTRUM_NOTE),
+        *measure_table(runs, "eigenvalues", "Eigenvalues below the largest", _EIGENVALUES, ""),
+        *measure_table(runs, "spectrum", "Whole spectrum", _SPECTRUM, _SPECTRUM_NOTE),
     )
 
 
 def metric_table(runs: Sequence[Run]) -> tuple[Table, ...]:
-    """Sharpness as the optimizer sees it, with the edge ratios by name; nothing where no run has it."""
-    return _measure_table(runs, "edges", "Against the optimizer's own thresholds", _METRIC, _METRIC_NOTE)
+    """Return the table of sharpness against stability thresholds, with batch sharpness; none if no run has any."""
+    return measure_table(runs, "edges", "Sharpness against the optimizer's stability thresholds", _METRIC, _METRIC_NOTE)
 
 
 def sampling_table(runs: Sequence[Run]) -> tuple[Table, ...]:
-    """The error of λ_max over samples of data; nothing where it was not measured."""
-    return _measure_table(runs, "sampling_error", "What other data would do to λ_max", _SAMPLING, _SAMPLING_NOTE)
-
-
-def _measure_table(
-    runs: Sequence[Run], key: str, title: str, columns: Sequence[Column], note: str
-) -> tuple[Table, ...]:
-    """A table of the measures that are there."""
-    found = [(run, *_last(run, [column.key for column in columns])) for arm in by_arm(runs).values() for run in arm]
-    there = [(run, step, values) for run, step, values in found if values]
-    kept = [column for column in columns if any(column.key in values for _, _, values in there)]
-    if not there:
-        return ()
-    rows = tuple(
-        (run.name, step, *(values.get(column.key, Quantity(None)) for column in kept)) for run, step, values in there
-    )
-    return (Table(key, f"{title}, at the last step that has it", (*_RUN, *kept), rows, note),)
-
-
-def _last(run: Run, measures: Sequence[str]) -> tuple[Cell, dict[str, Quantity]]:
-    """The last step with any of the measures of the whole model, and the measures there."""
-    rows: pd.DataFrame = run.estimates[run.estimates["measure"].isin(measures) & run.estimates["tensor"].isna()]
-    if not len(rows):
-        return None, {}
-    step = int(rows["step"].max())
-    last = rows[rows["step"] == step].to_dict("records")
-    return step, {str(row["measure"]): row_quantity({str(key): one for key, one in row.items()}) for row in last}
+    """Return the table of the sampling error of λ_max; none if no run has it."""
+    return measure_table(runs, "sampling_error", "Sampling error of λ_max", _SAMPLING, _SAMPLING_NOTE)

@@ -1,4 +1,4 @@
-"""What is measured by name only: its rows are the numbers of its probes, under the right names."""
+"""Measures on request: their rows are the values of the probes behind them, under the right names."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from lossscope.landscape.curvature.catalogue import MEASURES
+from lossscope.landscape.curvature.catalogue import known_measures
 from lossscope.landscape.curvature.options import MeasurementTarget, SolverOptions
 from lossscope.landscape.curvature.panel import batch_rows, module_rows, sampling_rows
 from lossscope.probes.objective.losses import CrossEntropy
@@ -17,7 +17,7 @@ from lossscope.probes.sharpness.per_block import per_module
 from lossscope.probes.sharpness.sampling_error import sampled_eigenvalue
 
 EFFORT = SolverOptions(0.05, 0.05, 40, seed=3)
-NAMES = {measure.name for measure in MEASURES}
+NAMES = set(known_measures())
 
 
 @pytest.fixture

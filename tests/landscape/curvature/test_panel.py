@@ -1,4 +1,4 @@
-"""What the calls of a panel say of their own cost."""
+"""Panel: cost of each group of measures, and the reasons for what is missing."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from lossscope.landscape.curvature import panel as panel_module
+from lossscope.landscape.curvature.catalogue import GROUPS
 from lossscope.landscape.curvature.options import MeasurementTarget, SolverOptions
 from lossscope.landscape.curvature.panel import Panel
 from lossscope.probes.objective.losses import CrossEntropy
@@ -25,12 +26,12 @@ def test_loading_torchs_forward_rules_is_booked_on_no_measure(subject, monkeypat
     measure = panel_module.log_fisher_rao
     monkeypatch.setattr(panel_module, "_load_forward_mode", lambda: order.append("rules"))
     monkeypatch.setattr(panel_module, "log_fisher_rao", lambda goal: order.append("measure") or measure(goal))
-    Panel(subject, SolverOptions(0.1, 0.1, 16)).measure("log_fisher_rao", ["log_fisher_rao"])
+    GROUPS["log_fisher_rao"].measure(Panel(subject, SolverOptions(0.1, 0.1, 16)), ["log_fisher_rao"])
     assert order == ["rules", "measure"]
 
 
 def test_a_density_names_the_cost_of_its_call(subject):
-    rows = Panel(subject, SolverOptions(0.1, 0.1, 16)).measure("spectrum", ["density"])
+    rows = GROUPS["spectrum"].measure(Panel(subject, SolverOptions(0.1, 0.1, 16)), ["density"])
     assert rows.probes == []
     assert len(rows.densities) > 1
     for row in rows.densities:
@@ -41,23 +42,24 @@ def test_a_density_names_the_cost_of_its_call(subject):
 
 def test_what_has_no_optimizer_says_so_and_where_to_read_on(subject):
     panel = Panel(MeasurementTarget(subject.objective, no_optimizer="there is none"), SolverOptions(0.1, 0.1, 16))
-    panel.measure("metric", ["preconditioned_sharpness"])
-    panel.measure("spectrum", ["sharpness_edge_ratio"])
+    GROUPS["metric"].measure(panel, ["preconditioned_sharpness"])
+    GROUPS["spectrum"].measure(panel, ["sharpness_edge_ratio"])
     assert set(panel.absent) == {"preconditioned_sharpness", "sharpness_edge_ratio"}
     assert set(panel.absent.values()) == {
-        "there is none; ask for lambda_max, and read R_dir, which training records for every optimizer"
+        "there is none; use lambda_max, and directional_edge_ratio, which training records for every optimizer"
     }
 
 
 def test_alignment_measures_the_eigenvectors_that_it_needs_and_takes_those_that_are_there(subject):
     panel = Panel(subject, SolverOptions(0.01, 0.1, 32))
     alone = {
-        row["measure"]: row["value"] for row in panel.measure("alignment", ["top_share", "gradient_cosine"]).probes
+        row["measure"]: row["value"]
+        for row in GROUPS["alignment"].measure(panel, ["top_share", "gradient_cosine"]).probes
     }
     assert set(alone) == {"top_share", "gradient_cosine"}
     spent = panel.hessian.products
-    panel.measure("alignment", ["top_share"])
+    GROUPS["alignment"].measure(panel, ["top_share"])
     assert panel.hessian.products == spent
-    (five,) = panel.measure("alignment", ["top5_share"]).probes
+    (five,) = GROUPS["alignment"].measure(panel, ["top5_share"]).probes
     assert panel.hessian.products > spent
     assert alone["top_share"] <= five["value"] <= 1 + 1e-6

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from lossscope.landscape.curvature.catalogue import GROUPS
 from lossscope.landscape.curvature.options import MeasurementTarget, SolverOptions
 from lossscope.landscape.curvature.panel import Panel
 from lossscope.landscape.curvature.pyhessian_engine import pyhessian_spectrum
@@ -74,7 +75,9 @@ def test_what_did_not_meet_its_bound_is_named() -> None:
 
 def test_the_density_it_lacks_is_ours() -> None:
     panel = Panel(MeasurementTarget(network()), SolverOptions(0.01, 0.01, 200, 0, "pyhessian"))
-    rows = panel.with_provenance(panel.measure("spectrum", ["lambda_max", "trace", "density", "effective_rank"]), 3)
+    rows = panel.with_provenance(
+        GROUPS["spectrum"].measure(panel, ["lambda_max", "trace", "density", "effective_rank"]), 3
+    )
     engines = {row["measure"]: row["engine"] for row in rows.probes}
     assert engines == {"lambda_max": "pyhessian", "trace": "pyhessian", "effective_rank": "lossscope"}
     assert rows.densities

@@ -1,4 +1,4 @@
-"""Curvature evaluations: what a long and a short one measure, and that their numbers are those of the dense Hessian."""
+"""Curvature evaluations: the measures of long and short ones, against those of the dense Hessian."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lossscope.landscape.curvature.catalogue import MEASURES
+from lossscope.landscape.curvature.catalogue import recorded_groups
 from lossscope.landscape.curvature.estimate_rows import Rows
 from lossscope.landscape.curvature.optimizer_metric import step_metric
 from lossscope.landscape.curvature.options import MeasurementTarget, SolverOptions
@@ -22,7 +22,6 @@ from lossscope.probes.objective.losses import CrossEntropy
 from lossscope.probes.objective.objective import Objective
 
 ECONOMY, FULL = PRESETS["economy"], PRESETS["full"]
-PROBED_ONLY = {"batch_sharpness", "per_module", "sampling_error"}
 
 
 def problem(optimizer="adamw", steps=3):
@@ -57,7 +56,7 @@ def test_a_long_evaluation_writes_every_measure_that_is_recorded_and_none_that_t
     found = values(CurvatureEvaluations(objective, preset, adamw).rows(3, before, moved))
     _, sgd, objective, before, moved = problem("sgd")
     found |= values(CurvatureEvaluations(objective, preset, sgd).rows(3, before, moved))
-    recorded = {measure.name for measure in MEASURES if measure.call not in PROBED_ONLY} - {"density"}
+    recorded = {name for _, group in recorded_groups() for name in group.names} - {"density"}
     assert set(found) == recorded
 
 

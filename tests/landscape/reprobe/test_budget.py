@@ -1,10 +1,11 @@
-"""The fewest products of each call: what the measures behind it accept, and not one less."""
+"""Least budget of each group: accepted by the measures behind it, and one product less is refused."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
+from lossscope.landscape.curvature.catalogue import GROUPS
 from lossscope.landscape.curvature.options import MeasurementTarget, SolverOptions
 from lossscope.landscape.curvature.panel import Panel
 from lossscope.landscape.errors import ConfigError
@@ -46,12 +47,12 @@ def subject() -> MeasurementTarget:
     ],
 )
 def test_the_least_budget_is_accepted_and_one_less_is_not(names: list[str], subject: MeasurementTarget) -> None:
-    for call, measures in select_measures(names, "lossscope").items():
-        least = least_products(call, measures, subject.objective.size)
-        Panel(subject, SolverOptions(0.5, 0.5, max(least, 1))).measure(call, measures)
+    for group, measures in select_measures(names, "lossscope").items():
+        least = least_products(group, measures, subject.objective.size)
+        GROUPS[group].measure(Panel(subject, SolverOptions(0.5, 0.5, max(least, 1))), measures)
         if least > 1:
             with pytest.raises(ProbeError):
-                Panel(subject, SolverOptions(0.5, 0.5, least - 1)).measure(call, measures)
+                GROUPS[group].measure(Panel(subject, SolverOptions(0.5, 0.5, least - 1)), measures)
 
 
 def refused(names: list[str], budget: int) -> str:

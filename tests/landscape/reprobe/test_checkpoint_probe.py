@@ -13,7 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lossscope.landscape.curvature.catalogue import MEASURES
+from lossscope.landscape.curvature.catalogue import known_measures
 from lossscope.landscape.curvature.options import SolverOptions
 from lossscope.landscape.errors import ConfigError, RunError
 from lossscope.landscape.recording.checkpoints import checkpoints
@@ -124,7 +124,7 @@ def test_the_last_checkpoint_is_measured_by_default_and_agrees_with_what_was_rec
 
 def test_every_number_of_a_probe_is_known_and_has_a_certificate(run):
     found = probe(run, effort=EFFORT, measures=["spectrum", "metric", "batch_sharpness"])
-    assert {row["measure"] for row in found.rows} <= {measure.name for measure in MEASURES}
+    assert {row["measure"] for row in found.rows} <= set(known_measures())
     probes = Run.open(run).probes.tail(len(found.rows))
     for column in ("mode", "loss_kind", "dtype", "seed", "engine", "data_hash", "seconds", "products", "converged"):
         assert probes[column].notna().all(), column
@@ -184,7 +184,7 @@ def test_data_that_are_not_those_of_the_run_are_refused(run):
 @pytest.mark.parametrize(
     ("asked", "words"),
     [
-        ({"measures": ["lambda_mx"]}, "there is no measure 'lambda_mx'; did you mean lambda_max"),
+        ({"measures": ["lambda_mx"]}, "unknown measure 'lambda_mx'; did you mean lambda_max"),
         ({"measures": ["directional_edge_ratio"]}, "directional_edge_ratio needs the step that was taken"),
         (
             {"measures": ["lambda_min"], "effort": SolverOptions(0.1, 0.1, 16, 0, "pyhessian")},
@@ -294,18 +294,18 @@ def test_progress_goes_from_nothing_to_all(run):
 
 _KILLED = """
 import os, signal, sys
-from lossscope.landscape.reprobe import checkpoint_probe as probing
-from lossscope.landscape.curvature.panel import Panel
+from lossscope.landscape.curvature.measure_group import MeasureGroup
 from lossscope.landscape.curvature.options import SolverOptions
-measure, calls = Panel.measure, []
+from lossscope.landscape.reprobe import checkpoint_probe as probing
+measure, calls = MeasureGroup.measure, []
 
-def dying(self, call, names):
-    calls.append(call)
-    if len(calls) == 4:  # the second call at the second checkpoint
+def dying(self, panel, names):
+    calls.append(self.name)
+    if len(calls) == 4:  # the second group at the second checkpoint
         os.kill(os.getpid(), signal.SIGKILL)
-    return measure(self, call, names)
+    return measure(self, panel, names)
 
-Panel.measure = dying
+MeasureGroup.measure = dying
 measures, objective = ["loss", "trace", "density"], "mine.py:objective"
 probing.probe(sys.argv[1], at="all", measures=measures, effort=SolverOptions(0.1, 0.5, 8), objective=objective)
 """
