@@ -22,7 +22,7 @@ _NEXT_STEPS: Final = {
     Limit.DEPTH: "The Krylov space is too small for {}, as their intervals show: measure density alone, with more "
     "--max-products",
     Limit.DATA: "The searches behind {} did not meet their bound: raise --max-products or --rel",
-    Limit.BATCHES: "Too few minibatches for a reliable interval of {}: measure an objective of more batches",
+    Limit.BATCHES: "Too few minibatches for the interval of {} to be reliable: measure an objective of more batches",
 }
 
 

@@ -220,7 +220,8 @@ def test_the_metric_of_an_optimizer_of_torch_is_measured_and_of_another_it_is_sa
 
 
 @pytest.mark.parametrize(
-    ("run", "next_step"), [("RMSprop", "ask for lambda_max, and read R_dir"), ("SGD", "ask for sharpness_edge_ratio")]
+    ("run", "next_step"),
+    [("RMSprop", "use lambda_max, and directional_edge_ratio"), ("SGD", "use sharpness_edge_ratio")],
 )
 def test_a_metric_that_is_not_there_is_an_error_with_a_next_step_where_nothing_else_was_asked(probe, run, next_step):
     before = contents(run)
@@ -232,7 +233,7 @@ def test_a_metric_that_is_not_there_is_an_error_with_a_next_step_where_nothing_e
 
 def test_a_density_alone_is_shown_with_what_it_cost(probe):
     said = probe("AdamW", "objective", "--measures", "density")
-    measured, cost = said.out.split("What it cost")
+    measured, cost = said.out.split("\nCost\n")
     assert " none" not in said.out
     assert "nodes" in measured
     assert "spectrum" in cost
@@ -242,7 +243,7 @@ def test_a_density_alone_is_shown_with_what_it_cost(probe):
 
 def test_batch_sharpness_was_given_no_bound_and_needs_more_batches_not_more_products(probe):
     out = probe("AdamW", "minibatches", "--measures", "batch_sharpness").out
-    measured, rest = out.split("What it cost")
+    measured, rest = out.split("\nCost\n")
     ((_, _, _, *cells),) = [line.split() for line in measured.splitlines() if " batch_sharpness " in line]
     assert cells[-2:] == ["–", "lossscope"]
     assert "--max-products" not in rest
@@ -268,4 +269,4 @@ def test_advice_is_given_only_where_it_helps(probe):
         "AdamW", "objective", "--measures", "trace,effective_rank", "--rel", "0.01%", "--max-products", "7"
     ).out
     assert "Bounds not met: trace; raise --max-products or --rel." in said
-    assert "The space is not deep enough for effective_rank" in said
+    assert "The Krylov space is too small for effective_rank" in said
