@@ -8,11 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from functools import cache
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from lossscope.landscape.curvature.measure import EIGENVALUES, FROM_DENSITY, Bound, Limit, Measure
 from lossscope.landscape.curvature.measure_group import Evaluation, LeastProducts, MeasureGroup, Names, Schedule
 from lossscope.landscape.errors import ConfigError
+
+if TYPE_CHECKING:
+    from lossscope.landscape.curvature.panel import Panel
+    from lossscope.probes.statistics.estimate import Estimate
 
 __all__ = ["GROUPS", "group_of", "known_measures", "limit_of", "recorded_groups", "register", "reports_of"]
 
@@ -146,6 +150,14 @@ def _least_of_spectrum(names: Names, size: int) -> int:
     pairs = max(top, int("sharpness_edge_ratio" in names)) + ("lambda_min" in names)
     space = bool(pairs or names & set(FROM_DENSITY))
     return _krylov(lambda _: pairs, space=space, probes=bool(names & {"trace", "frobenius"}))(names, size)
+
+
+def _keskar(panel: Panel, names: Names) -> Mapping[str, Estimate]:
+    """Compute Keskar's sharpness; the budget counts loss evaluations."""
+    from lossscope.probes.sharpness.keskar import keskar_sharpness
+
+    rel, budget, seed = panel.options.rel, panel.options.max_products, panel.options.seed
+    return {"keskar": keskar_sharpness(panel.objective, rel=rel, max_evaluations=budget, seed=seed).sharpness}
 
 
 _EVERY: Final = "every function-preserving map"
@@ -450,6 +462,21 @@ for _entry in (
         run=lambda panel, names: panel.sampling_error(names),
         least_products=_krylov(lambda names: 1),
         own_table=True,
+    ),
+    MeasureGroup(
+        "keskar",
+        (
+            Measure(
+                "keskar",
+                "%",
+                Bound.LOWER,
+                "permutations of hidden units",
+                "100 (max L - L) / (1 + L) over the box |d_i| <= 0.001 (|theta_i| + 1)",
+            ),
+        ),
+        run=_keskar,
+        least_products=lambda names, size: 10,  # two loss evaluations for each of five ascents
+        legacy=True,
     ),
 ):
     register(_entry)

@@ -31,6 +31,7 @@ from lossscope.probes.operators.second_derivative import require_second_derivati
 from lossscope.probes.sharpness.alignment import gradient_alignment
 from lossscope.probes.sharpness.directional import directional_sharpness
 from lossscope.probes.sharpness.invariant import adaptive_trace, log_fisher_rao, theta_hessian_theta
+from lossscope.probes.sharpness.keskar import keskar_sharpness
 from lossscope.probes.sharpness.logits import logit_scale
 from lossscope.probes.sharpness.minibatch import batch_sharpness
 from lossscope.probes.sharpness.norm_ball import norm_sharpness
@@ -165,6 +166,7 @@ PROBES: dict[str, Callable[[Objective], Any]] = {
     "batch_sharpness": batch_sharpness,
     "norm_sharpness: spectral": lambda o: norm_sharpness(o, "spectral", restarts=2, max_products=12),
     "norm_sharpness: sign": lambda o: norm_sharpness(o, "sign", restarts=2, max_products=12),
+    "keskar_sharpness": lambda o: keskar_sharpness(o, max_evaluations=12),
     "directional_sharpness": lambda o: directional_sharpness(o, vector(o), at=o.parameters() + 0.1),
     "adaptive_trace": lambda o: adaptive_trace(o, max_products=16),
     "log_fisher_rao": log_fisher_rao,
