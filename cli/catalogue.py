@@ -78,15 +78,31 @@ def workloads(as_json: _Json = False) -> None:
 
 @list_app.command()
 def measures(as_json: _Json = False) -> None:
-    """Print the measures that a run can hold, with their units.
+    """Print the measures that a run can hold with their units, by the groups that share one computation.
+
+    `lossscope probe --measures` takes names of measures or of groups.
 
     Example: lossscope list measures
     """
-    from lossscope.landscape.curvature.catalogue import GROUPS
+    from lossscope.landscape.curvature.catalogue import GROUPS, known_measures
 
-    descriptions = {
-        measure.name: f"[{measure.unit}] {'legacy: ' if group.legacy else ''}{measure.meaning}"
-        for group in GROUPS.values()
-        for measure in group.measures
-    }
-    _print("measures", descriptions, as_json)
+    if as_json:
+        rows = [
+            {
+                "name": measure.name,
+                "description": f"[{measure.unit}] {measure.meaning}",
+                "group": group.name,
+                "probed": "never" if group.needs_step else "by default" if group.usual else "on request",
+                "legacy": group.legacy,
+            }
+            for group in GROUPS.values()
+            for measure in group.measures
+        ]
+        typer.echo(json.dumps({"schema": 1, "measures": rows}, indent=2))
+        return
+    width = max(map(len, known_measures()))
+    for group in GROUPS.values():
+        marks = ["legacy"] * group.legacy + ["recorded only"] * group.needs_step + ["probed by default"] * group.usual
+        typer.echo(group.name + (f" ({', '.join(marks)})" if marks else ""))
+        for measure in group.measures:
+            typer.echo(f"    {measure.name:<{width}}  [{measure.unit}] {measure.meaning}")

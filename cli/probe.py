@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal
 import typer
 
 from lossscope.cli.options import JsonOption
-from lossscope.landscape.curvature.catalogue import GROUPS, limit_of, reports_of
-from lossscope.landscape.curvature.measure import Limit
 
 if TYPE_CHECKING:
     from lossscope.landscape.curvature.options import SolverOptions
@@ -17,21 +15,13 @@ if TYPE_CHECKING:
 
 __all__ = ["probe", "share_of"]
 
-_NEXT_STEPS: Final = {
-    Limit.EFFORT: "Bounds not met: {}; raise --max-products or --rel",
-    Limit.DEPTH: "The Krylov space is too small for {}, as their intervals show: measure density alone, with more "
+_NEXT_STEPS: Final = {  # by Limit
+    "effort": "Bounds not met: {}; raise --max-products or --rel",
+    "depth": "The Krylov space is too small for {}, as their intervals show: measure density alone, with more "
     "--max-products",
-    Limit.DATA: "The searches behind {} did not meet their bound: raise --max-products or --rel",
-    Limit.BATCHES: "Too few minibatches for the interval of {} to be reliable: measure an objective of more batches",
+    "data": "The searches behind {} did not meet their bound: raise --max-products or --rel",
+    "batches": "Too few minibatches for the interval of {} to be reliable: measure an objective of more batches",
 }
-
-
-def _measures_help() -> str:
-    """Return the help of `--measures` from the catalogue."""
-    groups = [group for group in GROUPS.values() if not group.needs_step]
-    every = ", ".join(f"{group.name} (legacy)" if group.legacy else group.name for group in groups)
-    usual = ", ".join(group.name for group in groups if group.usual)
-    return f"Measures (see `lossscope list measures`) or groups of measures: {every}. Default: {usual}."
 
 
 def probe(
@@ -44,7 +34,8 @@ def probe(
         str | None,
         typer.Option(
             metavar="NAME,...",
-            help=_measures_help(),
+            help="Measures or groups of measures, separated by commas; `lossscope list measures` lists both and the "
+            "default.",
         ),
     ] = None,
     rel: Annotated[str, typer.Option(metavar="SHARE", help="Error bound to reach, such as 1% or 0.01.")] = "1%",
@@ -94,6 +85,8 @@ def probe(
 
 def _added(found: Probed) -> str:
     """Return what was added, which bounds were missed, and which reports show it."""
+    from lossscope.landscape.curvature.catalogue import reports_of
+
     rows, densities = len(found.rows), len(found.whole_densities)
     added = [f"{rows} row{'s' * (rows > 1)}"] if rows else []
     added += [f"{densities} density table{'s' * (densities > 1)}"] if densities else []
@@ -105,6 +98,8 @@ def _added(found: Probed) -> str:
 
 def _missed(found: Probed) -> str:
     """Return advice on values that missed their requested precision, by what limits it."""
+    from lossscope.landscape.curvature.catalogue import limit_of
+
     lines = []
     for limit, what in _NEXT_STEPS.items():
         missed = dict.fromkeys(

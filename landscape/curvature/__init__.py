@@ -1,1 +1,1 @@
-"""Catalogue of measures and one curvature evaluation."""
+"""Catalogue of measures, and one curvature evaluation of a loss at its present parameters."""

@@ -20,23 +20,23 @@ DENSITIES: Final = "densities"
 
 @dataclass
 class Rows:
-    """Rows of both tables, in the order in which they are to be written."""
+    """Rows of both tables, in the order in which they are written."""
 
     probes: list[Row] = field(default_factory=list)
     densities: list[Row] = field(default_factory=list)
 
     def __add__(self, other: Rows) -> Rows:
-        """These rows and then the others."""
+        """Return these rows followed by the others."""
         return Rows(self.probes + other.probes, self.densities + other.densities)
 
     def by_table(self) -> Iterable[tuple[str, Row]]:
-        """Every row with the name of its table."""
+        """Yield every row with the name of its table."""
         yield from ((DENSITIES, row) for row in self.densities)
         yield from ((PROBES, row) for row in self.probes)
 
 
 def estimate_row(measure: str, estimate: Estimate, tensor: str | None = None) -> Row:
-    """The row of an estimate, without what is known of its circumstances."""
+    """Return the row of an estimate, without provenance columns."""
     return {
         "measure": measure,
         "tensor": tensor,
@@ -53,7 +53,7 @@ def estimate_row(measure: str, estimate: Estimate, tensor: str | None = None) ->
 
 
 def density_rows(density: SpectralDensity) -> list[Row]:
-    """A row for each random vector: the nodes, its weights, and which nodes are single eigenvalues."""
+    """Return a row for each random vector: nodes, weights, and whether each node is a single eigenvalue."""
     settled = [float(one) for one in density.settled]
     return [
         {
@@ -68,9 +68,9 @@ def density_rows(density: SpectralDensity) -> list[Row]:
 
 
 def with_provenance(rows: Rows, step: int, objective: Objective, seed: int, gradient_seconds: float) -> Rows:
-    """The rows with their step, how the loss was evaluated, and their cost in gradients where a gradient's is known.
+    """Return the rows with step, provenance, and cost in gradients if the time of one gradient is known.
 
-    What a row says itself goes before what is said here.
+    Columns that a row has already take precedence.
     """
     shared = {
         "step": step,
@@ -87,7 +87,7 @@ def with_provenance(rows: Rows, step: int, objective: Objective, seed: int, grad
 
 
 def _gradients(row: Row, gradient_seconds: float) -> float:
-    """What a row says itself, else its seconds in gradients; nan where neither is known."""
+    """Return the cost that a row states, else its seconds over those of one gradient; nan if neither is known."""
     known = float(row.get("gradients", math.nan))
     if math.isfinite(known):
         return known

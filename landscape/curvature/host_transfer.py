@@ -1,4 +1,4 @@
-"""Rows of tables whose numbers may still be on the device, and how all of them leave it with one wait."""
+"""Copy all device tensors in a batch of rows to the host with one synchronization."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Row = dict[str, Any]
 
 
 def to_host(rows: Sequence[Row]) -> list[Row]:
-    """The rows with plain floats and arrays in place of tensors, fetched from the device in one go."""
+    """Return the rows with floats and arrays in place of tensors, copied from the device at once."""
     found = [(row, key) for row in rows for key, value in row.items() if isinstance(value, Tensor)]
     if not found:
         return list(rows)

@@ -1,1 +1,1 @@
-"""Measures of saved checkpoints."""
+"""Measurement of saved checkpoints after training."""

@@ -1,4 +1,4 @@
-"""Measuring saved checkpoints after the fact: rows appended to a run that has ended."""
+"""Measurement of saved checkpoints: rows appended to a run that has ended."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from lossscope.probes.errors import ProbeError
 
 __all__ = ["probe"]
 
-Progress = Callable[[int, int, str], None]  # calls made, calls in all, what comes next
+Progress = Callable[[int, int, str], None]  # groups measured, groups in all, name of the next group
 
 _MINIBATCHES: Final = 32
 
@@ -41,48 +41,48 @@ def probe(
     objective: str | None = None,
     progress: Progress | None = None,
 ) -> Probed:
-    """Measure checkpoints of a run and append what was found to its tables.
+    """Measure checkpoints of a run and append the rows to its tables.
 
-    The rows of a checkpoint are written together, so a process that is killed loses the checkpoint it is at and no
-    other. Nothing is written before the first number is there: a probe that fails leaves the run byte for byte as it
-    was. How the run ended stays as it is. Which row counts where one number was measured twice:
-    `lossscope.landscape.storage.deduplicate`.
+    The rows of a checkpoint are written together, so a killed process loses only the checkpoint it is at. Nothing is
+    written before the first value is measured: a probe that fails leaves the run unchanged byte for byte. The status of
+    the run stays as it is. `lossscope.landscape.storage.deduplicate` decides which row counts if a value was measured
+    twice.
 
     Args:
-        path: The run's folder; any run that is not being recorded.
+        path: Folder of a run that is not being recorded.
         at: Steps of checkpoints, the last one, or all.
-        measures: Names of measures or of calls; None for what is usual.
-        effort: How precise, with which engine.
+        measures: Names of measures or of groups; None for the usual groups.
+        effort: Tolerances, budget, seed and engine.
         objective: `FILE.py:NAME`, a function without arguments that returns the Objective. The checkpoint's weights
             are loaded into its model. None for the workload of the manifest, on the data that the run was recorded on.
-        progress: Called before each call and at the end.
+        progress: Called before each group of measures and at the end.
 
     Returns:
-        The rows and what is missing.
+        The rows and the missing measures.
 
     Raises:
-        ConfigError: A name or a number cannot be used, the budget is too small, or the loss raises something.
-        RunError: There is no run or no such checkpoint, it is being recorded, its data cannot be had again, or not one
-            of the measures could be taken.
+        ConfigError: A name or a number is invalid, the budget is too small, or the loss raises an error.
+        RunError: The run or checkpoint does not exist, the run is being recorded, its data cannot be rebuilt, or no
+            measure could be taken.
     """
     begun = time.perf_counter()
     chosen = select_measures(measures, effort.engine)
     run = Run.open(path)
     if run.status == "running":
         raise RunError(f"{path} is being recorded: wait until that has ended, then probe it")
-    saved = _saved(run, at)
+    saved = _requested_checkpoints(run, at)
     first = next(iter(saved.values()))
-    subject = _rebuilt(run, effort.seed) if objective is None else _own_subject(run, objective, first)
-    check_budget(chosen, effort, subject.objective.size)
-    _loaded(first, subject)
+    target = _rebuild(run, effort.seed) if objective is None else _own_target(run, objective, first)
+    check_budget(chosen, effort, target.objective.size)
+    _load(first, target)
     if objective is not None:
-        evaluated_once(subject.objective, objective, slope=set(chosen) != {"loss"})
-    done = _Done(Rows(), [], measures is not None or subject.optimizer is None)
+        evaluated_once(target.objective, objective, slope=set(chosen) != {"loss"})
+    done = _Result(Rows(), [], measures is not None or target.optimizer is None)
     store = RunStore.extend(path, {"code_version": code_version()})
     try:
         for count, (step, folder) in enumerate(saved.items()):
-            _loaded(folder, subject)
-            rows = _measured(subject, effort, chosen, step, done, _told(progress, count, len(saved), chosen))
+            _load(folder, target)
+            rows = _measure(target, effort, chosen, step, done, _reporter(progress, count, len(saved), chosen))
             for table, row in rows.by_table():
                 store.append(table, row)
             store.flush()
@@ -103,21 +103,21 @@ def probe(
 
 
 @dataclass
-class _Done:
-    """What has been measured so far."""
+class _Result:
+    """Rows and missing measures so far."""
 
     rows: Rows
     absent: list[Absent]
-    tell: bool  # whether what does not apply is missed: measures were named, or the optimizer is not known
+    report_absent: bool  # report measures that do not apply: measures were named, or the optimizer is unknown
 
 
-def _saved(run: Run, at: Sequence[int] | str) -> Mapping[int, Path]:
-    """The checkpoints asked for, by step."""
+def _requested_checkpoints(run: Run, at: Sequence[int] | str) -> Mapping[int, Path]:
+    """Return the requested checkpoints, by step."""
     found = checkpoints(run.path)
     if not found:
         raise RunError(
-            f"run {run.path} has no checkpoint to measure: `lossscope train` saves them, and a Recorder that is told "
-            "how many steps are planned"
+            f"run {run.path} has no checkpoint to measure: `lossscope train` saves them, and so does a Recorder with a "
+            "number of planned steps"
         )
     if at == "all":
         return found
@@ -132,13 +132,13 @@ def _listed(steps: Mapping[int, Path]) -> str:
     return ", ".join(map(str, steps))
 
 
-def _rebuilt(run: Run, seed: int) -> MeasurementTarget:
-    """Model, data and optimizer of the manifest's workload, on the data that the run was recorded on."""
+def _rebuild(run: Run, seed: int) -> MeasurementTarget:
+    """Rebuild model, data and optimizer of the manifest's workload, on the data that the run was recorded on."""
     config = run.manifest.get("config")
     if not isinstance(config, dict) or "workload" not in config:
         raise RunError(
-            f"run {run.path} was not made by `lossscope train`, so its model and data are not known: give the function "
-            "that makes them with --objective FILE.py:NAME"
+            f"run {run.path} was not made by `lossscope train`, so its model and data are unknown: give a function "
+            "that returns them as an Objective with --objective FILE.py:NAME"
         )
     job = job_of(TrainConfig.recorded(config))
     recorded, rebuilt = run.manifest.get("data_hash"), job.objective.data_hash
@@ -150,33 +150,33 @@ def _rebuilt(run: Run, seed: int) -> MeasurementTarget:
     return MeasurementTarget(job.objective, job.optimizer, job.minibatches(_MINIBATCHES, seed))
 
 
-def _own_subject(run: Run, place: str, folder: Path) -> MeasurementTarget:
-    """The user's own objective, with the run's optimizer where the checkpoint's state is one that it can have."""
+def _own_target(run: Run, place: str, folder: Path) -> MeasurementTarget:
+    """Return the user's objective, with the run's optimizer if it can be rebuilt from the checkpoint."""
     objective = objective_from(place)
-    load_weights(folder, objective.model)  # weights of another network are told before their optimizer
+    load_weights(folder, objective.model)  # weights of another network are reported before their optimizer
     try:
         return MeasurementTarget(objective, own_optimizer(run.manifest, optimizer_state(folder), objective.model))
     except OwnOptimizerError as error:
-        return MeasurementTarget(objective, no_optimizer=f"the run's optimizer cannot be made anew: {error}")
+        return MeasurementTarget(objective, no_optimizer=f"the run's optimizer cannot be rebuilt: {error}")
 
 
-def _loaded(folder: Path, subject: MeasurementTarget) -> None:
-    """Put a checkpoint into the model and the optimizer."""
-    load_weights(folder, subject.objective.model)
-    if subject.optimizer is not None:
-        load_optimizer(folder, subject.optimizer)
+def _load(folder: Path, target: MeasurementTarget) -> None:
+    """Load a checkpoint into the model and the optimizer."""
+    load_weights(folder, target.objective.model)
+    if target.optimizer is not None:
+        load_optimizer(folder, target.optimizer)
 
 
-def _measured(
-    subject: MeasurementTarget,
+def _measure(
+    target: MeasurementTarget,
     effort: SolverOptions,
     chosen: Mapping[str, tuple[str, ...]],
     step: int,
-    done: _Done,
+    done: _Result,
     tell: Callable[[int, str], None],
 ) -> Rows:
-    """The rows of one checkpoint; what it lacks is noted."""
-    panel, rows = Panel(subject, effort), Rows()
+    """Return the rows of one checkpoint, and note its missing measures."""
+    panel, rows = Panel(target, effort), Rows()
     for count, (group, measures) in enumerate(chosen.items()):
         tell(count, group)
         try:
@@ -184,16 +184,16 @@ def _measured(
         except ProbeError as error:
             done.absent.append(Absent(step, measures, str(error)))
     tell(len(chosen), "")
-    if done.tell:
+    if done.report_absent:
         reasons = dict.fromkeys(panel.absent.values())
         done.absent += [Absent(step, tuple(n for n, why in panel.absent.items() if why == one), one) for one in reasons]
     return panel.with_provenance(rows, step) if rows.probes or rows.densities else rows
 
 
-def _told(
+def _reporter(
     progress: Progress | None, place: int, places: int, chosen: Mapping[str, tuple[str, ...]]
 ) -> Callable[[int, str], None]:
-    """Progress within one checkpoint as progress of the whole."""
+    """Return a function that reports progress within one checkpoint as overall progress."""
 
     def tell(count: int, call: str) -> None:
         if progress is not None:

@@ -1,4 +1,4 @@
-"""An objective made by a function of the user's own, in a file of his own: `FILE.py:NAME`."""
+"""User objective: an `Objective` returned by a function in the user's own file, `FILE.py:NAME`."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ __all__ = ["evaluated_once", "objective_from"]
 
 
 def objective_from(place: str) -> Objective:
-    """The objective that the function NAME of FILE.py returns when it is called without arguments.
+    """Return the objective that the function NAME of FILE.py returns when called without arguments.
 
-    This runs the file, as importing it would; the file's folder is on the import path meanwhile.
+    This runs the file, as an import would; meanwhile the file's folder is on the import path.
 
     Args:
         place: `FILE.py:NAME`.
 
     Raises:
-        ConfigError: There is no such file or name, the code raises, or what it returns is no Objective.
+        ConfigError: The file or name does not exist, the code raises, or it does not return an Objective.
     """
     file, colon, name = place.rpartition(":")
     if not colon or not file or not name:
@@ -35,9 +35,9 @@ def objective_from(place: str) -> Objective:
     path = Path(file)
     if not path.is_file():
         raise ConfigError(f"--objective: there is no file {path}; check the path")
-    with _importable(path.parent):
-        module = _loaded(path)
-        found = _called(_member(module, name, path), f"{name}() of {path}")
+    with _import_path(path.parent):
+        module = _load(path)
+        found = _call(_member(module, name, path), f"{name}() of {path}")
     if not isinstance(found, Objective):
         raise ConfigError(
             f"{name}() of {path} returned {type(found).__name__}, need a lossscope.probes.Objective: "
@@ -47,15 +47,15 @@ def objective_from(place: str) -> Objective:
 
 
 def evaluated_once(objective: Objective, place: str, *, slope: bool) -> None:
-    """Call the loss once, and its gradient: what the user's own code raises is told before anything is measured.
+    """Call the loss and its gradient once, so that errors of the user's code are reported before any measurement.
 
-    A value that cannot be measured (not finite, say) passes: another checkpoint may have one, and measures say so
-    themselves.
+    A value that cannot be measured (not finite, say) passes: another checkpoint may have a finite one, and the
+    measures report it.
 
     Args:
-        objective: From `place`, at the parameters it is to be measured at.
+        objective: The objective from `place`, at the parameters of a checkpoint.
         place: `FILE.py:NAME`.
-        slope: Whether derivatives are asked for; a loss that has none is then refused.
+        slope: Whether derivatives are needed; a loss without derivatives is then rejected.
 
     Raises:
         ConfigError: The loss raised something, or does not depend on the parameters.
@@ -65,7 +65,7 @@ def evaluated_once(objective: Objective, place: str, *, slope: bool) -> None:
     except ProbeError:
         return
     except (Exception, SystemExit) as error:
-        raise ConfigError(f"loss of {place} raised {_said(error)}; it is called as loss_fn(model, batch)") from error
+        raise ConfigError(f"loss of {place} raised {_summary(error)}; it is called as loss_fn(model, batch)") from error
     if not slope:
         return
     try:
@@ -73,11 +73,11 @@ def evaluated_once(objective: Objective, place: str, *, slope: bool) -> None:
     except ProbeError as error:
         raise ConfigError(f"loss of {place}: {error}") from error
     except (Exception, SystemExit) as error:
-        raise ConfigError(f"the gradient of the loss of {place} raised {_said(error)}") from error
+        raise ConfigError(f"the gradient of the loss of {place} raised {_summary(error)}") from error
 
 
-def _loaded(path: Path) -> ModuleType:
-    """The file as a module."""
+def _load(path: Path) -> ModuleType:
+    """Load the file as a module."""
     spec = importlib.util.spec_from_file_location(f"_lossscope_objective_{path.stem}", path)
     if spec is None or spec.loader is None:
         raise ConfigError(f"--objective: {path} is no Python file; give it the suffix .py")
@@ -85,12 +85,12 @@ def _loaded(path: Path) -> ModuleType:
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:  # the user's own code may raise anything
-        raise ConfigError(f"{path} cannot be loaded: {_said(error)}") from error
+        raise ConfigError(f"{path} cannot be loaded: {_summary(error)}") from error
     return module
 
 
 def _member(module: ModuleType, name: str, path: Path) -> Any:
-    """What the module has under that name, if it can be called."""
+    """Return the attribute of the module with that name."""
     if not hasattr(module, name):
         own = [one for one, value in vars(module).items() if getattr(value, "__module__", None) == module.__name__]
         known = [one for one in own if callable(vars(module)[one]) and not one.startswith("_")]
@@ -100,8 +100,8 @@ def _member(module: ModuleType, name: str, path: Path) -> Any:
     return getattr(module, name)
 
 
-def _called(function: Any, what: str) -> Any:
-    """What the function returns."""
+def _call(function: Any, what: str) -> Any:
+    """Return the result of calling the function."""
     if not callable(function):
         raise ConfigError(
             f"{what.replace('()', '', 1)} is {type(function).__name__}, need a function without arguments"
@@ -109,18 +109,18 @@ def _called(function: Any, what: str) -> Any:
     try:
         return function()
     except (Exception, SystemExit) as error:  # the user's own code may raise anything
-        raise ConfigError(f"{what} raised {_said(error)}") from error
+        raise ConfigError(f"{what} raised {_summary(error)}") from error
 
 
-def _said(error: BaseException) -> str:
-    """Kind and first line of an error."""
+def _summary(error: BaseException) -> str:
+    """Return type and first line of an error."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0].rstrip('.')}" if lines else type(error).__name__
 
 
 @contextmanager
-def _importable(folder: Path) -> Iterator[None]:
-    """A context in which modules of the folder can be imported."""
+def _import_path(folder: Path) -> Iterator[None]:
+    """Make modules of the folder importable within the context."""
     entry = str(folder.resolve())
     sys.path.insert(0, entry)
     try:

@@ -163,3 +163,26 @@ def test_a_share_out_of_range_is_refused():
     for text in ("-1%", "1", "inf"):
         with pytest.raises(ConfigError, match="out of range"):
             share_of(text)
+
+
+def test_keskars_sharpness_is_declared_in_the_catalogue_alone_and_known_everywhere(run):
+    result = probe(run, "--measures", "keskar", "--max-products", "10")
+    assert "Added 1 row; read it with `lossscope report sharpness" in " ".join(result.stdout.split())
+    listed = CliRunner().invoke(app, ["list", "measures"]).output
+    assert "keskar (legacy)" in listed
+    report = CliRunner().invoke(app, ["report", "sharpness", str(run)], catch_exceptions=False).output
+    assert "keskar (legacy)" in report[report.index("Other measures") :]
+    assert "keskar" not in set(Run.open(run).probes["measure"][:-1])  # not recorded, and probed by name only
+
+
+def test_the_list_of_measures_names_groups_and_marks_what_is_probed_by_default():
+    listed = CliRunner().invoke(app, ["list", "measures"]).output.splitlines()
+    assert {"spectrum (probed by default)", "direction (recorded only)", "alignment"} <= set(listed)
+    rows = json.loads(CliRunner().invoke(app, ["list", "measures", "--json"]).output)["measures"]
+    (keskar,) = (row for row in rows if row["name"] == "keskar")
+    assert (keskar["group"], keskar["probed"], keskar["legacy"]) == ("keskar", "on request", True)
+
+
+def test_the_reports_named_hold_what_was_measured(run):
+    said = probe(run, "--measures", "adaptive_trace,lambda_max", "--rel", "50%", "--max-products", "8").stdout
+    assert f"`lossscope report sharpness {run}` and `lossscope report flatness {run}`" in said
