@@ -71,7 +71,7 @@ def recorded_groups() -> list[tuple[Schedule, MeasureGroup]]:
 
 
 def limit_of(measure: str) -> Limit:
-    """Return what limits the precision of a measure; `effort` if the measure is unknown."""
+    """Return the limit of the precision of a measure; `effort` if the measure is unknown."""
     found = _by_name().get(measure)
     return Limit.EFFORT if found is None else found[0].bound.limit
 

@@ -1,4 +1,4 @@
-"""A measure: a value of the column `measure` of the table `probes`, with its unit, error bound and invariance."""
+"""Measures, the values of the column `measure` of the table `probes`: unit, error bound, invariance."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ BY_PYHESSIAN: Final = (*EIGENVALUES, "trace")  # measures that PyHessian has too
 
 
 class Limit(StrEnum):
-    """What limits the precision of a measure."""
+    """Limit of the precision of a measure."""
 
     EXACT = "exact"  # nothing
     EFFORT = "effort"  # the requested error bound and the budget
@@ -52,7 +52,7 @@ class Bound(StrEnum):
 
     @property
     def limit(self) -> Limit:
-        """What limits the precision of a measure with this bound."""
+        """Limit of the precision of a measure with this bound."""
         return _LIMITS.get(self, Limit.EFFORT)
 
 
@@ -68,7 +68,7 @@ _LIMITS: Final = {
 
 @dataclass(frozen=True)
 class Measure:
-    """A value of the column `measure` of the table `probes`."""
+    """Declaration of a measure."""
 
     name: str
     unit: str

@@ -1,4 +1,4 @@
-"""A group of measures that share one computation: the entry that declares them to the whole toolkit."""
+"""Measure groups: measures that share one computation, declared by one entry of the catalogue."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Schedule:
-    """When the recorder takes a group of measures, and which of its measures."""
+    """Recording schedule of a group: the measures due at an evaluation, and the order of the groups."""
 
     position: int  # place in the order of the groups of one evaluation, and so of their rows
     names: Callable[[Evaluation], Collection[str]]  # the measures due at an evaluation; empty for none
@@ -40,7 +40,7 @@ class Schedule:
 
 @dataclass(frozen=True, eq=False)
 class MeasureGroup:
-    """Measures that share one computation, and so its cost.
+    """Declare measures that share one computation, and so its cost.
 
     Attributes:
         name: Name of the group in `probe --measures` and in tables of cost. If a measure has the same name, it must
@@ -51,7 +51,7 @@ class MeasureGroup:
             the reason if nothing can be measured.
         least_products: `least_products(names, size)` returns the smallest Hessian-product budget that `run` accepts for
             the named measures with `size` parameters; None if `run` uses no budget.
-        recorded: When the recorder takes the group; None if only `probe` does.
+        recorded: Recording schedule; None if the recorder never takes the group.
         usual: True if `probe` takes the group by default.
         reports: Reports that show the measures, the main one first.
         own_table: True if these reports have tables or figures written for these measures. Otherwise the measures are

@@ -1,4 +1,4 @@
-"""What is measured (`MeasurementTarget`), and the tolerances and budget of the solvers (`SolverOptions`)."""
+"""Measurement target (loss, optimizer, step), and tolerances and budget of the solvers."""
 
 from __future__ import annotations
 

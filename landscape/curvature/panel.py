@@ -1,4 +1,4 @@
-"""One curvature evaluation: everything that can be measured of a loss at the parameters that its model has now."""
+"""One curvature evaluation: all measurements of a loss at the parameters that its model has now."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ _EDGE: Final = "sharpness_edge_ratio"
 
 
 class Panel:
-    """The measures of a loss at the parameters that its model has now; make another panel after they change.
+    """Measures of a loss at the parameters that its model has now; make another panel after they change.
 
     Args:
         target: The loss, its optimizer and the step taken.

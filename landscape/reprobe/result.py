@@ -23,7 +23,7 @@ class Absent:
 
 @dataclass(frozen=True)
 class Probed:
-    """The rows that a probe wrote, and the measures that are missing."""
+    """Rows that a probe wrote, and missing measures."""
 
     run: Path
     steps: tuple[int, ...]  # steps of the checkpoints

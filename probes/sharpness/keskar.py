@@ -24,7 +24,7 @@ _RESOLUTION: Final = 8  # the box must be this many times wider than the spacing
 
 @dataclass(frozen=True)
 class KeskarSharpness:
-    """The largest relative rise of the loss that was found in the box."""
+    """Largest relative rise of the loss found in the box."""
 
     sharpness: Estimate  # 100 (max L - L) / (1 + L), bounded from below
     rise: float  # max L - L, nats
@@ -106,7 +106,7 @@ def keskar_sharpness(
 
 
 class _Box:
-    """The loss as a function of u in [-1, 1]^n, the displacement in units of the half-width; counts evaluations."""
+    """Loss as a function of u in [-1, 1]^n, the displacement in units of the half-width; counts evaluations."""
 
     def __init__(self, objective: Objective, epsilon: float) -> None:
         self.center = objective.parameters()
@@ -129,7 +129,7 @@ class _Box:
 
 @dataclass(frozen=True)
 class _Ascent:
-    """The point that an ascent reached."""
+    """Point that an ascent reached."""
 
     point: Tensor
     value: float
@@ -141,7 +141,8 @@ def _ascents(
 ) -> tuple[_Ascent, list[float]]:
     """Return the best ascent, and what all reached; each may spend its share of the evaluations that are left."""
     generator = torch.Generator().manual_seed(seed)
-    best, reached = _Ascent(torch.zeros_like(box.center), -math.inf, False), []
+    best = _Ascent(torch.zeros_like(box.center), -math.inf, False)
+    reached: list[float] = []
     for left in range(restarts, 0, -1):
         start = torch.zeros_like(box.center)
         if reached:

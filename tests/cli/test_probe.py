@@ -1,4 +1,4 @@
-"""`lossscope probe`: what it prints, what it refuses in one line, and how it exits."""
+"""`lossscope probe`: output, one-line errors and exit codes."""
 
 from __future__ import annotations
 

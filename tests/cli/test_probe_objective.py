@@ -1,4 +1,4 @@
-"""`lossscope probe --objective`: loops and losses of a user's own, the good ones and those that cannot be measured."""
+"""`lossscope probe --objective`: user loops and losses, valid ones and those that cannot be measured."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def leaving():
 
 
 class Said(NamedTuple):
-    """How a command ended and what it printed."""
+    """Exit code and output of a command."""
 
     code: int
     out: str
@@ -112,7 +112,7 @@ Probe = Callable[..., Said]
 
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Loops of a user's own under `runs`, one for each optimizer, none of them named; his file beside them."""
+    """Runs of user loops under `runs`, one for each unnamed optimizer, with the user's file beside them."""
     folder = tmp_path_factory.mktemp("mine")
     (folder / "mine.py").write_text(MINE)
     scope: dict[str, Callable[[], object]] = {}

@@ -1,4 +1,4 @@
-"""Measuring checkpoints after the fact: what it adds, what it refuses, and what a kill leaves."""
+"""Probing of checkpoints: rows added, errors, and the state after a kill."""
 
 from __future__ import annotations
 
@@ -73,13 +73,13 @@ def trained(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def run(trained, tmp_path) -> Path:
-    """A copy of it to write into."""
+    """A copy of the trained run to write into."""
     return Path(shutil.copytree(trained, tmp_path / "a"))
 
 
 @pytest.fixture
 def mine(tmp_path, monkeypatch) -> Path:
-    """A recorded loop of the user's own, two checkpoints, and his file beside it."""
+    """A run recorded by a user's own loop with its checkpoints, and the user's file beside it."""
     (tmp_path / "mine.py").write_text(OBJECTIVE)
     scope: dict[str, object] = {}
     exec(OBJECTIVE, scope)
