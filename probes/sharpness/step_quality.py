@@ -19,6 +19,7 @@ __all__ = [
     "SecantCurvature",
     "StepQuality",
     "layer_remainders",
+    "rounding",
     "secant_curvature",
     "step_quality",
 ]
@@ -108,11 +109,11 @@ def step_quality(objective: Objective, displacement: Tensor, *, at: Tensor | Non
         _over(abs(first), abs(slope)),
         _over(abs(second), abs(slope) + abs(curvature) / 2),
         _over(change, predicted),
-        _rounding(objective, before, after),
+        rounding(objective, before, after),
     )
 
 
-def _rounding(objective: Objective, *losses: float) -> float:
+def rounding(objective: Objective, *losses: float) -> float:
     """Return the rounding error bound of a difference of losses, nats: four units in the last place of the largest."""
     return _ROUNDINGS * objective.vector.unit * max(map(abs, losses))
 
@@ -224,4 +225,4 @@ def layer_remainders(objective: Objective, displacement: Tensor, *, at: Tensor |
             with objective.at(moved):
                 losses.append(objective.value())
             found[name] = losses[-1] - before - float(slopes[where].sum())
-    return LayerRemainders(found, _rounding(objective, *losses))
+    return LayerRemainders(found, rounding(objective, *losses))
