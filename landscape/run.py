@@ -56,6 +56,17 @@ class Run:
         manifest = read_manifest(path)
         return cls(path, manifest, _status(manifest, recorded or is_recorded(path)), RunTables(path))
 
+    @property
+    def loss_unit(self) -> str:
+        """The unit of the training loss ("nats"), which the schema calls "loss"; "" if the run does not record it.
+
+        Runs recorded before schema 4 have no unit; those of `lossscope train` are cross-entropies, in nats.
+        """
+        if "loss_unit" in self.manifest:
+            return str(self.manifest["loss_unit"] or "")
+        config = self.manifest.get("config")
+        return "nats" if isinstance(config, dict) and "workload" in config else ""
+
     @cached_property
     def steps(self) -> pd.DataFrame:
         """One row per optimizer step. Raises RunError where its files are garbled."""

@@ -38,6 +38,7 @@ def manifest(arm: str, seed: int) -> dict[str, object]:
         "seeds": {"init": seed, "split": 0, "order": seed},
         "model": {"parameters": 99, "tensors": tensors},
         "data_hash": "5f0c3a9b1e2d4c66",
+        "loss_unit": "nats",
         "environment": {"python": "3.12.4", "torch": "2.13.0", "numpy": "2.4.6", "lossscope": "0.1.0", "threads": 1},
         "code_version": "0.1.0",
         "preset": "standard",

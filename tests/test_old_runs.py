@@ -51,6 +51,11 @@ def test_the_old_name_of_a_measure_is_read_as_the_new_one(old: Run) -> None:
     assert "edge_ratio" not in measures
 
 
+def test_the_loss_of_a_workload_of_schema_3_is_in_nats(old: Run) -> None:
+    assert "loss_unit" not in old.manifest
+    assert old.loss_unit == "nats"
+
+
 def test_a_run_of_schema_3_resumes(old: Run) -> None:
     config = recorded_config(old.path)
     assert config.evaluations is None

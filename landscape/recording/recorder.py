@@ -99,7 +99,7 @@ class Recorder:
             objective.value()  # one that cannot be measured is told now, not at the first evaluation
         born = run_metadata(self._names, optimizer, objective.data_hash if objective is not None else None)
         asked = {"config": config or {}, "seeds": seeds or {}, "preset": self.preset.name}
-        manifest = {"arm": arm or born["optimizer"], **born, **asked}
+        manifest = {"arm": arm or born["optimizer"], **born, "loss_unit": _loss_unit(objective or minibatches), **asked}
         if resume_at is None:
             self._store = RunStore.create(self.path, manifest, force=force)
         else:
@@ -278,3 +278,11 @@ class Recorder:
         self._store.flush()  # a run resumed from this checkpoint then has every row before it
         save_checkpoint(self.path, self.steps, self._model, self._optimizer)
         self._store.update_manifest(steps=self.steps, overhead=self.overhead)
+
+
+def _loss_unit(objective: Objective | None) -> str | None:
+    """Return the unit that the loss function declares in its attribute `unit`; None if it declares none."""
+    if objective is None:
+        return None
+    unit = getattr(getattr(objective.loss_fn, "func", objective.loss_fn), "unit", None)  # func: a functools.partial
+    return unit if isinstance(unit, str) and unit else None

@@ -25,7 +25,7 @@ class Column:
 
     name: str
     type: str  # "int", "float", "bool", "text" or "floats" (a list)
-    unit: str  # "1" for a pure number, "" where there is none
+    unit: str  # "1": dimensionless; "": none, or it varies by row; "loss": the unit of the loss, see `Run.loss_unit`
     meaning: str
     required: bool = False
 
@@ -44,8 +44,8 @@ _TENSOR = Column("tensor", "text", "", "name of the parameter", required=True)
 _STEPS: Final = (
     _STEP,
     Column("seconds", "float", "s", "wall time since the recorder started"),
-    Column("loss", "float", "nats", "training loss of the first pass, at the parameters before the step"),
-    Column("adversarial_loss", "float", "nats", "training loss of the second pass, at the ascended parameters"),
+    Column("loss", "float", "loss", "training loss of the first pass, at the parameters before the step"),
+    Column("adversarial_loss", "float", "loss", "training loss of the second pass, at the ascended parameters"),
     Column("lr", "float", "1", "learning rate of the first parameter group"),
     Column("weight_decay", "float", "1", "weight decay of the first parameter group; lr times it is the decay a step"),
     Column("passes", "int", "passes", "forward and backward passes of this step"),
@@ -53,21 +53,21 @@ _STEPS: Final = (
     Column("phi", "float", "1", "cosine of the gradient with the stored shear, before any injection"),
     Column("threshold", "float", "1", "phi below this makes the trigger ask for a second pass"),
     Column("alpha", "float", "1", "strength of the injected shear at this step"),
-    Column("gradient_norm", "float", "nats", "norm of the base gradient, all parameters"),
-    Column("adversarial_norm", "float", "nats", "norm of the adversarial gradient, all parameters"),
+    Column("gradient_norm", "float", "loss", "norm of the base gradient, all parameters"),
+    Column("adversarial_norm", "float", "loss", "norm of the adversarial gradient, all parameters"),
     Column("weight_norm", "float", "1", "norm of the parameters after the step"),
     Column("update_norm", "float", "1", "norm of the change the step made, decay included"),
     Column("perturbation_norm", "float", "1", "norm of the ascent e, all parameters"),
     Column("adversarial_angle", "float", "rad", "angle between the base and the adversarial gradient"),
-    Column("shear_norm", "float", "nats", "norm of the fresh shear, all parameters"),
+    Column("shear_norm", "float", "loss", "norm of the fresh shear, all parameters"),
     Column("freshness", "float", "1", "cosine of the stored shear with the fresh one that replaces it"),
     Column("injection_angle", "float", "rad", "angle between the update and the one without the injected shear"),
-    Column("remainder_rounding", "float", "nats", "by how much each remainder of this step may be off"),
-    Column("surrogate_gap", "float", "nats", "adversarial loss minus loss"),
-    Column("secant_gradient", "float", "nats", "<g_adv - g, e> / |e|^2, a curvature along the ascent"),
-    Column("secant_loss", "float", "nats", "2 (gap - <g, e>) / |e|^2, the same from two losses"),
+    Column("remainder_rounding", "float", "loss", "by how much each remainder of this step may be off"),
+    Column("surrogate_gap", "float", "loss", "adversarial loss minus loss"),
+    Column("secant_gradient", "float", "loss", "<g_adv - g, e> / |e|^2, a curvature along the ascent"),
+    Column("secant_loss", "float", "loss", "2 (gap - <g, e>) / |e|^2, the same from two losses"),
     Column("train_accuracy", "float", "1", "fraction right on the training set"),
-    Column("test_loss", "float", "nats", "mean loss on the test set"),
+    Column("test_loss", "float", "loss", "mean loss on the test set"),
     Column("test_accuracy", "float", "1", "fraction right on the test set"),
 )
 
@@ -75,32 +75,32 @@ _TENSORS: Final = (
     _STEP,
     _TENSOR,
     Column("track", "text", "", "matrix or vector", required=True),
-    Column("gradient_norm", "float", "nats", "norm of the base gradient"),
+    Column("gradient_norm", "float", "loss", "norm of the base gradient"),
     Column("weight_norm", "float", "1", "norm of the parameter after the step"),
     Column("update_norm", "float", "1", "norm of the change the step made, decay included"),
     Column("update_ratio", "float", "1", "update_norm / weight_norm"),
     Column("energy", "float", "1", "E = |A|_F, the norm of the whitened momentum"),
     Column("energy_rms", "float", "1", "E / sqrt(numel): a signal-to-noise meter between 0 and 1"),
-    Column("natural_energy", "float", "nats^2", "sum m^2 v / (sqrt(v) + eps)^2, bias-corrected m and v"),
+    Column("natural_energy", "float", "loss^2", "sum m^2 v / (sqrt(v) + eps)^2, bias-corrected m and v"),
     Column("alignment", "float", "1", "<O, A>: the nuclear norm of A where O is its exact polar factor"),
-    Column("gradient_energy", "float", "nats", "sum g^2 / (sqrt(v) + eps)"),
-    Column("update_energy", "float", "nats^2", "sum dW^2 v"),
-    Column("second_moment_sum", "float", "nats^2", "sum of bias-corrected v; not a Fisher trace"),
+    Column("gradient_energy", "float", "loss", "sum g^2 / (sqrt(v) + eps)"),
+    Column("update_energy", "float", "loss^2", "sum dW^2 v"),
+    Column("second_moment_sum", "float", "loss^2", "sum of bias-corrected v; not a Fisher trace"),
     Column("perturbation_norm", "float", "1", "norm of the ascent e"),
     Column("relative_radius", "float", "1", "norm of the ascent e over the norm of the parameter"),
     Column("adversarial_angle", "float", "rad", "angle between the base and the adversarial gradient"),
-    Column("shear_norm", "float", "nats", "norm of the fresh shear"),
+    Column("shear_norm", "float", "loss", "norm of the fresh shear"),
     Column(
         "shear_ratio", "float", "1", "norm of the fresh shear over that of the base gradient; a gap where that is 0"
     ),
     Column("phi", "float", "1", "cosine of the gradient with the stored shear, before any injection"),
     Column("freshness", "float", "1", "cosine of the stored shear with the fresh one that replaces it"),
-    Column("injected_norm", "float", "nats", "norm of what the shear added to the gradient"),
+    Column("injected_norm", "float", "loss", "norm of what the shear added to the gradient"),
     Column("injection_angle", "float", "rad", "angle between the update and the one without the injected shear"),
     Column(
         "remainder",
         "float",
-        "nats",
+        "loss",
         "L(w + D_l) - L(w) - g_l'D_l on the fixed data, were this parameter alone to take its part of the step",
     ),
 )
@@ -170,7 +170,7 @@ _PROBES: Final = (
 _DENSITIES: Final = (
     _STEP,
     Column("probe", "int", "", "index of the random probe; 0 begins another density", required=True),
-    Column("nodes", "floats", "nats", "quadrature nodes (Ritz values)", required=True),
+    Column("nodes", "floats", "loss", "quadrature nodes (Ritz values)", required=True),
     Column("weights", "floats", "1", "quadrature weights, summing to one", required=True),
     Column("settled", "floats", "1", "1 where the node is a single eigenvalue, 0 where it stands for many"),
     Column("size", "int", "", "eigenvalues that the whole spectrum has"),
@@ -195,8 +195,8 @@ _PAIRS: Final = (
         "1",
         "between the vectors of two independent minibatches, one at either point; both ways round, averaged",
     ),
-    Column("square", "float", "nats^2", "at lag 0: squared norm of the vector of one minibatch, mean of the two"),
-    Column("pair_square", "float", "nats^2", "at lag 0: squared norm of the mean of both vectors"),
+    Column("square", "float", "loss^2", "at lag 0: squared norm of the vector of one minibatch, mean of the two"),
+    Column("pair_square", "float", "loss^2", "at lag 0: squared norm of the mean of both vectors"),
     Column("samples", "float", "samples", "in one minibatch"),
     Column("size", "int", "", "numbers in a vector"),
     Column("mode", "text", "", "mode of the model: eval, frozen or train"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -48,6 +48,8 @@ class CrossEntropy:
     A model with another signature needs only another `logits`: subclass it, or pass any callable that
     has `logits(model, batch)` besides returning the loss.
     """
+
+    unit: ClassVar[str | None] = "nats"
 
     def __call__(self, model: nn.Module, batch: Any) -> Tensor:
         """The mean loss, a 0-d tensor."""
@@ -115,6 +117,8 @@ class MeanSquaredError:
 
     Outputs `(..., C)` are C numbers for each term, outputs `(N,)` one number for each; targets have their shape.
     """
+
+    unit: ClassVar[str | None] = None  # the square of the unit of the targets
 
     def __call__(self, model: nn.Module, batch: Any) -> Tensor:
         """The mean loss, a 0-d tensor."""

@@ -53,6 +53,21 @@ def test_a_gap_stays_a_gap_in_every_type(tmp_path):
     assert run.steps is run.steps
 
 
+@pytest.mark.parametrize(
+    ("manifest", "unit"),
+    [
+        ({"loss_unit": "nats"}, "nats"),
+        ({"loss_unit": None, "config": {"workload": "digits-mlp"}}, ""),
+        ({"config": {"workload": "digits-mlp"}}, "nats"),
+        ({"config": {"steps": 3}}, ""),
+        ({}, ""),
+    ],
+)
+def test_the_unit_of_the_loss_is_recorded_or_that_of_the_workload(tmp_path, manifest, unit):
+    RunStore.create(tmp_path / "a", manifest).close("finished", "done")
+    assert Run.open(tmp_path / "a").loss_unit == unit
+
+
 def test_rows_are_ordered_by_step_and_ties_stay_as_written(tmp_path):
     store = RunStore.create(tmp_path / "a", {})
     for step, measure in [(2, "a"), (1, "c"), (2, "b"), (1, "a"), (2, "0")]:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,7 +23,7 @@ from lossscope.landscape.run import Run
 from lossscope.landscape.training.modular_addition import ModularTransformer, modular_addition
 from lossscope.optimizer import ARS2Neo, OptimizerError, StepRecord, TwoPassOptimizer, create, names
 from lossscope.probes.errors import ProbeError
-from lossscope.probes.objective.losses import CrossEntropy
+from lossscope.probes.objective.losses import CrossEntropy, MeanSquaredError
 from lossscope.probes.objective.objective import Objective
 
 
@@ -312,6 +315,53 @@ def test_gaps_beyond_the_point_of_resumption_are_forgotten(tmp_path: Path) -> No
         steps(model, optimizer, 1, recorder)
     gaps = Run.open(tmp_path / "run").manifest["curvature_gaps"]
     assert {gap["step"] for gap in gaps} == {1, 3}
+
+
+def mean_loss(model: nn.Module, examples: tuple[Tensor, Tensor]) -> Tensor:
+    return F.cross_entropy(model(examples[0]), examples[1])
+
+
+class Bits(CrossEntropy):
+    """A cross-entropy in bits."""
+
+    unit = "bits"
+
+    def of_outputs(self, outputs: Tensor, batch: tuple[Tensor, Tensor]) -> Tensor:
+        return super().of_outputs(outputs, batch) / math.log(2)
+
+
+@pytest.mark.parametrize(
+    ("loss", "unit"),
+    [
+        (CrossEntropy(), "nats"),
+        (partial(CrossEntropy()), "nats"),
+        (Bits(), "bits"),
+        (mean_loss, ""),
+        (MeanSquaredError(), ""),
+        (None, ""),
+    ],
+)
+@pytest.mark.parametrize("argument", ["objective", "minibatches"])
+def test_the_unit_of_the_loss_is_what_the_loss_function_declares(
+    loss: Any, unit: str, argument: str, tmp_path: Path
+) -> None:
+    model = network()
+    x, y = batch()
+    targets = F.one_hot(y, 3).float() if isinstance(loss, MeanSquaredError) else y
+    data = [(x[:10], targets[:10]), (x[10:], targets[10:])]
+    measured = {argument: None if loss is None else Objective(model, loss, data)}
+    recorder = Recorder(tmp_path / "a", model, create("sgd", model), evaluations=0, **measured)
+    recorder.close(quiet=True)
+    assert Run.open(tmp_path / "a").loss_unit == unit
+    assert Run.open(tmp_path / "a").manifest["loss_unit"] == (unit or None)
+
+
+def test_a_unit_noted_by_the_user_is_that_of_the_run(tmp_path: Path) -> None:
+    model = network()
+    recorder = Recorder(tmp_path / "a", model, create("sgd", model))
+    recorder.note(loss_unit="bits")
+    recorder.close(quiet=True)
+    assert Run.open(tmp_path / "a").loss_unit == "bits"
 
 
 def test_a_loss_of_shape_one_is_a_number(tmp_path: Path) -> None:
