@@ -1,4 +1,4 @@
-"""`lossscope runs`: which runs a folder holds and how each stands."""
+"""`lossscope runs`: list the runs in a folder with their status and last results."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 __all__ = ["runs"]
 
 _FOLDER: Final = Path("runs")
-_MANIFEST: Final = "run.json"
 
 
 def runs(folder: RunsFolder = _FOLDER, as_json: JsonOption = False) -> None:
@@ -43,24 +42,15 @@ def runs(folder: RunsFolder = _FOLDER, as_json: JsonOption = False) -> None:
 
 
 def _opened(folder: Path) -> Sequence[Run | Unreadable]:
-    """The run itself, or every run below the folder; only a path without any run in it, or to a bad one, raises."""
-    from lossscope.landscape.run import open_runs
+    """Open the runs that `report` would read; a run below the folder that cannot be opened becomes a row."""
+    from lossscope.landscape.run import Run, run_folders
 
-    inside = _run_folders(folder)
-    if inside and not (folder / _MANIFEST).exists():
-        return [_tried(one) for one in inside]
-    return open_runs(folder)
+    found = run_folders(folder)
+    return [Run.open(folder)] if found == [folder] else [_open_or_explain(one) for one in found]
 
 
-def _run_folders(folder: Path) -> list[Path]:
-    """The runs directly inside the folder, then those one folder deeper (a demo, an ablation); hidden ones left out."""
-    patterns = (f"*/{_MANIFEST}", f"*/*/{_MANIFEST}")
-    found = [path.parent for pattern in patterns for path in sorted(folder.glob(pattern)) if path.is_file()]
-    return [one for one in found if not any(part.startswith(".") for part in one.relative_to(folder).parts)]
-
-
-def _tried(path: Path) -> Run | Unreadable:
-    """The run, or what to say in its row: one bad run hides no other."""
+def _open_or_explain(path: Path) -> Run | Unreadable:
+    """Return the run, or the reason why it cannot be opened, so that one bad run hides no other."""
     from lossscope.landscape.errors import RunError
     from lossscope.landscape.run import Run
     from lossscope.reports.listings.run_list import Unreadable

@@ -15,7 +15,7 @@ from lossscope.landscape.storage.schema import RENAMED_MEASURES, TABLES
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Run", "Status", "open_runs"]
+__all__ = ["Run", "Status", "open_runs", "run_folders"]
 
 Status: TypeAlias = Literal["running", "finished", "failed", "crashed"]
 
@@ -139,19 +139,56 @@ class Run:
 
 
 def open_runs(path: str | Path) -> list[Run]:
-    """The runs at a path: the run itself, or those directly inside the folder, by name.
+    """Open the runs at a path, those that `run_folders` finds.
 
     Raises:
         RunError: There is no run, or one of them cannot be opened.
         SchemaError: A newer lossscope wrote one of them.
     """
+    return [Run.open(folder) for folder in run_folders(path)]
+
+
+def run_folders(path: str | Path) -> list[Path]:
+    """Return the run folders at a path: the path itself if it is a run, else those one and two levels below it.
+
+    So a path may be a run, a folder of runs, or a folder of such folders (one for each demo or experiment). Folders
+    below a run and hidden folders are not searched. Runs of the first level come first, each level sorted by name. A
+    path that is not a folder is returned as it is: `Run.open` explains what is wrong with it.
+
+    Raises:
+        RunError: The folder cannot be listed, or holds no run.
+    """
     path = Path(path)
     try:
-        inside = sorted(path.iterdir()) if path.is_dir() and not (path / MANIFEST).exists() else []
+        if not path.is_dir() or (path / MANIFEST).exists():
+            return [path]
+        inside = _subfolders(path)
     except OSError as error:
-        raise RunError(f"cannot look into {path}: {error.strerror}; check its permissions") from error
-    runs = [one for one in inside if (one / MANIFEST).is_file() and not one.name.startswith(".")]
-    return [Run.open(one) for one in runs or [path]]
+        raise RunError(f"cannot list {path}: {error.strerror}; check its permissions") from error
+    deeper = [folder for one in inside if not _is_run(one) for folder in _subfolders(one, skip_unreadable=True)]
+    found = [folder for folder in (*inside, *deeper) if _is_run(folder)]
+    if not found:
+        raise RunError(
+            f"no run in {path}: searched it and two levels of folders below for {MANIFEST}, hidden folders excluded; "
+            "check the path, or record a run there with lossscope train"
+        )
+    return found
+
+
+def _subfolders(path: Path, *, skip_unreadable: bool = False) -> list[Path]:
+    """Return the folders directly inside a folder, sorted by name, without the hidden ones."""
+    try:
+        inside = sorted(path.iterdir()) if path.is_dir() else []
+    except OSError:
+        if not skip_unreadable:
+            raise
+        inside = []
+    return [one for one in inside if not one.name.startswith(".")]
+
+
+def _is_run(folder: Path) -> bool:
+    """Return True if the folder has a manifest."""
+    return (folder / MANIFEST).is_file()
 
 
 def _status(manifest: dict[str, Any], recorded: bool) -> Status:

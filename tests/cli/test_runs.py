@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 import typer
 from typer.testing import CliRunner
 
+from lossscope.cli.report import report_app
 from lossscope.cli.runs import runs
 from lossscope.landscape.errors import RunError
 
@@ -115,6 +117,45 @@ def test_a_hidden_folder_is_not_listed(write_run, tmp_path):
     assert list(rows(tmp_path)) == ["demo/new"]
 
 
-def test_a_folder_without_runs_is_a_known_error(tmp_path):
-    with pytest.raises(RunError, match="no run"):
+TREE = {"alone": "sgd", "demo/a": "adamw", "demo/b": "lion", "group/c": "muon"}  # run -> arm
+NOT_SEARCHED = ("x/y/three-levels-deep", ".hidden/d", "demo/.replaced", "alone/inside-a-run")
+
+
+@pytest.fixture
+def tree(write_run, tmp_path):
+    """Return a folder with runs at one and two levels, and others that are hidden or too deep."""
+    for name, arm in TREE.items():
+        write_run(f"tree/{name}", arm, steps=1)
+    for name in NOT_SEARCHED:
+        source = write_run(f"made/{name.replace('/', '-').replace('.', '')}", "wrong-arm", steps=1)
+        (tmp_path / "tree" / name).parent.mkdir(parents=True, exist_ok=True)
+        source.path.rename(tmp_path / "tree" / name)
+    return tmp_path / "tree"
+
+
+@pytest.mark.parametrize(
+    ("below", "expected"),
+    [
+        (".", ["alone", "demo/a", "demo/b", "group/c"]),
+        ("demo", ["demo/a", "demo/b"]),
+        ("demo/a", ["demo/a"]),
+        ("x", ["x/y/three-levels-deep"]),
+    ],
+)
+def test_runs_and_report_find_the_same_runs_down_to_two_levels(tree, below, expected):
+    arms = [row["arm"] for row in rows(tree / below).values()]
+    assert arms == [TREE.get(name, "wrong-arm") for name in expected]
+    result = CliRunner().invoke(report_app, ["overview", str(tree / below)], catch_exceptions=False)
+    found = re.search(r"^(\d+) runs? of \d+ arms?: (.*)$", result.stdout, re.MULTILINE)
+    assert found
+    assert int(found[1]) == len(expected)
+    assert set(found[2].split(", ")) == set(arms)
+
+
+def test_runs_and_report_explain_in_the_same_words_where_they_searched(tmp_path):
+    (tmp_path / "demo" / "empty").mkdir(parents=True)
+    words = r"^no run in .*: searched it and two levels of folders below for run\.json, hidden folders excluded; "
+    with pytest.raises(RunError, match=words):
         invoke(tmp_path)
+    with pytest.raises(RunError, match=words):
+        CliRunner().invoke(report_app, ["overview", str(tmp_path)], catch_exceptions=False)

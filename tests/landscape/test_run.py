@@ -191,10 +191,27 @@ def test_a_run_or_the_folder_of_runs_can_be_opened(tmp_path):
     shutil.copytree(tmp_path / "runs" / "a", tmp_path / "runs" / ".a.removed-1")
     assert [run.name for run in open_runs(tmp_path / "runs")] == ["a", "b"]
     assert [run.name for run in open_runs(tmp_path / "runs" / "b")] == ["b"]
-    with pytest.raises(RunError, match="pass the folder of a run, or a folder of such folders"):
+    assert [run.name for run in open_runs(tmp_path)] == ["a", "b"]
+    with pytest.raises(RunError, match=r"no run in .*empty: searched it and two levels of folders below"):
         open_runs(tmp_path / "runs" / "empty")
     with pytest.raises(RunError, match="does not exist"):
         open_runs(tmp_path / "absent")
+
+
+def test_a_folder_that_cannot_be_listed_is_an_error_and_below_another_it_is_skipped(tmp_path, monkeypatch):
+    _finished(tmp_path / "runs" / "a")
+    (tmp_path / "runs" / "locked").mkdir()
+    list_folder = Path.iterdir
+
+    def refuse_locked(path):
+        if path.name == "locked":
+            raise PermissionError(13, "Permission denied")
+        return list_folder(path)
+
+    monkeypatch.setattr(Path, "iterdir", refuse_locked)
+    assert [run.name for run in open_runs(tmp_path / "runs")] == ["a"]
+    with pytest.raises(RunError, match=r"cannot list .*locked: Permission denied; check its permissions"):
+        open_runs(tmp_path / "runs" / "locked")
 
 
 def test_random_bytes_in_the_journal_are_a_run_error_or_a_prefix(tmp_path):
