@@ -1,1 +1,1 @@
-"""The Recorder: schedule, step rows, checkpoints, metadata."""
+"""The recorder: schedule, step rows, curvature evaluations, checkpoints and run metadata."""

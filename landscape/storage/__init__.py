@@ -1,1 +1,1 @@
-"""A run on disk: manifest, journal, tables."""
+"""Run storage on disk: manifest, journal and tables."""

@@ -1,7 +1,7 @@
-"""From journal to Parquet, so that a crash at any point loses nothing and doubles nothing.
+"""Compaction of the journal into Parquet. A crash at any point neither loses nor duplicates a row.
 
-Each table's rows are written aside, renamed, and only then are the segments removed that went into them. The Parquet
-file names those segments itself, so between the rename and the removal a reader skips them.
+Each table's Parquet file is written under a temporary name and renamed; only then are the segments it contains
+removed. The Parquet file lists those segments, so a reader skips them between the rename and the removal.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ __all__ = ["compact", "unused_segment"]
 
 
 def compact(folder: Path) -> None:
-    """Move all rows of a run into Parquet files. Only the holder of the run's lock may call it.
+    """Move all rows of a run into Parquet files. The caller must hold the run's lock.
 
-    Where any segment is garbled nothing is moved: which rows of the other tables are superseded may depend on it.
+    If any segment is corrupted, nothing is moved: it may decide which rows of the other tables are superseded.
 
     Raises:
-        RunError: A file is garbled or cannot be written; every row is where it was.
+        RunError: A file is corrupted or cannot be written; every row stays where it is.
     """
-    _remove_asides(folder)
+    _remove_temporary_files(folder)
     tables = RunTables(folder)
     for table in TABLES:
         for segment in tables.segments(table):
@@ -37,13 +37,13 @@ def compact(folder: Path) -> None:
     for table in TABLES:
         _compact_table(folder, table, tables)
     with contextlib.suppress(OSError):
-        (folder / JOURNAL).rmdir()  # stays while anything else lies in it
+        (folder / JOURNAL).rmdir()  # fails, as it should, while the folder contains other files
 
 
 def unused_segment(folder: Path) -> int:
-    """A segment number that no file of the run has or had.
+    """Return a segment number that no file of the run has or had.
 
-    The numbers of removed segments count too: a reader skips every name that a Parquet file lists.
+    Numbers of removed segments must not be reused: a reader skips every name that a Parquet file lists.
     """
     numbers = [number for _, number, _ in segment_paths(folder)]
     for table in TABLES:
@@ -54,7 +54,7 @@ def unused_segment(folder: Path) -> int:
 
 
 def _compact_table(folder: Path, table: str, tables: RunTables) -> None:
-    """Compact one table; one without new rows or newly superseded ones is left alone."""
+    """Compact one table, unless it has neither new nor newly superseded rows."""
     before = read_parquet(folder, table, rows=False)
     new = tables.segments(table)
     done = before.segments if before else frozenset()
@@ -64,12 +64,12 @@ def _compact_table(folder: Path, table: str, tables: RunTables) -> None:
         done = names
     for found, _, path in segment_paths(folder):
         if found == table and path.name in done:
-            with contextlib.suppress(OSError):  # one that stays is skipped by readers and removed next time
+            with contextlib.suppress(OSError):  # readers skip a remaining segment; the next compaction removes it
                 path.unlink()
 
 
-def _remove_asides(folder: Path) -> None:
-    """Remove what a crash in the middle of writing aside has left."""
+def _remove_temporary_files(folder: Path) -> None:
+    """Remove the temporary files that a crash during `atomic_write` left."""
     for path in [folder / MANIFEST, *(parquet_path(folder, table) for table in TABLES)]:
         for aside in folder.glob(f".{path.name}.tmp-*"):
             with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""Which rows of the probes table count, where a number was measured more than once."""
+"""Deduplication of the `probes` table: one row for each step, measure and tensor."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ _FUNCTION: Final = ["mode", "loss_kind", "data_hash"]
 
 
 def deduplicate(probes: pd.DataFrame, data_hash: str | None) -> pd.DataFrame:
-    """The rows that count: at most one for each step, measure and tensor.
+    """Return at most one row for each step, measure and tensor.
 
-    A run may hold several rows for one number: recorded, measured again from a checkpoint, measured by another
-    library, or measured on other data. The rule, in this order:
+    A run may hold several rows for one quantity: recorded during training, measured again from a checkpoint, measured
+    by another library, or measured on other data. The rule, in this order:
 
     1. One function for each measure: mode, loss and data hash are those of its first row with the run's own data hash
-       (of its first row at all, where none has). Rows of another function never stand in the same curve.
-    2. Rows of lossscope's own engine go before those of any other.
-    3. Of what is left the row written last counts.
+       (of its first row, if no row has that hash). Rows of another function never appear in the same curve.
+    2. Rows of lossscope's own engine are preferred to those of other engines.
+    3. Of the remaining rows, the one written last is kept.
 
-    Nothing is lost: `Run.probes` has every row.
+    `Run.probes` keeps every row.
 
     Args:
         probes: The table, ordered by step, ties in the order written.
-        data_hash: The hash in the run's manifest; None where it was recorded without an objective.
+        data_hash: The data hash in the run's manifest; None for a run recorded without an objective.
 
     Returns:
-        Some of its rows, in the order of the table.
+        A subset of the rows, in the order of the table.
     """
     if not len(probes):
         return probes
@@ -42,14 +42,14 @@ def deduplicate(probes: pd.DataFrame, data_hash: str | None) -> pd.DataFrame:
 
 
 def of_one_function(probes: pd.DataFrame, data_hash: str | None) -> pd.Series[bool]:
-    """Which rows are of the function that their measure is shown of: part 1 of the rule.
+    """Return a mask of the rows whose function is the one chosen for their measure (part 1 of the rule).
 
     Args:
         probes: Rows with `measure`, `mode`, `loss_kind` and `data_hash`.
-        data_hash: The hash in the run's manifest, or None.
+        data_hash: The data hash in the run's manifest, or None.
 
     Returns:
-        `(n,)`, one truth value for each row.
+        Boolean series of shape `(n,)`.
     """
     function = probes[_FUNCTION].fillna("").agg("\0".join, axis=1)
     own = probes["data_hash"].fillna("") == (data_hash or "")

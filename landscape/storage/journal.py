@@ -1,9 +1,9 @@
-"""The journal of one recording session: rows appended to Arrow IPC streams, never changing a byte once written.
+"""Journal of a recording session: append-only Arrow IPC streams, one segment per table.
 
-Order across tables. A flush writes one record batch per table that has rows, `steps` last. So whatever step the
-steps table shows, every other row handed in before that flush is on file too; the other tables may be ahead of
-it. `probes` comes after `densities` for the same reason. A reader that looks at the tables in the opposite order keeps
-this for a run that is still being recorded.
+Order of tables: a flush writes one record batch for each table that has rows, `steps` last. So for every step in the
+steps table, all other rows appended before that flush are in their files too; the other tables may be ahead of it.
+`probes` is written after `densities` for the same reason. A reader that opens the tables in the opposite order
+preserves this guarantee while the run is being recorded.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ WRITE_ORDER: Final = ("tensors", "spectra", "pairs", "densities", "probes", "ste
 
 
 class Journal:
-    """The segments of one session; each is made when its table gets its first row.
+    """Writer of one session's segments. A segment is created when its table gets its first row.
 
     Args:
         folder: The run's folder.
         session: The number of this recording session, from 1.
-        segment: The number in the names of its files; larger than any that was ever used in this run.
-        resumed_at: The step this session goes on from; None for the first.
+        segment: The number in the segments' file names; larger than any number used before in this run.
+        resumed_at: The step at which this session resumes; None for the first session.
     """
 
     def __init__(self, folder: Path, session: int, segment: int, resumed_at: int | None = None) -> None:
@@ -49,28 +49,29 @@ class Journal:
         self._process = os.getpid()
 
     def append(self, table: str, row: Mapping[str, object]) -> None:
-        """Take a row; it is on file after the next flush.
+        """Append a row. It is written by the next flush.
 
         Raises:
-            ValueError: The row does not fit the table.
+            ValueError: The row does not match the table's columns.
         """
         values = cells(table, row)
         self._pending[table].append(values)
 
     def flush_if_due(self, seconds: float = FLUSH_SECONDS) -> bool:
-        """Flush if that many seconds have passed since the last time, or if there was none; whether it did."""
+        """Flush if no flush happened in the last `seconds`. Return True if it flushed."""
         due = time.monotonic() - self._flushed >= seconds
         if due:
             self.flush()
         return due
 
     def flush(self) -> None:
-        """Hand all rows to the operating system, so that they outlive this process.
+        """Write all pending rows to the operating system, so that they survive this process.
 
-        A forked child writes nothing: the rows are its parent's.
+        A forked child writes nothing, as the rows belong to its parent.
 
         Raises:
-            RunError: The disk is full or gone. The rows stay in memory, and the next flush begins a new segment.
+            RunError: The write failed, for example on a full disk. The rows stay in memory, and the next flush starts
+                a new segment.
         """
         if os.getpid() != self._process:
             return
@@ -80,13 +81,13 @@ class Journal:
         self._flushed = time.monotonic()
 
     def close(self) -> None:
-        """Close the files without writing anything."""
+        """Close the files without writing pending rows."""
         for writer in self._writers.values():
             writer.close()
         self._writers.clear()
 
     def _write(self, table: str) -> None:
-        """Write a table's rows; the first of them make its segment."""
+        """Write a table's pending rows, creating its segment if necessary."""
         batch = record_batch(table, self._pending[table])
         try:
             if table not in self._writers:
@@ -97,19 +98,19 @@ class Journal:
             if broken is not None:
                 broken.close()
             raise RunError(
-                f"cannot write into {self._folder}: {error.strerror}; make room, nothing is lost yet"
+                f"cannot write into {self._folder}: {error.strerror}; free some space, no row is lost yet"
             ) from error
         self._pending[table].clear()
 
     def _new_segment(self, table: str) -> _SegmentWriter:
-        """A segment under a name that no file has: usually the session's, a later one after a failed write."""
+        """Create a segment under an unused name: the session's number, or a later one after a failed write."""
         self._folder.mkdir(exist_ok=True)
         number = max([self._segment, *(n + 1 for name, n, _ in segment_paths(self._folder.parent) if name == table)])
         return _SegmentWriter(self._folder / f"{table}-{number:06d}.arrows", table, self._origin)
 
 
 def segment_paths(folder: Path) -> list[tuple[str, int, Path]]:
-    """Table, number and path of every segment in a run's journal, by number; other files are left alone."""
+    """Return table, number and path of every segment in a run's journal, sorted by number. Other files are ignored."""
     found = []
     journal = folder / JOURNAL
     for path in journal.iterdir() if journal.is_dir() else ():
@@ -120,7 +121,7 @@ def segment_paths(folder: Path) -> list[tuple[str, int, Path]]:
 
 
 class _SegmentWriter:
-    """One new file, opened so that no existing one can be touched, and written message by message."""
+    """Writer of one segment file, message by message. It never opens an existing file."""
 
     def __init__(self, path: Path, table: str, origin: Mapping[str, str]) -> None:
         schema = arrow_schema(table)
@@ -130,7 +131,7 @@ class _SegmentWriter:
         self._file = path.open("xb", buffering=0)
 
     def write(self, batch: pa.RecordBatch) -> None:
-        """Append the batch as one sealed message, after the sealed header the first time."""
+        """Append the batch as one sealed message; the first call also writes the sealed header."""
         self._writer.write_batch(batch, custom_metadata={"seal": BLANK_SEAL})
         messages = self._stream.getvalue()
         self._stream.seek(0)
@@ -140,12 +141,12 @@ class _SegmentWriter:
             rest = rest[self._file.write(rest) :]
 
     def close(self) -> None:
-        """Close the file as it is; a stream needs no end mark to be read."""
+        """Close the file. The stream needs no end marker to be readable."""
         self._file.close()
 
 
 def _messages(data: bytes) -> Iterator[bytes]:
-    """The Arrow messages in a stretch of a stream."""
+    """Yield the Arrow messages in a part of a stream."""
     reader = pa.BufferReader(data)
     while (start := reader.tell()) < len(data):
         pa.ipc.read_message(reader)

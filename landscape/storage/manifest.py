@@ -1,4 +1,4 @@
-"""The manifest of a run, `run.json`, and what a run may be called."""
+"""Manifest of a run, `run.json`: read, write, and check the name of a run."""
 
 from __future__ import annotations
 
@@ -28,56 +28,60 @@ __all__ = [
 
 MANIFEST: Final = "run.json"
 LONGEST_NAME: Final = 100
-PROBING: Final = "probe"  # the purpose of a session that measures checkpoints and trains nothing
+PROBING: Final = "probe"  # purpose of a session that measures checkpoints without training
 
 
 def run_path(root: str | Path, name: str) -> Path:
-    """The folder of a run: directly inside `root`, never anywhere else.
+    """Return the folder of a run, which is always directly inside `root`.
 
     Raises:
-        RunError: The name could lead out of `root`, hide the folder or break a line.
+        RunError: The name could leave `root`, hide the folder or contain a line break.
     """
     check_name(name)
     return Path(root) / name
 
 
 def check_name(name: str) -> None:
-    """Refuse a run name that is empty, hidden, too long, or more than one plain path component."""
+    """Check that a run name is one plain path component: not empty, not hidden, and not too long.
+
+    Raises:
+        RunError: The name is not allowed.
+    """
     shown = ascii(name if len(name) <= LONGEST_NAME else f"{name[:20]}...")
     if not name:
-        raise RunError("a run needs a name, this one is empty: choose letters, digits, '-', '_' or '@'")
+        raise RunError("the run name is empty: choose letters, digits, '-', '_' or '@'")
     if len(name) > LONGEST_NAME:
-        raise RunError(f"the run name {shown} has {len(name)} characters, at most {LONGEST_NAME} fit: shorten it")
+        raise RunError(f"the run name {shown} has {len(name)} characters, at most {LONGEST_NAME} allowed: shorten it")
     if name.startswith("."):
-        raise RunError(f"the run name {shown} begins with a dot, which hides the folder: choose another name")
+        raise RunError(f"the run name {shown} starts with a dot, which hides the folder: choose another name")
     if "/" in name or "\\" in name or not name.isprintable():
-        raise RunError(f"the run name {shown} holds a slash or an unprintable character: leave it out")
+        raise RunError(f"the run name {shown} contains a slash or an unprintable character: remove it")
 
 
 def utc_now() -> str:
-    """The present time, ISO 8601 in UTC, to the second."""
+    """Return the current UTC time in ISO 8601, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def manifest_text(manifest: Mapping[str, Any]) -> str:
-    """The manifest as JSON, keys in their order; a float that is not finite becomes null.
+    """Return the manifest as JSON, in the order of its keys. A float that is not finite becomes null.
 
     Raises:
-        ValueError: A value has no JSON form (a programming error; the message names its place).
+        ValueError: A value has no JSON form; the message names its position.
     """
     return json.dumps(_plain(manifest, "manifest"), indent=2, allow_nan=False) + "\n"
 
 
 def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
-    """Replace `run.json`: written aside and renamed, so a reader sees the old one or the new one, whole."""
+    """Replace `run.json` atomically: a reader sees either the old or the new file, complete."""
     atomic_write(folder / MANIFEST, manifest_text(manifest).encode())
 
 
 def atomic_write(path: Path, content: bytes) -> None:
-    """Replace a file in one go: the content goes to `.<name>.tmp-<pid>`, to the disk, then takes the name.
+    """Replace a file atomically: write `.<name>.tmp-<pid>`, sync it to disk, then rename it.
 
     Raises:
-        RunError: The disk is full or the folder cannot be written; the old file is untouched.
+        RunError: The disk is full or the folder cannot be written; the old file is unchanged.
     """
     aside = path.with_name(f".{path.name}.tmp-{os.getpid()}")
     try:
@@ -89,11 +93,11 @@ def atomic_write(path: Path, content: bytes) -> None:
         _sync_folder(path.parent)
     except OSError as error:
         aside.unlink(missing_ok=True)
-        raise RunError(f"cannot write {path}: {error.strerror}; make room or choose another folder") from error
+        raise RunError(f"cannot write {path}: {error.strerror}; free some space or choose another folder") from error
 
 
 def _sync_folder(folder: Path) -> None:
-    """Have the disk keep the renaming before anything that relies on it."""
+    """Sync the folder, so that a rename is on disk before anything that relies on it."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -102,11 +106,11 @@ def _sync_folder(folder: Path) -> None:
 
 
 def read_manifest(folder: str | Path) -> dict[str, Any]:
-    """The manifest of the run in a folder.
+    """Read the manifest of the run in a folder.
 
     Raises:
-        RunError: There is no such folder, no run in it, or its manifest is not JSON.
-        SchemaError: A newer lossscope wrote it.
+        RunError: The folder does not exist or holds no run, or the manifest is not valid JSON.
+        SchemaError: A newer lossscope wrote the run.
     """
     path = Path(folder) / MANIFEST
     try:
@@ -120,15 +124,15 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
             f"{path} is not valid JSON ({_where(error)}): restore it, the run's tables are intact"
         ) from error
     if not isinstance(manifest, dict):
-        raise RunError(f"{path} holds no JSON object but {_kind(manifest)}: restore it, the run's tables are intact")
+        raise RunError(f"{path} must be a JSON object, got {_kind(manifest)}: restore it, the run's tables are intact")
     _check_version(path, manifest.get("schema_version"))
     return manifest
 
 
 def _check_version(path: Path, found: object) -> None:
-    """Refuse a manifest without a version or with one from the future."""
+    """Raise an error if the schema version is missing or newer than this lossscope."""
     if not isinstance(found, int) or isinstance(found, bool) or found < 1:
-        raise RunError(f"{path} has no schema_version, so it is no run of lossscope: point at another folder")
+        raise RunError(f"{path} has no schema_version, so it is not a lossscope run: choose another folder")
     if found > SCHEMA_VERSION:
         raise SchemaError(
             f"{path} has schema version {found}, this lossscope reads up to {SCHEMA_VERSION}: pip install -U lossscope"
@@ -136,26 +140,26 @@ def _check_version(path: Path, found: object) -> None:
 
 
 def _absence(folder: Path) -> str:
-    """Why there is no manifest, in one line."""
+    """Return one line that explains why a folder has no manifest."""
     if folder.is_dir():
-        return f"{folder} holds no run (no {MANIFEST}): pass the folder of a run, or a folder of such folders"
+        return f"{folder} holds no run (no {MANIFEST}): pass the folder of a run"
     if folder.exists():
         return f"{folder} is a file, not the folder of a run: pass the folder that holds {MANIFEST}"
     return f"{folder} does not exist: check the path, or record a run there with lossscope train"
 
 
 def _where(error: Exception) -> str:
-    """The place of a JSON error, on one line."""
+    """Return the position of a JSON error, on one line."""
     return f"line {error.lineno}" if isinstance(error, json.JSONDecodeError) else type(error).__name__
 
 
 def _kind(value: object) -> str:
-    """What a JSON value is called."""
+    """Return the name of a JSON value's type."""
     return "null" if value is None else f"a {type(value).__name__}"
 
 
 def _plain(value: object, place: str) -> Any:
-    """The value in JSON's own types: numpy scalars unwrapped, tuples as lists, what is not finite as None."""
+    """Return the value in JSON types: numpy scalars as numbers, tuples as lists, non-finite floats as None."""
     if isinstance(value, Mapping):
         return {str(key): _plain(inner, f"{place}.{key}") for key, inner in value.items()}
     if isinstance(value, list | tuple):
@@ -168,4 +172,4 @@ def _plain(value: object, place: str) -> Any:
         return float(value) if math.isfinite(value) else None
     if value is None or isinstance(value, bool | int | str):
         return value
-    raise ValueError(f"{place} is a {type(value).__name__}, which JSON cannot hold: turn it into text or numbers")
+    raise ValueError(f"{place} has type {type(value).__name__}, which has no JSON form: use text or numbers")

@@ -1,4 +1,4 @@
-"""The Parquet file of a table: all rows up to some session, and which journal segments went into it."""
+"""Parquet file of a table: its rows up to some session, and the names of the journal segments it contains."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ _PROVENANCE: Final = b"lossscope"
 
 @dataclass(frozen=True)
 class CompactedTable:
-    """A table's rows in Parquet with their provenance."""
+    """The rows of a table in Parquet, with their provenance."""
 
     rows: pa.Table
-    segments: frozenset[str]  # names of the journal segments whose rows are in it; a reader skips these files
-    sessions: dict[int, int | None]  # sessions of the run that had rows by then, each with the step it resumed at
+    segments: frozenset[str]  # names of the journal segments it contains; a reader skips these files
+    sessions: dict[int, int | None]  # sessions with rows at the time, each with the step it resumed at
 
 
 def parquet_path(folder: Path, table: str) -> Path:
-    """Where a table's Parquet file stands."""
+    """Return the path of a table's Parquet file."""
     return folder / f"{table}.parquet"
 
 
 def write_parquet(folder: Path, table: str, compacted: CompactedTable) -> None:
-    """Replace a table's Parquet file in one go, its pages with checksums.
+    """Replace a table's Parquet file atomically, with page checksums.
 
     Raises:
-        RunError: It cannot be written; the old one and the journal are untouched.
+        RunError: The file cannot be written; the old file and the journal are unchanged.
     """
     import pyarrow.parquet as pq
 
@@ -51,10 +51,15 @@ def write_parquet(folder: Path, table: str, compacted: CompactedTable) -> None:
 
 
 def read_parquet(folder: Path, table: str, *, rows: bool = True) -> CompactedTable | None:
-    """A table's Parquet file, or None where there is none; `rows=False` reads its provenance alone.
+    """Read a table's Parquet file; return None if it does not exist.
+
+    Args:
+        folder: The run's folder.
+        table: A key of `TABLES`.
+        rows: False reads the provenance only, and returns an empty table.
 
     Raises:
-        RunError: The file is cut short or garbled.
+        RunError: The file is truncated or corrupted.
     """
     import pyarrow.parquet as pq
 
@@ -76,11 +81,11 @@ def read_parquet(folder: Path, table: str, *, rows: bool = True) -> CompactedTab
 
 
 def _sessions(pairs: list[list[Any]]) -> dict[int, int | None]:
-    """Session numbers with the step each resumed at."""
+    """Return the step at which each session resumed, by session number."""
     return {int(session): None if step is None else int(step) for session, step in pairs}
 
 
 def _reason(error: BaseException) -> str:
-    """The first line of an error, short; its kind where it says nothing."""
+    """Return the first line of an error message, shortened; the name of the error's type if it has no message."""
     lines = str(error).splitlines()
     return lines[0][:100].rstrip(" .") if lines and lines[0] else type(error).__name__

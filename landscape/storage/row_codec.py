@@ -1,4 +1,7 @@
-"""Rows on their way into a table: each value checked against its column, then a record batch of them."""
+"""Row codec: Python values to Arrow record batches when writing, Arrow tables to pandas data frames when reading.
+
+Each value is checked against the declaration of its column before it is accepted.
+"""
 
 from __future__ import annotations
 
@@ -20,20 +23,20 @@ _INT64: Final = range(-(2**63), 2**63)
 
 
 def cells(table: str, row: Mapping[str, object]) -> Cells:
-    """The row's values in the order of the table's columns, None where one is missing or nan.
+    """Return the values of a row in the order of the table's columns, None for missing values and nan.
 
-    Lists are copied, so that the caller may go on using its arrays.
+    Lists are copied, so the caller may modify its arrays afterwards.
 
     Args:
         table: A key of `TABLES`.
         row: Column names to values: Python or numpy numbers, text, None; 1-D sequences for lists.
 
     Raises:
-        ValueError: There is no such table or column, a required value is missing, or a type does not fit.
+        ValueError: The table or a column is unknown, a required value is missing, or a value has the wrong type.
     """
     columns = _COLUMNS.get(table)
     if columns is None:
-        raise ValueError(f"there is no table {table!r}: use one of {', '.join(TABLES)}")
+        raise ValueError(f"unknown table {table!r}: use one of {', '.join(TABLES)}")
     if not columns.keys() >= row.keys():
         unknown = next(key for key in row if key not in columns)
         raise ValueError(f"table {table} has no column {unknown!r}: see lossscope.landscape.storage.schema")
@@ -41,7 +44,7 @@ def cells(table: str, row: Mapping[str, object]) -> Cells:
 
 
 def record_batch(table: str, rows: Sequence[Cells]) -> pa.RecordBatch:
-    """The rows as one Arrow record batch with the table's schema."""
+    """Return rows as one Arrow record batch with the table's schema."""
     schema = arrow_schema(table)
     arrays = [
         pa.array(values, field.type, from_pandas=True)
@@ -50,21 +53,35 @@ def record_batch(table: str, rows: Sequence[Cells]) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays(arrays, schema=schema)
 
 
+def frame(rows: pa.Table) -> pd.DataFrame:
+    """Return an Arrow table as a data frame.
+
+    A float column becomes float64 with nan for null. A required integer column becomes int64, any other Int64; a
+    boolean column becomes boolean (both with pd.NA). Text becomes object with None, lists become object: float64
+    arrays with nan for nulls inside.
+    """
+    import pandas as pd
+
+    return pd.DataFrame({field.name: _series(rows[field.name].combine_chunks(), field) for field in rows.schema})
+
+
 def _cell(table: str, column: Column, value: object) -> object:
-    """One value in the plain type of its column."""
+    """Return a value converted to the plain Python type of its column."""
     if value is not None:
-        value = _CHECKS[column.type](value)
-        if value is NotImplemented:
+        converted = _CONVERTERS[column.type](value)
+        if converted is NotImplemented:
             raise ValueError(
-                f"column {column.name!r} of table {table} holds {column.type}: a value of another kind came"
+                f"column {column.name!r} of table {table} holds {column.type} values, "
+                f"got a {type(value).__name__} that does not fit"
             )
+        value = converted
     if value is None and column.required:
         raise ValueError(f"column {column.name!r} of table {table} is required: it is missing, None or nan")
     return value
 
 
 def _float(value: object) -> object:
-    """A number as float, nan as None."""
+    """Return a number as float, nan as None."""
     if type(value) is not float:
         if isinstance(value, bool | np.bool_) or not isinstance(value, int | float | np.integer | np.floating):
             return NotImplemented
@@ -76,19 +93,19 @@ def _float(value: object) -> object:
 
 
 def _int(value: object) -> object:
-    """A whole number that fits into 64 bits; nan as None."""
+    """Return an integer that fits into 64 bits; nan as None."""
     if isinstance(value, int | np.integer) and not isinstance(value, bool):
         return int(value) if int(value) in _INT64 else NotImplemented
     return None if isinstance(value, float | np.floating) and value != value else NotImplemented
 
 
 def _bool(value: object) -> object:
-    """True or False."""
+    """Return a Python or numpy boolean as bool."""
     return bool(value) if isinstance(value, bool | np.bool_) else NotImplemented
 
 
 def _text(value: object) -> object:
-    """Text that UTF-8 can hold."""
+    """Return a string that UTF-8 can encode."""
     if not isinstance(value, str):
         return NotImplemented
     try:
@@ -99,7 +116,7 @@ def _text(value: object) -> object:
 
 
 def _floats(value: object) -> object:
-    """A copy of a 1-D sequence of numbers as float64; None inside becomes nan, which is stored as null."""
+    """Return a float64 copy of a 1-D sequence of numbers; None inside becomes nan, which is stored as null."""
     if not isinstance(value, list | tuple | np.ndarray):
         return NotImplemented
     array = np.asarray(value, dtype=object if isinstance(value, list | tuple) and None in value else None)
@@ -110,7 +127,8 @@ def _floats(value: object) -> object:
 
 
 _COLUMNS: Final = {table: {column.name: column for column in columns} for table, columns in TABLES.items()}
-_CHECKS: Final[dict[str, Callable[[object], object]]] = {
+# Each returns NotImplemented for a value that does not fit, so that `_cell` can name the column.
+_CONVERTERS: Final[dict[str, Callable[[object], object]]] = {
     "int": _int,
     "float": _float,
     "bool": _bool,
@@ -119,19 +137,8 @@ _CHECKS: Final[dict[str, Callable[[object], object]]] = {
 }
 
 
-def frame(rows: pa.Table) -> pd.DataFrame:
-    """The rows as a data frame.
-
-    A float is float64 with nan for null. A required integer is int64, any other Int64; a truth value is boolean (both
-    with pd.NA). Text is object with None, a list is object: float64 arrays, nan for a null inside.
-    """
-    import pandas as pd
-
-    return pd.DataFrame({field.name: _series(rows[field.name].combine_chunks(), field) for field in rows.schema})
-
-
 def _series(column: pa.Array, field: pa.Field) -> pd.Series[Any]:
-    """One column."""
+    """Return one Arrow column as a pandas series."""
     import pandas as pd
 
     missing = column.is_null().to_numpy(zero_copy_only=False)

@@ -1,4 +1,7 @@
-"""The lock that tells a run being recorded from one whose process died."""
+"""Run folders: claim one for a new run, and lock it while a process records into it.
+
+A lock file distinguishes a run that is being recorded from one whose process died.
+"""
 
 from __future__ import annotations
 
@@ -13,21 +16,80 @@ from typing import Final
 from lossscope.landscape.errors import RunError
 from lossscope.landscape.storage.manifest import MANIFEST, check_name
 
-__all__ = ["LOCK", "RunLock", "claimed_folder", "is_recorded", "refuse_unless_free"]
+__all__ = ["LOCK", "RunLock", "check_free", "claim_folder", "is_recorded"]
 
 LOCK: Final = ".lock"
-_PATIENCE: Final = 0.5  # seconds; a reader holds the lock for microseconds while it asks
-_HELD: weakref.WeakSet[RunLock] = weakref.WeakSet()
+_TIMEOUT: Final = 0.5  # seconds; `is_recorded` of another process holds the lock for microseconds
+_LOCKS: weakref.WeakSet[RunLock] = weakref.WeakSet()  # of this process, for `_close_in_child`
+
+
+def claim_folder(path: Path, *, force: bool) -> RunLock:
+    """Create an empty run folder, with its parents, and lock it.
+
+    Args:
+        path: The run's folder; its last component is the run's name.
+        force: Replace an existing run. Files that are not a run are never removed, nor is a run being recorded.
+
+    Raises:
+        RunError: The name is not allowed, the folder is taken, or it cannot be written.
+    """
+    check_name(path.name)
+    check_free(path, force)
+    lock = _create_and_lock(path)
+    try:
+        check_free(path, force)  # another process may have claimed it between the first check and the lock
+        if not (path / MANIFEST).exists():
+            return lock
+        _remove(path)
+    except BaseException:
+        lock.release()
+        raise
+    lock.release()
+    return claim_folder(path, force=False)
+
+
+def check_free(path: Path, force: bool) -> None:
+    """Check that a new run can be created at a path: it is free, or holds a run that `force` replaces.
+
+    Raises:
+        RunError: The path is taken, or the folder cannot be listed.
+    """
+    if path.is_symlink() or (path.exists() and not path.is_dir()):
+        raise RunError(f"{path} is a link or a file: choose another name")
+    try:
+        inside = sorted(entry.name for entry in path.iterdir()) if path.exists() else []
+    except OSError as error:
+        raise RunError(f"cannot list {path}: {error.strerror}; choose another folder") from error
+    if MANIFEST in inside:
+        if not force:
+            raise RunError(f"{path} already holds a run: use --resume to continue it, --force to replace it")
+    elif not all(name == LOCK or name.startswith(f".{MANIFEST}.tmp-") for name in inside):
+        raise RunError(f"{path} holds files but no run, so nothing was changed: choose another name")
+
+
+def is_recorded(folder: Path) -> bool:
+    """Return True if a live process is recording into the folder. Writes nothing; a missing lock file stays missing."""
+    try:
+        with (folder / LOCK).open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 class RunLock:
-    """The exclusive right to record into a folder, until `release` or the end of the process.
+    """Exclusive right to record into an existing folder, until `release` or the end of the process.
 
-    The kernel drops an `flock` with the process, however it dies, so no stale lock can be left behind. It would
-    live on in a forked child (a data loader's worker), so a child closes its copy at once.
+    The kernel drops an `flock` when the process ends for any reason, so no stale lock can remain. A forked child (a
+    data loader's worker) would keep the lock alive, so a child closes its copy at once.
+
+    Args:
+        folder: The run's folder.
 
     Raises:
-        RunError: Another recorder has it, or the folder cannot be locked.
+        RunError: Another recorder holds the lock, or the folder cannot be locked.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -37,19 +99,19 @@ class RunLock:
         except OSError as error:
             raise RunError(f"cannot write into {folder}: {error.strerror}; choose another folder") from error
         try:
-            self._take()
+            self._acquire()
         except BaseException:
             self._file.close()
             raise
-        _HELD.add(self)
+        _LOCKS.add(self)
 
     def release(self) -> None:
-        """Let go of the folder; a second call does nothing."""
+        """Release the folder. A second call does nothing."""
         self._file.close()
 
-    def _take(self) -> None:
-        """Ask for the lock until patience ends, then make sure that it is still the folder's."""
-        deadline = time.monotonic() + _PATIENCE
+    def _acquire(self) -> None:
+        """Try to acquire the lock until the timeout, then check that the lock file is still that of the folder."""
+        deadline = time.monotonic() + _TIMEOUT
         while True:
             try:
                 fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -63,23 +125,30 @@ class RunLock:
             except OSError as error:
                 raise RunError(f"cannot lock {self.folder}: {error.strerror}; record to a local disk") from error
         if not _same_file(self._file.fileno(), self.folder / LOCK):
-            raise RunError(f"{self.folder} was replaced by another process just now: try again")
+            raise RunError(f"{self.folder} was just replaced by another process: try again")
 
 
-def is_recorded(folder: Path) -> bool:
-    """Whether a live process is recording into the folder. Writes nothing, not even an absent lock file."""
+def _create_and_lock(path: Path) -> RunLock:
+    """Create the folder if it is missing, and lock it."""
     try:
-        with (folder / LOCK).open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
-    return False
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"cannot create {path}: {error.strerror}; choose another folder") from error
+    return RunLock(path)
+
+
+def _remove(path: Path) -> None:
+    """Remove a run. It is renamed first, so that a partly removed folder cannot be mistaken for a run."""
+    aside = path.with_name(f".{path.name}.removed-{os.getpid()}")
+    try:
+        path.rename(aside)
+        shutil.rmtree(aside)
+    except OSError as error:
+        raise RunError(f"cannot remove the run in {path}: {error.strerror}; choose another name") from error
 
 
 def _same_file(descriptor: int, path: Path) -> bool:
-    """Whether an open file is still the one at a path."""
+    """Return True if an open file is still the file at a path."""
     try:
         return os.path.samestat(os.fstat(descriptor), path.stat())
     except OSError:
@@ -87,72 +156,9 @@ def _same_file(descriptor: int, path: Path) -> bool:
 
 
 def _close_in_child() -> None:
-    """Close a forked child's copies; closing a copy leaves the parent's lock in place."""
-    for lock in list(_HELD):
+    """Close a forked child's copies of the lock files; the parent keeps its locks."""
+    for lock in list(_LOCKS):
         lock.release()
 
 
 os.register_at_fork(after_in_child=_close_in_child)
-
-
-def claimed_folder(path: Path, *, force: bool) -> RunLock:
-    """The lock of a new, empty folder at `path`; parents are made as needed.
-
-    Args:
-        path: Where the run is to be; its last component is the run's name.
-        force: Replace a run that is there. Anything that is not a run stays, and so does a run being recorded.
-
-    Raises:
-        RunError: The name is not allowed, the place is taken, or it cannot be written.
-    """
-    check_name(path.name)
-    refuse_unless_free(path, force)
-    lock = _locked(path)
-    try:
-        refuse_unless_free(path, force)  # another process may have been faster
-        if not (path / MANIFEST).exists():
-            return lock
-        _remove(path)
-    except BaseException:
-        lock.release()
-        raise
-    lock.release()
-    return claimed_folder(path, force=False)
-
-
-def refuse_unless_free(path: Path, force: bool) -> None:
-    """Refuse a place that is taken: by a run, unless `force` replaces it, or by anything else.
-
-    Raises:
-        RunError: It is taken, or cannot be looked into.
-    """
-    if path.is_symlink() or (path.exists() and not path.is_dir()):
-        raise RunError(f"{path} is a link or a file: choose another name")
-    try:
-        inside = sorted(entry.name for entry in path.iterdir()) if path.exists() else []
-    except OSError as error:
-        raise RunError(f"cannot look into {path}: {error.strerror}; choose another folder") from error
-    if MANIFEST in inside:
-        if not force:
-            raise RunError(f"{path} holds a run already: --resume goes on with it, --force replaces it")
-    elif not all(name == LOCK or name.startswith(f".{MANIFEST}.tmp-") for name in inside):
-        raise RunError(f"{path} holds files but no run, so nothing was touched: choose another name")
-
-
-def _locked(path: Path) -> RunLock:
-    """The lock of the folder, made if absent."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(f"cannot make {path}: {error.strerror}; choose another folder") from error
-    return RunLock(path)
-
-
-def _remove(path: Path) -> None:
-    """Remove a run: renamed first, so that no half of it can be taken for a run."""
-    aside = path.with_name(f".{path.name}.removed-{os.getpid()}")
-    try:
-        path.rename(aside)
-        shutil.rmtree(aside)
-    except OSError as error:
-        raise RunError(f"cannot remove the run in {path}: {error.strerror}; choose another name") from error

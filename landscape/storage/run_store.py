@@ -1,4 +1,4 @@
-"""A run's folder as its recorder sees it: rows in, a manifest, and an end."""
+"""Writer of a run: append rows, update the manifest, close the run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lossscope.landscape.errors import RunError
 from lossscope.landscape.storage.compaction import compact, unused_segment
 from lossscope.landscape.storage.journal import Journal
 from lossscope.landscape.storage.manifest import PROBING, manifest_text, read_manifest, utc_now, write_manifest
-from lossscope.landscape.storage.run_folder import RunLock, claimed_folder
+from lossscope.landscape.storage.run_folder import RunLock, claim_folder
 from lossscope.landscape.storage.run_tables import RunTables
 from lossscope.landscape.storage.schema import SCHEMA_VERSION, TABLES
 
@@ -20,14 +20,14 @@ __all__ = ["RunStore"]
 
 
 class RunStore:
-    """The writer of one run; made by `create` or `resume` and ended by `close`, or by `extend` and `leave`.
+    """Writer of one run: open it with `create` or `resume` and `close` it, or `extend` it and `leave` it.
 
-    A process that ends without `close` leaves a run that reads as crashed, with every row of the last flush; a
-    process that ends in good order still flushes. Not to be shared between threads or processes.
+    If the process ends without `close`, the run reads as crashed and has every row up to the last flush; a process
+    that exits normally still flushes. A store must not be shared between threads or processes.
 
     Attributes:
         path: The run's folder.
-        manifest: What `run.json` says now; change it through `update_manifest`.
+        manifest: The contents of `run.json`; change them with `update_manifest`.
         session: The number of this recording session, 1 for a new run.
     """
 
@@ -46,21 +46,21 @@ class RunStore:
 
     @classmethod
     def create(cls, path: str | Path, manifest: Mapping[str, Any], *, force: bool = False) -> RunStore:
-        """Begin a new run.
+        """Create a new run.
 
         Args:
-            path: The run's folder; its last component is the run's name. Parents are made as needed.
-            manifest: What the caller knows: config, arm, seeds, model, data hash, environment. The store adds
+            path: The run's folder; its last component is the run's name. Missing parents are created.
+            manifest: Facts of the caller: config, arm, seeds, model, data hash, environment. The store adds
                 schema_version, name, status, how_it_ended, created, ended and sessions.
-            force: Replace a finished or crashed run that is there. Nothing but a run is ever removed.
+            force: Replace a finished or crashed run. Files that are not a run are never removed.
 
         Raises:
-            RunError: The name is not allowed, the place is taken or cannot be written.
-            ValueError: The manifest holds what JSON cannot.
+            RunError: The name is not allowed, or the folder is taken or cannot be written.
+            ValueError: A value of the manifest has no JSON form.
         """
-        manifest_text(manifest)  # refuse before anything is touched
+        manifest_text(manifest)  # raises before any file is changed
         path = Path(path)
-        lock = claimed_folder(path, force=force)
+        lock = claim_folder(path, force=force)
         now = utc_now()
         own = {
             "schema_version": SCHEMA_VERSION,
@@ -75,43 +75,45 @@ class RunStore:
 
     @classmethod
     def resume(cls, path: str | Path, at_step: int) -> RunStore:
-        """Go on with a run, in new files; no existing one is shortened or changed.
+        """Open a run to continue it, in new files; existing files are not changed.
 
         Args:
             path: The run's folder.
-            at_step: The step that training goes on from. Rows of earlier sessions beyond it stop counting as
+            at_step: The step from which training continues, >= 0. Rows of earlier sessions beyond it are superseded as
                 soon as this session has a row.
 
         Raises:
             RunError: There is no run, it is being recorded, or its tables cannot be read.
-            SchemaError: A newer lossscope wrote it.
-            ValueError: `at_step` is below zero.
+            SchemaError: A newer lossscope wrote the run.
+            ValueError: `at_step` is negative.
         """
         if at_step < 0:
-            raise ValueError(f"a run cannot be resumed at step {at_step}: the least is 0")
-        return cls._gone_on(Path(path), int(at_step), {}, {"status": "running", "how_it_ended": None, "ended": None})
+            raise ValueError(f"a run cannot be resumed at step {at_step}: at_step must be >= 0")
+        return cls._next_session(
+            Path(path), int(at_step), {}, {"status": "running", "how_it_ended": None, "ended": None}
+        )
 
     @classmethod
     def extend(cls, path: str | Path, facts: Mapping[str, Any]) -> RunStore:
-        """Add rows to a run that is not being recorded: measured after the fact, they supersede nothing.
+        """Open a run that is not being recorded to add rows measured afterwards; they supersede no other row.
 
-        How the run ended stays as it is, and it reads so all the while. Nothing is written before the first row, so
-        an extension without any leaves the run byte for byte as it was. End it with `leave`.
+        The status and the end of the run stay unchanged, also while the extension is open. Nothing is written before
+        the first row, so an extension without rows leaves the run byte for byte unchanged. End it with `leave`.
 
         Args:
             path: The run's folder.
-            facts: What the caller knows of this session; kept in the manifest beside its number.
+            facts: Facts about this session, kept in the manifest beside its number.
 
         Raises:
-            RunError: There is no run, it is being recorded, or one of its tables is garbled.
-            SchemaError: A newer lossscope wrote it.
+            RunError: There is no run, it is being recorded, or one of its tables is corrupted.
+            SchemaError: A newer lossscope wrote the run.
         """
         path = Path(path)
-        _refuse_garbled(path)
-        return cls._gone_on(path, None, {**facts, "purpose": PROBING}, {}, at_once=False)
+        _check_segments(path)
+        return cls._next_session(path, None, {**facts, "purpose": PROBING}, {}, at_once=False)
 
     @classmethod
-    def _gone_on(
+    def _next_session(
         cls,
         path: Path,
         resumed_at: int | None,
@@ -120,7 +122,7 @@ class RunStore:
         *,
         at_once: bool = True,
     ) -> RunStore:
-        """The store of a further session of a run, with changes to its manifest."""
+        """Lock a run and return the store of its next session, with changes to its manifest."""
         read_manifest(path)
         lock = RunLock(path)
         try:
@@ -138,65 +140,65 @@ class RunStore:
 
     @property
     def closed(self) -> bool:
-        """Whether the run has ended; it then takes no more rows."""
+        """True after `close` or `leave`: the store then accepts no more rows."""
         return not self._leave.alive
 
     def append(self, table: str, row: Mapping[str, object]) -> None:
-        """Take one row; a reader sees it after the next flush.
+        """Append one row. Readers see it after the next flush.
 
         Args:
-            table: `steps`, `tensors`, `spectra`, `probes` or `densities`.
-            row: Column names to values; an absent column, None and nan are null.
+            table: A key of `TABLES`.
+            row: Column names to values. A missing column, None and nan are stored as null.
 
         Raises:
-            ValueError: The row does not fit the table, or the store is closed.
+            ValueError: The row does not match the table's columns, or the store is closed.
         """
-        self._refuse_if_closed()
+        self._check_open()
         self._journal.append(table, row)
         self._begin()
 
     def flush(self) -> None:
-        """Hand all rows to the operating system, so that they outlive this process.
+        """Write all pending rows to the operating system, so that they survive this process.
 
         Raises:
-            RunError: They cannot be written; they stay in memory for the next flush.
+            RunError: The rows cannot be written; they stay in memory for the next flush.
         """
-        self._refuse_if_closed()
+        self._check_open()
         self._journal.flush()
 
     def flush_if_due(self) -> bool:
-        """Flush if the last flush is a second ago or there was none yet; whether it did."""
-        self._refuse_if_closed()
+        """Flush if no flush happened in the last second. Return True if it flushed."""
+        self._check_open()
         return self._journal.flush_if_due()
 
     def update_manifest(self, **changes: Any) -> None:
-        """Set keys of the manifest; `run.json` is replaced in one go.
+        """Set keys of the manifest; `run.json` is replaced atomically.
 
         Raises:
-            RunError: It cannot be written.
+            RunError: The file cannot be written.
             ValueError: A value has no JSON form, or the store is closed.
         """
-        self._refuse_if_closed()
+        self._check_open()
         manifest = {**self.manifest, **changes}
         write_manifest(self.path, manifest)
         self.manifest, self._begun = manifest, True
 
     def close(self, status: Literal["finished", "failed"], how: str) -> None:
-        """End the run: flush, compact into Parquet, and say in the manifest how it ended. Again: nothing.
+        """End the run: flush, compact into Parquet, and write status and reason to the manifest.
 
-        The manifest is written and the lock released whatever happens; a table that cannot be compacted stays in
-        the journal, where it reads as well.
+        A second call does nothing. The manifest is written and the lock released in any case; a table that cannot be
+        compacted stays readable in the journal.
 
         Args:
-            status: How it ended.
-            how: The same in a sentence.
+            status: `finished` or `failed`.
+            how: A sentence that says how the run ended.
 
         Raises:
             RunError: Rows could not be written (the run is then `failed`) or compacted.
-            ValueError: There is no such status.
+            ValueError: The status is neither of the two.
         """
         if status not in ("finished", "failed"):
-            raise ValueError(f"a run cannot end as {status!r}: use finished or failed")
+            raise ValueError(f"status must be one of 'finished', 'failed', got {status!r}")
         if self.closed:
             return
         try:
@@ -209,7 +211,7 @@ class RunStore:
             raise [*lost, *kept][0]
 
     def leave(self) -> None:
-        """End an extension: flush and compact; what the manifest says of the run's end stays. Again: nothing.
+        """End an extension: flush and compact. The manifest keeps the run's status and end. A second call does nothing.
 
         Raises:
             RunError: Rows could not be written or compacted.
@@ -224,13 +226,13 @@ class RunStore:
             raise [*lost, *kept][0]
 
     def _begin(self) -> None:
-        """Say in the manifest that this session is there, once."""
+        """Write the manifest that lists this session, on the first call only."""
         if not self._begun:
             write_manifest(self.path, self.manifest)
             self._begun = True
 
     def _settle(self) -> tuple[list[RunError], list[RunError]]:
-        """Flush and compact; the errors of either, with which rows are lost or are kept in the journal."""
+        """Flush and compact. Return the errors by which rows are lost, and those by which rows stay in the journal."""
         lost, kept = [], []
         try:
             self._journal.flush()
@@ -243,15 +245,15 @@ class RunStore:
         return lost, kept
 
     def _release(self) -> None:
-        """Close the files and give the folder back."""
+        """Close the files and release the lock."""
         self._leave.detach()
         self._journal.close()
         self._lock.release()
 
-    def _refuse_if_closed(self) -> None:
-        """Refuse to write into a run that has ended."""
+    def _check_open(self) -> None:
+        """Raise ValueError if the store is closed."""
         if self.closed:
-            raise ValueError(f"the run in {self.path} is closed: resume it to go on")
+            raise ValueError(f"the run in {self.path} is closed: resume it to append rows")
 
 
 def _opened(
@@ -263,7 +265,7 @@ def _opened(
     *,
     at_once: bool = True,
 ) -> RunStore:
-    """The store, or the lock given back where its manifest cannot be written."""
+    """Return the store. Release the lock if its manifest cannot be written."""
     try:
         return cls(path, manifest, lock, journal, at_once=at_once)
     except BaseException:
@@ -271,8 +273,8 @@ def _opened(
         raise
 
 
-def _refuse_garbled(path: Path) -> None:
-    """Refuse a run whose journal could not be compacted with new rows in it."""
+def _check_segments(path: Path) -> None:
+    """Raise RunError if a segment of the journal is corrupted, which would prevent the compaction of new rows."""
     tables = RunTables(path)
     problems = [one.problem for table in TABLES for one in tables.segments(table) if one.problem]
     if problems:
@@ -280,7 +282,7 @@ def _refuse_garbled(path: Path) -> None:
 
 
 def _leave(journal: Journal, lock: RunLock) -> None:
-    """What is left to do when a process ends, or a store is dropped, without `close`."""
+    """Flush and release the run when the process exits, or the store is garbage-collected, without `close`."""
     with contextlib.suppress(RunError):
         journal.flush()
     journal.close()

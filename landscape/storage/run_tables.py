@@ -1,8 +1,8 @@
-"""The rows of a run folder as they stood at one moment, from Parquet files and journal alike.
+"""Snapshot of a run's tables, read from Parquet files and journal.
 
-A resumed run repeats steps that its earlier session may have recorded already. The rule: a row of an earlier session
-whose step lies beyond the step at which a later session resumed is superseded, provided that the later session has
-at least one row in any table. So a session that died before it wrote anything supersedes nothing.
+A resumed run repeats steps that an earlier session may have recorded already. The rule: a row of an earlier session
+whose step is beyond the step at which a later session resumed is superseded, provided that the later session has at
+least one row in any table. So a session that died before it wrote a row supersedes nothing.
 """
 
 from __future__ import annotations
@@ -15,22 +15,25 @@ import pyarrow as pa
 
 from lossscope.landscape.errors import RunError
 from lossscope.landscape.storage.journal import WRITE_ORDER, segment_paths
-from lossscope.landscape.storage.parquet import CompactedTable, parquet_path, read_parquet
+from lossscope.landscape.storage.parquet import parquet_path, read_parquet
 from lossscope.landscape.storage.schema import TABLES, arrow_schema
 from lossscope.landscape.storage.segment import Segment, read_segment
 
 __all__ = ["RunTables"]
 
 _ATTEMPTS: Final = 20
-_UNSEEN: Final = 2**62
+_NO_LIMIT: Final = 2**62  # larger than any step
 
 
 class RunTables:
-    """A snapshot of a run's tables; nothing is read before it is asked for, and nothing is ever written.
+    """A snapshot of a run's tables. Tables are read on first use; nothing is written.
 
-    The length of every segment is taken at the start, `steps` first, and no byte beyond it is read later. Since
-    segments only grow, that is a consistent moment of a live run. Only a compaction in between removes segments;
-    then a new snapshot is taken.
+    The length of every segment is noted at the start, `steps` first, and no byte beyond it is read later. Segments
+    only grow, so this is a consistent state of a live run. Only a compaction removes segments; if one happens in
+    between, a new snapshot is taken.
+
+    Args:
+        folder: The run's folder.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -42,10 +45,10 @@ class RunTables:
         self._take()
 
     def rows(self, table: str) -> pa.Table:
-        """All rows of a table that no later session superseded, ordered by step, ties in the order written.
+        """Return the rows of a table that are not superseded, ordered by step, ties in the order written.
 
         Raises:
-            RunError: A file of the table is garbled.
+            RunError: A file of the table is corrupted.
         """
         for _ in range(_ATTEMPTS):
             try:
@@ -55,13 +58,13 @@ class RunTables:
         raise RunError(f"the journal of {self.folder} changes faster than it can be read: try again")
 
     def segments(self, table: str) -> list[Segment]:
-        """The table's segments that are not in its Parquet file yet, oldest first."""
+        """Return the table's segments that are not in its Parquet file yet, oldest first."""
         compacted = read_parquet(self.folder, table, rows=False)
         done = compacted.segments if compacted else frozenset()
         return [self._segment(path) for path in self._sizes[table] if path.name not in done]
 
     def sessions(self) -> dict[int, int | None]:
-        """Every session that has rows in any table, with the step it resumed at (None for the first)."""
+        """Return the sessions that have rows in any table, with the step each resumed at (None for the first)."""
         if self._sessions is None:
             found: dict[int, int | None] = {}
             for table in TABLES:
@@ -74,7 +77,7 @@ class RunTables:
         return self._sessions
 
     def _take(self) -> None:
-        """Note which segments there are and how long they are."""
+        """Take the snapshot: note the segments and their lengths."""
         self._numbers.clear()
         self._cache.clear()
         self._sessions = None
@@ -84,31 +87,27 @@ class RunTables:
             self._numbers.update(number for number, _ in found)
 
     def _rows(self, table: str) -> pa.Table:
-        """One attempt at `rows`."""
+        """Read a table once, without retrying."""
         compacted = read_parquet(self.folder, table)
         segments = self.segments(table)
         for segment in segments:
             if segment.problem:
                 raise RunError(segment.problem)
-        pieces = [self._lasting(compacted)] if compacted else []
-        pieces += [self._kept(segment.rows, segment.session) for segment in segments if segment.session is not None]
+        pieces = [self._current(compacted.rows, max(compacted.sessions, default=0))] if compacted else []
+        pieces += [self._current(segment.rows, segment.session) for segment in segments if segment.session is not None]
         return _by_step(pa.concat_tables([arrow_schema(table).empty_table(), *pieces]))
 
-    def _lasting(self, compacted: CompactedTable) -> pa.Table:
-        """The Parquet file's rows that no session since then superseded."""
-        return self._kept(compacted.rows, max(compacted.sessions, default=0))
-
-    def _kept(self, rows: pa.Table, session: int) -> pa.Table:
-        """The rows of a session that no later one superseded."""
+    def _current(self, rows: pa.Table, session: int) -> pa.Table:
+        """Return the rows of a session, or of all sessions up to it, that no later session superseded."""
         compacted = any(parquet_path(self.folder, table).exists() for table in TABLES)
         if len(self._numbers) + compacted <= 1:
-            return rows  # a single session: spare reading the other tables
+            return rows  # a single session: no need to read the other tables
         later = [at for other, at in self.sessions().items() if other > session and at is not None]
         steps = rows["step"].to_numpy()
-        return rows.filter(pa.array(steps <= min(later, default=_UNSEEN)))
+        return rows.filter(pa.array(steps <= min(later, default=_NO_LIMIT)))
 
     def _segment(self, path: Path) -> Segment:
-        """A segment as long as it was at the snapshot."""
+        """Return a segment up to its length at the snapshot."""
         if path not in self._cache:
             size = next(sizes[path] for sizes in self._sizes.values() if path in sizes)
             self._cache[path] = read_segment(path, size)
@@ -116,7 +115,7 @@ class RunTables:
 
 
 def _size(path: Path) -> int:
-    """The length of a file in bytes; 0 for one that is gone (reading it will notice)."""
+    """Return the length of a file in bytes; 0 for a removed file (reading it raises later)."""
     try:
         return path.stat().st_size
     except FileNotFoundError:
@@ -124,5 +123,5 @@ def _size(path: Path) -> int:
 
 
 def _by_step(rows: pa.Table) -> pa.Table:
-    """The rows in the order of their steps; equal steps keep their order."""
+    """Return the rows sorted by step; rows of equal steps keep their order."""
     return rows.take(np.argsort(rows["step"].to_numpy(), kind="stable"))

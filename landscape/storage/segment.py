@@ -1,9 +1,9 @@
-"""Reading a journal segment: the whole records of an Arrow IPC stream, however its end was lost.
+"""Journal segment reader: the complete records of an Arrow IPC stream, wherever its end was lost.
 
-A segment is an ordinary Arrow IPC stream (`pyarrow.ipc.open_stream` reads it) whose every message carries a seal in
-its custom metadata: its own length and its own CRC-32, computed with the CRC's digits set to zero. So a reader can
-tell a record that was cut short (the file is shorter than the seal says) from one that was altered (the checksum
-differs), and believes no length before comparing it with the file's.
+A segment is an ordinary Arrow IPC stream (`pyarrow.ipc.open_stream` reads it) in which the custom metadata of every
+message holds a seal: the length of the message and its CRC-32, computed with the CRC's digits set to zero. So a reader
+can distinguish a truncated record (the file is shorter than the seal says) from an altered one (the checksum
+differs), and trusts no length before comparing it with the length of the file.
 """
 
 from __future__ import annotations
@@ -26,42 +26,44 @@ UNREADABLE: Final = (pa.ArrowException, OSError, ValueError, KeyError, TypeError
 
 _SEAL: Final = re.compile(rb"crc32=([0-9a-f]{8}) bytes=([0-9]{12})")
 _ZEROS: Final = b"00000000"
-_MARK: Final = b"\xff\xff\xff\xff"  # every message of an Arrow stream begins with it, then 4 bytes: metadata length
+_MARK: Final = (
+    b"\xff\xff\xff\xff"  # start of every message of an Arrow stream; the length of the metadata follows in 4 bytes
+)
 
 
 @dataclass(frozen=True)
 class Segment:
-    """The whole records of one segment, and where they end."""
+    """The complete records of one segment, and the position of their end."""
 
     path: Path
-    session: int | None  # which recording session wrote it; None where even the header is cut or altered
-    resumed_at: int | None  # the step that session went on from; None for the first
+    session: int | None  # the recording session that wrote it; None if the header is truncated or altered
+    resumed_at: int | None  # the step at which that session resumed; None for the first
     rows: pa.Table
-    end: int  # bytes, up to here all records are whole
+    end: int  # bytes; all records before this position are complete
     size: int  # bytes of the file
-    problem: str | None  # one line where a record was altered, None where the file is whole or cut short
+    problem: str | None  # one line if a record was altered; None if the file is complete or truncated
 
     @property
     def last_step(self) -> int | None:
-        """The step of the last row; None where there is none."""
+        """The step of the last row; None if there are no rows."""
         return self.rows["step"][-1].as_py() if len(self.rows) else None
 
     @property
     def ending(self) -> str:
-        """One sentence without its full stop: where the segment ends."""
+        """A sentence, without its full stop, that says where the segment ends."""
         name = f"journal/{self.path.name}"
         after = "before any row" if self.last_step is None else f"after step {self.last_step}"
         if self.end == self.size:
-            return f"{name} ends with a whole record {after}"
+            return f"{name} ends with a complete record {after}"
         return f"{name} ends inside a record {after} (byte {self.end} of {self.size})"
 
 
 class _AlteredError(Exception):
-    """A record that is complete but not what was written."""
+    """A complete record whose contents are not those that were written."""
 
 
 def sealed(message: bytes) -> bytes:
-    """The Arrow message with its blank seal filled in: its length and its CRC-32."""
+    """Return the Arrow message with its blank seal replaced by its length and CRC-32."""
     content = bytearray(message)
     at = message.index(BLANK_SEAL.encode())
     content[at : at + len(BLANK_SEAL)] = b"crc32=%s bytes=%012d" % (_ZEROS, len(message))
@@ -70,9 +72,9 @@ def sealed(message: bytes) -> bytes:
 
 
 def read_segment(path: Path, limit: int | None = None) -> Segment:
-    """The whole records among the first `limit` bytes of a segment (all of them by default).
+    """Read the complete records among the first `limit` bytes of a segment (by default the whole file).
 
-    Never raises for what the bytes are: a record that was altered is described by `problem`.
+    Invalid contents never raise: an altered record is described by `Segment.problem`.
 
     Raises:
         OSError: The file cannot be read.
@@ -95,17 +97,17 @@ def read_segment(path: Path, limit: int | None = None) -> Segment:
                 raise _AlteredError from error
             end = stop
     except _AlteredError:
-        problem = f"{path} is garbled from byte {end} of {len(data)} on: move it out of journal/, then the rest reads"
+        problem = f"{path} is corrupted from byte {end} of {len(data)} on: move it out of journal/ to read the rest"
     session, resumed_at = (None, None) if schema is None else _provenance(schema)
-    rows = conformed(table, pa.Table.from_batches(batches, schema)) if schema is not None else _nothing(table)
+    rows = conformed(table, pa.Table.from_batches(batches, schema)) if schema is not None else _empty(table)
     return Segment(path, session, resumed_at, rows, end, len(data), problem)
 
 
 def conformed(table: str, rows: pa.Table) -> pa.Table:
-    """The rows with exactly the table's columns: absent ones are null, the schema is ours.
+    """Return the rows with exactly the columns and the schema of the table; missing columns are null.
 
     Raises:
-        ValueError: A column is unknown, comes twice or has another type.
+        ValueError: A column is unknown, occurs twice or has another type.
     """
     schema = arrow_schema(table)
     if len(set(rows.column_names)) != len(rows.column_names) or not set(rows.column_names) <= set(schema.names):
@@ -119,29 +121,33 @@ def conformed(table: str, rows: pa.Table) -> pa.Table:
     return pa.Table.from_arrays(columns, schema=schema)
 
 
-def _nothing(table: str) -> pa.Table:
-    """The table without rows."""
+def _empty(table: str) -> pa.Table:
+    """Return the table without rows."""
     return arrow_schema(table).empty_table()
 
 
 def _record_end(data: bytes, start: int) -> int | None:
-    """Where the record that starts here ends; None if the file ends first."""
+    """Return the end of the record that starts at `start`; None if the file ends before it.
+
+    Raises:
+        _AlteredError: The bytes are not a record that was written.
+    """
     seal = _SEAL.search(data, start)
     metadata_end = start + 8 + int.from_bytes(data[start + 4 : start + 8], "little")
     if data[start : start + 4] != _MARK[: len(data) - start]:
         if any(data[start:]):
-            raise _AlteredError  # a tail of zeros is what a power cut leaves of a record that never got to the disk
+            raise _AlteredError  # a tail of zeros is allowed: a power cut leaves it of a record not yet on disk
         return None
     if seal is None:
         if metadata_end <= len(data) and start + 8 <= len(data):
-            raise _AlteredError  # the metadata is all there, the seal that belongs into it is not
+            raise _AlteredError  # the metadata is complete, but its seal is missing
         return None
     end = start + int(seal[2])
     if end < seal.end() or seal.end() > metadata_end:
         raise _AlteredError
     if end > len(data):
         if _SEAL.search(data, seal.end()):
-            raise _AlteredError  # a later record follows, so this one was not cut: its length is wrong
+            raise _AlteredError  # a later record follows, so this one is not truncated: its length is wrong
         return None
     crc = zlib.crc32(data[seal.end(1) : end], zlib.crc32(_ZEROS, zlib.crc32(data[start : seal.start(1)])))
     if crc != int(seal[1], 16):
@@ -150,7 +156,7 @@ def _record_end(data: bytes, start: int) -> int | None:
 
 
 def _header(message: pa.Buffer, table: str) -> pa.Schema:
-    """The stream's schema, checked to be the table's and to name its session."""
+    """Return the schema of the stream, after checking that it fits the table and names its session."""
     schema = pa.ipc.read_schema(pa.ipc.read_message(message))
     conformed(table, schema.empty_table())
     _provenance(schema)
@@ -158,14 +164,14 @@ def _header(message: pa.Buffer, table: str) -> pa.Schema:
 
 
 def _batch(message: pa.Buffer, schema: pa.Schema) -> pa.RecordBatch:
-    """A record batch whose every offset lies inside it."""
+    """Return a record batch, after checking that all its offsets are in bounds."""
     batch = pa.ipc.read_record_batch(pa.ipc.read_message(message), schema)
     batch.validate(full=True)
     return batch
 
 
 def _provenance(schema: pa.Schema) -> tuple[int, int | None]:
-    """The session that wrote a stream and the step it was resumed at."""
+    """Return the session that wrote a stream, and the step at which it resumed."""
     metadata = schema.metadata
     resumed_at = metadata.get(b"resumed_at")
     return int(metadata[b"session"]), None if resumed_at is None else int(resumed_at)

@@ -1,1 +1,1 @@
-"""Workloads and the training loop."""
+"""Workloads and the recorded training loop."""

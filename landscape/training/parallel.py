@@ -20,7 +20,7 @@ import torch
 from lossscope.landscape.errors import ConfigError, LandscapeError, TrainingError
 from lossscope.landscape.run import Run
 from lossscope.landscape.storage.manifest import run_path
-from lossscope.landscape.storage.run_folder import refuse_unless_free
+from lossscope.landscape.storage.run_folder import check_free
 from lossscope.landscape.training.config import TrainConfig
 from lossscope.landscape.training.training import resolved, train
 
@@ -64,7 +64,7 @@ def train_all(
     for path in paths:
         if paths.count(path) > 1:
             raise ConfigError(f"two trainings would write the same run {path}: give each a name of its own")
-        refuse_unless_free(path, force)
+        check_free(path, force)
     failure = _failure(asked, jobs, force, progress)
     if isinstance(failure, BrokenProcessPool):
         raise TrainingError(

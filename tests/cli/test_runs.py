@@ -72,7 +72,7 @@ def test_a_run_with_garbled_steps_keeps_its_row_and_says_so(write_run, tmp_path)
 BROKEN = {
     '{"schema_version": 99}': "schema version 99",
     "{": "not valid JSON",
-    "[]": "holds no JSON object",
+    "[]": "must be a JSON object, got a list",
     '{"arm": "a"}': "has no schema_version",
 }
 

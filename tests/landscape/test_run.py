@@ -223,7 +223,7 @@ def test_random_bytes_in_the_journal_are_a_run_error_or_a_prefix(tmp_path):
     segment = store.path / "journal" / "steps-000001.arrows"
     for _ in range(50):
         segment.write_bytes(chance.randbytes(chance.randrange(1, 300)))
-        with pytest.raises(RunError, match="is garbled from byte 0"):
+        with pytest.raises(RunError, match="is corrupted from byte 0"):
             _ = Run.open(store.path).steps
 
 

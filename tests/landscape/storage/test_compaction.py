@@ -108,13 +108,13 @@ def test_a_garbled_segment_stops_compaction_but_not_the_end_of_the_run(tmp_path,
     content = bytearray(segment.read_bytes())
     content[len(content) // 2] ^= 1
     segment.write_bytes(content)
-    with pytest.raises(RunError, match=r"probes-000001\.arrows is garbled from byte \d+ of \d+ on"):
+    with pytest.raises(RunError, match=r"probes-000001\.arrows is corrupted from byte \d+ of \d+ on"):
         store.close("finished", "done")
     run = Run.open(store.path)
     assert run.status == "finished"
-    assert "is garbled" in run.manifest["how_it_ended"]
+    assert "is corrupted" in run.manifest["how_it_ended"]
     assert len(run.steps) == 5
-    with pytest.raises(RunError, match="then the rest reads"):
+    with pytest.raises(RunError, match="to read the rest"):
         _ = run.probes
     segment.rename(tmp_path / "aside")
     assert len(Run.open(store.path).probes) == 0

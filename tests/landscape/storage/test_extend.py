@@ -88,7 +88,7 @@ def test_a_garbled_journal_is_told_before_anything_is_written(tmp_path, small):
     segment = next((store.path / "journal").glob("steps-*"))
     segment.write_bytes(segment.read_bytes()[:-20] + b"x" * 20)
     before = (store.path / "run.json").read_bytes()
-    with pytest.raises(RunError, match=r"is garbled from byte .* move it out of journal/"):
+    with pytest.raises(RunError, match=r"is corrupted from byte .* move it out of journal/"):
         RunStore.extend(store.path, {})
     assert (store.path / "run.json").read_bytes() == before
 

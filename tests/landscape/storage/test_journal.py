@@ -138,7 +138,7 @@ def test_a_full_disk_loses_no_row_and_the_torn_segment_is_left_behind(tmp_path):
 
     writer._file = Full()
     journal.append("steps", {"step": 2})
-    with pytest.raises(RunError, match="No space left on device; make room, nothing is lost yet"):
+    with pytest.raises(RunError, match="No space left on device; free some space, no row is lost yet"):
         journal.flush()
     journal.flush()
     journal.close()

@@ -14,7 +14,7 @@ from lossscope.landscape.storage.schema import SCHEMA_VERSION
 
 @pytest.mark.parametrize("name", ["", ".", "..", "../up", "a/b", "a\\b", ".hidden", "nul\0", "two\nlines", "\ud800"])
 def test_a_name_that_could_leave_or_hide_its_folder_is_refused(name):
-    with pytest.raises(RunError, match=r"^(the run name|a run needs a name)[^\n]*$"):
+    with pytest.raises(RunError, match=r"^the run name [^\n]*$"):
         run_path("runs", name)
 
 
@@ -50,7 +50,7 @@ def test_the_keys_keep_their_order(tmp_path):
 
 
 def test_a_value_without_a_json_form_is_named():
-    with pytest.raises(ValueError, match=r"manifest\.config\.lr\[1\] is a object"):
+    with pytest.raises(ValueError, match=r"manifest\.config\.lr\[1\] has type object"):
         manifest_text({"config": {"lr": [1, object()]}})
 
 
@@ -88,7 +88,7 @@ def test_a_write_that_fails_leaves_the_old_manifest_and_nothing_else(tmp_path, m
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "replace", full)
-    with pytest.raises(RunError, match="No space left on device; make room"):
+    with pytest.raises(RunError, match="No space left on device; free some space"):
         write_manifest(tmp_path, {"schema_version": 1, "n": 2})
     assert read_manifest(tmp_path)["n"] == 1
     assert [path.name for path in tmp_path.iterdir()] == ["run.json"]

@@ -31,7 +31,7 @@ def test_a_list_is_copied_and_its_nan_is_null():
 @pytest.mark.parametrize(
     ("table", "row", "message"),
     [
-        ("nothing", {"step": 1}, "there is no table 'nothing': use one of steps"),
+        ("nothing", {"step": 1}, "unknown table 'nothing': use one of steps"),
         ("steps", {"step": 1, "lost": 1}, "table steps has no column 'lost'"),
         ("steps", {"loss": 1.0}, "column 'step' of table steps is required"),
         ("steps", {"step": None}, "column 'step' of table steps is required"),

@@ -29,7 +29,7 @@ def test_a_closed_store_takes_nothing_more_and_closing_again_changes_nothing(tmp
     store.close("failed", "the loss is nan")
     store.close("finished", "no")
     assert Run.open(store.path).status == "failed"
-    with pytest.raises(ValueError, match="is closed: resume it to go on"):
+    with pytest.raises(ValueError, match="is closed: resume it to append rows"):
         store.append("steps", {"step": 9})
     with pytest.raises(ValueError, match="is closed"):
         store.update_manifest(x=1)
@@ -37,7 +37,7 @@ def test_a_closed_store_takes_nothing_more_and_closing_again_changes_nothing(tmp
 
 def test_an_end_that_is_neither_finished_nor_failed_is_refused(tmp_path):
     store = RunStore.create(tmp_path / "a", {})
-    with pytest.raises(ValueError, match="cannot end as 'done'"):
+    with pytest.raises(ValueError, match=r"status must be one of .*, got 'done'"):
         store.close("done", "")
     store.close("finished", "")
 
@@ -71,7 +71,7 @@ def test_rows_that_cannot_be_written_at_the_end_make_the_run_failed(tmp_path, mo
 
 def test_an_existing_run_is_refused_with_both_ways_out(tmp_path, small):
     small.store(tmp_path / "a").close("finished", "done")
-    with pytest.raises(RunError, match=r"holds a run already: --resume goes on with it, --force replaces it"):
+    with pytest.raises(RunError, match=r"already holds a run: use --resume to continue it, --force to replace it"):
         RunStore.create(tmp_path / "a", {})
     assert len(small.seen(tmp_path / "a")["steps"]) == 3
 
@@ -88,7 +88,7 @@ def test_force_never_removes_what_is_not_a_run(tmp_path):
     thesis = tmp_path / "a" / "thesis.txt"
     thesis.parent.mkdir()
     thesis.write_text("years of work")
-    with pytest.raises(RunError, match="holds files but no run, so nothing was touched"):
+    with pytest.raises(RunError, match="holds files but no run, so nothing was changed"):
         RunStore.create(thesis.parent, {}, force=True)
     assert [one.name for one in thesis.parent.iterdir()] == ["thesis.txt"]
 
@@ -157,7 +157,7 @@ def test_a_forked_child_that_outlives_its_parent_does_not_keep_the_run_locked(tm
 
 
 def test_a_bad_manifest_touches_nothing(tmp_path):
-    with pytest.raises(ValueError, match=r"manifest\.x is a object"):
+    with pytest.raises(ValueError, match=r"manifest\.x has type object"):
         RunStore.create(tmp_path / "a", {"x": object()})
     assert list(tmp_path.iterdir()) == []
 

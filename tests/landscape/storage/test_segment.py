@@ -99,8 +99,8 @@ def test_a_length_that_was_made_longer_is_damage_and_not_a_cut_where_records_fol
     first = data.index(b"bytes=") + 6
     segment = _with(path, data[:first] + b"000999999999" + data[first + 12 :])
     assert segment.problem is not None
-    assert "is garbled from byte 0 of" in segment.problem
-    assert "move it out of journal/, then the rest reads" in segment.problem
+    assert "is corrupted from byte 0 of" in segment.problem
+    assert "move it out of journal/ to read the rest" in segment.problem
 
 
 def test_a_tail_of_zeros_is_a_power_cut(tmp_path):
@@ -114,4 +114,4 @@ def test_a_segment_of_another_table_is_garbled(tmp_path):
     path = _small(tmp_path)
     moved = path.with_name("steps-000001.arrows")
     path.rename(moved)
-    assert "is garbled from byte 0" in (read_segment(moved).problem or "")
+    assert "is corrupted from byte 0" in (read_segment(moved).problem or "")

@@ -125,7 +125,7 @@ def test_what_cannot_be_trained_is_told_before_any_training_begins(tmp_path: Pat
     with pytest.raises(ConfigError, match=r"two trainings would write the same run .*s0"):
         train_all([one, one.with_settings({"seed": 1})], jobs=2)
     train(asked(tmp_path / "there", 1))
-    with pytest.raises(RunError, match="holds a run already"):
+    with pytest.raises(RunError, match="already holds a run"):
         train_all([one, asked(tmp_path / "there", 1)], jobs=2)
     with pytest.raises(ConfigError, match="no optimizer 'ars3'"):
         train_all([one, asked(tmp_path, 1).with_settings({"optimizer": "ars3"})], jobs=2)
