@@ -1,4 +1,4 @@
-"""The errors a user can mend: one line with the value, the bound and what to do next."""
+"""Errors that a user can fix. Messages are one line: the value given, the values allowed, and what to do."""
 
 from lossscope.errors import LossscopeError
 
@@ -6,20 +6,20 @@ __all__ = ["ConfigError", "LandscapeError", "RunError", "SchemaError", "Training
 
 
 class LandscapeError(LossscopeError):
-    """A known error. The command line prints it as one line and exits 1."""
+    """Base class of the errors below. The command line prints them as one line and exits with status 1."""
 
 
 class ConfigError(LandscapeError):
-    """A setting that does not exist, has the wrong type or lies outside its bounds."""
+    """A setting is unknown, has the wrong type or is out of bounds."""
 
 
 class RunError(LandscapeError):
-    """A run folder that cannot be created, opened or read."""
+    """A run folder cannot be created, opened or read."""
 
 
 class SchemaError(RunError):
-    """A run written by a newer lossscope than this one."""
+    """A run was written by a newer version of lossscope."""
 
 
 class TrainingError(LandscapeError):
-    """A training run that ended early; everything recorded until then is kept."""
+    """A training run ended early. Everything recorded until then is kept."""

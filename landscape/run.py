@@ -1,4 +1,4 @@
-"""A run as its reader sees it: tables, a manifest, whether it still goes on and where it ends."""
+"""Recorded runs: open a run or a folder of runs, and read tables, manifest and status."""
 
 from __future__ import annotations
 
@@ -21,19 +21,20 @@ Status: TypeAlias = Literal["running", "finished", "failed", "crashed"]
 
 
 class Run:
-    """A recorded run, opened with `Run.open`; it writes nothing.
+    """A recorded run, opened with `Run.open`. Reading only: it never writes to the folder.
 
-    All tables show the moment of opening, whenever they are read; only where recording ended since then, a table
-    not yet read shows the end. To see what a live run has written since, open it again.
+    All tables show the state at the time of opening, whenever they are read; only if recording has ended since then, a
+    table not yet read shows the final state. Open a live run again to see its new rows.
 
-    Each table is read when first asked for and kept. It has every column of the schema, rows ordered by step, null
-    as nan, pd.NA or None: int64 or Int64, float64, boolean, and objects for text and for float64 arrays.
+    Each table is read on first use and cached. It has every column of the schema and its rows are ordered by step.
+    Missing values are nan, pd.NA or None; the dtypes are int64 or Int64, float64, boolean, and object for text and for
+    float64 arrays.
 
     Attributes:
         path: The run's folder.
         name: The folder's name.
         manifest: The contents of `run.json`.
-        status: `running`, `finished`, `failed`, or `crashed` (said to be running, but no process records it).
+        status: `running`, `finished`, `failed`, or `crashed` (not ended, but no process is recording it).
     """
 
     def __init__(self, path: Path, manifest: dict[str, Any], status: Status, tables: RunTables) -> None:
@@ -45,14 +46,14 @@ class Run:
 
     @classmethod
     def open(cls, path: str | Path) -> Run:
-        """The run in a folder, be it live, crashed or finished.
+        """Open the run in a folder, whether it is live, crashed or finished.
 
         Raises:
-            RunError: There is no run, or its manifest cannot be read. A garbled table raises when it is read.
-            SchemaError: A newer lossscope wrote it.
+            RunError: There is no run, or its manifest cannot be read. A corrupted table raises when it is read.
+            SchemaError: A newer lossscope wrote the run.
         """
         path = Path(path)
-        recorded = is_recorded(path)  # asked before and after: it may close, or be resumed, at any moment
+        recorded = is_recorded(path)  # checked again below: the run may be closed or resumed in between
         manifest = read_manifest(path)
         return cls(path, manifest, _status(manifest, recorded or is_recorded(path)), RunTables(path))
 
@@ -69,62 +70,62 @@ class Run:
 
     @cached_property
     def steps(self) -> pd.DataFrame:
-        """One row per optimizer step. Raises RunError where its files are garbled."""
+        """One row per optimizer step. Raises RunError if its files are corrupted."""
         return self._frame("steps")
 
     @cached_property
     def tensors(self) -> pd.DataFrame:
-        """One row per step and parameter. Raises RunError where its files are garbled."""
+        """One row per step and parameter. Raises RunError if its files are corrupted."""
         return self._frame("tensors")
 
     @cached_property
     def spectra(self) -> pd.DataFrame:
-        """One row per step, parameter and object, with its singular values. Raises RunError likewise."""
+        """One row per step, parameter and object: singular values. Raises RunError if its files are corrupted."""
         return self._frame("spectra")
 
     @cached_property
     def probes(self) -> pd.DataFrame:
-        """One row per estimate, measured again or not. Raises RunError where its files are garbled."""
+        """One row per estimate, repeated measurements included. Raises RunError if its files are corrupted."""
         rows = self._frame("probes")
         rows["measure"] = rows["measure"].replace(RENAMED_MEASURES)
         return rows
 
     @cached_property
     def estimates(self) -> pd.DataFrame:
-        """The rows of `probes` that count, one per step, measure and tensor: see `storage.deduplicate`."""
+        """Rows of `probes`, one per step, measure and tensor; `storage.deduplicate` has the rule."""
         from lossscope.landscape.storage.deduplicate import deduplicate
 
         return deduplicate(self.probes, self.manifest.get("data_hash"))
 
     @cached_property
     def densities(self) -> pd.DataFrame:
-        """One row per random probe of a density: quadrature nodes and weights. Raises RunError likewise."""
+        """One row per random probe: nodes and weights of a density. Raises RunError if its files are corrupted."""
         return self._frame("densities")
 
     @cached_property
     def pairs(self) -> pd.DataFrame:
-        """One row per object and pair of points that two minibatches were sampled. Raises RunError likewise."""
+        """One row per object and lag, from a pair of minibatches. Raises RunError if its files are corrupted."""
         return self._frame("pairs")
 
     @cached_property
     def ends(self) -> str:
-        """Where and how the run ends, in a sentence or two; a table that cannot be read is named, not raised."""
+        """One or two sentences that say where and how the run ends. A corrupted table is named in them, not raised."""
         try:
             rows = self._tables.rows("steps")
             last = f"after step {rows['step'][-1].as_py()}" if len(rows) else "before any step was recorded"
         except RunError as error:
-            last = f"nobody knows where ({error})"
+            last = f"at an unknown step ({error})"
         how = str(self.manifest.get("how_it_ended") or "no reason given")
         match self.status:
             case "running":
-                return f"Still recording; so far flushed: {'up to' + last[5:] if last[:5] == 'after' else 'no step'}."
+                return f"Still recording; flushed so far: {'up to' + last[5:] if last[:5] == 'after' else 'no step'}."
             case "crashed":
                 return " ".join([f"The recording process died; the record ends {last}.", *self._torn()])
             case "finished" | "failed":
                 return f"{self.status.capitalize()} {last}: {how}."
 
     def _torn(self) -> list[str]:
-        """Where each segment that a crash cut short ends."""
+        """Return a sentence for each segment truncated by a crash, with the position of its end."""
         try:
             segments = [segment for table in TABLES for segment in self._tables.segments(table)]
         except (RunError, FileNotFoundError):
@@ -132,7 +133,7 @@ class Run:
         return [f"{one.ending}." for one in segments if one.end < one.size and not one.problem]
 
     def _frame(self, table: str) -> pd.DataFrame:
-        """A table as a data frame."""
+        """Return a table as a data frame."""
         from lossscope.landscape.storage.row_codec import frame
 
         return frame(self._tables.rows(table))
@@ -192,7 +193,7 @@ def _is_run(folder: Path) -> bool:
 
 
 def _status(manifest: dict[str, Any], recorded: bool) -> Status:
-    """What became of the run."""
+    """Return the status of a run: as in the manifest, or running or crashed if the manifest has no end."""
     match manifest.get("status"):
         case "finished":
             return "finished"

@@ -26,9 +26,7 @@ UNREADABLE: Final = (pa.ArrowException, OSError, ValueError, KeyError, TypeError
 
 _SEAL: Final = re.compile(rb"crc32=([0-9a-f]{8}) bytes=([0-9]{12})")
 _ZEROS: Final = b"00000000"
-_MARK: Final = (
-    b"\xff\xff\xff\xff"  # start of every message of an Arrow stream; the length of the metadata follows in 4 bytes
-)
+_MARK: Final = b"\xff\xff\xff\xff"  # starts every message of an Arrow stream; then 4 bytes: metadata length
 
 
 @dataclass(frozen=True)

@@ -80,11 +80,11 @@ def test_rows_are_ordered_by_step_and_ties_stay_as_written(tmp_path):
 
 def test_where_a_run_ends_is_a_sentence_for_each_status(tmp_path):
     store = RunStore.create(tmp_path / "a", {})
-    assert Run.open(store.path).ends == "Still recording; so far flushed: no step."
+    assert Run.open(store.path).ends == "Still recording; flushed so far: no step."
     store.append("steps", {"step": 41})
     store.flush()
     live = Run.open(store.path)
-    assert (live.status, live.ends) == ("running", "Still recording; so far flushed: up to step 41.")
+    assert (live.status, live.ends) == ("running", "Still recording; flushed so far: up to step 41.")
     store._leave()
     crashed = Run.open(store.path)
     assert (crashed.status, crashed.name) == ("crashed", "a")
