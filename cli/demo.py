@@ -1,4 +1,4 @@
-"""`lossscope demo`: three arms on real digits, three seeds each, two tables and one page."""
+"""`lossscope demo`: train three arms with three seeds each on digits, print two tables and write one page."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ __all__ = ["demo"]
 _ARMS = ("ars2-base", "ars2-sync", "adamw@rms")
 _SEEDS = (0, 1, 2)
 _EVALUATIONS = 20
-_MOST_JOBS = 4  # at a time: each has torch in memory
+_MAX_JOBS = 4  # each process loads torch
 
 
 def demo(
     out: Annotated[Path, typer.Option(help="Folder of the demo's runs and its page.")] = Path("runs/demo"),
     steps: Annotated[int, typer.Option(min=1, help="Optimizer steps of each run.")] = 400,
-    force: Annotated[bool, typer.Option("--force", help="Replace the demo that is there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing demo.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Train ARS2-Neo base, its sync mode and a norm-matched AdamW on digits; print two tables, write a page.
@@ -35,7 +35,7 @@ def demo(
     from lossscope.reports.render.text import table_text
 
     if (out / "run.json").exists():
-        raise RunError(f"{out} is a run itself; give the demo a folder of its own with --out")
+        raise RunError(f"{out} is a run itself; choose another folder for the demo with --out")
     configs = [
         TrainConfig(
             workload="digits-mlp",
@@ -45,13 +45,13 @@ def demo(
             steps=steps,
             seed=seed,
             evaluations=_EVALUATIONS,
-            threads=1,  # these networks are too small to share, and equal threads give equal bits
+            threads=1,  # the networks are too small for more, and the result depends on the number of threads
         )
         for arm in _ARMS
         for seed in _SEEDS
     ]
     with progress_bar("demo") as progress:
-        runs = train_all(configs, jobs=min(_MOST_JOBS, os.cpu_count() or 1), force=force, progress=progress)
+        runs = train_all(configs, jobs=min(_MAX_JOBS, os.cpu_count() or 1), force=force, progress=progress)
     report = overview(runs)
     page = out / "report.html"
     write_text(page, render(report, "html"), force=True)
@@ -60,5 +60,5 @@ def demo(
         return
     for table in report.tables:
         typer.echo(table_text(table))
-    typer.echo(f"the report with figures and findings: {page}")
-    typer.echo(f"what the steps did: `lossscope report dynamics {out}`")
+    typer.echo(f"report with figures and findings: {page}")
+    typer.echo(f"training dynamics: `lossscope report dynamics {out}`")

@@ -1,4 +1,4 @@
-"""A progress bar with the time left, on stderr, silent in pipes and for anything shorter than two seconds."""
+"""Progress bar with the remaining time on stderr. Silent in pipes and for the first two seconds."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ if TYPE_CHECKING:
 
 __all__ = ["progress_bar"]
 
-_PATIENCE: Final = 2.0  # seconds before a bar appears
+_DELAY: Final = 2.0  # seconds before the bar appears
 
 
 @contextmanager
 def progress_bar(label: str) -> Iterator[Callable[[int, int, float | str], None]]:
-    """Return a callback for the step, the number of steps and the loss, or a word; it draws on a terminal only."""
+    """Return a callback for the step, the number of steps, and the loss or a text. It draws on a terminal only."""
     if not sys.stderr.isatty():
-        yield lambda step, steps, said: None
+        yield lambda step, steps, status: None
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -30,17 +30,18 @@ def progress_bar(label: str) -> Iterator[Callable[[int, int, float | str], None]
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[said]}"),
+        TextColumn("{task.fields[status]}"),
     )
     bar = Progress(*columns, console=Console(stderr=True), transient=True)
-    task = bar.add_task(label, said="")
+    task = bar.add_task(label, status="")
     started, shown = time.perf_counter(), False
 
-    def advance(step: int, steps: int, said: float | str) -> None:
+    def advance(step: int, steps: int, status: float | str) -> None:
+        """Update the bar."""
         nonlocal shown
-        words = said if isinstance(said, str) else f"loss {said:.4g}"
-        bar.update(task, completed=step, total=steps, said=words)
-        if not shown and time.perf_counter() - started > _PATIENCE:
+        words = status if isinstance(status, str) else f"loss {status:.4g}"
+        bar.update(task, completed=step, total=steps, status=words)
+        if not shown and time.perf_counter() - started > _DELAY:
             bar.start()
             shown = True
 

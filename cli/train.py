@@ -1,4 +1,4 @@
-"""`lossscope train`: one recorded training run."""
+"""`lossscope train`: train a workload and record the run."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ def train(
     name: Annotated[str | None, typer.Option(help="Name of the run.")] = None,
     out: Annotated[str | None, typer.Option(help="Folder of runs [runs].")] = None,
     steps: Annotated[int | None, typer.Option(help="Optimizer steps.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Examples a batch.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Examples per batch.")] = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of weights, split and order.")] = None,
     preset: Annotated[str | None, typer.Option(help="economy, standard or full recording.")] = None,
     settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting, such as options.rho=0.1.")
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any other setting, such as options.rho=0.1.")
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with a run from its last checkpoint.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue a run from its last checkpoint.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace a run of that name.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Train a workload and record every step; prints where the run is.
+    """Train a workload and record every step; print the folder of the run.
 
-    Settings come from the TOML file, then from options, then from --set; the keys are the same everywhere.
+    Settings come from the TOML file, then from options, then from --set; later ones win. The keys are the same.
 
     Example: lossscope train --workload digits-mlp --optimizer ars2-sync --steps 200 --set options.rho=0.05
     """
@@ -45,21 +45,23 @@ def train(
         "seed": seed,
         "preset": preset,
     }
-    asked = _settings(config, {key: value for key, value in given.items() if value is not None}, settings or [])
-    _run(asked, resume=resume, force=force, as_json=as_json)
+    merged = _settings(config, {key: value for key, value in given.items() if value is not None}, settings or [])
+    _run(merged, resume=resume, force=force, as_json=as_json)
 
 
 def _settings(file: Path | None, given: dict[str, Any], assignments: list[str]) -> dict[str, Any]:
+    """Merge the settings of the TOML file, the options and --set."""
     from lossscope.landscape.training.config import TrainConfig, assignment, from_toml
 
     merged: dict[str, Any] = {"options": {}}
     for part in (from_toml(file) if file else {}, given, *map(assignment, assignments)):
-        TrainConfig.of(part)  # each part by itself, so that none hides an error of another
+        TrainConfig.of(part)  # checked separately, so that no part hides an error in another
         merged = {**merged, **part, "options": {**merged["options"], **part.get("options", {})}}
     return merged
 
 
-def _run(asked: dict[str, Any], *, resume: bool, force: bool, as_json: bool) -> None:
+def _run(given: dict[str, Any], *, resume: bool, force: bool, as_json: bool) -> None:
+    """Train, and print the run with its last results."""
     from lossscope.cli.progress import progress_bar
     from lossscope.landscape.analysis.series import first_step
     from lossscope.landscape.errors import ConfigError
@@ -68,11 +70,11 @@ def _run(asked: dict[str, Any], *, resume: bool, force: bool, as_json: bool) -> 
     from lossscope.landscape.training.training import recorded_config, train as train_run
 
     if resume and force:
-        raise ConfigError("--resume goes on with a run and --force replaces it; give one of them")
-    config = TrainConfig.of(asked)
+        raise ConfigError("--resume continues a run and --force replaces it; use only one of them")
+    config = TrainConfig.of(given)
     if resume:
         path = run_path(config.out, config.run_name)
-        config = recorded_config(path).with_settings({"name": config.run_name, "out": config.out, **asked})
+        config = recorded_config(path).with_settings({"name": config.run_name, "out": config.out, **given})
     with progress_bar(config.run_name) as progress:
         run = train_run(config, resume=resume, force=force, progress=progress)
     reached = first_step(run, "test_accuracy", 0.99)

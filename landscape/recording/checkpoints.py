@@ -1,4 +1,4 @@
-"""Checkpoints: weights as safetensors, optimizer and random state beside them, complete or not there at all."""
+"""Checkpoints: weights (safetensors), optimizer state and random state, written atomically."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _DAMAGE = (OSError, RuntimeError, ValueError, TypeError, KeyError, EOFError, Saf
 
 
 def checkpoints(run: Path) -> dict[int, Path]:
-    """The checkpoints of a run by step, ascending."""
+    """Return the checkpoint folders of a run by step, in ascending order."""
     found = {}
     for path in sorted((run / "checkpoints").glob("step-*")):
         number = path.name.removeprefix("step-")
@@ -42,10 +42,10 @@ def checkpoints(run: Path) -> dict[int, Path]:
 
 
 def save_checkpoint(run: Path, step: int, model: nn.Module, optimizer: Optimizer) -> Path:
-    """The folder that now holds weights, optimizer state and random state after `step` steps.
+    """Save weights, optimizer state and random state after `step` steps, and return the folder.
 
-    It is written under another name and renamed, so a checkpoint is whole or absent. One that is there
-    already stays: the same run reaches the same step with the same numbers.
+    The folder is written under a temporary name and renamed, so a checkpoint is complete or absent. An existing
+    checkpoint is kept: the same run reaches the same step with the same numbers.
     """
     folder = run / "checkpoints" / f"step-{step:09d}"
     if folder.exists():
@@ -60,10 +60,10 @@ def save_checkpoint(run: Path, step: int, model: nn.Module, optimizer: Optimizer
 
 
 def load_checkpoint(folder: Path, model: nn.Module, optimizer: Optimizer) -> None:
-    """Put model, optimizer and the random generator back to where the checkpoint was taken.
+    """Restore model, optimizer and the global random generator from a checkpoint.
 
     Raises:
-        RunError: A file of the checkpoint cannot be read, or belongs to another network.
+        RunError: A file of the checkpoint cannot be read, or does not fit the model or the optimizer.
     """
     try:
         load_model(model, str(folder / _WEIGHTS))
@@ -72,44 +72,44 @@ def load_checkpoint(folder: Path, model: nn.Module, optimizer: Optimizer) -> Non
         torch.set_rng_state(state["random"])
     except _DAMAGE as error:
         raise RunError(
-            f"checkpoint {folder} cannot be loaded: it was cut short, altered or belongs to another network; "
-            "move it away and resume from the one before it"
+            f"checkpoint {folder} cannot be loaded: it is truncated, corrupted or of another network; "
+            "move it away and resume from the previous checkpoint"
         ) from error
 
 
 def load_weights(folder: Path, model: nn.Module) -> None:
-    """Put the weights of a checkpoint into a model; the optimizer and the random generator play no part.
+    """Load the weights of a checkpoint into a model. Optimizer and random state are not restored.
 
     Raises:
-        RunError: The file cannot be read, or its tensors are not those of the model.
+        RunError: The file cannot be read, or its tensors do not fit the model.
     """
     try:
         load_model(model, str(folder / _WEIGHTS))
-    except RuntimeError as error:  # torch names every tensor that does not fit
+    except RuntimeError as error:  # the message of torch names every tensor that does not fit
         reasons = [line.strip() for line in str(error).splitlines()[1:]] or [str(error)]
         raise RunError(f"the weights of checkpoint {folder} do not fit the model: {reasons[0]}") from error
     except _DAMAGE as error:
-        raise RunError(f"checkpoint {folder} cannot be read: it was cut short or altered; measure another") from error
+        raise RunError(f"checkpoint {folder} cannot be read: it is truncated or corrupted; use another one") from error
 
 
 def load_optimizer(folder: Path, optimizer: Optimizer) -> None:
-    """Put the state of a checkpoint into an optimizer.
+    """Load the optimizer state of a checkpoint into an optimizer.
 
     Raises:
-        RunError: The file cannot be read, or belongs to another optimizer.
+        RunError: The file cannot be read, or its state is that of another optimizer.
     """
     state = optimizer_state(folder)
     try:
         optimizer.load_state_dict(state)
     except _DAMAGE as error:
         raise RunError(
-            f"the optimizer's state in checkpoint {folder} cannot be loaded: it belongs to another optimizer; measure "
-            "another checkpoint"
+            f"the optimizer state in checkpoint {folder} cannot be loaded: it is that of another optimizer; "
+            "use another checkpoint"
         ) from error
 
 
 def optimizer_state(folder: Path) -> dict[str, Any]:
-    """The optimizer's `state_dict()` in a checkpoint.
+    """Return the optimizer's `state_dict()` from a checkpoint.
 
     Raises:
         RunError: The file cannot be read.
@@ -118,14 +118,14 @@ def optimizer_state(folder: Path) -> dict[str, Any]:
         state: dict[str, Any] = torch.load(folder / _STATE, weights_only=True)["optimizer"]
     except _DAMAGE as error:
         raise RunError(
-            f"the optimizer's state in checkpoint {folder} cannot be read: it was cut short or altered; measure "
-            "another checkpoint"
+            f"the optimizer state in checkpoint {folder} cannot be read: it is truncated or corrupted; "
+            "use another checkpoint"
         ) from error
     return state
 
 
 def forget_checkpoints_after(run: Path, step: int) -> None:
-    """Remove checkpoints beyond a step, which a resumed run will reach anew, and what killed saves left behind."""
+    """Remove the checkpoints beyond a step, which a resumed run reaches again, and the remains of interrupted saves."""
     for saved, path in checkpoints(run).items():
         if saved > step:
             shutil.rmtree(path)

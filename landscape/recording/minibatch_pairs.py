@@ -1,7 +1,7 @@
-"""What two independent minibatches say of one point, and of points some steps apart: memory of directions, and noise.
+"""Pairs of independent minibatches: autocorrelation of gradient and shear over steps, and gradient noise.
 
-In a window of steps, gradient and shear are taken on the same two minibatches at the window's begin and some steps
-later. A cosine never joins two vectors of one minibatch, so the noise of a minibatch is not taken for memory.
+A window is a range of steps in which gradient and shear are computed on the same two minibatches, at its start and at
+some lags. A cosine is never taken between two vectors of the same minibatch, as its noise would count as correlation.
 """
 
 from __future__ import annotations
@@ -27,29 +27,30 @@ from lossscope.probes.steps.singular_values import gram_spectra
 
 __all__ = ["MinibatchPairs"]
 
-_Pair = tuple[dict[str, list[Tensor]], dict[str, list[Tensor]]]  # by object, of the first and the second minibatch
+_Pair = tuple[dict[str, list[Tensor]], dict[str, list[Tensor]]]  # vectors by object, for both minibatches
 
 
 @dataclass(frozen=True)
 class _Window:
-    """A window, and the vectors that it began with."""
+    """A window and the vectors at its start."""
 
     number: int
     pair: _Pair
 
 
 class MinibatchPairs:
-    """Looks at pairs of minibatches, window after window; each window has the next pair.
+    """Sampler of pairs of minibatches, window after window; each window uses the next pair.
 
-    A window holds the vectors it began with: two copies of the parameters, four where the optimizer ascends. A look
-    costs two gradients of a minibatch, or four.
+    A window keeps the vectors at its start: two copies of the parameters, four if the optimizer has an ascent step. A
+    sample costs two gradients of a minibatch, or four.
 
     Args:
-        minibatches: The training loss on minibatches of the training's size: the first and the second are a pair, the
-            third and the fourth, and so on; an odd one is not used. Those of a pair must be drawn independently of one
-            another: with replacement, where the training set is small.
-        optimizer: For its ascent; one that takes none has no shear, nor one whose ascent is random: that has no memory.
-        last: The last lag of a window, after which its vectors are let go.
+        minibatches: The training loss on minibatches of the training's batch size. The first and the second are a pair,
+            the third and the fourth, and so on; an odd one at the end is not used. The two of a pair must be drawn
+            independently: with replacement, if the training set is small.
+        optimizer: Its ascent step gives the shear. There is none without an ascent, and none for a random ascent, whose
+            direction has no correlation between steps.
+        last: The last lag of a window, after which its vectors are released.
 
     Raises:
         LandscapeError: There are fewer than two minibatches.
@@ -58,27 +59,27 @@ class MinibatchPairs:
     def __init__(self, minibatches: Objective, optimizer: Optimizer, last: int) -> None:
         count = len(minibatches.data.batches)
         if count < 2:
-            raise LandscapeError(f"{count} minibatch makes no pair, need at least 2, drawn independently")
+            raise LandscapeError(f"minibatches must hold at least 2 batches, drawn independently, got {count}")
         self._minibatches = minibatches
         self._last = last
         self._ascending = optimizer if _has_shear(optimizer) else None
         self._parts: dict[int, Objective] = {}
         self._window: _Window | None = None
-        self._place = 0  # of the present pair's first minibatch
+        self._place = 0  # index of the first minibatch of the current pair
         parameters = dict(minibatches.model.named_parameters())
         self._parameters = [parameters[name] for name in minibatches.names]
         self._shapes = _matrix_shapes(optimizer, self._parameters)
 
     def rows(self, step: int, window: int, lag: int) -> tuple[list[Row], list[Row]]:
-        """Rows of the tables `pairs` and `spectra` at the present parameters, numbers still on the device.
+        """Return rows of the tables `pairs` and `spectra` at the current parameters, with numbers on the device.
 
         Args:
-            step: Steps taken so far.
-            window: The number of the present window.
-            lag: Steps since its begin; 0 begins it.
+            step: Number of steps taken so far.
+            window: Number of the current window.
+            lag: Steps since the start of the window; 0 starts it.
 
         Returns:
-            The rows; none in a window whose begin was not seen.
+            The rows; none if the start of the window was not sampled.
 
         Raises:
             ProbeError: A loss or a gradient is not finite.
@@ -100,11 +101,11 @@ class MinibatchPairs:
         return rows, []
 
     def _pair(self) -> _Pair:
-        """The vectors of both minibatches of the present window at the present parameters."""
+        """Return the vectors of both minibatches of the current window at the current parameters."""
         return self._vectors(self._place), self._vectors(self._place + 1)
 
     def _vectors(self, index: int) -> dict[str, list[Tensor]]:
-        """The gradient, and the shear where there is one, of one minibatch."""
+        """Return the gradient of one minibatch, and its shear if the optimizer has one."""
         if index not in self._parts:
             self._parts[index] = self._minibatches.batch(index)
         loss = self._parts[index]
@@ -121,6 +122,7 @@ class MinibatchPairs:
         return {"gradient": gradient, "shear": [residual(a, g) for p, a, g in triples if p in moves]}
 
     def _first_rows(self, step: int, pair: _Pair) -> list[Row]:
+        """Return the rows at lag 0, with squared norms."""
         first, second = pair
         rows = []
         for name in first:
@@ -131,13 +133,15 @@ class MinibatchPairs:
         return rows
 
     def _row(self, step: int, name: str, lag: int, found: Tensor) -> Row:
+        """Return one row of `pairs`."""
         counts = self._minibatches.data.counts[self._place : self._place + 2]
         return {
             "step": step,
             "object": name,
             "lag": lag,
             "cosine": found,
-            "samples": 2 / sum(1 / count for count in counts),  # so that the mean square is that of so many
+            # harmonic mean: the number of samples for which the mean of the two squares is the expected square
+            "samples": 2 / sum(1 / count for count in counts),
             "size": self._minibatches.size,
             "mode": self._minibatches.mode,
             "loss_kind": self._minibatches.loss_kind,
@@ -146,33 +150,34 @@ class MinibatchPairs:
         }
 
     def _spectra(self, pair: _Pair) -> list[Row]:
-        """The spectra of the gradient of one minibatch and of both together, all decomposed at once."""
+        """Return the spectra of the gradient of one minibatch and of the mean of both, in one batched decomposition."""
         first, second = (one["gradient"] for one in pair)
-        asked = [
+        objects = [
             (name, kind, matrix.reshape(shape))
             for name, shape, g, h in zip(self._minibatches.names, self._shapes, first, second, strict=True)
             if shape is not None
             for kind, matrix in (("batch_gradient", g), ("pair_gradient", (g + h) / 2))
         ]
-        found = gram_spectra([matrix for _, _, matrix in asked])
+        found = gram_spectra([matrix for _, _, matrix in objects])
         return [
             {"tensor": name, "object": kind, "values": values, "method": "gram", "shape": tuple(matrix.shape[-2:])}
-            for (name, kind, matrix), values in zip(asked, found, strict=True)
+            for (name, kind, matrix), values in zip(objects, found, strict=True)
         ]
 
 
 def _has_shear(optimizer: Optimizer) -> TypeGuard[TwoPassOptimizer]:
-    """Whether an optimizer ascends along something of the loss."""
+    """Return True if an optimizer has an ascent step that depends on the loss."""
     if not (isinstance(optimizer, TwoPassOptimizer) and optimizer.takes_second_gradient):
         return False
     return optimizer.param_groups[0]["perturbation"] not in RANDOM
 
 
 def _matrix_shapes(optimizer: Optimizer, parameters: Sequence[Tensor]) -> list[tuple[int, ...] | None]:
-    """How each parameter is cut into matrices, as the rows of steps have it; None for a vector."""
+    """Return the shape of each parameter's matrix view, the same as in the rows of steps; None for a vector."""
     groups: dict[Tensor, dict[str, Any]] = {p: group for group in optimizer.param_groups for p in group["params"]}
 
     def shape(parameter: Tensor) -> tuple[int, ...] | None:
+        """Return the shape of one parameter's matrix view, or None."""
         group = groups.get(parameter, {}) if isinstance(optimizer, TwoPassOptimizer) else {}
         if track_of({"track": group.get("track")}, parameter) == "vector":
             return None

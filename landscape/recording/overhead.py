@@ -1,4 +1,4 @@
-"""What recording costs, measured while it records."""
+"""Recording overhead: wall time spent by each instrument, measured during the run."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ INSTRUMENTS: Final[dict[Kind, str]] = {
 
 
 class Overhead:
-    """The wall time of a run, and the part of it that recording took, by kind.
+    """Wall time of a run and the time that recording took, by kind of instrument.
 
     Args:
-        before: The summary of the sessions before this one, where the run is resumed.
+        before: The summary of the earlier sessions of a resumed run.
     """
 
     def __init__(self, before: Mapping[str, float] | None = None) -> None:
@@ -35,17 +35,17 @@ class Overhead:
 
     @property
     def wall(self) -> float:
-        """Seconds of recording sessions so far."""
+        """Seconds of all recording sessions so far."""
         return max(time.perf_counter() - self._start, 1e-9)
 
     @property
     def training(self) -> float:
-        """Seconds that were not spent on recording."""
+        """Seconds not spent on recording."""
         return self.wall - sum(self.seconds.values())
 
     @contextmanager
     def counted(self, kind: Kind) -> Iterator[None]:
-        """Count the time of the block; blocks must not be nested."""
+        """Add the time of the block to a kind. Blocks must not be nested."""
         started = time.perf_counter()
         try:
             yield
@@ -53,7 +53,7 @@ class Overhead:
             self.seconds[kind] += time.perf_counter() - started
 
     def summary(self) -> dict[str, float]:
-        """Seconds and shares of the wall time, in all and by kind."""
+        """Return seconds and shares of the wall time, in total and by kind."""
         wall, total = self.wall, sum(self.seconds.values())
         found = {"wall_seconds": wall, "seconds": total, "share": total / wall}
         for kind in INSTRUMENTS:
@@ -62,7 +62,7 @@ class Overhead:
         return found
 
     def sentence(self, steps: int) -> str:
-        """One sentence for a person."""
+        """Return one sentence for the user about the time of `steps` steps and the shares of recording."""
         o = self.summary()
         shares = {words: 100 * o[f"{kind}_share"] for kind, words in INSTRUMENTS.items() if self.seconds[kind]}
         parts = ", ".join(f"{words} {share:.1f} %" for words, share in sorted(shares.items(), key=lambda one: -one[1]))

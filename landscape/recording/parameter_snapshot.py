@@ -1,4 +1,4 @@
-"""What a step shows of each parameter, whichever optimizer took it."""
+"""Snapshot of one parameter before and after an optimizer step."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ __all__ = ["ParameterSnapshot", "from_hooks", "from_record"]
 
 @dataclass(frozen=True)
 class ParameterSnapshot:
-    """One parameter of one step, whichever optimizer took it."""
+    """One parameter before and after a step of any optimizer."""
 
     name: str
     parameter: Tensor  # after the step
-    before: Tensor
+    before: Tensor  # copy from before the step
     gradient: Tensor | None
-    displacement: Tensor  # after minus before, decay included
-    record: TensorRecord | None  # what only our own optimizers show
+    displacement: Tensor  # after minus before, weight decay included
+    record: TensorRecord | None  # tensors of the step, which only lossscope's optimizers provide
 
     @property
     def track(self) -> str:
@@ -28,29 +28,39 @@ class ParameterSnapshot:
         return self.record.track if self.record else ("matrix" if self.parameter.ndim >= 2 else "vector")
 
     def as_matrix(self, tensor: Tensor) -> Tensor:
-        """The tensor cut as the step cut its parameter: `(m, n)` or `(batch, m, n)`."""
+        """Return a tensor in the matrix view of the parameter that the step used: `(m, n)` or `(batch, m, n)`."""
         if self.record is not None and self.record.matrix_shape is not None:
             return tensor.reshape(self.record.matrix_shape)
         return tensor if tensor.ndim in (2, 3) else tensor.flatten(1)
 
 
 def from_record(record: StepRecord, names: dict[Tensor, str], before: dict[Tensor, Tensor]) -> list[ParameterSnapshot]:
-    """What one of our own optimizers shows, with the displacement from a copy taken before the step.
+    """Return the snapshots of a step of one of lossscope's optimizers.
 
-    Parameters go by the model's names; those that are none of the model's are left out.
+    Args:
+        record: The record of the step.
+        names: Names of the model's parameters. Parameters of the record that are not among them are left out.
+        before: Copies of the parameters from before the step.
     """
     mine = [t for t in record.tensors if t.parameter in before]
-    return [_seen(names[t.parameter], t.parameter, before[t.parameter], t.gradient, t) for t in mine]
+    return [_snapshot(names[t.parameter], t.parameter, before[t.parameter], t.gradient, t) for t in mine]
 
 
 def from_hooks(
     names: dict[Tensor, str], before: dict[Tensor, Tensor], gradients: dict[Tensor, Tensor]
 ) -> list[ParameterSnapshot]:
-    """What any optimizer shows: parameters before and after, and the gradients it was given."""
-    return [_seen(names[p], p, old, gradients.get(p), None) for p, old in before.items()]
+    """Return the snapshots of a step of any optimizer.
+
+    Args:
+        names: Names of the model's parameters.
+        before: Copies of the parameters from before the step.
+        gradients: The gradients that the step used; a parameter without one is missing.
+    """
+    return [_snapshot(names[p], p, old, gradients.get(p), None) for p, old in before.items()]
 
 
-def _seen(
+def _snapshot(
     name: str, parameter: Tensor, before: Tensor, gradient: Tensor | None, record: TensorRecord | None
 ) -> ParameterSnapshot:
+    """Return a snapshot with its displacement."""
     return ParameterSnapshot(name, parameter, before, gradient, parameter.detach() - before, record)

@@ -1,4 +1,4 @@
-"""Recording a training loop: what to look at, when, and what looking costs."""
+"""Recorder of a training loop. It schedules the instruments, stores their rows and measures its own overhead."""
 
 from __future__ import annotations
 
@@ -30,40 +30,44 @@ __all__ = ["Recorder"]
 
 
 class Recorder:
-    """Records every step of a training loop into a run folder.
+    """Recorder of every step of a training loop into a run folder.
 
-    Two lines make an ordinary loop a recorded one:
+    Two lines turn a training loop into a recorded one:
 
         recorder = Recorder("runs/mine", model, optimizer, objective=objective)
         ...
             optimizer.step()
             recorder.step(loss)
 
-    It reads the step through the optimizer's hooks, so any `torch.optim.Optimizer` will do; one of ours also
-    shows its momentum, whitening, shear and adversarial gradient. Recording changes no number of the
-    training: parameters are bit for bit those of an unrecorded run.
+    The recorder observes steps through the optimizer's hooks, so it works with any `torch.optim.Optimizer`;
+    lossscope's own optimizers also provide momentum, whitening, shear and adversarial gradient. Recording does not
+    change the training: the parameters are bit for bit those of an unrecorded run.
+
+    The recorded unit of the loss is the attribute `unit` of the objective's loss function ("nats" for `CrossEntropy`),
+    unknown if it has none. `note(loss_unit="nats")` records it for any other loss.
 
     Args:
-        path: The run's folder; it must not exist yet, or see `force` and `resume_at`.
+        path: The run's folder. It must not exist yet, except with `force` or `resume_at`.
         model: The network that is trained.
         optimizer: Its optimizer.
-        objective: Fixed data for curvature. Without it curvature is absent and reports say so.
+        objective: The loss on fixed data, for curvature. Without it no curvature is recorded, and reports say so.
         preset: `economy`, `standard` or `full`.
-        minibatches: The training loss on some minibatches of the training's size, those of each pair (first and second,
-            third and fourth, ...) drawn independently of one another. Without it there is no memory of directions, and
-            no gradient noise.
-        steps: How many optimizer steps are planned. With it, curvature evaluations and checkpoints are log-spaced
-            over them and all take place; without it they grow apart geometrically under the preset's cap.
-        evaluations: Log-spaced curvature evaluations in place of the preset's number.
-        arm: The name that groups runs over seeds; that of the optimizer by default, see `optimizer_name`.
-        config: What the run was asked to do; kept in the manifest.
-        seeds: Numbers of the init, split and order seeds; kept in the manifest.
-        force: Replace a run that is there.
-        resume_at: Go on with the run that is there, after this many steps.
+        minibatches: The training loss on minibatches of the training's batch size; the two of each pair (first and
+            second, third and fourth, ...) drawn independently. Without it no direction autocorrelation and no gradient
+            noise is recorded.
+        steps: Planned number of optimizer steps. If given, curvature evaluations and checkpoints are log-spaced over
+            them and all take place; otherwise the distance between evaluations grows geometrically under the preset's
+            cap on their time, and there are no checkpoints.
+        evaluations: Number of log-spaced curvature evaluations. Default: the preset's.
+        arm: Name of the arm, the group of runs that differ in their seeds only. Default: `optimizer_name(optimizer)`.
+        config: Settings of the run, kept in the manifest.
+        seeds: The init, split and order seeds, kept in the manifest.
+        force: Replace an existing run.
+        resume_at: Continue an existing run after this many steps.
 
     Raises:
         RunError: The folder exists, cannot be written, or is being recorded.
-        ConfigError: There is no such preset.
+        ConfigError: The preset is unknown.
     """
 
     def __init__(
@@ -96,10 +100,16 @@ class Recorder:
         self._curvature = CurvatureEvaluations(objective, self.preset, optimizer) if objective is not None else None
         self._pairs = self._minibatch_pairs(minibatches)
         if objective is not None:
-            objective.value()  # one that cannot be measured is told now, not at the first evaluation
-        born = run_metadata(self._names, optimizer, objective.data_hash if objective is not None else None)
-        asked = {"config": config or {}, "seeds": seeds or {}, "preset": self.preset.name}
-        manifest = {"arm": arm or born["optimizer"], **born, "loss_unit": _loss_unit(objective or minibatches), **asked}
+            objective.value()  # raises now, not at the first evaluation, if the objective cannot be evaluated
+        metadata = run_metadata(self._names, optimizer, objective.data_hash if objective is not None else None)
+        manifest = {
+            "arm": arm or metadata["optimizer"],
+            **metadata,
+            "loss_unit": _loss_unit(objective or minibatches),
+            "config": config or {},
+            "seeds": seeds or {},
+            "preset": self.preset.name,
+        }
         if resume_at is None:
             self._store = RunStore.create(self.path, manifest, force=force)
         else:
@@ -107,12 +117,12 @@ class Recorder:
             forget_checkpoints_after(self.path, resume_at)
         self._overhead = Overhead(self._store.manifest.get("overhead"))
         earlier = self._store.manifest.get("curvature_gaps") or []
-        self._gaps: list[Row] = [gap for gap in earlier if gap["step"] <= start]  # later evaluations are made anew
-        self._watch = StepObserver(optimizer, self._names, self._cadence, self._overhead, start)
+        self._missing: list[Row] = [one for one in earlier if one["step"] <= start]  # later ones are measured again
+        self._observer = StepObserver(optimizer, self._names, self._cadence, self._overhead, start)
         if resume_at is None:
             self._evaluate_and_save()
 
-    # -- what a user calls --------------------------------------------------------------------------
+    # -- public interface ---------------------------------------------------------------------------
 
     def step(
         self,
@@ -122,16 +132,16 @@ class Recorder:
         test_loss: float | None = None,
         test_accuracy: float | None = None,
     ) -> None:
-        """Write the row of the optimizer step just taken; nothing, if none was (a skipped step of a scaler).
+        """Write the rows of the optimizer step just taken. Does nothing if a `GradScaler` skipped the step.
 
         Args:
-            loss: The training loss of the step, one number. For steps of two passes pass what
-                `optimizer.step()` returned: the loss of the first.
-            train_accuracy: Fraction right on the training set, where it was measured after this step.
+            loss: The training loss of the step, one number. For steps of two passes pass the return value of
+                `optimizer.step()`, the loss of the first pass.
+            train_accuracy: Accuracy on the training set in [0, 1], if it was measured after this step.
             test_loss: Mean loss on a test set.
-            test_accuracy: Fraction right on a test set.
+            test_accuracy: Accuracy on a test set in [0, 1].
         """
-        if not self._watch.taken():
+        if not self._observer.taken():
             return
         self._sample_layers()
         measured = {"train_accuracy": train_accuracy, "test_loss": test_loss, "test_accuracy": test_accuracy}
@@ -140,12 +150,12 @@ class Recorder:
 
     @property
     def steps(self) -> int:
-        """Optimizer steps taken so far."""
-        return self._watch.steps
+        """Number of optimizer steps taken so far."""
+        return self._observer.steps
 
     @property
     def overhead(self) -> dict[str, float]:
-        """Seconds and shares of the wall time since construction that recording took, in all and by kind."""
+        """Seconds and shares of the wall time since construction that recording took, in total and by kind."""
         return self._overhead.summary()
 
     def note(self, **facts: Any) -> None:
@@ -155,39 +165,40 @@ class Recorder:
     def close(
         self, status: Literal["finished", "failed"] = "finished", how: str = "the loop ended", *, quiet: bool = False
     ) -> None:
-        """End the run: detach from the optimizer, write the tables, and say on stderr what recording cost."""
+        """End the run: detach from the optimizer, write the tables, and print the recording overhead on stderr."""
         if self._closed:
             return
         self._closed = True
-        self._watch.close()
+        self._observer.close()
         self._pairs = None
         if status == "finished" and self._planned is not None:
             with self._overhead.counted("checkpoints"):
                 self._save()
-        told = self._overhead.sentence(self.steps)  # before the tables are written whole, as the manifest has it
+        overhead = self._overhead.sentence(self.steps)  # before the tables are compacted, the same as in the manifest
         self._store.update_manifest(steps=self.steps, overhead=self.overhead)
         self._store.close(status, how)
         if not quiet:
-            sys.stderr.write(f"{self.path}: {told}{self._missing()}\n")
+            sys.stderr.write(f"{self.path}: {overhead}{self._missing_in_words()}\n")
 
     def __enter__(self) -> Recorder:
-        """The recorder itself; leaving the block closes it, as failed if an exception leaves it."""
+        """Return the recorder. Leaving the block closes the run, as failed if an exception leaves the block."""
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Close the run."""
+        """Close the run, as failed if there is an exception."""
         if error is None:
             self.close()
         else:
-            said = str(error).splitlines()[0] if str(error) else ""
-            self.close("failed", f"{type(error).__name__}: {said}".rstrip(": "))
+            message = str(error).splitlines()[0] if str(error) else ""
+            self.close("failed", f"{type(error).__name__}: {message}".rstrip(": "))
 
     # -- after a step -------------------------------------------------------------------------------
 
     def _write_step(self, loss: Tensor | float | None, measured: dict[str, float | None]) -> None:
-        for table, row in self._watch.rows(loss, measured):
+        """Store the rows of the step just taken."""
+        for table, row in self._observer.rows(loss, measured):
             with self._overhead.counted("instruments"):
                 if table == "steps":
                     row["seconds"] = self._overhead.wall
@@ -196,86 +207,95 @@ class Recorder:
                 self._store.append(table, {"step": self.steps, **row})
 
     def _sample_layers(self) -> None:
-        if self._curvature is not None and self._watch.before and self._cadence.layers(self.steps):
+        """Measure the Taylor remainders of the layers if they are due."""
+        if self._curvature is not None and self._observer.before and self._cadence.layers(self.steps):
             with self._overhead.counted("layers"):
-                found = self._curvature.layers(self.steps, self._watch.before, self._watch.displacement())
+                found = self._curvature.layers(self.steps, self._observer.before, self._observer.displacement())
                 if found is not None:
-                    self._watch.add_layers(found)
-                self._note_gaps(self._curvature.gaps)
+                    self._observer.add_layers(found)
+                self._note_missing(self._curvature.gaps)
 
     def _sample_pairs(self) -> None:
+        """Sample a pair of minibatches if one is due, and store its rows."""
         due = self._cadence.window(self.steps)
         if self._pairs is None or due is None:
             return
         with self._overhead.counted("minibatches"):
             try:
                 pairs, spectra = self._pairs.rows(self.steps, *due)
-            except ProbeError as error:  # a gap, which stops no training
-                self._note_gaps([{"step": self.steps, "instrument": "minibatches", "why": str(error)}])
+            except ProbeError as error:  # a missing value, which must not stop the training
+                self._note_missing([{"step": self.steps, "instrument": "minibatches", "why": str(error)}])
                 return
             found = to_host([*pairs, *spectra])
             for row in found[: len(pairs)]:
                 self._store.append("pairs", row)
             for row in finished_spectra(found[len(pairs) :]):
-                if row["norm"] > 0:  # a parameter that the loss does not see has no gradient: a gap
+                if row["norm"] > 0:  # a parameter that the loss does not depend on has no gradient: no row
                     self._store.append("spectra", {"step": self.steps, **row})
 
     def _evaluate_and_save(self) -> None:
+        """Take the samples that need no step, and the checkpoint, if they are due; flush once a second."""
         self._sample_pairs()
         if self._curvature is not None and self._cadence.evaluation(self.steps):
             with self._overhead.counted("curvature"):
                 found = self._curvature.rows(
-                    self.steps, self._watch.before, self._watch.displacement(), long=self._cadence.long(self.steps)
+                    self.steps,
+                    self._observer.before,
+                    self._observer.displacement(),
+                    long=self._cadence.long(self.steps),
                 )
                 for table, row in found.by_table():
                     self._store.append(table, row)
-                self._note_gaps(self._curvature.gaps)
+                self._note_missing(self._curvature.gaps)
             o = self._overhead
-            self._cadence.evaluated(self.steps, o.seconds["curvature"], o.wall, o.training / max(self.steps, 1))
-        self._watch.forget()
+            self._cadence.schedule_next(self.steps, o.seconds["curvature"], o.wall, o.training / max(self.steps, 1))
+        self._observer.forget()
         if self._cadence.checkpoint(self.steps):
             with self._overhead.counted("checkpoints"):
                 self._save()
         with self._overhead.counted("instruments"):
             self._store.flush_if_due()
 
-    def _note_gaps(self, gaps: list[Row]) -> None:
-        if gaps:
-            self._gaps += gaps
-            gaps.clear()
-            self._store.update_manifest(curvature_gaps=self._gaps)
+    def _note_missing(self, missing: list[Row]) -> None:
+        """Add missing measurements with their reasons to the manifest, and clear the list."""
+        if missing:
+            self._missing += missing
+            missing.clear()
+            self._store.update_manifest(curvature_gaps=self._missing)
 
-    def _missing(self) -> str:
-        """What could not be measured, for the closing line."""
-        if not self._gaps:
+    def _missing_in_words(self) -> str:
+        """Return a clause for the closing line that names the instruments with missing measurements."""
+        if not self._missing:
             return ""
         steps: dict[str, set[int]] = {}
-        for gap in self._gaps:
-            steps.setdefault(gap.get("instrument", "curvature"), set()).add(gap["step"])
+        for one in self._missing:
+            steps.setdefault(one.get("instrument", "curvature"), set()).add(one["step"])
         where = ", ".join(f"{instrument} at {len(at)} step{'s' * (len(at) > 1)}" for instrument, at in steps.items())
-        return f"; not measured: {where}, the first time because {self._gaps[0]['why']}"
+        return f"; not measured: {where}; first reason: {self._missing[0]['why']}"
 
     def _minibatch_pairs(self, minibatches: Objective | None) -> MinibatchPairs | None:
+        """Return the sampler of pairs; None without minibatches, or with a preset that samples none."""
         lags = self.preset.lags
         return MinibatchPairs(minibatches, self._optimizer, lags[-1]) if minibatches is not None and lags else None
 
     def _require_parameters(self, *objectives: Objective | None) -> None:
-        """Refuse a model without any, and an objective of another model or of parameters that are not trained here."""
+        """Raise LandscapeError for a model without trainable parameters, or an objective with other parameters."""
         if not self._names:
             raise LandscapeError(
-                f"{type(self._model).__name__} has no parameter that requires a gradient; nothing to record"
+                f"{type(self._model).__name__} has no parameter with requires_grad=True, so there is nothing to record"
             )
         for objective in objectives:
             parameters = dict(objective.model.named_parameters()) if objective is not None else {}
             for name in objective.names if objective is not None else ():
                 if parameters.get(name) not in self._names:
                     raise LandscapeError(
-                        f"the objective's parameter {name!r} is none of the {len(self._names)} trainable parameters of "
-                        "the recorded model: make the objective of this model, after freezing what is not trained"
+                        f"the objective's parameter {name!r} is not one of the {len(self._names)} trainable parameters "
+                        "of the recorded model: create the objective of this model, after freezing what is not trained"
                     )
 
     def _save(self) -> None:
-        self._store.flush()  # a run resumed from this checkpoint then has every row before it
+        """Save a checkpoint."""
+        self._store.flush()  # so that a run resumed from this checkpoint has every row before it
         save_checkpoint(self.path, self.steps, self._model, self._optimizer)
         self._store.update_manifest(steps=self.steps, overhead=self.overhead)
 

@@ -1,4 +1,4 @@
-"""From the matrices that a step shows to rows of `spectra`: first on the device, then with what follows from them."""
+"""Rows of the table `spectra`: singular values on the device, derived quantities after their copy to the host."""
 
 from __future__ import annotations
 
@@ -21,18 +21,22 @@ __all__ = ["finished_spectra", "spectrum_rows"]
 _QUALITY: Final = {"outside_band": "outside_band", "polar_norm": "output_norm", "polar_cosine": "polar_cosine"}
 
 
-def spectrum_rows(seen: Sequence[ParameterSnapshot], step: StepRecord | None) -> list[Row]:
-    """One row a matrix and object, values still on the device.
+def spectrum_rows(snapshots: Sequence[ParameterSnapshot], step: StepRecord | None) -> list[Row]:
+    """Return one row for each matrix and object, with values on the device.
 
-    The output of Newton-Schulz has the singular vectors of its input, so its spectrum is the scalar map of the
-    input's; how far that is from the real one is measured for every matrix and stands in `error`.
+    The output of Newton-Schulz has the singular vectors of its input, so its spectrum is the scalar map of the input's
+    spectrum. The deviation from the actual spectrum is measured for every matrix and recorded as `error`.
+
+    Args:
+        snapshots: The parameters of the step; vectors are skipped.
+        step: The record of the step, if the optimizer provides one.
     """
-    matrices = [s for s in seen if s.track == "matrix"]
-    asked = [(s, name, tensor) for s in matrices for name, tensor in _objects(s)]
-    cuts = [s.as_matrix(tensor) for s, _, tensor in asked]
+    matrices = [s for s in snapshots if s.track == "matrix"]
+    objects = [(s, name, tensor) for s in matrices for name, tensor in _objects(s)]
+    cuts = [s.as_matrix(tensor) for s, _, tensor in objects]
     rows: list[Row] = [
         {"tensor": s.name, "object": name, "values": found, "method": "gram", "shape": tuple(cut.shape[-2:])}
-        for (s, name, _), cut, found in zip(asked, cuts, gram_spectra(cuts), strict=True)
+        for (s, name, _), cut, found in zip(objects, cuts, gram_spectra(cuts), strict=True)
     ]
     records = {s.name: s.record for s in matrices if s.record is not None}
     for name, record in records.items():
@@ -41,27 +45,30 @@ def spectrum_rows(seen: Sequence[ParameterSnapshot], step: StepRecord | None) ->
             _use_map(mine["orthogonal"], mine[_source(record)], step)
         followed = mine.get(_followed(record) or "")
         if followed is None:
-            continue  # the update is among the objects
+            continue  # the update is one of the objects
         size = abs(float(record.lr)) * record.scale
         scaled: Row = {key: followed[key] * size for key in ("values", "error") if key in followed}
-        kept = {key: value for key, value in followed.items() if key not in _QUALITY}  # those are of Newton-Schulz
+        kept = {
+            key: value for key, value in followed.items() if key not in _QUALITY
+        }  # quality of the Newton-Schulz output, not of the update
         rows.append({**kept, **scaled, "object": "update", "method": "scaled"})
     return rows
 
 
 def _source(record: TensorRecord) -> str:
-    """The object that went into Newton-Schulz."""
+    """Return the name of the object that is the input of Newton-Schulz."""
     return "whitened" if record.source is record.whitened else "source"
 
 
 def _followed(record: TensorRecord) -> str | None:
-    """The object that the update is a multiple of; None where it is none of them."""
+    """Return the name of the object that the update is a multiple of, if there is one."""
     if record.direction is record.orthogonal:
         return "orthogonal"
     return "whitened" if record.direction is record.whitened else None
 
 
 def _use_map(orthogonal: Row, source: Row, step: StepRecord) -> None:
+    """Replace the spectrum of the Newton-Schulz output by the scalar map of its input's spectrum."""
     values, triples = source["values"], step.newton_schulz
     size = torch.linalg.vector_norm(values, ord=4 if step.ns_norm == "schatten4" else 2, dim=-1)
     image = newton_schulz_image(values, triples, norm=size)
@@ -70,15 +77,16 @@ def _use_map(orthogonal: Row, source: Row, step: StepRecord) -> None:
     orthogonal |= {"values": image, "method": "map", "error": deviation, **{c: quality[k] for c, k in _QUALITY.items()}}
 
 
-def _objects(seen: ParameterSnapshot) -> list[tuple[str, Tensor]]:
-    objects = [("weight", seen.parameter.detach())]
-    if seen.gradient is not None:
-        objects.append(("gradient", seen.gradient))
-    record = seen.record
+def _objects(snapshot: ParameterSnapshot) -> list[tuple[str, Tensor]]:
+    """Return the tensors of a parameter whose spectra are recorded, by object."""
+    objects = [("weight", snapshot.parameter.detach())]
+    if snapshot.gradient is not None:
+        objects.append(("gradient", snapshot.gradient))
+    record = snapshot.record
     if record is None:
-        return [*objects, ("update", seen.displacement)]
+        return [*objects, ("update", snapshot.displacement)]
     shown = {"momentum": record.m_hat, "whitened": record.whitened}
-    if record.direction is not record.whitened:  # else the factor gave the step its norm alone
+    if record.direction is not record.whitened:  # otherwise the orthogonal factor only set the norm of the step
         shown |= {"source": None if record.source is record.whitened else record.source}
         shown |= {"orthogonal": record.orthogonal}
     if _followed(record) is None:
@@ -87,18 +95,19 @@ def _objects(seen: ParameterSnapshot) -> list[tuple[str, Tensor]]:
 
 
 def finished_spectra(rows: Sequence[Row]) -> list[Row]:
-    """Rows of the spectra table: one for each slice of a batch, with everything that follows from the values."""
+    """Return rows of `spectra`: one for each slice of a batch, with the quantities derived from the values."""
     return [done for row in rows for done in _slices(row)]
 
 
 def _slices(row: Row) -> list[Row]:
+    """Return one row for each slice of a batched matrix, or the row of a single matrix."""
     values = row["values"]
     shape, method, error = row["shape"], row["method"], row.get("error")
     parts = [(None, values)] if values.ndim == 1 else list(enumerate(values))
     done = []
     for index, part in parts:
         if not np.isfinite(part).all():
-            continue  # a gap: the matrix had an entry that is not finite
+            continue  # the matrix has a non-finite entry: no row
         known = gram_error(part) if error is None else float(error if index is None else error[index])
         spectrum = MatrixSpectrum.from_values(part, shape, method, known)
         quality = {key: float(row[key] if index is None else row[key][index]) for key in _QUALITY if key in row}
@@ -108,6 +117,7 @@ def _slices(row: Row) -> list[Row]:
 
 
 def _described(spectrum: MatrixSpectrum) -> Row:
+    """Return the columns that describe a spectrum."""
     return {
         "values": [float(v) for v in spectrum.values],
         "norm": spectrum.norm,

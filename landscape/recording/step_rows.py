@@ -1,4 +1,4 @@
-"""From what a step shows of itself to the numbers in rows of `steps` and `tensors`, still on the device."""
+"""Rows of the tables `steps` and `tensors`, computed from parameter snapshots and left on the device."""
 
 from __future__ import annotations
 
@@ -18,38 +18,42 @@ from lossscope.probes.steps.shear_geometry import angle, angles, cosine, cosines
 __all__ = ["injection_angles", "step_numbers", "tensor_rows"]
 
 
-def tensor_rows(seen: Sequence[ParameterSnapshot]) -> list[Row]:
-    """One row a parameter: norms, energies and the geometry of the adversarial gradient."""
-    rows: list[Row] = [{"tensor": s.name, "track": s.track, **_energies(s)} for s in seen]
-    weights, updates = norms([s.parameter for s in seen]), norms([s.displacement for s in seen])
+def tensor_rows(snapshots: Sequence[ParameterSnapshot]) -> list[Row]:
+    """Return one row per parameter: norms, energies and the geometry of the adversarial gradient."""
+    rows: list[Row] = [{"tensor": s.name, "track": s.track, **_energies(s)} for s in snapshots]
+    weights, updates = norms([s.parameter for s in snapshots]), norms([s.displacement for s in snapshots])
     _fill(rows, "weight_norm", _same, weights)
     _fill(rows, "update_norm", _same, updates)
     _fill(rows, "update_ratio", ratios, updates, weights)
-    _fill(rows, "gradient_norm", norms, [s.gradient for s in seen])
-    ours = [i for i, s in enumerate(seen) if s.record is not None and s.record.gradient is not None]
+    _fill(rows, "gradient_norm", norms, [s.gradient for s in snapshots])
+    ours = [i for i, s in enumerate(snapshots) if s.record is not None and s.record.gradient is not None]
     _add_shear(
-        [rows[i] for i in ours], [cast(TensorRecord, seen[i].record) for i in ours], [seen[i].before for i in ours]
+        [rows[i] for i in ours],
+        [cast(TensorRecord, snapshots[i].record) for i in ours],
+        [snapshots[i].before for i in ours],
     )
     return rows
 
 
 def _fill(
-    rows: Sequence[Row], column: str, measure: Callable[..., Iterable[Tensor]], *taken: Sequence[Tensor | None]
+    rows: Sequence[Row], column: str, measure: Callable[..., Iterable[Tensor]], *inputs: Sequence[Tensor | None]
 ) -> None:
-    """A column of the rows that have all it takes, measured together: a call for each would take longer to begin."""
-    having = [i for i, of_row in enumerate(zip(*taken, strict=True)) if all(tensor is not None for tensor in of_row)]
-    if having:
-        found = measure(*([one[i] for i in having] for one in taken))
-        for i, value in zip(having, found, strict=True):
+    """Set a column of the rows that have all its inputs. One batched call saves the launch overhead of one per row."""
+    complete = [i for i, of_row in enumerate(zip(*inputs, strict=True)) if all(tensor is not None for tensor in of_row)]
+    if complete:
+        found = measure(*([one[i] for i in complete] for one in inputs))
+        for i, value in zip(complete, found, strict=True):
             rows[i][column] = value
 
 
 def _same(values: Sequence[Tensor]) -> Sequence[Tensor]:
+    """Return the values."""
     return values
 
 
-def _energies(seen: ParameterSnapshot) -> Row:
-    record = seen.record
+def _energies(snapshot: ParameterSnapshot) -> Row:
+    """Return the Fisher energies of a parameter; empty if its optimizer keeps no second moment."""
+    record = snapshot.record
     if record is None or record.gradient is None or record.m_hat is None or record.v_hat is None or record.eps is None:
         return {}
     found = energies(
@@ -57,7 +61,7 @@ def _energies(seen: ParameterSnapshot) -> Row:
         record.v_hat,
         record.eps,
         gradient=record.gradient,
-        update=seen.displacement,
+        update=snapshot.displacement,
         orthogonal=record.orthogonal if record.direction is record.orthogonal else None,
         whitened=record.whitened,
     )
@@ -65,7 +69,7 @@ def _energies(seen: ParameterSnapshot) -> Row:
 
 
 def _add_shear(rows: Sequence[Row], records: Sequence[TensorRecord], before: Sequence[Tensor]) -> None:
-    """The geometry of the adversarial gradient of the parameters that have a gradient."""
+    """Set the columns on ascent, adversarial gradient and shear of the parameters that have a gradient."""
     g = [r.gradient for r in records]
     ascents, fresh, stale = ([getattr(r, name) for r in records] for name in ("perturbation", "shear", "stale_shear"))
     _fill(rows, "perturbation_norm", norms, ascents)
@@ -79,20 +83,20 @@ def _add_shear(rows: Sequence[Row], records: Sequence[TensorRecord], before: Seq
 
 
 def step_numbers(
-    seen: Sequence[ParameterSnapshot], losses: tuple[Tensor | None, Tensor | None], everything: Collection[Tensor]
+    snapshots: Sequence[ParameterSnapshot], losses: tuple[Tensor | None, Tensor | None], parameters: Collection[Tensor]
 ) -> Row:
-    """The numbers about all parameters together that need their tensors.
+    """Return the columns of `steps` that are computed from the tensors of all parameters together.
 
     Args:
-        seen: The parameters of the step.
-        losses: Of its passes.
-        everything: All trainable parameters, those too that the step had no gradient of.
+        snapshots: The parameters of the step.
+        losses: Losses of the first and of the second pass, if known.
+        parameters: All trainable parameters, also those without a gradient in this step.
     """
-    with_gradient = [s for s in seen if s.gradient is not None]
-    row: Row = {"weight_norm": norm(list(everything)), "update_norm": norm([s.displacement for s in seen])}
+    with_gradient = [s for s in snapshots if s.gradient is not None]
+    row: Row = {"weight_norm": norm(list(parameters)), "update_norm": norm([s.displacement for s in snapshots])}
     if with_gradient:
         row["gradient_norm"] = norm([cast(Tensor, s.gradient) for s in with_gradient])
-    records = [s.record for s in seen if s.record is not None]
+    records = [s.record for s in snapshots if s.record is not None]
     stale = [(r.gradient, r.stale_shear) for r in records if r.gradient is not None and r.stale_shear is not None]
     if stale:
         row["phi"] = cosine([g for g, _ in stale], [s for _, s in stale])
@@ -100,6 +104,7 @@ def step_numbers(
 
 
 def _second_pass_numbers(records: Sequence[TensorRecord], losses: tuple[Tensor | None, Tensor | None]) -> Row:
+    """Return the columns of `steps` on ascent, adversarial gradient and shear; empty without a second pass."""
     row: Row = {}
     passed = [r for r in records if r.adversarial is not None and r.gradient is not None and r.perturbation is not None]
     if not passed:
@@ -120,13 +125,15 @@ def _second_pass_numbers(records: Sequence[TensorRecord], losses: tuple[Tensor |
     return row
 
 
-def injection_angles(seen: Sequence[ParameterSnapshot], without: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-    """How far the injected shear has turned the update: of all parameters together, and of each.
+def injection_angles(
+    snapshots: Sequence[ParameterSnapshot], without: dict[str, Tensor]
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return the angle by which the injected shear rotates the update: of all parameters together, and of each.
 
     Args:
-        seen: The parameters of a step of one of our own optimizers.
-        without: The update of each had nothing been injected, by the record's names.
+        snapshots: The parameters of a step of one of lossscope's optimizers.
+        without: The update of each parameter without injection, by the names in the record.
     """
-    pairs = {s.name: (s.record.update, without[s.record.name]) for s in seen if s.record is not None}
+    pairs = {s.name: (s.record.update, without[s.record.name]) for s in snapshots if s.record is not None}
     whole = angle([taken for taken, _ in pairs.values()], [plain for _, plain in pairs.values()])
     return whole, {name: angle(taken, plain) for name, (taken, plain) in pairs.items()}

@@ -1,4 +1,4 @@
-"""What `train` is asked to do: one flat set of keys, from options, a TOML file or Python."""
+"""Configuration of a training run: one flat set of keys, from options, a TOML file or Python."""
 
 from __future__ import annotations
 
@@ -36,25 +36,25 @@ _BOUNDS: Final[dict[str, tuple[float, float]]] = {
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """The settings of a training run. `None` stands for what is usual for the workload."""
+    """The settings of a training run. None stands for the usual value of the workload."""
 
     workload: str = "digits-mlp"
     optimizer: str = "ars2-base"
-    name: str | None = None  # of the run; made of workload, optimizer and seed where absent
+    name: str | None = None  # of the run; None: workload, optimizer and seed
     out: str = "runs"  # folder of runs
     steps: int | None = None
     batch_size: int | None = None
     lr: float | None = None
-    seed: int = 0  # for the three below where they are absent
+    seed: int = 0  # default of the three seeds below
     seed_init: int | None = None  # weights
     seed_split: int | None = None  # train and test examples
     seed_order: int | None = None  # batches
     preset: str = "standard"  # how much is recorded
-    evaluations: int | None = None  # log-spaced curvature evaluations in place of the preset's
-    eval_every: int | None = None  # steps between two looks at the test set
-    until_accuracy: float | None = None  # stop once the test accuracy is there
-    threads: int | None = None  # of the processor
-    options: dict[str, Any] = field(default_factory=dict)  # more settings of the optimizer
+    evaluations: int | None = None  # number of log-spaced curvature evaluations; None: the preset's
+    eval_every: int | None = None  # period in steps of the evaluation on the test set
+    until_accuracy: float | None = None  # stop when the test accuracy reaches it
+    threads: int | None = None  # number of CPU threads of torch; None: unchanged
+    options: dict[str, Any] = field(default_factory=dict)  # further settings of the optimizer
 
     @property
     def run_name(self) -> str:
@@ -69,10 +69,11 @@ class TrainConfig:
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> TrainConfig:
-        """The config with these settings.
+        """Return a config with these settings.
 
         Raises:
-            ConfigError: A key does not exist (the nearest is told), has the wrong type or is out of bounds.
+            ConfigError: A key is unknown (the message suggests the nearest), or a value has the wrong type or is out of
+                bounds.
         """
         types_of = get_type_hints(cls)
         checked = {key: _checked(key, value, types_of) for key, value in settings.items()}
@@ -80,7 +81,7 @@ class TrainConfig:
         for key, (low, high) in _BOUNDS.items():
             value = getattr(config, key)
             if value is not None and not low <= value <= high:
-                raise ConfigError(f"{key} = {value} must lie between {low} and {high}")
+                raise ConfigError(f"{key} must lie between {low} and {high}, got {value}")
         return config
 
     @classmethod
@@ -93,29 +94,32 @@ class TrainConfig:
         return cls.of({_RENAMED.get(key, key): value for key, value in settings.items()})
 
     def with_settings(self, settings: Mapping[str, Any]) -> TrainConfig:
-        """This config with some settings replaced; `options` are merged."""
+        """Return a copy with some settings replaced and `options` merged."""
         merged = {**asdict(self), **settings}
         merged["options"] = {**self.options, **settings.get("options", {})}
         return TrainConfig.of(merged)
 
 
 def _checked(key: str, value: Any, types_of: Mapping[str, Any]) -> Any:
+    """Return a value after checking its key and type; a number for a float key as float."""
     if key not in types_of:
         close = get_close_matches(key, list(types_of), n=2, cutoff=0.5)
         hint = f"did you mean {' or '.join(close)}?" if close else f"known keys: {', '.join(types_of)}"
         raise ConfigError(f"unknown key {key!r}; {hint}")
     if not _fits(value, types_of[key]):
-        raise ConfigError(f"{key} = {value!r} has type {type(value).__name__}; it must be {_words(types_of[key])}")
+        raise ConfigError(f"{key} must be {_words(types_of[key])}, got {value!r} of type {type(value).__name__}")
     return float(value) if _base(types_of[key]) is float and value is not None else value
 
 
 def _base(hint: Any) -> Any:
+    """Return the type of a hint, without None and without type arguments."""
     if get_origin(hint) in (Union, types.UnionType):
         (hint,) = (arg for arg in get_args(hint) if arg is not type(None))
     return get_origin(hint) or hint
 
 
 def _fits(value: Any, hint: Any) -> bool:
+    """Return True if a value has the type of a hint; an integer is a valid float, a boolean is not an integer."""
     if value is None:
         return type(None) in get_args(hint)
     if isinstance(value, bool):
@@ -124,34 +128,35 @@ def _fits(value: Any, hint: Any) -> bool:
 
 
 def _words(hint: Any) -> str:
-    return {int: "a whole number", float: "a number", str: "text", dict: "a table of settings"}[_base(hint)]
+    """Return the type of a hint in words."""
+    return {int: "an integer", float: "a number", str: "text", dict: "a table of settings"}[_base(hint)]
 
 
 def from_toml(path: Path) -> dict[str, Any]:
-    """The settings in a TOML file.
+    """Return the settings in a TOML file.
 
     Raises:
-        ConfigError: The file cannot be read, or is not TOML.
+        ConfigError: The file cannot be read, or is not valid TOML.
     """
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(f"config {path} cannot be read ({error.strerror}); check the path") from error
+        raise ConfigError(f"cannot read config {path}: {error.strerror}; check the path") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"config {path} is not valid TOML: {error}") from error
 
 
 def assignment(text: str) -> dict[str, Any]:
-    """The setting that `key=value` makes; `options.rho=0.1` sets one of the optimizer's.
+    """Parse `key=value` into a setting; `options.rho=0.1` is a setting of the optimizer.
 
-    The value is read as TOML (a number, true, a list in brackets), and as plain text where it is none.
+    The value is parsed as TOML (a number, true, a list in brackets), and taken as text if it is not valid TOML.
 
     Raises:
-        ConfigError: There is no `=` in it, or no key before it.
+        ConfigError: The text has no `=`, or no key before it.
     """
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
-        raise ConfigError(f"--set {text!r} is not key=value, such as --set steps=500 or --set options.rho=0.1")
+        raise ConfigError(f"--set must be key=value, such as --set steps=500 or --set options.rho=0.1, got {text!r}")
     try:
         parsed = tomllib.loads(f"x = {value}")["x"]
     except tomllib.TOMLDecodeError:

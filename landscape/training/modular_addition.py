@@ -1,4 +1,4 @@
-"""Addition modulo a prime and the one-layer transformer that groks it."""
+"""Modular addition: the data set and the one-layer transformer that groks on it."""
 
 from __future__ import annotations
 
@@ -12,17 +12,22 @@ __all__ = ["ModularTransformer", "modular_addition"]
 
 
 def modular_addition(prime: int) -> tuple[Tensor, Tensor]:
-    """All pairs as tokens `(x, y, prime)`, `(prime^2, 3)`, and the labels `(x + y) mod prime`."""
+    """Return all pairs as tokens `(x, y, prime)` of shape `(prime^2, 3)`, and the labels `(x + y) mod prime`."""
     x, y = torch.meshgrid(torch.arange(prime), torch.arange(prime), indexing="ij")
     tokens = torch.stack([x.flatten(), y.flatten(), torch.full((prime * prime,), prime)], dim=1)
     return tokens, (tokens[:, 0] + tokens[:, 1]) % prime
 
 
 class ModularTransformer(nn.Module):
-    """One causal attention layer and one ReLU layer, no normalization, no dropout; logits of the last position.
+    """One-layer transformer: causal attention and a ReLU layer, without normalization and dropout.
 
-    Width 128, four heads of 32, hidden width 512; vocabulary: the residues and an equals sign. With
-    prime 113 it has 226 816 parameters.
+    The vocabulary is the residues and an equals sign. With the default sizes and prime 113 it has 226 816 parameters.
+
+    Args:
+        prime: The modulus.
+        width: Width of the residual stream.
+        heads: Number of attention heads; their width is `width // heads`.
+        hidden: Width of the ReLU layer.
 
     Source:
         Nanda et al., "Progress measures for grokking via mechanistic interpretability" (2023), setup.
@@ -33,6 +38,7 @@ class ModularTransformer(nn.Module):
         head, vocabulary = width // heads, prime + 1
 
         def scaled(*shape: int, by: int) -> nn.Parameter:
+            """Return a normal parameter with standard deviation 1 / sqrt(by)."""
             return nn.Parameter(torch.randn(*shape) / math.sqrt(by))
 
         self.W_E = scaled(width, vocabulary, by=width)
@@ -48,10 +54,10 @@ class ModularTransformer(nn.Module):
         self.W_U = scaled(width, vocabulary, by=vocabulary)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Logits `(batch, prime + 1)` of the last position for tokens `(batch, 3)`.
+        """Return the logits `(batch, prime + 1)` of the last position for tokens `(batch, 3)`.
 
-        With one layer the last position alone needs queries and the hidden layer, and it may look at all
-        three, so this is the causal network at a third of its cost.
+        With one layer only the last position needs queries and the ReLU layer. It attends to all three positions, so
+        this is the causal network at a third of its cost.
         """
         x = self.W_E.mT[tokens] + self.W_pos
         last = x[:, -1]
@@ -60,6 +66,7 @@ class ModularTransformer(nn.Module):
         return last @ self.W_U
 
     def _attention(self, x: Tensor, last: Tensor) -> Tensor:
+        """Return the attention output at the last position."""
         heads, head, _ = self.W_K.shape
         keys = F.linear(x, self.W_K.flatten(0, 1)).view(-1, 3, heads, head)
         values = F.linear(x, self.W_V.flatten(0, 1)).view(-1, 3, heads, head)

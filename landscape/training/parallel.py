@@ -1,4 +1,4 @@
-"""Several trainings at a time, in processes of their own."""
+"""Parallel training of several configs, each in its own process."""
 
 from __future__ import annotations
 
@@ -26,84 +26,84 @@ from lossscope.landscape.training.training import resolved, train
 
 __all__ = ["train_all"]
 
-Counts: TypeAlias = "Array[c_longlong]"  # the steps of each training, and last whether all are to stop
-Ending: TypeAlias = tuple[str, LandscapeError | KeyboardInterrupt | None]  # what a training said, and why it failed
+Counts: TypeAlias = "Array[c_longlong]"  # the steps of each training; the last entry is 1 if all must stop
+Ending: TypeAlias = tuple[str, LandscapeError | KeyboardInterrupt | None]  # stderr of a training, and its error
 Progress: TypeAlias = Callable[[int, int, str], None]
 
-_LOOK: Final = 0.2  # seconds between two looks at how far the trainings are
+_POLL_SECONDS: Final = 0.2  # between two reports of progress
 
-_counts: Counts | None = None  # in the process of a training
+_counts: Counts | None = None  # set in worker processes only
 
 
 def train_all(
     configs: Sequence[TrainConfig], *, jobs: int, force: bool = False, progress: Progress | None = None
 ) -> list[Run]:
-    """The runs that training with these configs made, in their order.
+    """Train with several configs in parallel and return the runs, in the order of the configs.
 
-    Each is bit for bit what `train` makes of its config with as many threads: the processes share nothing but a count
-    of steps. Once a training has failed no other is begun; those under way go on to their end. An interrupt, or what
-    `progress` raises, ends them after the step they are at. A script must call this under
+    Each run is bit for bit the one of `train` with the same number of threads: the processes share only their step
+    counts. After a training has failed no other is started; those already running continue to their end. An interrupt,
+    or an exception in `progress`, stops them after their current step. A script must call this under
     `if __name__ == "__main__":`, as every process imports it.
 
     Args:
-        configs: What to train; no two may write the same run.
-        jobs: How many at a time, at least 1. Each has torch in memory, and holds a core for every one of its `threads`.
+        configs: The configs; no two may write the same run.
+        jobs: Number of parallel trainings, >= 1. Each loads torch, and uses one core for each of its `threads`.
         force: Replace runs of those names.
-        progress: Called now and then with the steps taken, the steps of all if none ends early, and how many trainings
-            have ended.
+        progress: Called several times a second with the steps taken, the total number of steps if none stops early,
+            and a text with the number of finished runs.
 
     Raises:
-        ConfigError: jobs is below 1, two configs write the same run, or one asks for what does not exist.
-        RunError: As `train`; before any training begins where a run exists.
-        TrainingError: As `train`; or a process was ended from outside, and the others with it.
+        ConfigError: `jobs` is below 1, two configs write the same run, or a setting is unknown or out of bounds.
+        RunError: As in `train`. An existing run raises before any training starts.
+        TrainingError: As in `train`; or a process was killed, which ends the others too.
     """
     if jobs < 1:
-        raise ConfigError(f"jobs={jobs} is out of range, need at least 1 training at a time")
-    asked = [resolved(config) for config in configs]
-    paths = [run_path(config.out, config.run_name) for config in asked]
+        raise ConfigError(f"jobs must be >= 1, got {jobs}")
+    complete = [resolved(config) for config in configs]
+    paths = [run_path(config.out, config.run_name) for config in complete]
     for path in paths:
         if paths.count(path) > 1:
-            raise ConfigError(f"two trainings would write the same run {path}: give each a name of its own")
+            raise ConfigError(f"two configs write the same run {path}: give each its own name")
         check_free(path, force)
-    failure = _failure(asked, jobs, force, progress)
+    failure = _failure(complete, jobs, force, progress)
     if isinstance(failure, BrokenProcessPool):
         raise TrainingError(
-            "the process of a training could not begin, or was ended from outside, perhaps for want of memory, and the "
-            "others with it; what was recorded is kept: try fewer at a time"
+            "the process of a training could not start or was killed, perhaps because memory ran out, and the others "
+            "were stopped; recorded rows are kept: use fewer jobs"
         ) from failure
     if failure is not None:
         raise failure
     return [Run.open(path) for path in paths]
 
 
-def _failure(asked: Sequence[TrainConfig], jobs: int, force: bool, progress: Progress | None) -> BaseException | None:
-    """Train them all, and why the first one failed that did."""
-    context = get_context("spawn")  # a forked process may inherit a lock that torch holds
-    counts: Counts = context.RawArray(c_longlong, len(asked) + 1)
-    waiting, under_way, failures = list(enumerate(asked)), set[Future[Ending]](), list[BaseException]()
-    steps, ended = sum(config.steps or 0 for config in asked), 0
+def _failure(configs: Sequence[TrainConfig], jobs: int, force: bool, progress: Progress | None) -> BaseException | None:
+    """Train all configs and return the error of the first that failed."""
+    context = get_context("spawn")  # a forked process may inherit a lock held by torch
+    counts: Counts = context.RawArray(c_longlong, len(configs) + 1)
+    waiting, under_way, failures = list(enumerate(configs)), set[Future[Ending]](), list[BaseException]()
+    steps, ended = sum(config.steps or 0 for config in configs), 0
     with ProcessPoolExecutor(jobs, context, initializer=_begin, initargs=(counts,)) as pool:
         while under_way or (waiting and not failures):
             try:
                 while waiting and len(under_way) < jobs and not failures:
                     with _not_interrupted():
                         under_way.add(pool.submit(_trained, *waiting.pop(0), force))
-                done, under_way = wait(under_way, timeout=_LOOK, return_when=FIRST_COMPLETED)
+                done, under_way = wait(under_way, timeout=_POLL_SECONDS, return_when=FIRST_COMPLETED)
                 ended += len(done)
-                for said, failure in (future.result() for future in done):
-                    sys.stderr.write(said)
+                for output, failure in (future.result() for future in done):
+                    sys.stderr.write(output)
                     failures += [] if failure is None else [failure]
                 if progress is not None:
-                    progress(sum(counts[:-1]), steps, f"{ended} of {len(asked)} runs")
+                    progress(sum(counts[:-1]), steps, f"{ended} of {len(configs)} runs")
             except BaseException as failure:
                 failures.append(failure)
-                counts[len(asked)] = True  # those under way stop after the step they are at
+                counts[len(configs)] = True  # running trainings stop after their current step
     return failures[0] if failures else None
 
 
 @contextmanager
 def _not_interrupted() -> Iterator[None]:
-    """Hold interrupts back, and from a process begun meanwhile for good: it is told to stop in another way."""
+    """Block interrupts; a process started meanwhile blocks them for good, as `counts` tells it to stop."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -112,13 +112,14 @@ def _not_interrupted() -> Iterator[None]:
 
 
 def _begin(counts: Counts) -> None:
-    """In a process of its own: keep what it shares with its parent, and end where that has been killed."""
+    """Initialize a worker process: keep the shared counts, and exit when the parent process is killed."""
     global _counts
     _counts = counts
     Thread(target=_end_with_parent, daemon=True).start()
 
 
 def _end_with_parent() -> None:
+    """Wait for the parent process to end, then exit."""
     parent = parent_process()
     if parent is not None:
         parent.join()
@@ -126,22 +127,23 @@ def _end_with_parent() -> None:
 
 
 def _trained(slot: int, config: TrainConfig, force: bool) -> Ending:
-    """How a training ended; what it said is kept, as beside others it would break their lines."""
+    """Train in a worker process. Return its stderr, kept so that lines do not mix, and its error if it failed."""
     counts, threads = _counts, torch.get_num_threads()
     if counts is None:
-        raise RuntimeError("a training of several runs in a process of its own only")
+        raise RuntimeError("_trained must run in a worker process of train_all")
 
     def count(step: int, steps: int, loss: float) -> None:
+        """Publish the step, and stop if all trainings must stop."""
         counts[slot] = step
         if counts[len(counts) - 1]:
             raise KeyboardInterrupt
 
-    with redirect_stderr(io.StringIO()) as said:
+    with redirect_stderr(io.StringIO()) as output:
         try:
-            count(0, 0, 0.0)  # a process takes seconds to begin, and all may have been stopped meanwhile
+            count(0, 0, 0.0)  # a process takes seconds to start, and a stop may have been requested meanwhile
             train(config, force=force, progress=count)
         except (LandscapeError, KeyboardInterrupt) as failure:
-            return said.getvalue(), failure
+            return output.getvalue(), failure
         finally:
-            torch.set_num_threads(threads)  # the next training of this process may ask for no number
-    return said.getvalue(), None
+            torch.set_num_threads(threads)  # the next training in this process may not set a number
+    return output.getvalue(), None

@@ -1,4 +1,4 @@
-"""Everything a training run is made of, built anew from its config."""
+"""Setup of a training run: model, data, optimizer and objectives, built from its config."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from lossscope.probes.objective.objective import Objective
 
 __all__ = ["Job", "job_of"]
 
-_PAIR_SEED: Final = 50_000  # away from the seeds of training orders
+_PAIR_SEED: Final = 50_000  # keeps these draws apart from those of training orders
 _PAIRS: Final = 32
 
 
 @dataclass(frozen=True)
 class Job:
-    """Model, data, optimizer and the loss on curvature's fixed data, at the start of the run."""
+    """Model, data, optimizer, and the loss on the fixed data of curvature, at the start of a run."""
 
     config: TrainConfig
     task: Workload
@@ -34,10 +34,10 @@ class Job:
     objective: Objective
 
     def minibatch_pairs(self) -> Objective:
-        """The loss on pairs of minibatches of the training's size, all of them drawn independently.
+        """Return the loss on 32 pairs of minibatches of the training's batch size, all drawn independently.
 
-        Samples are drawn with replacement. Two minibatches of one epoch would have no sample in common, and what one of
-        them has the other would lack: their gradients agree by tr(Sigma) / N less than the training loss says.
+        Samples are drawn with replacement. Two minibatches of one epoch would have no sample in common, which makes the
+        inner product of their gradients smaller than the squared gradient of the training loss by tr(Sigma) / N.
         """
         size, (inputs, labels) = self.config.batch_size or self.task.batch_size, self.split.train
         generator = torch.Generator().manual_seed(_PAIR_SEED + self.config.seeds["order"])
@@ -45,20 +45,20 @@ class Job:
         return Objective(self.model, CrossEntropy(), [(inputs[one], labels[one]) for one in chosen])
 
     def minibatches(self, count: int, seed: int) -> Objective:
-        """The loss on `count` batches of the training's size, drawn as training draws them but in another order."""
+        """Return the loss on `count` batches drawn as in training, in an order of another seed."""
         size = self.config.batch_size or self.task.batch_size
         batches = [batch_at(self.split.train, size, step, seed) for step in range(count)]
         return Objective(self.model, CrossEntropy(), batches)
 
 
 def job_of(config: TrainConfig) -> Job:
-    """The job of a config: a pure function of it, so a run's model and data can be had again.
+    """Build the job of a config. It is a pure function, so the model and data of a run can be rebuilt.
 
-    An optimizer that draws numbers of its own draws them by the seed of the order, unless its options say otherwise:
-    the seeds of a control arm are then independent samples of it.
+    An optimizer that draws random numbers uses the order seed, unless its options set another, so that runs of a
+    control arm with different seeds are independent samples.
 
     Raises:
-        ConfigError: A name or a setting does not exist or is out of bounds.
+        ConfigError: A name or a setting is unknown or out of bounds.
     """
     task = workload(config.workload)
     split = task.split(config.seeds["split"])
@@ -67,8 +67,8 @@ def job_of(config: TrainConfig) -> Job:
     if config.lr is not None:
         overrides["lr"] = config.lr
     try:
-        drawn = {"seed": config.seeds["order"]} if "seed" in settings(config.optimizer) else {}
-        optimizer = create(config.optimizer, model, **{**drawn, **overrides})
+        seed = {"seed": config.seeds["order"]} if "seed" in settings(config.optimizer) else {}
+        optimizer = create(config.optimizer, model, **{**seed, **overrides})
     except OptimizerError as error:
         raise ConfigError(str(error)) from error
     count = task.curvature_samples

@@ -1,4 +1,4 @@
-"""Training a workload while recording it: a config in, a run out, and the same numbers again on resume."""
+"""Recorded training of a workload: reproducible from its config, and resumable bit for bit."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ Progress = Callable[[int, int, float], None]  # step, steps, loss
 
 
 def resolved(config: TrainConfig) -> TrainConfig:
-    """The config with what is usual for its workload filled in.
+    """Return the config with its missing settings replaced by the usual ones of its workload.
 
     Raises:
-        ConfigError: The workload, the optimizer or one of its settings does not exist.
+        ConfigError: The workload, the optimizer or one of its settings is unknown.
     """
     task = workload(config.workload)
     try:
@@ -53,12 +53,12 @@ def resolved(config: TrainConfig) -> TrainConfig:
 
 
 def _rule(config: TrainConfig) -> str:
-    """The rule that takes the step: the base of an ascent, else the optimizer itself."""
+    """Return the update rule: the base of a two-pass optimizer, else the optimizer itself."""
     return str(config.options.get("base") or ENTRIES[config.optimizer].usual.get("base", config.optimizer))
 
 
 def _read(config: TrainConfig) -> set[str]:
-    """The settings that the optimizer reads; an ascent reads those of its base."""
+    """Return the settings that the optimizer accepts, for a two-pass optimizer those of its base included."""
     if "base" not in settings(config.optimizer):
         return set(settings(config.optimizer))
     own = {setting for setting, usual in ENTRIES[config.optimizer].usual.items() if usual is not None}
@@ -66,27 +66,27 @@ def _read(config: TrainConfig) -> set[str]:
 
 
 def _usual_rate(config: TrainConfig, task: Workload) -> dict[str, float]:
-    """The workload's learning rate for the rule that takes the step, where it has one and none was asked for."""
+    """Return the workload's learning rate for the update rule, unless it has none or the config sets one."""
     usual = task.rates.get(_rule(config))
     return {} if usual is None or config.lr is not None else {"lr": usual}
 
 
 def train(config: TrainConfig, *, resume: bool = False, force: bool = False, progress: Progress | None = None) -> Run:
-    """The run that training with this config made.
+    """Train a workload, record it, and return the run.
 
-    Weights, batches and the random stream depend on the three seeds alone, so a resumed run continues
-    bit for bit from its last checkpoint.
+    Weights, batches and random numbers depend on the three seeds only, so a resumed run continues bit for bit from its
+    last checkpoint.
 
     Args:
-        config: What to train.
-        resume: Go on with the run of that name from its last checkpoint.
+        config: The configuration of the run.
+        resume: Continue the run of that name from its last checkpoint.
         force: Replace the run of that name.
         progress: Called after every step with the step, the number of steps and the loss.
 
     Raises:
-        ConfigError: A name or a setting does not exist or is out of bounds.
-        RunError: The run exists and neither `resume` nor `force` was given, or cannot be written.
-        TrainingError: The loss became NaN or infinite; what was recorded is kept.
+        ConfigError: A name or a setting is unknown or out of bounds.
+        RunError: The run exists and neither `resume` nor `force` is given, or it cannot be written.
+        TrainingError: The loss became NaN or infinite, or a step failed; the rows recorded until then are kept.
     """
     config = resolved(config)
     path = run_path(Path(config.out), config.run_name)
@@ -115,48 +115,52 @@ def train(config: TrainConfig, *, resume: bool = False, force: bool = False, pro
         with recorder:
             _loop(job, recorder, start or 0, progress)
     except (OptimizerError, ProbeError) as error:
-        raise TrainingError(f"{error}; what was recorded is kept in {path}") from error
+        raise TrainingError(f"{error}; the rows recorded until then are kept in {path}") from error
     return Run.open(path)
 
 
 def _resume_point(path: Path, config: TrainConfig, job: Job) -> int | None:
+    """Load the last checkpoint into the job and return its step, after checking that the config is the same."""
     if not path.exists():
-        raise RunError(f"run {path} does not exist, so there is nothing to resume; leave --resume out to start it")
+        raise RunError(f"run {path} does not exist, so it cannot be resumed; omit --resume to start it")
     before = recorded_config(path)
     free = {"steps", "evaluations", "until_accuracy", "threads", "out", "name"}
     for key, old in asdict(before).items():
         new = asdict(config)[key]
         if key not in free and _plain(new) != _plain(old):
             raise ConfigError(
-                f"run {path} was started with {key} = {old!r}, not {new!r}; resume it with the same, or start another"
+                f"run {path} was started with {key} = {old!r}, got {new!r}; resume it with the same value, "
+                "or start a new run"
             )
     saved = checkpoints(path)
     if not saved:
-        raise RunError(f"run {path} has no checkpoint to resume from; start it again with --force")
+        raise RunError(f"run {path} has no checkpoint to resume from; restart it with --force")
     step, folder = list(saved.items())[-1]
     load_checkpoint(folder, job.model, job.optimizer)
     return step
 
 
 def recorded_config(path: Path) -> TrainConfig:
-    """The config that a run was started with.
+    """Return the config with which a run was started.
 
     Raises:
-        RunError: There is no run, or it was not made by `train`.
+        RunError: There is no run, or it was not recorded by `train`.
     """
     recorded = Run.open(path).manifest.get("config")
     if not isinstance(recorded, dict) or "workload" not in recorded:
-        raise RunError(f"run {path} was not made by `lossscope train`, so it cannot be resumed by it")
+        raise RunError(f"run {path} was not recorded by `lossscope train`, so `lossscope train` cannot resume it")
     return TrainConfig.recorded(recorded)
 
 
 def _plain(value: Any) -> Any:
+    """Return a value with its tuples replaced by lists, as JSON reads them."""
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     return list(value) if isinstance(value, tuple) else value
 
 
 def _loop(job: Job, recorder: Recorder, start: int, progress: Progress | None) -> None:
+    """Run the training loop from step `start` on."""
     config, steps = job.config, job.config.steps or 0
     if start == 0:
         torch.manual_seed(config.seeds["order"])
@@ -176,14 +180,16 @@ def _loop(job: Job, recorder: Recorder, start: int, progress: Progress | None) -
 
 
 def _diverged(recorder: Recorder, step: int, value: float) -> None:
+    """Close the run as failed and raise TrainingError for a loss that is not finite."""
     how = f"the loss became {value} at step {step}"
     recorder.close("failed", how, quiet=True)
     raise TrainingError(
-        f"{how}; everything until then is kept: `lossscope report sharpness {recorder.path}`. Try a smaller lr"
+        f"{how}; the rows until then are kept: `lossscope report sharpness {recorder.path}`. Try a smaller lr"
     )
 
 
 def _step(job: Job, batch: Examples) -> Tensor:
+    """Take one optimizer step and return the loss of its first pass."""
     inputs, labels = batch
     if isinstance(job.optimizer, TwoPassOptimizer):
         for p in job.optimizer.passes(job.model):
@@ -195,13 +201,14 @@ def _step(job: Job, batch: Examples) -> Tensor:
     loss.backward()  # type: ignore[no-untyped-call]
     try:
         job.optimizer.step()
-    except RuntimeError as error:  # settings of torch's own optimizers that only the first step refuses
+    except RuntimeError as error:  # torch's optimizers reject some settings only in the first step
         raise OptimizerError(f"{job.config.optimizer} cannot step with {job.config.options}: {error}") from error
     return loss.detach()
 
 
 @torch.no_grad()
 def _measured(job: Job) -> dict[str, float]:
+    """Return test loss, test accuracy and train accuracy, in eval mode."""
     training = job.model.training
     job.model.eval()
     try:

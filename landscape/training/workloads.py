@@ -1,4 +1,4 @@
-"""What a run trains: a network, real data cut into train and test, and an order to see it in."""
+"""Workloads: networks with data, usual settings, and reproducible splits, weights and batches."""
 
 from __future__ import annotations
 
@@ -15,39 +15,6 @@ from lossscope.landscape.training.modular_addition import ModularTransformer, mo
 
 __all__ = ["WORKLOADS", "Split", "Workload", "batch_at", "built", "digits", "digits_conv", "digits_mlp", "workload"]
 
-
-def digits(*, flat: bool) -> tuple[Tensor, Tensor]:
-    """Scans in [0, 1] as `(1797, 64)` or `(1797, 1, 8, 8)`, and their labels 0 to 9.
-
-    Source:
-        Alpaydin and Kaynak, "Optical recognition of handwritten digits", UCI repository (1998).
-    """
-    from sklearn.datasets import load_digits
-
-    scans = load_digits()
-    pixels = torch.tensor(scans.data, dtype=torch.float32) / 16
-    return (pixels if flat else pixels.reshape(-1, 1, 8, 8)), torch.tensor(scans.target)
-
-
-def digits_mlp() -> nn.Module:
-    """64-64-32-10 with ReLU: 6570 parameters, without norm layers, so it has the rescaling symmetry."""
-    return nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
-
-
-def digits_conv() -> nn.Module:
-    """Two 3 by 3 convolutions with group norm and a linear head: 10 042 parameters."""
-    return nn.Sequential(
-        nn.Conv2d(1, 16, 3, padding=1),
-        nn.GroupNorm(4, 16),
-        nn.ReLU(),
-        nn.Conv2d(16, 32, 3, stride=2, padding=1),
-        nn.GroupNorm(4, 32),
-        nn.ReLU(),
-        nn.Flatten(),
-        nn.Linear(512, 10),
-    )
-
-
 Examples = tuple[Tensor, Tensor]  # inputs and labels
 
 
@@ -61,7 +28,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Workload:
-    """A network and its data, with the settings that are usual for them."""
+    """A network and its data, with their usual settings."""
 
     name: str
     description: str
@@ -70,21 +37,21 @@ class Workload:
     train_share: float
     batch_size: int
     steps: int
-    eval_every: int  # steps between two looks at the test set
-    curvature_samples: int  # training examples that curvature is averaged over
-    options: dict[str, Any] = field(default_factory=dict)  # usual optimizer settings
-    rates: dict[str, float] = field(default_factory=dict)  # learning rates by rule, where its own is too slow
+    eval_every: int  # period in steps of the evaluation on the test set
+    curvature_samples: int  # number of training examples over which curvature is averaged
+    options: dict[str, Any] = field(default_factory=dict)  # usual optimizer settings of this workload
+    rates: dict[str, float] = field(default_factory=dict)  # learning rates by rule, where the default is too small
 
     @property
     def usual(self) -> str:
-        """The usual settings in words."""
+        """The usual settings, as text."""
         words = [f"{self.steps} steps of {self.batch_size}"]
         words += [f"{key}={value}" for key, value in self.options.items()]
         words += [f"lr={rate} for {rule}" for rule, rate in self.rates.items()]
         return ", ".join(words)
 
     def split(self, seed: int) -> Split:
-        """Train and test examples, in an order drawn with the split seed."""
+        """Return train and test examples, shuffled with the split seed."""
         inputs, labels = self.examples()
         order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
         cut = int(self.train_share * len(labels))
@@ -92,7 +59,43 @@ class Workload:
         return Split((inputs[train], labels[train]), (inputs[test], labels[test]))
 
 
+def digits(*, flat: bool) -> tuple[Tensor, Tensor]:
+    """Return 8 by 8 scans of digits with pixels in [0, 1], and their labels 0 to 9.
+
+    Args:
+        flat: True for scans of shape `(1797, 64)`, False for `(1797, 1, 8, 8)`.
+
+    Source:
+        Alpaydin and Kaynak, "Optical recognition of handwritten digits", UCI repository (1998).
+    """
+    from sklearn.datasets import load_digits
+
+    scans = load_digits()
+    pixels = torch.tensor(scans.data, dtype=torch.float32) / 16
+    return (pixels if flat else pixels.reshape(-1, 1, 8, 8)), torch.tensor(scans.target)
+
+
+def digits_mlp() -> nn.Module:
+    """Return a 64-64-32-10 ReLU network: 6570 parameters, no norm layers, so it has the rescaling symmetry."""
+    return nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
+
+
+def digits_conv() -> nn.Module:
+    """Return two 3 by 3 convolutions with group norm and a linear head: 10 042 parameters."""
+    return nn.Sequential(
+        nn.Conv2d(1, 16, 3, padding=1),
+        nn.GroupNorm(4, 16),
+        nn.ReLU(),
+        nn.Conv2d(16, 32, 3, stride=2, padding=1),
+        nn.GroupNorm(4, 32),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(512, 10),
+    )
+
+
 def _digits(name: str, network: Callable[[], nn.Module], words: str, *, flat: bool) -> Workload:
+    """Return a workload of handwritten digits."""
     return Workload(
         name,
         f"{words} on 1797 handwritten digits",
@@ -103,12 +106,13 @@ def _digits(name: str, network: Callable[[], nn.Module], words: str, *, flat: bo
         steps=400,
         eval_every=20,
         curvature_samples=512,
-        # At their own 1e-3 they have hardly begun when the usual steps are over.
+        # with their default of 1e-3 these have hardly started after the usual number of steps
         rates={"sgd": 0.1, "muoneq": 0.01},
     )
 
 
 def _modular(prime: int, train_share: float) -> Workload:
+    """Return a workload of modular addition."""
     return Workload(
         f"modadd-{prime}",
         f"a one-layer transformer on (x + y) mod {prime}, {100 * train_share:.0f} % of the pairs: grokking",
@@ -135,30 +139,34 @@ WORKLOADS: Final[dict[str, Workload]] = {
 
 
 def workload(name: str) -> Workload:
-    """The workload of that name.
+    """Return the workload of that name.
 
     Raises:
-        ConfigError: There is none; the nearest names are told.
+        ConfigError: The name is unknown; the message suggests the nearest ones.
     """
     if name in WORKLOADS:
         return WORKLOADS[name]
     close = get_close_matches(name, list(WORKLOADS), n=2, cutoff=0.4) or list(WORKLOADS)
-    raise ConfigError(
-        f"there is no workload {name!r}; did you mean {' or '.join(close)}? See `lossscope list workloads`"
-    )
+    raise ConfigError(f"unknown workload {name!r}; did you mean {' or '.join(close)}? See `lossscope list workloads`")
 
 
 def built(network: Callable[[], nn.Module], seed: int) -> nn.Module:
-    """The network with weights drawn from the init seed; the global random stream is left alone."""
+    """Build a network with weights drawn from the init seed. The global random generator is not changed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return network()
 
 
 def batch_at(train: Examples, batch_size: int, step: int, seed: int) -> Examples:
-    """The batch of optimizer step `step` (from 0): a pure function of the order seed, so a run can resume anywhere.
+    """Return the batch of optimizer step `step` (from 0). It is a pure function, so a run can resume at any step.
 
-    Each epoch is shuffled anew; its last batch may be smaller.
+    Each epoch is shuffled with its own seed; its last batch may be smaller.
+
+    Args:
+        train: The training examples.
+        batch_size: Number of examples per batch.
+        step: Number of steps taken before.
+        seed: The order seed.
     """
     count = len(train[1])
     epoch, index = divmod(step, -(-count // batch_size))

@@ -19,7 +19,7 @@ class Terminal(io.StringIO):
 def test_a_pipe_sees_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     err = io.StringIO()
     monkeypatch.setattr(sys, "stderr", err)
-    monkeypatch.setattr(progress, "_PATIENCE", 0.0)
+    monkeypatch.setattr(progress, "_DELAY", 0.0)
     with progress_bar("a run") as advance:
         for step in range(3):
             advance(step + 1, 3, 0.5)
@@ -31,7 +31,7 @@ def test_a_terminal_sees_the_steps_the_loss_and_the_time_left_after_a_while(monk
     monkeypatch.setattr(sys, "stderr", err)
     monkeypatch.setenv("COLUMNS", "120")
     monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setattr(progress, "_PATIENCE", 0.0)
+    monkeypatch.setattr(progress, "_DELAY", 0.0)
     with progress_bar("a run") as advance:
         advance(1, 3, 0.5)
         advance(2, 3, 0.25)

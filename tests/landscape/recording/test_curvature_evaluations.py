@@ -220,5 +220,5 @@ def test_without_a_plan_every_third_evaluation_is_long_from_the_first():
     long = []
     for step in (0, 1, 2, 4, 8, 16):
         long.append(cadence.long(step))
-        cadence.evaluated(step, spent=0.0, wall=1.0, per_step=0.1)
+        cadence.schedule_next(step, spent=0.0, wall=1.0, per_step=0.1)
     assert long == [True, False, False, True, False, False]

@@ -195,7 +195,7 @@ def test_a_window_whose_begin_was_not_seen_has_no_rows() -> None:
 
 def test_one_minibatch_is_refused_and_a_loss_that_is_not_finite_ends_the_window() -> None:
     model = network()
-    with pytest.raises(LandscapeError, match=r"^1 minibatch makes no pair, need at least 2"):
+    with pytest.raises(LandscapeError, match=r"^minibatches must hold at least 2 batches, drawn independently, got 1$"):
         MinibatchPairs(Objective(model, CrossEntropy(), batches(1)), create("adamw", model), 20)
     pairs = MinibatchPairs(Objective(model, CrossEntropy(), batches()), create("adamw", model), 20)
     assert pairs.rows(40, 1, 0)[0]

@@ -533,7 +533,7 @@ def test_a_run_that_exists_is_not_touched_without_being_asked(tmp_path: Path) ->
 
 def test_an_unknown_preset_tells_the_nearest(tmp_path: Path) -> None:
     model = network()
-    with pytest.raises(ConfigError, match="there is no preset 'standart'; did you mean standard"):
+    with pytest.raises(ConfigError, match="unknown preset 'standart'; did you mean standard"):
         Recorder(tmp_path / "run", model, create("sgd", model, lr=1e-2), preset="standart")
 
 

@@ -177,7 +177,7 @@ def test_a_minibatch_that_cannot_be_measured_is_a_gap_with_its_reason_and_stops_
     assert gap["step"] == 3
     assert gap["instrument"] == "minibatches"
     assert "the loss is nan" in gap["why"]
-    assert "; not measured: minibatches at 1 step, the first time because the loss is nan" in capsys.readouterr().err
+    assert "; not measured: minibatches at 1 step; first reason: the loss is nan" in capsys.readouterr().err
 
 
 def test_a_layer_look_that_fails_is_a_gap_without_any_evaluation(tmp_path: Path) -> None:
@@ -285,7 +285,7 @@ def test_a_parameter_of_the_optimizer_that_is_none_of_the_models_is_left_out(tmp
 def test_an_objective_of_another_model_is_refused(which: str, tmp_path: Path) -> None:
     model, (fixed, pairs) = network(), objectives(network())
     given = {"objective": fixed} if which == "objective" else {"minibatches": pairs}
-    with pytest.raises(LandscapeError, match=r"^the objective's parameter '0.weight' is none of the 4 trainable"):
+    with pytest.raises(LandscapeError, match=r"^the objective's parameter '0.weight' is not one of the 4 trainable"):
         Recorder(tmp_path / "run", model, create("adamw", model), **given)
     assert not (tmp_path / "run").exists()
 

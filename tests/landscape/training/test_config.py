@@ -29,13 +29,13 @@ def test_an_unknown_key_tells_the_nearest() -> None:
 @pytest.mark.parametrize(
     ("key", "value", "words"),
     [
-        ("steps", "many", "steps = 'many' has type str; it must be a whole number"),
-        ("steps", 2.5, "steps = 2.5 has type float; it must be a whole number"),
-        ("steps", True, "steps = True has type bool; it must be a whole number"),
-        ("workload", 3, "workload = 3 has type int; it must be text"),
-        ("lr", "big", "lr = 'big' has type str; it must be a number"),
-        ("options", 1, "options = 1 has type int; it must be a table of settings"),
-        ("seed", None, "seed = None has type NoneType; it must be a whole number"),
+        ("steps", "many", "steps must be an integer, got 'many' of type str"),
+        ("steps", 2.5, "steps must be an integer, got 2.5 of type float"),
+        ("steps", True, "steps must be an integer, got True of type bool"),
+        ("workload", 3, "workload must be text, got 3 of type int"),
+        ("lr", "big", "lr must be a number, got 'big' of type str"),
+        ("options", 1, "options must be a table of settings, got 1 of type int"),
+        ("seed", None, "seed must be an integer, got None of type NoneType"),
     ],
 )
 def test_a_wrong_type_is_told_with_the_right_one(key: str, value: object, words: str) -> None:
@@ -49,7 +49,7 @@ def test_a_wrong_type_is_told_with_the_right_one(key: str, value: object, words:
      ("lr", float("nan")), ("until_accuracy", 5.0), ("threads", 100_000)],
 )  # fmt: skip
 def test_a_number_outside_its_bounds_is_refused_with_both(key: str, value: float) -> None:
-    with pytest.raises(ConfigError, match=rf"{key} = .* must lie between .* and .*"):
+    with pytest.raises(ConfigError, match=rf"{key} must lie between .* and .*, got "):
         TrainConfig.of({key: value})
 
 
@@ -62,7 +62,7 @@ def test_assignments_read_numbers_lists_and_plain_text() -> None:
     assert assignment("options.rho=0.1") == {"options": {"rho": 0.1}}
     assert assignment("options.betas=[0.9, 0.98]") == {"options": {"betas": [0.9, 0.98]}}
     assert assignment("workload=modadd-59") == {"workload": "modadd-59"}
-    with pytest.raises(ConfigError, match="--set 'steps' is not key=value"):
+    with pytest.raises(ConfigError, match=r"--set must be key=value, .* got 'steps'"):
         assignment("steps")
 
 
@@ -74,5 +74,5 @@ def test_a_toml_file_has_the_same_keys(tmp_path: Path) -> None:
     path.write_text("steps = = 3")
     with pytest.raises(ConfigError, match="is not valid TOML"):
         from_toml(path)
-    with pytest.raises(ConfigError, match="cannot be read"):
+    with pytest.raises(ConfigError, match="cannot read config"):
         from_toml(tmp_path / "absent.toml")

@@ -23,8 +23,8 @@ from lossscope.optimizer import ENTRIES, Entry
 EXACT = ["step", "loss", "lr", "phi", "adversarial_loss", "test_accuracy", "test_loss"]
 
 
-def config(out: Path, **settings: object) -> TrainConfig:
-    usual = {"out": str(out), "steps": 12, "evaluations": 0, "eval_every": 5, "threads": 1}
+def config(folder: Path, **settings: object) -> TrainConfig:
+    usual = {"out": str(folder), "steps": 12, "evaluations": 0, "eval_every": 5, "threads": 1}
     return TrainConfig.of({**usual, **settings})
 
 
@@ -67,7 +67,7 @@ def test_training_learns_the_digits(tmp_path: Path) -> None:
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_as_failed_and_keeps_what_was_there(tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match=r"the loss became (nan|inf) at step \d+; everything until then is kept"):
+    with pytest.raises(TrainingError, match=r"the loss became (nan|inf) at step \d+; the rows until then are kept"):
         train(config(tmp_path, name="hot", optimizer="sgd", lr=1e30, steps=40))
     run = Run.open(tmp_path / "hot")
     assert run.status == "failed"
@@ -173,10 +173,10 @@ def test_presets_save_log_spaced_checkpoints(tmp_path: Path) -> None:
 
 
 def test_resuming_asks_for_the_settings_the_run_was_started_with(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="does not exist, so there is nothing to resume"):
+    with pytest.raises(RunError, match="does not exist, so it cannot be resumed"):
         train(config(tmp_path, name="none"), resume=True)
     train(config(tmp_path, name="mine", steps=3))
-    with pytest.raises(ConfigError, match="was started with seed = 0, not 4"):
+    with pytest.raises(ConfigError, match="was started with seed = 0, got 4"):
         train(config(tmp_path, name="mine", seed=4), resume=True)
 
 
@@ -186,7 +186,9 @@ def test_a_damaged_checkpoint_is_told_in_one_line(tmp_path: Path) -> None:
     for name in ("weights.safetensors", "optimizer.pt"):
         whole = (folder / name).read_bytes()
         (folder / name).write_bytes(whole[: len(whole) // 2])
-        with pytest.raises(RunError, match=r"cannot be loaded: .*; move it away and resume from the one before it"):
+        with pytest.raises(
+            RunError, match=r"cannot be loaded: .*; move it away and resume from the previous checkpoint"
+        ):
             train(config(tmp_path, name="mine", steps=6), resume=True)
         (folder / name).write_bytes(whole)
 
@@ -194,7 +196,7 @@ def test_a_damaged_checkpoint_is_told_in_one_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"workload": "digitsmlp"}, "there is no workload 'digitsmlp'; did you mean digits-mlp"),
+        ({"workload": "digitsmlp"}, "unknown workload 'digitsmlp'; did you mean digits-mlp"),
         ({"optimizer": "ars2base"}, "there is no optimizer 'ars2base'; did you mean ars2-base"),
         (
             {"optimizer": "ars2-sync", "options": {"roh": 1}},
@@ -202,7 +204,7 @@ def test_a_damaged_checkpoint_is_told_in_one_line(tmp_path: Path) -> None:
         ),
         ({"options": {"rho": 1.0}}, "optimizer ars2-base has no setting 'rho'"),
         ({"optimizer": "ars2-lazy", "options": {"k": 1}}, "k=1 must be a whole number of at least 2"),
-        ({"preset": "ful"}, "there is no preset 'ful'; did you mean full"),
+        ({"preset": "ful"}, "unknown preset 'ful'; did you mean full"),
         ({"name": "a/b"}, "a/b"),
         ({"name": ".."}, r"\.\."),
     ],

@@ -83,5 +83,5 @@ def test_digits_are_real_scans_in_the_unit_interval() -> None:
 
 
 def test_an_unknown_workload_tells_the_nearest() -> None:
-    with pytest.raises(ConfigError, match="there is no workload 'digit-mlp'; did you mean digits-mlp"):
+    with pytest.raises(ConfigError, match="unknown workload 'digit-mlp'; did you mean digits-mlp"):
         workload("digit-mlp")
