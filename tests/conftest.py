@@ -1,4 +1,4 @@
-"""Synthetic runs: what a recorder would have written, without training anything."""
+"""Synthetic runs: rows as a recorder writes them, without training."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from lossscope.landscape.recording.cadence import PRESETS
 from lossscope.landscape.run import Run
 from lossscope.landscape.storage.run_store import RunStore
 
-# Small networks gain nothing from threads, and on a busy machine threads that wait for each other lose minutes.
-# Set before torch is imported; commands that tests start inherit it.
+# Small networks gain nothing from threads, and on a busy machine waiting threads cost minutes. This is set before torch
+# is imported; subprocesses of tests inherit it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# A test is never about time: a busy machine must not fail one.
+# No test measures time: none may fail on a busy machine.
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("patient")
 
@@ -109,7 +109,7 @@ def written(
     rows: Callable[[str, dict[str, object]], dict[str, object] | None] = lambda table, row: row,
     **facts: object,
 ) -> Run:
-    """A run at that path, opened."""
+    """Write a run to a path and return it, opened."""
     store = RunStore.create(path, {**manifest(arm, seed), **facts})
     made = [*step_rows(arm, seed, steps)]
     made += [("probes", row) for row in probe_rows(arm, seed, steps)] if curvature and steps else []
@@ -125,13 +125,13 @@ def written(
 
 @pytest.fixture
 def write_run(tmp_path: Path) -> Callable[..., Run]:
-    """Writes a run below `tmp_path` and opens it."""
+    """Return a function that writes a run below `tmp_path` and opens it."""
     return lambda name, *settings, **more: written(tmp_path / name, *settings, **more)
 
 
 @pytest.fixture(scope="session")
 def demo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two arms of two seeds, one of them without a second pass; for copying only."""
+    """Write two arms of two seeds, one arm without a second pass; for copying only."""
     folder = tmp_path_factory.mktemp("written")
     for arm in ("ars2-base", "ars2-sync"):
         for seed in (0, 1):
@@ -141,16 +141,16 @@ def demo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def demo_runs(demo_folder: Path, tmp_path: Path) -> list[Run]:
-    """A copy of the demo's runs that a test may change, in the order of arms and seeds."""
+    """Return a copy of the runs in `demo_folder` that a test may change, in the order of arms and seeds."""
     folder = Path(shutil.copytree(demo_folder, tmp_path / "demo"))
     return [Run.open(path) for path in sorted(folder.iterdir())]
 
 
 @pytest.fixture
 def few_products(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Curvature evaluations in this process spend few products: for claims about their rows, not their precision.
+    """Limit the products of curvature evaluations in this process, for tests of their rows and not of their precision.
 
-    Enough for every row: five eigenvalues and the bottom one need nine.
+    Sixteen are enough for every row: five eigenvalues and the smallest need nine.
     """
     for name, preset in list(PRESETS.items()):
         monkeypatch.setitem(PRESETS, name, replace(preset, products=16))

@@ -15,7 +15,7 @@ from lossscope.landscape.run import Run
 from lossscope.landscape.storage.schema import SCHEMA_VERSION, TABLES
 from lossscope.landscape.training.training import recorded_config, train
 
-LAMBDA_MAX = 8.815948173832084  # nats, at step 60, as it stood in the file when it was committed
+LAMBDA_MAX = 8.815948173832084  # nats, at step 60; the value in the committed file
 OLD = Path(__file__).parent / "data" / "run_schema_3"
 
 

@@ -35,8 +35,8 @@ def check_reports(run: Run, name: str) -> None:
 
 
 def check_objects(run: Run) -> None:
-    """Every matrix that was sampled has a weight, a gradient and an update, all of finite numbers."""
-    of_steps = run.spectra[~run.spectra["object"].isin(["batch_gradient", "pair_gradient"])]  # not those of pairs
+    """Check that every sampled matrix has finite spectra of weight, gradient and update."""
+    of_steps = run.spectra[~run.spectra["object"].isin(["batch_gradient", "pair_gradient"])]
     samples = of_steps.groupby(["step", "tensor"])["object"].agg(set)
     assert len(samples) > 0
     assert all({"weight", "gradient", "update"} <= seen for seen in samples)

@@ -1,4 +1,4 @@
-"""Progress: for people who look, and silent for pipes."""
+"""Progress bar: shown on terminals, silent in pipes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_a_pipe_sees_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pipe_gets_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     err = io.StringIO()
     monkeypatch.setattr(sys, "stderr", err)
     monkeypatch.setattr(progress, "_DELAY", 0.0)
@@ -26,7 +26,7 @@ def test_a_pipe_sees_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert err.getvalue() == ""
 
 
-def test_a_terminal_sees_the_steps_the_loss_and_the_time_left_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_terminal_shows_the_steps_the_loss_and_the_time_left_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
     err = Terminal()
     monkeypatch.setattr(sys, "stderr", err)
     monkeypatch.setenv("COLUMNS", "120")

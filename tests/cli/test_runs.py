@@ -25,7 +25,7 @@ def rows(*arguments):
     return {row["name"]: row for row in json.loads(invoke(*arguments, "--json").stdout)["rows"]}
 
 
-def test_a_folder_is_listed_with_how_each_run_stands(write_run, tmp_path):
+def test_a_folder_is_listed_with_the_status_of_each_run(write_run, tmp_path):
     write_run("done", "adamw", 1)
     write_run("dead", steps=7, status=None)
     found = rows(tmp_path)
@@ -39,7 +39,7 @@ def test_a_folder_is_listed_with_how_each_run_stands(write_run, tmp_path):
     assert "after step 7" in found["dead"]["ends"]
 
 
-def test_the_table_is_text_with_a_dash_for_a_gap(write_run, tmp_path):
+def test_the_table_is_text_with_a_dash_for_a_missing_value(write_run, tmp_path):
     write_run("empty", steps=0)
     result = invoke(tmp_path)
     assert result.stderr == ""
@@ -59,7 +59,7 @@ def test_a_single_run_is_a_list_of_one(write_run):
     assert list(rows(write_run("one").path)) == ["one"]
 
 
-def test_a_run_with_garbled_steps_keeps_its_row_and_says_so(write_run, tmp_path):
+def test_a_run_with_corrupted_steps_keeps_its_row_and_says_so(write_run, tmp_path):
     run = write_run("bad")
     write_run("good")
     (run.path / "steps.parquet").write_bytes(b"PAR1 nonsense")

@@ -1,4 +1,4 @@
-"""Small runs for the tests of the store: made, filled, ended as by a kill, and read back."""
+"""Helpers for the tests of the store: create, fill, crash and read small runs."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ def fill(store: RunStore, steps, tables=("probes", "steps"), loss=0.0) -> None:
 
 
 def crash(store: RunStore) -> None:
-    """End the session as a killed process does: files stay, the lock goes, the manifest says running."""
+    """End the session like a killed process: files stay, the lock is released, the status stays running."""
     store._leave()
 
 
-def seen(path: Path) -> dict[str, list[tuple[int, float]]]:
+def recorded(path: Path) -> dict[str, list[tuple[int, float]]]:
     run = Run.open(path)
     return {
         "steps": list(zip(run.steps["step"], run.steps["loss"], strict=True)),
@@ -43,12 +43,12 @@ def seen(path: Path) -> dict[str, list[tuple[int, float]]]:
 
 @pytest.fixture
 def small() -> SimpleNamespace:
-    """The four functions above."""
-    return SimpleNamespace(store=store, fill=fill, crash=crash, seen=seen)
+    """Return the four functions above."""
+    return SimpleNamespace(store=store, fill=fill, crash=crash, recorded=recorded)
 
 
 @pytest.fixture
 def every_instrument(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every instrument of `full` samples within six steps."""
+    """Make every instrument of `full` sample within six steps."""
     frequent = {"spectra_every": 2, "layers_every": 2, "counterfactual_every": 1, "windows_every": 3, "lags": (1, 2)}
     monkeypatch.setitem(PRESETS, "full", replace(PRESETS["full"], **frequent))

@@ -42,7 +42,7 @@ def test_every_table_has_every_column_with_the_same_type_empty_or_not(tmp_path):
         assert list(before.dtypes) == list(after.dtypes)
 
 
-def test_a_gap_stays_a_gap_in_every_type(tmp_path):
+def test_a_missing_value_stays_missing_in_every_type(tmp_path):
     run = Run.open(_finished(tmp_path / "a"))
     assert run.steps["phi"].isna().all()
     assert run.steps["phi"].dtype == np.float64
@@ -109,7 +109,7 @@ def test_a_torn_segment_is_named_with_step_and_byte(tmp_path):
     assert run.ends.endswith(f" of {len(content) - 10}).")
 
 
-def test_a_garbled_table_is_one_line_and_the_others_read(tmp_path):
+def test_a_corrupted_table_is_one_line_and_the_others_are_readable(tmp_path):
     run = Run.open(_finished(tmp_path / "a"))
     (run.path / "steps.parquet").write_bytes(b"PAR1 nonsense PAR1")
     with pytest.raises(RunError, match=r"^[^\n]*steps\.parquet cannot be read [^\n]* the other tables still read$"):

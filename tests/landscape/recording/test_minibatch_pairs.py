@@ -1,4 +1,4 @@
-"""Pairs of minibatches: the cosines, squares and spectra are those of gradients and shears taken by hand."""
+"""Pairs of minibatches: cosines, squares and spectra equal those of gradients and shears computed directly."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def cosine(a: Tensor, b: Tensor) -> float:
     return float(a @ b / a.norm() / b.norm())
 
 
-def test_cosines_join_two_minibatches_and_the_windows_begin_both_ways_round() -> None:
+def test_cosines_are_between_two_minibatches_averaged_over_both_assignments() -> None:
     model, data = network(), batches()
     optimizer = create("adamw", model, lr=0.05)
     pairs = MinibatchPairs(Objective(model, CrossEntropy(), data), optimizer, 20)
@@ -75,7 +75,7 @@ def test_cosines_join_two_minibatches_and_the_windows_begin_both_ways_round() ->
 def test_the_shear_is_the_one_that_a_step_on_that_minibatch_would_take(name: str) -> None:
     model, data = network(), batches()
     optimizer = create(name, model, lr=0.01, rho=0.2)
-    for _ in range(5):  # so that the second moment has something to whiten with, and the next step is a sync step
+    for _ in range(5):  # so that there is a second moment to whiten with, and the next step is a sync step
         step(model, optimizer, data[2])
     pairs = MinibatchPairs(Objective(model, CrossEntropy(), data), optimizer, 20)
     rows = {row["object"]: row for row in to_host(pairs.rows(10, 0, 0)[0])}
@@ -108,7 +108,7 @@ def test_the_shear_is_the_one_that_a_step_on_that_minibatch_would_take(name: str
 @pytest.mark.parametrize(
     ("name", "settings"), [("adamw", {}), ("ars2-base", {}), ("ars2-sync", {"rho": 0.0}), ("ars2-random", {})]
 )
-def test_an_optimizer_that_does_not_ascend_or_not_along_the_loss_has_no_shear(
+def test_an_optimizer_without_an_ascent_or_with_a_random_one_has_no_shear(
     name: str, settings: dict[str, float]
 ) -> None:
     model = network()
@@ -138,7 +138,7 @@ def test_a_parameter_without_a_radius_has_no_shear() -> None:
     assert rows["shear"]["square"] == pytest.approx(sum(squares) / 2)
 
 
-def test_of_unequal_minibatches_the_mean_square_is_that_of_so_many_samples() -> None:
+def test_the_samples_of_unequal_minibatches_are_their_harmonic_mean() -> None:
     model = network()
     (x, y), (u, v) = batches(2)
     pairs = MinibatchPairs(Objective(model, CrossEntropy(), [(x, y), (u[:2], v[:2])]), create("adamw", model), 20)
@@ -159,7 +159,7 @@ def test_the_spectra_are_those_of_one_minibatch_and_of_two_together() -> None:
         assert row["excess_order"] == pytest.approx(singular_spectrum(matrix).excess_order)
 
 
-def test_looking_leaves_parameters_state_gradients_and_random_numbers_alone() -> None:
+def test_sampling_leaves_parameters_state_gradients_and_random_numbers_unchanged() -> None:
     model, data = network(), batches()
     optimizer = create("ars2-lazy", model)
     step(model, optimizer, data[0])
@@ -178,14 +178,14 @@ def test_looking_leaves_parameters_state_gradients_and_random_numbers_alone() ->
         assert all(torch.equal(torch.as_tensor(v), state[p][k]) for k, v in optimizer.state[p].items())
 
 
-def test_looking_before_the_first_step_makes_no_state() -> None:
+def test_sampling_before_the_first_step_creates_no_state() -> None:
     model = network()
     optimizer = create("ars2-sync", model)
     MinibatchPairs(Objective(model, CrossEntropy(), batches()), optimizer, 20).rows(0, 0, 0)
     assert not optimizer.state
 
 
-def test_a_window_whose_begin_was_not_seen_has_no_rows() -> None:
+def test_a_window_whose_start_was_not_sampled_has_no_rows() -> None:
     model = network()
     pairs = MinibatchPairs(Objective(model, CrossEntropy(), batches()), create("adamw", model), 20)
     assert pairs.rows(41, 1, 1) == ([], [])

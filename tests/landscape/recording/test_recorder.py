@@ -1,4 +1,4 @@
-"""Recording a training loop: what it writes, and that it changes nothing."""
+"""The recorder: the rows it writes, and that it does not change the training."""
 
 from __future__ import annotations
 
@@ -187,7 +187,7 @@ def test_curvature_is_measured_at_log_spaced_steps_and_along_the_step_taken(tmp_
     assert len(top) == 6
     assert (top["step"].iloc[0], top["step"].iloc[-1]) == (0, 30)
     ratio = probes[probes["measure"] == "directional_edge_ratio"]
-    assert 0 not in set(ratio["step"])  # no step has been taken there
+    assert 0 not in set(ratio["step"])  # no step was taken yet
     assert ratio["value"].notna().all()
     for column in ("seed", "mode", "loss_kind", "dtype", "data_hash", "engine", "products", "converged"):
         assert probes[column].notna().all(), column
@@ -288,7 +288,7 @@ def test_an_objective_that_cannot_be_measured_is_refused_at_once(tmp_path: Path)
     assert not (tmp_path / "run").exists()
 
 
-def test_a_resumed_recorder_goes_on_counting_time_and_gaps(tmp_path: Path) -> None:
+def test_a_resumed_recorder_continues_to_count_time_and_missing_values(tmp_path: Path) -> None:
     model = network()
     optimizer = create("sgd", model, lr=1e-2)
     with Recorder(tmp_path / "run", model, optimizer, preset="full") as recorder:
@@ -302,7 +302,7 @@ def test_a_resumed_recorder_goes_on_counting_time_and_gaps(tmp_path: Path) -> No
     assert both.steps["seconds"].is_monotonic_increasing
 
 
-def test_gaps_beyond_the_point_of_resumption_are_forgotten(tmp_path: Path) -> None:
+def test_missing_values_beyond_the_step_of_resumption_are_dropped(tmp_path: Path) -> None:
     model = network()
     optimizer = create("sgd", model, lr=1e-2)
     with Recorder(tmp_path / "run", model, optimizer, objective(model), "full", steps=4) as recorder:
@@ -411,7 +411,7 @@ def test_without_an_objective_there_is_no_curvature(tmp_path: Path) -> None:
     assert run.manifest["data_hash"] is None
 
 
-def test_the_cost_of_each_instrument_is_measured_written_and_told(
+def test_the_cost_of_each_instrument_is_measured_recorded_and_printed(
     few_products: None, every_instrument: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = network()
@@ -433,7 +433,7 @@ def test_the_cost_of_each_instrument_is_measured_written_and_told(
     assert told.out == ""
 
 
-def test_an_instrument_that_took_no_time_is_not_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_instrument_that_took_no_time_is_not_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = network()
     optimizer = create("sgd", model, lr=1e-2)
     with Recorder(tmp_path / "run", model, optimizer, preset="economy") as recorder:
@@ -451,7 +451,7 @@ def test_an_unknown_number_of_steps_keeps_curvature_under_its_cap(tmp_path: Path
     run = Run.open(tmp_path / "run")
     evaluations = run.probes.loc[run.probes["measure"] == "lambda_max", "step"].tolist()
     assert evaluations[:2] == [0, 1]
-    # After the first two, an evaluation waits until its cost fits; these steps are far too cheap for many.
+    # after the first two, an evaluation waits until its cost fits under the cap; these steps are too cheap for many
     assert len(evaluations) < 10
 
 
@@ -473,7 +473,7 @@ def test_hooks_fire_once_even_where_a_step_calls_its_parents_step(tmp_path: Path
             return super().step(closure)
 
     model = network()
-    torch.optim.SGD(model.parameters(), lr=0.1).step()  # makes the parent's step a hooked one as well
+    torch.optim.SGD(model.parameters(), lr=0.1).step()  # installs the hooks on the parent's step too
     optimizer = Child(model.parameters(), lr=1e-2)
     with Recorder(tmp_path / "run", model, optimizer, preset="full") as recorder:
         steps(model, optimizer, 4, recorder)
@@ -501,12 +501,12 @@ def test_a_step_that_was_not_taken_has_no_row(tmp_path: Path) -> None:
     optimizer = create("sgd", model, lr=1e-2)
     with Recorder(tmp_path / "run", model, optimizer) as recorder:
         steps(model, optimizer, 2, recorder)
-        recorder.step(0.5)  # what a gradient scaler does when it skips a step
+        recorder.step(0.5)  # as in a loop whose gradient scaler skips a step
         steps(model, optimizer, 1, recorder)
     assert Run.open(tmp_path / "run").steps["step"].tolist() == [1, 2, 3]
 
 
-def test_weights_that_are_not_finite_are_a_gap_in_curvature_and_stop_nothing(tmp_path: Path) -> None:
+def test_weights_that_are_not_finite_give_missing_curvature_and_stop_nothing(tmp_path: Path) -> None:
     model = network()
     optimizer = create("sgd", model, lr=1e-2)
     with Recorder(tmp_path / "run", model, optimizer, objective(model), "full", steps=3) as recorder:
@@ -521,7 +521,7 @@ def test_weights_that_are_not_finite_are_a_gap_in_curvature_and_stop_nothing(tmp
     assert set(run.probes["step"]) == {0, 1}
 
 
-def test_a_run_that_exists_is_not_touched_without_being_asked(tmp_path: Path) -> None:
+def test_an_existing_run_is_not_changed_without_force(tmp_path: Path) -> None:
     model = network()
     optimizer = create("sgd", model, lr=1e-2)
     with Recorder(tmp_path / "run", model, optimizer) as recorder:
@@ -531,13 +531,13 @@ def test_a_run_that_exists_is_not_touched_without_being_asked(tmp_path: Path) ->
     assert len(Run.open(tmp_path / "run").steps) == 2
 
 
-def test_an_unknown_preset_tells_the_nearest(tmp_path: Path) -> None:
+def test_an_unknown_preset_suggests_the_nearest(tmp_path: Path) -> None:
     model = network()
     with pytest.raises(ConfigError, match="unknown preset 'standart'; did you mean standard"):
         Recorder(tmp_path / "run", model, create("sgd", model, lr=1e-2), preset="standart")
 
 
-def test_a_step_that_raised_does_not_make_the_recorder_deaf(tmp_path: Path) -> None:
+def test_steps_are_recorded_after_a_step_that_raised(tmp_path: Path) -> None:
     model = network()
     optimizer = ARS2Neo(model.named_parameters(), lr=1e-2, mode="sync")
     with Recorder(tmp_path / "run", model, optimizer, preset="full") as recorder:

@@ -1,4 +1,4 @@
-"""The step instruments as they are recorded: each number is the one its own function gives."""
+"""The instruments of a step: every recorded number equals the one its own function returns."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def test_the_injection_angle_is_that_between_the_updates_with_and_without_the_sh
 
 
 @pytest.mark.parametrize("norm", ["frobenius", "schatten4"])
-def test_newton_schulz_is_held_against_the_polar_factor_of_its_real_output(norm: str, tmp_path: Path) -> None:
+def test_newton_schulz_is_compared_with_the_polar_factor_of_its_actual_output(norm: str, tmp_path: Path) -> None:
     model = network()
     optimizer = create("ars2-base", model, lr=0.02, ns_norm=norm)
     kept: list[StepRecord] = []
@@ -137,7 +137,7 @@ def test_newton_schulz_is_held_against_the_polar_factor_of_its_real_output(norm:
     assert newton_schulz_quality(torch.ones(2), [(1.0, 0.0, 0.0)])["output_condition"] == 1
 
 
-def test_pairs_stand_at_the_steps_of_their_windows(tmp_path: Path) -> None:
+def test_pairs_are_recorded_at_the_steps_of_their_windows(tmp_path: Path) -> None:
     run = recorded(tmp_path / "run", "ars2-sync", count=8)
     rows = run.pairs[run.pairs["object"] == "shear"]
     assert list(zip(rows["step"], rows["lag"], strict=True)) == [(3, 0), (4, 1), (5, 2), (6, 0), (7, 1), (8, 2)]
@@ -156,7 +156,7 @@ def test_what_decides_on_second_gradients_is_in_the_manifest(tmp_path: Path) -> 
     assert recorded(tmp_path / "lazy", "ars2-lazy", count=2).manifest["trigger"] is None
 
 
-def test_a_minibatch_that_cannot_be_measured_is_a_gap_with_its_reason_and_stops_nothing(
+def test_a_minibatch_that_fails_is_missing_with_its_reason_and_stops_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = network()
@@ -180,7 +180,7 @@ def test_a_minibatch_that_cannot_be_measured_is_a_gap_with_its_reason_and_stops_
     assert "; not measured: minibatches at 1 step; first reason: the loss is nan" in capsys.readouterr().err
 
 
-def test_a_layer_look_that_fails_is_a_gap_without_any_evaluation(tmp_path: Path) -> None:
+def test_a_layer_sample_that_fails_is_missing_without_any_evaluation(tmp_path: Path) -> None:
     model = network()
     optimizer = create("sgd", model, lr=0.1)
     fixed, _ = objectives(model)
@@ -196,7 +196,7 @@ def test_a_layer_look_that_fails_is_a_gap_without_any_evaluation(tmp_path: Path)
 
 
 class Odd(nn.Module):
-    """Batch norm, dropout, a frozen parameter, one that no loss sees, and one of three dimensions."""
+    """Network with batch norm, dropout, and parameters that are frozen, unused by the loss, and 3-dimensional."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -251,7 +251,7 @@ def test_no_instrument_leaves_a_trace_in_weights_state_buffers_gradients_or_rand
     assert "heads" in set(run.spectra.loc[run.spectra["object"] == "batch_gradient", "tensor"])
 
 
-def test_rows_go_by_the_names_of_the_model_whatever_the_optimizer_calls_them(tmp_path: Path) -> None:
+def test_rows_use_the_names_of_the_model_not_those_of_the_optimizer(tmp_path: Path) -> None:
     model = network()
     optimizer = ARS2Neo(model.parameters(), lr=0.02, mode="lazy", k=3)
     fixed, pairs = objectives(model)
@@ -266,7 +266,7 @@ def test_rows_go_by_the_names_of_the_model_whatever_the_optimizer_calls_them(tmp
     assert run.tensors["injection_angle"].notna().any()
 
 
-def test_a_parameter_of_the_optimizer_that_is_none_of_the_models_is_left_out(tmp_path: Path) -> None:
+def test_a_parameter_of_the_optimizer_that_is_not_in_the_model_is_left_out(tmp_path: Path) -> None:
     model, temperature = network(), nn.Parameter(torch.ones(()).double())
     optimizer = create("adamw", [*model.named_parameters(), ("temperature", temperature)], lr=0.02)
     x, y = data()
@@ -308,7 +308,7 @@ def test_an_objective_in_double_precision_is_measured(tmp_path: Path) -> None:
     assert {"log_fisher_rao", "logit_norm", "trust_ratio", "top_share"} <= set(run.probes["measure"])
 
 
-def test_a_closure_shows_the_gradient_of_its_first_call_and_how_often_it_was_called(tmp_path: Path) -> None:
+def test_a_closure_gives_the_gradient_of_its_first_call_and_the_number_of_calls(tmp_path: Path) -> None:
     x, y = data()
     for make in (partial(torch.optim.SGD, lr=0.5), partial(torch.optim.LBFGS, max_iter=4)):
         model = network()

@@ -14,13 +14,13 @@ from lossscope.landscape.storage.run_store import RunStore
 def test_later_rows_replace_those_beyond_the_step_of_resumption(tmp_path, small):
     small.crash(small.store(tmp_path / "a", range(1, 6)))
     store = RunStore.resume(tmp_path / "a", 3)
-    assert len(small.seen(store.path)["steps"]) == 5  # a session without a row supersedes nothing
+    assert len(small.recorded(store.path)["steps"]) == 5  # a session without a row supersedes nothing
     small.fill(store, [4], tables=("steps",), loss=1.0)
-    seen = small.seen(store.path)
-    assert seen["steps"] == [(1, 0.0), (2, 0.0), (3, 0.0), (4, 1.0)]
-    assert seen["probes"] == [(1, 0.0), (2, 0.0), (3, 0.0)]  # though this session has no probe yet
+    found = small.recorded(store.path)
+    assert found["steps"] == [(1, 0.0), (2, 0.0), (3, 0.0), (4, 1.0)]
+    assert found["probes"] == [(1, 0.0), (2, 0.0), (3, 0.0)]  # though this session has no probe yet
     store.close("finished", "done")
-    assert small.seen(store.path) == seen
+    assert small.recorded(store.path) == found
 
 
 def test_a_session_whose_first_row_was_cut_supersedes_nothing(tmp_path, small):
@@ -30,7 +30,7 @@ def test_a_session_whose_first_row_was_cut_supersedes_nothing(tmp_path, small):
     small.crash(store)
     segment = store.path / "journal" / "steps-000002.arrows"
     segment.write_bytes(segment.read_bytes()[:-1])
-    assert [loss for _, loss in small.seen(store.path)["steps"]] == [0.0] * 5
+    assert [loss for _, loss in small.recorded(store.path)["steps"]] == [0.0] * 5
 
 
 def test_what_a_crash_left_half_written_is_removed_by_the_next_compaction(tmp_path, small):
@@ -47,10 +47,10 @@ def test_three_sessions_that_each_go_further_back(tmp_path, small):
     for number, (at, steps) in enumerate([(6, range(7, 9)), (7, range(8, 12)), (2, range(3, 5))]):
         store = RunStore.resume(path, at)
         small.fill(store, steps, loss=float(number + 1))
-        seen = small.seen(path)
+        found = small.recorded(path)
         store.close("finished", "done") if number == 1 else small.crash(store)
-        assert small.seen(path) == seen
-    assert seen["steps"] == [(1, 0.0), (2, 0.0), (3, 3.0), (4, 3.0)]
+        assert small.recorded(path) == found
+    assert found["steps"] == [(1, 0.0), (2, 0.0), (3, 3.0), (4, 3.0)]
 
 
 def test_compaction_after_resuming_merges_parquet_and_journal(tmp_path, small):
@@ -60,7 +60,7 @@ def test_compaction_after_resuming_merges_parquet_and_journal(tmp_path, small):
     small.fill(store, [3, 4], loss=1.0)
     assert [name.name for name in (path / "journal").iterdir() if "steps" in name.name] == ["steps-000002.arrows"]
     store.close("finished", "again")
-    assert small.seen(path)["steps"] == [(1, 0.0), (2, 0.0), (3, 1.0), (4, 1.0)]
+    assert small.recorded(path)["steps"] == [(1, 0.0), (2, 0.0), (3, 1.0), (4, 1.0)]
     assert [one["resumed_at"] for one in Run.open(path).manifest["sessions"]] == [None, 2]
 
 
@@ -77,7 +77,7 @@ def test_a_crash_at_any_point_of_compaction_loses_and_doubles_nothing(tmp_path, 
     first.close("finished", "done")
     store = RunStore.resume(path, 3)
     small.fill(store, [4, 5], loss=1.0)
-    expected = small.seen(path)
+    expected = small.recorded(path)
     assert expected["steps"] == [(1, 0.0), (2, 0.0), (3, 0.0), (4, 1.0), (5, 1.0)]
     calls = [0]
     real = {"replace": os.replace, "unlink": Path.unlink, "fsync": os.fsync}[name]
@@ -93,16 +93,16 @@ def test_a_crash_at_any_point_of_compaction_loses_and_doubles_nothing(tmp_path, 
         with contextlib.suppress(_Crash, RunError):
             store.close("finished", "done")
     assert store.closed
-    assert small.seen(path) == expected
+    assert small.recorded(path) == expected
     again = RunStore.resume(path, 5)
     small.fill(again, [6], loss=2.0)
     again.close("finished", "done")
-    assert small.seen(path) == {table: [*rows, (6, 2.0)] for table, rows in expected.items()}
+    assert small.recorded(path) == {table: [*rows, (6, 2.0)] for table, rows in expected.items()}
     inside = sorted(one.name for one in path.iterdir())
     assert inside == [".lock", "probes.parquet", "run.json", "steps.parquet"]
 
 
-def test_a_garbled_segment_stops_compaction_but_not_the_end_of_the_run(tmp_path, small):
+def test_a_corrupted_segment_stops_compaction_but_not_the_end_of_the_run(tmp_path, small):
     store = small.store(tmp_path / "a", range(1, 6))
     segment = store.path / "journal" / "probes-000001.arrows"
     content = bytearray(segment.read_bytes())

@@ -1,4 +1,4 @@
-"""A recording process is killed at random moments; what it had flushed must be there."""
+"""Recording processes are killed at random times; every flushed row must be readable."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ def _recording(path: Path, every: int) -> subprocess.Popen[str]:
 
 
 def _killed(path: Path, every: int, seconds: float) -> int:
-    """Record, kill at that many seconds after the first flush; the last step known to be flushed."""
+    """Record, kill the process that many seconds after the first flush, and return the last flushed step."""
     with _recording(path, every) as process:
         assert process.stdout is not None
         first = process.stdout.readline()
         time.sleep(seconds)
         process.send_signal(signal.SIGKILL)
         lines = (first + process.stdout.read()).split("\n")
-    return int(lines[-2])  # the last line that ends; what follows was cut with the pipe
+    return int(lines[-2])  # the last complete line; the rest was truncated with the pipe
 
 
 def _sizes(path: Path) -> dict[str, bytes]:
@@ -88,16 +88,16 @@ def test_a_live_run_reads_while_another_process_writes_it_and_cannot_be_recorded
     assert process.stdout is not None
     process.stdout.readline()
     try:
-        seen = [0]
+        lengths = [0]
         for _ in range(15):
             run = Run.open(path)
             steps = len(run.steps)
             assert run.status == "running"
             assert list(run.steps["step"]) == list(range(1, steps + 1))
             assert len(run.spectra) >= 2 * steps
-            assert steps >= seen[-1]
-            seen.append(steps)
-        assert seen[-1] > seen[1]
+            assert steps >= lengths[-1]
+            lengths.append(steps)
+        assert lengths[-1] > lengths[1]
         with pytest.raises(RunError, match="is being recorded by another process"):
             RunStore.resume(path, 1)
     finally:

@@ -1,4 +1,4 @@
-"""Which row counts where a number was measured more than once."""
+"""Deduplication of quantities that were measured more than once."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ def values(rows, data_hash="own"):
     return deduplicate(rows, data_hash)["value"].tolist()
 
 
-def test_the_row_written_last_counts():
+def test_the_row_written_last_is_kept():
     assert values(table({"value": 1.0}, {"value": 2.0}, {"value": 3.0, "step": 2}, {"value": 4.0, "step": 2})) == [2, 4]
 
 
-def test_our_engine_goes_before_another_whichever_was_last():
+def test_our_engine_is_preferred_whichever_was_last():
     assert values(table({"value": 1.0}, {"value": 2.0, "engine": "pyhessian"})) == [1]
     assert values(table({"value": 1.0, "engine": "pyhessian"}, {"value": 2.0}, {"value": 3.0})) == [3]
     assert values(table({"value": 1.0, "engine": "pyhessian"}, {"value": 2.0, "engine": "pyhessian"})) == [2]
@@ -37,7 +37,7 @@ def test_a_block_and_the_whole_are_two_numbers():
     assert values(table({"value": 1.0}, {"value": 2.0, "tensor": "0"}, {"value": 3.0, "tensor": "0"})) == [1, 3]
 
 
-def test_rows_of_other_data_mode_or_loss_stand_in_no_curve():
+def test_rows_of_other_data_mode_or_loss_are_left_out():
     for other in ({"data_hash": "mine"}, {"mode": "train"}, {"loss_kind": "Squared"}):
         assert values(table({"value": 1.0}, {"value": 2.0, **other}, {"value": 3.0, "step": 2, **other})) == [1]
 
@@ -53,7 +53,7 @@ def test_a_measure_on_data_of_its_own_stands_by_itself():
     assert values(rows) == [1, 2, 3]
 
 
-def test_rows_of_before_data_were_hashed_count():
+def test_rows_without_a_data_hash_are_kept():
     assert values(table({"value": 1.0, "data_hash": None, "engine": None, "mode": None, "loss_kind": None})) == [1]
 
 
@@ -77,7 +77,7 @@ def test_an_empty_table_stays_empty():
         max_size=12,
     )
 )
-def test_each_number_stands_once_and_the_rule_applied_twice_changes_nothing(rows):
+def test_each_quantity_occurs_once_and_the_rule_is_idempotent(rows):
     found = table(*sorted(rows, key=lambda row: row["step"]))
     once = deduplicate(found, "own")
     assert not once.duplicated(["step", "measure", "tensor"]).any()
@@ -88,7 +88,7 @@ def test_each_number_stands_once_and_the_rule_applied_twice_changes_nothing(rows
     assert asked <= set(zip(once["step"], once["measure"], once["tensor"].fillna(""), strict=True))
 
 
-def test_a_run_shows_all_rows_and_its_series_the_ones_that_count(tmp_path):
+def test_a_run_shows_all_rows_and_its_series_the_deduplicated_ones(tmp_path):
     store = RunStore.create(tmp_path / "a", {"data_hash": "own"})
     for value, engine in ((1.0, "lossscope"), (2.0, "lossscope"), (9.0, "pyhessian")):
         store.append("probes", {"step": 4, "measure": "lambda_max", "value": value, **OWN, "engine": engine})

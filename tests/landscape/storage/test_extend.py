@@ -1,4 +1,4 @@
-"""Rows added to a run that has ended."""
+"""Extension of a run that has ended."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_an_extension_that_is_killed_keeps_what_it_flushed_and_the_run_its_end(t
     assert Run.open(store.path).probes["value"].tolist() == [0.0, 0.0, 0.0, 7.0, 8.0]
 
 
-def test_what_was_measured_beyond_the_step_of_a_resumption_no_longer_counts(tmp_path, small):
+def test_rows_measured_beyond_the_step_of_a_resumption_are_superseded(tmp_path, small):
     store = small.store(tmp_path / "a")
     small.crash(store)
     added(store.path, 2, 5.0).leave()
@@ -82,7 +82,7 @@ def test_what_was_measured_beyond_the_step_of_a_resumption_no_longer_counts(tmp_
     assert list(zip(run.probes["step"], run.probes["value"], strict=True)) == [(1, 0.0), (2, 0.0), (2, 5.0), (3, 1.0)]
 
 
-def test_a_garbled_journal_is_told_before_anything_is_written(tmp_path, small):
+def test_a_corrupted_journal_is_an_error_before_anything_is_written(tmp_path, small):
     store = small.store(tmp_path / "a")
     small.crash(store)
     segment = next((store.path / "journal").glob("steps-*"))
@@ -143,7 +143,7 @@ def test_a_run_of_the_first_version_reads_and_takes_rows(tmp_path, small, monkey
     assert after.probes["value"].tolist() == [0.0, 0.0, 0.0, 9.0]
 
 
-def test_a_run_from_the_future_is_not_extended(tmp_path):
+def test_a_run_of_a_newer_schema_is_not_extended(tmp_path):
     (tmp_path / "run.json").write_text(json.dumps({"schema_version": SCHEMA_VERSION + 1}))
     with pytest.raises(SchemaError, match="pip install -U lossscope"):
         RunStore.extend(tmp_path, {})
@@ -156,7 +156,7 @@ def test_an_extension_without_a_row_leaves_the_run_byte_for_byte(tmp_path, small
     small.crash(store) if crashed else store.close("finished", "done")
     before = {path: path.read_bytes() for path in store.path.rglob("*") if path.is_file()}
     extension = RunStore.extend(store.path, {"code_version": "test"})
-    with pytest.raises(RunError, match="is being recorded"):  # the folder is its own all the same
+    with pytest.raises(RunError, match="is being recorded"):  # the extension holds the lock even without rows
         RunStore.extend(store.path, {})
     extension.leave()
     assert {path: path.read_bytes() for path in store.path.rglob("*") if path.is_file()} == before

@@ -70,7 +70,7 @@ def test_appending_never_shortens_or_changes_what_is_on_file(tmp_path):
 def test_an_existing_segment_is_never_opened_again(tmp_path):
     path = _written(tmp_path, [[{"step": 1}]])
     content = path.read_bytes()
-    _written(tmp_path, [[{"step": 2}]])  # the same number once more
+    _written(tmp_path, [[{"step": 2}]])  # the same segment number again
     assert path.read_bytes() == content
     assert [name.name for *_, name in segment_paths(tmp_path)] == ["steps-000001.arrows", "steps-000002.arrows"]
 

@@ -54,7 +54,7 @@ def test_a_value_without_a_json_form_is_named():
         manifest_text({"config": {"lr": [1, object()]}})
 
 
-def test_a_newer_schema_names_both_versions_and_the_cure(tmp_path):
+def test_a_newer_schema_names_both_versions_and_the_command_to_upgrade(tmp_path):
     (tmp_path / "run.json").write_text(json.dumps({"schema_version": SCHEMA_VERSION + 1}))
     with pytest.raises(
         SchemaError, match=rf"version {SCHEMA_VERSION + 1}, .* {SCHEMA_VERSION}: pip install -U lossscope"
@@ -65,13 +65,13 @@ def test_a_newer_schema_names_both_versions_and_the_cure(tmp_path):
 @pytest.mark.parametrize(
     "content", [b"", b"{", b"\xff\xfe", b"[" * 100_000, b"{}", b"[]", b"null", b'{"schema_version": "1"}', b"\0" * 20]
 )
-def test_a_garbled_manifest_is_one_line(tmp_path, content):
+def test_a_corrupted_manifest_is_one_line(tmp_path, content):
     (tmp_path / "run.json").write_bytes(content)
     with pytest.raises(RunError, match=r"^[^\n]*run\.json [^\n]*$"):
         read_manifest(tmp_path)
 
 
-def test_an_absent_folder_a_folder_without_a_run_and_a_file_are_told_apart(tmp_path):
+def test_a_missing_folder_a_folder_without_a_run_and_a_file_have_different_messages(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(RunError, match="does not exist"):
         read_manifest(tmp_path / "absent")

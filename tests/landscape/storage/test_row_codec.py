@@ -8,7 +8,7 @@ import pytest
 from lossscope.landscape.storage.row_codec import cells, record_batch
 
 
-def test_nan_is_a_gap_and_infinity_is_a_number():
+def test_nan_is_missing_and_infinity_is_a_number():
     row = {
         "step": np.int32(1),
         "loss": np.float32("nan"),

@@ -15,9 +15,9 @@ from lossscope.landscape.storage.schema import SCHEMA_VERSION
 
 def test_closing_moves_all_rows_into_parquet(tmp_path, small):
     store = small.store(tmp_path / "a")
-    before = small.seen(store.path)
+    before = small.recorded(store.path)
     store.close("finished", "done")
-    assert small.seen(store.path) == before
+    assert small.recorded(store.path) == before
     assert before["steps"] == before["probes"] == [(1, 0.0), (2, 0.0), (3, 0.0)]
     inside = sorted(path.name for path in store.path.iterdir())
     assert inside == [".lock", "probes.parquet", "run.json", "steps.parquet"]
@@ -73,7 +73,7 @@ def test_an_existing_run_is_refused_with_both_ways_out(tmp_path, small):
     small.store(tmp_path / "a").close("finished", "done")
     with pytest.raises(RunError, match=r"already holds a run: use --resume to continue it, --force to replace it"):
         RunStore.create(tmp_path / "a", {})
-    assert len(small.seen(tmp_path / "a")["steps"]) == 3
+    assert len(small.recorded(tmp_path / "a")["steps"]) == 3
 
 
 def test_force_replaces_a_run_and_leaves_nothing_of_it(tmp_path, small):
@@ -98,7 +98,7 @@ def test_force_never_follows_a_link(tmp_path, small):
     (tmp_path / "link").symlink_to(tmp_path / "a")
     with pytest.raises(RunError, match="is a link or a file"):
         RunStore.create(tmp_path / "link", {}, force=True)
-    assert len(small.seen(tmp_path / "a")["steps"]) == 3
+    assert len(small.recorded(tmp_path / "a")["steps"]) == 3
 
 
 def test_an_empty_folder_may_become_a_run(tmp_path):
@@ -115,7 +115,7 @@ def test_a_run_that_is_being_recorded_is_neither_resumed_nor_replaced(tmp_path, 
         RunStore.create(store.path, {}, force=True)
     store.append("steps", {"step": 4})
     store.close("finished", "done")
-    assert len(small.seen(tmp_path / "a")["steps"]) == 4
+    assert len(small.recorded(tmp_path / "a")["steps"]) == 4
 
 
 def test_a_reader_that_asks_for_the_lock_does_not_keep_a_recorder_out(tmp_path, small):
@@ -143,7 +143,7 @@ def test_a_forked_child_that_outlives_its_parent_does_not_keep_the_run_locked(tm
     if child == 0:
         os.close(into)
         os.write(alive, b"!")
-        os.read(out, 1)  # until the parent lets go
+        os.read(out, 1)  # until the parent releases the lock
         os._exit(0)
     os.read(born, 1)
     small.crash(store)

@@ -26,7 +26,7 @@ def _small(folder: Path) -> Path:
 
 
 def _with(path: Path, data: bytes) -> Segment:
-    with path.open("r+b") as file:  # far quicker than writing a new file thousands of times
+    with path.open("r+b") as file:  # much faster than writing a new file thousands of times
         file.write(data)
         file.truncate()
     return read_segment(path)
@@ -43,7 +43,7 @@ def test_a_file_cut_at_any_byte_gives_exactly_the_whole_records_before_the_cut(t
     whole = read_segment(path).rows.to_pylist()
     cuts = [_with(path, data[:size]) for size in reversed(range(len(data) + 1))][::-1]
     ends = sorted({(cut.end, len(cut.rows)) for cut in cuts})
-    assert [rows for _, rows in ends] == [0, 0, 1, 2, 3]  # nothing, the header, then a row each
+    assert [rows for _, rows in ends] == [0, 0, 1, 2, 3]  # empty, the header, then one row each
     assert ends[-1][0] == len(data)
     for size, cut in enumerate(cuts):
         assert cut.problem is None
@@ -110,7 +110,7 @@ def test_a_tail_of_zeros_is_a_power_cut(tmp_path):
     assert (segment.problem, segment.end, len(segment.rows)) == (None, len(data), 3)
 
 
-def test_a_segment_of_another_table_is_garbled(tmp_path):
+def test_a_segment_of_another_table_is_corrupted(tmp_path):
     path = _small(tmp_path)
     moved = path.with_name("steps-000001.arrows")
     path.rename(moved)

@@ -1,4 +1,4 @@
-"""The settings of a training run: what is accepted, and what is said about the rest."""
+"""The settings of a training run: accepted values, and the messages for others."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ def test_seeds_follow_the_one_seed_unless_they_are_given() -> None:
     assert TrainConfig.of({"seed": 7, "seed_order": 9}).seeds == {"init": 7, "split": 7, "order": 9}
 
 
-def test_the_run_is_named_after_what_it_is() -> None:
+def test_the_default_name_is_workload_optimizer_and_seed() -> None:
     assert TrainConfig.of({"optimizer": "ars2-sync", "seed": 2}).run_name == "digits-mlp-ars2-sync-s2"
     assert TrainConfig.of({"name": "mine"}).run_name == "mine"
 
 
-def test_an_unknown_key_tells_the_nearest() -> None:
+def test_an_unknown_key_suggests_the_nearest() -> None:
     with pytest.raises(ConfigError, match=r"unknown key 'step'; did you mean steps\b"):
         TrainConfig.of({"step": 3})
     with pytest.raises(ConfigError, match="unknown key 'zzz'; known keys: workload, optimizer"):
@@ -38,7 +38,7 @@ def test_an_unknown_key_tells_the_nearest() -> None:
         ("seed", None, "seed must be an integer, got None of type NoneType"),
     ],
 )
-def test_a_wrong_type_is_told_with_the_right_one(key: str, value: object, words: str) -> None:
+def test_the_message_for_a_wrong_type_names_the_right_one(key: str, value: object, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         TrainConfig.of({key: value})
 
@@ -53,7 +53,7 @@ def test_a_number_outside_its_bounds_is_refused_with_both(key: str, value: float
         TrainConfig.of({key: value})
 
 
-def test_a_whole_number_is_accepted_where_a_fraction_may_stand() -> None:
+def test_an_integer_is_accepted_as_a_float() -> None:
     assert TrainConfig.of({"lr": 1}).lr == 1.0
 
 

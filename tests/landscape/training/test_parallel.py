@@ -1,4 +1,4 @@
-"""Several trainings at a time make the runs that each would have made alone."""
+"""Parallel trainings make the same runs as separate ones."""
 
 from __future__ import annotations
 
@@ -50,7 +50,9 @@ def weights(config: TrainConfig, run: Run) -> list[list[float]]:
     return [p.detach().flatten().tolist() for p in job.model.parameters()]
 
 
-def test_runs_are_bit_for_bit_those_made_alone_and_in_order(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_runs_are_bit_for_bit_those_made_separately_and_in_order(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     samples: list[tuple[int, int, str]] = []
     together = [asked(tmp_path / "together", seed, steps=8 - 2 * seed) for seed in range(3)]  # the last one ends first
     runs = train_all(together, jobs=2, progress=lambda *look: samples.append(look))
@@ -65,7 +67,7 @@ def test_runs_are_bit_for_bit_those_made_alone_and_in_order(tmp_path: Path, caps
         assert weights(config, run) == weights(config, one)
 
 
-def test_after_one_has_failed_no_other_begins_and_what_was_recorded_is_kept(tmp_path: Path) -> None:
+def test_after_one_has_failed_no_other_starts_and_recorded_rows_are_kept(tmp_path: Path) -> None:
     far: dict[str, Any] = {"optimizer": "sgd", "lr": 1e30}
     configs = [asked(tmp_path, 0), asked(tmp_path, 1).with_settings(far), asked(tmp_path, 2)]
     with pytest.raises(TrainingError, match=r"the loss became .* at step \d"):
@@ -74,7 +76,7 @@ def test_after_one_has_failed_no_other_begins_and_what_was_recorded_is_kept(tmp_
     assert not (tmp_path / "s2").exists()
 
 
-def test_a_process_ended_from_outside_is_one_clear_line(tmp_path: Path) -> None:
+def test_a_killed_process_is_one_clear_line(tmp_path: Path) -> None:
     def end(taken: int, steps: int, said: str) -> None:
         if taken:
             for child in multiprocessing.active_children():
@@ -85,7 +87,7 @@ def test_a_process_ended_from_outside_is_one_clear_line(tmp_path: Path) -> None:
     assert Run.open(tmp_path / "s0").status == "crashed"
 
 
-def test_an_interrupt_ends_what_is_under_way_and_keeps_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_interrupt_stops_trainings_and_keeps_their_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def interrupt(taken: int, steps: int, said: str) -> None:
         if taken:
             raise KeyboardInterrupt
@@ -99,7 +101,7 @@ def test_an_interrupt_ends_what_is_under_way_and_keeps_it(tmp_path: Path, capsys
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["SIGINT", "SIGKILL"])
-def test_what_ends_the_parent_alone_leaves_no_process_behind(tmp_path: Path, name: str) -> None:
+def test_ending_the_parent_alone_leaves_no_process(tmp_path: Path, name: str) -> None:
     script = tmp_path / "script.py"
     script.write_text(SCRIPT.format(out=str(tmp_path / "runs")))
     with subprocess.Popen(
@@ -118,7 +120,7 @@ def test_what_ends_the_parent_alone_leaves_no_process_behind(tmp_path: Path, nam
     assert Run.open(tmp_path / "runs" / "s0").status == ("failed" if name == "SIGINT" else "crashed")
 
 
-def test_what_cannot_be_trained_is_told_before_any_training_begins(tmp_path: Path) -> None:
+def test_errors_in_configs_are_raised_before_any_training_starts(tmp_path: Path) -> None:
     one = asked(tmp_path, 0)
     with pytest.raises(ConfigError, match="jobs must be >= 1, got 0"):
         train_all([one], jobs=0)

@@ -1,4 +1,4 @@
-"""A run's parts, made anew from its config."""
+"""Setup of a training run from its config."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def test_the_minibatches_of_a_pair_are_independent_draws_of_the_size_of_training
     rows = {row.numpy().tobytes(): place for place, row in enumerate(made.split.train[0])}
     drawn = [[rows[row.numpy().tobytes()] for row in inputs] for inputs, _ in pairs.data.batches]
     assert [len(one) for one in drawn] == [128] * 64
-    # Of 128 independent draws out of 1437, 128^2 / 1437 = 11.4 are expected in both of a pair; disjoint ones have none.
+    # of 128 independent draws out of 1437, 128^2 / 1437 = 11.4 are expected in both of a pair; disjoint ones have none
     common = [len(set(one) & set(two)) for one, two in zip(drawn[::2], drawn[1::2], strict=True)]
     assert 9 < sum(common) / len(common) < 13
     assert drawn[0] != drawn[2]

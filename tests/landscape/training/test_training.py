@@ -1,4 +1,4 @@
-"""Training runs: the same numbers again, and honest ends."""
+"""Recorded training: reproducibility, resumption, and the status at the end."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_training_learns_the_digits(tmp_path: Path) -> None:
     assert first_step(run, "test_accuracy", 1.1) is None
 
 
-def test_a_loss_that_is_not_finite_ends_the_run_as_failed_and_keeps_what_was_there(tmp_path: Path) -> None:
+def test_a_loss_that_is_not_finite_ends_the_run_as_failed_and_keeps_its_rows(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match=r"the loss became (nan|inf) at step \d+; the rows until then are kept"):
         train(config(tmp_path, name="hot", optimizer="sgd", lr=1e30, steps=40))
     run = Run.open(tmp_path / "hot")
@@ -76,9 +76,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_as_failed_and_keeps_what_was_the
     assert run.steps["loss"].iloc[0] > 0
 
 
-def test_an_optimizer_of_anothers_may_be_registered_and_trained(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_foreign_optimizer_can_be_registered_and_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(ENTRIES, "theirs", Entry("Adam", "torch", torch.optim.Adam, {"lr": 1e-3}))
     run = train(config(tmp_path, optimizer="theirs", lr=0.01))
     assert run.steps["loss"].iloc[-1] < run.steps["loss"].iloc[0]
@@ -110,7 +108,7 @@ def test_an_optimizer_of_anothers_may_be_registered_and_trained(
         ),
     ],
 )
-def test_what_is_usual_for_a_workload_is_that_of_the_rule_unless_something_else_was_asked_for(
+def test_the_usual_learning_rate_is_that_of_the_rule_unless_another_is_given(
     settings: dict[str, object], expected: dict[str, object]
 ) -> None:
     assert resolved(TrainConfig.of(settings)).options == expected
@@ -119,10 +117,10 @@ def test_what_is_usual_for_a_workload_is_that_of_the_rule_unless_something_else_
 @pytest.mark.parametrize(
     ("name", "options"), [("ars2-timer", {"aga_lambda": 0.5}), ("ars2-random", {}), ("ars2-lazy", {"shear": "placebo"})]
 )
-def test_seeds_of_a_control_arm_draw_by_themselves_and_a_resumed_run_goes_on_with_its_own(
+def test_seeds_of_a_control_arm_are_independent_and_a_resumed_run_continues_its_own(
     name: str, options: dict[str, object], tmp_path: Path
 ) -> None:
-    """Of the three seeds only that of the order changes; the same weights see the same loss at first."""
+    """Only the order seed of the three differs, so the first loss is the same."""
     seeds = {"seed_init": 0, "seed_split": 0}
     drawn = [job_of(resolved(TrainConfig.of({"optimizer": name, "seed": seed}))) for seed in (0, 3, 2**31 - 1)]
     assert [job.optimizer.param_groups[0]["seed"] for job in drawn] == [0, 3, 2**31 - 1]
@@ -143,15 +141,13 @@ def test_seeds_of_a_control_arm_draw_by_themselves_and_a_resumed_run_goes_on_wit
     assert all(torch.equal(ours[key], same[key]) for key in ours)
 
 
-def test_a_base_that_is_none_is_a_known_error(tmp_path: Path) -> None:
+def test_an_unknown_base_is_a_known_error(tmp_path: Path) -> None:
     for base in ("sgdd", ["sgd"], 3):
         with pytest.raises(ConfigError, match="sgd"):
             train(config(tmp_path, optimizer="sam", options={"base": base}))
 
 
-def test_a_setting_that_only_the_first_step_refuses_is_a_known_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_setting_rejected_by_the_first_step_is_a_known_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     entry = Entry("AdamW", "torch", torch.optim.AdamW, {"lr": 1e-3, "differentiable": False})
     monkeypatch.setitem(ENTRIES, "theirs", entry)
     with pytest.raises(TrainingError, match=r"theirs cannot step with .*differentiable"):
@@ -172,7 +168,7 @@ def test_presets_save_log_spaced_checkpoints(tmp_path: Path) -> None:
     assert (steps[0], steps[-1]) == (0, 50)
 
 
-def test_resuming_asks_for_the_settings_the_run_was_started_with(tmp_path: Path) -> None:
+def test_resuming_requires_the_settings_of_the_start(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="does not exist, so it cannot be resumed"):
         train(config(tmp_path, name="none"), resume=True)
     train(config(tmp_path, name="mine", steps=3))
@@ -180,7 +176,7 @@ def test_resuming_asks_for_the_settings_the_run_was_started_with(tmp_path: Path)
         train(config(tmp_path, name="mine", seed=4), resume=True)
 
 
-def test_a_damaged_checkpoint_is_told_in_one_line(tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_is_one_line(tmp_path: Path) -> None:
     run = train(config(tmp_path, name="mine", steps=3))
     (*_, folder) = checkpoints(run.path).values()
     for name in ("weights.safetensors", "optimizer.pt"):

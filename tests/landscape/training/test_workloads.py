@@ -1,4 +1,4 @@
-"""Networks, data and the order they are seen in."""
+"""Workloads: networks, data, and the order of batches."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_train_and_test_share_no_example_and_the_seed_decides(name: str) -> None
     assert len(one.train[1]) + len(one.test[1]) == len(task.examples()[1])
 
 
-def test_the_init_seed_decides_the_weights_and_leaves_the_global_stream_alone() -> None:
+def test_the_init_seed_determines_the_weights_and_the_global_generator_is_unchanged() -> None:
     task = workload("digits-mlp")
     before = torch.get_rng_state()
     one, same, other = (built(task.network, seed) for seed in (1, 1, 2))
@@ -64,7 +64,7 @@ def test_the_init_seed_decides_the_weights_and_leaves_the_global_stream_alone() 
     assert not torch.equal(next(one.parameters()), next(other.parameters()))
 
 
-def test_an_epoch_sees_every_example_once_and_the_next_in_another_order() -> None:
+def test_an_epoch_has_every_example_once_and_the_next_another_order() -> None:
     train = (torch.arange(10), torch.arange(10))
     first = torch.cat([batch_at(train, 4, step, seed=3)[0] for step in range(3)])
     second = torch.cat([batch_at(train, 4, step, seed=3)[0] for step in range(3, 6)])
@@ -82,6 +82,6 @@ def test_digits_are_real_scans_in_the_unit_interval() -> None:
     assert sorted(set(labels.tolist())) == list(range(10))
 
 
-def test_an_unknown_workload_tells_the_nearest() -> None:
+def test_an_unknown_workload_suggests_the_nearest() -> None:
     with pytest.raises(ConfigError, match="unknown workload 'digit-mlp'; did you mean digits-mlp"):
         workload("digit-mlp")
