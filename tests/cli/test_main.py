@@ -122,7 +122,7 @@ def test_options_a_file_and_assignments_share_their_keys_and_the_later_wins(tmp_
         (["train", "--workload", "digit-mlp"], "did you mean digits-mlp"),
         (["train", "--optimizer", "ars2"], "did you mean ars or ars2-"),
         (["train", "--set", "step=3"], "unknown key 'step'; did you mean steps"),
-        (["train", "--set", "steps=many"], "must be a whole number"),
+        (["train", "--set", "steps=many"], "must be an integer"),
         (["train", "--name", "../x"], "../x"),
         (["train", "absent.toml"], "absent.toml cannot be read"),
         (["train", "--name", ""], "name"),
@@ -221,7 +221,7 @@ def test_a_wrong_table_in_a_file_is_not_hidden_by_an_assignment(inside: Command,
     file.write_text("options = 3\n")
     done = inside("train", str(file), "--set", "options.rho=0.1")
     assert done.returncode == 1
-    assert "options = 3" in done.stderr
+    assert "options must be" in done.stderr
 
 
 def test_a_dtype_is_given_by_name(tmp_path: Path) -> None:

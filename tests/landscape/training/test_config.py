@@ -74,5 +74,5 @@ def test_a_toml_file_has_the_same_keys(tmp_path: Path) -> None:
     path.write_text("steps = = 3")
     with pytest.raises(ConfigError, match="is not valid TOML"):
         from_toml(path)
-    with pytest.raises(ConfigError, match="cannot read config"):
+    with pytest.raises(ConfigError, match="cannot be read"):
         from_toml(tmp_path / "absent.toml")

@@ -59,6 +59,7 @@ def test_two_runs_of_one_config_are_equal_and_each_seed_matters(tmp_path: Path) 
 
 def test_training_learns_the_digits(tmp_path: Path) -> None:
     run = train(config(tmp_path, steps=100, eval_every=50))
+    assert run.loss_unit == run.manifest["loss_unit"] == "nats"
     assert run.steps["test_accuracy"].dropna().iloc[-1] > 0.9
     step = first_step(run, "test_accuracy", 0.5)
     assert step is not None
