@@ -17,7 +17,6 @@ from networks import RECIPES, Problem, evaluated, trained
 from torch import Tensor
 
 from lossscope.probes import hessian, measure_spectrum
-from lossscope.probes.operators import product_choice
 from lossscope.probes.spectrum.block_krylov import start_block
 from lossscope.probes.spectrum.eigen_tracker import EigenTracker
 from lossscope.probes.spectrum.ritz import ritz
@@ -125,7 +124,7 @@ def our_top(problem: Problem, seed: int) -> Found:
 def our_residual(problem: Problem, seed: int) -> Found:
     """The same without the proof that it is the largest: some eigenvalue is within 1 %."""
     operator = hessian(problem.objective())
-    with operator.cached(expected=8):
+    with operator.cached():
         space = start_block(operator, 1, None, torch.Generator().manual_seed(seed)).space
         while True:
             space.step(1)
@@ -154,14 +153,8 @@ def panel_arms(problem: Problem, truth: Reference, settings: Combination | None)
     return arms
 
 
-def forget_choices() -> None:
-    """Forget which products were found cheapest, so that finding out is paid for each time, as by a first user."""
-    product_choice._MEASURED.clear()
-
-
 def our_panel(problem: Problem, seed: int) -> Found:
     """Top five, lambda_min, trace and density by one call."""
-    forget_choices()
     operator = hessian(problem.objective())
     found = measure_spectrum(operator, top=5, rel=0.01, max_products=2000, quantities=PANEL, seed=seed)
     assert found.trace is not None

@@ -1,4 +1,4 @@
-"""The fourth job of the curvature benchmark: what one product costs, by each of our methods and by the rivals."""
+"""Fourth job of the curvature benchmark: cost of one Hessian product, by each of our methods and by other libraries."""
 
 from __future__ import annotations
 
@@ -10,52 +10,50 @@ from statistics import median
 
 import curvature_rivals as rivals
 import torch
-from curvature_jobs import forget_choices, timed
+from curvature_jobs import timed
 from networks import Problem
 
 from lossscope.probes import hessian
 from lossscope.probes.operators.hessian import HESSIAN_METHODS
 
-EXPECTED = 100  # products that a method is chosen for
-_DEAR = 100  # gradients of set-up from which two rounds are enough
+JOB = 100  # products over which the set-up is amortized
+_EXPENSIVE = 100  # set-up cost in gradients above which two rounds are enough
 Opened = Callable[[], AbstractContextManager[Callable[[], int]]]
 
 
 @dataclass
 class ProductArm:
-    """A way to take products; calls return how many columns they multiplied."""
+    """A way of taking products; each call returns the number of columns multiplied."""
 
     label: str
     opened: Opened
-    candidate: bool = False  # whether our choice could have been this one
-    notes: list[str] = field(default_factory=list)  # what was chosen
-    first: list[float] = field(default_factory=list)  # seconds of opening it and of the first call
-    later: list[float] = field(default_factory=list)  # seconds a column after that
-    refusal: str = ""  # why it has no row
+    candidate: bool = False  # True if it is one of our methods
+    first: list[float] = field(default_factory=list)  # seconds of the set-up and the first call
+    later: list[float] = field(default_factory=list)  # seconds per column after that
+    refusal: str = ""  # the error, if it has no row
 
     @property
     def product(self) -> float:
-        """Median seconds a column once it is set up."""
+        """Median seconds per column after the set-up."""
         return median(self.later)
 
     @property
     def setup(self) -> float:
-        """Median seconds that the first column takes longer."""
+        """Median additional seconds of the first column."""
         return max(0.0, median(self.first) - self.product)
 
     @property
-    def amortised(self) -> float:
-        """Seconds a column of a job of a hundred, its set-up counted."""
-        return self.product + self.setup / EXPECTED
+    def amortized(self) -> float:
+        """Seconds per column of a job of 100 columns, including the set-up."""
+        return self.product + self.setup / JOB
 
 
 def product_arms(problem: Problem) -> list[ProductArm]:
-    """Our choice first, then each of its candidates, then the rivals."""
-    notes: list[str] = []
-    arms = [ProductArm("lossscope, auto", partial(_chosen, problem, notes), notes=notes)]
+    """Return our default first, then each of our methods, then the other libraries."""
+    arms = [ProductArm("lossscope, default", partial(_ours, problem, "reverse", 1))]
     for method in HESSIAN_METHODS:
         if method.name != "compile" or problem.device.type == "cuda":
-            for width in method.widths:
+            for width in sorted({1, method.width}):
                 label = method.name if width == 1 else f"{method.name}, blocks of {width}"
                 arms.append(ProductArm(label, partial(_ours, problem, method.name, width), True))
     libraries = {
@@ -70,25 +68,8 @@ def product_arms(problem: Problem) -> list[ProductArm]:
 
 
 @contextmanager
-def _chosen(problem: Problem, notes: list[str]) -> Iterator[Callable[[], int]]:
-    """Blocks of our products as the operator chooses to take them, and as wide as it likes."""
-    forget_choices()
-    operator = hessian(problem.objective())
-    V = torch.randn(problem.size, 8, device=problem.device)
-
-    def call() -> int:
-        width = operator.width
-        operator @ V[:, :width]
-        notes[:] = [operator.method + (f", blocks of {width}" if width > 1 else "")]
-        return width
-
-    with operator.cached(expected=EXPECTED):
-        yield call
-
-
-@contextmanager
 def _ours(problem: Problem, method: str, width: int) -> Iterator[Callable[[], int]]:
-    """Blocks of our products by one method."""
+    """Yield a call that takes a block of our products by one method."""
     operator = hessian(problem.objective(), method=method)
     V = torch.randn(problem.size, width, device=problem.device)
 
@@ -96,7 +77,7 @@ def _ours(problem: Problem, method: str, width: int) -> Iterator[Callable[[], in
         operator @ V
         return width
 
-    with operator.cached(expected=EXPECTED):
+    with operator.cached():
         yield call
 
 
@@ -104,7 +85,7 @@ def _ours(problem: Problem, method: str, width: int) -> Iterator[Callable[[], in
 def _theirs(
     opened: Callable[[Problem], AbstractContextManager[Callable[[], object]]], problem: Problem
 ) -> Iterator[Callable[[], int]]:
-    """A rival's product of one vector."""
+    """Yield a call that takes another library's product with one vector."""
     with opened(problem) as product:
 
         def call() -> int:
@@ -115,13 +96,13 @@ def _theirs(
 
 
 def time_products(problem: Problem, arms: Sequence[ProductArm], rounds: int, repeats: int) -> float:
-    """Time all arms in turning order; returns seconds a gradient. An arm that raises keeps its reason."""
+    """Time all arms in rotating order and return the seconds per gradient. An arm that raises keeps its error."""
     gradients: list[float] = []
     for turn in range(rounds):
         for place in range(len(arms)):
             arm = arms[(turn + place) % len(arms)]
-            dear = len(arm.first) >= 2 and arm.setup > _DEAR * median(gradients)
-            if not (arm.refusal or dear):
+            expensive = len(arm.first) >= 2 and arm.setup > _EXPENSIVE * median(gradients)
+            if not (arm.refusal or expensive):
                 _time_product(problem, arm, repeats)
             gradients += [timed(problem, problem.gradient) for _ in range(3)]
     return median(gradients)
@@ -139,5 +120,5 @@ def _time_product(problem: Problem, arm: ProductArm, repeats: int) -> None:
 
             arm.first.append(timed(problem, first))
             arm.later += [timed(problem, calls[0]) / columns[0] for _ in range(repeats)]
-        except Exception as error:  # a candidate that torch cannot take is told and left out
+        except Exception as error:  # a method that torch does not support here is reported and left out
             arm.refusal = f"{type(error).__name__}: {str(error).splitlines()[0]}"

@@ -8,7 +8,7 @@ from statistics import median
 
 import numpy as np
 from curvature_jobs import Result, Series, Track
-from curvature_products import EXPECTED, ProductArm
+from curvature_products import JOB, ProductArm
 from curvature_reference import Reference
 from curvature_rivals import Found
 from networks import Problem
@@ -224,17 +224,17 @@ def print_products(timings: Sequence[tuple[Problem, Sequence[ProductArm], float]
     rows, ratios = [], []
     for problem, arms, gradient in timings:
         ran = [arm for arm in arms if not arm.refusal]
-        best = min(arm.amortised for arm in ran if arm.candidate)
-        ratios.append(ran[0].amortised / best)
+        best = min(arm.amortized for arm in ran if arm.candidate)
+        ratios.append(ran[0].amortized / best)
         for arm in ran:
-            steady, whole = arm.product / gradient, arm.amortised / gradient
-            numbers = (steady, arm.setup / gradient, whole, arm.amortised / best, steady / 2)
-            rows.append([problem.name, ": ".join([arm.label, *arm.notes]), *(f"{number:.2f}" for number in numbers)])
+            steady, whole = arm.product / gradient, arm.amortized / gradient
+            numbers = (steady, arm.setup / gradient, whole, arm.amortized / best, steady / 2)
+            rows.append([problem.name, arm.label, *(f"{number:.2f}" for number in numbers)])
     title = (
-        f"One product with the Hessian, in gradients a column; its set-up; with it spread over {EXPECTED} columns, and "
+        f"One product with the Hessian, in gradients a column; its set-up; with it spread over {JOB} columns, and "
         "that over the best candidate's; and without it over the floor of 2 gradients"
     )
-    head = f"network | method | gradients | set-up | with set-up / {EXPECTED} | over the best | over the floor"
+    head = f"network | method | gradients | set-up | with set-up / {JOB} | over the best | over the floor"
     print_table(title, head, rows)
     for problem, arms, _ in timings:
         for arm in arms:

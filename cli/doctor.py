@@ -1,4 +1,4 @@
-"""`lossscope doctor`: whether known answers come out right on this machine, in this dtype and on this device."""
+"""`lossscope doctor`: checks of known answers on this machine, in one dtype and on one device."""
 
 from __future__ import annotations
 
@@ -11,40 +11,56 @@ from lossscope.cli.options import JsonOption
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from lossscope.probes.operators.product_choice import Choice
-    from lossscope.probes.selfcheck.check import Check, Place
+    from lossscope.probes.selfcheck.check import CheckResult, Place
     from lossscope.reports.content import Table
 
-__all__ = ["doctor"]
+__all__ = ["TESTED_VERSIONS", "doctor"]
 
-_FAILED: Final = 3  # the exit code where a check did not hold
-_OUTCOMES: Final = {True: "pass", False: "FAIL", None: "not judged"}
+# the releases in constraints.txt, which the wheel does not contain; a test compares the two
+TESTED_VERSIONS: Final = {
+    "torch": "2.13.0",
+    "numpy": "2.4.6",
+    "scipy": "1.17.1",
+    "pandas": "3.1.1",
+    "pyarrow": "26.0.1",
+    "matplotlib": "3.11.2",
+    "jinja2": "3.1.6",
+    "typer": "0.29.2",
+    "rich": "15.0.0",
+    "safetensors": "0.8.0",
+    "lazy-loader": "0.6",
+    "scikit-learn": "1.9.1",
+    "pyhessian": "0.1",
+}
+_FAILED: Final = 3  # exit code if a check fails
+_OUTCOMES: Final = {True: "pass", False: "FAIL", None: "inconclusive"}
 _WORKLOAD: Final = "digits-mlp"
 _SAMPLES: Final = 512
-_JOBS: Final = (200, 30_000)  # products that a method is chosen for: one spectrum, and a long run
+_REPEATS: Final = 20  # products that are timed
 
 
 def doctor(
-    device: Annotated[Literal["cpu", "cuda", "mps"], typer.Option(help="What takes the products.")] = "cpu",
-    dtype: Annotated[Literal["float32", "float64"], typer.Option(help="Of parameters and products.")] = "float32",
+    device: Annotated[Literal["cpu", "cuda", "mps"], typer.Option(help="Device of the products.")] = "cpu",
+    dtype: Annotated[Literal["float32", "float64"], typer.Option(help="Dtype of parameters and products.")] = "float32",
     as_json: JsonOption = False,
 ) -> None:
-    """Check closed forms, properties and other libraries on this machine; exit code 3 when one check fails.
+    """Check closed forms, properties and other libraries on this machine; exit code 3 if a check fails.
 
-    A check that could not be judged is no pass: it says what is missing and how to get it.
+    An inconclusive check does not count as passed: it says what is missing and how to get it.
 
     Example: lossscope doctor --dtype float64
     """
     from lossscope.reports.render.text import table_text
 
     place = _place(device, dtype)
-    facts, checks = _environment(place), _checked(place)
+    facts, untested, checks = _environment(place), _untested(), _checked(place)
     products = _products(place, checks)
-    counts = {words: sum(_OUTCOMES[one.held] == words for one in checks) for words in _OUTCOMES.values()}
+    counts = {words: sum(_OUTCOMES[one.passed] == words for one in checks) for words in _OUTCOMES.values()}
     if as_json:
-        typer.echo(_json(facts, checks, products, counts))
+        typer.echo(_json(facts, untested, checks, products, counts))
     else:
-        for table in (_facts_table(facts), _check_table(checks), *([_product_table(products)] if products else [])):
+        optional = (*([_untested_table(untested)] if untested else []), _check_table(checks))
+        for table in (_facts_table(facts), *optional, *([_product_table(products)] if products else [])):
             typer.echo(table_text(table))
         typer.echo(", ".join(f"{count} {words}" for words, count in counts.items()))
     if counts["FAIL"]:
@@ -52,7 +68,7 @@ def doctor(
 
 
 def _place(device: str, dtype: str) -> Place:
-    """The place to check, once it is known to exist."""
+    """Return the dtype and the device to check after checking that the device is available."""
     import torch
 
     from lossscope.landscape.errors import ConfigError
@@ -67,12 +83,12 @@ def _place(device: str, dtype: str) -> Place:
     return Place(getattr(torch, dtype), torch.device(device))
 
 
-def _checked(place: Place) -> list[Check]:
-    """All checks, with their progress."""
+def _checked(place: Place) -> list[CheckResult]:
+    """Run all checks under a progress bar."""
     from lossscope.cli.progress import progress_bar
     from lossscope.probes.selfcheck.suite import CHECKS, self_check
 
-    found: list[Check] = []
+    found: list[CheckResult] = []
     with progress_bar("doctor") as progress:
         for one in self_check(place):
             found.append(one)
@@ -81,9 +97,7 @@ def _checked(place: Place) -> list[Check]:
 
 
 def _environment(place: Place) -> dict[str, Any]:
-    """Versions, threads and the device, and the libraries that the checks compare with."""
-    from importlib.metadata import PackageNotFoundError, version
-
+    """Return versions, threads, the device, and the versions of the libraries used as references."""
     import torch
 
     from lossscope.landscape.recording.run_metadata import environment
@@ -92,13 +106,28 @@ def _environment(place: Place) -> dict[str, Any]:
     facts: dict[str, Any] = {"device": place.device.type, "dtype": str(place.dtype).removeprefix("torch.")}
     if place.device.type == "cuda":
         facts["gpu"] = torch.cuda.get_device_name(place.device)
-    facts |= environment()
-    for name in ("scipy", *ORACLES):
-        try:
-            facts[name] = version(name)
-        except PackageNotFoundError:
-            facts[name] = None
-    return facts
+    return facts | environment() | {name: _installed(name) for name in ("scipy", *ORACLES)}
+
+
+def _installed(distribution: str) -> str | None:
+    """Return the installed version of a distribution, None if it is not installed."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return None
+
+
+def _untested() -> dict[str, dict[str, str]]:
+    """Return the installed packages whose version differs from the tested one, with both versions."""
+    found: dict[str, dict[str, str]] = {}
+    for name, tested in TESTED_VERSIONS.items():
+        installed = _installed(name)
+        # a local label such as +cpu or +cu128 names a build of the same release
+        if installed is not None and installed.partition("+")[0] != tested:
+            found[name] = {"installed": installed, "tested": tested}
+    return found
 
 
 def _facts_table(facts: Mapping[str, Any]) -> Table:
@@ -109,94 +138,86 @@ def _facts_table(facts: Mapping[str, Any]) -> Table:
     return Table("environment", "Environment", columns, tuple(rows))
 
 
-def _check_table(checks: Sequence[Check]) -> Table:
+def _untested_table(untested: Mapping[str, Mapping[str, str]]) -> Table:
+    from lossscope.reports.content import Column, Table
+
+    columns = (
+        Column("package", "package", words=True),
+        Column("installed", "installed", words=True),
+        Column("tested", "tested", words=True),
+    )
+    rows = [(name, one["installed"], one["tested"]) for name, one in untested.items()]
+    note = "Tests were run with other versions of these packages. The checks below are made with the installed ones."
+    return Table("untested", "Untested versions", columns, tuple(rows), note)
+
+
+def _check_table(checks: Sequence[CheckResult]) -> Table:
     from lossscope.reports.content import Column, Table
     from lossscope.reports.shared.number_format import plain
 
     columns = (
         Column("check", "check", words=True),
         Column("outcome", "outcome", words=True),
-        Column("figure", "figure"),
+        Column("error", "error"),
         Column("bound", "bound"),
-        Column("what", "what must hold", words=True),
+        Column("statement", "statement", words=True),
     )
     rows = [
-        (one.name, _OUTCOMES[one.held], plain(one.figure, 2), plain(one.bound, 2), _statement(one)) for one in checks
+        (one.name, _OUTCOMES[one.passed], plain(one.error, 2), plain(one.bound, 2), _statement(one)) for one in checks
     ]
-    note = "A check passes where its figure is at most its bound; --json says what each figure is."
+    note = "A check passes if its error is at most its bound; --json says how each error is defined."
     return Table("checks", "Checks", columns, tuple(rows), note)
 
 
-def _statement(one: Check) -> str:
-    """What must hold and, where it does not or is not known, why."""
-    return one.what if one.held else f"{one.what}: {one.why}"
+def _statement(one: CheckResult) -> str:
+    """Return the statement of a check, with the detail unless it passed."""
+    return one.statement if one.passed else f"{one.statement}: {one.detail}"
 
 
-def _products(place: Place, checks: list[Check]) -> dict[str, Any] | None:
-    """What `_chosen` says; where it raises, that is one more check that failed."""
+def _products(place: Place, checks: list[CheckResult]) -> dict[str, Any] | None:
+    """Return the cost of Hessian products; where taking them raises, append a failed check and return None."""
     from math import nan
 
-    from lossscope.probes.selfcheck.check import Check
+    from lossscope.probes.selfcheck.check import CheckResult
 
     try:
-        return _chosen(place)
+        return _product_cost(place)
     except Exception as error:
-        why = f"it raised {type(error).__name__}: {' '.join(str(error).split())}"
-        checks.append(Check("products", f"auto multiplies by the Hessian of {_WORKLOAD}", nan, nan, False, why))
+        detail = f"it raised {type(error).__name__}: {' '.join(str(error).split())}"
+        statement = f"the Hessian of {_WORKLOAD} can be multiplied"
+        checks.append(CheckResult("products", statement, nan, nan, False, detail))
         return None
 
 
-def _chosen(place: Place) -> dict[str, Any]:
-    """How `auto` takes Hessian products of a small network on real digits, and what the candidates cost."""
+def _product_cost(place: Place) -> dict[str, Any]:
+    """Measure the cost of Hessian products of a small network on real data, in gradients."""
     import torch
 
     from lossscope.landscape.training.workloads import WORKLOADS, built
     from lossscope.probes import CrossEntropy, Objective, hessian
-    from lossscope.probes.operators.hessian import HESSIAN_METHODS
+    from lossscope.probes.operators.timing import now
 
     workload = WORKLOADS[_WORKLOAD]
     net = built(workload.network, 0).to(place.device, place.dtype)
     inputs, labels = (part[:_SAMPLES].to(place.device) for part in workload.split(0).train)
     H = hessian(Objective(net, CrossEntropy(), [(inputs.to(place.dtype), labels)]))
-    chosen = []
-    for expected in _JOBS:
-        with H.cached(expected=expected):
-            H @ torch.ones(H.size)
-            chosen.append((expected, H.choice))
-    gradient = H.gradient_seconds
-    tried = {(trial.method, trial.width): trial for _, choice in chosen if choice for trial in choice.trials}
+    v = torch.ones(H.size)
+    with H.cached():
+        H @ v  # builds the graph
+        seconds = []
+        for _ in range(_REPEATS):
+            begun = now(place.device)
+            H @ v
+            seconds.append(now(place.device) - begun)
     return {
         "network": _WORKLOAD,
         "parameters": H.size,
         "samples": _SAMPLES,
-        "gradient_seconds": gradient,
-        "chosen": [
-            {"expected": expected, "method": choice.method, "width": choice.width, "why": _why(choice)}
-            for expected, choice in chosen
-            if choice
-        ],
-        "candidates": [
-            {
-                "method": trial.method,
-                "width": trial.width,
-                "setup_gradients": trial.setup_seconds / gradient,
-                "product_gradients": trial.column_seconds / gradient,
-                "refused": trial.refused,
-            }
-            for trial in tried.values()
-        ],
-        "untried": sorted({method.name for method in HESSIAN_METHODS} - {name for name, _ in tried}),
+        "method": H.method,
+        "fallback_reason": H.fallback_reason,
+        "gradient_seconds": H.gradient_seconds,
+        "product_gradients": min(seconds) / H.gradient_seconds,
     }
-
-
-def _why(choice: Choice) -> str:
-    """Why `auto` takes a method; where nothing was left to compare it with, why that is."""
-    others = [trial for trial in choice.trials if trial.method != choice.method]
-    if not choice.trials or any(not trial.refused for trial in others):
-        return choice.why
-    if others:
-        return "measured: every other method that was tried is wrong here or raises"
-    return "no other method was worth the time to try it"
 
 
 def _product_table(products: Mapping[str, Any]) -> Table:
@@ -204,30 +225,25 @@ def _product_table(products: Mapping[str, Any]) -> Table:
 
     columns = (
         Column("method", "method", words=True),
-        Column("width", "columns at a time"),
-        Column("setup", "set-up", "gradients"),
-        Column("product", "each product", "gradients"),
-        Column("note", "", words=True),
+        Column("gradient", "a gradient", "ms"),
+        Column("product", "a product", "gradients"),
     )
-    rows: list[tuple[str | int | float | None, ...]] = [
-        (one["method"], one["width"], one["setup_gradients"], one["product_gradients"], one["refused"])
-        for one in products["candidates"]
-    ]
-    rows += [(name, None, None, None, "not tried: too dear to try, or a last resort") for name in products["untried"]]
+    row = (products["method"], 1000 * products["gradient_seconds"], products["product_gradients"])
     title = f"Hessian products of {products['network']} ({products['parameters']} parameters)"
-    note = "; ".join(
-        f"for {one['expected']} products auto takes {one['method']}, {one['width']} at a time ({one['why']})"
-        for one in products["chosen"]
-    )
-    seconds = 1000 * products["gradient_seconds"]
-    note += f"; a gradient over {products['samples']} samples takes {seconds:.3g} ms"
-    return Table("products", title, columns, tuple(rows), note)
+    note = f"The loss is a mean over {products['samples']} samples; its graph is cached between products."
+    if products["fallback_reason"]:
+        note += f" {products['fallback_reason']}."
+    return Table("products", title, columns, (row,), note)
 
 
 def _json(
-    facts: Mapping[str, Any], checks: Sequence[Check], products: Mapping[str, Any] | None, counts: Mapping[str, int]
+    facts: Mapping[str, Any],
+    untested: Mapping[str, Mapping[str, str]],
+    checks: Sequence[CheckResult],
+    products: Mapping[str, Any] | None,
+    counts: Mapping[str, int],
 ) -> str:
-    """Everything as one JSON object; numbers that are not finite are null."""
+    """Return all results as one JSON object; numbers that are not finite are null."""
     import json
     import math
     from dataclasses import asdict
@@ -242,6 +258,7 @@ def _json(
     content = {
         "schema": 1,
         "environment": dict(facts),
+        "untested_versions": dict(untested),
         "checks": [asdict(one) for one in checks],
         "counts": dict(counts),
         "products": products,

@@ -26,6 +26,7 @@ from .objective.losses import (
 )
 from .objective.objective import Objective as Objective
 from .operators.base import (
+    ObjectiveOperator as ObjectiveOperator,
     SymmetricOperator as SymmetricOperator,
     from_matrix as from_matrix,
     preconditioned as preconditioned,

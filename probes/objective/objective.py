@@ -27,10 +27,9 @@ from lossscope.probes.objective.isolation import Mode, isolated, random_state
 from lossscope.probes.objective.losses import own_count
 from lossscope.probes.objective.parameters import ParameterVector
 
-__all__ = ["Compared", "LossFunction", "Objective"]
+__all__ = ["LossFunction", "Objective"]
 
 LossFunction = Callable[[Any, Any], Tensor]
-Compared = dict[tuple[str, bool], bool]  # method, and whether in blocks wider than one -> whether it was right
 _CLOSE: Final = 0.1  # of the root mean square of the parameters, how far a second look is taken from
 
 
@@ -85,8 +84,7 @@ class Objective:
         self.data: FixedData = fixed_data(batches, count or own_count(loss_fn))
         self.call = self.substitution(loss_fn)
         self.custom: list[str] | None = None  # functions with a backward pass of their own; None until a first gradient
-        self.twice = False  # whether second derivatives are known to be right
-        self.compared: dict[str, Compared] = {}  # ways to take products, by matrix, as they were compared here
+        self.second_derivative_checked = False  # True once it was found right
         self._whole = True  # whether the coordinates are all of the trainable parameters, as they stand in the model
         self._inside = False
         self._checked = False

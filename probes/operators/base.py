@@ -1,4 +1,4 @@
-"""Symmetric matrices that are known by their products with vectors."""
+"""Symmetric matrices given by their matrix-vector products, with or without an objective behind them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final, overload
 
 import torch
 from torch import Tensor
@@ -18,45 +18,49 @@ if TYPE_CHECKING:
     import numpy as np
     from scipy.sparse.linalg import LinearOperator
 
-    from lossscope.probes.operators.product_choice import Choice
+__all__ = [
+    "ObjectiveOperator",
+    "ProductFacts",
+    "SymmetricOperator",
+    "asymmetry",
+    "from_matrix",
+    "preconditioned",
+    "restricted",
+    "scaled",
+]
 
-__all__ = ["ProductFacts", "SymmetricOperator", "asymmetry", "from_matrix", "preconditioned", "restricted", "scaled"]
-
-_ASYMMETRY: Final = 1e3  # units in the last place of the largest entry that a Gram matrix may be off
+_ASYMMETRY: Final = 1e3  # units in the last place of the largest entry by which a Gram matrix may be asymmetric
 
 
 @dataclass(frozen=True)
 class ProductFacts:
-    """What is known of the products of an operator."""
+    """Properties of the products of an operator; they may change when products are taken."""
 
-    method: str = "own product"  # what takes them
-    unit: float = math.nan  # their relative rounding unit; nan for that of the dtype
-    width: int = 1  # block width that is cheapest per column, as far as known
-    gradient_seconds: float = math.nan  # time of one gradient, as seen when a graph was built
-    choice: Choice | None = None  # why it is this method, where several were offered
+    method: str = "own product"  # name of the method that takes them
+    unit: float = math.nan  # relative rounding unit; nan for that of the dtype
+    gradient_seconds: float = math.nan  # time of one gradient; nan if unknown, or if there is no objective
+    fallback_reason: str = ""  # why `method` replaced the default method; empty if it did not
 
 
 class SymmetricOperator:
     """A symmetric `(n, n)` matrix A as `operator @ V`, for V of shape `(n,)` or `(n, k)`.
 
-    Algorithms see this and no model. Make one with `from_matrix`, `hessian`, `gauss_newton`, `fisher`, `restricted`,
-    `scaled` or `preconditioned`, or from any product of your own.
+    Algorithms take such an operator and know no model. Make one with `from_matrix`, or from any product of your own;
+    `hessian`, `gauss_newton` and `fisher` return the subclass `ObjectiveOperator`.
 
     Args:
         size: `n`.
-        product: `(n, k) -> (n, k)`; linear, symmetric and repeatable. It may write into what it is given.
-        dtype: The dtype of the products.
-        device: Where they are taken.
-        cached: A context between whose ends the product may keep what it can reuse; it is told how many products the
-            caller expects to take, or None.
-        facts: What is known of the products at the moment.
-        objective: The objective whose parameters are the coordinates, if there is one.
-        hessian_of: The objective, where A is its Hessian.
-        restrict: The diagonal block of some of the objective's parameters, see `restricted`.
+        product: `(n, k) -> (n, k)`; linear, symmetric and deterministic. It may modify its argument.
+        dtype: Dtype of the products.
+        device: Device of the products.
+        cached: Returns a context inside which the product may cache what it can reuse.
+        facts: Returns the current properties of the products.
 
     Raises:
         ProbeError: the size is below 1, or the dtype is not real and floating.
     """
+
+    _may_modify_argument: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -65,90 +69,59 @@ class SymmetricOperator:
         *,
         dtype: torch.dtype,
         device: torch.device,
-        cached: Callable[[int | None], AbstractContextManager[None]] | None = None,
+        cached: Callable[[], AbstractContextManager[None]] = nullcontext,
         facts: Callable[[], ProductFacts] = ProductFacts,
-        objective: Objective | None = None,
-        hessian_of: Objective | None = None,
-        restrict: Callable[[tuple[str, ...]], SymmetricOperator] | None = None,
     ) -> None:
         if size < 1:
-            raise ProbeError(f"an operator of size {size} has no spectrum, need at least 1")
+            raise ProbeError(f"size must be at least 1, got {size}")
         if not dtype.is_floating_point:
-            raise ProbeError(f"an operator of dtype {dtype} has no products here, need a real floating one: float32")
+            raise ProbeError(f"dtype must be real and floating, such as torch.float32, got {dtype}")
         self.size = size
         self.dtype = dtype
         self.device = device
         self.products = 0  # columns multiplied so far
-        self.objective = objective
-        self.hessian_of = hessian_of
-        self.restrict = restrict
+        self.cached = cached
+        self.asymmetry_hint = "pass a linear product that is deterministic, with <Av, w> = <v, Aw>"
         self._product = product
-        self._cached = cached
         self._facts = facts
 
     @property
-    def facts(self) -> ProductFacts:
-        """What is known of the products at the moment."""
-        return self._facts()
-
-    @property
     def method(self) -> str:
-        """What takes the products: `matrix`, `reverse`, ..."""
+        """Name of the method that takes the products: `matrix`, `reverse`, ..."""
         return self._facts().method
 
     @property
     def unit(self) -> float:
-        """The relative rounding unit of a product: that of the dtype, larger for finite differences."""
+        """Relative rounding unit of a product: that of the dtype, larger for finite differences."""
         unit = self._facts().unit
         return torch.finfo(self.dtype).eps if math.isnan(unit) else unit
 
     @property
-    def width(self) -> int:
-        """The block width that is cheapest per column as far as known; 1 where nothing was measured."""
-        return self._facts().width
-
-    @property
     def gradient_seconds(self) -> float:
-        """The time of one gradient as seen when a graph was built, nan where unknown."""
+        """Time of one gradient, in which costs are reported; nan if unknown, or for a matrix without an objective."""
         return self._facts().gradient_seconds
 
-    @property
-    def choice(self) -> Choice | None:
-        """Why `method` is what it is, None where there was nothing to choose or no product was taken yet."""
-        return self._facts().choice
-
-    def cached(self, expected: int | None = None) -> AbstractContextManager[None]:
-        """A context between whose ends graphs are kept, as far as memory allows.
-
-        Args:
-            expected: How many products will be taken; from about 30 on, methods may be measured first.
-
-        Returns:
-            The context. What it keeps belongs to the parameters at its start: move them only outside.
-        """
-        return nullcontext() if self._cached is None else self._cached(expected)
-
     def __matmul__(self, V: Tensor) -> Tensor:
-        """The product A V, in the operator's dtype and on its device.
+        """Return the product A V, in the operator's dtype and on its device.
 
         Args:
             V: `(n,)` or `(n, k)`, of any real dtype.
 
         Returns:
-            The same shape as V.
+            A tensor of the shape of V.
 
         Raises:
-            ProbeError: V is complex, its shape does not fit, or the product is not finite or of another shape.
+            ProbeError: V is complex or of another shape, or the product is not finite or of another shape.
         """
         if V.ndim not in (1, 2) or len(V) != self.size:
-            raise ProbeError(f"a tensor of shape {tuple(V.shape)} cannot be multiplied: need ({self.size},) or (n, k)")
+            raise ProbeError(f"V must have shape ({self.size},) or ({self.size}, k), got {tuple(V.shape)}")
         if V.is_complex():
-            raise ProbeError(f"a tensor of {V.dtype} cannot be multiplied, need a real one: take .real and .imag apart")
+            raise ProbeError(f"V must be real, got {V.dtype}: multiply V.real and V.imag separately")
         columns = V.detach().to(self.device, self.dtype).reshape(self.size, -1)
-        found = self._product(columns.clone() if self.objective is None else columns)  # a user's may write into it
+        found = self._product(columns.clone() if self._may_modify_argument else columns)
         if not isinstance(found, Tensor) or found.shape != columns.shape:
-            what = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
-            raise ProbeError(f"the product of columns {tuple(columns.shape)} came back as {what}, need the same shape")
+            got = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
+            raise ProbeError(f"product must return a tensor of the shape {tuple(columns.shape)} it is given, got {got}")
         self.products += columns.shape[1]
         if not _finite(found):
             raise ProbeError(
@@ -158,20 +131,67 @@ class SymmetricOperator:
         return found.reshape(V.shape)
 
     def to_scipy(self) -> LinearOperator:
-        """The same matrix as a `scipy.sparse.linalg.LinearOperator`, for its solvers; float32 at least."""
+        """Return the matrix as a `scipy.sparse.linalg.LinearOperator`, in float32 at least."""
         from scipy.sparse.linalg import LinearOperator
 
         def matmat(V: np.ndarray[Any, Any]) -> Any:
             return (self @ torch.as_tensor(V)).to(wide).cpu().numpy()
 
-        wide = torch.promote_types(self.dtype, torch.float32)  # what numpy and its solvers know
+        wide = torch.promote_types(self.dtype, torch.float32)  # numpy has no bfloat16, and ARPACK no half precision
         number = torch.empty(0, dtype=wide).numpy().dtype
         shape = (self.size, self.size)
         return LinearOperator(shape, matvec=matmat, rmatvec=matmat, matmat=matmat, rmatmat=matmat, dtype=number)
 
 
+class ObjectiveOperator(SymmetricOperator):
+    """A symmetric matrix whose coordinates are the trainable parameters of an objective.
+
+    Args:
+        objective: The objective; it gives size, dtype and device.
+        product: `(n, k) -> (n, k)`; linear, symmetric and deterministic. It must not modify its argument.
+        restrict: Makes the diagonal block of some of the parameters, given by name, see `restricted`.
+        cached: Returns a context inside which graphs are kept. They belong to the parameters at its start: move the
+            parameters only outside.
+        facts: Returns the current properties of the products.
+        is_hessian: True if the matrix is the Hessian of the objective.
+    """
+
+    _may_modify_argument = False
+
+    def __init__(
+        self,
+        objective: Objective,
+        product: Callable[[Tensor], Tensor],
+        *,
+        restrict: Callable[[tuple[str, ...]], ObjectiveOperator],
+        cached: Callable[[], AbstractContextManager[None]] = nullcontext,
+        facts: Callable[[], ProductFacts] = ProductFacts,
+        is_hessian: bool = False,
+    ) -> None:
+        super().__init__(
+            objective.size, product, dtype=objective.dtype, device=objective.device, cached=cached, facts=facts
+        )
+        self.objective = objective
+        self.restrict = restrict
+        self.is_hessian = is_hessian
+        if is_hessian:
+            self.asymmetry_hint = (
+                "a layer of the model has a wrong second derivative; measure with method='differences'"
+            )
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the parameters, in the order of the coordinates."""
+        return self.objective.names
+
+    @property
+    def fallback_reason(self) -> str:
+        """The error for which `method` replaced the default method; empty if it did not."""
+        return self._facts().fallback_reason
+
+
 def from_matrix(A: Tensor) -> SymmetricOperator:
-    """A dense symmetric matrix as an operator, so that every algorithm is tested without a network.
+    """Return a dense symmetric matrix as an operator, for tests of algorithms on known matrices.
 
     Args:
         A: `(n, n)`, real and floating, symmetric up to 1000 units in the last place of its largest entry.
@@ -187,93 +207,127 @@ def from_matrix(A: Tensor) -> SymmetricOperator:
         tensor([3., 2.])
     """
     if A.ndim != 2 or A.shape[0] != A.shape[1] or not len(A) or not A.is_floating_point():
-        raise ProbeError(f"A is {A.dtype} of shape {tuple(A.shape)}, need a real floating square matrix")
+        raise ProbeError(f"A must be a real floating square matrix, got {A.dtype} of shape {tuple(A.shape)}")
     largest, difference = float(A.abs().max()), float((A - A.mT).abs().max())
     if not difference <= _ASYMMETRY * torch.finfo(A.dtype).eps * largest < float("inf"):
         raise ProbeError(
-            f"A differs from its transpose by {difference:g} where its largest entry is {largest:g}, need a finite "
-            "symmetric matrix: pass (A + A.mT) / 2 if that is what you mean"
+            f"A must be finite and symmetric, got one that differs from its transpose by {difference:g} where its "
+            f"largest entry is {largest:g}: pass (A + A.mT) / 2 to use the symmetric part"
         )
     symmetric = (A.detach() + A.detach().mT) / 2
     facts = ProductFacts("matrix")
     return SymmetricOperator(len(A), symmetric.matmul, dtype=A.dtype, device=A.device, facts=lambda: facts)
 
 
+@overload
+def scaled(operator: ObjectiveOperator, diagonal: Tensor) -> ObjectiveOperator: ...
+@overload
+def scaled(operator: SymmetricOperator, diagonal: Tensor) -> SymmetricOperator: ...
 def scaled(operator: SymmetricOperator, diagonal: Tensor) -> SymmetricOperator:
-    """The operator D A D with a diagonal D: A in coordinates that are measured in units of `diagonal`.
+    """Return the operator D A D with a diagonal D: A in coordinates measured in units of `diagonal`.
 
     Args:
-        operator: A, `(n, n)`; its `products` go on counting.
+        operator: A, `(n, n)`; its `products` keep counting.
         diagonal: `(n,)`, the diagonal of D.
 
     Returns:
-        The operator D A D.
+        The operator D A D; an `ObjectiveOperator` if A is one.
 
     Raises:
         ProbeError: the diagonal has another length, or is not finite.
     """
-    if tuple(diagonal.shape) != (operator.size,):
-        raise ProbeError(f"the diagonal has shape {tuple(diagonal.shape)}, need {operator.size} finite numbers")
+    _check_diagonal(operator, diagonal)
     if not _finite(diagonal):
-        raise ProbeError(
-            f"{int((~diagonal.isfinite()).sum())} of {operator.size} entries of the diagonal are not finite, need all"
-        )
+        count = int((~diagonal.isfinite()).sum())
+        raise ProbeError(f"diagonal must be finite, got {count} of {operator.size} entries that are not")
     d = diagonal.detach().to(operator.device, operator.dtype)[:, None]
 
     def product(V: Tensor) -> Tensor:
         return d * (operator @ (d * V))
 
-    return SymmetricOperator(
-        operator.size,
-        product,
-        dtype=operator.dtype,
-        device=operator.device,
-        cached=operator.cached,
-        facts=lambda: operator.facts,
-        objective=operator.objective,
-        restrict=_scaled_block(operator, d[:, 0]),
-    )
+    if not isinstance(operator, ObjectiveOperator):
+        return SymmetricOperator(
+            operator.size,
+            product,
+            dtype=operator.dtype,
+            device=operator.device,
+            cached=operator.cached,
+            facts=operator._facts,
+        )
+    whole, vector = operator, operator.objective.vector
+
+    def block(names: tuple[str, ...]) -> ObjectiveOperator:
+        return scaled(whole.restrict(names), d[vector.indices(names).to(d.device), 0])
+
+    return ObjectiveOperator(operator.objective, product, restrict=block, cached=operator.cached, facts=operator._facts)
 
 
+@overload
+def preconditioned(operator: ObjectiveOperator, diagonal: Tensor) -> ObjectiveOperator: ...
+@overload
+def preconditioned(operator: SymmetricOperator, diagonal: Tensor) -> SymmetricOperator: ...
 def preconditioned(operator: SymmetricOperator, diagonal: Tensor) -> SymmetricOperator:
-    r"""The operator :math:`P^{-1/2} A P^{-1/2}` with :math:`P = \mathrm{diag}(p)`: A in an optimizer's own metric.
+    r"""Return :math:`P^{-1/2} A P^{-1/2}` with :math:`P = \mathrm{diag}(p)`: A in the metric of an optimizer.
 
     It has the eigenvalues of :math:`P^{-1} A`, which decide the stability of :math:`\theta \to \theta - \eta P^{-1} g`
     as those of A decide that of gradient descent.
 
     Args:
-        operator: A, `(n, n)`; its `products` go on counting.
-        diagonal: `(n,)`, p, all above zero: for Adam the bias-corrected :math:`\sqrt{\hat v} + \epsilon`.
+        operator: A, `(n, n)`; its `products` keep counting.
+        diagonal: `(n,)`, p, all positive: for Adam the bias-corrected :math:`\sqrt{\hat v} + \epsilon`.
 
     Returns:
-        The operator.
+        The operator; an `ObjectiveOperator` if A is one.
 
     Raises:
-        ProbeError: the diagonal has another length, or an entry is not finite or not above zero.
+        ProbeError: the diagonal has another length, or an entry is not finite or not positive.
 
     Source:
         J. Cohen et al. (2022), Adaptive gradient methods at the edge of stability, arXiv:2207.14484.
     """
-    if tuple(diagonal.shape) != (operator.size,):
-        raise ProbeError(f"the diagonal has shape {tuple(diagonal.shape)}, need {operator.size} positive numbers")
+    _check_diagonal(operator, diagonal)
     if not (_finite(diagonal) and float(least := diagonal.min()) > 0):
-        what = "is not finite" if not _finite(diagonal) else f"goes down to {float(least):g}"
-        raise ProbeError(f"the diagonal {what}, need finite numbers above 0: add the optimizer's epsilon")
+        got = "entries that are not finite" if not _finite(diagonal) else f"a smallest entry of {float(least):g}"
+        raise ProbeError(f"diagonal must be finite and positive, got {got}: add the optimizer's epsilon")
     return scaled(operator, diagonal.detach().double().rsqrt())
 
 
-def asymmetry(operator: SymmetricOperator, seed: int) -> float:
-    r"""How far an operator is from symmetric: :math:`|\langle Av, w\rangle - \langle v, Aw\rangle| / (|Av| |w|)`.
+def restricted(operator: SymmetricOperator, names: Collection[str]) -> ObjectiveOperator:
+    """Return the diagonal block of an operator for some of the parameters of its objective.
 
-    For a symmetric matrix it is a few rounding units of the product (`operator.unit`); for v, w at random a
-    matrix that is not symmetric shows its antisymmetric part times about :math:`1/\sqrt n`.
+    The other parameters are constants, so no derivative with respect to them is taken: a product costs less than one
+    with the whole matrix, and only a small fraction of it for a layer near the output.
 
     Args:
-        operator: `(n, n)`; two products are spent.
-        seed: Of the two random vectors v and w.
+        operator: An operator of `hessian`, `gauss_newton` or `fisher`, also `scaled` or `preconditioned`.
+        names: Names of parameters, some of `operator.names`.
 
     Returns:
-        The difference, relative to the larger of :math:`|Av||w|` and :math:`|v||Aw|`; 0 where both products are zero.
+        The block, an operator whose size is the number of entries of these parameters; it counts its own products.
+
+    Raises:
+        ProbeError: a name is unknown, `names` is empty, or the operator has no objective.
+    """
+    if not isinstance(operator, ObjectiveOperator):
+        raise ProbeError(
+            f"operator must have an objective whose parameters have names, got one without ({operator.method}): use "
+            "hessian, gauss_newton or fisher of an objective"
+        )
+    return operator.restrict(operator.objective.vector.known(names))
+
+
+def asymmetry(operator: SymmetricOperator, seed: int) -> float:
+    r"""Estimate the relative asymmetry :math:`|\langle Av, w\rangle - \langle v, Aw\rangle| / (|Av| |w|)`.
+
+    For a symmetric matrix it is a few rounding units of the product (`operator.unit`); for random v and w a matrix
+    that is not symmetric shows its antisymmetric part times about :math:`1/\sqrt n`.
+
+    Args:
+        operator: `(n, n)`; two products are taken.
+        seed: Seed of the two random vectors v and w.
+
+    Returns:
+        The difference relative to the larger of :math:`|Av||w|` and :math:`|v||Aw|`; 0 where both products are zero.
     """
     generator = torch.Generator().manual_seed(seed)
     pair = torch.randn(operator.size, 2, generator=generator, dtype=torch.float64).to(operator.device, operator.dtype)
@@ -282,38 +336,12 @@ def asymmetry(operator: SymmetricOperator, seed: int) -> float:
     return abs(float(image[:, 0] @ pair[:, 1] - pair[:, 0] @ image[:, 1])) / scale if scale > 0 else 0.0
 
 
-def _scaled_block(operator: SymmetricOperator, d: Tensor) -> Callable[[tuple[str, ...]], SymmetricOperator] | None:
-    """The blocks of D A D from those of A, if it has any."""
-    objective, block = operator.objective, operator.restrict
-    if objective is None or block is None:
-        return None
-    return lambda names: scaled(block(names), d[objective.vector.indices(names).to(d.device)])
+def _check_diagonal(operator: SymmetricOperator, diagonal: Tensor) -> None:
+    """Raise if the diagonal does not have one entry per coordinate."""
+    if tuple(diagonal.shape) != (operator.size,):
+        raise ProbeError(f"diagonal must have shape ({operator.size},), got {tuple(diagonal.shape)}")
 
 
 def _finite(values: Tensor) -> bool:
-    """Whether all are finite; as a rule by their sum, which cannot be finite otherwise."""
+    """Return True if all values are finite; their sum is tested first, which is one reduction and no mask."""
     return math.isfinite(float(values.detach().sum())) or bool(torch.isfinite(values).all())
-
-
-def restricted(operator: SymmetricOperator, names: Collection[str]) -> SymmetricOperator:
-    """The diagonal block of an operator that belongs to some of the parameters of its objective.
-
-    The others stand where they are as constants, so no derivative by them is taken: a product costs less than one with
-    the whole, down to a small part of it for a layer near the output.
-
-    Args:
-        operator: Of an objective: by `hessian`, `gauss_newton` or `fisher`, perhaps `scaled` or `preconditioned`.
-        names: Names of parameters, some of `operator.objective.names`.
-
-    Returns:
-        The block, as an operator whose size is the number of entries of these parameters; it counts its own products.
-
-    Raises:
-        ProbeError: a name is unknown, there is none, or the operator belongs to no objective.
-    """
-    if operator.objective is None or operator.restrict is None:
-        raise ProbeError(
-            f"the operator ({operator.method}) belongs to no objective, so its entries have no names: use hessian, "
-            "gauss_newton or fisher of an objective"
-        )
-    return operator.restrict(operator.objective.vector.known(names))

@@ -1,4 +1,4 @@
-"""Second derivatives by differences of gradients, where autograd has none, and to catch it where it is wrong."""
+"""Hessian products by central differences of gradients, for models without a second derivative and to check others."""
 
 from __future__ import annotations
 
@@ -13,20 +13,21 @@ from lossscope.probes.objective.evaluation import BatchEvaluation
 from lossscope.probes.objective.objective import Objective
 from lossscope.probes.operators.method import BatchProduct, Method
 
-__all__ = ["DIFFERENCES", "Differences", "apart"]
+__all__ = ["DIFFERENCES", "Differences", "relative_distance"]
 
-_EXPONENT: Final = 0.4  # of the rounding unit in the step; 1/3 balances rounding and truncation but crosses more kinks
-_SETTLED: Final = 1e-3  # two differences that are no further apart tell the derivative
-_STRETCHES: Final = (1.0, 0.1, 0.01)
+# exponent of the rounding unit in the step: 1/3 balances rounding and truncation, but crosses more kinks
+_EXPONENT: Final = 0.4
+_CONVERGED: Final = 1e-3  # relative distance below which two differences are accepted as the derivative
+_STRETCHES: Final = (1.0, 0.1, 0.01)  # factors on the step that are compared
 
 
 class Differences:
-    r"""Central differences of the gradient of one batch, in float64 where the model lets itself be evaluated so.
+    r"""Central differences of the gradient of one batch, in float64 if the model can be evaluated in it.
 
     The step has the length :math:`\epsilon^{0.4} |\theta|`, whatever the length of the direction: with
     :math:`\epsilon` the rounding unit its relative error is :math:`\epsilon^{0.6}` from rounding and
     :math:`\epsilon^{0.8}` from the third derivative, in units where the gradient changes over :math:`|\theta|`. A kink
-    of the loss that lies within the step is taken for curvature: rare in float64, common for ReLU in float32.
+    of the loss within the step counts as curvature: rare in float64, common for ReLU in float32.
 
     Args:
         objective: The loss; inside its `evaluating`.
@@ -42,13 +43,21 @@ class Differences:
         self.objective = objective.in_double()
         try:
             self._slope(self.objective.parameters())
-        except Exception:  # constants of another dtype in the model, or a function that has no float64
+        except Exception:  # the model has constants of another dtype, or a function without a float64 version
             self.objective = objective
         probe = torch.randn(objective.size, generator=torch.Generator().manual_seed(0))
         self.probe = probe.to(objective.device, self.objective.dtype)
 
     def along(self, direction: Tensor, stretch: float = 1.0) -> Tensor:
-        """The derivative of the gradient along a direction `(n,)`, with the step times `stretch`."""
+        """Return the derivative of the gradient along a direction.
+
+        Args:
+            direction: `(n,)`.
+            stretch: Factor on the length of the step.
+
+        Returns:
+            The derivative `(n,)`.
+        """
         theta, direction = self.objective.parameters(), direction.to(self.objective.dtype)
         norm = float(torch.linalg.vector_norm(direction))
         if norm == 0:
@@ -57,41 +66,42 @@ class Differences:
         step = direction * (reach / norm)
         return self._slope(theta + step).sub(self._slope(theta - step)).mul(norm / (2 * reach))
 
-    def settled(self) -> Tensor | None:
-        """The derivative along `probe` by a step that a tenth of it confirms; None where kinks prevent it."""
+    def converged(self) -> Tensor | None:
+        """Return the derivative along `probe` once a ten times smaller step confirms it; None if none does."""
         found = [self.along(self.probe, stretch) for stretch in _STRETCHES]
-        return next((fine for coarse, fine in itertools.pairwise(found) if apart(coarse, fine) < _SETTLED), None)
+        pairs = itertools.pairwise(found)
+        return next((fine for coarse, fine in pairs if relative_distance(coarse, fine) < _CONVERGED), None)
 
     def error(self) -> float:
-        """The relative error: how far the derivative along `probe` moves when the step is doubled, or rounding."""
-        moved = apart(self.along(self.probe), self.along(self.probe, stretch=2.0))
-        return max(float(self.objective.vector.unit ** (1 - _EXPONENT)), moved)
+        """Estimate the relative error: the change along `probe` when the step is doubled, at least rounding."""
+        change = relative_distance(self.along(self.probe), self.along(self.probe, stretch=2.0))
+        return max(float(self.objective.vector.unit ** (1 - _EXPONENT)), change)
 
     def _slope(self, theta: Tensor) -> Tensor:
-        """The gradient at other parameters."""
+        """Return the gradient at other parameters."""
         objective, moved = self.objective, theta.requires_grad_()
         loss = objective.evaluated(objective.call, objective.vector.views(moved, apart=True), self._at)
         return objective.derivative(loss.reshape(()), moved)
 
 
-def apart(expected: Tensor, found: Tensor) -> float:
-    """The distance of two vectors in units of the first.
+def relative_distance(expected: Tensor, found: Tensor) -> float:
+    """Return the distance of two vectors relative to the length of the first.
 
     Args:
         expected: `(n,)`.
         found: `(n,)`.
 
     Returns:
-        The ratio; where the first is zero, 1 for another vector and 0 for the same.
+        The ratio; where the first vector is zero, 1 if the second is another and 0 if it is the same.
     """
     size, distance = float(torch.linalg.vector_norm(expected)), float(torch.linalg.vector_norm(expected - found))
     return distance / size if size > 0 else float(distance > 0)
 
 
 def _prepare(objective: Objective, at: BatchEvaluation) -> BatchProduct:
-    """Products as differences, for models with no second derivative."""
+    """Prepare products by differences of gradients."""
     if objective.mode == "train":
-        raise ProbeError("method='differences' cannot follow buffers that move in train mode: use mode='frozen'")
+        raise ProbeError("method='differences' does not support mode='train', which updates buffers: use mode='frozen'")
     objective.slope(objective.leaf(), at)
     differences = Differences(objective, at)
 
@@ -102,8 +112,8 @@ def _prepare(objective: Objective, at: BatchEvaluation) -> BatchProduct:
 
 
 def _error(objective: Objective, at: BatchEvaluation) -> float:
-    """The relative error of products, which are rounded to the objective's own dtype."""
+    """Estimate the relative error of products, which are rounded to the objective's own dtype."""
     return max(objective.vector.unit, Differences(objective, at).error())
 
 
-DIFFERENCES: Final = Method("differences", _prepare, unit=_error, is_gradient=True)
+DIFFERENCES: Final = Method("differences", _prepare, unit=_error, is_gradient=True, fallback=True)

@@ -1,4 +1,4 @@
-"""The Gauss-Newton matrix and the Fisher matrices of an objective, by their products with vectors."""
+"""Gauss-Newton and Fisher matrices of an objective, by their products with vectors."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lossscope.probes.errors import ProbeError
 from lossscope.probes.objective.evaluation import BatchEvaluation
 from lossscope.probes.objective.losses import CrossEntropy, MeanSquaredError, SplitLoss, rows
 from lossscope.probes.objective.objective import Objective
-from lossscope.probes.operators.base import SymmetricOperator
+from lossscope.probes.operators.base import ObjectiveOperator
 from lossscope.probes.operators.cached_products import CachedProducts
 from lossscope.probes.operators.method import BatchProduct, Method
 
@@ -26,25 +26,26 @@ OutputCurvature = Callable[[SplitLoss, Tensor, Any], Callable[[Tensor], Tensor]]
 
 
 def split_loss(objective: Objective) -> SplitLoss:
-    """The loss of an objective, once it is known to be `of_outputs(outputs(model, batch), batch)`.
+    """Return the loss function of an objective after checking that it is `of_outputs(outputs(model, batch), batch)`.
 
     Args:
-        objective: The objective; where the loss is not one of ours, its first batch is evaluated both ways.
+        objective: The objective; the first batch is evaluated both ways unless the loss is `CrossEntropy` or
+            `MeanSquaredError`.
 
     Returns:
         Its `loss_fn`.
 
     Raises:
-        ProbeError: it has no such halves, or they make another loss.
+        ProbeError: the loss does not split into outputs and a function of them, or the two give another value.
     """
     loss: Any = objective.loss_fn
     if not isinstance(loss, SplitLoss):
         raise ProbeError(
-            f"the loss {objective.loss_kind} shows no outputs, which this matrix is made of: use CrossEntropy() or "
-            "MeanSquaredError(), or give your loss the methods outputs(model, batch) and of_outputs(outputs, batch)"
+            f"loss_fn must have the methods outputs(model, batch) and of_outputs(outputs, batch), got "
+            f"{objective.loss_kind}: add them, or use CrossEntropy() or MeanSquaredError()"
         )
     if type(loss).__call__ in (CrossEntropy.__call__, MeanSquaredError.__call__):
-        return loss  # which is made of its halves
+        return loss  # whose value is computed that way
     with objective.evaluating(), torch.no_grad():
         at, again = next(objective.passes()), next(objective.passes())
         whole = float(objective.loss(objective.copies(), at))
@@ -52,46 +53,46 @@ def split_loss(objective: Objective) -> SplitLoss:
         parts = float(loss.of_outputs(outputs, objective.data.batches[0]))
     if not abs(whole - parts) <= math.sqrt(torch.finfo(objective.dtype).eps) * max(abs(whole), abs(parts)):
         raise ProbeError(
-            f"the loss {objective.loss_kind} gives {whole:.6g} {at.where}, and its of_outputs(outputs(...)) "
-            f"{parts:.6g}: make both the same mean"
+            f"loss_fn must equal of_outputs(outputs(model, batch), batch), got {whole:.6g} and {parts:.6g} {at.where} "
+            f"from {objective.loss_kind}: make both the same mean"
         )
     return loss
 
 
 def output_methods(loss: SplitLoss, curvature: OutputCurvature) -> tuple[Method, ...]:
-    """The ways to take products with J' S J, the plain one first.
+    """Return the methods of taking products with J' S J, the default first.
 
     Args:
         loss: The loss.
-        curvature: S at given outputs of a batch, as a function.
+        curvature: Returns the product with S at given outputs of a batch.
 
     Returns:
         The methods.
     """
     return (
         Method("reverse", partial(_reverse, loss, curvature), is_gradient=True),
-        Method("batched", partial(_batched, loss, curvature), widths=(2, 8), is_gradient=True, first_seconds=0.6),
-        Method("forward", partial(_forward, loss, curvature), first_seconds=2.0),
+        Method("batched", partial(_batched, loss, curvature), width=8, is_gradient=True),
+        Method("forward", partial(_forward, loss, curvature), fallback=True),
     )
 
 
 @dataclass(frozen=True)
 class _Outputs:
-    """The outputs for a batch with their graph, and the curvature of the loss by them."""
+    """Outputs for a batch with their graph, and the curvature of the loss with respect to them."""
 
     objective: Objective
     theta: Tensor  # (n,), the leaf
     outputs: Tensor
-    curved: Callable[[Tensor], Tensor]  # u -> S u, shaped like the outputs
+    multiply: Callable[[Tensor], Tensor]  # u -> S u, shaped like the outputs
 
-    def pulled(self, w: Tensor, *, graph: bool = False) -> Tensor:
-        """J'w for w of the outputs' shape, with its graph if asked for."""
+    def pullback(self, w: Tensor, *, graph: bool = False) -> Tensor:
+        """Return J'w for w of the shape of the outputs, with its graph if requested."""
         along = torch.dot(self.outputs.reshape(-1), w.reshape(-1))
         return self.objective.derivative(along, self.theta, graph=graph, keep=True)
 
 
 def _outputs(loss: SplitLoss, curvature: OutputCurvature, objective: Objective, at: BatchEvaluation) -> _Outputs:
-    """The outputs for a batch."""
+    """Evaluate the outputs for a batch."""
     theta, batch = objective.leaf(), objective.data.batches[at.index]
     leaves = objective.vector.views(theta, apart=True)
     outputs: Tensor = objective.evaluated(objective.substitution(loss.outputs), leaves, at)
@@ -100,59 +101,59 @@ def _outputs(loss: SplitLoss, curvature: OutputCurvature, objective: Objective, 
 
 
 def _reverse(loss: SplitLoss, curvature: OutputCurvature, objective: Objective, at: BatchEvaluation) -> BatchProduct:
-    """J v as the derivative of J'w by w, which is linear in w, then J' of S J v; by backward passes alone."""
+    """Compute J v as the derivative of J'w by w, which is linear in w, then J'(S J v), by backward passes only."""
     made = _outputs(loss, curvature, objective, at)
     w = torch.zeros_like(made.outputs, requires_grad=True)
-    pulled = made.pulled(w, graph=True)
+    pulled = made.pullback(w, graph=True)
 
     def column(row: Tensor) -> Tensor:
         u = torch.autograd.grad(torch.dot(pulled, row), w, retain_graph=True)[0]
-        return made.pulled(made.curved(u))
+        return made.pullback(made.multiply(u))
 
     return BatchProduct(_by_columns(column, pulled.requires_grad), [pulled], [made.theta])
 
 
 def _batched(loss: SplitLoss, curvature: OutputCurvature, objective: Objective, at: BatchEvaluation) -> BatchProduct:
-    """The same for all columns in two backward passes (`is_grads_batched`)."""
+    """Compute the products of `_reverse` for all columns in two backward passes (`is_grads_batched`)."""
     made = _outputs(loss, curvature, objective, at)
     w = torch.zeros_like(made.outputs, requires_grad=True)
-    pulled = made.pulled(w, graph=True)
+    pulled = made.pullback(w, graph=True)
 
     def multiply(rows: Tensor, keep: bool) -> Tensor:
         if not pulled.requires_grad:
             return torch.zeros_like(rows)
         u = torch.autograd.grad(pulled, w, rows, retain_graph=True, is_grads_batched=True)[0]
-        curved = torch.stack([made.curved(one) for one in u])
+        curved = torch.stack([made.multiply(one) for one in u])
         return torch.autograd.grad(made.outputs, made.theta, curved, retain_graph=True, is_grads_batched=True)[0]
 
     return BatchProduct(multiply, [pulled], [made.theta])
 
 
 def _forward(loss: SplitLoss, curvature: OutputCurvature, objective: Objective, at: BatchEvaluation) -> BatchProduct:
-    """J v by a forward pass with tangents, then J' of S J v by a backward pass; half the graph is kept."""
+    """Compute J v in forward mode, then J'(S J v) by a backward pass; half the graph is kept."""
     if objective.mode == "train":
-        raise ProbeError("method='forward' cannot follow buffers that move in train mode: use mode='frozen'")
+        raise ProbeError("method='forward' does not support mode='train', which updates buffers: use mode='frozen'")
     made = _outputs(loss, curvature, objective, at)
 
     def column(row: Tensor) -> Tensor:
-        return made.pulled(made.curved(_pushed(loss, objective, at, row)))
+        return made.pullback(made.multiply(_pushforward(loss, objective, at, row)))
 
     return BatchProduct(_by_columns(column, made.outputs.requires_grad), [made.outputs], [made.theta])
 
 
-def _by_columns(column: Callable[[Tensor], Tensor], curved: bool) -> Callable[[Tensor, bool], Tensor]:
-    """Products one column after the other; all zero where nothing is `curved`."""
+def _by_columns(column: Callable[[Tensor], Tensor], depends: bool) -> Callable[[Tensor, bool], Tensor]:
+    """Return products taken column by column; all zero unless the outputs depend on the parameters."""
 
     def multiply(rows: Tensor, keep: bool) -> Tensor:
-        return torch.stack([column(row) for row in rows]) if curved else torch.zeros_like(rows)
+        return torch.stack([column(row) for row in rows]) if depends else torch.zeros_like(rows)
 
     return multiply
 
 
-def _pushed(loss: SplitLoss, objective: Objective, at: BatchEvaluation, direction: Tensor) -> Tensor:
-    """J v."""
+def _pushforward(loss: SplitLoss, objective: Objective, at: BatchEvaluation, direction: Tensor) -> Tensor:
+    """Return J v."""
     function, tangents = objective.substitution(loss.outputs), objective.vector.split(direction)
-    # not torch.func.jvp: inside it a module may not update its buffers in place
+    # not torch.func.jvp, inside which a module cannot update its buffers in place
     with torch.no_grad(), forward_ad.dual_level():
         pairs = zip(objective.copies(), tangents, strict=True)
         moving = [forward_ad.make_dual(p, t) for p, t in pairs]  # type: ignore[no-untyped-call]
@@ -163,91 +164,90 @@ def _pushed(loss: SplitLoss, objective: Objective, at: BatchEvaluation, directio
 FisherKind = Literal["true", "empirical"]
 
 
-def gauss_newton(objective: Objective, *, method: str = "auto", memory: float = 2**30) -> SymmetricOperator:
-    r"""The generalized Gauss-Newton matrix :math:`J^\top S J` of an objective.
+def gauss_newton(objective: Objective, *, method: str = "reverse", memory: float = 2**30) -> ObjectiveOperator:
+    r"""Return the generalized Gauss-Newton matrix :math:`J^\top S J` of an objective.
 
-    J is the derivative of the model's outputs by the parameters and S the Hessian of the mean loss by the outputs. It
-    is the Hessian of the loss with the model replaced by its linearisation: positive semi-definite where the loss is
-    convex in the outputs, equal to the Hessian where the residuals vanish, and of equal trace for a network of ReLU
-    and linear layers.
+    J is the Jacobian of the model's outputs with respect to the parameters and S the Hessian of the mean loss with
+    respect to the outputs. The matrix is the Hessian of the loss of the linearized model: positive semi-definite where
+    the loss is convex in the outputs, equal to the Hessian where the residuals vanish, and of equal trace for a network
+    of ReLU and linear layers.
 
     Args:
         objective: The loss; its `loss_fn` must split into `outputs` and `of_outputs`, as `CrossEntropy` and
             `MeanSquaredError` do.
-        method: `auto`, or one of `reverse` (J v as the derivative of J'w by w, by backward passes alone), `batched`
-            (the same for a block of columns) and `forward` (J v by a forward pass with tangents); see `hessian`.
-        memory: Bytes that the kept graphs of `cached` may hold together.
+        method: One of `reverse` (default: J v as the derivative of J'w by w, by backward passes only; where it
+            raises, `forward` replaces it), `batched` (`reverse` for 8 columns at once) and `forward` (J v in forward
+            mode); see `hessian`.
+        memory: Upper bound in bytes for the cached graphs. Default: 1 GiB.
 
     Returns:
         The operator.
 
     Raises:
-        ProbeError: the loss does not split, its halves do not make the loss, or the method is unknown.
+        ProbeError: the loss does not split, its two parts do not give the loss, or the method is unknown.
 
     Source:
         N. Schraudolph (2002), Fast curvature matrix-vector products for second-order gradient descent, Neural
         Computation 14(7), 1723-1738.
     """
-    return _operator("gauss_newton", objective, _hessian_of_outputs, method, memory)
+    return _operator(objective, _hessian_of_outputs, method, memory)
 
 
 def fisher(
-    objective: Objective, kind: FisherKind = "true", *, method: str = "auto", memory: float = 2**30
-) -> SymmetricOperator:
-    r"""The Fisher matrix of an objective's model, true or empirical.
+    objective: Objective, kind: FisherKind = "true", *, method: str = "reverse", memory: float = 2**30
+) -> ObjectiveOperator:
+    r"""Return the Fisher information matrix of an objective's model, true or empirical.
 
-    The true one is the mean over the terms of :math:`J^\top F J`, F the Fisher matrix of the distribution that the
-    outputs stand for: :math:`\mathrm{diag}\,p - p p^\top` for a softmax, and for a squared error the inverse
-    variance of the Gaussian whose likelihood the loss is. The labels play no part in it; with class numbers as labels,
-    and for squared errors, it is the Gauss-Newton matrix.
+    The true Fisher is the mean over the terms of :math:`J^\top F J`, with F the Fisher matrix of the distribution
+    that the outputs parametrize: :math:`\mathrm{diag}\,p - p p^\top` for a softmax, and for a squared error the
+    inverse variance of the Gaussian whose negative log-likelihood the loss is. It does not depend on the labels; with
+    class indices as labels, and for squared errors, it equals the Gauss-Newton matrix.
 
-    The empirical one is :math:`\frac1N \sum_i g_i g_i^\top`, :math:`g_i` the gradient of the i-th term of the mean
-    (a sample, or a token): no approximation of the Fisher matrix away from a perfect fit, but the second moment of
-    the gradients. They are never formed: with :math:`r_i` the slope of a term by its outputs it is the mean of
-    :math:`J_i^\top r_i r_i^\top J_i`.
+    The empirical Fisher is :math:`\frac1N \sum_i g_i g_i^\top`, with :math:`g_i` the gradient of the i-th term of
+    the mean (a sample, or a token): the second moment of the gradients, which approximates the Fisher matrix only at
+    a perfect fit. The gradients are never formed: with :math:`r_i` the gradient of a term with respect to its outputs
+    it is the mean of :math:`J_i^\top r_i r_i^\top J_i`.
 
     Args:
-        objective: The loss; its `loss_fn` must split into `outputs` and `of_outputs`, and for the true one have
+        objective: The loss; its `loss_fn` must split into `outputs` and `of_outputs`, and for the true Fisher have
             `model_fisher`, as `CrossEntropy` and `MeanSquaredError` do.
         kind: `true` or `empirical`.
         method: As for `gauss_newton`.
-        memory: Bytes that the kept graphs of `cached` may hold together.
+        memory: Upper bound in bytes for the cached graphs. Default: 1 GiB.
 
     Returns:
         The operator, positive semi-definite.
 
     Raises:
-        ProbeError: the kind or the method is unknown, the loss does not split, its halves do not make the loss, or it
-            stands for no distribution.
+        ProbeError: the kind or the method is unknown, the loss does not split, its two parts do not give the loss, or
+            it is the negative log-likelihood of no known distribution.
 
     Source:
         F. Kunstner, L. Balles, P. Hennig (2019), Limitations of the empirical Fisher approximation for natural gradient
         descent, arXiv:1905.12558.
     """
     if kind not in get_args(FisherKind):
-        raise ProbeError(f"kind={kind!r} is unknown: use one of {', '.join(get_args(FisherKind))}")
+        raise ProbeError(f"kind must be one of {', '.join(get_args(FisherKind))}, got {kind!r}")
     if kind == "true" and not hasattr(objective.loss_fn, "model_fisher"):
         raise ProbeError(
-            f"the loss {objective.loss_kind} stands for no distribution to take the true Fisher matrix of: use "
-            "CrossEntropy() or MeanSquaredError(), give it a method model_fisher(outputs, batch), or take "
-            "kind='empirical'"
+            f"the true Fisher matrix needs the method model_fisher(outputs, batch), which {objective.loss_kind} lacks: "
+            "add it, use CrossEntropy() or MeanSquaredError(), or pass kind='empirical'"
         )
     curvature = _fisher_of_model if kind == "true" else _outer_products
-    return _operator(f"{kind} fisher", objective, curvature, method, memory)
+    return _operator(objective, curvature, method, memory)
 
 
-def _operator(
-    matrix: str, objective: Objective, curvature: OutputCurvature, method: str, memory: float
-) -> SymmetricOperator:
-    """The operator J' S J with S the curvature of the loss by the outputs."""
+def _operator(objective: Objective, curvature: OutputCurvature, method: str, memory: float) -> ObjectiveOperator:
+    """Return the operator J' S J, with S the curvature of the loss with respect to the outputs."""
     loss = split_loss(objective)
-    products = CachedProducts(matrix, objective, output_methods(loss, curvature), method=method, memory=memory)
-    return products.operator(lambda names: _operator(matrix, objective.restricted(names), curvature, method, memory))
+    products = CachedProducts(objective, output_methods(loss, curvature), method=method, memory=memory)
+    return products.operator(lambda names: _operator(objective.restricted(names), curvature, method, memory))
 
 
 def _hessian_of_outputs(loss: Any, outputs: Tensor, batch: Any) -> Callable[[Tensor], Tensor]:
-    """The Hessian of the loss by the outputs."""
-    if _depth(loss, "hessian_of_outputs") <= _depth(loss, "of_outputs"):  # not that of a loss it has since replaced
+    """Return the product with the Hessian of the loss with respect to the outputs."""
+    # a subclass that overrides of_outputs alone inherits a closed form that no longer fits
+    if _depth(loss, "hessian_of_outputs") <= _depth(loss, "of_outputs"):
         closed: Callable[[Tensor], Tensor] = loss.hessian_of_outputs(outputs, batch)
         return closed
     z = outputs.clone().requires_grad_()
@@ -258,19 +258,19 @@ def _hessian_of_outputs(loss: Any, outputs: Tensor, batch: Any) -> Callable[[Ten
 
 
 def _depth(loss: Any, name: str) -> float:
-    """How far up among the classes of a loss a method is defined; endless where it is not."""
+    """Return the position in the method resolution order where a method is defined; infinity if it is not."""
     found = (depth for depth, kind in enumerate(type(loss).__mro__) if name in vars(kind))
     return next(found, math.inf)
 
 
 def _fisher_of_model(loss: Any, outputs: Tensor, batch: Any) -> Callable[[Tensor], Tensor]:
-    """The Fisher matrix of the model's own distribution of labels, by the outputs."""
+    """Return the product with the Fisher matrix of the model's own label distribution, with respect to the outputs."""
     closed: Callable[[Tensor], Tensor] = loss.model_fisher(outputs, batch)
     return closed
 
 
 def _outer_products(loss: Any, outputs: Tensor, batch: Any) -> Callable[[Tensor], Tensor]:
-    """The mean over the terms of r r', r the slope of one term by its outputs."""
+    """Return the product with the mean over the terms of r r', r the gradient of one term by its outputs."""
     z = outputs.clone().requires_grad_()
     slope = rows(torch.autograd.grad(loss.of_outputs(z, batch), z)[0])  # r / N
     count = getattr(loss, "terms", None)

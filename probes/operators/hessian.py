@@ -1,4 +1,4 @@
-"""The Hessian of an objective, by its products with vectors."""
+"""Hessian of an objective, by its products with vectors."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from torch import Tensor
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.objective.evaluation import BatchEvaluation
 from lossscope.probes.objective.objective import Objective
-from lossscope.probes.operators.base import SymmetricOperator
+from lossscope.probes.operators.base import ObjectiveOperator
 from lossscope.probes.operators.cached_products import CachedProducts
 from lossscope.probes.operators.finite_differences import DIFFERENCES
-from lossscope.probes.operators.method import BatchProduct, Method, held_bytes
-from lossscope.probes.operators.second_derivative import require_second_derivative, second_derivative
+from lossscope.probes.operators.method import BatchProduct, Method, graph_bytes
+from lossscope.probes.operators.second_derivative import check_product, require_second_derivative, second_derivative
 
 __all__ = ["HESSIAN_METHODS", "hessian"]
 
 
 def _reverse(objective: Objective, at: BatchEvaluation) -> BatchProduct:
-    """Reverse over reverse: the derivative of <gradient, v> by a second backward pass, column by column."""
+    """Reverse over reverse: differentiate <gradient, v> by a second backward pass, column by column."""
     batch = objective.slope(objective.leaf(), at, graph=True)
 
     def multiply(rows: Tensor, keep: bool) -> Tensor:
@@ -34,7 +34,7 @@ def _reverse(objective: Objective, at: BatchEvaluation) -> BatchProduct:
 
 
 def _batched(objective: Objective, at: BatchEvaluation) -> BatchProduct:
-    """The same with all columns in one backward pass (`is_grads_batched`)."""
+    """Reverse over reverse, with all columns in one backward pass (`is_grads_batched`)."""
     batch = objective.slope(objective.leaf(), at, graph=True)
 
     def multiply(rows: Tensor, keep: bool) -> Tensor:
@@ -49,31 +49,31 @@ def _batched(objective: Objective, at: BatchEvaluation) -> BatchProduct:
 
 
 def _forward(objective: Objective, at: BatchEvaluation) -> BatchProduct:
-    """Forward over reverse: the derivative of the gradient by one pass with tangents, nothing kept."""
+    """Forward over reverse: differentiate the gradient in forward mode; no graph is kept."""
     return BatchProduct(_mapped(_derivative(objective, at, "forward")))
 
 
 def _linearize(objective: Objective, at: BatchEvaluation) -> BatchProduct:
-    """The gradient linearised once into a program of its own: dear to set up, cheap to run."""
+    """Linearize the gradient once; setting this up is expensive, running it is cheap."""
     gradient = _gradient(objective, at, "linearize")
-    size = held_bytes(_reverse(objective, at))  # what the program keeps is about what the graph would
+    size = graph_bytes(_reverse(objective, at))  # the linearized program keeps about what the graph would
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of torch's tracer about its own constants
+        warnings.simplefilter("ignore")  # torch's tracer warns about its own constants
         _, derivative = torch.func.linearize(gradient, objective.parameters())
     return BatchProduct(_mapped(derivative), bytes=size)
 
 
 def _compile(objective: Objective, at: BatchEvaluation) -> BatchProduct:
-    """Forward over reverse as one compiled program."""
+    """Forward over reverse, compiled."""
     multiply = _mapped(torch.compile(_derivative(objective, at, "compile"), dynamic=False))
     multiply(torch.zeros(1, objective.size, dtype=objective.dtype, device=objective.device), True)  # compiles
     return BatchProduct(multiply)
 
 
 def _derivative(objective: Objective, at: BatchEvaluation, name: str) -> Callable[[Tensor], Tensor]:
-    """The derivative of the gradient of one batch along a direction."""
+    """Return the derivative of the gradient of one batch along a direction."""
     gradient, theta = _gradient(objective, at, name), objective.parameters()
-    if at.before is not None:  # the first evaluations are compared, and a transform cannot
+    if at.before is not None:  # the first two evaluations are compared, which cannot be done inside a transform
         with torch.no_grad():
             objective.loss(objective.copies(), at)
 
@@ -85,8 +85,8 @@ def _derivative(objective: Objective, at: BatchEvaluation, name: str) -> Callabl
 
 
 def _gradient(objective: Objective, at: BatchEvaluation, name: str) -> Callable[[Tensor], Tensor]:
-    """The gradient of one batch as a pure function of the parameters."""
-    _still(objective, name)
+    """Return the gradient of one batch as a pure function of the parameters."""
+    _require_fixed_buffers(objective, name)
 
     def loss(theta: Tensor) -> Any:
         return objective.evaluated(objective.call, objective.vector.views(theta), at).reshape(())
@@ -95,73 +95,78 @@ def _gradient(objective: Objective, at: BatchEvaluation, name: str) -> Callable[
     return gradient
 
 
-def _still(objective: Objective, name: str) -> None:
-    """Refuse train mode, where each evaluation moves the buffers, to a method that evaluates often."""
+def _require_fixed_buffers(objective: Objective, name: str) -> None:
+    """Raise in train mode: each evaluation updates the buffers, and these methods evaluate more than once."""
     if objective.mode == "train":
-        raise ProbeError(f"method={name!r} cannot follow buffers that move in train mode: use mode='frozen'")
+        raise ProbeError(f"method={name!r} does not support mode='train', which updates buffers: use mode='frozen'")
 
 
 def _mapped(derivative: Callable[[Tensor], Tensor]) -> Callable[[Tensor, bool], Tensor]:
-    """Products by a derivative along one direction, mapped over the rows where there are several."""
+    """Return products by a derivative along one direction, vectorized with `vmap` over several rows."""
 
     def multiply(rows: Tensor, keep: bool) -> Tensor:
         if len(rows) == 1:
-            return derivative(rows[0]).clone()[None]  # a program may hand out what it keeps
+            return derivative(rows[0]).clone()[None]  # a linearized program may return a tensor that it keeps
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of torch about rules that are slow
+            warnings.simplefilter("ignore")  # torch warns about slow batching rules
             found: Tensor = torch.func.vmap(derivative)(rows)
         return found
 
     return multiply
 
 
+def _require_forward_derivative(objective: Objective) -> None:
+    """Raise if forward mode gets the second derivative of the objective silently wrong, as a wrong `jvp` rule does."""
+    check_product(
+        objective, lambda frozen, at, direction: _forward(frozen, at).multiply(direction[None], False)[0], "forward"
+    )
+
+
 HESSIAN_METHODS: Final = (
     Method("reverse", _reverse, is_gradient=True, check=require_second_derivative),
-    Method("batched", _batched, widths=(2, 8), is_gradient=True, check=require_second_derivative, first_seconds=0.6),
-    Method("forward", _forward, widths=(1, 8), first_seconds=2.0),
-    Method("linearize", _linearize, widths=(1, 8), first_seconds=2.0, node_seconds=0.03),
-    Method("compile", _compile, first_seconds=30.0, node_seconds=0.1),
+    Method("batched", _batched, width=8, is_gradient=True, check=require_second_derivative),
+    Method("forward", _forward, width=8, fallback=True, fallback_check=_require_forward_derivative),
+    Method("linearize", _linearize, width=8),
+    Method("compile", _compile),
     DIFFERENCES,
 )
 
 
-def hessian(objective: Objective, *, method: str = "auto", memory: float = 2**30) -> SymmetricOperator:
-    r"""The Hessian of an objective at the parameters the model has when a product is taken.
+def hessian(objective: Objective, *, method: str = "reverse", memory: float = 2**30) -> ObjectiveOperator:
+    r"""Return the Hessian of an objective at the parameters the model has when a product is taken.
 
     A product is the derivative of :math:`\langle \nabla L, v\rangle` (Pearlmutter's identity), exact up to rounding
-    for every method but `differences`. The columns of a block share one forward and one first backward pass; `held()`
-    shares them between products too, batch by batch as far as `memory` allows. What it keeps belongs to the parameters
-    at its start: move them only outside.
+    for every method but `differences`. The columns of a block share one forward and one first backward pass; inside
+    `cached()` products share them too, batch by batch as far as `memory` allows. Cached graphs belong to the
+    parameters at its start: move the parameters only outside.
 
     Args:
         objective: The loss; its trainable parameters are the `n` coordinates.
-        method: `auto`, or one of
+        method: One of
 
-            * `reverse`: a second backward pass for each column,
-            * `batched`: one second backward pass for a block of columns (`is_grads_batched`),
-            * `forward`: one pass with tangents (`torch.func.jvp` of the gradient), which keeps no graph,
-            * `linearize`: `torch.func.linearize` of the gradient, dear to set up and cheap to run,
+            * `reverse` (default): a second backward pass for each column; where it raises, `forward` and then
+              `differences` replace it, and the operator's `method` and `fallback_reason` say so,
+            * `batched`: one second backward pass for 8 columns (`is_grads_batched`),
+            * `forward`: one pass in forward mode (`torch.func.jvp` of the gradient), which keeps no graph,
+            * `linearize`: `torch.func.linearize` of the gradient, with an expensive set-up and cheap products,
             * `compile`: `forward`, compiled (on CUDA only),
-            * `differences`: central differences of gradients, where the model has no second derivative.
+            * `differences`: central differences of gradients, for models without a second derivative.
 
-            `auto` takes `reverse` by rule; where `cached` expects 30 products or more (50 with a single batch) it may
-            compare the methods first, for a tenth of the job at the most, and use the best one until the end of
-            `cached`. Where `reverse` raises it goes on to `forward` and `differences`.
-        memory: Bytes that the kept graphs of `cached` may hold together.
+            Every method but the default raises where it cannot take a product.
+        memory: Upper bound in bytes for the cached graphs. Default: 1 GiB.
 
     Returns:
-        The operator. A parameter that the loss does not contain has a zero row. Its `method` is what takes the
-        products, its `choice` says why.
+        The operator. A parameter that the loss does not contain has a zero row.
 
     Raises:
-        ProbeError: the method is unknown, or the memory is negative. A product raises one where a method that was named
-            cannot take it, or memory runs out.
+        ProbeError: the method is unknown, or the memory is negative. A product raises it where the method cannot take
+            it, or memory runs out.
 
     Source:
         B. Pearlmutter (1994), Fast exact multiplication by the Hessian, Neural Computation 6(1), 147-160.
     """
-    offered = [known for known in HESSIAN_METHODS if known.name != "compile" or objective.device.type == "cuda"]
-    products = CachedProducts("hessian", objective, offered, method=method, memory=memory)
+    available = [known for known in HESSIAN_METHODS if known.name != "compile" or objective.device.type == "cuda"]
+    products = CachedProducts(objective, available, method=method, memory=memory)
     return products.operator(
-        lambda names: hessian(objective.restricted(names), method=method, memory=memory), hessian_of=objective
+        lambda names: hessian(objective.restricted(names), method=method, memory=memory), is_hessian=True
     )

@@ -1,4 +1,4 @@
-"""A way to take products, and what it makes of one batch."""
+"""A method of taking matrix-vector products, and the product it prepares for one batch."""
 
 from __future__ import annotations
 
@@ -12,61 +12,59 @@ from lossscope.probes.objective.autograd_guards import graph_nodes
 from lossscope.probes.objective.evaluation import BatchEvaluation
 from lossscope.probes.objective.objective import Objective
 
-__all__ = ["BatchProduct", "Method", "held_bytes"]
+__all__ = ["BatchProduct", "Method", "graph_bytes"]
 
 
 @dataclass(frozen=True)
 class BatchProduct:
-    """Products with the curvature of one batch's mean loss, at the parameters of the moment it was made."""
+    """Products with the curvature of one batch's mean loss, at the parameters for which it was prepared."""
 
-    multiply: Callable[[Tensor, bool], Tensor]  # rows (k, n) and whether it is used again -> fresh rows (k, n)
-    ends: Sequence[Tensor] = ()  # where the graph ends that it holds
-    own: Sequence[Tensor] = ()  # tensors in the graph that it does not hold for itself: the leaf
-    bytes: int | None = None  # what it holds, where no graph tells
+    multiply: Callable[[Tensor, bool], Tensor]  # rows (k, n), whether it is used again -> new rows (k, n)
+    ends: Sequence[Tensor] = ()  # outputs of the graph it keeps alive
+    own: Sequence[Tensor] = ()  # tensors of the graph that exist anyway and are not counted: the leaf
+    bytes: int | None = None  # memory it keeps, where the graph does not show it
 
 
 @dataclass(frozen=True)
 class Method:
-    """A way to take products, and what is known of it beforehand."""
+    """A method of taking products, with its properties."""
 
     name: str
     prepare: Callable[[Objective, BatchEvaluation], BatchProduct]
-    widths: tuple[int, ...] = (1,)  # block widths to try, in this order; the last is taken where nothing is measured
-    is_gradient: bool = False  # whether preparing it costs one gradient and little else
-    check: Callable[[Objective], None] | None = None  # raises where it is wrong without a word
-    unit: Callable[[Objective, BatchEvaluation], float] | None = (
-        None  # measures its relative error; None where exact up to rounding
-    )
-    first_seconds: float = 0.0  # what its first use in a process may cost on top, for what torch then loads
-    node_seconds: float = 0.0  # what preparing it may cost for each node of the plain method's graph
+    width: int = 1  # columns multiplied at a time
+    is_gradient: bool = False  # True if `prepare` costs one gradient and little else
+    check: Callable[[Objective], None] | None = None  # raises if its products are silently wrong
+    unit: Callable[[Objective, BatchEvaluation], float] | None = None  # its relative error; None if exact to rounding
+    fallback: bool = False  # True if it may replace the default method where that one raises
+    fallback_check: Callable[[Objective], None] | None = None  # a check made only before it does
 
 
-def held_bytes(made: BatchProduct) -> int:
-    """The memory that a product of one batch holds: every storage saved in its graph once.
+def graph_bytes(product: BatchProduct) -> int:
+    """Return the memory that the product of one batch keeps alive: each storage saved in its graph counts once.
 
     Args:
-        made: The product.
+        product: The product.
 
     Returns:
-        Bytes.
+        The number of bytes.
     """
-    if made.bytes is not None:
-        return made.bytes
-    held: dict[int, int] = {}
-    for node in graph_nodes(made.ends):
+    if product.bytes is not None:
+        return product.bytes
+    storages: dict[int, int] = {}
+    for node in graph_nodes(product.ends):
         for tensor in _saved(node):
             storage = tensor.untyped_storage()
-            held[storage.data_ptr()] = storage.nbytes()
-    for tensor in made.own:
-        held.pop(tensor.untyped_storage().data_ptr(), None)
-    return sum(held.values())
+            storages[storage.data_ptr()] = storage.nbytes()
+    for tensor in product.own:
+        storages.pop(tensor.untyped_storage().data_ptr(), None)
+    return sum(storages.values())
 
 
-_SAVED: dict[type, tuple[str, ...]] = {}  # the attributes of each type of node that hold what it has saved
+_SAVED: dict[type, tuple[str, ...]] = {}  # node type -> names of the attributes with its saved tensors
 
 
 def _saved(node: Any) -> list[Tensor]:
-    """The tensors that a node of a graph has saved."""
+    """Return the tensors that a graph node has saved."""
     kind = type(node)
     if kind not in _SAVED:
         _SAVED[kind] = tuple(n for n in dir(kind) if n.startswith("_saved_") or n == "saved_tensors")

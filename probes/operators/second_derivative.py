@@ -1,8 +1,9 @@
-"""The derivative of a gradient with its graph, and whether it is the right one."""
+"""Derivative of a gradient by autograd, and a check that it is right."""
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Final
 
@@ -12,71 +13,94 @@ from torch import Tensor
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.objective.evaluation import BatchEvaluation, BatchGradient
 from lossscope.probes.objective.objective import Objective
-from lossscope.probes.operators.finite_differences import Differences, apart
+from lossscope.probes.operators.finite_differences import Differences, relative_distance
 
-__all__ = ["SecondDerivativeError", "require_second_derivative", "second_derivative"]
+__all__ = ["SecondDerivativeError", "check_product", "require_second_derivative", "second_derivative"]
 
-_WRONG: Final = 0.01  # of a product, by which it may differ from settled differences
+_WRONG: Final = 0.01  # relative error above which a product contradicts converged finite differences
 
 
 class SecondDerivativeError(ProbeError):
-    """A second derivative that autograd gets wrong without a word."""
+    """A second derivative that automatic differentiation gets silently wrong."""
 
 
 def second_derivative(batch: BatchGradient, direction: Tensor, last: bool) -> Tensor:
-    """The derivative of the batch's slope along a direction: a product with the Hessian of the batch's loss.
+    """Return the derivative of the batch's gradient along a direction: a product with the Hessian of the batch's loss.
 
     Args:
         batch: The gradient with its graph.
         direction: `(n,)`, in the dtype and on the device of the gradient.
-        last: Whether the graph is used for the last time, and is freed.
+        last: True if the graph is not needed afterwards and can be freed.
 
     Returns:
         The derivative `(n,)`, zero where the gradient is constant.
     """
     if not batch.gradient.requires_grad:
         return torch.zeros_like(batch.theta)
-    # the derivative of a number needs no grad_outputs, for which torch loads its symbolic shapes: half a second, once
+    # a scalar needs no grad_outputs, for which torch would import its symbolic shapes: half a second, once
     along = torch.dot(batch.gradient, direction)
     return torch.autograd.grad(along, batch.theta, retain_graph=not last, materialize_grads=True)[0]
 
 
 def require_second_derivative(objective: Objective) -> None:
-    """Refuse an objective whose second derivative autograd gets wrong without a word.
+    """Raise if autograd gets the second derivative of an objective silently wrong.
 
-    A `torch.autograd.Function` whose backward pass reads what it needs from the forward pass (a fused loss, say), or
-    is marked as differentiable once, has no derivative there: torch tells where the incoming slope has one, and else
-    takes it for zero; and torch's own weight norm has a wrong one. Where such functions are in the graph, one
-    product of the first batch is compared with differences of gradients, once for an objective.
+    The backward pass of a `torch.autograd.Function` that reads precomputed values from the forward pass (a fused loss,
+    say), or that is marked `once_differentiable`, has no derivative: torch raises only where the incoming gradient has
+    one, and treats it as zero otherwise. The second derivative of torch's own weight norm is wrong. Where the graph
+    contains such functions, one product of the first batch is compared with finite differences, once per objective.
 
     Args:
         objective: The loss.
 
     Raises:
-        SecondDerivativeError: the product is another.
+        SecondDerivativeError: the two differ.
     """
-    if objective.twice:
+    if objective.second_derivative_checked:
         return
+    check_product(objective, _by_reverse, "reverse")
+    objective.second_derivative_checked = True
+
+
+def check_product(
+    objective: Objective, product: Callable[[Objective, BatchEvaluation, Tensor], Tensor], method: str
+) -> None:
+    """Raise if a Hessian product of an objective with custom functions differs from finite differences.
+
+    Without custom autograd functions in the graph nothing is compared; neither where kinks keep the differences from
+    converging.
+
+    Args:
+        objective: The loss.
+        product: Multiplies a vector `(n,)` by the Hessian of one batch of the given objective.
+        method: The name of the method, for the message.
+
+    Raises:
+        SecondDerivativeError: the two differ by more than 1 %.
+    """
     with objective.evaluating():
         if objective.custom is None:
             next(objective.gradients())
-        if objective.custom:
-            still = copy.copy(objective)  # the first batch finds the same buffers in both modes; here they stand still
-            still.mode = "frozen" if objective.mode == "train" else objective.mode
-            at = replace(next(still.passes()), before=None)
-            _compare(Differences(still, at), at, objective)
-    objective.twice = True
+        if not objective.custom:
+            return
+        # the first batch sees the same buffers in train and frozen mode, and frozen mode does not update them
+        frozen = copy.copy(objective)
+        frozen.mode = "frozen" if objective.mode == "train" else objective.mode
+        at = replace(next(frozen.passes()), before=None)
+        differences = Differences(frozen, at)
+        if (expected := differences.converged()) is None:
+            return
+        wide = differences.objective
+        if (error := relative_distance(expected, product(wide, at, differences.probe))) > _WRONG:
+            setting = "mode='frozen' and " if objective.mode == "train" else ""
+            raise SecondDerivativeError(
+                f"a product with the Hessian by method={method!r} differs from finite differences by {error:.0%}: the "
+                f"backward pass of {' or '.join(objective.custom)} has no derivative of its own, or a wrong one; use "
+                f"{setting}hessian(objective), which falls back to finite differences"
+            )
 
 
-def _compare(differences: Differences, at: BatchEvaluation, whole: Objective) -> None:
-    """Compare a product with differences that kinks leave alone."""
-    if (expected := differences.settled()) is None:
-        return
-    batch = differences.objective.slope(differences.objective.leaf(), at, graph=True)
-    if (error := apart(expected, second_derivative(batch, differences.probe, last=True))) > _WRONG:
-        frozen = "mode='frozen' and " if whole.mode == "train" else ""
-        raise SecondDerivativeError(
-            f"a product with the Hessian differs from differences of gradients by {error:.0%}: what the backward pass "
-            f"of {' or '.join(whole.custom or ())} computes has no derivative of its own, or a wrong one; use {frozen}"
-            "hessian(objective), which takes differences there"
-        )
+def _by_reverse(objective: Objective, at: BatchEvaluation, direction: Tensor) -> Tensor:
+    """Return the product of a vector with the Hessian of one batch, by two backward passes."""
+    batch = objective.slope(objective.leaf(), at, graph=True)
+    return second_derivative(batch, direction, last=True)

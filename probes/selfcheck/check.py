@@ -1,4 +1,4 @@
-"""A statement with a known answer, and how it came out: held, did not hold, or could not be judged."""
+"""Self-check: a statement with a known answer, and its result (passed, failed or inconclusive)."""
 
 from __future__ import annotations
 
@@ -9,80 +9,80 @@ from typing import TypeAlias
 
 import torch
 
-__all__ = ["Check", "Judge", "NotJudgedError", "Place", "Reading", "check"]
+__all__ = ["Check", "CheckResult", "InconclusiveError", "Place", "Reading", "check"]
 
 
 @dataclass(frozen=True)
-class Check:
-    """A statement that was checked, and how it came out.
+class CheckResult:
+    """Result of a check.
 
     Attributes:
-        name: Its name, one for each statement.
-        what: The statement in words.
-        figure: How far the measured is from the known; nan where nothing was measured.
-        bound: The largest figure that lets the statement hold.
-        held: Whether it held; None where it could not be judged, which is no pass.
-        why: What the figure was taken from; where it is missing, the reason and what to do.
+        name: Unique name of the check.
+        statement: The statement that was checked.
+        error: Distance of the measured value from the known one; nan where nothing was measured.
+        bound: The largest error with which the check passes.
+        passed: True if it passed, False if it failed; None if it is inconclusive, which does not count as passed.
+        detail: How the error is defined; where it is missing, the reason and what to do.
     """
 
     name: str
-    what: str
-    figure: float
+    statement: str
+    error: float
     bound: float
-    held: bool | None
-    why: str
+    passed: bool | None
+    detail: str
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where checks are made: the dtype of the numbers, and the device that multiplies them."""
+    """The dtype and the device with which checks are made."""
 
     dtype: torch.dtype
     device: torch.device
 
     @property
     def eps(self) -> float:
-        """The distance from 1 to the next number of the dtype."""
+        """Distance from 1 to the next larger number of the dtype."""
         return float(torch.finfo(self.dtype).eps)
 
 
-class NotJudgedError(Exception):
-    """Why a statement cannot be judged here, and what to do about it."""
+class InconclusiveError(Exception):
+    """A check cannot be made here; the message says why and what to do."""
 
 
-Reading: TypeAlias = tuple[float, float, str]  # figure, bound, what it was taken from
+Reading: TypeAlias = tuple[float, float, str]  # error, bound, how the error is defined
 
 
 @dataclass(frozen=True)
-class Judge:
-    """What finds out whether a statement holds at a place; made by `check`.
+class Check:
+    """A statement and the function that measures it; made by the decorator `check`.
 
-    The statement holds where the figure is at most the bound; a figure of nan does not hold. A reading that raises has
-    failed, whatever it raises; only `NotJudgedError` says that nothing can be said.
+    The check passes if the error is at most the bound; an error of nan fails. It fails if the measurement raises
+    anything but `InconclusiveError`.
     """
 
     name: str
-    what: str
-    read: Callable[[Place], Reading]
+    statement: str
+    measure: Callable[[Place], Reading]
 
-    def __call__(self, place: Place) -> Check:
-        """How the statement comes out there; never raises."""
+    def __call__(self, place: Place) -> CheckResult:
+        """Run the check and return its result; never raises."""
         try:
-            figure, bound, why = self.read(place)
-        except NotJudgedError as reason:
-            return Check(self.name, self.what, math.nan, math.nan, None, str(reason))
-        except Exception as error:
-            words = " ".join(str(error).split())
-            return Check(self.name, self.what, math.nan, math.nan, False, f"it raised {type(error).__name__}: {words}")
-        return Check(self.name, self.what, figure, bound, figure <= bound, why)
+            error, bound, detail = self.measure(place)
+        except InconclusiveError as reason:
+            return CheckResult(self.name, self.statement, math.nan, math.nan, None, str(reason))
+        except Exception as raised:
+            detail = f"it raised {type(raised).__name__}: {' '.join(str(raised).split())}"
+            return CheckResult(self.name, self.statement, math.nan, math.nan, False, detail)
+        return CheckResult(self.name, self.statement, error, bound, error <= bound, detail)
 
 
-def check(name: str, what: str) -> Callable[[Callable[[Place], Reading]], Judge]:
-    """A decorator that makes a judge of a function that takes a reading.
+def check(name: str, statement: str) -> Callable[[Callable[[Place], Reading]], Check]:
+    """Return a decorator that makes a check of a function that measures.
 
     Args:
-        name: Of the check.
-        what: The statement.
+        name: Unique name of the check.
+        statement: The statement that is checked.
 
     Returns:
         The decorator.
@@ -91,11 +91,11 @@ def check(name: str, what: str) -> Callable[[Callable[[Place], Reading]], Judge]
         >>> @check("one", "one is one")
         ... def one(place):
         ...     return abs(1 - 1), place.eps, "integers"
-        >>> one(Place(torch.float32, torch.device("cpu"))).held
+        >>> one(Place(torch.float32, torch.device("cpu"))).passed
         True
     """
 
-    def decorate(read: Callable[[Place], Reading]) -> Judge:
-        return Judge(name, what, read)
+    def decorate(measure: Callable[[Place], Reading]) -> Check:
+        return Check(name, statement, measure)
 
     return decorate

@@ -1,4 +1,4 @@
-"""Problems with known answers: regressions with their Hessians in closed form, and networks to take products of."""
+"""Test problems of the self-check: regressions with closed-form Hessians, and small networks."""
 
 from __future__ import annotations
 
@@ -20,56 +20,56 @@ __all__ = [
     "NETWORKS",
     "Parameters",
     "Regression",
-    "asked",
     "dense",
     "distance",
     "gaussian",
     "linear_regression",
     "logistic_regression",
     "network",
+    "not_none",
     "quadratic",
     "rotated",
     "softmax_regression",
 ]
 
 T = TypeVar("T")
-_COUNTS: Final = (17, 8, 1)  # uneven batches: a mean of their means would be another number
+_COUNTS: Final = (17, 8, 1)  # uneven batches, so that the mean of batch means differs from the mean
 _FEATURES: Final = 4
 _CLASSES: Final = 3
 
 
 @dataclass(frozen=True)
 class Regression:
-    """A convex problem and what its matrices are, in float64 on the CPU."""
+    """A convex problem with its matrices, in float64 on the CPU."""
 
     objective: Objective
     hessian: Tensor  # (n, n)
     empirical_fisher: Tensor | None = None  # (n, n)
 
 
-def asked(found: T | None) -> T:
-    """What was asked for, which must be there.
+def not_none(found: T | None) -> T:
+    """Return a quantity after checking that it is not None.
 
     Args:
-        found: A quantity of a measurement.
+        found: A requested quantity of a measurement.
 
     Returns:
-        The same.
+        The same object.
 
     Raises:
         ProbeError: it is None.
     """
     if found is None:
-        raise ProbeError("a quantity that was asked for is None")
+        raise ProbeError("a requested quantity is None")
     return found
 
 
 def gaussian(*shape: int, seed: int = 0) -> Tensor:
-    """Normal numbers in float64 on the CPU, the same on every machine.
+    """Return standard normal numbers in float64 on the CPU, the same on every machine.
 
     Args:
-        shape: Of the tensor.
-        seed: Of the numbers.
+        shape: Shape of the tensor.
+        seed: Seed of the generator.
 
     Returns:
         The tensor.
@@ -78,7 +78,7 @@ def gaussian(*shape: int, seed: int = 0) -> Tensor:
 
 
 def dense(operator: SymmetricOperator) -> Tensor:
-    """The whole matrix of an operator, from its products with the unit vectors.
+    """Return the dense matrix of an operator, from its products with the unit vectors.
 
     Args:
         operator: `(n, n)`.
@@ -90,21 +90,21 @@ def dense(operator: SymmetricOperator) -> Tensor:
 
 
 def distance(found: Tensor, known: Tensor) -> float:
-    """How far two arrays are apart, relative to the norm of the known one.
+    """Return the distance of two arrays relative to the norm of the known one.
 
     Args:
-        found: The array that was measured.
-        known: What it should be, of the same shape and not zero.
+        found: The measured array.
+        known: The known array, of the same shape and not zero.
 
     Returns:
-        The distance, taken in float64.
+        The distance, computed in float64.
     """
     known = known.cpu().double()
     return float((found.detach().cpu().double() - known).norm() / known.norm())
 
 
 def linear_regression(place: Place) -> Regression:
-    r"""Least squares with an intercept: :math:`H = \frac{2}{N} X^\top X`, the last column of X ones.
+    r"""Return least squares with an intercept: :math:`H = \frac{2}{N} X^\top X`, the last column of X ones.
 
     Args:
         place: The dtype and the device.
@@ -119,7 +119,7 @@ def linear_regression(place: Place) -> Regression:
 
 
 def logistic_regression(place: Place) -> Regression:
-    r"""Two classes and one logit: :math:`H = \frac1N X^\top \mathrm{diag}(s (1 - s)) X`, s the predictions.
+    r"""Return logistic regression: :math:`H = \frac1N X^\top \mathrm{diag}(s (1 - s)) X` with predictions s.
 
     Args:
         place: The dtype and the device.
@@ -136,9 +136,9 @@ def logistic_regression(place: Place) -> Regression:
 
 
 def softmax_regression(place: Place) -> Regression:
-    r"""Softmax regression, where Hessian, Gauss-Newton and Fisher matrix agree.
+    r"""Return softmax regression, where Hessian, Gauss-Newton and Fisher matrix are equal.
 
-    They are the mean of :math:`J^\top (\mathrm{diag}\,p - p p^\top) J`, and the empirical Fisher matrix is that of
+    They are the mean of :math:`J^\top (\mathrm{diag}\,p - p p^\top) J`, and the empirical Fisher matrix is the mean of
     :math:`J^\top (p - e_y)(p - e_y)^\top J`, with J the derivative of the logits by weights and intercepts.
 
     Args:
@@ -163,7 +163,7 @@ def softmax_regression(place: Place) -> Regression:
 
 
 class Parameters(nn.Module):
-    """Nothing but a vector of parameters."""
+    """A module that is one vector of parameters."""
 
     def __init__(self, theta: Tensor) -> None:
         super().__init__()
@@ -171,14 +171,14 @@ class Parameters(nn.Module):
 
 
 def quadratic(eigenvalues: Tensor, place: Place) -> Objective:
-    r"""The loss :math:`\frac12 \sum_i \lambda_i \theta_i^2`, whose Hessian is diagonal.
+    r"""Return the loss :math:`\frac12 \sum_i \lambda_i \theta_i^2`, whose Hessian is diagonal.
 
     Args:
         eigenvalues: `(n,)`.
         place: The dtype and the device.
 
     Returns:
-        The objective, standing at ones.
+        The objective, with all parameters 1.
     """
     entries = eigenvalues.to(place.device, place.dtype)
     model = Parameters(torch.ones_like(entries))
@@ -186,12 +186,12 @@ def quadratic(eigenvalues: Tensor, place: Place) -> Objective:
 
 
 def rotated(eigenvalues: Tensor, place: Place, *, seed: int = 0) -> Tensor:
-    """A symmetric matrix of these eigenvalues without a preferred basis.
+    """Return a symmetric matrix with given eigenvalues in a random basis.
 
     Args:
         eigenvalues: `(n,)`.
-        place: The dtype and the device; rounding to the dtype moves the eigenvalues by eps.
-        seed: Of the basis.
+        place: The dtype and the device; rounding to the dtype changes the eigenvalues by eps.
+        seed: Seed of the basis.
 
     Returns:
         The matrix `(n, n)`.
@@ -209,7 +209,7 @@ class _Attention(nn.Module):
         self.qkv, self.head = nn.Linear(2, 6), nn.Linear(4, _CLASSES)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The logits."""
+        """Return the logits."""
         q, k, v = self.qkv(x.reshape(len(x), 1, 2, 2)).chunk(3, -1)
         mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         logits: Tensor = self.head(mixed.reshape(len(x), 4))
@@ -217,7 +217,7 @@ class _Attention(nn.Module):
 
 
 def _images(*norm: nn.Module) -> nn.Module:
-    """One convolution of 2 by 2 pixels."""
+    """Return a network with one convolution of 2 by 2 pixels."""
     convolution = (nn.Unflatten(1, (1, 2, 2)), nn.Conv2d(1, 4, 2, padding=1))
     return nn.Sequential(*convolution, *norm, nn.Tanh(), nn.Flatten(), nn.Linear(36, _CLASSES))
 
@@ -237,12 +237,12 @@ NETWORKS: Final[dict[str, Callable[[], nn.Module]]] = {
 
 
 def network(name: str, place: Place, counts: tuple[int, ...] = _COUNTS) -> Objective:
-    """The cross-entropy of one of `NETWORKS` on uneven batches.
+    """Return the cross-entropy of one of `NETWORKS` on uneven batches.
 
     Args:
-        name: Of the network.
+        name: Name of the network.
         place: The dtype and the device.
-        counts: Samples of each batch.
+        counts: Number of samples in each batch.
 
     Returns:
         The objective; weights and data are the same on every machine.
@@ -255,7 +255,7 @@ def network(name: str, place: Place, counts: tuple[int, ...] = _COUNTS) -> Objec
 
 
 def _inputs(place: Place) -> Tensor:
-    """Inputs `(N, 4)` in the dtype, on the CPU, where the closed form is taken from them."""
+    """Return inputs `(N, 4)` in the dtype, on the CPU, where the closed form is computed."""
     return gaussian(sum(_COUNTS), _FEATURES, seed=3).to(place.dtype)
 
 
@@ -266,7 +266,7 @@ def _linear(place: Place, outputs: int) -> nn.Linear:
 
 
 def _flat(net: nn.Module) -> Tensor:
-    """The parameters in float64, in the order of the flat vector."""
+    """Return the parameters in float64, in the order of the flat vector."""
     return torch.cat([p.detach().double().reshape(-1) for p in net.parameters()])
 
 
@@ -281,6 +281,6 @@ def _logistic_loss(model: nn.Module, batch: Any) -> Tensor:
 def _objective(
     net: nn.Module, loss: Any, X: Tensor, y: Tensor, place: Place, counts: tuple[int, ...] = _COUNTS
 ) -> Objective:
-    """The objective at the place. The parameters move there with the net, which the closed form no longer needs."""
+    """Return the objective on the device; this moves the parameters there, after the closed form was computed."""
     parts = [part.to(place.device).split(list(counts)) for part in (X, y)]  # type: ignore[no-untyped-call]
     return Objective(net.to(place.device), loss, list(zip(*parts, strict=True)))

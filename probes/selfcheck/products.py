@@ -1,4 +1,4 @@
-"""Checks of products: closed forms, symmetry, finite differences, and a model left as it was."""
+"""Checks of products: closed forms, symmetry, finite differences, and an unchanged model."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from lossscope.probes.selfcheck.check import Place, Reading, check
 from lossscope.probes.selfcheck.problems import (
     NETWORKS,
     Parameters,
-    asked,
     dense,
     distance,
     gaussian,
     linear_regression,
     logistic_regression,
     network,
+    not_none,
     softmax_regression,
 )
 from lossscope.probes.sharpness.directional import directional_sharpness
@@ -33,7 +33,7 @@ from lossscope.probes.spectrum.measure import measure_spectrum
 
 __all__ = ["PRODUCT_CHECKS"]
 
-_ROUNDINGS: Final = 50.0  # in units of eps, the distance a matrix may keep from its closed form
+_ROUNDINGS: Final = 50.0  # largest relative distance of a matrix from its closed form, in units of eps
 _OPERATORS: Final[dict[str, Callable[[Objective], SymmetricOperator]]] = {
     "Hessian": hessian,
     "Gauss-Newton": gauss_newton,
@@ -45,30 +45,30 @@ _OPERATORS: Final[dict[str, Callable[[Objective], SymmetricOperator]]] = {
 @check("linear regression", "the Hessian of least squares is 2 X'X / N")
 def _linear(place: Place) -> Reading:
     problem = linear_regression(place)
-    figure = distance(dense(hessian(problem.objective)), problem.hessian)
-    return figure, _ROUNDINGS * place.eps, "relative distance of the matrices, three uneven batches"
+    error = distance(dense(hessian(problem.objective)), problem.hessian)
+    return error, _ROUNDINGS * place.eps, "relative distance of the matrices, three uneven batches"
 
 
 @check("logistic regression", "the Hessian is X' diag(s (1 - s)) X / N")
 def _logistic(place: Place) -> Reading:
     problem = logistic_regression(place)
-    figure = distance(dense(hessian(problem.objective)), problem.hessian)
-    return figure, _ROUNDINGS * place.eps, "relative distance of the matrices, three uneven batches"
+    error = distance(dense(hessian(problem.objective)), problem.hessian)
+    return error, _ROUNDINGS * place.eps, "relative distance of the matrices, three uneven batches"
 
 
 @check("softmax regression", "H = G = true Fisher = mean of J' (diag p - pp') J")
 def _softmax(place: Place) -> Reading:
     problem = softmax_regression(place)
     kinds = ("Hessian", "Gauss-Newton", "true Fisher")
-    apart = {kind: distance(dense(_OPERATORS[kind](problem.objective)), problem.hessian) for kind in kinds}
-    return _worst(apart, _ROUNDINGS * place.eps, "relative distance of the matrices")
+    errors = {kind: distance(dense(_OPERATORS[kind](problem.objective)), problem.hessian) for kind in kinds}
+    return _worst(errors, _ROUNDINGS * place.eps, "relative distance of the matrices")
 
 
 @check("empirical Fisher", "softmax regression: the mean of J' (p - y)(p - y)' J")
 def _empirical_fisher(place: Place) -> Reading:
     problem = softmax_regression(place)
-    figure = distance(dense(fisher(problem.objective, kind="empirical")), asked(problem.empirical_fisher))
-    return figure, _ROUNDINGS * place.eps, "relative distance of the matrices"
+    error = distance(dense(fisher(problem.objective, kind="empirical")), not_none(problem.empirical_fisher))
+    return error, _ROUNDINGS * place.eps, "relative distance of the matrices"
 
 
 @check("no residual", "H = G where a network fits its targets exactly")
@@ -76,13 +76,13 @@ def _no_residual(place: Place) -> Reading:
     fitted = network("tanh", place, (26,))
     pairs = [(x, fitted.model(x).detach()) for x, _ in fitted.data.batches]
     objective = Objective(fitted.model, MeanSquaredError(), pairs)
-    figure = distance(dense(hessian(objective)), dense(gauss_newton(objective)))
-    return figure, _ROUNDINGS * place.eps, "relative distance of the matrices, tanh network"
+    error = distance(dense(hessian(objective)), dense(gauss_newton(objective)))
+    return error, _ROUNDINGS * place.eps, "relative distance of the matrices, tanh network"
 
 
-@check("scalar factorisation", "(w1 w2 - 1)^2 / 2: sharpness w1^2 + w2^2, invariants 2, 2, 4")
-def _scalar_factorisation(place: Place) -> Reading:
-    apart: dict[str, float] = {}
+@check("scalar factorization", "(w1 w2 - 1)^2 / 2: sharpness w1^2 + w2^2, invariants 2, 2, 4")
+def _scalar_factorization(place: Place) -> Reading:
+    errors: dict[str, float] = {}
     for w in (1.0, 2.0, 5.0):
         theta = torch.tensor([w, 1 / w], dtype=place.dtype, device=place.device)
         objective = Objective(Parameters(theta), lambda m, _: (m.theta.prod() - 1) ** 2 / 2, [torch.zeros(1)])
@@ -90,14 +90,14 @@ def _scalar_factorisation(place: Place) -> Reading:
         ends = torch.linalg.eigvalsh(dense(H))
         sharpness = w**2 + 1 / w**2
         relative = float(torch.linalg.eigvalsh(dense(scaled(H, theta.abs())))[-1])
-        apart |= {
+        errors |= {
             f"lambda_max at w1 = {w:g}": abs(float(ends[-1]) / sharpness - 1),
             f"lambda_min at w1 = {w:g}": abs(float(ends[0])) / sharpness,
             f"lambda_max of |theta| H |theta| at w1 = {w:g}": abs(relative / 2 - 1),
             f"the adaptive trace at w1 = {w:g}": abs(adaptive_trace(objective).value / 2 - 1),
             f"theta' H theta at w1 = {w:g}": abs(directional_sharpness(objective, theta).curvature.value / 4 - 1),
         }
-    return _worst(apart, _ROUNDINGS * place.eps, "relative error")
+    return _worst(errors, _ROUNDINGS * place.eps, "relative error")
 
 
 @check("preconditioned", "P^-1/2 A P^-1/2 has the eigenvalues of P^-1 A")
@@ -111,7 +111,7 @@ def _preconditioned(place: Place) -> Reading:
 
 @check("symmetry", "<Av, w> = <v, Aw> for Hessian, Gauss-Newton and Fisher")
 def _symmetry(place: Place) -> Reading:
-    apart: dict[str, float] = {}
+    errors: dict[str, float] = {}
     for name in NETWORKS:
         objective = network(name, place)
         v, w = gaussian(objective.size, seed=5), gaussian(objective.size, seed=6)
@@ -119,33 +119,33 @@ def _symmetry(place: Place) -> Reading:
             A = operator_of(objective)
             Av, Aw = (A @ v).cpu().double(), (A @ w).cpu().double()
             lengths = float(Av.norm() * w.norm())
-            apart[f"{kind}, {name}"] = abs(float(Av @ w - v @ Aw)) / lengths
-    return _worst(apart, _ROUNDINGS * place.eps, "of |Hv| |w|")
+            errors[f"{kind}, {name}"] = abs(float(Av @ w - v @ Aw)) / lengths
+    return _worst(errors, _ROUNDINGS * place.eps, "relative to |Av| |w|")
 
 
 @check("finite differences", "Hessian products are differences of gradients")
 def _finite_differences(place: Place) -> Reading:
-    apart: dict[str, float] = {}
+    errors: dict[str, float] = {}
     for name in ("tanh", "attention", "layer norm", "group norm"):
         objective = network(name, place)
         v = gaussian(objective.size, seed=5)
         v /= v.norm()
-        apart[name] = distance(hessian(objective) @ v, _difference(objective, v))
-    # a difference of fourth order with the best step is off by eps^(4/5) times how fast the curvature changes
-    return _worst(apart, 50 * place.eps**0.8, "relative distance of the products")
+        errors[name] = distance(hessian(objective) @ v, _difference(objective, v))
+    # the error of a fourth-order difference with the best step is eps^(4/5) times the rate of change of the curvature
+    return _worst(errors, 50 * place.eps**0.8, "relative distance of the products")
 
 
-@check("trace of a ReLU network", "tr H = tr G, as straight pieces do not bend")
+@check("trace of a ReLU network", "tr H = tr G, as the network is piecewise linear")
 def _relu(place: Place) -> Reading:
     objective = network("ReLU", place, (26,))
     H, G = dense(hessian(objective)), dense(gauss_newton(objective))
-    apart = abs(float(H.trace() - G.trace())) / float(H.norm())
+    errors = abs(float(H.trace() - G.trace())) / float(H.norm())
     different = distance(H, G)
-    why = f"of |H|, n = {objective.size}; the matrices themselves differ by {different:.2g}"
-    return apart, _ROUNDINGS * place.eps, why
+    detail = f"relative to |H|, n = {objective.size}; the matrices themselves differ by {different:.2g}"
+    return errors, _ROUNDINGS * place.eps, detail
 
 
-@check("nothing left behind", "a measurement leaves the model and the random state alone")
+@check("nothing left behind", "a measurement changes neither the model nor the random state")
 def _nothing_left(place: Place) -> Reading:
     objective = network("tanh", place)
     net = nn.Sequential(objective.model, nn.BatchNorm1d(3, dtype=place.dtype, device=place.device)).train()
@@ -159,7 +159,7 @@ def _nothing_left(place: Place) -> Reading:
 
 
 def _difference(objective: Objective, v: Tensor) -> Tensor:
-    """The derivative of the gradient along a unit vector, by a difference of fourth order."""
+    """Return the derivative of the gradient along a unit vector, by a fourth-order central difference."""
     theta = objective.parameters().cpu().double()
     h = 0.4 * float(torch.finfo(objective.dtype).eps) ** 0.2
     total = torch.zeros_like(theta)
@@ -170,7 +170,7 @@ def _difference(objective: Objective, v: Tensor) -> Tensor:
 
 
 def _state(net: nn.Module) -> dict[str, Tensor]:
-    """All that a measurement could change about a network and the random state."""
+    """Return all state of a network, and the random state, that a measurement could change."""
     found = {name: copy.deepcopy(value) for name, value in net.state_dict().items()}
     for name, p in net.named_parameters():
         found[f"gradient of {name}"] = torch.zeros(0) if p.grad is None else p.grad.clone()
@@ -182,10 +182,10 @@ def _state(net: nn.Module) -> dict[str, Tensor]:
     return found | {"the random state": torch.get_rng_state()}
 
 
-def _worst(apart: dict[str, float], bound: float, words: str) -> Reading:
-    """The largest of several figures, with its name; nan beats all."""
-    name, figure = max(apart.items(), key=lambda item: (item[1] != item[1], item[1]))
-    return figure, bound, f"{words}; the largest of {len(apart)}: {name}"
+def _worst(errors: dict[str, float], bound: float, words: str) -> Reading:
+    """Return the largest of several errors with its name; nan counts as the largest."""
+    name, error = max(errors.items(), key=lambda item: (item[1] != item[1], item[1]))
+    return error, bound, f"{words}; the largest of {len(errors)}: {name}"
 
 
 PRODUCT_CHECKS: Final = (
@@ -194,7 +194,7 @@ PRODUCT_CHECKS: Final = (
     _softmax,
     _empirical_fisher,
     _no_residual,
-    _scalar_factorisation,
+    _scalar_factorization,
     _preconditioned,
     _symmetry,
     _finite_differences,

@@ -10,7 +10,7 @@ from torch import Tensor
 from lossscope.probes.operators.base import from_matrix
 from lossscope.probes.operators.hessian import hessian
 from lossscope.probes.selfcheck.check import Place, Reading, check
-from lossscope.probes.selfcheck.problems import asked, gaussian, quadratic, rotated
+from lossscope.probes.selfcheck.problems import gaussian, not_none, quadratic, rotated
 from lossscope.probes.spectrum.block_krylov import BlockKrylov
 from lossscope.probes.spectrum.measure import measure_spectrum
 from lossscope.probes.spectrum.ritz import ritz
@@ -19,25 +19,25 @@ from lossscope.probes.steps.singular_values import singular_spectrum
 
 __all__ = ["SPECTRUM_CHECKS"]
 
-_ROUNDINGS: Final = 200.0  # in units of eps, what a number may lose on its way through a Krylov space
+_ROUNDINGS: Final = 200.0  # largest error of a number computed in a Krylov space, in units of eps
 _SEEDS: Final = 200
 _NOMINAL: Final = 0.95
-_SLACK: Final = 0.06  # 0.93 to 0.98 is promised; 200 seeds scatter by up to 0.02 in one direction
+_SLACK: Final = 0.06  # coverage of 0.93 to 0.98 is specified; 200 seeds scatter by up to 0.02 in one direction
 
 
-@check("diagonal quadratic", "ends, trace, norm and negative mass 1/6 are the known ones")
+@check("diagonal quadratic", "extreme eigenvalues, trace, norm and negative mass 1/6 are the known ones")
 def _quadratic(place: Place) -> Reading:
     known = torch.tensor([-1.0, 0.5, 0.5, 1.0, 1.0, 2.0], dtype=torch.float64)
     found = measure_spectrum(hessian(quadratic(known, place)), top=2)
-    apart = {
-        "lambda_max": abs(float(asked(found.top).values[0]) - 2),
-        "lambda_min": abs(float(asked(found.bottom).values[0]) + 1),
-        "the trace": abs(asked(found.trace).value - 4),
-        "the Frobenius norm": abs(asked(found.frobenius).value - 7.5**0.5),
-        "the negative mass": abs(asked(found.negative_mass).value - 1 / 6),
+    errors = {
+        "lambda_max": abs(float(not_none(found.top).values[0]) - 2),
+        "lambda_min": abs(float(not_none(found.bottom).values[0]) + 1),
+        "the trace": abs(not_none(found.trace).value - 4),
+        "the Frobenius norm": abs(not_none(found.frobenius).value - 7.5**0.5),
+        "the negative mass": abs(not_none(found.negative_mass).value - 1 / 6),
     }
-    name = max(apart, key=lambda key: _nan_last(apart[key]))
-    return apart[name], _ROUNDINGS * place.eps, f"absolute error, n = 6; the largest: {name}"
+    name = max(errors, key=lambda key: _inf_if_nan(errors[key]))
+    return errors[name], _ROUNDINGS * place.eps, f"absolute error, n = 6; the largest: {name}"
 
 
 @check("eigenvalue bounds", "both ends of a known spectrum lie within their bounds")
@@ -45,12 +45,12 @@ def _bounds(place: Place) -> Reading:
     A = rotated(_power_law(150), place)
     known = torch.linalg.eigvalsh(A.cpu().double())
     found = measure_spectrum(from_matrix(A), top=3, bottom=3, rel=1e-3, quantities=("top", "bottom"))
-    top, bottom = asked(found.top), asked(found.bottom)
+    top, bottom = not_none(found.top), not_none(found.bottom)
     errors = torch.cat([top.values - known.flip(0)[:3], bottom.values - known[:3]]).abs()
     ratio = float((errors / torch.cat([top.bounds, bottom.bounds])).max())
     met = bool(top.converged.all() and bottom.converged.all())
-    why = f"error over bound, 6 eigenvalues, n = 150, {found.products} products"
-    return (ratio, 1.0, why) if met else (float("nan"), 1.0, f"{why}: rel = 1e-3 was not met")
+    detail = f"error over bound, 6 eigenvalues, n = 150, {found.products} products"
+    return (ratio, 1.0, detail) if met else (float("nan"), 1.0, f"{detail}: rel = 1e-3 was not met")
 
 
 @check("no ghosts", "a matrix of rank 3 has 9, 4 and 1 once each, then zeros")
@@ -79,7 +79,7 @@ def _quadrature(place: Place) -> Reading:
     for k in range(2 * steps):
         known = float(v @ moment / (v @ v))
         ours = float(found.weights[0] @ found.values**k)
-        worst = max(worst, _nan_last(abs(ours - known)))
+        worst = max(worst, _inf_if_nan(abs(ours - known)))
         moment = A.cpu().double() @ moment
     return worst, _ROUNDINGS * place.eps, f"absolute error of {2 * steps} moments, norm of A 1, n = 50"
 
@@ -90,32 +90,36 @@ def _identity(place: Place) -> Reading:
     found = measure_spectrum(
         from_matrix(torch.eye(n, dtype=place.dtype, device=place.device)), max_products=60, quantities=_SUMS
     )
-    figure = max(_outside(found.trace, n) / n, _outside(found.frobenius, n**0.5) / n**0.5)
-    return figure, _ROUNDINGS * place.eps, "relative distance outside the intervals"
+    error = max(_outside(found.trace, n) / n, _outside(found.frobenius, n**0.5) / n**0.5)
+    return error, _ROUNDINGS * place.eps, "relative distance outside the intervals"
 
 
-@check("intervals", "95 % intervals hold trace and norm in 93 to 98 % of seeds")
+@check("intervals", "95 % intervals cover trace and norm in 93 to 98 % of seeds")
 def _intervals(place: Place) -> Reading:
-    held = 0
+    covered = 0
     known = torch.cat([torch.tensor([8.0]), torch.linspace(-1, 1, 99)]).double()
     A = rotated(known, place)
     trace, norm = float(A.cpu().double().trace()), float(A.cpu().double().norm())
     operator = from_matrix(A)
     for seed in range(_SEEDS):
         found = measure_spectrum(operator, rel=0.1, max_products=40, quantities=_SUMS, seed=seed)
-        held += (_outside(found.trace, trace) == 0) + (_outside(found.frobenius, norm) == 0)
-    share = held / (2 * _SEEDS)
-    return abs(share - _NOMINAL), _SLACK, f"off 95 %: {held} of {2 * _SEEDS} hold it, one outlier plus bulk, n = 100"
+        covered += (_outside(found.trace, trace) == 0) + (_outside(found.frobenius, norm) == 0)
+    share = covered / (2 * _SEEDS)
+    return (
+        abs(share - _NOMINAL),
+        _SLACK,
+        f"distance from 95 %: {covered} of {2 * _SEEDS} cover, one outlier plus bulk, n = 100",
+    )
 
 
-@check("singular values", "a matrix made of known singular values has these")
+@check("singular values", "a matrix made from known singular values has them")
 def _singular(place: Place) -> Reading:
     known = torch.logspace(0, -2, 24, dtype=torch.float64)
     U = torch.linalg.qr(gaussian(24, 24, seed=1))[0]
     V = torch.linalg.qr(gaussian(40, 24, seed=2))[0]
     found = singular_spectrum(((U * known) @ V.mT).to(place.dtype).to(place.device))
-    figure = float((torch.from_numpy(found.values.copy()) - known).abs().max())
-    return figure, max(_ROUNDINGS * place.eps, found.error), "absolute error, largest singular value 1, 24 x 40"
+    error = float((torch.from_numpy(found.values.copy()) - known).abs().max())
+    return error, max(_ROUNDINGS * place.eps, found.error), "absolute error, largest singular value 1, 24 x 40"
 
 
 _SUMS: Final = ("trace", "frobenius")
@@ -132,28 +136,28 @@ SPECTRUM_CHECKS: Final = (
 
 
 def _power_law(n: int) -> Tensor:
-    """Eigenvalues 1, 1/2, 1/3, ... in float64."""
+    """Return the eigenvalues 1, 1/2, 1/3, ... in float64."""
     return 1 / torch.arange(1, n + 1, dtype=torch.float64)
 
 
 def _top_of(known: Tensor, count: int, place: Place) -> Reading:
-    """How far the largest eigenvalues of a rotated matrix are from the known ones."""
+    """Compare the largest eigenvalues of a rotated matrix with the known ones."""
     operator = from_matrix(rotated(known, place))
     found = measure_spectrum(operator, top=count, rel=1e-3, quantities=("top",))
-    top = asked(found.top)
-    figure = float((top.values - known.sort(descending=True).values[:count]).abs().max())
-    why = f"absolute error of the largest {count}, n = {len(known)}, {found.products} products"
-    return figure, max(_ROUNDINGS * place.eps * float(known.max()), float(top.bounds.max())), why
+    top = not_none(found.top)
+    error = float((top.values - known.sort(descending=True).values[:count]).abs().max())
+    detail = f"absolute error of the largest {count}, n = {len(known)}, {found.products} products"
+    return error, max(_ROUNDINGS * place.eps * float(known.max()), float(top.bounds.max())), detail
 
 
 def _outside(estimate: Estimate | None, known: float) -> float:
-    """How far the known number lies outside the interval; 0 inside, infinite for a gap."""
-    interval = asked(estimate)
+    """Return the distance of the known number from the interval: 0 inside, infinity if the estimate is missing."""
+    interval = not_none(estimate)
     if not interval.low <= interval.high:
         return float("inf")
     return max(interval.low - known, known - interval.high, 0.0)
 
 
-def _nan_last(figure: float) -> float:
-    """The figure, infinite where it is nan, so that a gap is the largest of all."""
-    return float("inf") if figure != figure else figure
+def _inf_if_nan(error: float) -> float:
+    """Return the error, infinity if it is nan, so that a missing value counts as the largest error."""
+    return float("inf") if error != error else error

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.objective.objective import Objective
-from lossscope.probes.operators.base import SymmetricOperator
+from lossscope.probes.operators.base import ObjectiveOperator, SymmetricOperator
 from lossscope.probes.operators.hessian import hessian
 from lossscope.probes.statistics.estimate import Estimate, exact_estimate
 
@@ -85,7 +85,7 @@ def norm_sharpness(
     _check(norm, restarts, rel, max_products)
     parts = _parts(operator, norm, shapes)
     begun, before = time.perf_counter(), operator.products
-    with operator.cached(max_products):
+    with operator.cached():
         best, found, ended = _ascents(operator, norm, parts, restarts, rel, max_products, seed)
     values = torch.einsum("nk,nk->k", best, found)
     winner = int(values.argmax())
@@ -104,8 +104,8 @@ def norm_sharpness(
         converged=bool(ended[winner]),
     )
     slope = math.nan
-    if operator.hessian_of is not None:
-        slope = dual_norm(operator.hessian_of.gradient(), norm, parts)
+    if isinstance(operator, ObjectiveOperator) and operator.is_hessian:
+        slope = dual_norm(operator.objective.gradient(), norm, parts)
     return NormSharpness(
         norm,
         sharpness,
@@ -203,7 +203,7 @@ def _over(sharpness: Estimate, slope: float) -> Estimate:
 
 def _parts(operator: SymmetricOperator, norm: Norm, shapes: Sequence[Sequence[int]] | None) -> _Parts:
     """Return the shapes of the pieces of the flat vector."""
-    if shapes is None and operator.objective is not None:
+    if shapes is None and isinstance(operator, ObjectiveOperator):
         shapes = [p.shape for p in operator.objective.vector.tensors()]
     if shapes is None and norm == "sign":
         shapes = [(operator.size,)]

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.objective.objective import Objective
-from lossscope.probes.operators.base import SymmetricOperator, restricted
+from lossscope.probes.operators.base import ObjectiveOperator, SymmetricOperator, restricted
 from lossscope.probes.operators.hessian import hessian
 from lossscope.probes.spectrum.measure import measure_spectrum
 from lossscope.probes.spectrum.results import EigenPairs
@@ -242,12 +242,12 @@ def per_module(
         ([('weight', 2.0), ('bias', 2.0)], 4.0)
     """
     operator = hessian(target) if isinstance(target, Objective) else target
-    objective = operator.objective
-    if objective is None:
+    if not isinstance(operator, ObjectiveOperator):
         raise ProbeError(
             "per_module requires an operator of an objective, which names its coordinates: "
             "pass an objective, or hessian(objective)"
         )
+    objective = operator.objective
     groups = _groups(objective.names, by)
     begun = time.perf_counter()
     own, *others = independent_seeds(seed, 1 + len(groups))

@@ -178,11 +178,7 @@ class BlockKrylov:
             raise ProbeError(
                 f"the operator is not symmetric: two products differ by {off / scale:.2g} of its largest entry, "
                 f"{_ASYMMETRY * self._operator.unit:.2g} is allowed: "
-                + (
-                    "a layer of the model has a wrong second derivative; measure with method='differences'"
-                    if self._operator.hessian_of is not None
-                    else "pass a linear one that repeats itself, with <Av, w> = <v, Aw>"
-                )
+                f"{self._operator.asymmetry_hint}"
             )
 
     def _noise(self) -> bool:

@@ -79,7 +79,7 @@ class EigenTracker:
             ProbeError: the size or the dtype has changed, or a product is not finite.
         """
         begun, before = time.perf_counter(), operator.products
-        with operator.cached(expected=None if self._kept is None else _FEWEST + 1):
+        with operator.cached():
             space, found = self._cold(operator) if self._kept is None else self._warm(operator, self._kept)
             pairs = eigenpairs(space, found, self._keep, self._rel, largest=True)
         self._note(pairs)

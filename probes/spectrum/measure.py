@@ -26,7 +26,6 @@ _SPACE: Final = 4  # dimensions of the smallest space
 _SAMPLES: Final = 2  # random vectors that give a standard error
 _PROBES: Final = 10  # products that are kept for the probes at least
 _PROBES_SHARE: Final = 3  # and the part of the budget, one third
-_FEW: Final = 16  # products that ends usually take
 
 
 @dataclass(frozen=True)
@@ -55,11 +54,6 @@ class SpectrumRequest:
     def krylov(self) -> bool:
         """Whether anything is read off the Krylov space itself."""
         return bool(self.wanted & {"top", "bottom", "density"})
-
-    @property
-    def expected(self) -> int:
-        """A guess at the products it will take."""
-        return min(self.max_products, sum(self.pairs) + _FEW * (self.krylov + bool(self.probes)))
 
     @property
     def least(self) -> int:
@@ -113,7 +107,6 @@ QUANTITIES: Final = ("top", "bottom", "trace", "frobenius", "density")
 _PROBE_STREAM: Final = 0x9E3779B97F4A7C15  # keeps the random probes apart from the start vectors of the same seed
 _DENSITY_STEPS: Final = 8  # block steps that a density is given at least
 _MORE_STEPS: Final = 4  # and between two looks whether its numbers stand still
-_CHEAP: Final = 0.4  # of a single product: a block of eight needs about twice the products that one of two does
 
 
 def measure_spectrum(
@@ -143,8 +136,8 @@ def measure_spectrum(
     `unmet` where its numbers still move.
 
     An end of the spectrum is where no eigenvalue lies further out, with 95 % confidence over the random
-    start, for any matrix. Where several eigenvalues or the density are asked for, the block has two vectors (more
-    off the CPU where they are cheap), so double eigenvalues are found. Up to `n = 32`
+    start, for any matrix. Where several eigenvalues or the density are asked for, the block has two vectors, so
+    double eigenvalues are found. Up to `n = 32`
     everything is exact, copies included, if the budget allows.
 
     Args:
@@ -157,7 +150,7 @@ def measure_spectrum(
         quantities: None for all, or some of `top`, `bottom`, `trace`, `frobenius`, `density`; only these are
             computed and only these decide when to stop.
         seed: Of the start vectors and of the probes. Equal seeds give equal ones to all operators of one
-            size (common random numbers); off the CPU the width of the block follows the measured costs.
+            size (common random numbers).
         warm_start: `(n,)` or `(n, j)`, eigenvectors of a similar operator: fewer products to the same bound. A random
             part is added, and bounds hold as they would without.
 
@@ -192,11 +185,9 @@ def _measured(operator: SymmetricOperator, ask: SpectrumRequest, warm_start: Ten
     """Everything asked for, from one Krylov space and from probes on what it leaves."""
     begun, before = time.perf_counter(), operator.products
     trace = frobenius = top = bottom = density = None
-    with operator.cached(expected=ask.expected):
+    with operator.cached():
         generator = torch.Generator().manual_seed(ask.seed)
-        start = start_block(
-            operator, max(ask.width, _cheap_width(operator)) if ask.krylov else 1, warm_start, generator
-        )
+        start = start_block(operator, ask.width if ask.krylov else 1, warm_start, generator)
         space, (most, least) = start.space, ask.pairs
         if ask.krylov or operator.size <= min(WHOLE, ask.max_products):
             steps = _DENSITY_STEPS if "density" in ask.wanted else 0
@@ -247,20 +238,6 @@ def _density(start: StartBlock, room: int) -> SpectralDensity:
         for _ in range(_MORE_STEPS):
             if space.dimension < room:
                 space.step(room - space.dimension)
-
-
-def _cheap_width(operator: SymmetricOperator) -> int:
-    """The block width at which a column costs so much less than alone that a less deep space is worth it.
-
-    On a CPU that is 1, whatever the clock says: a block costs there what its columns do, and equal seeds must give
-    equal numbers.
-    """
-    choice = operator.choice
-    if operator.device.type == "cpu" or choice is None:
-        return 1
-    alone = min((t.column_seconds for t in choice.trials if t.width == 1 and not t.refused), default=math.nan)
-    wide = min((t.column_seconds for t in choice.trials if t.width == choice.width and not t.refused), default=math.nan)
-    return choice.width if wide <= _CHEAP * alone else 1
 
 
 def _complete(found: SpectrumEstimate) -> SpectrumEstimate:

@@ -23,11 +23,11 @@ from lossscope.landscape.curvature.pyhessian_engine import pyhessian_spectrum
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.objective.losses import CrossEntropy
 from lossscope.probes.objective.objective import Objective
-from lossscope.probes.operators.base import SymmetricOperator, preconditioned, restricted, scaled
+from lossscope.probes.operators.base import ObjectiveOperator, SymmetricOperator, preconditioned, restricted, scaled
 from lossscope.probes.operators.gauss_newton import fisher, gauss_newton, split_loss
 from lossscope.probes.operators.hessian import hessian
-from lossscope.probes.operators.product_choice import signature
-from lossscope.probes.operators.second_derivative import require_second_derivative
+from lossscope.probes.operators.second_derivative import check_product, require_second_derivative
+from lossscope.probes.operators.timing import signature
 from lossscope.probes.sharpness.alignment import gradient_alignment
 from lossscope.probes.sharpness.directional import directional_sharpness
 from lossscope.probes.sharpness.invariant import adaptive_trace, log_fisher_rao, theta_hessian_theta
@@ -94,21 +94,12 @@ def tracked(objective: Objective) -> None:
 
 
 def own_operator(objective: Objective) -> Tensor:
-    A = SymmetricOperator(
-        objective.size, lambda V: 2 * V, dtype=objective.dtype, device=objective.device, hessian_of=objective
-    )
+    A = SymmetricOperator(objective.size, lambda V: 2 * V, dtype=objective.dtype, device=objective.device)
     return A @ vector(objective)
 
 
 def by_method(method: str, objective: Objective) -> Tensor:
     return hessian(objective, method=method) @ torch.stack([vector(objective), vector(objective).square()], 1)
-
-
-def chosen(objective: Objective) -> Tensor:
-    """So many products are expected that the ways to take them are measured."""
-    operator = hessian(objective)
-    with operator.cached(expected=10_000):
-        return operator @ vector(objective)
 
 
 class OwnLoss(CrossEntropy):
@@ -123,8 +114,8 @@ def own_split(objective: Objective) -> None:
 
 
 def between(objective: Objective, operator: SymmetricOperator) -> Tensor:
-    """Two products within which graphs are kept."""
-    with operator.cached(expected=2):
+    """Take two products inside `cached`."""
+    with operator.cached():
         return operator @ vector(objective) + operator @ torch.stack([vector(objective)] * 2, 1)[:, 0]
 
 
@@ -134,8 +125,8 @@ def aligned(objective: Objective) -> None:
     gradient_alignment(objective, top)
 
 
-METHODS = ("auto", "reverse", "batched", "forward", "differences")
-# By the name under which a probe is public; "name: variant" where one name has several ways to go.
+METHODS = ("reverse", "batched", "forward", "differences")
+# keys: the public name of a probe; "name: variant" for one that has several variants
 PROBES: dict[str, Callable[[Objective], Any]] = {
     "Objective: value": Objective.value,
     "Objective: gradient": Objective.gradient,
@@ -143,12 +134,9 @@ PROBES: dict[str, Callable[[Objective], Any]] = {
     "Objective: restricted": lambda o: o.restricted(["head.weight"]).gradient(),
     "Objective: split": lambda o: [part.value() for part in o.split(2, seed=0)],
     "SymmetricOperator": own_operator,
-    **{
-        f"hessian: {name}": partial(by_method, name)
-        for name in ("auto", "reverse", "batched", "forward", "differences")
-    },
-    "hessian: held": lambda o: between(o, hessian(o)),
-    "hessian: measured": chosen,
+    "ObjectiveOperator": lambda o: ObjectiveOperator(o, lambda V: 2 * V, restrict=hessian(o).restrict) @ vector(o),
+    **{f"hessian: {name}": partial(by_method, name) for name in METHODS},
+    "hessian: cached": lambda o: between(o, hessian(o)),
     "hessian: no memory": lambda o: between(o, hessian(o, memory=0)),
     "gauss_newton": lambda o: between(o, gauss_newton(o)),
     "fisher: true": lambda o: between(o, fisher(o, kind="true")),
@@ -177,8 +165,9 @@ PROBES: dict[str, Callable[[Objective], Any]] = {
     "layer_remainders": lambda o: layer_remainders(o, 0.01 * vector(o), at=o.parameters() + 0.1),
     "gradient_alignment": aligned,
     "split_loss": own_split,
-    "signature": partial(signature, "hessian"),
+    "signature": signature,
     "require_second_derivative": require_second_derivative,
+    "check_product": lambda o: check_product(o, lambda *_: vector(o), "own"),
 }
 REFUSES = {("sampled_eigenvalue", "frozen"), ("sampled_eigenvalue", "train")}  # batch norm: no mean over samples
 REFUSES |= {(f"hessian: {name}", "train") for name in ("forward", "differences")}  # buffers that move in between
@@ -199,7 +188,7 @@ def public() -> Iterator[tuple[str, Any, str]]:
     """Every public name of the probes, with the arguments that make it one of the table."""
     for name in lossscope.probes.__all__:
         yield name, getattr(lossscope.probes, name), "Objective|SymmetricOperator"
-    for module in pkgutil.iter_modules(lossscope.probes.__path__, "lossscope.probes."):
+    for module in pkgutil.walk_packages(lossscope.probes.__path__, "lossscope.probes."):
         loaded = importlib.import_module(module.name)
         for name in getattr(loaded, "__all__", ()):
             if inspect.isfunction(getattr(loaded, name)):

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from lossscope.probes.objective.autograd_guards import custom_functions, graph_nodes
 from lossscope.probes.objective.losses import CrossEntropy
 from lossscope.probes.objective.objective import Objective
-from lossscope.probes.operators.method import BatchProduct, held_bytes
+from lossscope.probes.operators.method import BatchProduct, graph_bytes
 
 
 @pytest.mark.parametrize("name", ["mlp", "conv and group norm", "attention", "batch norm"])
@@ -26,16 +26,16 @@ def test_the_memory_of_a_graph_is_what_autograd_saves(name: str, make_case: Any)
     saved.pop(batch.theta.untyped_storage().data_ptr(), None)
     made = BatchProduct(lambda rows, keep: rows, [batch.gradient], [batch.theta])
     # torch packs a few scalars on the way that no node keeps in a tensor of its own
-    assert held_bytes(made) == pytest.approx(sum(saved.values()), rel=0.02)
+    assert graph_bytes(made) == pytest.approx(sum(saved.values()), rel=0.02)
 
 
-def test_a_storage_counts_once_and_a_product_that_knows_its_size_is_asked() -> None:
+def test_a_storage_counts_once_and_a_product_that_knows_its_size_reports_it() -> None:
     x = torch.ones(1000, requires_grad=True)
     y = x.exp()
     ends = [(y * y).sum(), y[:500].sin()]
-    assert held_bytes(BatchProduct(lambda rows, keep: rows, ends, [x])) == 4000  # y, whole
-    assert held_bytes(BatchProduct(lambda rows, keep: rows, ends, [x], bytes=7)) == 7
-    assert held_bytes(BatchProduct(lambda rows, keep: rows)) == 0
+    assert graph_bytes(BatchProduct(lambda rows, keep: rows, ends, [x])) == 4000  # y, whole
+    assert graph_bytes(BatchProduct(lambda rows, keep: rows, ends, [x], bytes=7)) == 7
+    assert graph_bytes(BatchProduct(lambda rows, keep: rows)) == 0
     assert len({type(node).__name__ for node in graph_nodes(ends)}) == len(list(graph_nodes(ends)))
 
 

@@ -10,11 +10,18 @@ from torch import Tensor, nn
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.objective.losses import CrossEntropy
 from lossscope.probes.objective.objective import Objective
-from lossscope.probes.operators.base import SymmetricOperator, from_matrix, preconditioned, restricted, scaled
+from lossscope.probes.operators.base import (
+    ObjectiveOperator,
+    SymmetricOperator,
+    from_matrix,
+    preconditioned,
+    restricted,
+    scaled,
+)
 from lossscope.probes.operators.gauss_newton import fisher, gauss_newton
 from lossscope.probes.operators.hessian import hessian
 
-OPERATORS: dict[str, Callable[[Objective], SymmetricOperator]] = {
+OPERATORS: dict[str, Callable[[Objective], ObjectiveOperator]] = {
     "hessian": hessian,
     "forward": lambda o: hessian(o, method="forward"),
     "differences": lambda o: hessian(o, method="differences"),
@@ -36,21 +43,19 @@ def dense(operator: SymmetricOperator) -> Tensor:
 def test_a_block_is_that_of_the_dense_matrix(make: str, names: list[str], make_case: Any) -> None:
     whole = OPERATORS[make](make_case("tied").objective())
     block = restricted(whole, names)
-    assert whole.objective is not None
     where = whole.objective.vector.indices(names)
     assert len(where) == block.size < whole.size
     bound = 1e-6 if make == "differences" else 1e-10
     torch.testing.assert_close(dense(block), dense(whole)[where][:, where], rtol=bound, atol=bound)
     assert block.products == block.size
-    assert block.objective is not None
-    assert set(block.objective.names) == set(names)
+    assert set(block.names) == set(names)
 
 
 def test_a_block_is_a_hessian_of_its_own_objective_and_leaves_the_others_where_they_are(make_case: Any) -> None:
     objective = make_case("mlp").objective()
     block = restricted(hessian(objective), ["2.weight"])
-    part = block.hessian_of
-    assert part is not None
+    part = block.objective
+    assert block.is_hessian
     assert part.value() == objective.value()
     torch.testing.assert_close(part.gradient(), objective.gradient()[objective.vector.indices(["2.weight"])])
     with part.at(torch.zeros(part.size)):
@@ -107,6 +112,6 @@ def test_names_that_are_none_are_told(make_case: Any) -> None:
         restricted(H, [])
     assert restricted(H, "0.bias").size == 5  # one name is no row of letters
     with pytest.raises(
-        ProbeError, match=r"the operator \(matrix\) belongs to no objective, so its entries have no nam"
+        ProbeError, match=r"operator must have an objective whose parameters have names, got one without \(matrix\)"
     ):
         restricted(from_matrix(torch.eye(3)), ["0.bias"])

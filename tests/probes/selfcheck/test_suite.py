@@ -1,4 +1,4 @@
-"""The checks of `lossscope doctor`: all hold here, and each fails when what it looks at is broken."""
+"""Checks of `lossscope doctor`: all pass here, and each fails when the code it tests is broken."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lossscope.probes.selfcheck import (
     products as self_check_products,
     spectra as self_check_spectra,
 )
-from lossscope.probes.selfcheck.check import Judge, NotJudgedError, Place, check
+from lossscope.probes.selfcheck.check import Check, InconclusiveError, Place, check
 from lossscope.probes.selfcheck.problems import NETWORKS, network
 from lossscope.probes.selfcheck.suite import CHECKS, self_check
 from lossscope.probes.spectrum.results import SpectrumEstimate
@@ -26,7 +26,7 @@ from lossscope.probes.statistics.estimate import Estimate
 
 CPU = torch.device("cpu")
 SINGLE, DOUBLE = Place(torch.float32, CPU), Place(torch.float64, CPU)
-BY_NAME = {judge.name: judge for judge in CHECKS}
+BY_NAME = {one.name: one for one in CHECKS}
 Patch = pytest.MonkeyPatch
 
 
@@ -36,24 +36,24 @@ def fewer_seeds(monkeypatch: Patch) -> None:
 
 
 @pytest.mark.parametrize("place", [SINGLE, DOUBLE], ids=["float32", "float64"])
-def test_every_check_holds_here_with_a_margin(place: Place) -> None:
+def test_every_check_passes_here_with_a_margin(place: Place) -> None:
     for found in self_check(place):
-        if found.held is None:
-            assert "pip install" in found.why  # an oracle that this environment does not have
+        if found.passed is None:
+            assert "pip install" in found.detail  # an oracle that this environment does not have
             continue
-        assert found.held, found
+        assert found.passed, found
         probabilistic = found.name in ("eigenvalue bounds", "intervals", "PyHessian: trace")
-        assert found.figure <= (1.0 if probabilistic else 0.2) * found.bound, found
-        assert found.why
+        assert found.error <= (1.0 if probabilistic else 0.2) * found.bound, found
+        assert found.detail
 
 
 def test_names_are_unique_and_statements_are_there() -> None:
     assert len(BY_NAME) == len(CHECKS) >= 20
-    assert all(judge.what for judge in CHECKS)
+    assert all(one.statement for one in CHECKS)
 
 
 def off_by(share: float) -> Callable[[Patch], None]:
-    """Every product is off by this share of itself."""
+    """Return a defect that changes every product by this share of itself."""
 
     def inject(monkeypatch: Patch) -> None:
         true = SymmetricOperator.__matmul__
@@ -82,7 +82,7 @@ def random_numbers_used(monkeypatch: Patch) -> None:
 
 
 def spectrum(change: Callable[[SpectrumEstimate], SpectrumEstimate], module: Any = self_check_spectra) -> Any:
-    """Every measured spectrum is changed."""
+    """Return a defect that changes every measured spectrum."""
 
     def inject(monkeypatch: Patch) -> None:
         true = module.measure_spectrum
@@ -144,7 +144,7 @@ DEFECTS: dict[str, Callable[[Patch], None]] = {
     "softmax regression": off_by(1e-3),
     "empirical Fisher": off_by(1e-3),
     "no residual": gauss_newton_off,
-    "scalar factorisation": off_by(1e-3),
+    "scalar factorization": off_by(1e-3),
     "preconditioned": off_by(1e-3),
     "symmetry": not_symmetric,
     "finite differences": off_by(1e-3),
@@ -167,30 +167,30 @@ DEFECTS: dict[str, Callable[[Patch], None]] = {
 
 
 @pytest.mark.parametrize("name", BY_NAME)
-def test_each_check_fails_when_what_it_looks_at_is_broken(name: str, monkeypatch: Patch) -> None:
+def test_each_check_fails_when_the_code_it_tests_is_broken(name: str, monkeypatch: Patch) -> None:
     DEFECTS[name](monkeypatch)
     found = BY_NAME[name](SINGLE)
-    if found.held is None:
-        pytest.skip(found.why)
-    assert found.held is False, found
-    assert found.figure > found.bound, found  # and not because it raised
+    if found.passed is None:
+        pytest.skip(found.detail)
+    assert found.passed is False, found
+    assert found.error > found.bound, found  # and not because it raised
 
 
 def test_the_intervals_fail_when_the_trace_is_biased(monkeypatch: Patch) -> None:
     spectrum(biased(2.0))(monkeypatch)
-    assert BY_NAME["intervals"](SINGLE).held is False
+    assert BY_NAME["intervals"](SINGLE).passed is False
 
 
 @pytest.mark.parametrize("share", [math.nan, math.inf])
 def test_a_product_that_is_not_a_number_fails(share: float, monkeypatch: Patch) -> None:
     off_by(share)(monkeypatch)
     for name in ("linear regression", "symmetry", "diagonal quadratic", "eigenvalue bounds", "identity"):
-        assert BY_NAME[name](SINGLE).held is False, name
+        assert BY_NAME[name](SINGLE).passed is False, name
 
 
 def left(what: str) -> Callable[..., None]:
     def leave(operator: SymmetricOperator, **_: Any) -> None:
-        net = operator.hessian_of.model
+        net = operator.objective.model
         first = next(net.parameters())
         if what == "a parameter":
             first.data[0] += 1e-7
@@ -210,8 +210,8 @@ def left(what: str) -> Callable[..., None]:
 def test_anything_left_behind_is_seen(what: str, monkeypatch: Patch) -> None:
     monkeypatch.setattr(self_check_products, "measure_spectrum", left(what))
     found = BY_NAME["nothing left behind"](SINGLE)
-    assert found.held is False
-    assert found.figure >= 1
+    assert found.passed is False
+    assert found.error >= 1
 
 
 def test_a_reading_that_raises_has_failed_and_stops_no_other(monkeypatch: Patch) -> None:
@@ -225,43 +225,43 @@ def test_a_reading_that_raises_has_failed_and_stops_no_other(monkeypatch: Patch)
 
     monkeypatch.setattr("lossscope.probes.selfcheck.suite.CHECKS", (broken, fine))
     first, second = self_check(SINGLE)
-    assert (first.held, first.why) == (False, "it raised RuntimeError: no kernel for this dtype")
-    assert math.isnan(first.figure)
-    assert second.held is True
+    assert (first.passed, first.detail) == (False, "it raised RuntimeError: no kernel for this dtype")
+    assert math.isnan(first.error)
+    assert second.passed is True
 
 
-def test_a_figure_that_is_no_number_does_not_hold() -> None:
-    assert Judge("gap", "a gap", lambda place: (math.nan, 1.0, "nothing"))(SINGLE).held is False
+def test_an_error_of_nan_fails() -> None:
+    assert Check("missing", "a missing value", lambda place: (math.nan, 1.0, "nothing"))(SINGLE).passed is False
 
 
-def test_what_cannot_be_judged_is_neither_held_nor_failed() -> None:
+def test_an_inconclusive_check_has_neither_passed_nor_failed() -> None:
     def read(place: Place) -> tuple[float, float, str]:
-        raise NotJudgedError("x is not installed: run `pip install x`")
+        raise InconclusiveError("x is not installed: run `pip install x`")
 
-    found = Judge("x", "x agrees", read)(SINGLE)
-    assert (found.held, found.why) == (None, "x is not installed: run `pip install x`")
+    found = Check("x", "x agrees", read)(SINGLE)
+    assert (found.passed, found.detail) == (None, "x is not installed: run `pip install x`")
 
 
 ORACLES = [name for name in BY_NAME if name.startswith(("PyHessian", "curvlinops"))]
 
 
 @pytest.mark.parametrize("name", ["PyHessian: lambda_max", "curvlinops: Gauss-Newton"])
-def test_a_library_that_is_missing_is_not_judged_and_the_command_is_told(name: str, monkeypatch: Patch) -> None:
+def test_a_missing_library_is_inconclusive_and_the_message_has_the_command(name: str, monkeypatch: Patch) -> None:
     def nowhere(distribution: str) -> str:
         raise self_check_oracles.PackageNotFoundError(distribution)
 
     monkeypatch.setattr(self_check_oracles, "version", nowhere)
     found = BY_NAME[name](SINGLE)
-    assert found.held is None
-    assert "is not installed: run `pip install" in found.why
+    assert found.passed is None
+    assert "is not installed: run `pip install" in found.detail
 
 
-def test_another_release_of_a_library_is_not_judged(monkeypatch: Patch) -> None:
+def test_another_release_of_a_library_is_inconclusive(monkeypatch: Patch) -> None:
     monkeypatch.setattr(self_check_oracles, "version", lambda _: "9.9")
     for name in ORACLES:
         found = BY_NAME[name](SINGLE)
-        assert found.held is None
-        assert "9.9 is installed, this is written for" in found.why
+        assert found.passed is None
+        assert "9.9 is installed, the check needs" in found.detail
 
 
 def test_a_library_that_raises_says_nothing_about_us(monkeypatch: Patch) -> None:
@@ -272,14 +272,14 @@ def test_a_library_that_raises_says_nothing_about_us(monkeypatch: Patch) -> None
     monkeypatch.setattr(self_check_oracles, "version", lambda name: self_check_oracles.ORACLES[name])
     for name in ORACLES:
         found = BY_NAME[name](SINGLE)
-        assert found.held is None
-        assert "itself raised AttributeError: module 'torch' has no attribute 'eig'" in found.why
+        assert found.passed is None
+        assert "itself raised AttributeError: module 'torch' has no attribute 'eig'" in found.detail
 
 
-def test_pyhessian_is_not_asked_on_a_device_it_does_not_know(monkeypatch: Patch) -> None:
+def test_pyhessian_is_not_run_on_a_device_it_does_not_support(monkeypatch: Patch) -> None:
     elsewhere = SimpleNamespace(device=torch.device("mps"))
     with (
-        pytest.raises(NotJudgedError, match="runs on cpu and cuda only, not on mps"),
+        pytest.raises(InconclusiveError, match="runs on cpu and cuda only, not on mps"),
         self_check_oracles._pyhessian(elsewhere),
     ):
         pass

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.objective.losses import CrossEntropy
 from lossscope.probes.objective.objective import Objective
-from lossscope.probes.operators.base import SymmetricOperator, from_matrix
+from lossscope.probes.operators.base import ObjectiveOperator, SymmetricOperator, from_matrix
 from lossscope.probes.operators.gauss_newton import fisher, gauss_newton
 from lossscope.probes.operators.hessian import hessian
 from lossscope.probes.sharpness.per_block import (
@@ -234,7 +234,7 @@ def test_intervals_of_shares_cover_the_truth() -> None:
         places = objective.vector.indices(names)
         return from_matrix(A[places][:, places])
 
-    operator = SymmetricOperator(86, A.matmul, dtype=A.dtype, device=A.device, objective=objective, restrict=block)
+    operator = ObjectiveOperator(objective, A.matmul, restrict=block)
     own = [float(A[place][:, place].square().sum()) for place in (slice(0, 50), slice(50, 86))]
     share = 1 - sum(own) / float(A.square().sum())
     v, seeds = torch.linalg.eigh(A)[1][:, -1], 200

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -10,15 +10,11 @@ from torch import Tensor, nn
 
 from lossscope.probes.objective.losses import CrossEntropy
 from lossscope.probes.objective.objective import Objective
-from lossscope.probes.operators import (
-    cached_products as held_products,
-    gradient_time,
-    product_choice,
-    timing as product_trial,
-)
-from lossscope.probes.operators.base import SymmetricOperator
+from lossscope.probes.operators import cached_products, timing
+from lossscope.probes.operators.base import ObjectiveOperator
 from lossscope.probes.operators.gauss_newton import gauss_newton
 from lossscope.probes.operators.hessian import hessian
+from lossscope.probes.operators.timing import signature
 from lossscope.probes.spectrum.measure import measure_spectrum
 
 
@@ -27,7 +23,7 @@ class Machine:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.seconds = 0.0
-        self.gradients: list[tuple[int, bool]] = []  # batch and whether with its graph
+        self.gradients: list[tuple[int, bool]] = []  # batch index, True if with its graph
         plain = Objective.slope
 
         def slope(objective: Objective, theta: Tensor, at: Any, *, graph: bool = False) -> Any:
@@ -36,10 +32,9 @@ class Machine:
             return plain(objective, theta, at, graph=graph)
 
         monkeypatch.setattr(Objective, "slope", slope)
-        for module in (product_choice, product_trial, held_products, gradient_time):
+        for module in (timing, cached_products):
             monkeypatch.setattr(module, "now", lambda _: self.seconds)
-        monkeypatch.setattr(product_choice, "_MEASURED", {})
-        monkeypatch.setattr(gradient_time, "_LEAST", {})
+        monkeypatch.setattr(timing, "_LEAST", {})
 
 
 @pytest.fixture(name="machine")
@@ -47,16 +42,16 @@ def a_machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
     return Machine(monkeypatch)
 
 
-def objective(*rows: int, width: int = 5) -> Objective:
+def objective(*rows: int, width: int = 5, act: type[nn.Module] = nn.Tanh, **how: Any) -> Objective:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        net = nn.Sequential(nn.Linear(3, width), nn.Tanh(), nn.Linear(width, 3))
+        net = nn.Sequential(nn.Linear(3, width), act(), nn.Linear(width, 3))
     generator = torch.Generator().manual_seed(0)
     batches = [(torch.randn(n, 3, generator=generator), torch.arange(n) % 3) for n in rows or (6,)]
-    return Objective(net, CrossEntropy(), batches)
+    return Objective(net, CrossEntropy(), batches, **how)
 
 
-def multiplied(operator: SymmetricOperator, times: int = 1) -> None:
+def multiplied(operator: ObjectiveOperator, times: int = 1) -> None:
     with operator.cached():
         for _ in range(times):
             operator @ torch.ones(operator.size)
@@ -66,7 +61,7 @@ def test_the_first_gradient_of_a_process_does_not_count(machine: Machine) -> Non
     H = hessian(objective())
     with H.cached():
         H @ torch.ones(H.size)
-        assert H.gradient_seconds == 10.0  # all that is known so far
+        assert H.gradient_seconds == 10.0  # the only one recorded so far
     assert H.gradient_seconds == 2.0
     assert machine.gradients == [(0, True), (0, False)]
     assert H.products == 1
@@ -100,7 +95,7 @@ def test_a_gradient_is_one_over_all_batches(machine: Machine) -> None:
     assert machine.gradients == [(0, True), (1, True), (0, False), (1, False)]
 
 
-def test_where_no_gradient_was_seen_none_is_taken(machine: Machine) -> None:
+def test_where_no_gradient_was_recorded_none_is_taken(machine: Machine) -> None:
     forward, idle = hessian(objective(), method="forward"), hessian(objective())
     multiplied(forward)
     multiplied(idle, 0)
@@ -139,3 +134,28 @@ def test_the_gradient_that_is_taken_touches_nothing(machine: Machine) -> None:
         assert torch.equal(p, before[name])
         assert (p.grad is None) == (name != "0.weight")
     assert torch.equal(of.model[0].weight.grad, torch.ones(5, 3))
+
+
+def test_the_signature_covers_all_that_the_cost_of_a_gradient_depends_on() -> None:
+    base = signature(objective())
+    assert signature(objective()) == base
+    frozen = objective()
+    frozen.model[0].bias.requires_grad_(False)
+    others: list[Callable[[], Any]] = [
+        lambda: signature(objective(width=9)),
+        lambda: signature(objective(13)),
+        lambda: signature(objective(act=nn.ReLU)),
+        lambda: signature(objective(mode="frozen")),
+        lambda: signature(objective().in_double()),
+        lambda: signature(objective().restricted(["0.weight"])),
+        lambda: signature(Objective(frozen.model, CrossEntropy(), frozen.data.batches)),
+    ]
+    found = {other() for other in others}
+    assert base not in found
+    assert len(found) == len(others)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads + 1)
+        assert signature(objective()) != base
+    finally:
+        torch.set_num_threads(threads)
