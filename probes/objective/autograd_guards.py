@@ -1,4 +1,4 @@
-"""Functions whose second derivative may be missing or wrong without a word: a hand-written backward pass, mostly."""
+"""Detection of functions whose second derivative is missing or silently wrong, mostly custom backward passes."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ __all__ = ["custom_functions", "graph_nodes", "no_reentrant_checkpoint"]
 
 @contextmanager
 def no_reentrant_checkpoint() -> Iterator[None]:
-    """A context that refuses `torch.utils.checkpoint.checkpoint(..., use_reentrant=True)`.
+    """Raise inside this context on `torch.utils.checkpoint.checkpoint(..., use_reentrant=True)`.
 
-    Such a checkpoint raises under `torch.autograd.grad`. Where its inputs require no gradient it has no derivative
-    by the parameters within, and torch only warns.
+    Such a checkpoint raises under `torch.autograd.grad`. If its inputs require no gradient, it has no derivative with
+    respect to the parameters inside, and torch only warns.
 
     Yields:
         Nothing.
 
     Raises:
-        ProbeError: there was one.
+        ProbeError: there is such a checkpoint.
     """
     try:
         with warnings.catch_warnings():
@@ -35,48 +35,48 @@ def no_reentrant_checkpoint() -> Iterator[None]:
     except (RuntimeError, UserWarning) as error:
         if "use_reentrant" in str(error) or "None of the inputs have requires_grad" in str(error):
             raise ProbeError(
-                "the model goes through checkpoint(..., use_reentrant=True), which has no derivative here: pass "
-                "use_reentrant=False"
+                "the model uses checkpoint(..., use_reentrant=True), which has no derivative under "
+                "torch.autograd.grad: pass use_reentrant=False"
             ) from error
         raise
 
 
-# by the names of their nodes; torch._weight_norm behind both of torch's weight norms is one (by 44 % in torch 2.13)
+# node names; torch._weight_norm, behind both weight norms of torch, is 44 % off in torch 2.13
 _WRONG_IN_TORCH: Final = ("WeightNormInterfaceBackward0",)
 
 
 def graph_nodes(ends: Iterable[Tensor]) -> Iterator[Any]:
-    """The nodes of the graph behind some tensors, each once.
+    """Yield the nodes of the autograd graph behind some tensors, each once.
 
     Args:
-        ends: Tensors; one without a graph has no nodes.
+        ends: Outputs of the graph; a tensor without a graph has no nodes.
 
     Yields:
-        The nodes, those near the ends first.
+        The nodes, those near the given tensors first.
     """
     seen: set[Any] = set()
-    todo: list[Any] = [end.grad_fn for end in ends]
-    while todo:
-        node = todo.pop()
+    pending: list[Any] = [end.grad_fn for end in ends]
+    while pending:
+        node = pending.pop()
         if node is not None and node not in seen:
             seen.add(node)
             yield node
-            todo += [before for before, _ in node.next_functions]
+            pending += [before for before, _ in node.next_functions]
 
 
 def custom_functions(end: Tensor) -> list[str]:
-    """The functions in the graph behind a tensor whose second derivative has to be checked.
+    """Return the functions in the graph of a tensor whose second derivative must be checked.
 
-    These are the subclasses of `torch.autograd.Function`, as autograd differentiates what their backward passes
-    compute: one that reads a number from the forward pass, or that is marked as differentiable once, has no derivative
-    there; torch tells where the incoming slope has one, and otherwise takes it for zero. And they are the functions of
-    torch itself whose derivative of the derivative is known to be wrong.
+    These are the subclasses of `torch.autograd.Function`, because autograd differentiates their backward passes: one
+    that reads a precomputed number from the forward pass, or that is marked `once_differentiable`, has no derivative;
+    torch raises only where the incoming gradient has one, and treats it as zero otherwise. Functions of torch itself
+    whose second derivative is known to be wrong are included.
 
     Args:
-        end: Where the graph ends, the loss.
+        end: Output of the graph, the loss.
 
     Returns:
-        Their names, each once, in alphabetical order; empty where the graph has none.
+        Their names, each once, in alphabetical order; empty if there are none.
     """
     names = {type(node).__name__ for node in graph_nodes([end]) if _is_custom(node)}
     return sorted(name.removesuffix("0").removesuffix("Backward") for name in names)

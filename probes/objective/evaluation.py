@@ -1,4 +1,4 @@
-"""One batch on its way through an evaluation of an objective, and what its loss must be."""
+"""Evaluation of an objective on one batch, and validation of its loss."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ ULPS: Final = 100  # two evaluations of one loss may differ by this many units i
 
 @dataclass(frozen=True)
 class BatchEvaluation:
-    """One batch on its way through an evaluation."""
+    """One batch as it is evaluated."""
 
-    index: int  # of the batch
+    index: int  # index of the batch
     weight: float  # share of the batch in the mean
-    where: str  # the batch in words
-    buffers: dict[str, Tensor]  # where the model's buffers stand in train mode; used up by the evaluation
-    before: float | None  # the loss that an earlier evaluation gave, where the two are to be compared
-    slack: float  # by how much they may differ
+    where: str  # the batch in words, for messages
+    buffers: dict[str, Tensor]  # the model's buffers in train mode; the evaluation updates them
+    before: float | None  # loss of an earlier evaluation to compare with; None if there is none
+    slack: float  # largest difference allowed between the two
 
 
 @dataclass(frozen=True)
 class BatchGradient:
-    """The gradient of one batch's loss, with its graph where one was asked for."""
+    """Gradient of one batch's loss, with its graph if requested."""
 
     weight: float  # share of the batch in the mean
     theta: Tensor  # (n,), the leaf of the graph: the parameters
@@ -38,22 +38,22 @@ class BatchGradient:
 
 
 def validated_loss(loss: Any, at: BatchEvaluation, model: nn.Module) -> Tensor:
-    """The loss of a batch as a 0-d tensor, once it is known to be one finite number and the same as before.
+    """Return the loss of a batch as a 0-d tensor after checking that it is finite and reproducible.
 
     Args:
-        loss: What the loss function returned.
+        loss: Value returned by the loss function.
         at: The batch.
-        model: Where to look for modules that draw random numbers.
+        model: The model; its modules that draw random numbers are named in the error.
 
     Returns:
         The loss.
 
     Raises:
-        ProbeError: it is no real scalar, not finite, or differs from the evaluation before.
+        ProbeError: it is not a real scalar, not finite, or differs from the earlier evaluation.
     """
     if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.is_floating_point():
-        what = f"{loss.dtype} of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
-        raise ProbeError(f"loss_fn returned {what} {at.where}, need one real number: return the mean over the batch")
+        got = f"{loss.dtype} of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+        raise ProbeError(f"loss_fn must return one real number, got {got} {at.where}: return the mean over the batch")
     if not math.isfinite(number := float(loss.detach())):
         raise ProbeError(f"the loss is {number} {at.where}: nothing can be measured at these parameters")
     check_deterministic(number, at, model)
@@ -61,15 +61,15 @@ def validated_loss(loss: Any, at: BatchEvaluation, model: nn.Module) -> Tensor:
 
 
 def check_deterministic(number: float, at: BatchEvaluation, model: nn.Module) -> None:
-    """Refuse a loss that differs from the one before.
+    """Raise if a loss differs from that of the earlier evaluation.
 
     Args:
         number: The loss.
         at: The batch.
-        model: Where to look for modules that draw random numbers.
+        model: The model; its modules that draw random numbers are named in the error.
 
     Raises:
-        ProbeError: it differs by more than the slack.
+        ProbeError: the difference is larger than the slack.
     """
     if at.before is None or abs(number - at.before) <= at.slack:
         return

@@ -1,4 +1,4 @@
-"""Calling a function of a model with other tensors standing in for its parameters and buffers."""
+"""Evaluate a function of a model with other tensors in place of its parameters and buffers."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ __all__ = ["Substitution"]
 
 
 class Substitution:
-    """`function(model, batch)` evaluated with other parameters and buffers in the model.
+    """`function(model, batch)` as a function of the model's parameters and buffers.
 
-    The model's own tensors are back in their places when a call returns; they are neither written nor
-    part of any graph, so hooks on them do not fire and `.grad` stays as it is.
+    The model's own tensors are restored when a call returns. They are not written and are in no graph, so hooks on
+    them do not fire and `.grad` is unchanged.
 
     Args:
         model: The model.
-        function: Anything that calls the model it is given, such as a loss.
-        dtype: What floating buffers are to be cast to; None for what they are.
+        function: Any function that calls the model it is given, such as a loss.
+        dtype: Dtype to which floating buffers are cast; None to keep theirs.
     """
 
     def __init__(self, model: nn.Module, function: Callable[[Any, Any], Any], dtype: torch.dtype | None = None) -> None:
@@ -32,20 +32,20 @@ class Substitution:
         self._places = _places(self._call)
 
     def buffers(self) -> dict[str, Tensor]:
-        """Copies of the model's buffers, to be used up by calls."""
+        """Return copies of the model's buffers, which calls may update."""
         copies = ((name, buffer.detach().clone()) for name, buffer in self._call.named_buffers())
         return {name: cast(buffer, self._dtype) for name, buffer in copies}
 
     def __call__(self, parameters: dict[str, Tensor], buffers: dict[str, Tensor], batch: Any) -> Any:
-        """What the function returns; buffers are updated in place as the model would its own."""
+        """Evaluate the function; the given buffers are updated in place as the model would update its own."""
         tensors = {f"model.{name}": p for name, p in parameters.items()} | buffers
-        # not tie_weights: where a module is registered twice, it would leave the substitutes in for good
+        # tie_weights=True would not restore the tensors of a module that is registered twice
         everywhere = {place: tensor for name, tensor in tensors.items() for place in self._places.get(name, [name])}
         return functional_call(self._call, everywhere, (batch,), tie_weights=False)
 
 
 class _Call(nn.Module):
-    """The function as a module that has the model as its only part."""
+    """The function as a module whose only submodule is the model."""
 
     def __init__(self, model: nn.Module, function: Callable[[Any, Any], Any]) -> None:
         super().__init__()
@@ -53,12 +53,12 @@ class _Call(nn.Module):
         self.function = function
 
     def forward(self, batch: Any) -> Any:
-        """The function of model and batch."""
+        """Return the function of model and batch."""
         return self.function(self.model, batch)
 
 
 def _places(module: nn.Module) -> dict[str, list[str]]:
-    """Where each parameter and buffer is kept, each module counted once, by its first name: tied ones have several."""
+    """Map the first name of each parameter and buffer to all its names: tied ones have several."""
     places: dict[int, list[str]] = {}
     for prefix, part in module.named_modules():
         own = [

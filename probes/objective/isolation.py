@@ -1,4 +1,4 @@
-"""Leaving a model and the random state as they were, whatever an evaluation does to them."""
+"""Isolation of an evaluation: model state, random state and torch switches are restored afterwards."""
 
 from __future__ import annotations
 
@@ -20,18 +20,17 @@ Mode = Literal["eval", "frozen", "train"]
 
 @contextmanager
 def isolated(model: nn.Module, *, training: bool, devices: Iterable[torch.device]) -> Iterator[None]:
-    """A context in which the model can be differentiated twice, and after which nothing of it is left.
+    """Allow the model to be differentiated twice inside this context, and restore all state at its end.
 
-    Attention uses its mathematical kernel (the fused ones have no second derivative), autocast and
-    inference mode are off. At exit the random states of torch (CPU and the devices), numpy and Python and these
-    switches are as before, and so is every plain attribute of every module: its mode, and what a forward pass
-    leaves there, such as the weight that the hook of `torch.nn.utils.weight_norm` makes, with its graph. (Parameters
-    and buffers are never touched inside: losses are evaluated on substitutes, see `Objective`.) What a module
-    changes within a list or dictionary of its own stays changed.
+    Attention uses its math kernel (the fused ones have no second derivative); autocast and inference mode are off. At
+    exit these switches, the random states of torch (CPU and the devices), numpy and Python, and every plain attribute
+    of every module are restored: its mode, and attributes set by a forward pass, such as the weight that the hook of
+    `torch.nn.utils.weight_norm` computes, with its graph. (Parameters and buffers are never touched inside: losses are
+    evaluated on substitutes, see `Objective`.) Changes a module makes inside its own lists or dictionaries are kept.
 
     Args:
         model: The model.
-        training: The mode of its modules inside.
+        training: The training mode of its modules inside.
         devices: The devices in use.
 
     Yields:
@@ -53,11 +52,11 @@ def isolated(model: nn.Module, *, training: bool, devices: Iterable[torch.device
         np.random.set_state(drawn)
         random.setstate(of_python)
         for module, before in attributes:
-            _put_back(module, before)
+            _restore(module, before)
 
 
-def _put_back(module: nn.Module, before: dict[str, Any]) -> None:
-    """Give a module the attributes that it had; past `setattr`, which would register the tensors among them."""
+def _restore(module: nn.Module, before: dict[str, Any]) -> None:
+    """Restore the attributes of a module, bypassing `setattr`, which would register tensors among them."""
     present = vars(module)
     for name in present.keys() - before.keys():
         del present[name]
@@ -66,7 +65,7 @@ def _put_back(module: nn.Module, before: dict[str, Any]) -> None:
 
 @contextmanager
 def _autocast_off(kinds: Iterable[str]) -> Iterator[None]:
-    """A context without autocast on any of these kinds of device."""
+    """Disable autocast on these device types."""
     from contextlib import ExitStack
 
     with ExitStack() as stack:
@@ -76,13 +75,13 @@ def _autocast_off(kinds: Iterable[str]) -> Iterator[None]:
 
 
 def random_state(devices: Iterable[torch.device]) -> bytes:
-    """The states of all generators that a model may draw from: torch's (CPU and CUDA devices), numpy's and Python's.
+    """Return the states of the global generators: torch's (CPU and CUDA devices), numpy's and Python's.
 
     Args:
         devices: The devices in use.
 
     Returns:
-        Bytes that differ where one of them was drawn from in between. Generators of a model's own are not seen.
+        Bytes that change when one of them is used. Generators owned by a model are not included.
     """
     torchs = [torch.get_rng_state()]
     torchs += [torch.cuda.get_rng_state(device) for device in devices if device.type == "cuda"]
@@ -91,7 +90,7 @@ def random_state(devices: Iterable[torch.device]) -> bytes:
 
 
 def random_modules(model: nn.Module) -> list[str]:
-    """The modules that draw random numbers in their present mode, told by their class names.
+    """Return the modules that draw random numbers in their current mode, judged by their class names.
 
     Args:
         model: The model.

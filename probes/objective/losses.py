@@ -1,4 +1,4 @@
-"""Losses in two parts, outputs and a loss of outputs, so that probes can see what the model predicts."""
+"""Losses that split into outputs and a loss of outputs, as Gauss-Newton and Fisher matrices require."""
 
 from __future__ import annotations
 
@@ -18,22 +18,23 @@ __all__ = ["CrossEntropy", "MeanSquaredError", "SplitLoss", "own_count", "rows"]
 class SplitLoss(Protocol):
     """A `loss_fn(model, batch)` that is `of_outputs(outputs(model, batch), batch)`.
 
-    The terms of the mean are the rows of the outputs, `outputs.reshape(-1, C)` (samples, or tokens); a loss that counts
-    others, because it leaves some out, has a method `terms(outputs, batch)` besides. One that knows its own Hessian by
-    the outputs may have `hessian_of_outputs(outputs, batch)`, and one that stands for a distribution its Fisher matrix
-    `model_fisher(outputs, batch)`; both return a function u -> S u of tensors shaped like the outputs.
+    The terms of the mean are the rows of the outputs, `outputs.reshape(-1, C)` (samples, or tokens); a loss that
+    ignores some of them also needs a method `terms(outputs, batch)`. Two methods are optional and return a function
+    u -> S u of tensors shaped like the outputs: `hessian_of_outputs(outputs, batch)`, with S the Hessian with respect
+    to the outputs, and `model_fisher(outputs, batch)`, with S their Fisher matrix if the loss is a negative
+    log-likelihood.
     """
 
     def __call__(self, model: Any, batch: Any, /) -> Tensor:
-        """The mean loss, a 0-d tensor."""
+        """Return the mean loss, a 0-d tensor."""
         ...
 
     def outputs(self, model: Any, batch: Any, /) -> Tensor:
-        """What the model predicts for the batch, `(..., C)`."""
+        """Return the model's predictions for the batch, `(..., C)`."""
         ...
 
     def of_outputs(self, outputs: Tensor, batch: Any, /) -> Tensor:
-        """The mean loss of given outputs, a 0-d tensor."""
+        """Return the mean loss of given outputs, a 0-d tensor."""
         ...
 
 
@@ -41,72 +42,74 @@ class SplitLoss(Protocol):
 class CrossEntropy:
     """Mean softmax cross-entropy of `(inputs, labels)` batches, in nats, as a `loss_fn(model, batch)`.
 
-    Logits have the classes on their last axis, `(..., C)`; labels are class numbers of shape `(...)` or
-    probabilities of shape `(..., C)`. The mean is over all leading axes (samples, or tokens); the class number -100
-    marks a term to leave out, as in torch.
+    Logits have the classes on their last axis, `(..., C)`; labels are class indices of shape `(...)` or
+    probabilities of shape `(..., C)`. The mean is over all leading axes (samples, or tokens); terms with the class
+    index -100 are ignored, as in torch.
 
-    A model with another signature needs only another `logits`: subclass it, or pass any callable that
-    has `logits(model, batch)` besides returning the loss.
+    For a model with another signature, subclass it and override `logits`, or pass any callable that returns the loss
+    and has a method `logits(model, batch)`.
     """
 
     unit: ClassVar[str | None] = "nats"
 
     def __call__(self, model: nn.Module, batch: Any) -> Tensor:
-        """The mean loss, a 0-d tensor."""
+        """Return the mean loss, a 0-d tensor."""
         return self.of_outputs(self.outputs(model, batch), batch)
 
     def outputs(self, model: nn.Module, batch: Any) -> Tensor:
-        """The logits, see `logits`."""
+        """Return the logits, see `logits`."""
         return self.logits(model, batch)
 
     def of_outputs(self, outputs: Tensor, batch: Any) -> Tensor:
-        """The mean loss of logits, a 0-d tensor."""
+        """Return the mean loss of logits, a 0-d tensor."""
         labels = self.labels(batch)
         classes = outputs.shape[-1]
         flat = labels.reshape(-1, classes) if labels.is_floating_point() else labels.reshape(-1)
         return F.cross_entropy(outputs.reshape(-1, classes), flat)
 
     def terms(self, outputs: Tensor, batch: Any) -> int:
-        """Over how many terms the mean is taken: rows of logits, without those that are left out."""
+        """Return the number of terms of the mean: rows of logits that are not ignored."""
         return self.count(batch)
 
     def count(self, batch: Any) -> int:
-        """The same from the labels alone."""
+        """Return the number of terms from the labels alone."""
         labels = self.labels(batch)
-        return labels[..., 0].numel() if labels.is_floating_point() else int((labels != _LEFT_OUT).sum())
+        return labels[..., 0].numel() if labels.is_floating_point() else int((labels != _IGNORED).sum())
 
     def hessian_of_outputs(self, outputs: Tensor, batch: Any) -> Callable[[Tensor], Tensor]:
-        """The Hessian of `of_outputs`, as a function u -> S u of tensors like the logits."""
+        """Return the Hessian of `of_outputs`, as a function u -> S u of tensors shaped like the logits."""
         labels = self.labels(batch)
-        mass = labels.sum(-1, keepdim=True) if labels.is_floating_point() else None  # of the probabilities, usually one
+        mass = (
+            labels.sum(-1, keepdim=True) if labels.is_floating_point() else None
+        )  # sum of the probabilities, usually 1
         return self._curvature(outputs, batch, mass)
 
     def model_fisher(self, outputs: Tensor, batch: Any) -> Callable[[Tensor], Tensor]:
-        """The Fisher matrix of the model's own softmax, `(diag p - p p') / N` for each term, as a function u -> F u."""
+        """Return the Fisher matrix of the model's softmax, `(diag p - p p') / N` per term, as a function u -> F u."""
         return self._curvature(outputs, batch, None)
 
     def _curvature(self, outputs: Tensor, batch: Any, mass: Tensor | None) -> Callable[[Tensor], Tensor]:
-        """The matrix `(diag p - p p') / N` of each term times its mass; zero for those that are left out."""
+        """Return the product with `(diag p - p p') / N` times the mass of each term; zero for ignored terms."""
         labels, p = self.labels(batch), outputs.softmax(-1)
         share = p / self.terms(outputs, batch)
         if mass is not None:
             share = share * mass
         if not labels.is_floating_point():
-            share = share * (labels != _LEFT_OUT)[..., None]
+            share = share * (labels != _IGNORED)[..., None]
         return lambda u: share * (u - (p * u).sum(-1, keepdim=True))
 
     def logits(self, model: nn.Module, batch: Any) -> Tensor:
-        """The logits `(..., C)` of the batch."""
+        """Return the logits `(..., C)` of the batch."""
         found = model(_pair(batch)[0])
         if not isinstance(found, Tensor):
             raise ProbeError(
-                f"the model returned {type(found).__name__}, need a tensor of logits (..., C): "
+                f"the model must return a tensor of logits (..., C), got {type(found).__name__}: "
                 "subclass CrossEntropy and override logits(model, batch)"
             )
         return found
 
     def labels(self, batch: Any) -> Tensor:
-        """The labels of the batch."""
+        """Return the labels of the batch."""
         labels: Tensor = _pair(batch)[1]
         return labels
 
@@ -115,61 +118,61 @@ class CrossEntropy:
 class MeanSquaredError:
     """Mean squared error of `(inputs, targets)` batches as a `loss_fn(model, batch)`: the mean over all entries.
 
-    Outputs `(..., C)` are C numbers for each term, outputs `(N,)` one number for each; targets have their shape.
+    Outputs `(..., C)` have C numbers per term, outputs `(N,)` have one; targets have the same shape.
     """
 
     unit: ClassVar[str | None] = None  # the square of the unit of the targets
 
     def __call__(self, model: nn.Module, batch: Any) -> Tensor:
-        """The mean loss, a 0-d tensor."""
+        """Return the mean loss, a 0-d tensor."""
         return self.of_outputs(self.outputs(model, batch), batch)
 
     def outputs(self, model: nn.Module, batch: Any) -> Tensor:
-        """The predictions for the batch."""
+        """Return the predictions for the batch."""
         found = model(_pair(batch)[0])
         if not isinstance(found, Tensor):
             raise ProbeError(
-                f"the model returned {type(found).__name__}, need a tensor: "
+                f"the model must return a tensor, got {type(found).__name__}: "
                 "subclass MeanSquaredError and override outputs(model, batch)"
             )
         return found
 
     def of_outputs(self, outputs: Tensor, batch: Any) -> Tensor:
-        """The mean loss of predictions, a 0-d tensor."""
+        """Return the mean loss of predictions, a 0-d tensor."""
         targets = self.targets(batch)
         if targets.shape != outputs.shape:
             raise ProbeError(
-                f"the targets have shape {tuple(targets.shape)} and the outputs {tuple(outputs.shape)}, need the same: "
-                "reshape one of them, for broadcasting would compare each with all"
+                f"targets must have the shape of the outputs {tuple(outputs.shape)}, got {tuple(targets.shape)}: "
+                "reshape one of them, as broadcasting would compare each with all"
             )
-        return (outputs - targets).square().mean()  # not mse_loss, whose derivative has no forward rule
+        return (outputs - targets).square().mean()  # mse_loss has a derivative without a forward-mode rule
 
     def hessian_of_outputs(self, outputs: Tensor, batch: Any) -> Callable[[Tensor], Tensor]:
-        """The Hessian of `of_outputs`, `2 / (N C)` times the identity, as a function u -> S u."""
+        """Return the Hessian of `of_outputs`, `2 / (N C)` times the identity, as a function u -> S u."""
         share = 2 / outputs.numel()
         return lambda u: u * share
 
     def model_fisher(self, outputs: Tensor, batch: Any) -> Callable[[Tensor], Tensor]:
-        """The Fisher matrix of the Gaussian whose variance makes this loss its likelihood: the same matrix."""
+        """Return the Fisher matrix of the Gaussian with this loss as negative log-likelihood: the same matrix."""
         return self.hessian_of_outputs(outputs, batch)
 
     def targets(self, batch: Any) -> Tensor:
-        """The targets of the batch."""
+        """Return the targets of the batch."""
         targets: Tensor = _pair(batch)[1]
         return targets
 
 
-_LEFT_OUT = -100  # torch's ignore_index
+_IGNORED = -100  # torch's ignore_index
 
 
 def own_count(loss_fn: Any) -> Callable[[Any], float] | None:
-    """How a loss counts the terms of a batch, where it is known.
+    """Return the function with which a loss counts the terms of a batch, if it is known.
 
     Args:
         loss_fn: Any loss.
 
     Returns:
-        `CrossEntropy.count`; None for another loss, and for a subclass that takes its mean otherwise.
+        `CrossEntropy.count`; None for another loss, and for a subclass that overrides the mean.
     """
     mine, kind = (CrossEntropy.__call__, CrossEntropy.of_outputs), type(loss_fn)
     if isinstance(loss_fn, CrossEntropy) and (kind.__call__, kind.of_outputs) == mine:
@@ -178,23 +181,23 @@ def own_count(loss_fn: Any) -> Callable[[Any], float] | None:
 
 
 def rows(outputs: Tensor) -> Tensor:
-    """Outputs as one row for each term of a mean.
+    """Reshape outputs to one row per term of the mean.
 
     Args:
         outputs: `(..., C)`, or `(N,)`: N terms of one number each.
 
     Returns:
-        `(N, C)`, a view where there can be one.
+        `(N, C)`, a view where possible.
     """
     return outputs.reshape(-1, outputs.shape[-1] if outputs.ndim > 1 else 1)
 
 
 def _pair(batch: Any) -> Any:
-    """The batch, once it is known to be a pair."""
+    """Return the batch after checking that it is a pair."""
     if isinstance(batch, tuple | list) and len(batch) == 2:
         return batch
-    what = f"{type(batch).__name__} of {len(batch)}" if hasattr(batch, "__len__") else type(batch).__name__
+    got = f"{type(batch).__name__} of {len(batch)}" if hasattr(batch, "__len__") else type(batch).__name__
     raise ProbeError(
-        f"a batch is a {what}, need a pair (inputs, labels): pass a list of pairs as batches, "
+        f"a batch must be a pair (inputs, labels), got {got}: pass a list of pairs as batches, "
         "or a loss_fn(model, batch) of your own"
     )

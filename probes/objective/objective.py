@@ -1,4 +1,4 @@
-"""The mean loss over fixed data as a function of the parameters, which leaves the model as it found it."""
+"""Mean loss over fixed data as a function of the parameters, evaluated without changing the model."""
 
 from __future__ import annotations
 
@@ -30,32 +30,31 @@ from lossscope.probes.objective.parameters import ParameterVector
 __all__ = ["LossFunction", "Objective"]
 
 LossFunction = Callable[[Any, Any], Tensor]
-_CLOSE: Final = 0.1  # of the root mean square of the parameters, how far a second look is taken from
+_CLOSE: Final = 0.1  # distance of the second evaluation point, relative to the root mean square of the parameters
 
 
 class Objective:
     """Mean loss over fixed data, without weight decay, as a function of the parameters that require grad.
 
-    Why the model is found again bit for bit: a loss is evaluated on substitutes (detached views of the
-    parameters, copies of the buffers) that stand in the model for the length of a forward pass only, so
-    parameters, their `.grad`, `requires_grad` and hooks, and the buffers are never written. Modes and
-    random state are restored by `evaluating`.
+    The model is unchanged bit for bit afterwards: a loss is evaluated on substitutes (detached views of the parameters,
+    copies of the buffers) that are in the model during a forward pass only, so parameters, their `.grad`,
+    `requires_grad` and hooks, and the buffers are never written. Modes and random state are restored by `evaluating`.
 
     Args:
-        model: Any module. Tied parameters count once, frozen ones not at all.
+        model: Any module. Tied parameters count once, frozen ones are excluded.
         loss_fn: `loss_fn(model, batch)` returns the mean loss of a batch, a scalar in nats.
-        batches: The data; read once and kept.
-        mode: `eval`; `frozen`, that is train mode with each forward pass seeing the same running statistics;
-            or `train`, where buffers move from batch to batch within one evaluation.
-        count: `count(batch)` says over how many terms the loss of a batch is a mean (tokens, say); by default
-            `CrossEntropy` is asked, which knows, and for any other loss the length of the first tensor in the batch
-            is taken. Unequal batches are weighted by it.
+        batches: The data; read once and kept in memory.
+        mode: `eval`; `frozen`, train mode with the same buffers in each forward pass; or `train`, where each batch
+            updates the buffers for the next within one evaluation.
+        count: `count(batch)` returns the number of terms over which the loss of a batch is a mean (tokens, say).
+            Default: the count of `CrossEntropy` for that loss, the length of the first tensor in the batch for any
+            other. Unequal batches are weighted by it.
 
     Raises:
-        ProbeError: there is no batch, no trainable parameter, one that is not real and floating or has no shape yet,
-            or the mode is unknown. Using it raises one where the loss is no finite scalar, where two evaluations differ
-            by more than 100 units in the last place (here or, if random numbers are drawn, close by), or where it goes
-            through a reentrant checkpoint.
+        ProbeError: there is no batch or no trainable parameter, one is not real and floating or not initialized, or the
+            mode is unknown. Using the objective raises it if the loss is not a finite scalar, if two evaluations differ
+            by more than 100 units in the last place (at the parameters or, if random numbers are drawn, at nearby
+            ones), or if the model uses a reentrant checkpoint.
 
     Example:
         >>> net = torch.nn.Linear(1, 1, bias=False)
@@ -76,66 +75,66 @@ class Objective:
         count: Callable[[Any], float] | None = None,
     ) -> None:
         if mode not in get_args(Mode):
-            raise ProbeError(f"mode={mode!r} is unknown: use one of {', '.join(get_args(Mode))}")
+            raise ProbeError(f"mode must be one of {', '.join(get_args(Mode))}, got {mode!r}")
         self.model = model
         self.loss_fn = loss_fn
         self.mode: Mode = mode
         self.vector = ParameterVector(model)
         self.data: FixedData = fixed_data(batches, count or own_count(loss_fn))
         self.call = self.substitution(loss_fn)
-        self.custom: list[str] | None = None  # functions with a backward pass of their own; None until a first gradient
+        self.custom: list[str] | None = None  # custom autograd functions in the graph; None until a first gradient
         self.second_derivative_checked = False  # True once it was found right
-        self._whole = True  # whether the coordinates are all of the trainable parameters, as they stand in the model
+        self._whole = True  # True if the coordinates are all trainable parameters, in their own dtype
         self._inside = False
         self._checked = False
 
     @property
     def loss_kind(self) -> str:
-        """The name of the loss: of its function, or of its class."""
+        """Name of the loss function, or of its class."""
         function = getattr(self.loss_fn, "func", self.loss_fn)
         return str(getattr(function, "__name__", type(function).__name__))
 
     @property
     def data_hash(self) -> str:
-        """The sha256 over place, dtype, shape and bytes of the data, in hexadecimal."""
+        """SHA-256 over path, dtype, shape and bytes of the data, in hexadecimal."""
         return self.data.hash
 
     @property
     def samples(self) -> int:
-        """How many terms the mean is taken over."""
+        """Number of terms over which the mean is taken."""
         return self.data.samples
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The trainable parameters by name, in the order of the flat vector."""
+        """Names of the trainable parameters, in the order of the flat vector."""
         return self.vector.names
 
     @property
     def size(self) -> int:
-        """`n`, the length of the flat vector."""
+        """Length `n` of the flat vector."""
         return self.vector.size
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype of flat vectors: that of the parameters, float32 at least."""
+        """Dtype of flat vectors: that of the parameters, float32 at least."""
         return self.vector.dtype
 
     @property
     def device(self) -> torch.device:
-        """Where flat vectors live."""
+        """Device of flat vectors."""
         return self.vector.device
 
     def parameters(self) -> Tensor:
-        """A copy of the trainable parameters as a flat vector `(n,)`."""
+        """Return a copy of the trainable parameters as a flat vector `(n,)`."""
         return self.vector.joined(self.vector.tensors())
 
     def value(self) -> float:
-        """The mean loss, in nats."""
+        """Return the mean loss."""
         with self.evaluating(), torch.no_grad():
             return math.fsum(weight * float(loss) for weight, loss in self.losses(self.copies()))
 
     def gradient(self) -> Tensor:
-        """The gradient of the mean loss as a flat vector `(n,)`."""
+        """Return the gradient of the mean loss as a flat vector `(n,)`."""
         with self.evaluating():
             total = torch.zeros(self.size, dtype=self.dtype, device=self.device)
             for batch in self.gradients():
@@ -143,16 +142,16 @@ class Objective:
             return total
 
     def restricted(self, names: Collection[str]) -> Objective:
-        """The same loss as a function of some of the parameters, the others standing where they are.
+        """Return the loss as a function of some of the parameters, with the others constant.
 
         Args:
-            names: Some of `names`; their order is that of the whole.
+            names: Some of `names`, in any order; the flat vector keeps the order of the whole.
 
         Returns:
             The objective; it shares model and data with this one.
 
         Raises:
-            ProbeError: a name is none of the parameters', or there is none.
+            ProbeError: a name is unknown, or there is none.
         """
         part = copy.copy(self)
         part.vector = ParameterVector(self.model, self.vector.known(names))
@@ -160,7 +159,7 @@ class Objective:
         return part
 
     def in_double(self) -> Objective:
-        """The same loss evaluated in float64: parameters, buffers and data are cast, the model is not touched."""
+        """Return the loss evaluated in float64: parameters, buffers and data are cast, the model is not modified."""
         wide = copy.copy(self)
         wide.vector = ParameterVector(self.model, self.names, torch.float64)
         wide.call = wide.substitution(self.loss_fn)
@@ -169,17 +168,17 @@ class Objective:
         return wide
 
     def split(self, count: int, *, seed: int) -> tuple[Objective, ...]:
-        """The same objective on disjoint parts of the data: samples shuffled and dealt out nearly equally.
+        """Return the objective on disjoint random parts of the data of nearly equal size.
 
         Args:
-            count: How many parts, at least 2.
-            seed: Of the shuffle.
+            count: Number of parts, at least 2.
+            seed: Seed of the shuffle.
 
         Returns:
             The parts; their losses, weighted by their `samples`, add up to the whole.
 
         Raises:
-            ProbeError: there are fewer samples than parts, or a batch cannot be cut.
+            ProbeError: there are fewer samples than parts, or a batch cannot be split.
         """
         parts = []
         for data in self.data.split(count, seed=seed):
@@ -189,10 +188,10 @@ class Objective:
         return tuple(parts)
 
     def batch(self, index: int) -> Objective:
-        """The same objective on one of its batches.
+        """Return the objective on one of its batches.
 
         Args:
-            index: From 0.
+            index: Index of the batch, from 0.
 
         Returns:
             The objective; its loss is that batch's own mean.
@@ -203,7 +202,7 @@ class Objective:
 
     @contextmanager
     def at(self, vector: Tensor) -> Iterator[None]:
-        """A context in which the model stands at other parameters; they are put back bit for bit.
+        """Set other parameters inside this context; the old ones are restored bit for bit.
 
         Args:
             vector: `(n,)`, the trainable parameters in the order of `names`.
@@ -221,9 +220,9 @@ class Objective:
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
-        """A context around evaluations: modes are set, and modes and random state are restored at its end.
+        """Set modes for evaluations inside this context; modes and random state are restored at its end.
 
-        Every method enters it by itself; enter it around several calls to pay for it once.
+        Every method enters it by itself; enter it around several calls to set up only once.
 
         Yields:
             Nothing.
@@ -239,28 +238,28 @@ class Objective:
                 self._inside = False
 
     def copies(self) -> list[Tensor]:
-        """Copies of the parameters: a model may write into them."""
+        """Return copies of the parameters, which a model may modify in place."""
         return self.vector.views(self.parameters(), apart=True)
 
     def leaf(self) -> Tensor:
-        """A copy of the parameters as the leaf of a graph, `(n,)`."""
+        """Return a copy of the parameters as the leaf of a graph, `(n,)`."""
         return self.parameters().requires_grad_()
 
     def substitution(self, function: Callable[[Any, Any], Any]) -> Substitution:
-        """Another function of model and batch, to be evaluated in the dtype that the loss is evaluated in."""
+        """Return another function of model and batch, evaluated in the dtype of the loss."""
         return Substitution(self.model, function, self.vector.cast_to)
 
     def passes(self) -> Iterator[BatchEvaluation]:
-        """The batches in order, as they are to be evaluated.
+        """Yield the batches in the order in which they must be evaluated.
 
-        Call it inside `evaluating`; in train mode evaluate every batch before you ask for the next. At the first use
-        all batches are evaluated once beforehand, and `loss` refuses those whose second value is another.
+        Call it inside `evaluating`; in train mode evaluate each batch before requesting the next. On first use all
+        batches are evaluated once beforehand, and `loss` raises if the second value differs.
         """
         before = None if self._checked else self._values()
         yield from self._starts(before)
 
     def evaluated(self, function: Substitution, leaves: Sequence[Tensor], at: BatchEvaluation) -> Any:
-        """A function of model and batch at the leaves, without any check."""
+        """Evaluate a function of model and batch at the leaves, without any check."""
         buffers = at.buffers if self.mode == "train" else function.buffers()
         parameters = dict(zip(self.names, leaves, strict=True))
         if not self._whole:
@@ -268,18 +267,18 @@ class Objective:
         return function(parameters, buffers, self.data.batches[at.index])
 
     def validated_loss(self, loss: Any, at: BatchEvaluation) -> Tensor:
-        """The loss of a batch, once it is known to be one finite number and the same as before."""
+        """Return the loss of a batch after checking that it is finite and equal to that of the earlier evaluation."""
         found = validated_loss(loss, at, self.model)
         if at.before is not None and at.index + 1 == len(self.data.batches):
             self._checked = True
         return found
 
     def loss(self, leaves: Sequence[Tensor], at: BatchEvaluation) -> Tensor:
-        """The loss of one batch with the graph down to the leaves, sound."""
+        """Return the validated loss of one batch, differentiable with respect to the leaves."""
         return self.validated_loss(self.evaluated(self.call, leaves, at), at)
 
     def losses(self, leaves: Sequence[Tensor]) -> Iterator[tuple[float, Tensor]]:
-        """The weight and the loss of each batch, with the graph down to the leaves.
+        """Yield the weight and the loss of each batch, differentiable with respect to the leaves.
 
         Call it inside `evaluating`.
         """
@@ -287,7 +286,7 @@ class Objective:
             yield at.weight, self.loss(leaves, at)
 
     def derivative(self, of: Tensor, theta: Tensor, *, graph: bool = False, keep: bool = False) -> Tensor:
-        """The derivative of a number by a leaf, `(n,)`, with its `graph` if asked for; `keep` that of the number."""
+        """Return the derivative of a scalar by a leaf, `(n,)`; `graph` gives it a graph, `keep` retains the old one."""
         found = None
         if of.requires_grad:
             with no_reentrant_checkpoint():
@@ -302,14 +301,14 @@ class Objective:
         return torch.zeros_like(theta) if found is None else found
 
     def slope(self, theta: Tensor, at: BatchEvaluation, *, graph: bool = False) -> BatchGradient:
-        """The gradient of one batch by a leaf, with its graph if asked for; call it inside `evaluating`."""
+        """Return the gradient of one batch by a leaf, with its graph if requested; call it inside `evaluating`."""
         loss = self.loss(self.vector.views(theta, apart=True), at)
         if self.custom is None:
             self.custom = custom_functions(loss)
         return BatchGradient(at.weight, theta, self.derivative(loss, theta, graph=graph))
 
     def gradients(self, *, graph: bool = False) -> Iterator[BatchGradient]:
-        """The gradient of each batch by a fresh leaf, with its graph if asked for.
+        """Yield the gradient of each batch by a new leaf, with its graph if requested.
 
         Call it inside `evaluating`.
         """
@@ -318,12 +317,12 @@ class Objective:
             yield self.slope(theta, at, graph=graph)
 
     def require_repeatable(self) -> None:
-        """Refuse a loss that is no function of the parameters; what evaluates `losses` need not ask."""
+        """Raise if the loss is not a deterministic function of the parameters; `losses` includes this check."""
         if not self._checked:
             self.value()
 
     def _starts(self, before: list[float] | None) -> Iterator[BatchEvaluation]:
-        """The batches with the buffers to begin with, which in train mode move from one to the next."""
+        """Yield the batches with the initial buffers, which in train mode each batch updates for the next."""
         buffers = self.call.buffers() if self.mode == "train" else {}
         slack = ULPS * torch.finfo(self.dtype).eps * max(map(abs, before)) if before else 0.0
         for index, weight in enumerate(self.data.weights):
@@ -331,27 +330,27 @@ class Objective:
             yield BatchEvaluation(index, weight, where, buffers, before[index] if before else None, slack)
 
     def _values(self) -> list[float]:
-        """The loss of each batch."""
+        """Return the loss of each batch."""
         devices = {self.device} | self.data.devices
         with torch.no_grad():
             copies, before = self.copies(), random_state(devices)
             with no_reentrant_checkpoint():
                 found = [float(self.loss(copies, at)) for at in self._starts(None)]
             if random_state(devices) != before:
-                self._require_idle_draws()
+                self._require_unused_random_numbers()
             return found
 
-    def _require_idle_draws(self) -> None:
-        """Refuse random numbers that show close by, though not here: behind a last layer of zeros, say."""
+    def _require_unused_random_numbers(self) -> None:
+        """Raise if random numbers change the loss at nearby parameters: dropout before a layer of zeros, say."""
         theta = self.parameters()
         size = float(theta.square().mean().sqrt()) or 1.0
         moved = torch.randn(self.size, generator=torch.Generator().manual_seed(0)).to(theta)
         theta.add_(moved, alpha=_CLOSE * size)
         first, again = ([self._near(theta, at) for at in self._starts(None)] for _ in range(2))
         for at, number in zip(self._starts(first), again, strict=True):
-            if math.isfinite(number):  # else the second look tells nothing
-                check_deterministic(number, replace(at, where=f"{at.where}, at parameters close by"), self.model)
+            if math.isfinite(number):  # otherwise a comparison is meaningless
+                check_deterministic(number, replace(at, where=f"{at.where}, at nearby parameters"), self.model)
 
     def _near(self, theta: Tensor, at: BatchEvaluation) -> float:
-        """The loss of one batch at other parameters."""
+        """Return the loss of one batch at other parameters."""
         return float(self.evaluated(self.call, self.vector.views(theta.clone(), apart=True), at))

@@ -1,4 +1,4 @@
-"""The block Krylov space of a symmetric operator: an orthonormal basis with its images, grown step by step."""
+"""Block Krylov space of a symmetric operator: an orthonormal basis and its images, grown step by step."""
 
 from __future__ import annotations
 
@@ -16,29 +16,29 @@ from lossscope.probes.operators.base import SymmetricOperator
 __all__ = ["Array", "BlockKrylov", "StartBlock", "start_block"]
 
 Array = np.ndarray[Any, Any]
-_LOST: Final = 0.7  # a vector that one sweep shortens to less than this is swept once more
-_ASYMMETRY: Final = 1e4  # rounding units of the largest entry by which q'Ap and p'Aq may differ
-_NONSENSE: Final = 0.3  # of the sum of two images: what the image of a sum may be off by before it is no image at all
-_SMALL: Final = 0.1  # of the largest entry: a remainder below it is swept again
-_CHECKED: Final = 4  # dimensions up to which that is looked at
-_SPARE: Final = 16  # rows of room to start with
+_LOST: Final = 0.7  # ratio of lengths below which a vector is orthogonalized a second time
+_ASYMMETRY: Final = 1e4  # largest difference of q'Ap and p'Aq, in rounding units of the largest entry
+_NONLINEAR: Final = 0.3  # relative error of the image of a sum above which images are rounding only
+_SMALL: Final = 0.1  # a remainder below this share of the largest entry is orthogonalized again
+_CHECKED: Final = 4  # dimensions up to which symmetry is checked
+_SPARE: Final = 16  # rows allocated at the start
 
 
 class BlockKrylov:
     r"""The space spanned by :math:`X, AX, A^2X, \dots`, with an orthonormal basis Q and the images AQ.
 
     Every new block is made orthogonal to the whole basis, so no copies ("ghosts") of converged eigenvalues appear.
-    `projected` is :math:`T = Q^\top A Q` in float64, taken from the stored images; `coupling` is C in
+    `projected` is :math:`T = Q^\top A Q` in float64, computed from the stored images; `coupling` is C in
 
     .. math:: A Q = Q T + Q_+ C,
 
-    with the block :math:`Q_+` that is not in the space yet: it is what residuals follow from without a product.
-    Basis and images have the operator's dtype: the products are no more precise than that.
+    where the block :math:`Q_+` is not in the space yet; residuals follow from C without a product. Basis and images
+    have the operator's dtype, as the products are no more precise.
 
     Args:
         operator: A, `(n, n)`.
-        start: `(b, n)`, the rows of :math:`X^\top`; those that depend on each other are left out.
-        generator: On the CPU; draws the vectors with which a space goes on that has closed.
+        start: `(b, n)`, the rows of :math:`X^\top`; linearly dependent rows are dropped.
+        generator: CPU generator of the vectors with which an invariant space is extended.
 
     Source:
         G. Golub, R. Underwood (1977), The block Lanczos method for computing eigenvalues; B. Parlett (1998), The
@@ -52,11 +52,11 @@ class BlockKrylov:
             torch.empty(_SPARE, operator.size, dtype=operator.dtype, device=operator.device) for _ in range(2)
         )
         self._projected: Array = np.zeros((_SPARE, _SPARE))
-        self._scale = 0.0  # of the entries seen so far
+        self._scale = 0.0  # largest absolute entry of T so far
         self.dimension = 0
-        self.steps = 0  # whole steps of the first block
+        self.steps = 0  # number of block steps
         self._pending, across = self._independent(start.to(self._basis), 0.0)
-        self.start: Array = across  # (b', b), the coordinates of X in the first block
+        self.start: Array = across  # (b', b), coordinates of X in the first block
         self.coupling: Array = np.zeros((len(self._pending), 0))
 
     @property
@@ -81,20 +81,20 @@ class BlockKrylov:
 
     @property
     def width(self) -> int:
-        """Vectors of the next block; 0 where the space is invariant."""
+        """Number of vectors of the next block; 0 if the space is invariant."""
         return len(self._pending)
 
     @property
     def unit(self) -> float:
-        """The rounding unit of a product."""
+        """Rounding unit of a product."""
         return self._operator.unit
 
     def step(self, at_most: int) -> None:
-        """Multiply the next block, or as many of its vectors as `at_most` products allow; 0 < `at_most`."""
+        """Multiply the next block, or as many of its vectors as `at_most` > 0 products allow."""
         if not len(self._pending):
             self._pending = self._random()
-        whole, size = self._pending, min(len(self._pending), at_most)
-        block, rest = whole[:size], whole[size:]
+        pending, size = self._pending, min(len(self._pending), at_most)
+        block, rest = pending[:size], pending[size:]
         first, last = self.dimension, self.dimension + size
         self._make_room(last)
         images = (self._operator @ block.mT).mT
@@ -109,9 +109,9 @@ class BlockKrylov:
         self.steps += 1
 
     def _advance(self, rest: Tensor, remainder: Tensor) -> None:
-        """Make the next block of what is left of this one and of the new images' remainder."""
+        """Build the next block from the rest of the current one and the remainder of the new images."""
         new, across = self._independent(remainder, self._rounding())
-        if len(rest):  # a cut block: its other vectors stay pending, beside the new ones
+        if len(rest):  # the block was split: its other vectors stay pending beside the new ones
             new, turned = self._independent(torch.cat([rest, remainder]), self._rounding())
             across = turned[:, len(rest) :]
         old = self.coupling if len(rest) else np.zeros((0, self.coupling.shape[1]))
@@ -122,7 +122,7 @@ class BlockKrylov:
         self._pending, self.coupling = new, kept
 
     def _orthogonal(self, rows: Tensor) -> tuple[Tensor, Array]:
-        """The part of the rows that is orthogonal to the basis, and their coordinates in it."""
+        """Return the part of the rows orthogonal to the basis, and their coordinates in it."""
         Q = self.basis
         lengths = torch.linalg.vector_norm(rows, dim=1)
         coordinates = rows @ Q.mT
@@ -134,7 +134,7 @@ class BlockKrylov:
         return rows, coordinates.double().cpu().numpy().T
 
     def _independent(self, rows: Tensor, least: float) -> tuple[Tensor, Array]:
-        """Orthonormal rows that span the given ones, up to parts no longer than `least`; and how they make them up."""
+        """Orthonormalize rows, dropping remainders no longer than `least`; return the coordinates of the given rows too."""
         kept: list[Tensor] = []
         across = np.zeros((len(rows), len(rows)))
         unit = self._operator.unit
@@ -148,7 +148,9 @@ class BlockKrylov:
             length = float(torch.linalg.vector_norm(row))
             if length > max(least, 10 * unit * float(torch.linalg.vector_norm(given))):
                 row = row / length
-                if self.dimension and length < _SMALL * self._scale:  # what was left of the basis has been blown up
+                if (
+                    self.dimension and length < _SMALL * self._scale
+                ):  # normalizing has amplified the component in the basis
                     row = row - (row @ self.basis.mT) @ self.basis
                     row = row / torch.linalg.vector_norm(row)
                 across[len(kept), index] = length
@@ -156,7 +158,7 @@ class BlockKrylov:
         return (torch.stack(kept) if kept else rows[:0]), across[: len(kept)]
 
     def _random(self) -> Tensor:
-        """A random unit row orthogonal to the basis."""
+        """Return a random unit row orthogonal to the basis."""
         drawn = torch.randn(1, self._operator.size, generator=self._generator, dtype=torch.float64)
         row, _ = self._orthogonal(drawn.to(self._basis))
         row, _ = self._orthogonal(row / torch.linalg.vector_norm(row))
@@ -164,29 +166,29 @@ class BlockKrylov:
         return unit
 
     def _rounding(self) -> float:
-        """Below this a remainder is rounding."""
+        """Return the length below which a remainder is rounding."""
         return 10 * self._operator.unit * max(self._scale, math.ulp(0.0))
 
     def _check_symmetric(self, block: Tensor, coordinates: Array, first: int) -> None:
-        """Refuse an operator of which q'Ap and p'Aq differ by more than rounding."""
+        """Raise if q'Ap and p'Aq differ by more than rounding."""
         if first > _CHECKED:
             return
         back = (self._images[: self.dimension] @ block.mT).double().cpu().numpy()
         scale = max(self._scale, float(np.abs(coordinates).max()))
         off = float(np.abs(back - coordinates).max())
-        if off > _ASYMMETRY * self._operator.unit * scale and not self._noise():
+        if off > _ASYMMETRY * self._operator.unit * scale and not self._is_rounding():
             raise ProbeError(
-                f"the operator is not symmetric: two products differ by {off / scale:.2g} of its largest entry, "
+                f"the operator is not symmetric: q'Ap and p'Aq differ by {off / scale:.2g} of its largest entry, "
                 f"{_ASYMMETRY * self._operator.unit:.2g} is allowed: "
                 f"{self._operator.asymmetry_hint}"
             )
 
-    def _noise(self) -> bool:
-        """Whether all images are rounding, as of an operator that is zero: they then do not even add up."""
+    def _is_rounding(self) -> bool:
+        """Return True if all images are rounding errors, as for the zero operator: they are then not even additive."""
         both = self._operator @ (self._basis[0] + self._basis[1])
         total = self._images[0] + self._images[1]
         off = torch.linalg.vector_norm(both - total)
-        return float(off) > _NONSENSE * float(torch.linalg.vector_norm(total))
+        return float(off) > _NONLINEAR * float(torch.linalg.vector_norm(total))
 
     def _make_room(self, rows: int) -> None:
         while rows > len(self._basis):
@@ -197,41 +199,41 @@ class BlockKrylov:
             self._projected = larger
 
 
-_RANDOM_SHARE: Final = 0.3  # of a warm start, so that an eigenvalue that has overtaken the old one is seen
+_RANDOM_SHARE: Final = 0.3  # random part of a warm start, so that a new largest eigenvalue is found
 
 
 @dataclass(frozen=True)
 class StartBlock:
-    """A Krylov space with what is random in its start."""
+    """A Krylov space with the random part of its start."""
 
     space: BlockKrylov
-    random: Array  # (b', b), the coordinates of b standard normal vectors in the first block
+    random: Array  # (b', b), coordinates of b standard normal vectors in the first block
 
 
 def start_block(
     operator: SymmetricOperator, width: int, warm_start: Tensor | None, generator: torch.Generator
 ) -> StartBlock:
-    """The Krylov space of `width` standard normal vectors, before its first product.
+    """Return the Krylov space of `width` standard normal vectors, before its first product.
 
-    A warm start is added to a single vector, and is a vector more in a block. Adding a fixed vector to a normal one
-    never makes it more likely that an eigenvector is missed, so the bounds hold as without.
+    A warm start is added to a single random vector, and is an additional vector of a wider block. Adding a fixed vector
+    to a normal one never makes it more likely that an eigenvector is missed, so the bounds stay valid.
 
     Args:
         operator: `(n, n)`.
-        width: Random vectors.
-        warm_start: `(n,)` or `(n, j)`, vectors near the wanted ones, or None.
-        generator: On the CPU, the only source of randomness.
+        width: Number of random vectors.
+        warm_start: `(n,)` or `(n, j)`, approximate eigenvectors, or None.
+        generator: CPU generator, the only source of randomness.
 
     Returns:
         The space.
 
     Raises:
-        ProbeError: `warm_start` does not fit or is not finite.
+        ProbeError: `warm_start` has another shape or is not finite.
     """
     n = operator.size
     rows = [torch.randn(n, generator=generator, dtype=torch.float64) for _ in range(min(width, n))]
     if warm_start is not None:
-        warm = _middle(warm_start, n).cpu() * math.sqrt(n) / _RANDOM_SHARE
+        warm = _mean_direction(warm_start, n).cpu() * math.sqrt(n) / _RANDOM_SHARE
         if len(rows) == 1:
             rows[0] = rows[0] + warm
         else:
@@ -240,15 +242,17 @@ def start_block(
     return StartBlock(space, space.start[:, : min(width, n)])
 
 
-def _middle(warm_start: Tensor, size: int) -> Tensor:
-    """The unit vector in the middle of the warm vectors; zero where they are."""
+def _mean_direction(warm_start: Tensor, size: int) -> Tensor:
+    """Return the normalized mean of the normalized warm vectors; zero if they are zero."""
     if warm_start.ndim not in (1, 2) or len(warm_start) != size or not bool(torch.isfinite(warm_start).all()):
-        raise ProbeError(f"warm_start has shape {tuple(warm_start.shape)}, need finite numbers ({size},) or (n, j)")
+        raise ProbeError(
+            f"warm_start must be finite, of shape ({size},) or ({size}, j), got shape {tuple(warm_start.shape)}"
+        )
     columns = warm_start.detach().double().reshape(size, -1)
     return _unit(_unit(columns).sum(1))
 
 
 def _unit(columns: Tensor) -> Tensor:
-    """The columns at length one; zeros stay zeros."""
+    """Normalize the columns; zero columns stay zero."""
     lengths: Tensor = torch.linalg.vector_norm(columns, dim=0)
     return columns / lengths.clamp_min(torch.finfo(torch.float64).tiny)

@@ -1,4 +1,4 @@
-"""Growing a Krylov space until both ends of the spectrum are as sharp as asked, and the pairs found there."""
+"""Extreme eigenpairs: growing a Krylov space until both ends of the spectrum meet their bounds."""
 
 from __future__ import annotations
 
@@ -13,21 +13,23 @@ from lossscope.probes.spectrum.ritz import Ritz, ritz
 
 __all__ = ["WHOLE", "eigenpairs", "grow"]
 
-WHOLE: Final = 32  # up to this size the space is grown to the whole space: everything is exact
-_MORE: Final = 2  # dimensions beyond the wanted pairs without which nothing is ever enclosed, unless the space closes
-_OFTEN: Final = 24  # dimensions up to which the ends are looked at after each step, then after every second
+WHOLE: Final = 32  # up to this size the space is grown to dimension n, where everything is exact
+_MORE: Final = (
+    2  # dimensions beyond the requested pairs below which no end is ever enclosed, unless the space is invariant
+)
+_OFTEN: Final = 24  # dimensions up to which the bounds are tested after each step, then after every second step
 
 
 def grow(start: StartBlock, *, top: int, bottom: int, rel: float, max_products: int, steps: int) -> None:
     """Grow the space until both ends meet their bounds, or `max_products` are spent.
 
     Args:
-        start: The space, which grows.
-        top: Pairs wanted at the upper end.
-        bottom: Pairs wanted at the lower end.
-        rel: The bound asked for, relative to the largest absolute Ritz value.
-        max_products: The most that may be spent; `n` are always enough.
-        steps: Block steps to take in any case, as far as the budget goes.
+        start: The space; it is grown in place.
+        top: Number of pairs at the upper end.
+        bottom: Number of pairs at the lower end.
+        rel: The bound to reach, relative to the largest absolute Ritz value.
+        max_products: Budget of products; `n` are always enough.
+        steps: Block steps to take in any case, as far as the budget allows.
     """
     space = start.space
     limit = min(space.size, max_products)
@@ -43,18 +45,18 @@ def grow(start: StartBlock, *, top: int, bottom: int, rel: float, max_products: 
 
 
 def eigenpairs(space: BlockKrylov, found: Ritz, count: int, rel: float, *, largest: bool) -> EigenPairs:
-    """The Ritz pairs at one end of the spectrum.
+    """Return the Ritz pairs at one end of the spectrum.
 
     Args:
         space: The space.
         found: Its Ritz pairs.
-        count: How many; fewer where the space is smaller.
+        count: Number of pairs; fewer are returned if the space is smaller.
         rel: A bound up to `rel` times the largest absolute Ritz value counts as converged.
-        largest: Whether the largest ones (descending) or the smallest ones (ascending).
+        largest: True for the largest pairs (descending), False for the smallest (ascending).
 
     Returns:
-        The pairs. Residuals are taken from the stored images: no further product. As these are off by
-        rounding, which their own residual cannot see, a hundred units of the largest Ritz value are added.
+        The pairs. Residuals are computed from the stored images without another product. As the images have rounding
+        errors, which this residual does not contain, 100 rounding units of the largest Ritz value are added.
     """
     order = np.arange(len(found.values))[::-1][:count] if largest else np.arange(len(found.values))[:count]
     values = torch.from_numpy(found.values[order])
@@ -66,13 +68,13 @@ def eigenpairs(space: BlockKrylov, found: Ritz, count: int, rel: float, *, large
     bounds = torch.from_numpy(found.bounds[order])
     if len(bounds):
         bounds[0] = found.reach(largest=largest) + rounding
-        if found.enclosed(rel * found.scale - rounding, largest=largest):  # what the search was stopped by
+        if found.enclosed(rel * found.scale - rounding, largest=largest):  # the criterion that stopped the search
             bounds[0] = bounds[0].clamp(max=rel * found.scale)
     return EigenPairs(values, vectors, residuals, bounds, bounds <= rel * found.scale)
 
 
 def _met(found: Ritz, top: int, bottom: int, rel: float) -> bool:
-    """Whether the wanted pairs at both ends meet their bounds."""
+    """Return True if the requested pairs at both ends meet their bounds."""
     allowed = rel * found.scale - found.rounding
     k = len(found.values)
     if top and not found.enclosed(allowed, largest=True):

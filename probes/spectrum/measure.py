@@ -1,4 +1,4 @@
-"""The door to a spectrum: ends, trace, norm and density of a symmetric operator, from one Krylov space."""
+"""Spectrum of a symmetric operator: extreme eigenpairs, trace, norm and density from one Krylov space."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from lossscope.probes.spectrum.trace_and_norm import trace_and_frobenius
 
 __all__ = ["QUANTITIES", "SpectrumRequest", "least_products", "measure_spectrum"]
 
-_SPACE: Final = 4  # dimensions of the smallest space
-_SAMPLES: Final = 2  # random vectors that give a standard error
-_PROBES: Final = 10  # products that are kept for the probes at least
-_PROBES_SHARE: Final = 3  # and the part of the budget, one third
+_SPACE: Final = 4  # smallest dimension of a space
+_SAMPLES: Final = 2  # random vectors needed for a standard error
+_PROBES: Final = 10  # products reserved for the probes, at least
+_PROBES_SHARE: Final = 3  # and one third of the budget
 
 
 @dataclass(frozen=True)
 class SpectrumRequest:
-    """What is asked for."""
+    """A request for spectral quantities, and the Krylov dimension and budget it implies."""
 
     wanted: frozenset[str]
     top: int
@@ -42,26 +42,26 @@ class SpectrumRequest:
 
     @property
     def probes(self) -> tuple[str, ...]:
-        """The quantities that random probes give."""
+        """Requested quantities that are estimated by random probes."""
         return tuple(name for name in ("trace", "frobenius") if name in self.wanted)
 
     @property
     def pairs(self) -> tuple[int, int]:
-        """Pairs wanted at the upper and at the lower end."""
+        """Number of eigenpairs at the upper and at the lower end."""
         return self.top * ("top" in self.wanted), self.bottom * ("bottom" in self.wanted)
 
     @property
     def krylov(self) -> bool:
-        """Whether anything is read off the Krylov space itself."""
+        """True if a quantity is read off the Krylov space itself."""
         return bool(self.wanted & {"top", "bottom", "density"})
 
     @property
     def least(self) -> int:
-        """Dimensions of the space that hold all pairs asked for."""
+        """Smallest dimension of a space with all requested pairs."""
         return max(sum(self.pairs) + 1, _SPACE)
 
-    def for_the_space(self, size: int) -> int:
-        """The part of the budget that the space may take before the probes; all that a small one needs."""
+    def space_budget(self, size: int) -> int:
+        """Return the part of the budget for the space before the probes; all products that a small matrix needs."""
         if size <= min(WHOLE, self.max_products):
             return size
         kept = max(_PROBES, self.max_products // _PROBES_SHARE) if self.probes else 0
@@ -69,44 +69,44 @@ class SpectrumRequest:
 
     @property
     def width(self) -> int:
-        """Vectors of a block: two where copies of eigenvalues or the density matter."""
+        """Block width: 2 if multiple eigenvalues or the density matter."""
         return 2 if max(self.pairs) > 1 or "density" in self.wanted else 1
 
     @property
-    def density_alone(self) -> bool:
-        """Whether nothing else says when the space is large enough."""
+    def only_density(self) -> bool:
+        """True if the density is the only quantity that decides when the space is large enough."""
         return self.wanted == {"density"}
 
     def check_budget(self, size: int) -> None:
-        """Refuse a budget that cannot hold what is asked for."""
+        """Raise if the budget is too small for the requested quantities."""
         least = least_products(size, pairs=sum(self.pairs), space=self.krylov, probes=bool(self.probes))
         if self.max_products < least:
             raise ProbeError(
-                f"max_products={self.max_products} is too few for {', '.join(sorted(self.wanted))} "
-                f"(top={self.top}, bottom={self.bottom}), need at least {least}: raise it or ask for less"
+                f"max_products must be at least {least} for {', '.join(sorted(self.wanted))} "
+                f"(top={self.top}, bottom={self.bottom}), got {self.max_products}: raise it or request less"
             )
 
 
 def least_products(size: int, *, pairs: int, space: bool, probes: bool) -> int:
-    """The fewest products that a measurement can be made with: a space with the pairs and one more, and two probes.
+    """Return the smallest possible budget: a space with the pairs and one more, and two probes.
 
     Args:
         size: `n`.
-        pairs: Eigenpairs wanted at both ends together.
-        space: Whether anything is read off the Krylov space.
-        probes: Whether random probes of the rest are wanted.
+        pairs: Number of eigenpairs at both ends together.
+        space: True if a quantity is read off the Krylov space.
+        probes: True if random probes are needed.
 
     Returns:
-        The number; `measure_spectrum` refuses fewer.
+        The number of products; `measure_spectrum` raises for fewer.
     """
     least = min(size, max(pairs + 1, _SPACE)) if space else 0
     return least + (_SAMPLES if probes and size > least else 0)
 
 
 QUANTITIES: Final = ("top", "bottom", "trace", "frobenius", "density")
-_PROBE_STREAM: Final = 0x9E3779B97F4A7C15  # keeps the random probes apart from the start vectors of the same seed
-_DENSITY_STEPS: Final = 8  # block steps that a density is given at least
-_MORE_STEPS: Final = 4  # and between two looks whether its numbers stand still
+_PROBE_STREAM: Final = 0x9E3779B97F4A7C15  # makes the random probes independent of the start vectors of the same seed
+_DENSITY_STEPS: Final = 8  # block steps of a density, at least
+_MORE_STEPS: Final = 4  # and between two tests of its convergence
 
 
 def measure_spectrum(
@@ -121,45 +121,45 @@ def measure_spectrum(
     seed: int = 0,
     warm_start: Tensor | None = None,
 ) -> SpectrumEstimate:
-    r"""Both ends of a spectrum with bounds, trace and Frobenius norm with 95 % intervals, and the density.
+    r"""Measure both ends of a spectrum with bounds, trace and Frobenius norm with 95 % intervals, and the density.
 
     All of it comes from one block Krylov space of Gaussian vectors (`BlockKrylov`): eigenvalues as its Ritz
     values with the bounds of `Ritz`, the density as its quadrature (`SpectralDensity`), trace and norm exactly on
-    the space and by fresh random signs on what it leaves (`trace_and_frobenius`).
+    the space and by independent random signs on its orthogonal complement (`trace_and_frobenius`).
 
-    It stops when everything asked for meets its bound, or when the budget is spent, and then says in `unmet`
-    what did not. The bound is `rel` times: the largest :math:`|\theta|` for an eigenvalue (the lower end
+    It stops when every requested quantity meets its bound, or when the budget is spent; `unmet` then names those that
+    did not. The bound is `rel` times: the largest :math:`|\theta|` for an eigenvalue (the lower end
     too, so a `lambda_min` near zero is known to `rel` of the spectrum, not of itself);
     :math:`\max(|\mathrm{tr} A|, \lVert A\rVert_F)` for the standard error of the trace;
-    :math:`\lVert A\rVert_F` for that of the norm. The density gets at least eight block steps; asked for alone it
-    gets as many as make its numbers stand still. Beside other quantities it goes as far as they do, and is named in
-    `unmet` where its numbers still move.
+    :math:`\lVert A\rVert_F` for that of the norm. The density takes at least eight block steps; requested alone it
+    takes steps until its derived quantities converge. With other quantities it takes as many steps as they do, and is
+    named in `unmet` if it has not converged.
 
-    An end of the spectrum is where no eigenvalue lies further out, with 95 % confidence over the random
-    start, for any matrix. Where several eigenvalues or the density are asked for, the block has two vectors, so
-    double eigenvalues are found. Up to `n = 32`
-    everything is exact, copies included, if the budget allows.
+    The bound of the outermost eigenvalue encloses the end of the spectrum: no eigenvalue lies further out, with 95 %
+    confidence over the random start, for any matrix. If several eigenvalues or the density are requested, the block has
+    two vectors, so double eigenvalues are found. Up to `n = 32` everything is exact, including multiplicities, if the
+    budget allows.
 
     Args:
         operator: `(n, n)`, from `hessian`, `gauss_newton`, `fisher`, `from_matrix`, or of your own.
-        top: Eigenpairs at the upper end, at least 1; fewer come back where `n` is smaller.
-        bottom: Eigenpairs at the lower end, at least 1.
-        rel: Relative accuracy, above 0 and below 1.
-        trace_rel: The same for trace and norm where it is to be another.
-        max_products: The budget.
+        top: Number of eigenpairs at the upper end, at least 1; fewer are returned if `n` is smaller.
+        bottom: Number of eigenpairs at the lower end, at least 1.
+        rel: Relative accuracy, between 0 and 1.
+        trace_rel: Relative accuracy of trace and norm. Default: `rel`.
+        max_products: Budget of matrix-vector products.
         quantities: None for all, or some of `top`, `bottom`, `trace`, `frobenius`, `density`; only these are
             computed and only these decide when to stop.
-        seed: Of the start vectors and of the probes. Equal seeds give equal ones to all operators of one
+        seed: Seed of the start vectors and of the probes. Equal seeds give equal vectors for all operators of one
             size (common random numbers).
-        warm_start: `(n,)` or `(n, j)`, eigenvectors of a similar operator: fewer products to the same bound. A random
-            part is added, and bounds hold as they would without.
+        warm_start: `(n,)` or `(n, j)`, eigenvectors of a similar operator: the bound is reached with fewer products. A
+            random part is added, so the bounds stay valid.
 
     Returns:
-        The estimates, None for what was not asked for.
+        The estimates; None for quantities that were not requested.
 
     Raises:
-        ProbeError: an argument is out of its range, the budget cannot hold what is asked for, the operator is not
-            symmetric, or a product is not finite.
+        ProbeError: an argument is out of range, the budget is too small for the requested quantities, the operator is
+            not symmetric, or a product is not finite.
 
     Example:
         >>> from lossscope.probes.operators.base import from_matrix
@@ -182,7 +182,7 @@ def measure_spectrum(
 
 
 def _measured(operator: SymmetricOperator, ask: SpectrumRequest, warm_start: Tensor | None) -> SpectrumEstimate:
-    """Everything asked for, from one Krylov space and from probes on what it leaves."""
+    """Measure all requested quantities, from one Krylov space and probes on its complement."""
     begun, before = time.perf_counter(), operator.products
     trace = frobenius = top = bottom = density = None
     with operator.cached():
@@ -191,7 +191,7 @@ def _measured(operator: SymmetricOperator, ask: SpectrumRequest, warm_start: Ten
         space, (most, least) = start.space, ask.pairs
         if ask.krylov or operator.size <= min(WHOLE, ask.max_products):
             steps = _DENSITY_STEPS if "density" in ask.wanted else 0
-            room = ask.for_the_space(operator.size)
+            room = ask.space_budget(operator.size)
             grow(start, top=most, bottom=least, rel=ask.rel, max_products=room, steps=steps)
         if ask.probes:
             trace, frobenius = trace_and_frobenius(
@@ -207,7 +207,7 @@ def _measured(operator: SymmetricOperator, ask: SpectrumRequest, warm_start: Ten
             top = eigenpairs(space, found, most, ask.rel, largest=True) if most else None
             bottom = eigenpairs(space, found, least, ask.rel, largest=False) if least else None
             if "density" in ask.wanted:
-                density = _density(start, ask.for_the_space(operator.size) if ask.density_alone else 0)
+                density = _density(start, ask.space_budget(operator.size) if ask.only_density else 0)
     seconds = time.perf_counter() - begun
     products = operator.products - before
     return _complete(
@@ -228,7 +228,7 @@ def _measured(operator: SymmetricOperator, ask: SpectrumRequest, warm_start: Ten
 
 
 def _density(start: StartBlock, room: int) -> SpectralDensity:
-    """The density of a space that grows up to `room` until its numbers stand still."""
+    """Return the density, growing the space up to `room` dimensions until it converges."""
     space = start.space
     while True:
         half = ritz(space, start.random, dimensions=-(-space.dimension // 2)) if space.dimension > 1 else None
@@ -241,7 +241,7 @@ def _density(start: StartBlock, room: int) -> SpectralDensity:
 
 
 def _complete(found: SpectrumEstimate) -> SpectrumEstimate:
-    """The estimate with the names of what did not meet its bound."""
+    """Add the names of the quantities that did not meet their bounds."""
     unmet = [
         name
         for name, pairs in (("top", found.top), ("bottom", found.bottom))
@@ -257,20 +257,20 @@ def _complete(found: SpectrumEstimate) -> SpectrumEstimate:
 
 
 def _wanted(quantities: Collection[str] | None) -> frozenset[str]:
-    """The quantities to compute."""
+    """Return the set of quantities to compute."""
     wanted = frozenset(QUANTITIES if quantities is None else quantities)
     if not wanted or isinstance(quantities, str):
-        raise ProbeError(f"quantities={quantities!r}: pass None for all, or a tuple of {', '.join(QUANTITIES)}")
+        raise ProbeError(f"quantities must be None for all, or a tuple of {', '.join(QUANTITIES)}, got {quantities!r}")
     if unknown := sorted(wanted - set(QUANTITIES)):
-        raise ProbeError(f"quantities {unknown} are unknown: choose from {', '.join(QUANTITIES)}")
+        raise ProbeError(f"unknown quantities {unknown}: use some of {', '.join(QUANTITIES)}")
     return wanted
 
 
 def _check(top: int, bottom: int, rels: tuple[float, ...]) -> None:
-    """Refuse arguments out of their range."""
+    """Raise if an argument is out of range."""
     for name, count in (("top", top), ("bottom", bottom)):
         if count < 1:
-            raise ProbeError(f"{name}={count} eigenpairs, need at least 1: to have none, name the other quantities")
+            raise ProbeError(f"{name} must be at least 1 eigenpair, got {count}: for none, name the other quantities")
     for rel in rels:
         if not 0 < rel < 1:
-            raise ProbeError(f"rel={rel:g} is out of range, need 0 < rel < 1")
+            raise ProbeError(f"rel must be between 0 and 1, got {rel:g}")

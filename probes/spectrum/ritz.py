@@ -1,4 +1,4 @@
-"""What a Krylov space says of the spectrum: Ritz values, their residuals, and where no eigenvalue can be."""
+"""Ritz pairs of a Krylov space, their residuals, and intervals in which no eigenvalue lies."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ from lossscope.probes.spectrum.block_krylov import Array, BlockKrylov
 
 __all__ = ["Ritz", "ritz"]
 
-_RISK: Final = 0.05  # of an eigenvalue outside its bound
-_ROUNDINGS: Final = 100  # one to five units on ordinary networks, about twenty where the softmax is saturated
-_LOOKS: Final = 24  # points between two Ritz values, or beyond the last, where an eigenvalue is ruled out or not
-_TINY: Final = 1e-120  # where a point is a Ritz value, or near enough
-_NEAREST, _FARTHEST = 1e-12, 1e6  # of the largest Ritz value: how far out is looked
+_RISK: Final = 0.05  # probability of an eigenvalue outside its bound
+_ROUNDINGS: Final = 100  # rounding units; 1 to 5 occur on ordinary networks, about 20 with a saturated softmax
+_POINTS: Final = 24  # points between two Ritz values, or beyond the last, that are tested for an eigenvalue
+_TINY: Final = 1e-120  # smallest distance of a point from a Ritz value
+_NEAREST, _FARTHEST = 1e-12, 1e6  # distances tested, relative to the largest Ritz value
 
 
 @dataclass(frozen=True)
 class Ritz:
-    r"""The Ritz pairs of a space, ascending, and the bounds that follow from its random start.
+    r"""Ritz pairs of a space, ascending, with the bounds that follow from its random start.
 
-    **Where no eigenvalue can be.** Let v be an eigenvector of A with eigenvalue :math:`\lambda`. From
+    **Excluding eigenvalues.** Let v be an eigenvector of A with eigenvalue :math:`\lambda`. From
     :math:`AQ = QT + Q_+C` follows :math:`v^\top Q = -v^\top Q_+ C (T - \lambda)^{-1}`, so for the random columns X
     of the start, with coordinates S in the basis,
 
     .. math:: X^\top v = M(\lambda)^\top Q_+^\top v, \qquad M(\lambda) = -C (T - \lambda)^{-1} S,
 
-    and :math:`|X^\top v| \le \lVert M(\lambda)\rVert`. The left side is the length of a standard normal vector of b
-    numbers, whatever A is: it is below :math:`\delta_b`, the root of the 5 % quantile of :math:`\chi^2_b`, in 5 % of
-    cases only. So where :math:`\lVert M(\lambda)\rVert_F < \delta_b` an eigenvalue is ruled out at 95 % confidence. As
-    a Ritz value never lies outside the spectrum, an end of the spectrum is enclosed between the outermost
-    Ritz value and the first point from which on eigenvalues are ruled out.
+    and :math:`|X^\top v| \le \lVert M(\lambda)\rVert`. For any A the left side is the length of a standard normal
+    vector with b entries: it is below :math:`\delta_b`, the square root of the 5 % quantile of :math:`\chi^2_b`, with
+    probability 5 %. So where :math:`\lVert M(\lambda)\rVert_F < \delta_b` an eigenvalue is excluded at 95 %
+    confidence. As a Ritz value never lies outside the spectrum, an end of the spectrum is enclosed between the
+    outermost Ritz value and the first point beyond which all eigenvalues are excluded.
 
     Source:
         The case of one vector: J. van Dorsselaer, M. Hochstenbach, H. van der Vorst (2000), Computing
@@ -45,22 +45,22 @@ class Ritz:
 
     values: Array  # (k,) ascending
     coefficients: Array  # (k, k), columns in the basis
-    residuals: Array  # (k,), |A y - theta y|, with a hundred rounding units of the largest value
+    residuals: Array  # (k,), |A y - theta y| plus 100 rounding units of the largest value
     weights: Array  # (b, k), squared coordinates of each normalized random start vector
     scale: float  # largest absolute Ritz value
-    rounding: float  # a hundred rounding units of it: what products may be off by
+    rounding: float  # 100 rounding units of `scale`: allowed error of a product
     _outwards: Array  # (p, k), C U
     _start: Array  # (k, b), U'S
 
     def enclosed(self, distance: float, *, largest: bool) -> bool:
-        """Whether an end of the spectrum is less than `distance` beyond its outermost Ritz value, at 95 % confidence.
+        """Return True if an end of the spectrum is within `distance` of its Ritz value, at 95 % confidence.
 
         Args:
-            distance: A length.
-            largest: The upper end, or the lower one.
+            distance: Distance beyond the outermost Ritz value.
+            largest: True for the upper end, False for the lower.
 
         Returns:
-            The answer; `reach` says how far it is.
+            True if it is enclosed; `reach` gives the smallest such distance.
         """
         if not self._outwards.size:
             return distance >= 0
@@ -68,52 +68,52 @@ class Ritz:
         return distance > 0 and self._start.shape[1] > 0 and not self._possible(np.array([edge]))[0]
 
     def reach(self, *, largest: bool) -> float:
-        """How far beyond its outermost Ritz value an end of the spectrum may be, at 95 % confidence.
+        """Bound the distance of an end of the spectrum from its outermost Ritz value, at 95 % confidence.
 
         Args:
-            largest: The upper end, or the lower one.
+            largest: True for the upper end, False for the lower.
 
         Returns:
-            A length; infinite where the start had nothing random.
+            The distance; infinite if the start had no random vector.
         """
         if not self._outwards.size or not self.scale:
             return 0.0
         if not self._start.shape[1]:
             return math.inf
         edge, sign = (self.values[-1], 1.0) if largest else (self.values[0], -1.0)
-        distances, far = self.scale * np.geomspace(_NEAREST, _FARTHEST, _LOOKS), math.inf
-        for _ in range(3):  # to about one per cent of itself
+        distances, far = self.scale * np.geomspace(_NEAREST, _FARTHEST, _POINTS), math.inf
+        for _ in range(3):  # three refinements give about 1 % relative accuracy
             possible = np.append(True, self._possible(edge + sign * distances))
             last = int(np.flatnonzero(possible)[-1])
             if last == len(distances):
                 return math.inf
             near, far = (distances[last - 1] if last else 0.0), float(distances[last])
-            distances = np.linspace(near, far, _LOOKS + 1)[1:]
+            distances = np.linspace(near, far, _POINTS + 1)[1:]
         return far
 
     @cached_property
     def gaps(self) -> Array:
-        """`(k,)`: the distance to the nearest other place where an eigenvalue can be; 0 where no gap is known.
+        """`(k,)`: distance to the nearest other interval that may contain an eigenvalue; 0 if no gap is known.
 
-        A gap is known where eigenvalues are ruled out at some point on either side.
+        A gap is known if eigenvalues are excluded at some point on either side.
         """
         theta = self.values
         if len(theta) < 2:
             return np.zeros(len(theta))
-        share = (np.arange(_LOOKS) + 0.5) / _LOOKS
-        points = theta[:-1, None] + share * np.diff(theta)[:, None]  # (k - 1, looks)
+        share = (np.arange(_POINTS) + 0.5) / _POINTS
+        points = theta[:-1, None] + share * np.diff(theta)[:, None]  # (k - 1, points)
         free = ~self._possible(points.ravel()).reshape(points.shape)
         some = free.any(1)
-        last = np.where(some, points[np.arange(len(points)), _LOOKS - 1 - free[:, ::-1].argmax(1)], theta[:-1])
+        last = np.where(some, points[np.arange(len(points)), _POINTS - 1 - free[:, ::-1].argmax(1)], theta[:-1])
         first = np.where(some, points[np.arange(len(points)), free.argmax(1)], theta[1:])
-        above = np.append(last - theta[:-1], np.inf)  # to the far edge of the free zone above
+        above = np.append(last - theta[:-1], np.inf)  # to the far edge of the excluded interval above
         below = np.append(np.inf, theta[1:] - first)
         nearest: Array = np.minimum(above, below)
         return nearest
 
     @cached_property
     def bounds(self) -> Array:
-        r"""`(k,)`: the residual r, or :math:`r^2 /` gap where the gap is known and that is smaller."""
+        r"""`(k,)`: residual r, or :math:`r^2 /` gap if the gap is known and this is smaller."""
         with np.errstate(divide="ignore", invalid="ignore"):
             quadratic = np.where(self.gaps > self._loose, self._loose**2 / self.gaps, np.inf)
         found: Array = np.minimum(self._loose, quadratic) + self.rounding
@@ -121,12 +121,12 @@ class Ritz:
 
     @cached_property
     def _loose(self) -> Array:
-        """The residuals without the allowance for rounding."""
+        """Residuals without the allowance for rounding."""
         found: Array = np.linalg.norm(self._outwards, axis=0) if self._outwards.size else np.zeros(len(self.values))
         return found
 
     def _possible(self, points: Array) -> Array:
-        """Whether an eigenvalue at each of the points is not ruled out."""
+        """Return a mask, True where an eigenvalue is not excluded."""
         apart = self.values[None, :] - points[:, None]  # (m, k)
         inverse = 1.0 / np.where(np.abs(apart) > _TINY, apart, _TINY)
         M = (self._outwards * inverse[:, None, :]) @ self._start  # (m, p, b)
@@ -135,16 +135,16 @@ class Ritz:
 
     @cached_property
     def _least(self) -> float:
-        """The 5 % quantile of the squared length of a standard normal vector; nothing is below 0."""
+        """5 % quantile of the squared length of a standard normal vector; 0 without a random vector."""
         return 2 * float(gammaincinv(self._start.shape[1] / 2, _RISK)) if self._start.shape[1] else 0.0
 
 
 def ritz(space: BlockKrylov, random: Array, *, dimensions: int | None = None) -> Ritz:
-    """The Ritz pairs of a space, or of what it was after its first steps.
+    """Return the Ritz pairs of a space, or of the space after its first steps.
 
     Args:
         space: The space.
-        random: `(b', b)`, the coordinates of independent standard normal vectors in the first block; b may be 0.
+        random: `(b', b)`, coordinates of independent standard normal vectors in the first block; b may be 0.
         dimensions: Leading dimensions to use; None for all.
 
     Returns:

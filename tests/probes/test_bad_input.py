@@ -153,19 +153,19 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "a derivative that is not finite": (a_slope_without_end, r"not finite"),
     "no trainable parameter": (frozen, r"0 of 4 parameters require grad, need at least 1"),
     "no parameter at all": (lambda: objective(nn.Tanh()), r"0 of 0 parameters require grad"),
-    "empty parameters": (empty_parameters, r"2 trainable parameters hold 0 numbers"),
+    "empty parameters": (empty_parameters, r"2 trainable parameters have 0 entries"),
     "integer parameters": (integer_parameters, r"table.*torch\.int64"),
     "a vector for a loss": (
         lambda: spectrum(objective(loss=lambda m, b: m(b[0]).sum(1))),
-        r"torch\.float32 of shape \(8,\) on batch 0 of 2, need one real number",
+        r"must return one real number, got torch\.float32 of shape \(8,\) on batch 0 of 2",
     ),
-    "an exhausted iterator": (exhausted, r"got 0 batches, need at least 1: an exhausted iterator"),
-    "batches of no length": (lambda: objective(loss=penalty, batches=[{}]), r"holds no tensor with a length"),
+    "an exhausted iterator": (exhausted, r"at least 1 batch, got 0: an exhausted iterator"),
+    "batches of no length": (lambda: objective(loss=penalty, batches=[{}]), r"has no tensor with a length"),
     "dropout left on": (lambda: spectrum(objective(mode="train")), r"100 units.*1 \(Dropout\) is active"),
     "dropout left on in frozen mode": (lambda: spectrum(objective(mode="frozen")), r"1 \(Dropout\) is active"),
-    "no budget": (lambda: spectrum(max_products=0), r"max_products=0 is too few.*need at least \d+"),
-    "a negative budget": (lambda: spectrum(max_products=-5), r"max_products=-5 is too few.*need at least \d+"),
-    "no accuracy": (lambda: spectrum(rel=0.0), r"rel=0 is out of range"),
+    "no budget": (lambda: spectrum(max_products=0), r"max_products must be at least \d+ .*, got 0"),
+    "a negative budget": (lambda: spectrum(max_products=-5), r"max_products must be at least \d+ .*, got -5"),
+    "no accuracy": (lambda: spectrum(rel=0.0), r"rel must be between 0 and 1, got 0"),
     "an operator that is not symmetric": (lambda: measure_spectrum(rotation()), r"not symmetric.*\d\.\d"),
     "a matrix that is not symmetric": (
         lambda: from_matrix(torch.tensor([[1.0, 0.25], [0.0, 1.0]])),
@@ -175,24 +175,27 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: preconditioned(from_matrix(torch.eye(3)), torch.tensor([1.0, 0.0, 2.0])),
         r"\b0\b",
     ),
-    "a preconditioner of another length": (lambda: preconditioned(hessian(objective()), torch.ones(5)), r"5.*43"),
+    "a preconditioner of another length": (lambda: preconditioned(hessian(objective()), torch.ones(5)), r"43.*5"),
     "a scale that is not finite": (
         lambda: scaled(from_matrix(torch.eye(2)), torch.tensor([1.0, float("inf")])),
-        r"1 of 2 entries of the diagonal are not finite",
+        r"diagonal must be finite, got 1 of 2 entries that are not",
     ),
     "a warm start of another length": (lambda: spectrum(warm_start=torch.ones(7)), r"7.*43|43.*7"),
     "a name that no parameter has": (lambda: restricted(hessian(objective()), ["0.weights"]), r"'0\.weights'.*4"),
     "a Gauss-Newton matrix without outputs": (unseen_outputs, r"outputs"),
     "samples that hang together": (coupled_samples, r"\d"),
     "a lazy module": (lazy, r"2 tensors, such as 0\.weight, have no shape yet: run one forward pass first"),
-    "no batches": (lambda: Objective(net(), CrossEntropy(), None), r"batches is a NoneType, need an iterable"),
-    "a count that is no number": (lambda: objective(count=lambda _: "eight"), r"returned 'eight' for batch 0"),
-    "a count of nothing": (lambda: objective(count=lambda _: None), r"returned None for batch 0, need a number"),
-    "an integer operator": (out_of_range(torch.int64), r"dtype torch\.int64 .*need a real floating one"),
-    "a complex operator": (out_of_range(torch.complex64), r"dtype torch\.complex64 .*need a real floating one"),
+    "no batches": (lambda: Objective(net(), CrossEntropy(), None), r"batches must be iterable, got NoneType"),
+    "a count that is no number": (lambda: objective(count=lambda _: "eight"), r"got 'eight' for batch 0"),
+    "a count of nothing": (
+        lambda: objective(count=lambda _: None),
+        r"must return the number of terms, got None for batch 0",
+    ),
+    "an integer operator": (out_of_range(torch.int64), r"dtype must be real and floating, .* got torch\.int64"),
+    "a complex operator": (out_of_range(torch.complex64), r"dtype must be real and floating, .* got torch\.complex64"),
     "a complex vector": (
         lambda: from_matrix(torch.eye(3)) @ torch.ones(3, dtype=torch.complex64),
-        r"torch\.complex64 cannot be multiplied, need a real one",
+        r"V must be real, got torch\.complex64",
     ),
     **{
         f"a reentrant checkpoint{where}: {name}": (through_a_checkpoint(take, first), r"use_reentrant=True.*=False")
@@ -205,7 +208,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     },
     "an unknown Fisher matrix": (
         lambda: fisher(objective(), kind="exact"),
-        r"'exact'.*true.*empirical|'exact'.*empirical.*true",
+        r"must be one of .+, got 'exact'",
     ),
 }
 
@@ -264,7 +267,7 @@ def test_a_wrong_argument_costs_no_product(argument: dict[str, Any]) -> None:
 def test_a_budget_that_cannot_hold_what_is_asked_names_the_least_that_can(quantities: Any) -> None:
     eigenvalues = torch.linspace(0, 1, 400, dtype=torch.float64)
     operator = from_matrix(rotated(eigenvalues))
-    with pytest.raises(ProbeError, match="max_products=1 is too few") as caught:
+    with pytest.raises(ProbeError, match=r"max_products must be at least \d .*, got 1") as caught:
         measure_spectrum(operator, quantities=quantities, max_products=1)
     assert operator.products == 0
     least = int(re.search(r"need at least (\d+)", str(caught.value))[1])

@@ -30,13 +30,13 @@ def test_nested_batches_are_counted_by_their_first_tensor_and_by_count() -> None
 def test_no_batch_and_no_length_are_told() -> None:
     exhausted = iter([torch.ones(2)])
     list(exhausted)
-    with pytest.raises(ProbeError, match="got 0 batches, need at least 1"):
+    with pytest.raises(ProbeError, match="batches must have at least 1 batch, got 0"):
         fixed_data(exhausted)
-    with pytest.raises(ProbeError, match="holds no tensor with a length"):
+    with pytest.raises(ProbeError, match="has no tensor with a length"):
         fixed_data([("text", 3)])
-    with pytest.raises(ProbeError, match="batch 1 counts 0 terms"):
+    with pytest.raises(ProbeError, match="got 0 for batch 1"):
         fixed_data([torch.ones(2), torch.ones(0)])
-    with pytest.raises(ProbeError, match="batch 0 counts nan terms"):
+    with pytest.raises(ProbeError, match="got nan for batch 0"):
         fixed_data([torch.ones(2)], count=lambda _: float("nan"))
 
 
@@ -82,7 +82,9 @@ def numbered(lengths: list[int]) -> list[dict[str, Any]]:
 def test_parts_are_disjoint_cover_everything_and_are_nearly_equal(lengths: list[int], parts: int, seed: int) -> None:
     whole = fixed_data(numbered(lengths))
     if parts > whole.samples:
-        with pytest.raises(ProbeError, match=f"{whole.samples} samples cannot be dealt into {parts} parts"):
+        with pytest.raises(
+            ProbeError, match=f"parts of {whole.samples} samples must be between 2 and {whole.samples}, got {parts}"
+        ):
             whole.split(parts, seed=seed)
         return
     found = whole.split(parts, seed=seed)
@@ -110,9 +112,9 @@ def test_parts_follow_the_seed_and_the_count_is_taken_of_each() -> None:
 
 def test_what_cannot_be_cut_is_told() -> None:
     whole = fixed_data([{"text": "words"}], lambda _: 5)
-    with pytest.raises(ProbeError, match=r"a batch \(dict\) holds no tensor with a length"):
+    with pytest.raises(ProbeError, match=r"a batch \(dict\) has no tensor with a length"):
         whole.split(2, seed=0)
-    with pytest.raises(ProbeError, match="3 samples cannot be dealt into 1 parts, need 2 to 3 parts"):
+    with pytest.raises(ProbeError, match="parts of 3 samples must be between 2 and 3, got 1"):
         fixed_data([torch.ones(3)]).split(1, seed=0)
 
 

@@ -23,9 +23,9 @@ def test_tokens_are_averaged_and_labels_may_be_probabilities() -> None:
 
 
 def test_a_batch_or_a_model_of_another_kind_is_told() -> None:
-    with pytest.raises(ProbeError, match=r"a batch is a Tensor of 5, need a pair \(inputs, labels\)"):
+    with pytest.raises(ProbeError, match=r"a batch must be a pair \(inputs, labels\), got Tensor of 5"):
         CrossEntropy()(nn.Linear(3, 4), torch.randn(5, 3))
-    with pytest.raises(ProbeError, match="the model returned tuple, need a tensor of logits"):
+    with pytest.raises(ProbeError, match=r"the model must return a tensor of logits \(..., C\), got tuple"):
         CrossEntropy()(nn.LSTM(3, 4), (torch.randn(5, 3), torch.zeros(5, dtype=torch.long)))
 
 
@@ -33,9 +33,9 @@ def test_the_squared_error_is_the_mean_over_all_entries() -> None:
     model, x, y = nn.Linear(3, 4).requires_grad_(False), torch.randn(5, 3), torch.randn(5, 4)
     loss = MeanSquaredError()
     assert float(loss(model, (x, y))) == pytest.approx(float(F.mse_loss(model(x), y)), rel=1e-6)
-    with pytest.raises(ProbeError, match=r"the targets have shape \(5, 1\) and the outputs \(5, 4\), need the same"):
+    with pytest.raises(ProbeError, match=r"targets must have the shape of the outputs \(5, 4\), got \(5, 1\)"):
         loss(model, (x, y[:, :1]))
-    with pytest.raises(ProbeError, match="the model returned tuple, need a tensor: subclass MeanSquaredError"):
+    with pytest.raises(ProbeError, match="the model must return a tensor, got tuple: subclass MeanSquaredError"):
         loss(nn.LSTM(3, 4), (x, y))
 
 

@@ -104,13 +104,13 @@ def test_a_block_the_loss_does_not_contain_is_zero(make: str, make_case: Any) ->
         assert not dense(block).any()
 
 
-def test_names_that_are_none_are_told(make_case: Any) -> None:
+def test_unknown_names_are_refused(make_case: Any) -> None:
     H = hessian(make_case("frozen parameters").objective())
-    with pytest.raises(ProbeError, match=r"'0.weight' is none of the 2 trainable parameters: .+ such as '0.bias'"):
+    with pytest.raises(ProbeError, match=r"unknown parameter '0.weight': use names of the 2 .+ such as '0.bias'"):
         restricted(H, ["0.bias", "0.weight"])
-    with pytest.raises(ProbeError, match="got 0 names out of 2 trainable parameters, need at least 1"):
+    with pytest.raises(ProbeError, match="names must have at least 1 of the 2 trainable parameters, got 0"):
         restricted(H, [])
-    assert restricted(H, "0.bias").size == 5  # one name is no row of letters
+    assert restricted(H, "0.bias").size == 5  # a string is one name, not a sequence of letters
     with pytest.raises(
         ProbeError, match=r"operator must have an objective whose parameters have names, got one without \(matrix\)"
     ):

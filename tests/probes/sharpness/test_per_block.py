@@ -270,7 +270,7 @@ def test_an_operator_without_names_and_an_unknown_grouping_are_refused() -> None
         per_module(from_matrix(torch.eye(3)))
     with pytest.raises(ProbeError, match=r"by must be one of .*, got 'layer'"):
         per_module(branches(), by="layer")  # type: ignore[arg-type]
-    with pytest.raises(ProbeError, match=r"rel=2 is out of range"):
+    with pytest.raises(ProbeError, match=r"rel must be between 0 and 1, got 2"):
         per_module(branches(), rel=2.0)
 
 

@@ -190,7 +190,7 @@ def test_an_operator_that_is_not_symmetric_is_refused(amount: float, dtype: torc
     operator = SymmetricOperator(50, lambda V: A @ V, dtype=dtype, device=torch.device("cpu"))
     space = BlockKrylov(operator, gaussian(1, 50), seeded())
     space.step(1)
-    with pytest.raises(ProbeError, match=r"the operator is not symmetric: two products differ by .*<Av, w> = <v, Aw>"):
+    with pytest.raises(ProbeError, match=r"the operator is not symmetric: .* differ by .*<Av, w> = <v, Aw>"):
         space.step(1)
 
 
@@ -214,7 +214,7 @@ def test_an_operator_that_is_random_or_not_linear_is_refused() -> None:
     bent = own(lambda V: S @ V + (V * shift[:, None]).abs(), 60)
     for operator in (randomly, bent):
         space = BlockKrylov(operator, gaussian(4, 60), seeded(1))
-        with pytest.raises(ProbeError, match=r"not symmetric.*a linear one that repeats itself"):
+        with pytest.raises(ProbeError, match=r"not symmetric.*a linear product that is deterministic"):
             space.step(4)
 
 

@@ -186,14 +186,17 @@ def test_tiny_and_degenerate_matrices_are_tracked_too(dtype: torch.dtype) -> Non
 def test_a_change_of_size_and_settings_out_of_range_are_told() -> None:
     tracker = EigenTracker()
     tracker.measure(diagonal(10))
-    with pytest.raises(ProbeError, match=r"has size 100 and .*, was 200 and .*: make a new EigenTracker for it"):
+    with pytest.raises(ProbeError, match=r"size 200 and .* as before, got 100 and .*: use a new EigenTracker"):
         tracker.measure(diagonal(10, size=100))
-    with pytest.raises(ProbeError, match=r"torch.float32, was 200 and torch.float64: make a new EigenTracker for it"):
+    with pytest.raises(
+        ProbeError,
+        match=r"size 200 and torch.float64 as before, got 200 and torch.float32",
+    ):
         tracker.measure(from_matrix(torch.eye(N)))
     for rel in (0, 1):
-        with pytest.raises(ProbeError, match=f"rel={rel} is out of range, need 0 < rel < 1"):
+        with pytest.raises(ProbeError, match=f"rel must be between 0 and 1, got {rel}"):
             EigenTracker(rel=rel)
-    with pytest.raises(ProbeError, match="max_products=0 is too few, need at least 1"):
+    with pytest.raises(ProbeError, match="max_products must be at least 1, got 0"):
         EigenTracker(max_products=0)
 
 

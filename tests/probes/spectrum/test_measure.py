@@ -279,7 +279,7 @@ def test_a_warm_start_finds_the_same_and_what_has_overtaken_it() -> None:
     )
     assert torch.equal(zero.top.values, cold.top.values)
     for bad, text in ((torch.ones(499), r"\(499,\)"), (torch.full((500,), torch.nan), r"\(500,\)")):
-        with pytest.raises(ProbeError, match=f"warm_start has shape {text}, need finite numbers"):
+        with pytest.raises(ProbeError, match=f"warm_start must be finite, of shape .*, got shape {text}"):
             measure_spectrum(diagonal(values), warm_start=bad)
 
 
@@ -303,31 +303,31 @@ def test_an_operator_that_is_not_symmetric_is_refused() -> None:
     A[0, 1:] += 0.1
     operator = SymmetricOperator(100, lambda V: A @ V, dtype=torch.float64, device=torch.device("cpu"))
     for quantities in (None, ("top",), ("density",)):
-        with pytest.raises(ProbeError, match=r"the operator is not symmetric: two products differ by .* is allowed"):
+        with pytest.raises(ProbeError, match=r"the operator is not symmetric: .* differ by .* is allowed"):
             measure_spectrum(operator, quantities=quantities)
 
 
 def test_arguments_out_of_range_are_told() -> None:
     A = from_matrix(torch.eye(3))
-    with pytest.raises(ProbeError, match="top=0 eigenpairs, need at least 1"):
+    with pytest.raises(ProbeError, match="top must be at least 1 eigenpair, got 0"):
         measure_spectrum(A, top=0)
-    with pytest.raises(ProbeError, match="bottom=-1 eigenpairs, need at least 1"):
+    with pytest.raises(ProbeError, match="bottom must be at least 1 eigenpair, got -1"):
         measure_spectrum(A, bottom=-1)
     for rel in (0, 1, float("nan")):
-        with pytest.raises(ProbeError, match=f"rel={rel:g} is out of range, need 0 < rel < 1"):
+        with pytest.raises(ProbeError, match=f"rel must be between 0 and 1, got {rel:g}"):
             measure_spectrum(A, rel=rel)
-    with pytest.raises(ProbeError, match=r"quantities \['entropy'\] are unknown: choose from top, bottom"):
+    with pytest.raises(ProbeError, match=r"unknown quantities \['entropy'\]: use some of"):
         measure_spectrum(A, quantities=("top", "entropy"))
     for nothing in ((), "top"):
-        with pytest.raises(ProbeError, match=r"quantities=.*: pass None for all"):
+        with pytest.raises(ProbeError, match=r"quantities must be None for all, or .*, got"):
             measure_spectrum(A, quantities=nothing)
 
 
 def test_a_budget_that_cannot_hold_what_is_asked_for_is_refused_with_the_number() -> None:
     A = from_matrix(rotated(torch.linspace(0, 1, 50)))
-    with pytest.raises(ProbeError, match=r"max_products=8 is too few for .*\(top=5, bottom=1\), need at least 9"):
+    with pytest.raises(ProbeError, match=r"max_products must be at least 9 for .*\(top=5, bottom=1\), got 8"):
         measure_spectrum(A, max_products=8)
-    with pytest.raises(ProbeError, match=r"max_products=1 is too few for trace .*need at least 2: raise it or ask"):
+    with pytest.raises(ProbeError, match=r"max_products must be at least 2 for trace .*, got 1: raise it or request"):
         measure_spectrum(A, max_products=1, quantities=("trace",))
     assert A.products == 0
     assert measure_spectrum(A, max_products=9).products == 9

@@ -300,7 +300,7 @@ def test_the_budget_is_kept_and_used_up_where_it_is_too_small() -> None:
         assert operator.products == trace.products == budget
         assert not trace.converged
         assert not frobenius.converged
-    with pytest.raises(ProbeError, match="1 random probes give no standard error, need at least 2: raise the budget"):
+    with pytest.raises(ProbeError, match="max_products must be at least 2 for a standard error, got 1"):
         estimated(A, budget=1)
 
 
