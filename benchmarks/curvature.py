@@ -1,10 +1,10 @@
-"""What curvature costs: our engine beside pyhessian, curvlinops and hessian-eigenthings, with the error of each.
+"""Cost and error of curvature: our engine, pyhessian, curvlinops and hessian-eigenthings.
 
 Run it with `python benchmarks/curvature.py [--quick] [--only top,panel,tracking,product] [--networks mlp,wide]
 [--threads 1] [--device cuda]`. Everything runs in one process in interleaved rounds with a seed each: times are
-medians, ratios are of medians, errors are against converged references (`curvature_reference.py`). Rivals are called
-as their users would, a fresh object each time, set-up counted as ours is. The output is markdown, ready for
-`benchmarks/RESULTS.md`.
+medians, ratios are of medians, errors are relative to converged references (`curvature_reference.py`). The other
+libraries are called as by a user, with a new object each time and the set-up included, as for ours. The output is
+markdown for `benchmarks/RESULTS.md`.
 """
 
 from __future__ import annotations
@@ -53,31 +53,31 @@ RIVALS = {
     "curvlinops": "curvlinops-for-pytorch",
     "hessian_eigenthings": "hessian-eigenthings",
 }
-# Optimizers whose runs are followed, with their learning rates.
+# optimizers of the tracked runs, with their learning rates
 RUNS = {"SGD, lr 0.1": (torch.optim.SGD, 0.1), "AdamW, lr 0.001": (torch.optim.AdamW, 1e-3)}
 NOTES = """\
-* pyhessian's `density` calls `torch.eig`, which torch has removed: here a symmetric eigh stands in, so that it can
-  finish. It has no λ_min.
-* curvlinops goes without its check of determinism, which takes two products. It raises on torch's group norm and sees
-  it written out. Its settings in the panel are the cheapest that reach what is asked, found beforehand, not counted.
-* hessian-eigenthings takes a fixed number of steps; how many suffice, its user would have to know.
-* Measuring which of our methods is the cheapest is counted in each call of the panel and with the set-up of a product.
-* On each network everything is called once before it is timed."""
+* pyhessian's `density` calls `torch.eig`, which torch has removed: it is replaced by a symmetric eigh here. pyhessian
+  has no λ_min.
+* curvlinops runs without its check of determinism, which takes two products. It raises on torch's group norm, which is
+  written in elementary operations for it. Its settings in the panel are the cheapest that are accurate enough; the
+  search for them is not counted.
+* hessian-eigenthings takes a fixed number of steps; its user has to know how many suffice.
+* On each network every call is made once before it is timed."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How much of everything."""
+    """Size of the benchmark."""
 
     networks: tuple[str, ...]
     samples: float  # share of each batch
-    early: int  # steps of training at which lambda_max is taken too
-    steps: int  # of training
+    early: int  # training step at which lambda_max is measured too
+    steps: int  # training steps
     top: Rounds
     panel: Rounds
     effort: SolverOptions
-    evaluations: int  # of a run that is followed
-    seeds: int  # with which it is followed
+    evaluations: int  # evaluations of a tracked run
+    seeds: int  # number of tracking seeds
     product_rounds: int
     product_repeats: int
 
@@ -88,7 +88,7 @@ QUICK = Plan(("mlp", "wide"), 0.25, 50, 300, Rounds(3, 3), Rounds(1, 1), ROUGH, 
 
 
 def measure(plan: Plan, jobs: Sequence[str], device: torch.device) -> list[Verdict]:
-    """Do the jobs and print their tables; returns the aims with what was measured."""
+    """Run the jobs and print their tables; return the targets with the measured values."""
     problems = [_problem(name, plan.steps, plan, device) for name in plan.networks]
     verdicts: list[Verdict] = []
     if {"top", "panel"} & set(jobs):
@@ -117,7 +117,7 @@ def _problem(name: str, steps: int, plan: Plan, device: torch.device) -> Problem
 
 
 def _top(problem: Problem, truth: Reference, plan: Plan) -> Result:
-    """The largest eigenvalue by all; a first call of each is thrown away."""
+    """Measure the largest eigenvalue by all arms, after one warm-up call each."""
     arms = top_arms(problem)
     for arm in arms:
         arm.call(0)
@@ -125,7 +125,7 @@ def _top(problem: Problem, truth: Reference, plan: Plan) -> Result:
 
 
 def _panel(problem: Problem, truth: Reference, plan: Plan) -> Result:
-    """The panel by all, curvlinops with settings that are as good as ours."""
+    """Measure the panel by all arms, curvlinops with settings as accurate as ours."""
     settings = _combination(problem, truth) if rivals.installed("curvlinops") else None
     arms = panel_arms(problem, truth, settings)
     return Result(problem, truth, arms, run(problem, arms, plan.panel))
@@ -137,7 +137,7 @@ def _combination(problem: Problem, truth: Reference) -> Combination:
 
 
 def _followed(name: str, plan: Plan, device: torch.device) -> tuple[str, list[Track], float]:
-    """One run of the digits MLP, followed by all."""
+    """Track one run of the digits MLP by all arms."""
     optimizer, lr = RUNS[name]
     problem = _problem("mlp", plan.steps, plan, device)
     tracks = track(problem, tracking_run(optimizer, plan.evaluations, lr), plan.seeds)
@@ -146,7 +146,7 @@ def _followed(name: str, plan: Plan, device: torch.device) -> tuple[str, list[Tr
 
 
 def print_circumstances(device: torch.device) -> None:
-    """Date, versions, processor, and how the rivals were helped."""
+    """Print date, versions, processor, and the conditions of the other libraries."""
     print(f"## Curvature, {date.today().isoformat()}\n")
     where = f"CPU capability {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} thread(s)"
     if device.type == "cuda":
@@ -154,14 +154,14 @@ def print_circumstances(device: torch.device) -> None:
     print(f"torch {torch.__version__}, scipy {version('scipy')}, {where}; all in float32.\n")
     present = [f"{package} {version(package)}" for name, package in RIVALS.items() if rivals.installed(name)]
     missing = [package for name, package in RIVALS.items() if not rivals.installed(name)]
-    print(f"* Rivals: {', '.join(present) or 'none'}.")
+    print(f"* Other libraries: {', '.join(present) or 'none'}.")
     if missing:
         print(f"* Not installed, so without rows: {', '.join(missing)}.")
     print(NOTES, flush=True)
 
 
 def main() -> None:
-    """Read the command line, measure, and print the aims."""
+    """Parse the command line, measure, and print the targets."""
     parser = argparse.ArgumentParser(description="Curvature: our engine beside its rivals.")
     parser.add_argument("--quick", action="store_true", help="two networks, a quarter of the samples, few rounds")
     parser.add_argument("--only", default=",".join(JOBS), help=f"some of {','.join(JOBS)}")
@@ -170,16 +170,16 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    warnings.filterwarnings("ignore", "Attempted to insert a get_attr Node")  # torch.func.linearize to its own program
+    warnings.filterwarnings("ignore", "Attempted to insert a get_attr Node")  # by torch.func.linearize
     device, begun = torch.device(given.device), time.perf_counter()
     print_circumstances(device)
     plan = QUICK if given.quick else FULL
     if given.networks:
         plan = replace(plan, networks=tuple(given.networks.split(",")))
     verdicts = measure(plan, given.only.split(","), device)
-    title = "Aims: their time over ours, the median over the networks"
+    title = "Targets: their time relative to ours, the median over the networks"
     print_table(title, "aim | measured | |", [verdict.row() for verdict in verdicts])
-    print(f"\n{time.perf_counter() - begun:.0f} s in all, references included.")
+    print(f"\n{time.perf_counter() - begun:.0f} s in all, including references.")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Three jobs of the curvature benchmark: who runs, in interleaved rounds, and what came out."""
+"""Three jobs of the curvature benchmark: their arms, run in interleaved rounds, and their results."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PANEL = ("top", "bottom", "trace", "density")
 
 @dataclass
 class Series:
-    """An arm of a job and what its rounds gave."""
+    """An arm of a job with the results of its rounds."""
 
     label: str
     call: Call
@@ -36,7 +36,7 @@ class Series:
 
     @property
     def products(self) -> float:
-        """Median products."""
+        """Median number of products."""
         return median(f.products for f in self.found)
 
     @property
@@ -47,7 +47,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Result:
-    """What a job gave on one network; the first arm is ours."""
+    """Result of a job on one network; the first arm is ours."""
 
     problem: Problem
     truth: Reference
@@ -57,7 +57,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Rounds:
-    """How many interleaved rounds: at least some, and more while the time lasts."""
+    """Number of interleaved rounds: a minimum, and more up to a time limit."""
 
     least: int
     most: int
@@ -65,7 +65,7 @@ class Rounds:
 
 
 def timed(problem: Problem, call: Callable[[], object]) -> float:
-    """Seconds of a call, with the device waited for at both ends."""
+    """Return the seconds of a call, synchronizing the device at both ends."""
     _wait(problem)
     begun = time.perf_counter()
     call()
@@ -79,7 +79,7 @@ def _wait(problem: Problem) -> None:
 
 
 def run(problem: Problem, arms: Sequence[Series], rounds: Rounds) -> float:
-    """Run all arms round by round, a seed each, in turning order; returns seconds a gradient, measured in between."""
+    """Run all arms round by round, one seed each, in rotating order; return the seconds per gradient in between."""
     gradients: list[float] = []
     begun = time.perf_counter()
     for turn in range(rounds.most):
@@ -96,7 +96,7 @@ def run(problem: Problem, arms: Sequence[Series], rounds: Rounds) -> float:
 
 
 def top_arms(problem: Problem) -> list[Series]:
-    """Ours first, then each rival with its settings, pyhessian's default first."""
+    """Return our arms first, then each library with its settings, pyhessian's default first."""
     arms = [
         Series("lossscope, rel 0.01", partial(our_top, problem)),
         Series("lossscope, until the residual is 0.01", partial(our_residual, problem)),
@@ -116,13 +116,13 @@ def top_arms(problem: Problem) -> list[Series]:
 
 
 def our_top(problem: Problem, seed: int) -> Found:
-    """The largest eigenvalue by our engine, to a bound of 1 %."""
+    """Compute the largest eigenvalue by our engine, to a bound of 1 %."""
     found = measure_spectrum(hessian(problem.objective()), top=1, rel=0.01, quantities=("top",), seed=seed)
     return Found(found.products, _values(found.top), unmet=found.unmet)
 
 
 def our_residual(problem: Problem, seed: int) -> Found:
-    """The same without the proof that it is the largest: some eigenvalue is within 1 %."""
+    """Compute it without the proof that it is the largest: some eigenvalue is within 1 %."""
     operator = hessian(problem.objective())
     with operator.cached():
         space = start_block(operator, 1, None, torch.Generator().manual_seed(seed)).space
@@ -137,9 +137,9 @@ def our_residual(problem: Problem, seed: int) -> Found:
 
 
 def panel_arms(problem: Problem, truth: Reference, settings: Combination | None) -> list[Series]:
-    """Ours in one call, pyhessian's three calls, and curvlinops' parts with the settings that were found cheapest.
+    """Return our single call, pyhessian's three calls, and curvlinops' parts with their cheapest settings.
 
-    pyhessian's trace stops early, so it is also given the samples that a standard error of 1 % takes.
+    pyhessian's trace stops early, so it is also run with the number of samples needed for a standard error of 1 %.
     """
     arms = [Series("lossscope, one call", partial(our_panel, problem))]
     if rivals.installed("pyhessian"):
@@ -154,7 +154,7 @@ def panel_arms(problem: Problem, truth: Reference, settings: Combination | None)
 
 
 def our_panel(problem: Problem, seed: int) -> Found:
-    """Top five, lambda_min, trace and density by one call."""
+    """Compute the top five eigenvalues, lambda_min, trace and density by one call."""
     operator = hessian(problem.objective())
     found = measure_spectrum(operator, top=5, rel=0.01, max_products=2000, quantities=PANEL, seed=seed)
     assert found.trace is not None
@@ -170,7 +170,7 @@ def _values(pairs: object) -> list[float]:
 
 
 class _StandIn:
-    """The Hessian with the products of a kept graph, in the shape of a curvlinops operator: its algorithms, sooner."""
+    """The Hessian with a cached graph behind the interface of a curvlinops operator, to run its algorithms faster."""
 
     def __init__(self, problem: Problem) -> None:
         self._product = kept_product(problem)
@@ -191,7 +191,7 @@ class _StandIn:
 
 
 def cheapest_combination(problem: Problem, truth: Reference, density_error: float) -> Combination:
-    """For each of curvlinops' parts the cheapest setting that is as good as asked.
+    """Return the cheapest setting of each of curvlinops' parts that is accurate enough.
 
     Ends within 1 % of lambda_max for two seeds; the trace with a root mean square error of at most 1 % over six
     seeds, as fewer pass by luck; the density at most `density_error` away by the median of three seeds or, where no
@@ -206,7 +206,7 @@ def cheapest_combination(problem: Problem, truth: Reference, density_error: floa
         total, seeds = 0.0, 6
         for seed in range(seeds):
             total += (rivals.curvlinops_trace(operator, seed, int(matvecs)) / truth.trace - 1) ** 2
-            if total > seeds * 0.01**2:  # the other seeds cannot mend it
+            if total > seeds * 0.01**2:  # the other seeds cannot reduce it
                 break
         return (total / seeds) ** 0.5
 
@@ -225,7 +225,7 @@ def cheapest_combination(problem: Problem, truth: Reference, density_error: floa
 
 
 def _first_within(ladder: Sequence[float], error: Callable[[float], float], bound: float) -> float:
-    """The first setting whose error is within the bound, or the last one."""
+    """Return the first setting whose error is within the bound, or the last one."""
     return next((setting for setting in ladder if error(setting) <= bound), ladder[-1])
 
 
@@ -234,7 +234,7 @@ def _first_within(ladder: Sequence[float], error: Callable[[float], float], boun
 
 @dataclass
 class Track:
-    """What following a run gave: products and errors of all evaluations, and seconds of each pass over them."""
+    """Result of tracking along a run: products and errors of all evaluations, and seconds of each pass over them."""
 
     label: str
     products: list[int] = field(default_factory=list)
@@ -243,12 +243,12 @@ class Track:
 
 
 def tracking_run(optimizer: type[torch.optim.Optimizer], evaluations: int, lr: float) -> list[Tensor]:
-    """The parameters of the digits MLP after every fifth step of a run."""
+    """Return the parameters of the digits MLP after every fifth step of a run."""
     return trained(RECIPES["mlp"].work, optimizer, 5 * evaluations, lr=lr)[1]
 
 
 def track(problem: Problem, evaluations: list[Tensor], seeds: int) -> list[Track]:
-    """Our tracker, our engine without memory, and pyhessian's rule, over the same evaluations, seed by seed."""
+    """Run our tracker, our engine without memory, and pyhessian's rule over the same evaluations, seed by seed."""
     truth = [largest_eigenvalue(problem) for _ in evaluated(problem, evaluations)]
     tracks = [Track("lossscope EigenTracker, rel 0.03"), Track("lossscope without memory, rel 0.03")]
     if rivals.installed("pyhessian"):

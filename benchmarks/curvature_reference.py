@@ -1,4 +1,4 @@
-"""What the numbers of a problem really are: a converged reference to take errors against.
+"""Converged reference values of a problem, against which errors are measured.
 
 Eigenvalues come from a fully reorthogonalized Lanczos run in float64 and are compared with scipy's `eigsh` through
 another library's products. The trace is exact where the network is linear layers and ReLU; elsewhere, and for the
@@ -30,10 +30,10 @@ Product = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class SolverOptions:
-    """How far a reference is driven."""
+    """Accuracy of a reference."""
 
     trace_error: float = 1e-3  # relative standard error of the trace, where it is sampled
-    steps: int = 200  # of the Lanczos run, at the most
+    steps: int = 200  # of the Lanczos run, at most
     most_probes: int = 3000
     density_probes: int = 12
     density_steps: int = 24
@@ -41,7 +41,7 @@ class SolverOptions:
 
 @dataclass(frozen=True)
 class Reference:
-    """The numbers, and how sure they are."""
+    """Reference values with their errors."""
 
     top: Array  # (5,) descending
     bottom: float
@@ -53,29 +53,29 @@ class Reference:
     density_error: float  # half the distance between the two halves of the probes, relative to lambda_max
 
     def top_error(self, values: Array) -> float:
-        """The largest error of the first eigenvalues, relative to lambda_max."""
+        """Return the largest error of the first eigenvalues, relative to lambda_max."""
         found = np.sort(np.asarray(values))[::-1]
         return float(np.abs(found - self.top[: len(found)]).max() / self.top[0])
 
     def bottom_error(self, value: float) -> float:
-        """The error of lambda_min, relative to lambda_max."""
+        """Return the error of lambda_min, relative to lambda_max."""
         return abs(value - self.bottom) / float(self.top[0])
 
     def density_distance(self, density: tuple[Array, Array]) -> float:
-        """The Wasserstein-1 distance between the cumulative distributions, relative to lambda_max."""
+        """Return the Wasserstein-1 distance between the spectral distributions, relative to lambda_max."""
         return _distance(density, self.density) / float(self.top[0])
 
     def trace_samples(self, rel: float, size: int) -> int:
-        """How many random signs a plain estimate of the trace needs for a standard error of `rel`.
+        """Return the number of random sign vectors with which Hutchinson's trace has a standard error of `rel`.
 
-        The variance of one is twice the squared Frobenius norm, less that of the diagonal, which is small beside it.
+        The variance of one sample is twice the squared Frobenius norm, minus that of the diagonal, which is small.
         """
         nodes, shares = self.density
         return math.ceil(2 * size * float(shares @ nodes**2) / (rel * self.trace) ** 2)
 
 
 def remembered(problem: Problem, effort: SolverOptions) -> Reference:
-    """The reference of a problem, kept in the folder for temporary files under a hash of all that it depends on."""
+    """Return the reference of a problem, cached in the temporary folder under a hash of all that it depends on."""
     digest = hashlib.sha256(repr((effort, problem.relu_only)).encode())
     for tensor in (*problem.parameters, *problem.batch):
         digest.update(tensor.detach().cpu().numpy().tobytes())
@@ -90,7 +90,7 @@ def remembered(problem: Problem, effort: SolverOptions) -> Reference:
 
 
 def reference(problem: Problem, effort: SolverOptions) -> Reference:
-    """The reference of a problem."""
+    """Compute the reference of a problem."""
     generator = torch.Generator().manual_seed(20_26)
     exact = kept_product(problem.to(torch.float64))
     start = torch.randn(problem.size, generator=generator, dtype=torch.float64).to(problem.device)
@@ -115,7 +115,7 @@ def reference(problem: Problem, effort: SolverOptions) -> Reference:
 
 
 def largest_eigenvalue(problem: Problem) -> float:
-    """The largest eigenvalue alone, by a Lanczos run in float64 until it stands still."""
+    """Compute the largest eigenvalue only, by Lanczos in float64 until it converges."""
     product = kept_product(problem.to(torch.float64))
     generator = torch.Generator().manual_seed(20_26)
     start = torch.randn(problem.size, generator=generator, dtype=torch.float64).to(problem.device)
@@ -124,13 +124,13 @@ def largest_eigenvalue(problem: Problem) -> float:
 
 
 def top_reference(problem: Problem) -> Reference:
-    """A reference for the largest eigenvalue alone."""
+    """Compute a reference for the largest eigenvalue only."""
     top, gap = np.array([largest_eigenvalue(problem)]), float("nan")
     return Reference(top, gap, gap, _agreement(problem, top, gap), gap, gap, (top, np.ones(1)), gap)
 
 
 def kept_product(problem: Problem) -> Product:
-    """Products with the Hessian, in the precision of the problem and float64 outside."""
+    """Return products with the Hessian, in the precision of the problem, with float64 input and output."""
     parameters = problem.parameters
     gradients = torch.autograd.grad(problem.loss(), parameters, create_graph=True)
     sizes, shapes = [p.numel() for p in parameters], [p.shape for p in parameters]
@@ -152,10 +152,10 @@ def lanczos(
     ends: tuple[int, int] = (0, 0),
     until: float = 0.0,
 ) -> tuple[Tensor, Array, Array]:
-    """Basis rows, diagonal and side diagonal (its last entry couples out) of the Krylov space of `start`.
+    """Return basis rows, diagonal and off-diagonal of the Krylov space of `start`; the last entry couples out.
 
-    With `against`, of the operator on the complement of these rows, which are eigenvectors. It ends early where so
-    many Ritz values at both `ends` have residuals below `until` times the largest.
+    With `against`, the operator is restricted to the complement of these rows, which are eigenvectors. The run ends
+    early if as many Ritz values as given by `ends` have residuals below `until` times the largest.
     """
     rows = start.new_empty(min(steps, len(start)), len(start))
     alphas: list[float] = []
@@ -167,13 +167,13 @@ def lanczos(
         alphas.append(float(rows[k] @ image))
         v = _orthogonal(image, rows[: k + 1], rows[: k + 1], *([] if against is None else [against]))
         betas.append(float(v.norm()))
-        if until and k >= 16 and k % 8 == 0 and _settled(alphas, betas, ends, until):
+        if until and k >= 16 and k % 8 == 0 and _converged(alphas, betas, ends, until):
             break
     return rows[: len(alphas)], np.array(alphas), np.array(betas)
 
 
-def _settled(alphas: list[float], betas: list[float], ends: tuple[int, int], until: float) -> bool:
-    """Whether both ends are as sharp as asked."""
+def _converged(alphas: list[float], betas: list[float], ends: tuple[int, int], until: float) -> bool:
+    """Return True if both ends have converged."""
     values, vectors = _eigh(np.array(alphas), np.array(betas[:-1]))
     residuals = np.abs(betas[-1] * vectors[-1])
     outer = np.concatenate([residuals[len(values) - ends[0] :], residuals[: ends[1]]])
@@ -181,7 +181,7 @@ def _settled(alphas: list[float], betas: list[float], ends: tuple[int, int], unt
 
 
 def _orthogonal(v: Tensor, *bases: Tensor) -> Tensor:
-    """The part of v that is orthogonal to all rows, by one sweep over each of the bases."""
+    """Return the part of v orthogonal to all rows, by one sweep over each basis."""
     for basis in bases:
         v = v - basis.mT @ (basis @ v)
     return v
@@ -195,7 +195,7 @@ def _eigh(alphas: Array, betas: Array) -> tuple[Array, Array]:
 
 
 def _agreement(problem: Problem, top: Array, bottom: float) -> float:
-    """The largest difference to scipy's eigsh, through curvlinops' products where it is installed."""
+    """Return the largest difference from scipy's eigsh, with curvlinops' products if it is installed."""
     double = problem.to(torch.float64).elementary()
     if rivals.installed("curvlinops"):
         operator = rivals.curvlinops_operator(double).to_scipy()
@@ -217,7 +217,7 @@ def _agreement(problem: Problem, top: Array, bottom: float) -> float:
 def _trace(
     problem: Problem, Q: Tensor, inside: float, effort: SolverOptions, generator: torch.Generator
 ) -> tuple[float, float]:
-    """The trace and its relative standard error: exactly, or on the space plus by probes outside of it."""
+    """Return the trace and its relative standard error: exact, or exact on the space plus probes on its complement."""
     if problem.relu_only:
         return gauss_newton_trace(problem.to(torch.float64)), 0.0
     product, forms = kept_product(problem), list[float]()
@@ -229,10 +229,10 @@ def _trace(
 
 
 def gauss_newton_trace(problem: Problem) -> float:
-    r"""The exact trace of the Gauss-Newton matrix, which a network of linear layers and ReLU shares with its Hessian.
+    r"""Return the exact trace of the Gauss-Newton matrix, equal to that of the Hessian for linear layers and ReLU.
 
     :math:`\mathrm{diag}(p) - p p^\top = \sum_c p_c (e_c - p)(e_c - p)^\top`, and the gradient of a linear layer by
-    one sample is an outer product of its input and what comes back, so squared norms multiply.
+    one sample is an outer product of its input and the gradient of its output, so squared norms multiply.
     """
     inputs: list[Tensor] = []
     outputs: list[Tensor] = []
@@ -257,7 +257,7 @@ def gauss_newton_trace(problem: Problem) -> float:
 def _density(
     problem: Problem, pairs: Tensor, values: Array, effort: SolverOptions, generator: torch.Generator
 ) -> tuple[tuple[Array, Array], float]:
-    """Settled eigenvalues with 1/n each, the rest by quadrature from probes; and half the distance of two halves."""
+    """Return the density, converged eigenvalues plus quadrature of the rest, and half the distance of two halves."""
     product, runs = kept_product(problem), list[tuple[Array, Array]]()
     for start in _complement_probes(problem, pairs, effort.density_probes, generator):
         _, alphas, betas = lanczos(product, start, effort.density_steps, against=pairs)
@@ -269,7 +269,7 @@ def _density(
 
 
 def _joined(values: Array, runs: list[tuple[Array, Array]], size: int) -> tuple[Array, Array]:
-    """One distribution of the settled eigenvalues and the mean of the runs."""
+    """Combine the converged eigenvalues and the mean of the runs into one distribution."""
     share = (size - len(values)) / size / len(runs)
     nodes = np.concatenate([values, *(nodes for nodes, _ in runs)])
     shares = np.concatenate([np.full(len(values), 1 / size), *(share * weights for _, weights in runs)])
@@ -281,6 +281,6 @@ def _distance(first: tuple[Array, Array], second: tuple[Array, Array]) -> float:
 
 
 def _complement_probes(problem: Problem, basis: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """Rows of random signs without their part in the span of the basis rows."""
+    """Return random signs projected on the complement of the basis rows."""
     signs = torch.randint(2, (count, problem.size), generator=generator, dtype=torch.int8).double() * 2 - 1
     return _orthogonal(signs.to(problem.device).mT, basis).mT.contiguous()

@@ -1,6 +1,6 @@
-"""The rivals of the curvature benchmark, each as a user would call it: a fresh object a call, its set-up counted.
+"""Other libraries of the curvature benchmark, each called as by a user: a new object per call, set-up included.
 
-Every function returns what was found with the products it took, columns of blocks counted one by one.
+Every function returns the result with its number of products; each column of a block counts as one.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ Array = np.ndarray[Any, Any]
 
 @dataclass(frozen=True)
 class Found:
-    """What a library found, and how many products it took; nan and None for what it does not give."""
+    """Result of a library and its number of products; nan and None for missing values."""
 
     products: int
     top: Sequence[float] = ()
     bottom: float = float("nan")
     trace: float = float("nan")
     density: tuple[Array, Array] | None = None  # nodes and shares
-    unmet: tuple[str, ...] = ()  # what was asked for and says itself that it did not get there
-    parts: tuple[int, ...] = ()  # products of the calls that make it up
+    unmet: tuple[str, ...] = ()  # requested quantities reported as not converged
+    parts: tuple[int, ...] = ()  # products of the individual calls
 
 
 def installed(name: str) -> bool:
-    """Whether a rival can be imported."""
+    """Return True if a library can be imported."""
     return importlib.util.find_spec(name) is not None
 
 
@@ -56,51 +56,51 @@ class PyHessian:
         self.hessian = pyhessian.hessian(problem.model, nn.CrossEntropyLoss(), data=problem.batch, cuda=cuda)
 
     def counted(self, gradients: Any, parameters: Any, v: Any) -> Any:
-        """Its own product, counted."""
+        """Count a product and take it as pyhessian does."""
         self.products += 1
         return torch.autograd.grad(gradients, parameters, grad_outputs=v, only_inputs=True, retain_graph=True)
 
 
 @contextmanager
 def pyhessian(problem: Problem, seed: int) -> Iterator[PyHessian]:
-    """A fresh object; its graph is freed at the end, as it hangs on the gradients of the model."""
+    """Yield a new object and free its graph at the end, which the gradients of the model keep alive."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that backward(create_graph=True) leaks, which the last lines prevent
-        judge = PyHessian(problem, seed)
+        warnings.simplefilter("ignore")  # about the leak of backward(create_graph=True), which the last lines prevent
+        library = PyHessian(problem, seed)
         try:
-            with patch.object(sys.modules["pyhessian.hessian"], "hessian_vector_product", judge.counted):
-                yield judge
+            with patch.object(sys.modules["pyhessian.hessian"], "hessian_vector_product", library.counted):
+                yield library
         finally:
             problem.model.zero_grad()
 
 
 def pyhessian_top(problem: Problem, seed: int, *, tol: float = 1e-3) -> Found:
-    """The largest eigenvalue by its rule: stop when two iterations differ by less than `tol`."""
-    with pyhessian(problem, seed) as judge:
-        values, _ = judge.hessian.eigenvalues(tol=tol)
-        return Found(judge.products, values)
+    """Compute the largest eigenvalue with its rule: stop when two iterations differ by less than `tol`."""
+    with pyhessian(problem, seed) as library:
+        values, _ = library.hessian.eigenvalues(tol=tol)
+        return Found(library.products, values)
 
 
 def pyhessian_panel(problem: Problem, seed: int, *, samples: int | None = None) -> Found:
-    """Its three calls with their defaults, or with so many `samples` of the trace.
+    """Make its three calls with their defaults, or with a number of `samples` of the trace.
 
-    `density` needs `torch.eig`, which is lent to it.
+    `density` needs the removed `torch.eig`, which is provided.
     """
-    with pyhessian(problem, seed) as judge:
-        values, _ = judge.hessian.eigenvalues(top_n=5)
-        first = judge.products
+    with pyhessian(problem, seed) as library:
+        values, _ = library.hessian.eigenvalues(top_n=5)
+        first = library.products
         stop = {} if samples is None else {"maxIter": samples, "tol": 0.0}
-        trace = float(np.mean(judge.hessian.trace(**stop)))
-        second = judge.products - first
+        trace = float(np.mean(library.hessian.trace(**stop)))
+        second = library.products - first
         with patch.object(torch, "eig", _eig, create=True):
-            nodes, weights = judge.hessian.density(iter=100, n_v=1)
-        parts = (first, second, judge.products - first - second)
+            nodes, weights = library.hessian.density(iter=100, n_v=1)
+        parts = (first, second, library.products - first - second)
         density = (np.array(nodes[0]), np.array(weights[0]))
-        return Found(judge.products, values, trace=trace, density=density, parts=parts)
+        return Found(library.products, values, trace=trace, density=density, parts=parts)
 
 
 def _eig(A: Tensor, eigenvectors: bool) -> tuple[Tensor, Tensor]:
-    """The removed `torch.eig` for symmetric matrices: eigenvalues with zero imaginary parts, and eigenvectors."""
+    """Replace the removed `torch.eig` for symmetric matrices: return eigenvalues as complex pairs, and eigenvectors."""
     values, vectors = torch.linalg.eigh(A)
     return torch.stack([values, torch.zeros_like(values)], 1), vectors
 
@@ -109,7 +109,7 @@ def _eig(A: Tensor, eigenvectors: bool) -> tuple[Tensor, Tensor]:
 
 
 def curvlinops_operator(problem: Problem) -> Any:
-    """Its Hessian with a count of products; without its check of determinism, which costs two products."""
+    """Return its Hessian with a count of products, without its check of determinism, which costs two products."""
     from curvlinops import HessianLinearOperator
 
     class Counted(HessianLinearOperator):  # type: ignore[misc]
@@ -124,7 +124,7 @@ def curvlinops_operator(problem: Problem) -> Any:
 
 
 def eigsh_ends(operator: Any, seed: int, which: str, count: int, tol: float, ncv: int | None = None) -> Array:
-    """Eigenvalues at one end by scipy's eigsh, outermost first."""
+    """Compute eigenvalues at one end by scipy's eigsh, outermost first."""
     from scipy.sparse.linalg import eigsh
 
     start = np.random.default_rng(seed).standard_normal(operator.shape[0])
@@ -134,7 +134,7 @@ def eigsh_ends(operator: Any, seed: int, which: str, count: int, tol: float, ncv
 
 
 def curvlinops_top(problem: Problem, seed: int, *, tol: float, ncv: int | None) -> Found:
-    """The largest eigenvalue by eigsh, with a basis of `ncv` vectors (20 where it is None)."""
+    """Compute the largest eigenvalue by eigsh, with a basis of `ncv` vectors (20 if None)."""
     operator = curvlinops_operator(problem)
     values = eigsh_ends(operator, seed, "LA", 1, tol, ncv)
     return Found(operator.products, values.tolist())
@@ -142,7 +142,7 @@ def curvlinops_top(problem: Problem, seed: int, *, tol: float, ncv: int | None) 
 
 @dataclass(frozen=True)
 class Combination:
-    """The settings of curvlinops' parts of the panel."""
+    """Settings of curvlinops for the parts of the panel."""
 
     top_tol: float
     bottom_tol: float
@@ -150,13 +150,13 @@ class Combination:
     density_steps: int
 
     def words(self) -> str:
-        """What is called, in short."""
+        """Return the calls in short."""
         ends = f"eigsh 5 LA tol {self.top_tol:g}, 1 SA tol {self.bottom_tol:g}"
         return f"{ends}, xtrace {self.trace_matvecs}, SLQ {self.density_steps}"
 
 
 def curvlinops_panel(problem: Problem, seed: int, *, settings: Combination) -> Found:
-    """Both ends by eigsh, xtrace, and the Lanczos quadrature that its densities are drawn from."""
+    """Compute both ends by eigsh, the trace by xtrace, and the Lanczos quadrature of its densities."""
     operator = curvlinops_operator(problem)
     top = eigsh_ends(operator, seed, "LA", 5, settings.top_tol)
     first = operator.products
@@ -169,7 +169,7 @@ def curvlinops_panel(problem: Problem, seed: int, *, settings: Combination) -> F
 
 
 def curvlinops_trace(operator: Any, seed: int, matvecs: int) -> float:
-    """The trace by xtrace."""
+    """Compute the trace by xtrace."""
     from curvlinops import xtrace
 
     torch.manual_seed(seed)
@@ -177,7 +177,7 @@ def curvlinops_trace(operator: Any, seed: int, matvecs: int) -> float:
 
 
 def curvlinops_density(operator: Any, seed: int, steps: int) -> tuple[Array, Array]:
-    """Nodes and shares of its Lanczos quadrature from one vector."""
+    """Return nodes and shares of its Lanczos quadrature from one vector."""
     from curvlinops.papyan2020traces.spectrum import fast_lanczos
 
     torch.manual_seed(seed)
@@ -189,7 +189,7 @@ def curvlinops_density(operator: Any, seed: int, steps: int) -> tuple[Array, Arr
 
 
 def eigenthings_operator(problem: Problem) -> Any:
-    """Its Hessian with a count of products."""
+    """Return its Hessian with a count of products."""
     from hessian_eigenthings.operators.hessian import HessianOperator
 
     class Counted(HessianOperator):  # type: ignore[misc]
@@ -206,7 +206,7 @@ def eigenthings_operator(problem: Problem) -> Any:
 
 
 def eigenthings_top(problem: Problem, seed: int, *, steps: int) -> Found:
-    """The largest eigenvalue by a fixed number of Lanczos steps."""
+    """Compute the largest eigenvalue by a fixed number of Lanczos steps."""
     from hessian_eigenthings import lanczos
 
     operator = eigenthings_operator(problem)
@@ -219,15 +219,15 @@ def eigenthings_top(problem: Problem, seed: int, *, steps: int) -> Found:
 
 @contextmanager
 def pyhessian_product(problem: Problem) -> Iterator[Callable[[], object]]:
-    """A product as pyhessian takes it, with its graph kept."""
-    with pyhessian(problem, 0) as judge:
-        v = [torch.randn_like(p) for p in judge.hessian.params]
-        yield lambda: judge.counted(judge.hessian.gradsH, judge.hessian.params, v)
+    """Yield a product as pyhessian takes it, with a cached graph."""
+    with pyhessian(problem, 0) as library:
+        v = [torch.randn_like(p) for p in library.hessian.params]
+        yield lambda: library.counted(library.hessian.gradsH, library.hessian.params, v)
 
 
 @contextmanager
 def curvlinops_product(problem: Problem) -> Iterator[Callable[[], object]]:
-    """A product as curvlinops takes it."""
+    """Yield a product as curvlinops takes it."""
     operator = curvlinops_operator(problem)
     v = torch.randn(problem.size, device=problem.device)
     yield lambda: operator @ v
@@ -235,7 +235,7 @@ def curvlinops_product(problem: Problem) -> Iterator[Callable[[], object]]:
 
 @contextmanager
 def eigenthings_product(problem: Problem) -> Iterator[Callable[[], object]]:
-    """A product as hessian-eigenthings takes it, its graph rebuilt."""
+    """Yield a product as hessian-eigenthings takes it, rebuilding its graph."""
     operator = eigenthings_operator(problem)
     v = torch.randn(problem.size, device=problem.device)
     yield lambda: operator.matvec(v)

@@ -1,4 +1,4 @@
-"""The results of the curvature benchmark as markdown, and the aims they are held against."""
+"""Results of the curvature benchmark as markdown, and its targets."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ ErrorOf = Callable[[Reference, Found], float]
 
 @dataclass(frozen=True)
 class Verdict:
-    """An aim, what was measured against it, and whether it was met."""
+    """A target, the measured value, and whether the target was met."""
 
     aim: str
     measured: str
     met: bool
 
     def row(self) -> list[str]:
-        """A row of the table of aims."""
+        """Return the row of the table of targets."""
         return [self.aim, self.measured, "met" if self.met else "**missed**"]
 
 
 def print_table(title: str, head: str, rows: Sequence[Sequence[str]]) -> None:
-    """A markdown table."""
+    """Print a markdown table."""
     print(f"\n{title}\n\n| {head} |\n|{'---|' * (head.count('|') + 1)}")
     for row in rows:
         print(f"| {' | '.join(row)} |", flush=True)
 
 
 def percent(numbers: Sequence[float]) -> str:
-    """Median and worst in percent; a dash where there is no number."""
+    """Return median and worst in percent; a dash for a missing value."""
     known = [100 * abs(number) for number in numbers if not np.isnan(number)]
     if not known:
         return "-"
@@ -46,7 +46,7 @@ def percent(numbers: Sequence[float]) -> str:
 
 
 def print_references(pairs: Sequence[tuple[Problem, Reference]]) -> None:
-    """What the references are, and how sure they are; a dash where none was needed."""
+    """Print the references with their errors; a dash for those that were not needed."""
     rows = []
     for problem, truth in pairs:
         facts = [f"{problem.size}", f"{len(problem.batch[1])}", f"{float(problem.loss().detach()):.3f}"]
@@ -68,12 +68,12 @@ def print_references(pairs: Sequence[tuple[Problem, Reference]]) -> None:
 
 
 def errors(result: Result, arm: Series, error: ErrorOf) -> list[float]:
-    """The error of each round."""
+    """Return the error of each round."""
     return [error(result.truth, found) for found in arm.found]
 
 
 def cost(result: Result, arm: Series) -> list[str]:
-    """Products, seconds, gradients, and the time over ours."""
+    """Return products, seconds, gradients, and the time relative to ours."""
     gradients, ratio = arm.time / result.gradient, arm.time / result.arms[0].time
     parts = " + ".join(f"{part}" for part in arm.found[0].parts)
     products = f"{arm.products:g}" + (f" (first {parts})" if parts else "")
@@ -84,12 +84,12 @@ def cost(result: Result, arm: Series) -> list[str]:
 
 
 def top_error(truth: Reference, found: Found) -> float:
-    """The largest error of the largest eigenvalues, relative to lambda_max."""
+    """Return the largest error of the largest eigenvalues, relative to lambda_max."""
     return truth.top_error(np.array(found.top))
 
 
 def print_top(results: Sequence[Result]) -> list[Verdict]:
-    """The table of lambda_max, and its aims."""
+    """Print the table of lambda_max and return its targets."""
     rows = [
         [result.problem.name, arm.label, percent(errors(result, arm, top_error)), *cost(result, arm)]
         for result in results
@@ -108,12 +108,12 @@ def print_top(results: Sequence[Result]) -> list[Verdict]:
 
 
 def _labeled(results: Sequence[Result], label: str) -> list[tuple[Result, Series]]:
-    """The arms of that name."""
+    """Return the arms with a name."""
     return [(result, arm) for result in results for arm in result.arms if arm.label == label]
 
 
 def _against_pyhessian(default: Sequence[tuple[Result, Series]]) -> list[Verdict]:
-    """The aims for lambda_max beside pyhessian's default rule."""
+    """Return the targets for lambda_max relative to pyhessian's default rule."""
     larger = [
         f"{result.problem.name} ({100 * ours:.2g} % beside {100 * theirs:.2g} %)"
         for result, arm in default
@@ -128,7 +128,7 @@ def _against_pyhessian(default: Sequence[tuple[Result, Series]]) -> list[Verdict
 
 
 def _at_least(aim: str, pairs: Sequence[tuple[Result, Series]], bound: float, ours: int = 0) -> Verdict:
-    """An aim for the median over the networks of their time over that of one of our arms."""
+    """Return a target for the median over the networks of the time relative to one of our arms."""
     ratios = [arm.time / result.arms[ours].time for result, arm in pairs]
     each = ", ".join(f"{ratio:.2f}" for ratio in ratios)
     return Verdict(aim, f"{median(ratios):.2f}x, the median of {each}", median(ratios) >= bound)
@@ -138,7 +138,7 @@ def _at_least(aim: str, pairs: Sequence[tuple[Result, Series]], bound: float, ou
 
 
 def print_panel(results: Sequence[Result]) -> list[Verdict]:
-    """The table of the panel, and its aims."""
+    """Print the table of the panel and return its targets."""
     measures: tuple[ErrorOf, ...] = (
         top_error,
         lambda truth, found: truth.bottom_error(found.bottom),
@@ -164,7 +164,7 @@ def print_panel(results: Sequence[Result]) -> list[Verdict]:
     print_table(title, head, rows)
     for result in results:
         if unmet := sorted({name for found in result.arms[0].found for name in found.unmet}):
-            print(f"\nOurs says that it did not reach its bound for {', '.join(unmet)} on {result.problem.name}.")
+            print(f"\nOurs reports that it did not meet its bound for {', '.join(unmet)} on {result.problem.name}.")
     verdicts = []
     for library, aim, bound in (
         ("pyhessian, three calls", "at least 5x (aim 8x)", 5),
@@ -181,7 +181,7 @@ def print_panel(results: Sequence[Result]) -> list[Verdict]:
 
 
 def print_tracks(runs: Sequence[tuple[str, Sequence[Track], float]]) -> list[Verdict]:
-    """The table of runs that were followed, and its aims."""
+    """Print the table of tracked runs and return its targets."""
     rows, verdicts = [], []
     for name, tracks, gradient in runs:
         ours = tracks[0]
@@ -220,7 +220,7 @@ def print_tracks(runs: Sequence[tuple[str, Sequence[Track], float]]) -> list[Ver
 
 
 def print_products(timings: Sequence[tuple[Problem, Sequence[ProductArm], float]]) -> list[Verdict]:
-    """The table of single products, and its aim."""
+    """Print the table of single products and return its target."""
     rows, ratios = [], []
     for problem, arms, gradient in timings:
         ran = [arm for arm in arms if not arm.refusal]
@@ -231,8 +231,8 @@ def print_products(timings: Sequence[tuple[Problem, Sequence[ProductArm], float]
             numbers = (steady, arm.setup / gradient, whole, arm.amortized / best, steady / 2)
             rows.append([problem.name, arm.label, *(f"{number:.2f}" for number in numbers)])
     title = (
-        f"One product with the Hessian, in gradients a column; its set-up; with it spread over {JOB} columns, and "
-        "that over the best candidate's; and without it over the floor of 2 gradients"
+        f"One product with the Hessian, in gradients per column; its set-up; the cost with the set-up amortized over "
+        f"{JOB} columns, and its ratio to the best method; the cost without set-up relative to the minimum of 2 gradients"
     )
     head = f"network | method | gradients | set-up | with set-up / {JOB} | over the best | over the floor"
     print_table(title, head, rows)
@@ -242,5 +242,7 @@ def print_products(timings: Sequence[tuple[Problem, Sequence[ProductArm], float]
                 print(f"\n{arm.label} has no row on {problem.name}: {arm.refusal}")
     measured = ", ".join(f"{ratio:.2f}" for ratio in ratios)
     return [
-        Verdict("one product: ours within 1.25x of the best candidate on each network", measured, max(ratios) <= 1.25)
+        Verdict(
+            "one product: our default within 1.25x of our best method on each network", measured, max(ratios) <= 1.25
+        )
     ]

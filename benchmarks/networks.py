@@ -1,4 +1,4 @@
-"""The networks that curvature is benchmarked on, trained a little, so that their landscapes are those of a run."""
+"""Networks of the curvature benchmark, briefly trained so that their landscapes are those of a run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lossscope.probes import CrossEntropy, Objective
 
 @dataclass(frozen=True)
 class Problem:
-    """A network at some parameters, and the one batch whose mean cross-entropy is looked at."""
+    """A network at some parameters, and the batch whose mean cross-entropy is measured."""
 
     name: str
     model: nn.Module
@@ -25,40 +25,40 @@ class Problem:
 
     @property
     def parameters(self) -> list[nn.Parameter]:
-        """All parameters; all of them are trainable."""
+        """All parameters, which are all trainable."""
         return list(self.model.parameters())
 
     @property
     def size(self) -> int:
-        """How many numbers these are."""
+        """Total number of entries of the parameters."""
         return sum(p.numel() for p in self.parameters)
 
     @property
     def device(self) -> torch.device:
-        """Where they lie."""
+        """Device of the parameters."""
         return self.parameters[0].device
 
     def loss(self) -> Tensor:
-        """The mean cross-entropy with its graph."""
+        """Return the mean cross-entropy with its graph."""
         return F.cross_entropy(self.model(self.batch[0]), self.batch[1])
 
     def gradient(self) -> tuple[Tensor, ...]:
-        """Its gradient: the unit of cost."""
+        """Return the gradient of the loss, the unit of cost."""
         return torch.autograd.grad(self.loss(), self.parameters)
 
     def objective(self) -> Objective:
-        """The same loss as our probes take it."""
+        """Return the loss as an `Objective`."""
         return Objective(self.model, CrossEntropy(), [self.batch])
 
     def to(self, where: torch.device | torch.dtype) -> Problem:
-        """A copy on another device, or in another precision; labels and tokens stay whole numbers."""
+        """Return a copy on another device, or in another precision; labels and tokens stay integers."""
         dtype = torch.float32 if isinstance(where, torch.device) else where
         device = where if isinstance(where, torch.device) else self.device
         x, y = (t.to(device, dtype if t.is_floating_point() else t.dtype) for t in self.batch)
         return replace(self, model=deepcopy(self.model).to(device, dtype), batch=(x, y))
 
     def elementary(self) -> Problem:
-        """A copy whose group norms are written out, for libraries that cannot differentiate torch's own."""
+        """Return a copy with group norms in elementary operations, for libraries that cannot differentiate torch's."""
         model = deepcopy(self.model)
         for name, module in list(model.named_children()):
             if isinstance(module, nn.GroupNorm):
@@ -74,7 +74,7 @@ class _GroupNorm(nn.Module):
         self.groups, self.eps, self.weight, self.bias = of.num_groups, of.eps, of.weight, of.bias
 
     def forward(self, x: Tensor) -> Tensor:
-        """The normalized input, scaled and shifted by channel."""
+        """Return the normalized input, scaled and shifted per channel."""
         grouped = x.reshape(len(x), self.groups, -1)
         centered = grouped - grouped.mean(-1, keepdim=True)
         normal = centered * (centered.square().mean(-1, keepdim=True) + self.eps).rsqrt()
@@ -83,28 +83,28 @@ class _GroupNorm(nn.Module):
 
 
 def wide_mlp() -> nn.Module:
-    """64-256-256-10 with ReLU: 85 002 parameters."""
+    """Return a 64-256-256-10 ReLU network with 85 002 parameters."""
     return nn.Sequential(nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 10))
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a problem is made."""
+    """Recipe for a problem."""
 
     name: str
     workload: str
-    samples: int  # of the batch
-    network: Callable[[], nn.Module] | None = None  # another one than the workload's
+    samples: int  # samples of the batch
+    network: Callable[[], nn.Module] | None = None  # replaces the workload's network
     relu_only: bool = False
 
     @property
     def work(self) -> Workload:
-        """The workload, with this network."""
+        """Workload with this network."""
         work = workload(self.workload)
         return replace(work, network=self.network) if self.network else work
 
     def problem(self, steps: int, samples: int) -> Problem:
-        """The problem after so many steps of AdamW, over the first `samples` training examples."""
+        """Return the problem after a number of AdamW steps, over the first `samples` training examples."""
         work = self.work
         model, _ = trained(work, torch.optim.AdamW, steps, lr=1e-3, **work.options)
         x, y = work.split(0).train
@@ -122,7 +122,7 @@ RECIPES = {
 def trained(
     work: Workload, optimizer: type[torch.optim.Optimizer], steps: int, **options: object
 ) -> tuple[nn.Module, list[Tensor]]:
-    """The network after training with fixed seeds, and its parameters as flat vectors after every fifth step."""
+    """Train the network with fixed seeds; return it, and its parameters as flat vectors after every fifth step."""
     model, examples = built(work.network, 0), work.split(0).train
     stepping = optimizer(model.parameters(), **options)
     evaluations = []
@@ -138,7 +138,7 @@ def trained(
 
 
 def evaluated(problem: Problem, evaluations: list[Tensor]) -> Iterator[int]:
-    """Put the network at each evaluation in turn; yields the number of the evaluation."""
+    """Set the parameters of each evaluation in turn and yield its index."""
     for number, vector in enumerate(evaluations):
         with torch.no_grad():
             nn.utils.vector_to_parameters(vector.to(problem.device), problem.model.parameters())

@@ -1,4 +1,4 @@
-"""The curvature benchmark in a tiny mode: that it runs, and that its references and its rivals are what they say."""
+"""Curvature benchmark at a tiny size: it runs, and its references and libraries are correct."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ TITLES = {
 
 
 def small(curvature):
-    """As little as runs through every line."""
+    """Return the smallest plan that runs every line."""
     once, effort = curvature.Rounds(1, 1), curvature.SolverOptions(0.1, steps=60, density_probes=2, density_steps=6)
     return curvature.Plan(
         ("mlp",), 0.03, 20, 100, once, once, effort, evaluations=2, seeds=1, product_rounds=1, product_repeats=1

@@ -186,7 +186,7 @@ class ObjectiveOperator(SymmetricOperator):
 
     @property
     def fallback_reason(self) -> str:
-        """The error for which `method` replaced the default method; empty if it did not."""
+        """Reason that `method` replaced the default method; empty if it did not."""
         return self._facts().fallback_reason
 
 

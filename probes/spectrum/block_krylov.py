@@ -134,7 +134,7 @@ class BlockKrylov:
         return rows, coordinates.double().cpu().numpy().T
 
     def _independent(self, rows: Tensor, least: float) -> tuple[Tensor, Array]:
-        """Orthonormalize rows, dropping remainders no longer than `least`; return the coordinates of the given rows too."""
+        """Orthonormalize rows, dropping remainders up to `least`; return them and the coordinates of the given rows."""
         kept: list[Tensor] = []
         across = np.zeros((len(rows), len(rows)))
         unit = self._operator.unit

@@ -134,7 +134,7 @@ class Case:
         return Objective(self.net, self.loss, batches, mode=mode)
 
     def plain(self, *, training: bool = False) -> nn.Module:
-        """A copy in its mode with norm layers of elementary operations, for those who set no modes themselves."""
+        """Return a copy in its mode with elementary norm layers, for libraries that set no modes."""
         net = copy.deepcopy(self.net).train(training)
         for path, module in list(net.named_modules()):
             if isinstance(module, nn.LayerNorm | nn.GroupNorm) or (isinstance(module, nn.BatchNorm1d) and training):

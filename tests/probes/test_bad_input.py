@@ -1,4 +1,4 @@
-"""What cannot be measured is refused in one sentence with the number in it, and nothing is left half done."""
+"""Invalid input raises an error of one sentence with the number in it, and leaves no partial state."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def nan_in_a_parameter() -> Any:
 
 
 def a_slope_without_end() -> Any:
-    """A finite loss, whose derivative at 0 is not."""
+    """Return a finite loss whose derivative at 0 is not finite."""
     model = nn.Module()
     model.theta = nn.Parameter(torch.zeros(4))
     return spectrum(objective(model, lambda m, _: m.theta.abs().sum().sqrt()))
@@ -83,7 +83,7 @@ def frozen() -> Any:
 
 
 def rotation(n: int = 40) -> SymmetricOperator:
-    """A user's product that is not symmetric: the identity plus half a shift."""
+    """Return a user's product that is not symmetric: the identity plus half a shift."""
     return SymmetricOperator(n, lambda V: V + 0.5 * V.roll(1, 0), dtype=torch.float64, device=torch.device("cpu"))
 
 
@@ -95,7 +95,7 @@ def rotated(eigenvalues: Tensor) -> Tensor:
 
 
 def penalty(model: nn.Module, _: Any) -> Tensor:
-    """A loss that needs no data."""
+    """Return a loss that needs no data."""
     return sum(p.square().sum() for p in model.parameters())
 
 
@@ -104,7 +104,7 @@ def lazy() -> Any:
 
 
 class Checkpointed(nn.Module):
-    """A block between two layers whose activations are taken again on the way back."""
+    """A network whose middle block recomputes its activations in the backward pass."""
 
     def __init__(self, *, reentrant: bool, first: type[nn.Module]) -> None:
         super().__init__()
@@ -121,7 +121,7 @@ class Checkpointed(nn.Module):
 def through_a_checkpoint(take: Callable[[Objective], Any], first: type[nn.Module]) -> Callable[[], Any]:
     def attempt() -> Any:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # as a user might have it
+            warnings.simplefilter("ignore")  # as a user may have set
             return take(objective(Checkpointed(reentrant=True, first=first)))
 
     return attempt
@@ -136,7 +136,7 @@ def unseen_outputs() -> Any:
 
 
 def coupled_samples() -> Any:
-    """In frozen mode batch norm couples the samples of a batch, so parts of the data say nothing of the whole."""
+    """Measure in frozen mode, where batch norm couples the samples of a batch: parts do not estimate the whole."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Tanh(), nn.Linear(5, 3))

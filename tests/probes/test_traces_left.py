@@ -1,4 +1,4 @@
-"""One table over every probe: each leaves the model, the random state and torch's switches bit for bit."""
+"""Every probe leaves the model, the random state and torch's switches unchanged bit for bit."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ from lossscope.probes.spectrum.measure import measure_spectrum
 
 
 class Net(nn.Module):
-    """Batch norm, dropout, tied weights, a frozen parameter, a buffer that moves with every call.
+    """A network with batch norm, dropout, tied weights, a frozen parameter and a buffer updated by every call.
 
-    And the worst manners: it draws from numpy and Python, and leaves plain attributes behind.
+    It also draws from numpy and Python, and sets plain attributes.
     """
 
     def __init__(self) -> None:
@@ -72,7 +72,7 @@ def make_objective(mode: Any) -> Objective:
         batches = [(torch.randn(n, 4), torch.arange(n) % 3) for n in (40, 24)]
     net.head.bias.grad, net.first.weight.grad = torch.ones(3), torch.full((4, 4), 0.25)
     if mode != "eval":
-        net.dropout.p = 0.0  # with dropout the objective would be refused
+        net.dropout.p = 0.0  # with dropout the objective would raise
     net.norm.eval()  # a mixed state: neither all train nor all eval
     return Objective(net, CrossEntropy(), batches, mode=mode)
 
@@ -174,7 +174,7 @@ REFUSES |= {(f"hessian: {name}", "train") for name in ("forward", "differences")
 
 
 def takes(function: Any, kinds: str) -> bool:
-    """Whether a parameter of the function, or of a public method of the class, is annotated with one of the kinds."""
+    """Return True if a parameter of the function, or of a public method of the class, is annotated with a kind."""
     if inspect.isclass(function):
         methods = [m for name, m in vars(function).items() if inspect.isfunction(m) and name[0] != "_"]
         return any(takes(m, kinds) for m in [function.__init__, *methods])
@@ -185,7 +185,7 @@ def takes(function: Any, kinds: str) -> bool:
 
 
 def public() -> Iterator[tuple[str, Any, str]]:
-    """Every public name of the probes, with the arguments that make it one of the table."""
+    """Yield every public name of the probes, with the argument types for which it must be in the table."""
     for name in lossscope.probes.__all__:
         yield name, getattr(lossscope.probes, name), "Objective|SymmetricOperator"
     for module in pkgutil.walk_packages(lossscope.probes.__path__, "lossscope.probes."):
@@ -202,7 +202,7 @@ def test_every_probe_that_takes_an_objective_is_in_the_table() -> None:
 
 
 def state(model: nn.Module) -> dict[str, Any]:
-    """Everything a probe must leave: the bytes, and the objects themselves."""
+    """Return all state that a probe must not change: the bytes, and the objects themselves."""
     tensors = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers())}
     grads = {name: p.grad for name, p in model.named_parameters()}
     return {
@@ -251,11 +251,11 @@ def test_a_probe_leaves_everything_bit_for_bit(probe: str, mode: str) -> None:
 
 
 class Interrupted(BaseException):
-    """What a user's ctrl-C raises in the middle of a probe; no probe may take it for an error of its own."""
+    """An interruption, as by ctrl-C, in the middle of a probe; no probe may catch it as an error."""
 
 
 class Operations(TorchDispatchMode):
-    """Counts torch's operations, and interrupts one of them."""
+    """Count torch's operations, and interrupt one of them."""
 
     def __init__(self, until: int | None = None) -> None:
         super().__init__()
@@ -272,15 +272,15 @@ class Operations(TorchDispatchMode):
 def test_a_probe_that_is_interrupted_leaves_everything_too(probe: str) -> None:
     objective = make_objective("eval" if (probe, "frozen") in REFUSES else "frozen")
     loss = objective.value()
-    PROBES[probe](objective)  # whatever is decided once is decided
+    PROBES[probe](objective)  # one-time checks are made here
     before = state(objective.model)
     with Operations() as whole:
         PROBES[probe](objective)
     if not whole.count:
         return  # there is nothing to interrupt
     for share in (0.15, 0.5, 0.8):
-        # an interruption within a compiled rule of torch comes out as a RuntimeError; a product that may be taken in
-        # several ways then goes on in another one
+        # an interruption inside a compiled rule of torch is raised as a RuntimeError; the default method of a product
+        # then falls back to another
         operations = Operations(until=1 + int(share * whole.count))
         with suppress(Interrupted, RuntimeError, ProbeError), operations:
             PROBES[probe](objective)

@@ -185,7 +185,7 @@ def test_random_losses_are_refused_and_the_layer_is_named() -> None:
 
 
 def headless(*random: nn.Module) -> nn.Sequential:
-    """A network whose last layer is zero, so that nothing before it shows in the loss."""
+    """Return a network with a last layer of zeros, so that the layers before it do not affect the loss."""
     head = nn.Linear(3, 2, dtype=torch.float64)
     nn.init.zeros_(head.weight)
     nn.init.zeros_(head.bias)

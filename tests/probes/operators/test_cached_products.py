@@ -21,7 +21,7 @@ DIAGONAL = torch.arange(1.0, N + 1, dtype=torch.float64)
 
 
 def diagonal(name: str, *, error: str = "", calls: list[Any] | None = None, **properties: Any) -> Method:
-    """A method that multiplies by a diagonal matrix, or raises; it records the widths of its blocks in `calls`."""
+    """Return a method that multiplies by a diagonal matrix, or raises; it records block widths in `calls`."""
 
     def multiply(rows: Tensor, keep: bool) -> Tensor:
         if error:
@@ -136,7 +136,7 @@ def test_columns_are_multiplied_in_blocks_of_the_width_of_the_method(width: int,
 
 
 def forgetful(method: Method, errors: list[Exception]) -> Method:
-    """A method that raises each error of the list once."""
+    """Return a method that raises each error of the list once."""
 
     def prepare(objective: Objective, at: BatchEvaluation) -> BatchProduct:
         if errors:

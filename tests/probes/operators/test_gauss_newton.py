@@ -59,7 +59,7 @@ def dense_gauss_newton(objective: Objective) -> Tensor:
 
 
 def dense_empirical(objective: Objective) -> Tensor:
-    """The mean of g g' with the gradient of each term by itself."""
+    """Return the mean of g g' with the gradient of each term computed separately."""
     total = torch.zeros(objective.size, objective.size, dtype=torch.float64)
     for weight, J, z, batch in jacobians(objective):
         slopes = torch.autograd.functional.jacobian(lambda z, batch=batch: terms(objective.loss_fn, z, batch), z)
@@ -69,7 +69,7 @@ def dense_empirical(objective: Objective) -> Tensor:
 
 
 def terms(loss: Any, z: Tensor, batch: Any) -> Tensor:
-    """The terms of the mean one by one."""
+    """Return the terms of the mean one by one."""
     if isinstance(loss, MeanSquaredError):
         return (rows(z) - rows(loss.targets(batch))).square().mean(1)
     labels = loss.labels(batch).reshape(-1)

@@ -35,7 +35,7 @@ def identity(n: int) -> Tensor:
 
 
 def dense_hessian(objective: Objective) -> Tensor:
-    """The same loss as one function of a flat vector, differentiated by torch's own dense Hessian."""
+    """Return torch's dense Hessian of the loss as one function of a flat vector."""
 
     def mean_loss(theta: Tensor) -> Tensor:
         shapes = [p.shape for n, p in objective.model.named_parameters() if n in objective.names]
@@ -53,7 +53,7 @@ def dense_hessian(objective: Objective) -> Tensor:
 
 
 def forwards(objective: Objective) -> list[int]:
-    """Grows by one with each forward pass from now on."""
+    """Return a list that grows by one with each forward pass."""
     passes: list[int] = []
     objective.model.register_forward_hook(lambda *_: passes.append(1))
     return passes
@@ -319,7 +319,7 @@ def test_a_function_of_ones_own_that_can_be_differentiated_twice_is_left_alone(d
 
 
 def powers(n: int, dtype: torch.dtype) -> tuple[Objective, Tensor]:
-    """The mean of fifth powers, and its Hessian, which is diagonal."""
+    """Return the mean of fifth powers and the diagonal of its Hessian."""
     net = nn.Module()
     net.theta = nn.Parameter(1 + gaussian(n).to(dtype).abs())
     return Objective(net, lambda m, _: Power.apply(m.theta).mean(), [torch.zeros(1)]), 20 * net.theta.detach() ** 3 / n
@@ -372,7 +372,7 @@ def resident_bytes() -> int:
 
 
 def growth(take: Callable[[SymmetricOperator, Tensor], Any], held: bool) -> int:
-    """By how much resident memory grows over 200 products whose graph holds 2 MiB, without the cycle collector."""
+    """Return the growth of resident memory over 200 products whose graph takes 2 MiB, without the cycle collector."""
     net = nn.Sequential(nn.Linear(2, 512), nn.Tanh(), nn.Linear(512, 2))
     objective = Objective(net, CrossEntropy(), [(gaussian(1000, 2).float(), torch.arange(1000) % 2)])
     H, v = hessian(objective), gaussian(objective.size).float()

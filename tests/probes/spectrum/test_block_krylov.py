@@ -41,7 +41,7 @@ def grown(A: Tensor, dimension: int, width: int = 1, seed: int = 0) -> BlockKryl
 
 
 def assert_is_a_krylov_relation(space: BlockKrylov, A: Tensor) -> None:
-    """What the class promises, to rounding of the space's dtype relative to the norm of A."""
+    """Assert the Krylov relation to rounding of the space's dtype, relative to the norm of A."""
     eps = 300 * torch.finfo(A.dtype).eps
     A, Q, images = A.double(), space.basis.double(), space.images.double()
     scale = max(float(torch.linalg.matrix_norm(A, 2)), 1e-100)

@@ -26,7 +26,7 @@ def gaussian(*shape: int, seed: int = 0) -> Tensor:
 
 
 def diagonal(values: Array) -> SymmetricOperator:
-    """The start is Gaussian, the same in every basis: a diagonal matrix stands for all with its eigenvalues."""
+    """Return a diagonal operator; as the start is Gaussian, it represents all matrices with its eigenvalues."""
     d = torch.from_numpy(np.asarray(values, dtype=np.float64))[:, None]
     return SymmetricOperator(len(d), lambda V: d * V, dtype=torch.float64, device=torch.device("cpu"))
 
@@ -44,7 +44,7 @@ def everything(values: Array, seed: int = 0, budget: int = 120) -> SpectralDensi
 
 
 def moments_of_the_start(A: Tensor, start: Tensor, steps: int) -> list[Array]:
-    """The moments x' A^k x of normalized start vectors by plain multiplication, k up to 2 steps + 1."""
+    """Return the moments x' A^k x of normalized start vectors by multiplication, k up to 2 steps + 1."""
     x = start / torch.linalg.vector_norm(start, dim=1, keepdim=True)
     found, image = [], x
     for _ in range(2 * steps + 2):
@@ -54,7 +54,7 @@ def moments_of_the_start(A: Tensor, start: Tensor, steps: int) -> list[Array]:
 
 
 def quadrature(A: Tensor, width: int, steps: int) -> tuple[list[Array], list[Array]]:
-    """The moments by quadrature, and the true ones of the same vectors."""
+    """Return the moments by quadrature and the true moments of the same vectors."""
     vectors = gaussian(width, len(A), seed=3)
     space = BlockKrylov(from_matrix(A), vectors, seeded())
     for _ in range(steps):

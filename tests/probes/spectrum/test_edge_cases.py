@@ -52,7 +52,7 @@ def test_an_iteration_contracts_below_its_threshold_and_grows_above(name: str) -
 
 
 def adam_radius(curvature: Tensor, metric: Tensor, beta: float) -> float:
-    """The spectral radius of Adam with its second moments held fixed, on the quadratic with this Hessian."""
+    """Return the spectral radius of Adam with fixed second moments on the quadratic with this Hessian."""
     n = len(curvature)
     H, inverse, eye = curvature.numpy(), np.diag(1 / metric.numpy()), np.eye(n)
     memory = np.hstack([(1 - beta) * H, beta * eye])  # m <- b m + (1 - b) H x, from the state (x, m)

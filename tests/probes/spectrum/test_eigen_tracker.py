@@ -35,7 +35,7 @@ def error(found: SpectrumEstimate, true: float) -> float:
 
 
 def drifting(angle: float, evaluations: int) -> Iterator[tuple[Tensor, float]]:
-    """A matrix whose eigenvectors turn and whose eigenvalues breathe, with the largest of them."""
+    """Yield a matrix with rotating eigenvectors and oscillating eigenvalues, and its largest eigenvalue."""
     values = torch.cat([torch.linspace(0, 1, N - 4), torch.tensor([3.0, 4.0, 6.0, 10.0])]).double()
     generator = gaussian(N, N, seed=5)
     turn = torch.linalg.matrix_exp(angle * (generator - generator.mT) / math.sqrt(2 * N))
@@ -99,7 +99,7 @@ def test_the_residual_is_a_bound_at_every_evaluation_and_is_the_true_one() -> No
 
 
 def test_where_two_eigenvectors_exchange_through_each_other_every_evaluation_is_right() -> None:
-    """An avoided crossing, as of a matrix that depends on one parameter in general position."""
+    """An avoided crossing, as is generic for a matrix that depends on one parameter."""
     for seed in range(4):
         tracker = EigenTracker(rel=0.03, seed=seed)
         for evaluation in range(40):
@@ -112,7 +112,7 @@ def test_where_two_eigenvectors_exchange_through_each_other_every_evaluation_is_
 
 
 def wrong_evaluations(tracker: EigenTracker, pairs: list[tuple[float, float]], bulk: float) -> list[int]:
-    """The evaluations at which another eigenvalue than the largest is given for it."""
+    """Return the evaluations at which another eigenvalue is reported as the largest."""
     found = [error(tracker.measure(diagonal(*pair, bulk=bulk)), max(pair)) for pair in pairs]
     return [evaluation for evaluation, off in enumerate(found) if off > 0.03]
 

@@ -61,7 +61,7 @@ def test_a_hessian_of_rank_three_has_no_ghosts_either() -> None:
 
 
 def marchenko_pastur(x: np.ndarray, ratio: float) -> np.ndarray:
-    """The limit density of the eigenvalues of X'X / N, n / N -> ratio < 1."""
+    """Return the limit density of the eigenvalues of X'X / N, n / N -> ratio < 1."""
     low, high = (1 - math.sqrt(ratio)) ** 2, (1 + math.sqrt(ratio)) ** 2
     return np.sqrt(np.maximum((high - x) * (x - low), 0)) / (2 * math.pi * ratio * np.maximum(x, 1e-9))
 

@@ -89,7 +89,7 @@ def test_without_norm_layers_a_relu_net_has_the_trace_of_its_gauss_newton_matrix
 
 
 def diagonal(values: Tensor, dtype: torch.dtype = torch.float64) -> SymmetricOperator:
-    """The start is Gaussian, the same in every basis: a diagonal matrix stands for all with its eigenvalues."""
+    """Return a diagonal operator; as the start is Gaussian, it represents all matrices with its eigenvalues."""
     d = values.to(dtype)[:, None]
     return SymmetricOperator(len(d), lambda V: d * V, dtype=dtype, device=torch.device("cpu"))
 
@@ -200,7 +200,7 @@ def test_equal_seeds_repeat_bit_for_bit() -> None:
 
 
 def first_product(scale: float, quantities: tuple[str, ...]) -> Tensor:
-    """The first vectors that an operator is asked for."""
+    """Return the first vectors that an operator multiplies."""
     seen: list[Tensor] = []
 
     def watched(V: Tensor) -> Tensor:

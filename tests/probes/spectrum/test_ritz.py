@@ -26,7 +26,7 @@ def gaussian(*shape: int, seed: int = 0) -> Tensor:
 
 
 def diagonal(values: Array) -> SymmetricOperator:
-    """The start is Gaussian, the same in every basis: a diagonal matrix stands for all with its eigenvalues."""
+    """Return a diagonal operator; as the start is Gaussian, it represents all matrices with its eigenvalues."""
     d = torch.from_numpy(np.asarray(values, dtype=np.float64))[:, None]
     return SymmetricOperator(len(d), lambda V: d * V, dtype=torch.float64, device=torch.device("cpu"))
 
@@ -57,7 +57,7 @@ SPECTRA = {name: np.sort(values)[::-1].copy() for name, values in SPECTRA.items(
 
 
 def second(size: int) -> Tensor:
-    """The worst warm start: exactly the second eigenvector."""
+    """Return the worst warm start: exactly the second eigenvector."""
     vector = torch.zeros(size, dtype=torch.float64)
     vector[1] = 1
     return vector

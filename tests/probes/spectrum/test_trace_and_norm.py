@@ -127,7 +127,7 @@ def test_the_identity_has_its_exact_trace_without_an_error(dtype: torch.dtype) -
 
 
 def test_probes_that_the_space_was_grown_from_would_never_cover() -> None:
-    """What the complement must not do, by hand: it shows that the coverage below can fail."""
+    """Counterexample: the coverage test below can fail."""
     for name in ("identity", "power law", "outlier and bulk"):
         A = rotated(SPECTRA[name])
         truth, covered = float(A.trace()), 0
