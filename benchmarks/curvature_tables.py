@@ -232,7 +232,7 @@ def print_products(timings: Sequence[tuple[Problem, Sequence[ProductArm], float]
             rows.append([problem.name, arm.label, *(f"{number:.2f}" for number in numbers)])
     title = (
         f"One product with the Hessian, in gradients per column; its set-up; the cost with the set-up amortized over "
-        f"{JOB} columns, and its ratio to the best method; the cost without set-up relative to the minimum of 2 gradients"
+        f"{JOB} columns, and its ratio to the best method; the cost without set-up over the minimum of 2 gradients"
     )
     head = f"network | method | gradients | set-up | with set-up / {JOB} | over the best | over the floor"
     print_table(title, head, rows)
