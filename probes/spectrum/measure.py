@@ -181,41 +181,43 @@ def measure_spectrum(
     return _measured(operator, ask, warm_start)
 
 
-def _measured(operator: SymmetricOperator, ask: SpectrumRequest, warm_start: Tensor | None) -> SpectrumEstimate:
+def _measured(operator: SymmetricOperator, request: SpectrumRequest, warm_start: Tensor | None) -> SpectrumEstimate:
     """Measure all requested quantities, from one Krylov space and probes on its complement."""
     begun, before = time.perf_counter(), operator.products
     trace = frobenius = top = bottom = density = None
     with operator.cached():
-        generator = torch.Generator().manual_seed(ask.seed)
-        start = start_block(operator, ask.width if ask.krylov else 1, warm_start, generator)
-        space, (most, least) = start.space, ask.pairs
-        if ask.krylov or operator.size <= min(WHOLE, ask.max_products):
-            steps = _DENSITY_STEPS if "density" in ask.wanted else 0
-            room = ask.space_budget(operator.size)
-            grow(start, top=most, bottom=least, rel=ask.rel, max_products=room, steps=steps)
-        if ask.probes:
+        generator = torch.Generator().manual_seed(request.seed)
+        start = start_block(operator, request.width if request.krylov else 1, warm_start, generator)
+        space, (most, least) = start.space, request.pairs
+        if request.krylov or operator.size <= min(WHOLE, request.max_products):
+            steps = _DENSITY_STEPS if "density" in request.wanted else 0
+            room = request.space_budget(operator.size)
+            grow(start, top=most, bottom=least, rel=request.rel, max_products=room, steps=steps)
+        if request.probes:
             trace, frobenius = trace_and_frobenius(
                 operator,
                 space,
-                rel=ask.trace_rel,
-                max_products=max(2, ask.max_products - (operator.products - before)),
-                generator=torch.Generator().manual_seed((ask.seed ^ _PROBE_STREAM) % 2**63),
-                decide=ask.probes,
+                rel=request.trace_rel,
+                max_products=max(2, request.max_products - (operator.products - before)),
+                generator=torch.Generator().manual_seed((request.seed ^ _PROBE_STREAM) % 2**63),
+                decide=request.probes,
             )
-        if ask.krylov:
+        if request.krylov:
             found = ritz(space, start.random)
-            top = eigenpairs(space, found, most, ask.rel, largest=True) if most else None
-            bottom = eigenpairs(space, found, least, ask.rel, largest=False) if least else None
-            if "density" in ask.wanted:
-                density = _density(start, ask.space_budget(operator.size) if ask.only_density else 0)
+            top = eigenpairs(space, found, most, request.rel, largest=True) if most else None
+            bottom = eigenpairs(space, found, least, request.rel, largest=False) if least else None
+            if "density" in request.wanted:
+                density = _density(start, request.space_budget(operator.size) if request.only_density else 0)
     seconds = time.perf_counter() - begun
     products = operator.products - before
     return _complete(
         SpectrumEstimate(
             top,
             bottom,
-            replace(trace, products=products, seconds=seconds) if trace and "trace" in ask.probes else None,
-            replace(frobenius, products=products, seconds=seconds) if frobenius and "frobenius" in ask.probes else None,
+            replace(trace, products=products, seconds=seconds) if trace and "trace" in request.probes else None,
+            replace(frobenius, products=products, seconds=seconds)
+            if frobenius and "frobenius" in request.probes
+            else None,
             density,
             products,
             seconds,

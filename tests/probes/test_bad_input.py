@@ -270,7 +270,7 @@ def test_a_budget_that_cannot_hold_what_is_asked_names_the_least_that_can(quanti
     with pytest.raises(ProbeError, match=r"max_products must be at least \d .*, got 1") as caught:
         measure_spectrum(operator, quantities=quantities, max_products=1)
     assert operator.products == 0
-    least = int(re.search(r"need at least (\d+)", str(caught.value))[1])
+    least = int(re.search(r"must be at least (\d+)", str(caught.value))[1])
     found = measure_spectrum(operator, rel=1e-4, quantities=quantities, max_products=least)
     assert found.products <= least
     # enough to begin with and too small for the bound: each number says so and gives an honest bound

@@ -145,7 +145,7 @@ def test_a_budget_is_kept_or_refused_and_unmet_says_what_has_not_converged(
     try:
         found = measure_spectrum(operator, max_products=budget, **options)
     except ProbeError as error:
-        least = int(str(error).split("need at least ")[1].split(":")[0])
+        least = int(str(error).split("must be at least ")[1].split(" ")[0])
         assert least > budget
         assert operator.products == 0
         found = measure_spectrum(operator, max_products=least, **options)
