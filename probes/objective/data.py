@@ -84,9 +84,8 @@ class FixedData:
         cut = [
             _mapped(batch, partial(_select, indices=own, length=length)) for batch, own, length in triples if len(own)
         ]
-        counting = [
-            batch for batch in cut if self.count is None or self.count(batch)
-        ]  # a batch may have ignored terms only
+        # a batch may have ignored terms only
+        counting = [batch for batch in cut if self.count is None or self.count(batch)]
         return fixed_data(counting or cut, self.count)
 
     def cast(self, dtype: torch.dtype) -> FixedData:

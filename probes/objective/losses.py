@@ -79,9 +79,7 @@ class CrossEntropy:
     def hessian_of_outputs(self, outputs: Tensor, batch: Any) -> Callable[[Tensor], Tensor]:
         """Return the Hessian of `of_outputs`, as a function u -> S u of tensors shaped like the logits."""
         labels = self.labels(batch)
-        mass = (
-            labels.sum(-1, keepdim=True) if labels.is_floating_point() else None
-        )  # sum of the probabilities, usually 1
+        mass = labels.sum(-1, keepdim=True) if labels.is_floating_point() else None  # of the probabilities, usually 1
         return self._curvature(outputs, batch, mass)
 
     def model_fisher(self, outputs: Tensor, batch: Any) -> Callable[[Tensor], Tensor]:

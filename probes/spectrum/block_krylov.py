@@ -148,9 +148,8 @@ class BlockKrylov:
             length = float(torch.linalg.vector_norm(row))
             if length > max(least, 10 * unit * float(torch.linalg.vector_norm(given))):
                 row = row / length
-                if (
-                    self.dimension and length < _SMALL * self._scale
-                ):  # normalizing has amplified the component in the basis
+                if self.dimension and length < _SMALL * self._scale:
+                    # normalizing has amplified the component in the basis
                     row = row - (row @ self.basis.mT) @ self.basis
                     row = row / torch.linalg.vector_norm(row)
                 across[len(kept), index] = length

@@ -91,9 +91,8 @@ class SpectralDensity:
         the quantity has not converged.
         """
         found = self._estimate(lambda d: d._ratio(d._negative(), np.abs(d.nodes)), 0.0, 1.0)
-        if (
-            found.value > 0 or self.settled.all() or self.lowest >= -self._dead
-        ):  # those below the noise may still be negative
+        # compare with the dead zone alone: eigenvalues within the noise may turn out to be negative
+        if found.value > 0 or self.settled.all() or self.lowest >= -self._dead:
             return found
         total = self.size * float(self.shares @ np.abs(self.nodes))
         return replace(found, high=min(1.0, max(found.high, -self.lowest * self.size / total)), converged=False)

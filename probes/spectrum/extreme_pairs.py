@@ -14,9 +14,8 @@ from lossscope.probes.spectrum.ritz import Ritz, ritz
 __all__ = ["WHOLE", "eigenpairs", "grow"]
 
 WHOLE: Final = 32  # up to this size the space is grown to dimension n, where everything is exact
-_MORE: Final = (
-    2  # dimensions beyond the requested pairs below which no end is ever enclosed, unless the space is invariant
-)
+# dimensions beyond the requested pairs below which no end is ever enclosed, unless the space is invariant
+_MORE: Final = 2
 _OFTEN: Final = 24  # dimensions up to which the bounds are tested after each step, then after every second step
 
 

@@ -73,9 +73,8 @@ class Complement:
         images = self._space.images
         outside = 2 * float(torch.linalg.vector_norm(images, dtype=torch.float64)) ** 2 - float(np.square(T).sum())
         square = mean_estimate(squares)
-        square = replace(
-            square, low=max(square.low, 0.0)
-        )  # the norm on the space is known exactly and bounds it from below
+        # the part on the space is exact and bounds the norm from below
+        square = replace(square, low=max(square.low, 0.0))
         return _shifted(mean_estimate(forms), inside), _shifted(square, outside)
 
     def _forms(self) -> tuple[Array, Array]:

@@ -237,7 +237,7 @@ def test_a_refused_model_is_as_it_was(mode: Any) -> None:
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     modes = [module.training for module in model.modules()]
     refused = objective(model, mode=mode)
-    for _ in range(2):  # it is refused again, not let through because it was looked at once
+    for _ in range(2):  # it raises again, although it was checked once
         with pytest.raises(ProbeError, match=r"1 \(Dropout\)"):
             spectrum(refused)
     assert [module.training for module in model.modules()] == modes

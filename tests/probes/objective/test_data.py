@@ -64,7 +64,7 @@ Pair = namedtuple("Pair", ["x", "note"])
 
 
 def numbered(lengths: list[int]) -> list[dict[str, Any]]:
-    """Batches whose samples are numbered through."""
+    """Return batches with consecutively numbered samples."""
     places = torch.split(torch.arange(sum(lengths)), lengths)
     return [
         {

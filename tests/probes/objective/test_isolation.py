@@ -23,7 +23,7 @@ from lossscope.probes.spectrum.measure import measure_spectrum
 
 
 class Everything(nn.Module):
-    """Batch norm, dropout, attention, tied weights, a frozen parameter and a buffer that moves."""
+    """A network with batch norm, dropout, attention, tied weights, a frozen parameter and an updated buffer."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -88,7 +88,7 @@ PROBES: dict[str, Callable[[Objective], Any]] = {
 
 
 def state(model: nn.Module) -> dict[str, Any]:
-    """Everything a probe must leave: the bytes, and the objects themselves."""
+    """Return all state that a probe must not change: the bytes, and the objects themselves."""
     tensors = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers())}
     grads = {name: p.grad for name, p in model.named_parameters()}
     return {

@@ -56,7 +56,7 @@ def test_count_weights_batches_by_what_their_mean_is_over() -> None:
 
 
 class Halved(CrossEntropy):
-    """A mean of another kind, which the labels do not count."""
+    """A mean over other terms than the labels."""
 
     def of_outputs(self, outputs: Tensor, batch: Any) -> Tensor:
         return super().of_outputs(outputs, batch) / 2
@@ -193,7 +193,7 @@ def headless(*random: nn.Module) -> nn.Sequential:
 
 
 class Masked(nn.Module):
-    """Dropout by numpy's or Python's generator."""
+    """Dropout with numpy's or Python's generator."""
 
     def __init__(self, draw: Callable[[int], Any]) -> None:
         super().__init__()
@@ -235,7 +235,7 @@ def test_a_last_digit_of_noise_is_let_through() -> None:
 
 
 class Counting(nn.Module):
-    """A loss that depends on how often the module has been called since its buffer was last set back."""
+    """A loss that depends on the number of calls since its buffer was last reset."""
 
     def __init__(self) -> None:
         super().__init__()

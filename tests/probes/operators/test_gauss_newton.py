@@ -29,7 +29,7 @@ def dense(operator: SymmetricOperator) -> Tensor:
 
 
 def jacobians(objective: Objective) -> list[tuple[float, Tensor, Tensor, Any]]:
-    """For each batch its weight, the derivative `(N C, n)` of the outputs by the parameters, the outputs, the batch."""
+    """Yield for each batch its weight, the Jacobian `(N C, n)` of the outputs, the outputs and the batch."""
     names, theta = objective.names, objective.parameters()
     shapes = [p.shape for name, p in objective.model.named_parameters() if name in names]
     found = []
@@ -50,7 +50,7 @@ def jacobians(objective: Objective) -> list[tuple[float, Tensor, Tensor, Any]]:
 
 
 def dense_gauss_newton(objective: Objective) -> Tensor:
-    """J' S J with torch's own Jacobian and Hessian."""
+    """Return J' S J with torch's own Jacobian and Hessian."""
     total = torch.zeros(objective.size, objective.size, dtype=torch.float64)
     for weight, J, z, batch in jacobians(objective):
         S = torch.autograd.functional.hessian(lambda z, batch=batch: objective.loss_fn.of_outputs(z, batch), z)
@@ -149,7 +149,7 @@ def test_they_are_symmetric_and_positive_semidefinite(seed: int, kind: Any) -> N
 
 
 class Smoothed(CrossEntropy):
-    """A loss that is no longer the one whose Hessian is known in closed form."""
+    """A subclass that changes the loss, so that the inherited closed-form Hessian no longer applies."""
 
     def of_outputs(self, outputs: Tensor, batch: Any) -> Tensor:
         return 3 * F.cross_entropy(outputs, batch[1], label_smoothing=0.2) + outputs.pow(4).mean()
@@ -163,7 +163,7 @@ def test_a_loss_that_is_derived_from_another_has_its_own_matrix(make_case: Any) 
 
 
 class Huber:
-    """A loss of one's own that splits."""
+    """A custom loss that splits into outputs and a loss of outputs."""
 
     def __call__(self, model: nn.Module, batch: Any) -> Tensor:
         return self.of_outputs(self.outputs(model, batch), batch)
@@ -176,7 +176,7 @@ class Huber:
 
 
 class Mistaken(Huber):
-    """One whose halves make another loss."""
+    """A loss whose two parts give another value."""
 
     def __call__(self, model: nn.Module, batch: Any) -> Tensor:
         return 2 * super().__call__(model, batch)

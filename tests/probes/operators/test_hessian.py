@@ -121,7 +121,7 @@ def test_graphs_are_kept_within_the_memory_and_products_are_the_same(memory: int
 
 
 class Ageing(nn.Module):
-    """A loss that grows with every call since its buffer was last set back."""
+    """A loss that grows with every call since its buffer was last reset."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -264,7 +264,7 @@ class Power(torch.autograd.Function):
 
 
 class FusedSquare(torch.autograd.Function):
-    """The mean of squares, whose slope is computed on the way forward."""
+    """The mean of squares, whose gradient is computed in the forward pass."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -371,7 +371,7 @@ def resident_bytes() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def growth(take: Callable[[SymmetricOperator, Tensor], Any], held: bool) -> int:
+def growth(take: Callable[[SymmetricOperator, Tensor], Any], cached: bool) -> int:
     """Return the growth of resident memory over 200 products whose graph takes 2 MiB, without the cycle collector."""
     net = nn.Sequential(nn.Linear(2, 512), nn.Tanh(), nn.Linear(512, 2))
     objective = Objective(net, CrossEntropy(), [(gaussian(1000, 2).float(), torch.arange(1000) % 2)])
@@ -384,7 +384,7 @@ def growth(take: Callable[[SymmetricOperator, Tensor], Any], held: bool) -> int:
     gc.collect()
     gc.disable()
     try:
-        with H.cached() if held else objective.evaluating():
+        with H.cached() if cached else objective.evaluating():
             run(20)
             before = resident_bytes()
             run(200)
@@ -394,9 +394,9 @@ def growth(take: Callable[[SymmetricOperator, Tensor], Any], held: bool) -> int:
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="resident memory is read from /proc")
-@pytest.mark.parametrize("held", [True, False])
-def test_200_products_leave_no_memory_behind(held: bool) -> None:
-    assert growth(lambda H, v: H @ v, held) < 40 * 2**20
+@pytest.mark.parametrize("cached", [True, False])
+def test_200_products_leave_no_memory_behind(cached: bool) -> None:
+    assert growth(lambda H, v: H @ v, cached) < 40 * 2**20
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="resident memory is read from /proc")
@@ -407,4 +407,4 @@ def test_a_leak_would_be_seen() -> None:
         if len(graphs) < 120:
             graphs.append(next(H.objective.gradients(graph=True)))
 
-    assert growth(leaking, held=False) > 80 * 2**20
+    assert growth(leaking, cached=False) > 80 * 2**20

@@ -56,7 +56,7 @@ def assert_is_a_krylov_relation(space: BlockKrylov, A: Tensor) -> None:
 
 
 def stepped(space: BlockKrylov, A: Tensor, at_most: int) -> None:
-    """One step, after which the coupling is seen to be what the new block has to do with the old ones."""
+    """Take one step and check that the coupling relates the new block to the old ones."""
     before, C = space.dimension, space.coupling.copy()
     space.step(at_most)
     assert_is_a_krylov_relation(space, A)

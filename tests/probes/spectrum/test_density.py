@@ -142,7 +142,7 @@ def test_a_matrix_of_r_ones_has_rank_r_in_every_sense(r: int) -> None:
 
 
 def within(estimate: Estimate, true: float) -> bool:
-    """Nothing is claimed from above where `high` is a gap."""
+    """Nothing is claimed from above where `high` is nan."""
     return estimate.low - 1e-9 * abs(true) <= true and not true > estimate.high + 1e-9 * abs(true)
 
 
@@ -204,7 +204,7 @@ def test_a_number_that_the_second_half_of_the_steps_has_moved_has_not_converged(
     assert late is not None
     assert late.negative_mass.converged
     assert late.negative_mass.high - late.negative_mass.low < 0.15
-    true = float(-values[values < -0.01].sum() / np.abs(values).sum())  # the interval's coverage is asked elsewhere
+    true = float(-values[values < -0.01].sum() / np.abs(values).sum())  # another test checks the interval's coverage
     assert abs(late.negative_mass.value - true) < 0.1
 
 
@@ -302,7 +302,7 @@ def test_the_condition_is_over_a_quantile_of_the_absolute_values() -> None:
     for quantile in (0.1, 0.5, 0.9):
         expected = 8 / sizes[math.ceil(quantile * 21 - 1e-9) - 1]
         assert found.condition(quantile).value == pytest.approx(expected, rel=1e-9)
-    assert math.isnan(density_of(np.r_[5.0, np.zeros(20)]).condition(0.5).value)  # a gap: the median is zero
+    assert math.isnan(density_of(np.r_[5.0, np.zeros(20)]).condition(0.5).value)  # nan: the median is zero
     sampled = density_of(SPECTRA["positive"])
     conditions = [sampled.condition(q) for q in (0.25, 0.5, 0.75)]
     assert [c.value for c in conditions] == sorted((c.value for c in conditions), reverse=True)
@@ -355,7 +355,7 @@ def test_no_number_and_no_interval_leaves_its_range(name: str) -> None:
             found = numbers(density, 0.05)
             for key, (least, most) in POSSIBLE.items():
                 one = found[key]
-                if math.isnan(one.value):  # no positive Ritz value was seen
+                if math.isnan(one.value):  # there was no positive Ritz value
                     continue
                 assert least <= one.low <= one.value <= one.high <= most, key
                 assert one.stderr >= 0

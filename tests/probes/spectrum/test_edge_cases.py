@@ -1,4 +1,4 @@
-"""Sharpness as each optimizer feels it: thresholds where the iteration itself turns, and sharpness in closed form."""
+"""Stability thresholds against the iteration itself, and sharpness against closed forms."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ def gaussian(*shape: int, seed: int = 0) -> Tensor:
 
 
 def diagonal(*top: float, bulk: float = 2.0, size: int = N) -> SymmetricOperator:
-    """Some eigenvalues above a bulk from 0, whose vectors stay where they are."""
+    """Return an operator with some eigenvalues above a bulk from 0, with fixed eigenvectors."""
     values = torch.cat([torch.linspace(0, bulk, size - len(top)), torch.tensor(top)]).double()
     return SymmetricOperator(size, lambda V: values[:, None] * V, dtype=values.dtype, device=torch.device("cpu"))
 
@@ -201,7 +201,7 @@ def test_a_change_of_size_and_settings_out_of_range_are_told() -> None:
 
 
 def digits_run(evaluations: int, steps: int) -> Iterator[Objective]:
-    """AdamW on handwritten digits with 6570 float32 parameters; every few steps its loss on 512 of them."""
+    """Train with AdamW on digits, 6570 float32 parameters, and evaluate the loss on 512 samples every few steps."""
     from sklearn.datasets import load_digits
 
     scans = load_digits()

@@ -1,4 +1,4 @@
-"""Matrices whose spectrum is known: copies that are there and ghosts that are not, the limit density, exactness."""
+"""Matrices with known spectra: multiple eigenvalues, absence of ghosts, limit density, exactness."""
 
 from __future__ import annotations
 
@@ -76,16 +76,16 @@ def test_gaussian_regression_has_the_density_of_marchenko_and_pastur() -> None:
     assert weights.sum() == pytest.approx(1, abs=1e-3)
     bells = np.exp(-((grid[:, None] - fine) ** 2) / (2 * width**2)) / (width * math.sqrt(2 * math.pi))
     expected = bells @ weights
-    curves, held = [], []
+    curves, covered = [], []
     for seed in range(10):
         found = measure_spectrum(operator, top=1, quantities=("top", "bottom", "density"), seed=seed)
         assert float(found.bottom.values[0]) == pytest.approx(low, abs=0.08)  # the edge fluctuates by n^(-2/3)
         assert float(found.top.values[0]) == pytest.approx(high, abs=0.08)
         mean, below, above = found.density.curve(grid, width)
         curves.append(mean)
-        held.append((below <= expected) & (expected <= above))
+        covered.append((below <= expected) & (expected <= above))
     assert np.abs(np.mean(curves, 0) - expected).max() < 0.08 * expected.max()
-    assert np.mean(held) > 0.85  # bands of 95 % for the spectrum of this one matrix, which is not quite the limit
+    assert np.mean(covered) > 0.85  # bands of 95 % for the spectrum of this one matrix, which is not quite the limit
 
 
 # A matrix that the budget can multiply out has no error left.

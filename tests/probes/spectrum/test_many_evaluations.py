@@ -1,4 +1,4 @@
-"""A process that measures the same objective again and again does not grow."""
+"""Memory of a process that measures the same objective repeatedly does not grow."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ def rotated(eigenvalues: Tensor, seed: int = 0) -> Tensor:
 
 
 class Vector(nn.Module):
-    """A parameter and nothing else: the loss is a formula in it."""
+    """A module with one parameter, for a loss in closed form."""
 
     def __init__(self, *theta: float) -> None:
         super().__init__()
@@ -201,15 +201,15 @@ def test_equal_seeds_repeat_bit_for_bit() -> None:
 
 def first_product(scale: float, quantities: tuple[str, ...]) -> Tensor:
     """Return the first vectors that an operator multiplies."""
-    seen: list[Tensor] = []
+    multiplied: list[Tensor] = []
 
     def watched(V: Tensor) -> Tensor:
-        seen.append(V.clone())
+        multiplied.append(V.clone())
         return V * torch.linspace(1, scale, 200, dtype=torch.float64)[:, None]
 
     operator = SymmetricOperator(200, watched, dtype=torch.float64, device=torch.device("cpu"))
     measure_spectrum(operator, seed=4, quantities=quantities, top=1, max_products=40, rel=0.1)
-    return seen[0]
+    return multiplied[0]
 
 
 @pytest.mark.parametrize("quantities", [("top",), ("trace",), ("density",)])
@@ -345,9 +345,9 @@ def test_the_bound_of_float32_products_covers_the_float64_eigenvalue_where_the_l
             nn.functional.cross_entropy(model(x), y).backward()
             optimizer.step()
         single = Objective(model, CrossEntropy(), [(x, y)])
-        asked = {"top": 1, "rel": 2e-5, "quantities": ("top",), "max_products": 150}
-        found = measure_spectrum(hessian(single), **asked).top
+        options = {"top": 1, "rel": 2e-5, "quantities": ("top",), "max_products": 150}
+        found = measure_spectrum(hessian(single), **options).top
         double = Objective(copy.deepcopy(model).double(), CrossEntropy(), [(x.double(), y)])
-        true = measure_spectrum(hessian(double), **{**asked, "rel": 1e-12, "max_products": 400}).top
+        true = measure_spectrum(hessian(double), **{**options, "rel": 1e-12, "max_products": 400}).top
         assert abs(float(found.values[0] - true.values[0])) <= float(found.residuals[0])
         assert float(found.residuals[0]) < 4e-5 * float(true.values[0])  # not met by being huge

@@ -52,7 +52,7 @@ SPECTRA: dict[str, Array] = {
     "two close": np.r_[1.0, 0.95, 0.6 * _BULK.random(298)],
     "four close": np.r_[1.0, 0.99, 0.98, 0.97, 0.6 * _BULK.random(296)],
 }
-LOOKS = {"gaussian bulk": 12, "power law": 6, "outlier and bulk": 6, "two close": 8, "four close": 14}
+DIMENSIONS = {"gaussian bulk": 12, "power law": 6, "outlier and bulk": 6, "two close": 8, "four close": 14}
 SPECTRA = {name: np.sort(values)[::-1].copy() for name, values in SPECTRA.items()}
 
 
@@ -65,16 +65,16 @@ def second(size: int) -> Tensor:
 
 @pytest.mark.parametrize("name", SPECTRA)
 def test_an_eigenvalue_is_ruled_out_where_it_is_in_at_most_five_per_cent_of_the_seeds(name: str) -> None:
-    values, looks = SPECTRA[name], LOOKS[name]
+    values, dimension = SPECTRA[name], DIMENSIONS[name]
     top, bottom = values[0], values[-1]
     wrong = {key: np.zeros(2, dtype=int) for key in itertools.product((1, 2), (False, True))}
     for width, warm in wrong:
         for seed in range(250):
             start = start_block(diagonal(values), width, second(len(values)) if warm else None, seeded(seed))
-            failed = np.zeros(2, dtype=bool)  # at one of the looks: at any of them the search might stop
-            while start.space.dimension < looks:
+            failed = np.zeros(2, dtype=bool)  # at one of the dimensions: the search may stop at any of them
+            while start.space.dimension < dimension:
                 for _ in range(2 // width):
-                    start.space.step(looks - start.space.dimension)
+                    start.space.step(dimension - start.space.dimension)
                 found = ritz(start.space, start.random)
                 above, below = top - found.values[-1], found.values[0] - bottom
                 failed[0] |= above > 1e-12 and found.enclosed(above * (1 - 1e-9), largest=True)
@@ -127,7 +127,7 @@ def test_a_pair_has_converged_exactly_where_the_search_would_stop(largest: bool)
 
 
 def first_convergence(start: StartBlock, true: float, allowed: float) -> int:
-    """Products at which the largest Ritz value is first as near as allowed, which nobody can know there."""
+    """Return the number of products at which the largest Ritz value is first within the tolerance of the truth."""
     T = start.space.projected
     values = (float(np.linalg.eigvalsh(T[:k, :k])[-1]) for k in range(1, len(T) + 1))
     return 1 + next(k for k, value in enumerate(values) if true - value <= allowed)

@@ -164,7 +164,7 @@ def test_the_intervals_of_a_whole_measurement_cover_the_truth(name: str, rel: fl
 
 
 class Replayed:
-    """A Krylov space that was grown before, grown once more: it follows from its start, whatever probes are drawn."""
+    """A Krylov space that replays one grown before: it depends on its start only, not on the probes."""
 
     def __init__(self, operator: SymmetricOperator, whole: BlockKrylov) -> None:
         self._operator, self._whole, self.dimension = operator, whole, 0
@@ -184,24 +184,24 @@ STARTS, BUDGET = 50, 90
 
 
 @pytest.mark.parametrize(
-    ("name", "rel"),  # where coverage is nearest to a limit; 0.02 is reached at the first look, the others later
+    ("name", "rel"),  # cases with the coverage nearest to a limit; 0.02 is reached at the first test, the others later
     [("power law", 0.02), ("power law", 0.01), ("outlier and bulk", 0.02), ("indefinite", 0.09), ("indefinite", 0.06)],
 )
 def test_the_interval_covers_the_truth_with_the_stopping_rule_on(name: str, rel: float) -> None:
     A = rotated(SPECTRA[name])
     trace, norm, operator = float(A.trace()), float(torch.linalg.matrix_norm(A)), from_matrix(A)
     spaces = [space_of(operator, 80, seed=2000 + 2 * start) for start in range(STARTS)]
-    covered, looks, dimensions = [0, 0], set[int](), set[int]()
+    covered, tests, dimensions = [0, 0], set[int](), set[int]()
     for seed in range(1000):
         space: Any = Replayed(operator, spaces[seed % STARTS])
         found = trace_and_frobenius(operator, space, rel=rel, max_products=BUDGET, generator=seeded(seed))
         for k, (estimate, truth) in enumerate(zip(found, (trace, norm), strict=True)):
             covered[k] += covers(estimate, truth)
-        looks.add(found[0].samples)
+        tests.add(found[0].samples)
         dimensions.add(space.dimension)
     assert all(930 <= count <= 980 for count in covered), covered
     assert max(dimensions) > 0
-    assert len(looks) > 1 or rel == 0.02
+    assert len(tests) > 1 or rel == 0.02
 
 
 def test_a_space_that_is_replayed_gives_what_it_gave() -> None:
@@ -218,7 +218,7 @@ def test_a_space_that_is_replayed_gives_what_it_gave() -> None:
 
 
 def test_the_norm_is_at_least_what_the_space_knows_of_it() -> None:
-    """Few probes say that the rest may be negative, which a square cannot be."""
+    """With few probes the interval of the rest would include negative values, which a square cannot have."""
     A = rotated(SPECTRA["outlier and bulk"])
     cut = 0
     for seed in range(20):
