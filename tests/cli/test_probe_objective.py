@@ -173,7 +173,7 @@ def contents(run: str) -> dict[Path, bytes]:
         ("constant", "loss of mine.py:constant: the loss depends on none of the 4 trainable parameters"),
         ("noisy", "draws random numbers"),
         ("dropout", "1.1 (Dropout) is active; use mode='eval'"),
-        ("integers", "parameter 0.weight is torch.int64, need a real floating dtype"),
+        ("integers", "parameters must be real and floating, got 0.weight of torch.int64"),
         ("leaving", "leaving() of mine.py raised SystemExit: 5"),
         ("objectve", "mine.py has no 'objectve'; did you mean objective?"),
         ("zzz", "mine.py has no 'zzz'; it defines network, batch, minibatches, of, objective"),

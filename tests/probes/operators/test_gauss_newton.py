@@ -29,7 +29,7 @@ def dense(operator: SymmetricOperator) -> Tensor:
 
 
 def jacobians(objective: Objective) -> list[tuple[float, Tensor, Tensor, Any]]:
-    """Yield for each batch its weight, the Jacobian `(N C, n)` of the outputs, the outputs and the batch."""
+    """Return for each batch its weight, the Jacobian `(N C, n)` of the outputs, the outputs and the batch."""
     names, theta = objective.names, objective.parameters()
     shapes = [p.shape for name, p in objective.model.named_parameters() if name in names]
     found = []

@@ -201,7 +201,7 @@ def test_a_change_of_size_and_settings_out_of_range_are_told() -> None:
 
 
 def digits_run(evaluations: int, steps: int) -> Iterator[Objective]:
-    """Train with AdamW on digits, 6570 float32 parameters, and evaluate the loss on 512 samples every few steps."""
+    """Train 6570 float32 parameters on digits with AdamW; yield the loss on 512 samples every few steps."""
     from sklearn.datasets import load_digits
 
     scans = load_digits()
