@@ -30,7 +30,7 @@ _SAMPLES: Final = 200
 _ROUNDINGS: Final = 1000.0  # largest relative distance of products of two libraries, in units of eps
 
 
-@check("PyHessian: lambda_max", "its power iteration finds our largest eigenvalue")
+@check("PyHessian: lambda_max", "its largest eigenvalue equals ours")
 def _pyhessian_top(place: Place) -> Reading:
     objective = network("tanh", place, (26,))
     ours = not_none(measure_spectrum(hessian(objective), top=1, rel=1e-4, quantities=("top",)).top)
@@ -41,7 +41,7 @@ def _pyhessian_top(place: Place) -> Reading:
     return figure, bound, f"absolute difference at {theirs:.4g}; the bound is ours and 1e-5 of it"
 
 
-@check("PyHessian: trace", "its samples have our trace, within both errors")
+@check("PyHessian: trace", "its trace equals ours within both standard errors")
 def _pyhessian_trace(place: Place) -> Reading:
     objective = network("tanh", place, (26,))
     ours = not_none(measure_spectrum(hessian(objective), quantities=("trace",), max_products=1000).trace)
@@ -57,7 +57,7 @@ def _curvlinops(
     """Return the check that products of one of our operators with three vectors equal those of curvlinops."""
     nets = [net for net in NETWORKS if net not in without]
 
-    @check(f"curvlinops: {name}", f"its products are ours, on {len(nets)} networks")
+    @check(f"curvlinops: {name}", f"its products equal ours, on {len(nets)} networks")
     def same(place: Place) -> Reading:
         errors: dict[str, float] = {}
         for net in nets:

@@ -71,7 +71,7 @@ def _empirical_fisher(place: Place) -> Reading:
     return error, _ROUNDINGS * place.eps, "relative distance of the matrices"
 
 
-@check("no residual", "H = G where a network fits its targets exactly")
+@check("no residual", "H = G if a network fits its targets exactly")
 def _no_residual(place: Place) -> Reading:
     fitted = network("tanh", place, (26,))
     pairs = [(x, fitted.model(x).detach()) for x, _ in fitted.data.batches]
