@@ -70,7 +70,7 @@ class FixedData:
         lengths = [_length(batch) for batch in self.batches]
         if not 2 <= parts <= sum(lengths):
             raise ProbeError(
-                f"the number of parts of {sum(lengths)} samples must be between 2 and {sum(lengths)}, got {parts}"
+                f"the number of parts must be at least 2 and at most that of samples, {sum(lengths)}, got {parts}"
             )
         order = torch.randperm(sum(lengths), generator=torch.Generator().manual_seed(seed))
         owner = torch.empty_like(order)

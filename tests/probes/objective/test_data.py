@@ -82,9 +82,7 @@ def numbered(lengths: list[int]) -> list[dict[str, Any]]:
 def test_parts_are_disjoint_cover_everything_and_are_nearly_equal(lengths: list[int], parts: int, seed: int) -> None:
     whole = fixed_data(numbered(lengths))
     if parts > whole.samples:
-        with pytest.raises(
-            ProbeError, match=f"parts of {whole.samples} samples must be between 2 and {whole.samples}, got {parts}"
-        ):
+        with pytest.raises(ProbeError, match=f"at least 2 and at most that of samples, {whole.samples}, got {parts}"):
             whole.split(parts, seed=seed)
         return
     found = whole.split(parts, seed=seed)
@@ -114,7 +112,7 @@ def test_what_cannot_be_cut_is_told() -> None:
     whole = fixed_data([{"text": "words"}], lambda _: 5)
     with pytest.raises(ProbeError, match=r"a batch \(dict\) has no tensor with a length"):
         whole.split(2, seed=0)
-    with pytest.raises(ProbeError, match="parts of 3 samples must be between 2 and 3, got 1"):
+    with pytest.raises(ProbeError, match="at least 2 and at most that of samples, 3, got 1"):
         fixed_data([torch.ones(3)]).split(1, seed=0)
 
 

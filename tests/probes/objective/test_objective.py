@@ -295,7 +295,7 @@ def test_parts_add_up_to_the_whole() -> None:
     mean = sum(s * part.gradient() for s, part in zip(shares, parts, strict=True))
     torch.testing.assert_close(mean, objective.gradient(), rtol=1e-12, atol=1e-14)
     assert len({part.data_hash for part in parts}) == 4
-    with pytest.raises(ProbeError, match="the number of parts of 15 samples must be between 2 and 15, got 16"):
+    with pytest.raises(ProbeError, match="at most that of samples, 15, got 16"):
         objective.split(16, seed=0)
 
 
