@@ -264,7 +264,7 @@ def test_a_wrong_argument_costs_no_product(argument: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("quantities", [("top",), ("top", "bottom", "trace"), None])
-def test_a_budget_that_cannot_hold_what_is_asked_names_the_least_that_can(quantities: Any) -> None:
+def test_a_budget_that_cannot_hold_what_is_requested_names_the_least_that_can(quantities: Any) -> None:
     eigenvalues = torch.linspace(0, 1, 400, dtype=torch.float64)
     operator = from_matrix(rotated(eigenvalues))
     with pytest.raises(ProbeError, match=r"max_products must be at least \d .*, got 1") as caught:

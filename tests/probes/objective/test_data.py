@@ -27,7 +27,7 @@ def test_nested_batches_are_counted_by_their_first_tensor_and_by_count() -> None
     assert fixed_data([(np.zeros((4, 2)),)]).samples == 4
 
 
-def test_no_batch_and_no_length_are_told() -> None:
+def test_no_batch_and_no_length_are_refused() -> None:
     exhausted = iter([torch.ones(2)])
     list(exhausted)
     with pytest.raises(ProbeError, match="batches must have at least 1 batch, got 0"):
@@ -108,7 +108,7 @@ def test_parts_follow_the_seed_and_the_count_is_taken_of_each() -> None:
     assert isinstance(fixed_data([UserDict(x=torch.ones(4))]).split(2, seed=0)[0].batches[0], UserDict)
 
 
-def test_what_cannot_be_cut_is_told() -> None:
+def test_what_cannot_be_cut_is_refused() -> None:
     whole = fixed_data([{"text": "words"}], lambda _: 5)
     with pytest.raises(ProbeError, match=r"a batch \(dict\) has no tensor with a length"):
         whole.split(2, seed=0)

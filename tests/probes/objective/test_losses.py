@@ -22,7 +22,7 @@ def test_tokens_are_averaged_and_labels_may_be_probabilities() -> None:
     assert float(CrossEntropy()(model, (x, F.one_hot(y, 4).float()))) == pytest.approx(float(hard), rel=1e-6)
 
 
-def test_a_batch_or_a_model_of_another_kind_is_told() -> None:
+def test_a_batch_or_a_model_of_another_kind_is_refused() -> None:
     with pytest.raises(ProbeError, match=r"a batch must be a pair \(inputs, labels\), got Tensor of 5"):
         CrossEntropy()(nn.Linear(3, 4), torch.randn(5, 3))
     with pytest.raises(ProbeError, match=r"the model must return a tensor of logits \(..., C\), got tuple"):

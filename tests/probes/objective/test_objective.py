@@ -139,7 +139,7 @@ def test_a_parameter_the_loss_does_not_contain_has_gradient_zero() -> None:
     assert objective.gradient()[:8].any()
 
 
-def test_what_cannot_be_measured_is_told() -> None:
+def test_what_cannot_be_measured_is_refused() -> None:
     model, batches = linear(), rows(4)
     with pytest.raises(ProbeError, match=r"mode must be one of .*frozen.*, got 'trian'"):
         Objective(model, mean_square, batches, mode="trian")  # type: ignore[arg-type]
@@ -166,7 +166,7 @@ def test_what_cannot_be_measured_is_told() -> None:
         Objective(model, lambda m, b: mean_square(other, b), batches).gradient()
 
 
-def test_a_model_that_was_rebuilt_is_told() -> None:
+def test_a_model_that_was_rebuilt_is_refused() -> None:
     model = nn.Sequential(linear())
     objective = Objective(model, mean_square, rows(4))
     model[0] = nn.Linear(3, 3)
@@ -333,6 +333,6 @@ def test_the_first_use_is_evaluated_twice_and_no_other() -> None:
     assert len(passes) == 8 + 2
 
 
-def test_parameters_without_a_number_are_told() -> None:
+def test_parameters_without_a_number_are_refused() -> None:
     with pytest.raises(ProbeError, match="the 1 trainable parameters have 0 entries in total, need at least 1"):
         Objective(nn.ParameterList([nn.Parameter(torch.ones(0, 3))]), mean_square, rows(2))

@@ -315,7 +315,7 @@ def test_the_condition_is_over_a_quantile_of_the_absolute_values() -> None:
         found.effective_parameters(0)
 
 
-def test_a_matrix_of_zeros_has_gaps_and_no_numbers() -> None:
+def test_a_matrix_of_zeros_has_missing_values_only() -> None:
     for n in (5, 100):
         found = density_of(np.zeros(n))
         for estimate in (found.negative_mass, found.participation_ratio, found.effective_rank, found.condition(0.5)):

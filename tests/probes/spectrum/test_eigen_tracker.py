@@ -118,7 +118,7 @@ def wrong_evaluations(tracker: EigenTracker, pairs: list[tuple[float, float]], b
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_two_eigenvectors_that_exchange_are_told_apart_some_evaluations_later(seed: int) -> None:
+def test_two_eigenvectors_that_exchange_are_distinguished_some_evaluations_later(seed: int) -> None:
     tracker = EigenTracker(rel=0.03, seed=seed)
     wrong = wrong_evaluations(tracker, [(10 - v / 10, 6 + v / 10) for v in range(60)], bulk=4.0)
     assert len(wrong) <= 15
@@ -151,7 +151,7 @@ def test_more_vectors_are_kept_where_eigenvalues_are_close_or_have_crossed() -> 
     assert max(counts) == 3
 
 
-def test_an_unmet_bound_is_told_and_the_budget_is_kept() -> None:
+def test_an_unmet_bound_is_reported_and_the_budget_is_kept() -> None:
     tracker = EigenTracker(rel=1e-6, max_products=3)
     for A, _ in drifting(0.3, 4):
         operator = from_matrix(A)
@@ -183,7 +183,7 @@ def test_tiny_and_degenerate_matrices_are_tracked_too(dtype: torch.dtype) -> Non
             assert found.products <= 3
 
 
-def test_a_change_of_size_and_settings_out_of_range_are_told() -> None:
+def test_a_change_of_size_and_settings_out_of_range_are_refused() -> None:
     tracker = EigenTracker()
     tracker.measure(diagonal(10))
     with pytest.raises(ProbeError, match=r"size 200 and .* as before, got 100 and .*: use a new EigenTracker"):

@@ -94,7 +94,7 @@ def diagonal(values: Tensor, dtype: torch.dtype = torch.float64) -> SymmetricOpe
     return SymmetricOperator(len(d), lambda V: d * V, dtype=dtype, device=torch.device("cpu"))
 
 
-def test_only_what_is_asked_for_is_measured() -> None:
+def test_only_what_is_requested_is_measured() -> None:
     A = from_matrix(rotated(torch.linspace(-1, 3, 120)))
     alone = {}
     for name in QUANTITIES:
@@ -169,7 +169,7 @@ def test_a_budget_is_kept_or_refused_and_unmet_says_what_has_not_converged(
 
 
 @pytest.mark.parametrize("rel", [0.05, 0.01])
-def test_what_converged_is_as_accurate_as_asked(rel: float) -> None:
+def test_what_converged_is_as_accurate_as_requested(rel: float) -> None:
     values = torch.cat([torch.linspace(-0.5, 1, 290), torch.linspace(5, 20, 10)])
     for seed in range(5):
         found = measure_spectrum(diagonal(values), rel=rel, top=3, bottom=3, max_products=290, seed=seed)
@@ -307,7 +307,7 @@ def test_an_operator_that_is_not_symmetric_is_refused() -> None:
             measure_spectrum(operator, quantities=quantities)
 
 
-def test_arguments_out_of_range_are_told() -> None:
+def test_arguments_out_of_range_are_refused() -> None:
     A = from_matrix(torch.eye(3))
     with pytest.raises(ProbeError, match="top must be at least 1 eigenpair, got 0"):
         measure_spectrum(A, top=0)
@@ -323,7 +323,7 @@ def test_arguments_out_of_range_are_told() -> None:
             measure_spectrum(A, quantities=nothing)
 
 
-def test_a_budget_that_cannot_hold_what_is_asked_for_is_refused_with_the_number() -> None:
+def test_a_budget_that_cannot_hold_what_is_requested_is_refused_with_the_number() -> None:
     A = from_matrix(rotated(torch.linspace(0, 1, 50)))
     with pytest.raises(ProbeError, match=r"max_products must be at least 9 for .*\(top=5, bottom=1\), got 8"):
         measure_spectrum(A, max_products=8)

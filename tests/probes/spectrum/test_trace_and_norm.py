@@ -304,7 +304,7 @@ def test_the_budget_is_kept_and_used_up_where_it_is_too_small() -> None:
         estimated(A, budget=1)
 
 
-def test_a_number_has_converged_where_its_standard_error_is_as_small_as_asked() -> None:
+def test_a_number_has_converged_where_its_standard_error_is_as_small_as_requested() -> None:
     A = rotated(torch.linspace(0.5, 1, 300))
     samples = []
     for rel in (0.02, 0.01, 0.005):
