@@ -56,6 +56,11 @@ class SymmetricOperator:
         cached: Returns a context inside which the product may cache what it can reuse.
         facts: Returns the current properties of the products.
 
+    Attributes:
+        products: Number of columns multiplied so far.
+        cached: Returns a context inside which products share what can be cached.
+        asymmetry_hint: Advice that an algorithm gives if it finds the matrix asymmetric.
+
     Raises:
         ProbeError: the size is below 1, or the dtype is not real and floating.
     """
