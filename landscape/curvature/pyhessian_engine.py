@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.objective.objective import Objective
-from lossscope.probes.operators.base import ObjectiveOperator, SymmetricOperator
+from lossscope.probes.operators.base import SymmetricOperator
 from lossscope.probes.operators.second_derivative import require_second_derivative
 from lossscope.probes.spectrum.results import EigenPairs, SpectrumEstimate
 from lossscope.probes.statistics.estimate import Estimate, mean_estimate

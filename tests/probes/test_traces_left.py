@@ -37,7 +37,7 @@ from lossscope.probes.sharpness.minibatch import batch_sharpness
 from lossscope.probes.sharpness.norm_ball import norm_sharpness
 from lossscope.probes.sharpness.per_block import per_module
 from lossscope.probes.sharpness.sampling_error import sampled_eigenvalue
-from lossscope.probes.sharpness.step_quality import layer_remainders, secant_curvature, step_quality
+from lossscope.probes.sharpness.step_quality import layer_remainders, rounding, secant_curvature, step_quality
 from lossscope.probes.spectrum.eigen_tracker import EigenTracker
 from lossscope.probes.spectrum.measure import measure_spectrum
 
@@ -163,6 +163,7 @@ PROBES: dict[str, Callable[[Objective], Any]] = {
     "secant_curvature": lambda o: secant_curvature(o, 0.01 * vector(o), at=o.parameters() + 0.1),
     "logit_scale": lambda o: logit_scale(o),
     "layer_remainders": lambda o: layer_remainders(o, 0.01 * vector(o), at=o.parameters() + 0.1),
+    "rounding": lambda o: rounding(o, 1.0),
     "gradient_alignment": aligned,
     "split_loss": own_split,
     "signature": signature,

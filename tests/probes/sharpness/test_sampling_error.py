@@ -148,7 +148,7 @@ def test_parts_that_make_no_halves_are_refused(parts: int) -> None:
 def test_data_that_cannot_be_cut_are_refused() -> None:
     with pytest.raises(ProbeError, match=r"two halves with parts=32 in total: .* samples, 10, got 16"):
         sampled_eigenvalue(least_squares(inputs(20)))
-    with pytest.raises(ProbeError, match=r"cannot be split into two halves with parts=32 in total: .* samples, 1, got 2"):
+    with pytest.raises(ProbeError, match=r"cannot be split into two halves with parts=32 .* samples, 1, got 2"):
         sampled_eigenvalue(least_squares(inputs(1)))
     batch = {"seed": 3}
     with pytest.raises(ProbeError, match=r"cannot be split .* has no tensor with a length"):
