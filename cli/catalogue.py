@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import json
-import shutil
 import textwrap
 from collections.abc import Mapping
 from typing import Annotated, Any, Final
 
 import typer
 
+from lossscope.cli.terminal import text_width
+
 __all__ = ["list_app"]
 
 list_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="List optimizers, workloads or measures.")
 
-_WIDEST: Final = 110  # columns; longer lines are hard to read
 _HARD_SPACE: Final = "\u00a0"
 
 _Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -27,7 +27,11 @@ def _print(kind: str, descriptions: dict[str, str], as_json: bool) -> None:
         return
     width = max(map(len, descriptions))
     for name, text in descriptions.items():
-        typer.echo(f"{name:<{width}}  {text}")
+        typer.echo(
+            textwrap.fill(
+                f"{name:<{width}}  {text}", text_width(), subsequent_indent=" " * (width + 2), break_on_hyphens=False
+            )
+        )
 
 
 @list_app.command()
@@ -47,7 +51,7 @@ def optimizers(as_json: _Json = False) -> None:
         ]
         typer.echo(json.dumps({"schema": 1, "optimizers": rows}, indent=2))
         return
-    width = min(shutil.get_terminal_size().columns, _WIDEST)
+    width = text_width()
     for name, entry in ENTRIES.items():
         typer.echo(f"{name}\n{_filled(entry.words, width)}\n{_filled(f'source: {entry.source}', width)}")
         typer.echo(_filled(_settings(entry.usual), width))

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from lossscope.cli.terminal import text_width
+
 __all__ = ["demo"]
 
 _ARMS = ("ars2-base", "ars2-sync", "adamw@rms")
@@ -59,6 +61,6 @@ def demo(
         typer.echo(render(report, "json"))
         return
     for table in report.tables:
-        typer.echo(table_text(table))
+        typer.echo(table_text(table, text_width()))
     typer.echo(f"report with figures and findings: {page}")
     typer.echo(f"training dynamics: `lossscope report dynamics {out}`")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 import typer
 
 from lossscope.cli.options import JsonOption
+from lossscope.cli.terminal import text_width
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -61,7 +62,7 @@ def doctor(
     else:
         optional = (*([_untested_table(untested)] if untested else []), _check_table(checks))
         for table in (_facts_table(facts), *optional, *([_product_table(products)] if products else [])):
-            typer.echo(table_text(table))
+            typer.echo(table_text(table, text_width()))
         typer.echo(", ".join(f"{count} {words}" for words, count in counts.items()))
     if counts["FAIL"]:
         raise typer.Exit(_FAILED)

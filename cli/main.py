@@ -1,8 +1,9 @@
-"""The `lossscope` command: thin commands over the library, and one place where known errors become one line."""
+"""Entry point of the `lossscope` command: registers the commands and turns known errors into one line."""
 
 from __future__ import annotations
 
 import sys
+from typing import Annotated
 
 import typer
 
@@ -22,8 +23,28 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     add_completion=False,
-    help="What a training run's loss landscape looks like, measured with error bars.",
+    context_settings={"help_option_names": ["-h", "--help"]},  # inherited by every command
 )
+
+
+def _print_version(requested: bool) -> None:
+    """Print the version and exit if `--version` was given."""
+    if requested:
+        from lossscope import __version__
+
+        typer.echo(f"lossscope {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Loss-landscape analysis of training runs, with error bars: train, record, probe and report."""
+
+
 app.command()(demo)
 app.command()(train)
 app.command()(probe)
@@ -34,7 +55,7 @@ app.add_typer(list_app, name="list")
 
 
 def main() -> None:
-    """Run the command in `sys.argv`; a known error is one line on stderr and exit code 1."""
+    """Run the command in `sys.argv`; a known error becomes one line on stderr and exit code 1."""
     try:
         app()
     except LossscopeError as error:

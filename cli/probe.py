@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal
 import typer
 
 from lossscope.cli.options import JsonOption
+from lossscope.cli.terminal import text_width
 
 if TYPE_CHECKING:
     from lossscope.landscape.curvature.options import SolverOptions
@@ -79,7 +80,7 @@ def probe(
         typer.echo(probe_json(found), nl=False)
         return
     for table in probe_tables(found):
-        typer.echo(table_text(table))
+        typer.echo(table_text(table, text_width()))
     typer.echo(_added(found))
 
 

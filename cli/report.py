@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from lossscope.cli.options import ForceOption, FormatOption, OutputOption, RunPaths
+from lossscope.cli.terminal import text_width
 
 if TYPE_CHECKING:
     from lossscope.landscape.run import Run
@@ -126,8 +127,8 @@ def _write(
 
     if output is not None:
         refuse_taken(output, force=force)
-    text = render(report(opened(paths)), format)
+    made = report(opened(paths))
     if output is None:
-        typer.echo(text, nl=False)
+        typer.echo(render(made, format, width=text_width()), nl=False)
     else:
-        write_text(output, text, force=force)
+        write_text(output, render(made, format), force=force)

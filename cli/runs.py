@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 import typer
 
 from lossscope.cli.options import JsonOption, RunsFolder
+from lossscope.cli.terminal import text_width
 
 if TYPE_CHECKING:
     from lossscope.landscape.run import Run
@@ -38,7 +39,7 @@ def runs(folder: RunsFolder = _FOLDER, as_json: JsonOption = False) -> None:
             json.dumps({"schema": 1, "folder": str(folder), **table_object(table)}, ensure_ascii=False, indent=2)
         )
     else:
-        typer.echo(table_text(table), nl=False)
+        typer.echo(table_text(table, text_width()), nl=False)
 
 
 def _opened(folder: Path) -> Sequence[Run | Unreadable]:

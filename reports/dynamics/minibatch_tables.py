@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 
 from lossscope.landscape.analysis.series import by_arm
 from lossscope.reports.content import Axis, Cell, Column, Curve, Curves, Missing, Quantity, Table
+from lossscope.reports.shared.loss_unit import LOSS_SQUARED
 from lossscope.reports.shared.number_format import quantity_text
 from lossscope.reports.shared.quantities import estimated, number, pooled_quantity, run_quantity
 
@@ -160,8 +161,8 @@ _NOISE_COLUMNS: Final = (
     Column("samples", "minibatch", "samples", "the other batch is twice as large"),
     Column("scale", "noise scale [95 %]", "samples", "tr Σ / ‖g‖², all windows: a gap where ‖g‖² is not above 0"),
     Column("late", "in the second half [95 %]", "samples", "of the run's steps"),
-    Column("signal", "‖g‖² [95 %]", "nats²", "squared norm of the mean gradient; below 0 by chance"),
-    Column("noise", "tr Σ [95 %]", "nats²", "variance of one sample's gradient, all parameters"),
+    Column("signal", "‖g‖² [95 %]", LOSS_SQUARED, "squared norm of the mean gradient; below 0 by chance"),
+    Column("noise", "tr Σ [95 %]", LOSS_SQUARED, "variance of one sample's gradient, all parameters"),
 )
 _NOISE_NOTE: Final = (
     "The batch at which noise is as large as signal. It usually grows in training, so that one number for a whole run "

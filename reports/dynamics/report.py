@@ -34,6 +34,7 @@ from lossscope.reports.shared.figures import (
     shear_track_figure,
     trust_figure,
 )
+from lossscope.reports.shared.loss_unit import in_loss_unit
 from lossscope.reports.shared.norm_tables import norm_table
 from lossscope.reports.shared.notes import DYNAMICS_NOTE, INTERVAL_NOTE, VERDICT_NOTE
 from lossscope.reports.shared.provenance import ending_notes, listed, missing_curvature, provenance, runs_in_words
@@ -74,18 +75,21 @@ def dynamics(runs: Sequence[Run]) -> Report:
             model_predicted(runs),
             layers_stayed(layers),
         ),
-        tables=(
-            *memory_tables(memories),
-            *trigger_tables(triggers),
-            *noise_table(noises),
-            *step_quality_table(runs),
-            *alignment_table(runs),
-            *shear_table(runs),
-            *injection_table(runs),
-            *energy_table(runs),
-            *layer_table(layers),
-            *norm_table(runs),
-            *overhead_table(runs),
+        tables=in_loss_unit(
+            (
+                *memory_tables(memories),
+                *trigger_tables(triggers),
+                *noise_table(noises),
+                *step_quality_table(runs),
+                *alignment_table(runs),
+                *shear_table(runs),
+                *injection_table(runs),
+                *energy_table(runs),
+                *layer_table(layers),
+                *norm_table(runs),
+                *overhead_table(runs),
+            ),
+            runs,
         ),
         figures=_figures(runs, memories),
         notes=(*ending_notes(runs), DYNAMICS_NOTE, INTERVAL_NOTE, VERDICT_NOTE),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from lossscope.landscape.analysis.series import by_arm
 from lossscope.reports.content import Cell, Column, Missing, Table
+from lossscope.reports.shared.loss_unit import LOSS, LOSS_SQUARED
 from lossscope.reports.shared.provenance import listed
 from lossscope.reports.shared.quantities import median_and_range, number
 
@@ -23,21 +24,21 @@ _SHEAR_COLUMNS: Final = (
     *_WORDS,
     Column("samples", "samples", "", "steps times seeds, for a track times its tensors, with a recorded angle"),
     Column("adversarial_angle", "shear angle", "°", "between the base and the adversarial gradient"),
-    Column("shear_norm", "‖s‖", "nats", "norm of the fresh shear s, the adversarial gradient without its part along g"),
+    Column("shear_norm", "‖s‖", LOSS, "norm of the fresh shear s, the adversarial gradient without its part along g"),
     Column("shear_ratio", "‖s‖ / ‖g‖", "1", "norm of the fresh shear over that of the base gradient g"),
     Column("freshness", "freshness", "1", "cosine of the stored shear with the fresh one that replaces it"),
     Column("phi", "phi", "1", "cosine of g with the stored shear, also at steps without an angle"),
-    Column("surrogate_gap", "surrogate gap", "nats", "adversarial loss minus loss; of the whole model only"),
+    Column("surrogate_gap", "surrogate gap", LOSS, "adversarial loss minus loss; of the whole model only"),
 )
 _ENERGY_COLUMNS: Final = (
     *_WORDS,
     Column("samples", "samples", "", "steps times seeds, for a track times its tensors, with a recorded energy"),
     Column("energy", "E", "1", "‖A‖_F, the norm of the whitened momentum of one tensor"),
     Column("energy_rms", "E / √n", "1", "E over the root of the tensor's entries: a signal-to-noise meter, 0 to 1"),
-    Column("natural_energy", "natural", "nats²", "Σ A² v of one tensor, v the bias-corrected second moment"),
-    Column("gradient_energy", "gradient", "nats", "Σ g² / (√v + eps) of one tensor"),
-    Column("update_energy", "update", "nats²", "Σ ΔW² v of one tensor"),
-    Column("second_moment_sum", "Σ v", "nats²", "of one tensor; not a Fisher trace, it depends on the batch size"),
+    Column("natural_energy", "natural", LOSS_SQUARED, "Σ A² v of one tensor, v the bias-corrected second moment"),
+    Column("gradient_energy", "gradient", LOSS, "Σ g² / (√v + eps) of one tensor"),
+    Column("update_energy", "update", LOSS_SQUARED, "Σ ΔW² v of one tensor"),
+    Column("second_moment_sum", "Σ v", LOSS_SQUARED, "of one tensor; not a Fisher trace, it depends on the batch size"),
 )
 _ANGLE: Final = ("adversarial_angle",)
 _ENERGIES: Final = tuple(column.key for column in _ENERGY_COLUMNS[3:])

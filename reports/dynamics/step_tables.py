@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from lossscope.landscape.analysis.series import by_arm
 from lossscope.reports.content import Cell, Column, Quantity, Table
+from lossscope.reports.shared.loss_unit import LOSS
 from lossscope.reports.shared.quantities import median_and_range, number
 from lossscope.reports.shared.step_quality import step_evaluations
 
@@ -27,9 +28,9 @@ _QUALITY_COLUMNS: Final = (
     Column("trust_ratio", "trust ratio", "1", "actual over predicted change of the loss, g'D + D'HD/2"),
     Column("relative_first", "r1", "1", "|R1| / |g'D|: what the slope alone leaves"),
     Column("relative_second", "r2", "1", "|R2| / (|g'D| + |D'HD|/2): what slope and curvature leave"),
-    Column("secant_curvature", "secant curvature", "nats", "s'y / s's: mean curvature over the step"),
-    Column("directional_sharpness", "D'HD / ‖D‖²", "nats", "the same at its start"),
-    Column("lambda_max", "λ_max", "nats", "largest of any direction, after the step"),
+    Column("secant_curvature", "secant curvature", LOSS, "s'y / s's: mean curvature over the step"),
+    Column("directional_sharpness", "D'HD / ‖D‖²", LOSS, "the same at its start"),
+    Column("lambda_max", "λ_max", LOSS, "largest of any direction, after the step"),
 )
 _ALIGNMENT_COLUMNS: Final = (
     _ARM,
@@ -145,8 +146,8 @@ _LAYER_COLUMNS: Final = (
     Column("layer", "first to stand out", words=True),
     Column("step", "step"),
     Column("ratio", "over its threshold", "1", "its remainder over ten times its usual size"),
-    Column("before", "loss before", "nats", "median of the batches' losses over 10 steps, up to that step's"),
-    Column("after", "loss after", "nats", "the same over the 10 steps after it"),
+    Column("before", "loss before", LOSS, "median of the batches' losses over 10 steps, up to that step's"),
+    Column("after", "loss after", LOSS, "the same over the 10 steps after it"),
     Column("rose", "rose", words=True),
 )
 _LAYER_NOTE: Final = (

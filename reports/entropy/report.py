@@ -10,6 +10,7 @@ from lossscope.reports.content import Cell, Column, Report, Table
 from lossscope.reports.entropy.tables import newton_schulz_table, order_table
 from lossscope.reports.shared.figures import entropy_figure
 from lossscope.reports.shared.findings import entropy_raised, spectra_precise
+from lossscope.reports.shared.loss_unit import in_loss_unit
 from lossscope.reports.shared.norm_tables import norm_table
 from lossscope.reports.shared.notes import FLATTENING_NOTE, UPDATE_NOTE, VERDICT_NOTE
 from lossscope.reports.shared.provenance import ending_notes, missing_spectra, provenance, runs_in_words
@@ -68,13 +69,16 @@ def spectral_entropy(runs: Sequence[Run]) -> Report:
         title="Spectral entropy",
         subtitle=runs_in_words(runs),
         findings=(entropy_raised(runs), spectra_precise(runs)),
-        tables=(
-            _entropy_table(runs),
-            _condition_table(runs),
-            *newton_schulz_table(runs),
-            *order_table(runs),
-            *norm_table(runs),
-            _tensor_table(runs),
+        tables=in_loss_unit(
+            (
+                _entropy_table(runs),
+                _condition_table(runs),
+                *newton_schulz_table(runs),
+                *order_table(runs),
+                *norm_table(runs),
+                _tensor_table(runs),
+            ),
+            runs,
         ),
         figures=(entropy_figure(runs),),
         notes=(*ending_notes(runs), *_update_notes(runs), FLATTENING_NOTE, VERDICT_NOTE),

@@ -9,6 +9,7 @@ from lossscope.reports.content import Column, Missing, Report
 from lossscope.reports.shared.evaluation_tables import arm_table, of_run, over_seeds, run_table, widest_error_over_seeds
 from lossscope.reports.shared.figures import adaptive_trace_figure, loss_figure
 from lossscope.reports.shared.findings import losses_matched, precise
+from lossscope.reports.shared.loss_unit import LOSS, in_loss_unit
 from lossscope.reports.shared.measure_tables import other_measures_table
 from lossscope.reports.shared.norm_tables import norm_table, tensor_norm_table
 from lossscope.reports.shared.notes import ADAPTIVE_NOTE, LOSS_NOTE, SEEDS_NOTE
@@ -46,12 +47,15 @@ def flatness(runs: Sequence[Run]) -> Report:
         title="Flatness",
         subtitle=runs_in_words(runs),
         findings=(precise(runs, "adaptive_trace", "the adaptive trace"), losses_matched(runs)),
-        tables=(
-            run_table(runs, _RUN_CELLS, f"{ADAPTIVE_NOTE} {LOSS_NOTE}"),
-            arm_table(runs, _ARM_CELLS, SEEDS_NOTE),
-            *norm_table(runs),
-            *tensor_norm_table(runs),
-            *other_measures_table(runs, "flatness"),
+        tables=in_loss_unit(
+            (
+                run_table(runs, _RUN_CELLS, f"{ADAPTIVE_NOTE} {LOSS_NOTE}"),
+                arm_table(runs, _ARM_CELLS, SEEDS_NOTE),
+                *norm_table(runs),
+                *tensor_norm_table(runs),
+                *other_measures_table(runs, "flatness"),
+            ),
+            runs,
         ),
         figures=(adaptive_trace_figure(runs), loss_figure(runs)),
         notes=(*ending_notes(runs), _NO_COMPARISON, ADAPTIVE_NOTE),
@@ -67,20 +71,20 @@ def _weight_norm(run: Run) -> float | None:
 
 _RUN_CELLS: Final = (
     (_NORM, _weight_norm),
-    (Column("adaptive_trace", "adaptive trace ± SE [95 %]", "nats", "Σ θ_i² H_ii"), of_run("adaptive_trace")),
+    (Column("adaptive_trace", "adaptive trace ± SE [95 %]", LOSS, "Σ θ_i² H_ii"), of_run("adaptive_trace")),
     (
         Column("log_fisher_rao", "log Fisher-Rao", "1", "natural logarithm of the Fisher-Rao norm"),
         of_run("log_fisher_rao"),
     ),
     (
-        Column("theta_hessian_theta", "θᵀHθ", "nats", "curvature where all parameters grow by one factor"),
+        Column("theta_hessian_theta", "θᵀHθ", LOSS, "curvature where all parameters grow by one factor"),
         of_run("theta_hessian_theta"),
     ),
 )
 _ARM_CELLS: Final = (
     (_NORM, over_seeds(_weight_norm)),
-    (Column("adaptive_trace", "adaptive trace", "nats"), over_seeds("adaptive_trace")),
-    (Column("adaptive_trace_error", "its widest SE", "nats"), widest_error_over_seeds("adaptive_trace")),
+    (Column("adaptive_trace", "adaptive trace", LOSS), over_seeds("adaptive_trace")),
+    (Column("adaptive_trace_error", "its widest SE", LOSS), widest_error_over_seeds("adaptive_trace")),
     (Column("log_fisher_rao", "log Fisher-Rao", "1"), over_seeds("log_fisher_rao")),
-    (Column("theta_hessian_theta", "θᵀHθ", "nats"), over_seeds("theta_hessian_theta")),
+    (Column("theta_hessian_theta", "θᵀHθ", LOSS), over_seeds("theta_hessian_theta")),
 )

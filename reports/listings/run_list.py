@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from lossscope.landscape.errors import RunError
 from lossscope.reports.content import Cell, Column, Table
+from lossscope.reports.shared.loss_unit import LOSS, in_loss_unit
 from lossscope.reports.shared.quantities import last_number
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ _COLUMNS: Final = (
     Column("arm", "arm", words=True),
     Column("status", "status", words=True),
     Column("steps", "steps", "", "last recorded optimizer step"),
-    Column("loss", "last loss", "nats", "training loss of the last step's batch"),
+    Column("loss", "last loss", LOSS, "training loss of the last step's batch"),
     Column("test_accuracy", "test accuracy", "1", "last measured fraction right on the test set"),
     Column("ends", "where it ends", words=True),
 )
@@ -46,7 +47,9 @@ def run_list(runs: Sequence[Run | Unreadable], folder: Path) -> Table:
     Returns:
         The table.
     """
-    return Table("runs", f"Runs in {folder}", _COLUMNS, tuple(_row(run, folder) for run in runs))
+    table = Table("runs", f"Runs in {folder}", _COLUMNS, tuple(_row(run, folder) for run in runs))
+    (found,) = in_loss_unit([table], [run for run in runs if not isinstance(run, Unreadable)])
+    return found
 
 
 def _row(run: Run | Unreadable, folder: Path) -> tuple[Cell, ...]:

@@ -27,6 +27,7 @@ from lossscope.reports.shared.findings import (
     precise,
     runs_finished,
 )
+from lossscope.reports.shared.loss_unit import LOSS, in_loss_unit, loss_unit
 from lossscope.reports.shared.norm_tables import norm_table
 from lossscope.reports.shared.notes import FLATTENING_NOTE, HESSIAN_NOTE, SEEDS_NOTE, VERDICT_NOTE
 from lossscope.reports.shared.provenance import (
@@ -76,7 +77,7 @@ def overview(runs: Sequence[Run]) -> Report:
             entropy_raised(runs),
             losses_matched(runs),
         ),
-        tables=(*_tables(runs), *norm_table(runs)),
+        tables=in_loss_unit((*_tables(runs), *norm_table(runs)), runs),
         figures=(
             loss_figure(runs),
             eigenvalue_figure(runs),
@@ -97,20 +98,24 @@ def _tables(runs: Sequence[Run]) -> tuple[Table, ...]:
     """The summary, measures down and arms across, a few arms to a table so that each stays narrow."""
     arms = list(by_arm(runs).items())
     groups = [arms[first : first + _ARMS_PER_TABLE] for first in range(0, len(arms), _ARMS_PER_TABLE)]
-    return tuple(_table(number, group) for number, group in enumerate(groups, start=1))
+    return tuple(_table(number, group, loss_unit(runs)) for number, group in enumerate(groups, start=1))
 
 
-def _table(number: int, arms: Sequence[tuple[str, Sequence[Run]]]) -> Table:
+def _table(number: int, arms: Sequence[tuple[str, Sequence[Run]]], loss: str) -> Table:
     """The summary of a few arms."""
     heads = tuple(Column(f"arm_{place}", arm) for place, (arm, _) in enumerate(arms, start=1))
     columns = (Column("measure", "measure", words=True), Column("unit", "unit", words=True), *heads)
     rows: list[tuple[Cell, ...]] = [("seeds", "", *(seed_count(members) for _, members in arms))]
     measured: list[tuple[Cell, ...]] = [
-        (words, unit, *(median_and_range(value(run) for run in members) for _, members in arms))
+        (
+            words,
+            loss if unit == LOSS else unit,
+            *(median_and_range(value(run) for run in members) for _, members in arms),
+        )
         for words, unit, value in _MEASURES
     ]
     errors: list[tuple[Cell, ...]] = [
-        (words, "nats", *(widest_error([at_last_evaluation(run, measure) for run in members]) for _, members in arms))
+        (words, loss, *(widest_error([at_last_evaluation(run, measure) for run in members]) for _, members in arms))
         for words, measure in _ERRORS
     ]
     key = "summary" if number == 1 else f"summary_{number}"
@@ -144,22 +149,22 @@ def _entropy(kind: str) -> Callable[[Run], float | None]:
 
 
 def _energy(run: Run) -> float | None:
-    """The mean of E / sqrt(numel) over matrices at the last step that has it."""
-    rows = run.tensors.dropna(subset=["energy_rms"])
+    """Return the mean of E / sqrt(numel) over the matrices at the last step that has it."""
+    rows = run.tensors[run.tensors["track"] == "matrix"].dropna(subset=["energy_rms"])
     return mean_and_range(rows[rows["step"] == rows["step"].max()]["energy_rms"]).value
 
 
 _MEASURES: Final[tuple[tuple[str, str, Callable[[Run], float | None]], ...]] = (
-    ("train loss, last step", "nats", _step("loss")),
+    ("train loss, last step", LOSS, _step("loss")),
     ("test accuracy", "%", _step("test_accuracy", 100)),
-    ("λ_max", "nats", _probe("lambda_max")),
-    ("trace", "nats", _probe("trace")),
-    ("adaptive trace", "nats", _probe("adaptive_trace")),
+    ("λ_max", LOSS, _probe("lambda_max")),
+    ("trace", LOSS, _probe("trace")),
+    ("adaptive trace", LOSS, _probe("adaptive_trace")),
     ("R_dir", "", _probe("directional_edge_ratio")),
     ("entropy before Newton-Schulz", "", _entropy("whitened")),
     ("entropy after Newton-Schulz", "", _entropy("orthogonal")),
     ("shear angle", "°", _step("adversarial_angle", 180 / math.pi)),
-    ("Fisher energy, E / √numel", "", _energy),
+    ("Fisher energy of matrices, E / √numel", "", _energy),
     ("recorder's share of the time", "%", overhead_percent),
 )
 _ERRORS: Final = (

@@ -1,4 +1,4 @@
-"""A report in the format asked for."""
+"""Render a report as text, JSON or HTML."""
 
 from __future__ import annotations
 
@@ -11,22 +11,23 @@ __all__ = ["Format", "render"]
 Format: TypeAlias = Literal["text", "json", "html"]
 
 
-def render(report: Report, format: Format) -> str:
-    """The report as one string, ending in a newline.
+def render(report: Report, format: Format, *, width: int = 120) -> str:
+    """Return the report as one string, ending in a newline.
 
     Args:
-        report: what to say.
-        format: `text` for a terminal, `json` for a program, `html` for a page with figures. Only the last loads
+        report: The report.
+        format: `text` for a terminal, `json` for a program, `html` for a page with figures. Only `html` loads
             matplotlib.
+        width: Length of the longest line of `text` in columns, at least 80; the other formats ignore it.
 
     Returns:
-        The rendering. Equal reports give equal strings.
+        The rendered report. Equal reports give equal strings.
     """
     match format:
         case "text":
             from lossscope.reports.render.text import report_text
 
-            return report_text(report)
+            return report_text(report, width)
         case "json":
             from lossscope.reports.render.json_format import report_json
 

@@ -1,4 +1,8 @@
-"""A report as plain text, 118 columns wide."""
+"""Plain-text renderer: reports and tables at a given width, 80 to 120 columns.
+
+A table that is too wide wraps: first each interval moves below its value, then the columns are spread over several
+blocks that repeat the row labels. Numbers are never broken.
+"""
 
 from __future__ import annotations
 
@@ -14,18 +18,30 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.table import Table as Grid
 
-__all__ = ["report_text", "table_text"]
+__all__ = ["NARROWEST", "WIDEST", "report_text", "table_text"]
 
-WIDTH: Final = 118
-_FIGURES: Final = (
-    "Figures in numbers: median ± widest measurement error [range over seeds], or as they say; --format html draws them"
+NARROWEST: Final = 80  # columns; every table of a report fits
+WIDEST: Final = 120  # columns; longer lines are hard to read
+_FIGURES_NOTE: Final = (
+    "Values are medians ± the largest measurement error [range over seeds], unless stated otherwise. "
+    "--format html draws the figures."
 )
-_NAME: Final = 16  # letters of a name that are kept together before numbers break
+_OUTCOME: Final = 12  # columns; the longest outcome is "inconclusive"
+_NAME: Final = 16  # columns that names keep before the columns of a table are spread over blocks
+_LABELS: Final = 3  # columns repeated in each block, at most
 
 
-def report_text(report: Report) -> str:
-    """The report as text, without colors or control codes: it reads the same in a terminal, a pipe and a file."""
-    out, console = _console()
+def report_text(report: Report, width: int = WIDEST) -> str:
+    """Return the report as text without colors or control codes.
+
+    Args:
+        report: The report.
+        width: Length of the longest line in columns.
+
+    Returns:
+        The text, ending in a newline.
+    """
+    out, console = _console(width)
     _heading(console, report.title, "=")
     console.print(_plain(f"{report.subtitle}\n"))
     for note in report.notes:
@@ -35,47 +51,56 @@ def report_text(report: Report) -> str:
         _finding(console, finding)
     for table in report.tables:
         _table(console, table)
-    _heading(console, _FIGURES, "-")
+    _heading(console, "Figures in numbers", "-")
+    console.print(_plain(_FIGURES_NOTE))
     for figure in report.figures:
         _figure(console, figure)
     if report.missing:
-        _heading(console, "What is missing", "-")
+        _heading(console, "Not available", "-")
     for missing in report.missing:
         _missing(console, missing)
     _table(console, report.provenance)
     return _tidy(out)
 
 
-def table_text(table: Table) -> str:
-    """One table as text."""
-    out, console = _console()
+def table_text(table: Table, width: int = WIDEST) -> str:
+    """Return one table as text.
+
+    Args:
+        table: The table.
+        width: Length of the longest line in columns.
+
+    Returns:
+        Title, rows and note, ending in a newline.
+    """
+    out, console = _console(width)
     _table(console, table)
     return _tidy(out)
 
 
-def _console() -> tuple[StringIO, Console]:
-    """A console that writes plain text into a string."""
+def _console(width: int) -> tuple[StringIO, Console]:
+    """Return a console that writes plain text into a string."""
     from rich.console import Console
 
     out = StringIO()
     console = Console(
-        file=out, width=WIDTH, color_system=None, force_terminal=False, highlight=False, markup=False, emoji=False
+        file=out, width=width, color_system=None, force_terminal=False, highlight=False, markup=False, emoji=False
     )
     return out, console
 
 
 def _tidy(out: StringIO) -> str:
-    """What was written, without trailing blanks."""
+    """Return the text written so far without trailing blanks."""
     return "\n".join(line.rstrip() for line in out.getvalue().strip("\n").splitlines()) + "\n"
 
 
 def _heading(console: Console, words: str, rule: str) -> None:
-    """A heading, underlined."""
-    console.print(f"\n{words}\n{rule * len(words)}")
+    """Print a heading with an underline."""
+    console.print(_plain(f"\n{words}\n{rule * min(len(words), console.width)}"))
 
 
 def _bullet(console: Console, mark: str, words: str) -> None:
-    """A paragraph hanging from a mark."""
+    """Print a paragraph with a hanging indent after its mark."""
     from rich.padding import Padding
     from rich.table import Table as Grid
 
@@ -87,69 +112,109 @@ def _bullet(console: Console, mark: str, words: str) -> None:
 
 
 def _finding(console: Console, finding: Finding) -> None:
-    """A finding: outcome first, numbers and source below."""
+    """Print a finding: its outcome and claim, then the numbers and their source."""
     words = f"{finding.claim}\n{finding.numbers}  ({finding.source})"
-    _bullet(console, f"{outcome_words(finding.outcome):<19}", words)
+    _bullet(console, f"{outcome_words(finding.outcome):<{_OUTCOME}}", words)
 
 
 def _figure(console: Console, figure: FigureData) -> None:
-    """A figure in numbers: one line per arm, and the arms without any."""
-    absent = [f"{arm}: no number" for arm in figure.absent]
+    """Print a figure in numbers: one line per arm, and the arms without data."""
+    absent = [f"{arm}: not measured" for arm in figure.absent]
     _bullet(console, "*", "\n".join([figure.title, *(f"  {line}" for line in (*figure.summary, *absent))]))
 
 
 def _missing(console: Console, missing: Missing) -> None:
-    """What is missing and how to get it."""
+    """Print an unavailable result and how to obtain it."""
     _bullet(console, "*", f"{missing.what}: {missing.how}")
 
 
 def _table(console: Console, table: Table) -> None:
-    """A table with its title above and its note below."""
+    """Print a table with its title above and its note below."""
     _heading(console, table.title, "-")
     if not table.rows:
         console.print("  none")
         return
-    grid = _grid(table, between=" ")
-    if sum(_natural(grid)) > _room(grid):  # then each interval stands below its number
-        grid = _grid(table, between="\n")
-    _fit(grid)
-    console.print(grid)
+    for place, grid in enumerate(_blocks(table, console.width)):
+        if place:
+            console.print()
+        console.print(grid)
     if table.note:
         _bullet(console, "*", table.note)
 
 
-def _grid(table: Table, *, between: str) -> Grid:
-    """The table as a grid of cells; `between` stands between a number and its interval."""
+def _blocks(table: Table, width: int) -> list[Grid]:
+    """Return the table as one grid, or as several that each repeat the row labels, all within the width."""
+    every = list(range(len(table.columns)))
+    floors = _floors(_grid(table, every, between="\n"))
+    if _total(floors) <= width:
+        return [_fitted(table, every, width)]
+    labels = _labels(table)
+    while len(labels) > 1 and _total([*(floors[one] for one in labels), max(floors[len(labels) :])]) > width:
+        labels.pop()
+    blocks: list[list[int]] = []
+    for place in every[len(labels) :]:
+        if not blocks or _total([floors[one] for one in (*labels, *blocks[-1], place)]) > width:
+            blocks.append([])
+        blocks[-1].append(place)
+    return [_fitted(table, [*labels, *block], width) for block in blocks or [[]]]
+
+
+def _labels(table: Table) -> list[int]:
+    """Return the columns that identify a row: the first, and the text columns that follow it directly."""
+    count = next((place for place, one in enumerate(table.columns) if place and not one.words), len(table.columns))
+    return list(range(min(count, _LABELS, max(1, len(table.columns) - 1))))
+
+
+def _fitted(table: Table, places: Sequence[int], width: int) -> Grid:
+    """Return these columns as a grid of at most this width; intervals stand below their values if they must."""
+    grid = _grid(table, places, between=" ")
+    if _total(_natural(grid)) > width:
+        grid = _grid(table, places, between="\n")
+    _fit(grid, width)
+    return grid
+
+
+def _grid(table: Table, places: Sequence[int], *, between: str) -> Grid:
+    """Return these columns as a grid of cells; `between` separates a value from its interval."""
     from rich import box
     from rich.table import Table as Grid
 
     grid = Grid(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1))
-    for column in table.columns:
+    for column in (table.columns[place] for place in places):
         side: Literal["left", "right"] = "left" if column.words else "right"
         grid.add_column(_plain(_header(column)), justify=side, overflow="fold")
     for row in table.rows:
-        grid.add_row(*(_plain(_cell(cell, between)) for cell in row))
+        grid.add_row(*(_plain(_cell(row[place], between)) for place in places))
     return grid
 
 
-def _fit(grid: Grid) -> None:
-    """Give every column its width: names give way first, then numbers; a header breaks between its words only."""
+def _fit(grid: Grid, width: int) -> None:
+    """Set the column widths: names give way first, then headers and values break at blanks, then names fold."""
     words, lines = _longest(grid, str.split, head=True), _natural(grid)
-    values = _longest(grid, str.splitlines, head=False)
-    whole = [
+    unbroken = [
+        1 if column.justify == "left" else word
+        for column, word in zip(grid.columns, _longest(grid, str.split, head=False), strict=True)
+    ]
+    widths = lines
+    for floors in (_floors(grid), words, unbroken):
+        widths = _narrowed(lines, floors, width - _total([0] * len(lines)))
+        if _total(widths) <= width:
+            break
+    for column, one in zip(grid.columns, widths, strict=True):
+        column.width = one
+
+
+def _floors(grid: Grid) -> list[int]:
+    """Return the width that each column needs to keep its values on one line; names may wrap."""
+    words, values = _longest(grid, str.split, head=True), _longest(grid, str.splitlines, head=False)
+    return [
         max(word, min(value, _NAME) if column.justify == "left" else value)
         for column, word, value in zip(grid.columns, words, values, strict=True)
     ]
-    for floors in (whole, words, [1] * len(words)):
-        widths = _narrowed(lines, floors, _room(grid))
-        if sum(widths) <= _room(grid):
-            break
-    for column, width in zip(grid.columns, widths, strict=True):
-        column.width = width
 
 
 def _narrowed(widths: Sequence[int], floors: Sequence[int], room: int) -> list[int]:
-    """The widths, the widest cut down to its floor first, until all of them fit or none can give way."""
+    """Return the widths, the largest reduced first, until their sum is within the room or all are at their floors."""
     found = list(widths)
     while sum(found) > room:
         wide = [place for place, width in enumerate(found) if width > floors[place]]
@@ -160,13 +225,13 @@ def _narrowed(widths: Sequence[int], floors: Sequence[int], room: int) -> list[i
 
 
 def _natural(grid: Grid) -> list[int]:
-    """The width of each column in which no line breaks."""
+    """Return the width of each column at which no line wraps."""
     both = (_longest(grid, str.splitlines, head=head) for head in (True, False))
     return [max(pair) for pair in zip(*both, strict=True)]
 
 
 def _longest(grid: Grid, parts: Callable[[str], Sequence[str]], *, head: bool) -> list[int]:
-    """The longest part, a line or a word, in the header or in the cells of each column."""
+    """Return the width of the longest part, a line or a word, in the header or in the cells of each column."""
     from rich.cells import cell_len
 
     return [
@@ -178,24 +243,24 @@ def _longest(grid: Grid, parts: Callable[[str], Sequence[str]], *, head: bool) -
     ]
 
 
-def _room(grid: Grid) -> int:
-    """What the columns have together: between two of them there are three blanks."""
-    return WIDTH - 3 * (len(grid.columns) - 1)
+def _total(widths: Sequence[int]) -> int:
+    """Return the width of a grid: its columns, and three blanks between neighbors."""
+    return sum(widths) + 3 * (len(widths) - 1)
 
 
 def _header(column: Column) -> str:
-    """The title of a column, its unit on a line of its own to keep the column narrow."""
+    """Return the title of a column, its unit on a separate line to keep the column narrow."""
     return header(column).replace(f" ({column.unit})", f"\n({column.unit})")
 
 
 def _cell(cell: Cell, between: str) -> str:
-    """A cell in words, a quantity with `between` before its interval and before how many numbers are missing."""
+    """Return a cell as text, with `between` before the interval and before the number of missing values."""
     words = cell_text(cell)
     return re.sub(r" (?=\[|\(\d+ missing)", between, words) if isinstance(cell, Quantity) else words
 
 
 def _plain(words: str) -> RenderableType:
-    """Words that rich does not interpret."""
+    """Return text that rich does not interpret."""
     from rich.text import Text
 
     return Text("\n".join(printable(line) for line in words.split("\n")))

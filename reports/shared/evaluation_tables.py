@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 
 from lossscope.landscape.analysis.series import by_arm
 from lossscope.reports.content import Cell, Column, Quantity, Table
+from lossscope.reports.shared.loss_unit import LOSS
 from lossscope.reports.shared.notes import LOSS_NOTE
 from lossscope.reports.shared.quantities import (
     at_last_evaluation,
@@ -26,7 +27,7 @@ RunCell: TypeAlias = Callable[["Run"], Cell]
 ArmCell: TypeAlias = Callable[[Sequence["Run"]], Cell]
 
 _ARM: Final = Column("arm", "arm", words=True)
-_LOSS: Final = Column("loss", "train loss", "nats", LOSS_NOTE)
+_LOSS: Final = Column("loss", "train loss", LOSS, LOSS_NOTE)
 _STEP: Final = Column("step", "step", "", "step of the last curvature evaluation")
 _RUN_COLUMNS: Final = (Column("run", "run", words=True), _ARM, _STEP, _LOSS)
 _ARM_COLUMNS: Final = (_ARM, Column("seeds", "seeds"), _LOSS)

@@ -19,6 +19,7 @@ from lossscope.landscape.analysis.series import (
 )
 from lossscope.reports.content import Axis, Cloud, Curves, Threshold
 from lossscope.reports.shared.curves import cloud, curves
+from lossscope.reports.shared.loss_unit import loss_unit
 from lossscope.reports.shared.notes import BATCH_NOTE, ENDS_NOTE, FLATTENING_NOTE, HESSIAN_NOTE, LOSS_NOTE
 from lossscope.reports.shared.step_quality import trust_series
 
@@ -66,7 +67,7 @@ def loss_figure(runs: Sequence[Run]) -> Curves:
         key="loss",
         title="Training loss",
         caption=BATCH_NOTE,
-        y=Axis("loss", "nats"),
+        y=Axis("loss", loss_unit(runs)),
         series=lambda run: step_series(run, "loss"),
     )
 
@@ -77,7 +78,7 @@ def eigenvalue_figure(runs: Sequence[Run]) -> Curves:
         "λ_max, the largest Hessian eigenvalue",
         f"Measured with bounds. {ENDS_NOTE} {HESSIAN_NOTE}",
     )
-    return _probe_figure(runs, "lambda_max", title, caption, Axis("λ_max", "nats"))
+    return _probe_figure(runs, "lambda_max", title, caption, Axis("λ_max", loss_unit(runs)))
 
 
 def edge_figure(runs: Sequence[Run]) -> Curves:
@@ -102,7 +103,7 @@ def threshold_figures(runs: Sequence[Run]) -> tuple[Curves, ...]:
 def trace_figure(runs: Sequence[Run]) -> Curves:
     """The Hessian trace over steps, with 95 % intervals."""
     caption = f"Measurement errors are halves of 95 % intervals. {HESSIAN_NOTE}"
-    return _probe_figure(runs, "trace", "Trace of the Hessian", caption, Axis("trace", "nats"))
+    return _probe_figure(runs, "trace", "Trace of the Hessian", caption, Axis("trace", loss_unit(runs)))
 
 
 def entropy_figure(runs: Sequence[Run]) -> Curves:
@@ -199,8 +200,8 @@ def adaptive_trace_figure(runs: Sequence[Run]) -> Cloud:
             "Training moves to the left. Heights compare only at equal loss. "
             f"Error bars are 95 % intervals, all seeds together. {LOSS_NOTE}"
         ),
-        x=Axis("train loss", "nats"),
-        y=Axis("Σ θ² H", "nats"),
+        x=Axis("train loss", loss_unit(runs)),
+        y=Axis("Σ θ² H", loss_unit(runs)),
         series=lambda run: against_loss(run, "adaptive_trace"),
     )
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from lossscope.landscape.analysis.series import by_arm
 from lossscope.reports.content import Cell, Column, Table
+from lossscope.reports.shared.loss_unit import LOSS
 from lossscope.reports.shared.notes import LOSS_NOTE
 from lossscope.reports.shared.quantities import (
     at_last_evaluation,
@@ -25,7 +26,7 @@ __all__ = ["norm_table", "tensor_norm_table"]
 _ARM: Final = Column("arm", "arm", words=True)
 _SCALE: Final = (
     _ARM,
-    Column("loss", "train loss", "nats", LOSS_NOTE),
+    Column("loss", "train loss", LOSS, LOSS_NOTE),
     Column("weight_norm", "‖θ‖", "1", "norm of all parameters at the last step sampled"),
     Column("update_norm", "‖Δθ‖", "1", "norm of that step, decay included"),
     Column("decay", "lr · wd", "1", "learning rate times weight decay of the first group at the last step"),

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from lossscope.reports.content import Cell, Column, Quantity, Table
+from lossscope.reports.shared.loss_unit import LOSS
 from lossscope.reports.shared.quantities import number, row_quantity
 
 if TYPE_CHECKING:
@@ -18,9 +19,9 @@ _COLUMNS: Final = (
     Column("run", "run", words=True),
     Column("step", "step"),
     Column("block", "block", words=True),
-    Column("trace", "trace ± SE", "nats", "of the diagonal block of this module's parameters"),
+    Column("trace", "trace ± SE", LOSS, "of the diagonal block of this module's parameters"),
     Column("trace_share", "share of the trace", "%"),
-    Column("lambda_max", "λ_max ± bound", "nats", "of the block; at most that of the whole"),
+    Column("lambda_max", "λ_max ± bound", LOSS, "of the block; at most that of the whole"),
     Column("frobenius_share", "share of ‖H‖_F²", "%", "squared norm of the block over that of the whole"),
 )
 _NOTE: Final = (

@@ -10,6 +10,7 @@ import numpy as np
 from lossscope.landscape.analysis.density import Density, SignedLog, last_density
 from lossscope.landscape.analysis.series import FloatArray, by_arm
 from lossscope.reports.content import Axis, Spectra, Spectrum
+from lossscope.reports.shared.loss_unit import loss_unit
 from lossscope.reports.shared.notes import HESSIAN_NOTE
 from lossscope.reports.shared.number_format import plain
 from lossscope.reports.shared.quantities import number
@@ -36,16 +37,17 @@ def density_figure(runs: Sequence[Run]) -> Spectra:
     drawn = [(hue, *one) for hue, _, one in found if one is not None]
     axis, places = _common_axis([density for _, _, density in drawn])
     spectra = tuple(_spectrum(hue, run.name, density, axis, places) for hue, run, density in drawn)
+    unit = loss_unit(runs)
     most = max([value for one in spectra for value in one.high if value is not None], default=1.0)
     return Spectra(
         key="density",
         title="Spectral density of the Hessian",
         caption=f"{_CAPTION} {HESSIAN_NOTE}",
-        x=Axis("eigenvalue", "nats", "symlog", axis.threshold, 1.0, _limits(axis, places)),
+        x=Axis("eigenvalue", unit, "symlog", axis.threshold, 1.0, _limits(axis, places)),
         y=Axis("eigenvalues per decade", scale="log", limits=(_LEAST, 3 * max(most, 1.0))),
         spectra=spectra,
         absent=tuple(arm for _, arm, one in found if one is None),
-        summary=tuple(_in_words(run.name, density) for _, run, density in drawn),
+        summary=tuple(_in_words(run.name, density, unit) for _, run, density in drawn),
     )
 
 
@@ -82,7 +84,7 @@ def _spectrum(hue: int, name: str, density: Density, axis: SignedLog, places: Fl
     )
 
 
-def _in_words(name: str, density: Density) -> str:
+def _in_words(name: str, density: Density, unit: str) -> str:
     """The density in numbers: its extent, the eigenvalues that stand alone, and on which side of zero the rest lies."""
     single = density.nodes[density.settled]
     zone = _LINEAR_SHARE * float(np.abs(density.nodes).max())
@@ -91,7 +93,7 @@ def _in_words(name: str, density: Density) -> str:
     alone = f"{len(single)} known by themselves" + (f" up to {plain(float(single.max()), 3)}" if len(single) else "")
     return (
         f"{name}: {density.size} eigenvalues from {plain(float(density.nodes[0]), 3)} to "
-        f"{plain(float(density.nodes[-1]), 3)} nats at step {density.step}; {alone}; "
+        f"{plain(float(density.nodes[-1]), 3)}{unit and f' {unit}'} at step {density.step}; {alone}; "
         f"{plain(within, 3)} % within ±{plain(zone, 2)}, {plain(below, 2)} % below"
     )
 

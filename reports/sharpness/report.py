@@ -16,6 +16,7 @@ from lossscope.reports.shared.figures import (
     trace_figure,
 )
 from lossscope.reports.shared.findings import all_bounds_met, bounds_met, edge_below_one, no_negative_curvature, precise
+from lossscope.reports.shared.loss_unit import LOSS, in_loss_unit
 from lossscope.reports.shared.measure_tables import other_measures_table
 from lossscope.reports.shared.norm_tables import norm_table
 from lossscope.reports.shared.notes import ENDS_NOTE, HESSIAN_NOTE, LOSS_NOTE, SEEDS_NOTE, VERDICT_NOTE
@@ -32,15 +33,15 @@ __all__ = ["sharpness"]
 
 _RUN_CELLS: Final = (
     (
-        Column("lambda_max", "λ_max ± bound", "nats", "largest Ritz value; no eigenvalue is known above value + bound"),
+        Column("lambda_max", "λ_max ± bound", LOSS, "largest Ritz value; no eigenvalue is known above value + bound"),
         of_run("lambda_max"),
     ),
     (
-        Column("lambda_min", "λ_min ± bound", "nats", "smallest Ritz value; none is known below value - bound"),
+        Column("lambda_min", "λ_min ± bound", LOSS, "smallest Ritz value; none is known below value - bound"),
         of_run("lambda_min"),
     ),
     (
-        Column("trace", "trace ± SE [95 %]", "nats", "estimate, standard error, 95 % interval over random vectors"),
+        Column("trace", "trace ± SE [95 %]", LOSS, "estimate, standard error, 95 % interval over random vectors"),
         of_run("trace"),
     ),
     (
@@ -49,11 +50,11 @@ _RUN_CELLS: Final = (
     ),
 )
 _ARM_CELLS: Final = (
-    (Column("lambda_max", "λ_max", "nats"), over_seeds("lambda_max")),
-    (Column("lambda_min", "λ_min", "nats"), over_seeds("lambda_min")),
-    (Column("trace", "trace", "nats"), over_seeds("trace")),
+    (Column("lambda_max", "λ_max", LOSS), over_seeds("lambda_max")),
+    (Column("lambda_min", "λ_min", LOSS), over_seeds("lambda_min")),
+    (Column("trace", "trace", LOSS), over_seeds("trace")),
     (
-        Column("trace_error", "its widest SE", "nats", "largest standard error of the trace among the seeds"),
+        Column("trace_error", "its widest SE", LOSS, "largest standard error of the trace among the seeds"),
         widest_error_over_seeds("trace"),
     ),
     (Column("directional_edge_ratio", "R_dir", "1"), over_seeds("directional_edge_ratio")),
@@ -83,18 +84,21 @@ def sharpness(runs: Sequence[Run]) -> Report:
             edge_below_one(runs),
             no_negative_curvature(runs),
         ),
-        tables=(
-            run_table(runs, _RUN_CELLS, f"{ENDS_NOTE} {HESSIAN_NOTE} {LOSS_NOTE}"),
-            arm_table(runs, _ARM_CELLS, f"{HESSIAN_NOTE} {SEEDS_NOTE}"),
-            *norm_table(runs),
-            *metric_table(runs),
-            *spectrum_table(runs),
-            *module_table(runs),
-            *sampling_table(runs),
-            *other_measures_table(runs, "sharpness"),
-            *opinion_table(runs),
-            cost_table(runs),
-            *overhead_table(runs),
+        tables=in_loss_unit(
+            (
+                run_table(runs, _RUN_CELLS, f"{ENDS_NOTE} {HESSIAN_NOTE} {LOSS_NOTE}"),
+                arm_table(runs, _ARM_CELLS, f"{HESSIAN_NOTE} {SEEDS_NOTE}"),
+                *norm_table(runs),
+                *metric_table(runs),
+                *spectrum_table(runs),
+                *module_table(runs),
+                *sampling_table(runs),
+                *other_measures_table(runs, "sharpness"),
+                *opinion_table(runs),
+                cost_table(runs),
+                *overhead_table(runs),
+            ),
+            runs,
         ),
         figures=_figures(runs),
         notes=(*ending_notes(runs), HESSIAN_NOTE, VERDICT_NOTE),

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from lossscope.landscape.storage.deduplicate import OWN_ENGINE
 from lossscope.reports.content import Cell, Column, Quantity, Table
+from lossscope.reports.shared.loss_unit import LOSS
 from lossscope.reports.shared.quantities import number, row_quantity
 
 if TYPE_CHECKING:
@@ -22,9 +23,9 @@ _COLUMNS: Final = (
     Column("run", "run", words=True),
     Column("step", "step"),
     Column("measure", "measure", words=True),
-    Column("ours", "lossscope ± error", "nats", "standard error, or bound"),
+    Column("ours", "lossscope ± error", LOSS, "standard error, or bound"),
     Column("engine", "other engine", words=True),
-    Column("theirs", "its value ± error", "nats", "standard error of its samples, or the residual of its vector"),
+    Column("theirs", "its value ± error", LOSS, "standard error of its samples, or the residual of its vector"),
     Column("apart", "difference", "%", "relative to our value"),
     Column("our_products", "products", "", "Hessian products of our group of measures, shared by all of its measures"),
     Column("their_products", "its products"),

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 from lossscope.reports.content import Column, Table
+from lossscope.reports.shared.loss_unit import LOSS
 from lossscope.reports.shared.measure_tables import measure_table
 
 if TYPE_CHECKING:
@@ -13,9 +14,9 @@ if TYPE_CHECKING:
 
 __all__ = ["metric_table", "sampling_table", "spectrum_table"]
 
-_EIGENVALUES: Final = tuple(Column(f"lambda_{k}", f"λ_{k} ± bound", "nats") for k in (2, 3, 4, 5))
+_EIGENVALUES: Final = tuple(Column(f"lambda_{k}", f"λ_{k} ± bound", LOSS) for k in (2, 3, 4, 5))
 _SPECTRUM: Final = (
-    Column("frobenius", "‖H‖_F ± SE [95 %]", "nats", "root of the sum of squared eigenvalues"),
+    Column("frobenius", "‖H‖_F ± SE [95 %]", LOSS, "root of the sum of squared eigenvalues"),
     Column("negative_mass", "negative mass", "1", "share of negative eigenvalues in Σ|λ|"),
     Column("effective_rank", "effective rank", "1", "exp of the entropy of the positive eigenvalues"),
     Column("participation_ratio", "participation ratio", "1", "(Σλ)²/Σλ² over the positive eigenvalues"),
@@ -24,23 +25,21 @@ _METRIC: Final = (
     Column("preconditioned_sharpness", "S_P ± bound", "1", "λ_max of P^-1/2 H P^-1/2, P the metric of the last step"),
     Column("preconditioned_edge_ratio", "S_P / threshold", "1", "1 is the edge of stability of the frozen optimizer"),
     Column("sharpness_edge_ratio", "λ_max / threshold", "1", "1 is the edge of stability of SGD at its settings"),
-    Column("batch_sharpness", "batch sharpness", "nats", "mean over minibatches of g_B'H_B g_B / |g_B|²"),
-    Column(
-        "batch_sharpness_ratio_of_means", "its ratio of means", "nats", "mean of g_B'H_B g_B over the mean of |g_B|²"
-    ),
+    Column("batch_sharpness", "batch sharpness", LOSS, "mean over minibatches of g_B'H_B g_B / |g_B|²"),
+    Column("batch_sharpness_ratio_of_means", "its ratio of means", LOSS, "mean of g_B'H_B g_B over the mean of |g_B|²"),
 )
 _SAMPLING: Final = (
-    Column("lambda_max_in_sample", "in-sample λ_max ± bound", "nats", "on these data: biased upwards"),
+    Column("lambda_max_in_sample", "in-sample λ_max ± bound", LOSS, "on these data: biased upwards"),
     Column(
         "lambda_max_cross_fitted",
         "cross-fitted ± SE [95 %]",
-        "nats",
+        LOSS,
         "v from one half, H from the other: biased downwards",
     ),
     Column(
         "lambda_max_population",
         "population ± SE [95 %]",
-        "nats",
+        LOSS,
         "λ_max of the population that the data were drawn from",
     ),
 )
