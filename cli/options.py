@@ -1,4 +1,4 @@
-"""Options and arguments that more than one command takes."""
+"""Options and arguments shared by several commands."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import typer
 
 __all__ = ["ForceOption", "FormatOption", "JsonOption", "OutputOption", "RunPaths", "RunsFolder"]
 
-# Whether a path holds a run is for `open_runs` to say: it names the path and the next command.
+# existence is checked by `open_runs`, whose message names the path and the next command
 RunPaths: TypeAlias = Annotated[
     list[Path], typer.Argument(metavar="RUN...", help="Runs, or folders of runs.", show_default=False)
 ]
 RunsFolder: TypeAlias = Annotated[Path, typer.Argument(metavar="[FOLDER]", help="A folder of runs.")]
 FormatOption: TypeAlias = Annotated[
-    Literal["text", "json", "html"], typer.Option("--format", help="How to write it; html has the figures.")
+    Literal["text", "json", "html"], typer.Option("--format", help="Output format; html includes the figures.")
 ]
 OutputOption: TypeAlias = Annotated[
     Path | None,
-    typer.Option("--output", "-o", metavar="FILE", help="Write to a file, not to stdout.", show_default=False),
+    typer.Option("--output", "-o", metavar="FILE", help="Write to a file instead of stdout.", show_default=False),
 ]
-ForceOption: TypeAlias = Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")]
+ForceOption: TypeAlias = Annotated[bool, typer.Option("--force", help="Replace an existing file.")]
 JsonOption: TypeAlias = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]

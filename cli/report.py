@@ -1,4 +1,4 @@
-"""`lossscope report`: what existing runs say, as text, JSON or a page. Never measures, never loads torch."""
+"""`lossscope report`: reports of recorded runs as text, JSON or HTML, without measuring and without torch."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ report_app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    help="Read runs and say what they hold. Nothing is measured anew.",
+    help="Report on recorded runs. Nothing is measured or trained.",
 )
 
 
@@ -33,7 +33,7 @@ def overview(
     output: OutputOption = None,
     force: ForceOption = False,
 ) -> None:
-    """Each arm at its end in one table, and the figures of all reports together, as the demo shows them.
+    """Report every arm at the end of training in one table, with the figures of all reports.
 
     Example: lossscope report overview runs/demo
     """
@@ -49,7 +49,7 @@ def sharpness(
     output: OutputOption = None,
     force: ForceOption = False,
 ) -> None:
-    """Hessian eigenvalues with bounds, trace with error bars, R_dir of the step taken, and their cost.
+    """Report Hessian eigenvalues with bounds, trace with error bars, edge ratios, and their cost.
 
     Example: lossscope report sharpness runs/demo
     """
@@ -65,7 +65,7 @@ def entropy(
     output: OutputOption = None,
     force: ForceOption = False,
 ) -> None:
-    """Spectral entropy, ranks and condition of gradient, momentum, update and weight.
+    """Report spectral entropy, rank and condition number of gradient, momentum, update and weight.
 
     Example: lossscope report entropy runs/demo --format json
     """
@@ -81,7 +81,7 @@ def flatness(
     output: OutputOption = None,
     force: ForceOption = False,
 ) -> None:
-    """Adaptive trace and Fisher-Rao norm over the train loss, and what the panel still lacks.
+    """Report the adaptive trace over the train loss, and the Fisher-Rao norm.
 
     Example: lossscope report flatness runs/demo --format html --output flatness.html
     """
@@ -97,7 +97,10 @@ def dynamics(
     output: OutputOption = None,
     force: ForceOption = False,
 ) -> None:
-    """Report on the steps: memory, trigger, noise scale, step against model, shear angle, Fisher energy, layers.
+    """Report training dynamics: autocorrelation, trigger, noise, model error, shear, Fisher energy, remainders.
+
+    Autocorrelation of shear and gradient, trigger statistics, gradient noise scale, quadratic-model error, shear-force
+    angle, Fisher energy, and layer-wise remainders.
 
     Example: lossscope report dynamics runs/demo
     """
@@ -107,7 +110,7 @@ def dynamics(
 
 
 def opened(paths: Sequence[Path]) -> list[Run]:
-    """The runs at the paths, each once, in the order given."""
+    """Return the runs at the paths, each once, in the order given."""
     from lossscope.landscape.run import open_runs
 
     found = [run for path in paths for run in open_runs(path)]
@@ -121,7 +124,7 @@ def _write(
     output: Path | None,
     force: bool,
 ) -> None:
-    """Make the report of the runs and write it to the file, or to stdout where there is none."""
+    """Build the report of the runs and write it to the file, or to stdout without one."""
     from lossscope.reports import render
     from lossscope.reports.render.output import refuse_taken, write_text
 

@@ -1,6 +1,6 @@
-"""Reports: content as data first, then one renderer per format.
+"""Reports: findings, tables and figures as data, and a renderer per format.
 
-Public names are listed in `__init__.pyi` and loaded on first use, so that a report loads no more than it needs.
+Public names are listed in `__init__.pyi` and loaded on first use, so that a report imports only what it needs.
 """
 
 import lazy_loader

@@ -1,4 +1,4 @@
-"""What a report says, as data. The renderers take this and nothing else."""
+"""Data model of a report: findings, tables and figures. Renderers take this and nothing else."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ Numbers: TypeAlias = tuple[float | None, ...]
 
 @dataclass(frozen=True)
 class Quantity:
-    """A number with what is known about its error; None is a gap."""
+    """A value with its uncertainty. `value` is None if it is missing."""
 
     value: float | None
-    error: float | None = None  # standard error or residual bound; the column says which
-    low: float | None = None  # an interval or a range; the column says which
+    error: float | None = None  # standard error or residual bound, as the column states
+    low: float | None = None  # interval or range, as the column states
     high: float | None = None
-    gaps: int = 0  # how many of the numbers it was made from are missing
+    gaps: int = 0  # number of missing values among those it summarizes
 
 
 Cell: TypeAlias = str | int | float | Quantity | None
@@ -48,12 +48,12 @@ Cell: TypeAlias = str | int | float | Quantity | None
 
 @dataclass(frozen=True)
 class Finding:
-    """A statement about the runs' own data that can be checked, and how the check came out."""
+    """A checkable statement about the recorded data, with its outcome."""
 
     claim: str
-    outcome: bool | None  # held, did not hold, or None: could not be judged
+    outcome: bool | None  # True: held, False: violated, None: inconclusive
     numbers: str
-    source: str  # the table and column or measure it was read from
+    source: str  # table and column or measure it was computed from
 
 
 @dataclass(frozen=True)
@@ -62,9 +62,9 @@ class Column:
 
     key: str
     title: str
-    unit: str = ""  # "1" for a pure number, "" where there is none
+    unit: str = ""  # "1" for a dimensionless number, "" for none
     meaning: str = ""
-    words: bool = False  # holds words, set to the left; numbers stand to the right
+    words: bool = False  # text column, left-aligned; numbers are right-aligned
 
 
 @dataclass(frozen=True)
@@ -85,17 +85,17 @@ class Axis:
     label: str
     unit: str = "1"
     scale: Literal["linear", "log", "symlog"] = "linear"
-    linear_to: float = 1.0  # a symlog axis is linear up to here, on both sides of zero
-    linear_decades: float = 0.35  # and either half of that is as long as so many decades
+    linear_to: float = 1.0  # a symlog axis is linear between minus and plus this value
+    linear_decades: float = 0.35  # length of each half of the linear part, in decades
     limits: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
 class Curve:
-    """A line over steps with its band over seeds (`low`, `high`) and its measurement error (`error`)."""
+    """A line over steps with its range over seeds (`low`, `high`) and its measurement error (`error`)."""
 
     name: str
-    hue: int  # the arm's place in the palette, equal in every figure of a report
+    hue: int  # index of the arm in the palette, the same in every figure of a report
     x: Numbers
     median: Numbers
     low: Numbers
@@ -103,13 +103,13 @@ class Curve:
     error: Numbers
     seeds: int
     dashed: bool = False
-    steps_per_point: int = 1  # above 1 a point holds the median and the range of that many steps
-    interval: bool = False  # low and high are the interval of each number, None where it has none, and not a range
+    steps_per_point: int = 1  # if above 1, each point is the median and range of that many steps
+    interval: bool = False  # low and high are confidence intervals (None if missing), not ranges over seeds
 
 
 @dataclass(frozen=True)
 class Points:
-    """Points of one arm with vertical error bars, all seeds together."""
+    """Points of one arm with vertical error bars, all seeds pooled."""
 
     name: str
     hue: int
@@ -138,14 +138,14 @@ class Curves:
     y: Axis
     curves: tuple[Curve, ...]
     thresholds: tuple[Threshold, ...] = ()
-    styles: tuple[str, str] | None = None  # what a solid and a dashed line mean, where both occur
-    absent: tuple[str, ...] = ()  # arms without a number here: a gap, named in the legend
-    summary: tuple[str, ...] = ()  # the figure in numbers: its alternative text
+    styles: tuple[str, str] | None = None  # meanings of solid and dashed lines, if both occur
+    absent: tuple[str, ...] = ()  # arms without data, named in the legend
+    summary: tuple[str, ...] = ()  # the figure in numbers, also its alternative text
 
 
 @dataclass(frozen=True)
 class Cloud:
-    """A figure of points."""
+    """A scatter figure."""
 
     key: str
     title: str
@@ -159,7 +159,7 @@ class Cloud:
 
 @dataclass(frozen=True)
 class Spectrum:
-    """The eigenvalues of one run: how many per decade of the axis, and those that stand alone."""
+    """Eigenvalue density of one run per decade of the axis, and its isolated eigenvalues."""
 
     name: str
     hue: int
@@ -167,7 +167,7 @@ class Spectrum:
     number: Numbers
     low: Numbers
     high: Numbers
-    single: Numbers  # eigenvalues known one by one
+    single: Numbers  # isolated eigenvalues
 
 
 @dataclass(frozen=True)
@@ -189,7 +189,7 @@ FigureData: TypeAlias = Curves | Cloud | Spectra
 
 @dataclass(frozen=True)
 class Missing:
-    """What this report does not have, and why or how to get it."""
+    """A result that this report lacks, with the reason or how to obtain it."""
 
     what: str
     how: str
@@ -197,11 +197,11 @@ class Missing:
 
 @dataclass(frozen=True)
 class Report:
-    """A report: findings before tables before figures."""
+    """A report: notes, findings, tables and figures, in this order."""
 
     kind: str
     title: str
-    subtitle: str  # which runs it is about
+    subtitle: str  # the runs it covers
     findings: tuple[Finding, ...]
     tables: tuple[Table, ...]
     figures: tuple[FigureData, ...]
@@ -212,7 +212,7 @@ class Report:
 
 
 def outcome_words(outcome: bool | None) -> str:
-    """The three outcomes in words: held, did not hold, could not be judged."""
+    """Return the outcome as text: "held", "violated" or "inconclusive"."""
     if outcome is None:
-        return "could not be judged"
-    return "held" if outcome else "did not hold"
+        return "inconclusive"
+    return "held" if outcome else "violated"

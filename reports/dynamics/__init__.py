@@ -1,1 +1,1 @@
-"""The dynamics report."""
+"""Dynamics report."""

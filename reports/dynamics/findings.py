@@ -1,4 +1,4 @@
-"""Findings of the dynamics report: what the steps did, each checked here in one place."""
+"""Findings of the dynamics report: direction autocorrelation, trigger, quadratic model and layer-wise remainders."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
 __all__ = ["layers_stayed", "model_predicted", "shear_keeps_longer", "trigger_beats_noise"]
 
-_NOTHING: Final = "no such number in these runs"
+_NOTHING: Final = "not recorded in these runs"
 _TOLERANCE: Final = 0.10
-_FEWEST: Final = 6  # tosses of which a fair coin shows one side alone in less than 5 %
+_FEWEST: Final = 6  # smallest number of coin tosses that can reject a fair coin at 5 %
 
 
 def shear_keeps_longer(memories: Memories) -> Finding:
-    """Whether D(k) is above 0 at every lag of every arm, judged only where its interval excludes 0."""
-    claim = "The shear keeps its direction longer than the gradient does (D(k) > 0 at every lag)."
+    """Check that D(k) > 0 at every lag of every arm; a lag whose interval contains 0 is inconclusive."""
+    claim = "The shear keeps its direction longer than the gradient (D(k) > 0 at every lag)."
     source = "pairs.parquet: cosine"
     signs = {arm: _signs(memory) for arm, memory in memories.items() if memory is not None and memory.differences}
     found = [sign for by_lag in signs.values() for sign in by_lag.values()]
@@ -37,12 +37,12 @@ def shear_keeps_longer(memories: Memories) -> Finding:
 
 
 def trigger_beats_noise(triggers: Triggers) -> Finding:
-    """Whether every arm's adaptive trigger fired more often than on noise, beyond the interval.
+    """Check that every arm's adaptive trigger fired more often than under noise, beyond the interval.
 
-    Of noise that is beyond the threshold on either side, half is below it. The random timer sees nothing, so it is not
-    judged; it stands beside the others.
+    Under noise, half of the values beyond the threshold on either side are below it. The random timer ignores phi: it
+    is listed for comparison and not tested.
     """
-    claim = "The trigger fires more often than on noise."
+    claim = "The trigger fires more often than under noise."
     source = "steps.parquet: synced, phi, threshold; run.json: trigger"
     judged: dict[str, tuple[int, str]] = {}
     timers: list[str] = []
@@ -58,13 +58,13 @@ def trigger_beats_noise(triggers: Triggers) -> Finding:
 
 
 def model_predicted(runs: Sequence[Run]) -> Finding:
-    """Whether r2 is at most 10 % at every evaluation; rounding is on the side of not knowing.
+    """Check that r2 is at most 10 % at every evaluation; values hidden by rounding are inconclusive.
 
-    It is judged by r2 and not by the trust ratio: where slope and curvature cancel, the ratio to what is left of them
-    is large though the model was right.
+    The test uses r2 rather than the trust ratio: where the linear and the quadratic term cancel, the trust ratio is
+    far from 1 although the model was accurate.
     """
     claim = (
-        "On the fixed data the second-order model predicted the change of the loss along the step to 10 % of its terms "
+        "On the fixed data, the quadratic model predicted the loss change along the step to within 10 % of its terms "
         "at every evaluation."
     )
     source = "probes.parquet: relative_second"
@@ -81,81 +81,82 @@ def model_predicted(runs: Sequence[Run]) -> Finding:
     outside = sum(least > _TOLERANCE for least, _, _, _ in known)
     open_ones = len(evaluations) - within - outside
     numbers = f"within 10 % at {within} of {len(evaluations)} evaluations {_of_runs(sum(map(bool, by_run.values())))}"
-    numbers += f", beyond at {outside}" if outside else ""
+    numbers += f", outside at {outside}" if outside else ""
     numbers += f", hidden by rounding at {open_ones}" if open_ones else ""
     if known:
         _, most, name, step = max(known, key=lambda one: one[1])
-        numbers += f"; farthest at most {percent(most)} ({name}, step {step})"
+        numbers += f"; largest at most {percent(most)} ({name}, step {step})"
     return Finding(claim, False if outside else (None if open_ones else True), numbers, source)
 
 
 def layers_stayed(records: Sequence[tuple[Run, LayerRecord]]) -> Finding:
-    """Whether no layer's remainder stood out in any run; a run with too few samples leaves it open.
+    """Check that no layer's remainder was an outlier in any run; too few samples are inconclusive.
 
-    Each is held against its own usual size, so a layer that is far from its Taylor model all along does not stand out.
+    Each remainder is compared with its own running median, so a layer that is always far from its Taylor model is not
+    an outlier.
     """
-    claim = "No layer's remainder rose to ten times its own usual size."
+    claim = "No layer's remainder rose to ten times its own median."
     source = "tensors.parquet: remainder"
     if not records:
         return Finding(claim, None, _NOTHING, source)
     left = [(run, one) for run, one in records if one.layer is not None]
     judged = [one for _, one in records if one.judged]
     if not judged:
-        return Finding(claim, None, "too few looks in every run", source)
-    numbers = f"one rose in {len(left)} of {len(judged)} runs"
+        return Finding(claim, None, "too few samples in every run", source)
+    numbers = f"outlier in {len(left)} of {len(judged)} runs"
     if left:
         run, first = left[0]
         numbers += f", {first.layer} at step {first.step} ({run.name})"
     since = min(one.since for one in judged if one.since is not None)
     samples = sum(one.samples for one in judged)
-    numbers += f"; judged from step {since} on, at {sum(one.judged for one in judged)} of {samples} samples"
+    numbers += f"; tested from step {since}, at {sum(one.judged for one in judged)} of {samples} samples"
     if len(judged) < len(records):
         numbers += f"; {len(records) - len(judged)} more with too few samples"
     return Finding(claim, False if left else (True if len(judged) == len(records) else None), numbers, source)
 
 
 def _signs(memory: ArmMemory) -> dict[int, int]:
-    """Of each lag whether D is above or below 0 beyond its interval: 1, -1, or 0 where that is open."""
+    """Return for each lag the sign of D beyond its interval: 1, -1, or 0 if inconclusive."""
     return {lag: _sign(one.estimate, 0.0) if one.judged else 0 for lag, one in memory.differences.items()}
 
 
 def _sign(estimate: Estimate, value: float) -> int:
-    """1 or -1 where the whole interval lies above or below the value, else 0."""
+    """Return 1 or -1 if the whole interval lies above or below the value, else 0."""
     return int(estimate.low > value) - int(estimate.high < value)
 
 
 def _signs_in_words(signs: dict[int, int]) -> str:
-    """Which lags are above, below and open."""
+    """Return the lags with D above 0, below 0 and inconclusive, as text."""
     parts = []
-    for sign, words in ((1, "above 0"), (-1, "below 0"), (0, "open")):
+    for sign, words in ((1, "above 0"), (-1, "below 0"), (0, "inconclusive")):
         lags = [str(lag) for lag, one in signs.items() if one == sign]
         parts += [f"{words} at lag {', '.join(lags)}"] if lags else []
     return ", ".join(parts)
 
 
 def _against_noise(records: Sequence[tuple[Run, TriggerRecord]]) -> tuple[int, str]:
-    """An arm's share below the threshold against the half of noise: its sign beyond the interval, and in words."""
+    """Return the sign of an arm's share below the threshold minus 1/2, 0 if inconclusive, and the result as text."""
     from lossscope.landscape.analysis import pooled, seed_of
 
     found = pooled((seed_of(run), _enough(record)) for run, record in records)
     steps = sum(record.audit.share.samples for _, record in records if record.audit is not None)
     if not found.seeds:
-        return 0, f"open, with {steps} steps before the cap beyond the threshold on either side"
+        return 0, f"inconclusive, with {steps} steps before the cap beyond the threshold on either side"
     sign = _sign(found.estimate, 0.5) if found.judged else 0
-    words = {1: "more than noise", -1: "less than noise", 0: "open"}[sign]
+    words = {1: "more than under noise", -1: "less than under noise", 0: "inconclusive"}[sign]
     where = f"the {steps} steps before the cap that were beyond the threshold on either side"
-    return sign, f"{words}, below at {percent(found.estimate.value)} of {where}, noise at half ({_over(found)})"
+    return sign, f"{words}, below at {percent(found.estimate.value)} of {where}, noise at 50 % ({_over(found)})"
 
 
 def _enough(record: TriggerRecord) -> Estimate:
-    """The share of a run; a gap where no share could tell it from noise."""
+    """Return the share of a run, or a missing value if it has too few steps to be distinguished from noise."""
     from lossscope.landscape.analysis import GAP
 
     return record.audit.share if record.audit is not None and record.audit.share.samples >= _FEWEST else GAP
 
 
 def _timer_in_words(arm: str, records: Sequence[tuple[Run, TriggerRecord]]) -> list[str]:
-    """What an arm's random timer did, beside its own chance; nothing where it has none."""
+    """Return the rate of an arm's random timer and its nominal rate, as text; empty without a timer."""
     from lossscope.landscape.analysis import GAP, pooled, seed_of
 
     audits = [one.audit for _, one in records if one.audit is not None]
@@ -163,21 +164,23 @@ def _timer_in_words(arm: str, records: Sequence[tuple[Run, TriggerRecord]]) -> l
     if number(found.estimate.value) is None:
         return []
     drawn = percent(audits[0].expected)
-    return [f"{arm}, a random timer: at {percent(found.estimate.value)} of the steps before its cap, drawn at {drawn}"]
+    return [
+        f"{arm}, random timer: fired at {percent(found.estimate.value)} of the steps before its cap, nominal {drawn}"
+    ]
 
 
 def _widest(memory: ArmMemory | None) -> Pooled | None:
-    """The difference with the most gaps: how many seeds can be spoken of."""
+    """Return the difference with the most missing seeds."""
     return max(memory.differences.values(), key=lambda one: one.gaps, default=None) if memory is not None else None
 
 
 def _over(found: Pooled | None) -> str:
-    """How many seeds a number is over."""
+    """Return the number of seeds behind a value, as text."""
     if found is None or found.seeds + found.gaps < 2:
-        return "of one seed only"
+        return "one seed only"
     return f"over {found.seeds} seeds" + (f", {found.gaps} missing" if found.gaps else "")
 
 
 def _of_runs(count: int) -> str:
-    """How many runs a number is of."""
+    """Return the number of runs behind a value, as text."""
     return "of this run only" if count == 1 else f"of {count} runs"

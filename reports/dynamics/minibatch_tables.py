@@ -1,4 +1,4 @@
-"""How long gradient and shear keep their direction: tables by lag and by object, and the figure."""
+"""Direction autocorrelation of gradient and shear, and the gradient noise scale: tables and a figure."""
 
 from __future__ import annotations
 
@@ -19,36 +19,38 @@ if TYPE_CHECKING:
 
 __all__ = ["Memories", "memories_of", "memory_figure", "memory_tables", "missing_noise", "noise_records", "noise_table"]
 
-Memories: TypeAlias = Mapping[str, "ArmMemory | None"]  # every arm, in order; None where no window was sampled
+Memories: TypeAlias = Mapping[str, "ArmMemory | None"]  # every arm, in order; None if no window was sampled
 
 _WORDS: Final = {"gradient": "gradient g", "shear": "shear v"}
 _LAG_COLUMNS: Final = (
     Column("arm", "arm", words=True),
     Column("lag", "lag", "steps"),
-    Column("gradient", "A_g [95 %]", "1", "cosine of gradients so many steps apart, over that of two batches at once"),
-    Column("shear", "A_v [95 %]", "1", "the same of shears"),
-    Column("difference", "D = A_v − A_g [95 %]", "1", "above 0: the shear turns more slowly"),
-    Column("raw_gradient", "raw cosine of g", "1", "with the noise of batches in it"),
-    Column("raw_shear", "raw cosine of v", "1", "what a stored shear has in common with a later one"),
+    Column("gradient", "A_g [95 %]", "1", "cosine between gradients this many steps apart, over the ceiling"),
+    Column("shear", "A_v [95 %]", "1", "the same for shears"),
+    Column("difference", "D = A_v − A_g [95 %]", "1", "above 0: the shear turns more slowly than the gradient"),
+    Column("raw_gradient", "raw cosine of g", "1", "includes minibatch noise"),
+    Column("raw_shear", "raw cosine of v", "1", "cosine between a stored shear and a later one"),
 )
 _OBJECT_COLUMNS: Final = (
     Column("arm", "arm", words=True),
     Column("object", "object", words=True),
-    Column("windows", "windows", "", "of all runs"),
+    Column("windows", "windows", "", "lag windows of all runs"),
     Column("over", "intervals over", words=True),
-    Column("ceiling", "ceiling [95 %]", "1", "cosine of two batches at one step: what noise leaves of 1"),
-    Column("half_life", "half-life", "steps", "up to the one lag A is above 1/2, at the other below", words=True),
+    Column("ceiling", "ceiling [95 %]", "1", "cosine between two batches at one step: 1 reduced by noise"),
+    Column(
+        "half_life", "half-life", "steps", "A is above 1/2 up to the first lag, below 1/2 at the second", words=True
+    ),
     Column("angular_velocity", "angular velocity [95 %]", "°/step", "arccos A(1)"),
-    Column("null_sd", "null", "1", "standard deviation of one cosine of random vectors, 1/√n"),
+    Column("null_sd", "null", "1", "standard deviation of the cosine between random vectors, 1/√n"),
 )
 _LAG_NOTE: Final = (
-    "A is the raw cosine over the ceiling, so that 1 is a direction that has not turned. The raw cosine is what a "
-    "reused shear really has in common with a later batch."
+    "A is the raw cosine divided by the ceiling: A = 1 is an unchanged direction. The raw cosine is the similarity of "
+    "a reused shear with a later batch, noise included. A window is a group of minibatch gradients at fixed lags."
 )
 
 
 def memories_of(runs: Sequence[Run]) -> Memories:
-    """The memory of each arm: computed once, as its intervals take some time."""
+    """Return the direction autocorrelation of each arm. Call once: the intervals take time."""
     if not any(len(run.pairs) for run in runs):
         return dict.fromkeys(by_arm(runs))
     from lossscope.landscape.analysis import memory_of_arm
@@ -57,19 +59,19 @@ def memories_of(runs: Sequence[Run]) -> Memories:
 
 
 def memory_tables(memories: Memories) -> tuple[Table, ...]:
-    """Memory by lag, and what is one number for each object; nothing where no window was sampled."""
+    """Return autocorrelation by lag, and the scalars of each object; empty if no window was sampled."""
     lags = tuple(row for arm, memory in memories.items() if memory is not None for row in _by_lag(arm, memory))
     objects = tuple(row for arm, memory in memories.items() if memory is not None for row in _by_object(arm, memory))
     if not lags:
         return ()
     return (
-        Table("memory", "How long directions are kept, by lag", _LAG_COLUMNS, lags, _LAG_NOTE),
+        Table("memory", "Direction autocorrelation by lag", _LAG_COLUMNS, lags, _LAG_NOTE),
         Table("directions", "Ceiling, half-life and angular velocity", _OBJECT_COLUMNS, objects),
     )
 
 
 def memory_figure(memories: Memories) -> Curves:
-    """A over the lag, solid for the gradient and dashed for the shear."""
+    """Return A over the lag, solid for the gradient and dashed for the shear."""
     drawn = tuple(
         _curve(hue, arm, memory.directions[kind], dashed=kind == "shear")
         for hue, (arm, memory) in enumerate(memories.items())
@@ -79,9 +81,9 @@ def memory_figure(memories: Memories) -> Curves:
     last = max((x for curve in drawn for x in curve.x if x is not None), default=2.0)
     return Curves(
         key="memory",
-        title="How long directions are kept",
-        caption="A at each lag: 1 is a direction that has not turned, 0 one that has nothing left of it. Whiskers are "
-        "95 % intervals; a hollow point has none that could be relied on. Points of one lag are drawn a little apart.",
+        title="Direction autocorrelation",
+        caption="A at each lag: 1 is an unchanged direction, 0 an unrelated one. Whiskers are 95 % intervals; a hollow "
+        "point has no reliable interval. Points of one lag are shifted to remain visible.",
         x=Axis("lag", "steps", "log", limits=(0.85, 1.15 * max(last, 2.0))),
         y=Axis("A(lag)"),
         curves=drawn,
@@ -97,7 +99,7 @@ def memory_figure(memories: Memories) -> Curves:
 
 
 def _by_lag(arm: str, memory: ArmMemory) -> Iterable[tuple[Cell, ...]]:
-    """A row for each lag."""
+    """Return a row for each lag."""
     normalized = {kind: found.normalized for kind, found in memory.directions.items()}
     raw = {kind: found.raw for kind, found in memory.directions.items()}
     columns = (
@@ -112,7 +114,7 @@ def _by_lag(arm: str, memory: ArmMemory) -> Iterable[tuple[Cell, ...]]:
 
 
 def _by_object(arm: str, memory: ArmMemory) -> Iterable[tuple[Cell, ...]]:
-    """A row for each object."""
+    """Return a row for each object."""
     for kind, found in memory.directions.items():
         seeds, first = found.ceiling.seeds, found.normalized.get(1)
         bounded = math.isfinite(found.ceiling.estimate.high)
@@ -129,19 +131,19 @@ def _by_object(arm: str, memory: ArmMemory) -> Iterable[tuple[Cell, ...]]:
 
 
 def _at(found: Mapping[int, Pooled], lag: int) -> Quantity:
-    """The number at a lag; a gap where there is none."""
+    """Return the value at a lag; missing if there is none."""
     return pooled_quantity(found[lag]) if lag in found else Quantity(None)
 
 
 def _half_life(above: float, below: float) -> str:
-    """Between what the half-life lies, as far as the intervals tell."""
+    """Return the bounds of the half-life implied by the intervals, as text."""
     if math.isinf(below):
-        return f"> {above:.0f}" if above else "not known"
+        return f"> {above:.0f}" if above else "unknown"
     return f"{above:.0f} to {below:.0f}" if above else f"at most {below:.0f}"
 
 
 def _curve(hue: int, arm: str, found: DirectionOfArm, *, dashed: bool) -> Curve:
-    """The line of one object of an arm, with the interval of each number."""
+    """Return the curve of one object of an arm, with the interval of each value."""
     estimates = [one.estimate for one in found.normalized.values()]
     values = tuple(number(one.value) for one in estimates)
     low, high = tuple(number(one.low) for one in estimates), tuple(number(one.high) for one in estimates)
@@ -150,7 +152,7 @@ def _curve(hue: int, arm: str, found: DirectionOfArm, *, dashed: bool) -> Curve:
 
 
 def _in_words(arm: str, kind: str, found: DirectionOfArm) -> str:
-    """The line in numbers, from its first lag to its last."""
+    """Return the curve as text, from its first lag to its last."""
     parts = (f"{quantity_text(pooled_quantity(one))} at lag {lag}" for lag, one in found.normalized.items())
     return f"{arm}, {_WORDS[kind]}, A [95 %]: {', '.join(parts)}"
 
@@ -159,20 +161,30 @@ _NOISE_COLUMNS: Final = (
     Column("run", "run", words=True),
     Column("windows", "windows"),
     Column("samples", "minibatch", "samples", "the other batch is twice as large"),
-    Column("scale", "noise scale [95 %]", "samples", "tr Σ / ‖g‖², all windows: a gap where ‖g‖² is not above 0"),
-    Column("late", "in the second half [95 %]", "samples", "of the run's steps"),
-    Column("signal", "‖g‖² [95 %]", LOSS_SQUARED, "squared norm of the mean gradient; below 0 by chance"),
-    Column("noise", "tr Σ [95 %]", LOSS_SQUARED, "variance of one sample's gradient, all parameters"),
+    Column(
+        "scale",
+        "noise scale [95 %]",
+        "samples",
+        "tr Σ / ‖g‖² over all windows; missing if the estimate of ‖g‖² is not positive",
+    ),
+    Column("late", "second half [95 %]", "samples", "the same over the second half of the run's steps"),
+    Column(
+        "signal",
+        "‖g‖² [95 %]",
+        LOSS_SQUARED,
+        "squared norm of the mean gradient; an unbiased estimate, which can be negative",
+    ),
+    Column("noise", "tr Σ [95 %]", LOSS_SQUARED, "variance of the gradient of one sample, summed over all parameters"),
 )
 _NOISE_NOTE: Final = (
-    "The batch at which noise is as large as signal. It usually grows in training, so that one number for a whole run "
-    "is a mean over many. Where the signal may be 0 the scale has no upper end; fewer than five windows give no "
-    "interval."
+    "The noise scale is the batch size at which noise equals signal. It usually grows during training, so the value of "
+    "a whole run is an average. If the interval of the signal contains 0, the scale has no upper end; fewer than five "
+    "windows give no interval."
 )
 
 
 def noise_records(runs: Sequence[Run]) -> list[tuple[Run, NoiseRecord]]:
-    """The noise scales of the runs that were sampled with minibatches."""
+    """Return the noise scales of the runs with minibatch pairs."""
     if not any(len(run.pairs) for run in runs):
         return []
     from lossscope.landscape.analysis import noise_of
@@ -181,22 +193,22 @@ def noise_records(runs: Sequence[Run]) -> list[tuple[Run, NoiseRecord]]:
 
 
 def noise_table(records: Sequence[tuple[Run, NoiseRecord]]) -> tuple[Table, ...]:
-    """A row for each run; nothing where none has a noise scale."""
+    """Return one row per run; empty if no run has a noise scale."""
     rows = tuple(_row(run, record, record.whole) for run, record in records if record.whole is not None)
     return (Table("noise_scale", "Gradient noise scale", _NOISE_COLUMNS, rows, _NOISE_NOTE),) if rows else ()
 
 
 def missing_noise(records: Sequence[tuple[Run, NoiseRecord]]) -> tuple[Missing, ...]:
-    """The runs whose windows gave no noise scale, with the reason."""
+    """Return the runs without a noise scale, with the reason."""
     return tuple(
-        Missing(f"The noise scale of {run.name}", f"{record.why[:1].upper()}{record.why[1:]}.")
+        Missing(f"Noise scale of {run.name}", f"{record.why[:1].upper()}{record.why[1:]}.")
         for run, record in records
         if record.whole is None
     )
 
 
 def _row(run: Run, record: NoiseRecord, whole: NoiseScale) -> tuple[Cell, ...]:
-    """The noise of a run."""
+    """Return the row of a run."""
     return (
         run.name,
         record.windows,

@@ -1,4 +1,4 @@
-"""The dynamics report: what the steps did, from memory of directions to the layer that left its model first."""
+"""Dynamics report: direction autocorrelation, trigger, gradient noise, step quality, shear, energy, remainders."""
 
 from __future__ import annotations
 
@@ -47,27 +47,27 @@ __all__ = ["dynamics"]
 
 _PAIRS: Final = (
     "Record with preset standard or full and pass minibatches= to the Recorder; lossscope train --preset standard does "
-    "both. A run shorter than the first window has none."
+    "both. The run must be longer than the first window."
 )
-_LAYERS: Final = "Record with preset standard or full, and with an objective= for the loss on fixed data."
-_EVALUATIONS: Final = "Their curvature was recorded without it, by an earlier lossscope: record them again."
-_ANGLES: Final = "Record with preset standard or full: the update is then made a second time without the shear."
+_LAYERS: Final = "Record with preset standard or full, and pass objective= for the loss on fixed data."
+_EVALUATIONS: Final = "An earlier lossscope recorded the curvature without it: record these runs again."
+_ANGLES: Final = "Record with preset standard or full: the update is then also computed without the shear."
 
 
 def dynamics(runs: Sequence[Run]) -> Report:
-    """The dynamics report of the runs: memory, trigger, noise, step quality, alignment, shear, energy and layers.
+    """Return the dynamics report: autocorrelation, trigger, noise, step quality, alignment, shear, energy and layers.
 
     Args:
-        runs: any runs, live, crashed and failed ones included.
+        runs: Any runs; live, crashed and failed runs are allowed.
 
     Returns:
-        The report as data. What no run has recorded has no table; `missing` says how to get it.
+        The report as data. A quantity that no run recorded has no table; `missing` states how to record it.
     """
     memories, triggers = memories_of(runs), triggers_of(runs)
     noises, layers = noise_records(runs), layer_records(runs)
     return Report(
         kind="dynamics",
-        title="Dynamics of the steps",
+        title="Training dynamics",
         subtitle=runs_in_words(runs),
         findings=(
             shear_keeps_longer(memories),
@@ -99,7 +99,7 @@ def dynamics(runs: Sequence[Run]) -> Report:
 
 
 def _figures(runs: Sequence[Run], memories: Memories) -> tuple[FigureData, ...]:
-    """The loss, and every other figure that has a line."""
+    """Return the loss, and every other figure with data."""
     drawn = (
         memory_figure(memories),
         phi_figure(runs),
@@ -112,13 +112,13 @@ def _figures(runs: Sequence[Run], memories: Memories) -> tuple[FigureData, ...]:
 
 
 def _missing(runs: Sequence[Run]) -> Iterable[Missing]:
-    """What runs have not recorded, and how to get it."""
+    """Return the quantities that runs did not record, and how to record them."""
     yield from missing_curvature(runs)
     for what, how, lacking in (
-        ("Memory of directions and noise scale", _PAIRS, lambda run: not len(run.pairs)),
+        ("Direction autocorrelation and noise scale", _PAIRS, lambda run: not len(run.pairs)),
         ("Step quality", _EVALUATIONS, lambda run: len(run.probes) and not step_evaluations(run)),
         ("Angle between updates with and without the shear", _ANGLES, _without_angle),
-        ("Remainders of the layers", _LAYERS, lambda run: not run.tensors["remainder"].notna().any()),
+        ("Layer-wise remainders", _LAYERS, lambda run: not run.tensors["remainder"].notna().any()),
     ):
         names = [run.name for run in runs if lacking(run)]
         if names:
@@ -126,6 +126,6 @@ def _missing(runs: Sequence[Run]) -> Iterable[Missing]:
 
 
 def _without_angle(run: Run) -> bool:
-    """Whether a run injected a shear, and no angle was taken."""
+    """Return True if a run injected a shear and no angle was recorded."""
     injected = run.tensors["injected_norm"].notna().any()
     return bool(injected and not run.steps["injection_angle"].notna().any())

@@ -22,60 +22,66 @@ __all__ = ["energy_table", "missing_shear_and_energy", "shear_table"]
 _WORDS: Final = (Column("arm", "arm", words=True), Column("tensor", "tensor", words=True))
 _SHEAR_COLUMNS: Final = (
     *_WORDS,
-    Column("samples", "samples", "", "steps times seeds, for a track times its tensors, with a recorded angle"),
-    Column("adversarial_angle", "shear angle", "°", "between the base and the adversarial gradient"),
-    Column("shear_norm", "‖s‖", LOSS, "norm of the fresh shear s, the adversarial gradient without its part along g"),
-    Column("shear_ratio", "‖s‖ / ‖g‖", "1", "norm of the fresh shear over that of the base gradient g"),
-    Column("freshness", "freshness", "1", "cosine of the stored shear with the fresh one that replaces it"),
-    Column("phi", "phi", "1", "cosine of g with the stored shear, also at steps without an angle"),
-    Column("surrogate_gap", "surrogate gap", LOSS, "adversarial loss minus loss; of the whole model only"),
+    Column("samples", "samples", "", "steps times seeds (times tensors, for a track) with a recorded angle"),
+    Column("adversarial_angle", "shear angle", "°", "angle between base and adversarial gradient"),
+    Column("shear_norm", "‖s‖", LOSS, "norm of the fresh shear s: the adversarial gradient minus its projection on g"),
+    Column("shear_ratio", "‖s‖ / ‖g‖", "1", "norm of the fresh shear over the norm of the base gradient g"),
+    Column("freshness", "freshness", "1", "cosine between the stored shear and the fresh shear that replaces it"),
+    Column("phi", "phi", "1", "cosine between g and the stored shear, also at steps without an angle"),
+    Column("surrogate_gap", "surrogate gap", LOSS, "adversarial loss minus loss; whole model only"),
 )
 _ENERGY_COLUMNS: Final = (
     *_WORDS,
-    Column("samples", "samples", "", "steps times seeds, for a track times its tensors, with a recorded energy"),
-    Column("energy", "E", "1", "‖A‖_F, the norm of the whitened momentum of one tensor"),
-    Column("energy_rms", "E / √n", "1", "E over the root of the tensor's entries: a signal-to-noise meter, 0 to 1"),
-    Column("natural_energy", "natural", LOSS_SQUARED, "Σ A² v of one tensor, v the bias-corrected second moment"),
+    Column("samples", "samples", "", "steps times seeds (times tensors, for a track) with a recorded energy"),
+    Column("energy", "E", "1", "‖A‖_F, norm of the whitened momentum of one tensor"),
+    Column(
+        "energy_rms", "E / √n", "1", "E over the square root of the number of entries: a signal-to-noise ratio, 0 to 1"
+    ),
+    Column("natural_energy", "natural", LOSS_SQUARED, "Σ A² v of one tensor, with v the bias-corrected second moment"),
     Column("gradient_energy", "gradient", LOSS, "Σ g² / (√v + eps) of one tensor"),
     Column("update_energy", "update", LOSS_SQUARED, "Σ ΔW² v of one tensor"),
-    Column("second_moment_sum", "Σ v", LOSS_SQUARED, "of one tensor; not a Fisher trace, it depends on the batch size"),
+    Column(
+        "second_moment_sum",
+        "Σ v",
+        LOSS_SQUARED,
+        "sum of v of one tensor; not a Fisher trace: it depends on the batch size",
+    ),
 )
 _ANGLE: Final = ("adversarial_angle",)
 _ENERGIES: Final = tuple(column.key for column in _ENERGY_COLUMNS[3:])
 _TRACKS: Final = ("matrix", "vector")
 _TRACK_NOTE: Final = (
-    "A row of a track pools its tensors, each with its own number at each step: it is the median over tensors, steps "
-    "and seeds, not a sum over the track. Seeds counted as missing have no such number."
+    'The row of a track is the median over its tensors, steps and seeds, not a sum over the track. "(n missing)": n '
+    "seeds have no value."
 )
 _SHEAR_NOTE: Final = (
-    "`all` takes the parameters as one vector. A tensor has its own projection, so its shear is not a part of the one "
-    "of `all`. Of `all`, phi and the surrogate gap are recorded at every step that has one, so they have more numbers "
-    "than the angle."
+    "`all` treats the parameters as one vector. Each tensor has its own projection: its shear is not a component of "
+    "the shear of `all`. For `all`, phi and the surrogate gap are recorded at every step with a value, more often than "
+    "the angle."
 )
-_MOST_TENSORS: Final = 20  # of an arm
+_MOST_TENSORS: Final = 20  # rows per arm
 _SHEAR_HOW: Final = (
-    "Second passes were taken, and no angle was recorded. Train with one of lossscope's own optimizers, which show "
-    "both gradients of a step; every 100th step is sampled with preset economy, every 10th with standard, each with "
-    "full."
+    "The run has second passes, but no recorded angle. Use one of lossscope's own optimizers, which expose both "
+    "gradients of a step; preset economy samples every 100th step, standard every 10th, full every step."
 )
 _STORED_HOW: Final = (
-    "Their optimizer steps along the adversarial gradient and stores no shear, so only the angle is recorded; "
-    "ars2-lazy, ars2-aga and looksam store one."
+    "The optimizer steps along the adversarial gradient and stores no shear, so only the angle is recorded; ars2-lazy, "
+    "ars2-aga and looksam store a shear."
 )
 _ENERGY_HOW: Final = (
-    "The energies need the second moments of one of lossscope's own optimizers, see `lossscope list optimizers`; those "
+    "The energies require a lossscope optimizer with second moments, see `lossscope list optimizers`; optimizers "
     "without second moments, such as sgd, have none."
 )
 
 
 def shear_table(runs: Sequence[Run]) -> tuple[Table, ...]:
-    """The shear of each arm: of the whole model, of each track and of each tensor; nothing where no run has one.
+    """Return the shear of each arm: whole model, each track and each tensor.
 
     Args:
-        runs: any runs. An arm without a recorded second pass and without phi has no row.
+        runs: Any runs. An arm with neither a recorded second pass nor phi has no row.
 
     Returns:
-        One table, or none.
+        One table, or none if no run recorded a shear.
     """
     title = "Shear-force angle: median [range over sampled steps and seeds]"
     rows, more = _arms(runs, _SHEAR_COLUMNS, _ANGLE, _whole)
@@ -84,13 +90,13 @@ def shear_table(runs: Sequence[Run]) -> tuple[Table, ...]:
 
 
 def energy_table(runs: Sequence[Run]) -> tuple[Table, ...]:
-    """The Fisher energy of each arm, of each track and of each tensor; nothing where no run has one.
+    """Return the Fisher energy of each arm: each track and each tensor.
 
     Args:
-        runs: any runs. An arm whose optimizer shows no second moments has no row.
+        runs: Any runs. An arm whose optimizer exposes no second moments has no row.
 
     Returns:
-        One table, or none.
+        One table, or none if no run recorded an energy.
     """
     title = "Fisher energy: median [range over sampled steps and seeds]"
     rows, more = _arms(runs, _ENERGY_COLUMNS, _ENERGIES, None)
@@ -99,7 +105,7 @@ def energy_table(runs: Sequence[Run]) -> tuple[Table, ...]:
 
 
 def missing_shear_and_energy(runs: Sequence[Run]) -> tuple[Missing, ...]:
-    """What runs lack of the shear although they took second passes, and of the energies, with how to record it."""
+    """Return the runs without shear despite second passes, and those without energies, with how to record them."""
     energies = {run.name: _with_energy(run) for run in runs}
     lacking = (
         (
@@ -131,9 +137,9 @@ def _arms(
     counted: Sequence[str],
     whole: Callable[[Run], pd.DataFrame] | None,
 ) -> tuple[list[tuple[Cell, ...]], list[str]]:
-    """The rows of every arm, and a sentence for each arm with more tensors than are listed.
+    """Return the rows of every arm, and a sentence for each arm with more tensors than are listed.
 
-    `counted` are the columns of which a sample has at least one; `whole` gives the rows about all parameters.
+    A sample has a value in at least one of the `counted` columns; `whole` returns the rows of all parameters together.
     """
     found: list[tuple[Cell, ...]] = []
     sentences: list[str] = []
@@ -153,7 +159,7 @@ def _arms(
 def _rows(
     arm: str, parts: Mapping[str, Sequence[pd.DataFrame]], columns: Sequence[Column], counted: Sequence[str]
 ) -> list[tuple[Cell, ...]]:
-    """A row for each part of the model that has a number; of each part there is a frame for every seed."""
+    """Return one row per part of the model with a value; each part has one frame per seed."""
     rows: list[tuple[Cell, ...]] = []
     for part, seeds in parts.items():
         values = [[one for seed in seeds for one in _numbers(seed, column.key)] for column in columns]
@@ -164,29 +170,29 @@ def _rows(
 
 
 def _numbers(rows: pd.DataFrame, column: str) -> list[float | None]:
-    """The numbers of a seed's rows, angles in degrees; one missing number where the seed has none."""
+    """Return the values of a seed's rows, angles in degrees; one missing value if the seed has none."""
     values = rows.get(column, ())
     there = [one for value in values if (one := number(value)) is not None]
     return [math.degrees(one) if column == "adversarial_angle" else one for one in there] or [None]
 
 
 def _whole(run: Run) -> pd.DataFrame:
-    """The rows of `steps`, with the ratio of shear to gradient, which is not recorded; infinite for a gradient of 0."""
+    """Return `steps` with the ratio of shear to gradient norm, which is not recorded; infinite for a zero gradient."""
     steps = run.steps
     return steps.assign(shear_ratio=steps["shear_norm"] / steps["gradient_norm"])
 
 
 def _ascended(run: Run) -> bool:
-    """Tell whether a step took a second gradient."""
+    """Return True if any step computed a second gradient."""
     return bool(run.steps["synced"].eq(True).any())
 
 
 def _has(run: Run, column: str) -> bool:
-    """Tell whether that number of the shear was recorded anywhere."""
+    """Return True if the column was recorded for any step or tensor."""
     return bool(run.steps[column].notna().any() or run.tensors[column].notna().any())
 
 
 def _with_energy(run: Run) -> dict[str, bool]:
-    """Tell of each track of the run whether any energy of it was recorded."""
+    """Return for each track of the run whether any energy was recorded."""
     there = run.tensors[list(_ENERGIES)].notna().any(axis=1)
     return {str(track): bool(found.any()) for track, found in there.groupby(run.tensors["track"])}

@@ -1,1 +1,1 @@
-"""The spectral entropy report."""
+"""Spectral entropy report."""

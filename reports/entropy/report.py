@@ -1,4 +1,4 @@
-"""The spectral entropy report: singular spectra of what an optimizer's step is made of."""
+"""Spectral entropy report: singular spectra of gradient, momentum, update and weight."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _OBJECTS: Final = {
 _SUBJECT: Final = (Column("object", "object", words=True), Column("arm", "arm", words=True))
 _ENTROPY_COLUMNS: Final = (
     *_SUBJECT,
-    Column("matrices", "matrices", "", "spectra behind the row: matrices times seeds"),
+    Column("matrices", "matrices", "", "number of spectra: matrices times seeds"),
     Column("entropy_energy", "energy entropy", "1", "entropy of s²/Σs² over ln r"),
     Column("entropy_nuclear", "nuclear entropy", "1", "entropy of s/Σs over ln r"),
     Column("stable_rank", "stable rank", "1", "‖M‖_F² / ‖M‖_2²"),
@@ -43,26 +43,26 @@ _ENTROPY_COLUMNS: Final = (
 _CONDITION_COLUMNS: Final = (
     *_SUBJECT,
     Column("condition", "condition, median", "1", "largest over smallest singular value"),
-    Column("singular", "singular", "", "singular matrices: they have no condition number"),
+    Column("singular", "singular", "", "number of singular matrices, which have no condition number"),
     Column("orthogonality_defect", "orthogonality defect, mean", "1", "‖MMᵀ − I‖_F/√r after scaling"),
 )
 _TENSOR_COLUMNS: Final = (
     Column("tensor", "tensor", words=True),
     Column("shape", "shape", words=True),
     Column("track", "track", words=True),
-    Column("spectra", "spectra", "", "objects whose spectrum was recorded", words=True),
+    Column("spectra", "spectra", "", "objects with a recorded spectrum", words=True),
 )
 _MOST_TENSORS: Final = 40
 
 
 def spectral_entropy(runs: Sequence[Run]) -> Report:
-    """The spectral entropy report of the runs: entropies, ranks, condition, before and after Newton-Schulz.
+    """Return the spectral entropy report: entropies, ranks and condition, before and after Newton-Schulz.
 
     Args:
-        runs: any runs, live, crashed and failed ones included.
+        runs: Any runs; live, crashed and failed runs are allowed.
 
     Returns:
-        The report as data. Vectors have no entropy: they stand in the table of tensors as a gap.
+        The report as data. Vectors have no spectral entropy: the table of tensors shows it as missing.
     """
     return Report(
         kind="entropy",
@@ -88,7 +88,7 @@ def spectral_entropy(runs: Sequence[Run]) -> Report:
 
 
 def _entropy_table(runs: Sequence[Run]) -> Table:
-    """Entropies and ranks per object and arm."""
+    """Return entropies and ranks per object and arm."""
     columns = ("entropy_energy", "entropy_nuclear", "stable_rank", "effective_rank")
     rows: tuple[tuple[Cell, ...], ...] = tuple(
         (words, arm, len(rows), *(mean_and_range(_numbers(rows, column)) for column in columns))
@@ -99,7 +99,7 @@ def _entropy_table(runs: Sequence[Run]) -> Table:
 
 
 def _condition_table(runs: Sequence[Run]) -> Table:
-    """Condition and orthogonality defect per object and arm."""
+    """Return condition number and orthogonality defect per object and arm."""
     rows = tuple(
         (
             words,
@@ -110,13 +110,13 @@ def _condition_table(runs: Sequence[Run]) -> Table:
         )
         for words, arm, rows in _subjects(runs)
     )
-    title = "Condition and orthogonality at the same steps, with the range over matrices and seeds"
-    note = "The condition number of an update is not that of the landscape."
+    title = "Condition and orthogonality at the same steps, with ranges over matrices and seeds"
+    note = "The condition number of an update is not that of the loss landscape."
     return Table("condition", title, _CONDITION_COLUMNS, rows, note)
 
 
 def _subjects(runs: Sequence[Run]) -> list[tuple[str, str, pd.DataFrame]]:
-    """Every object and arm with the spectra at the arm's last steps, objects outermost."""
+    """Return every object and arm with the spectra at the runs' last steps, ordered by object."""
     import pandas as pd
 
     arms = {
@@ -133,14 +133,14 @@ def _subjects(runs: Sequence[Run]) -> list[tuple[str, str, pd.DataFrame]]:
 
 
 def _update_notes(runs: Sequence[Run]) -> tuple[str, ...]:
-    """What to say where updates of two kinds stand side by side; only lossscope's own optimizers record A."""
+    """Return a note if updates with and without weight decay are compared; only lossscope's optimizers record A."""
     recorded = [set(run.spectra["object"]) for run in runs]
     kinds = {"whitened" in objects for objects in recorded if "update" in objects}
     return (UPDATE_NOTE,) if len(kinds) == 2 else ()
 
 
 def _tensor_table(runs: Sequence[Run]) -> Table:
-    """The model's tensors, and which objects have spectra."""
+    """Return the tensors of the model and the objects with recorded spectra."""
     tensors: dict[str, tuple[Cell, ...]] = {}
     for run in runs:
         recorded = run.spectra.groupby("tensor")["object"].unique().to_dict()
@@ -149,24 +149,24 @@ def _tensor_table(runs: Sequence[Run]) -> Table:
             objects = [kind for kind in _OBJECTS if kind in set(recorded.get(name, ()))]
             tensors.setdefault(name, (name, _shape(entry), str(entry.get("track", "–")), ", ".join(objects) or None))
     rows = tuple(tensors.values())
-    more = f" {len(rows) - _MOST_TENSORS} more are not listed." if len(rows) > _MOST_TENSORS else ""
-    note = f"A vector has no spectral entropy: a gap.{more}"
+    more = f" {len(rows) - _MOST_TENSORS} more tensors are not listed." if len(rows) > _MOST_TENSORS else ""
+    note = f"Vectors have no spectral entropy.{more}"
     return Table("tensors", "Tensors", _TENSOR_COLUMNS, rows[:_MOST_TENSORS], note)
 
 
 def _model_tensors(run: Run) -> list[Mapping[str, object]]:
-    """The manifest's table of tensors."""
+    """Return the tensors listed in the manifest."""
     model = run.manifest.get("model")
     tensors = model.get("tensors") if isinstance(model, Mapping) else None
     return [entry for entry in tensors if isinstance(entry, Mapping)] if isinstance(tensors, list) else []
 
 
 def _shape(entry: Mapping[str, object]) -> str:
-    """A tensor's shape as `64 × 32`."""
+    """Return the shape of a tensor as `64 × 32`."""
     shape = entry.get("shape")
     return " × ".join(str(size) for size in shape) if isinstance(shape, list | tuple) else "–"
 
 
 def _numbers(rows: pd.DataFrame, column: str) -> list[float]:
-    """The numbers of a column; null and what is not finite are left out."""
+    """Return the finite values of a column."""
     return [found for value in rows[column] if (found := number(value)) is not None]

@@ -1,4 +1,4 @@
-"""Order beyond noise in the spectra of gradients, as a table."""
+"""Tables of spectral order beyond noise, and of the quality of Newton-Schulz."""
 
 from __future__ import annotations
 
@@ -25,24 +25,26 @@ _COLUMNS: Final = (
     Column("arm", "arm", words=True),
     Column("matrix", "matrix", words=True),
     Column("samples", "samples", "", "steps times seeds"),
-    Column("null", "entropy of noise", "nats", "energy entropy of white noise of this shape"),
-    Column("own", "step's gradient [95 %]", "nats", "entropy of noise less that of the training batch's gradient"),
-    Column("batch", "one minibatch [95 %]", "nats", "the same of a probe minibatch"),
-    Column("pair", "two together [95 %]", "nats"),
-    Column("infinite", "infinite batch [95 %]", "nats", "extrapolated linearly in 1/B"),
+    Column("null", "entropy of noise", "nats", "energy entropy of a white-noise matrix of this shape"),
+    Column(
+        "own", "step's gradient [95 %]", "nats", "entropy of noise minus that of the gradient on the training batch"
+    ),
+    Column("batch", "one minibatch [95 %]", "nats", "the same for the gradient on one probe minibatch"),
+    Column("pair", "two minibatches [95 %]", "nats", "the same for two probe minibatches together"),
+    Column("infinite", "infinite batch [95 %]", "nats", "linear extrapolation in 1/B"),
 )
 _NOTE: Final = (
-    "0 is a spectrum as white noise has it; more is order. The last column takes entropy as linear in 1/B, "
-    "H_inf = 2 H_2B − H_B. Where the noise of batches fills the whole spectrum, order grows with the batch and is "
-    "larger still than extrapolated. Where few samples make up a batch's gradient, each of rank one, a small batch has "
-    "order of its own, and order falls with the batch."
+    "0 is the spectrum of white noise; larger values are more ordered. The last column assumes that entropy is linear "
+    "in 1/B: H_inf = 2 H_2B − H_B. If minibatch noise fills the whole spectrum, order grows with the batch size and "
+    "exceeds the extrapolation. If a batch has few samples, each with a gradient of rank one, the batch itself is "
+    "ordered, and order decreases with the batch size."
 )
 _MOST: Final = 40  # rows
 _SIZES: Final = ("own", "batch", "pair", "infinite")
 
 
 def order_table(runs: Sequence[Run]) -> tuple[Table, ...]:
-    """The mean over matrices and each matrix of an arm; nothing where no run recorded it."""
+    """Return the order beyond noise of each arm, mean over matrices and by matrix; empty if no run recorded it."""
     if not any(run.spectra["excess_order"].notna().any() for run in runs):
         return ()
     rows = [row for arm, members in by_arm(runs).items() for row in _of_arm(arm, members)]
@@ -54,7 +56,7 @@ def order_table(runs: Sequence[Run]) -> tuple[Table, ...]:
 
 
 def _of_arm(arm: str, runs: Sequence[Run]) -> Iterable[tuple[Cell, ...]]:
-    """The mean over matrices first, then each of them."""
+    """Return the row of the mean over matrices, then one row per matrix."""
     from lossscope.landscape.analysis import mean_order, order_of, seed_of
 
     orders = [(seed_of(run), order_of(run)) for run in runs]
@@ -66,7 +68,7 @@ def _of_arm(arm: str, runs: Sequence[Run]) -> Iterable[tuple[Cell, ...]]:
 
 
 def _row(arm: str, name: str, found: Sequence[tuple[object, SpectralOrder | None]]) -> tuple[Cell, ...]:
-    """One matrix over the seeds; None is a seed without it, which is a gap."""
+    """Return the row of one matrix over the seeds; None is a seed without a value."""
     there = [order for _, order in found if order is not None]
     null = number(there[0].null)
     cells = (_order(found, which, null) for which in _SIZES)
@@ -74,7 +76,7 @@ def _row(arm: str, name: str, found: Sequence[tuple[object, SpectralOrder | None
 
 
 def _order(found: Sequence[tuple[object, SpectralOrder | None]], which: str, null: float | None) -> Quantity:
-    """An order over the seeds; no end of its interval is above that of a single direction, the entropy of noise."""
+    """Return an order over the seeds, its interval limited to the largest possible value, the entropy of noise."""
     from lossscope.landscape.analysis import GAP, pooled
 
     quantity = pooled_quantity(pooled((seed, GAP if order is None else getattr(order, which)) for seed, order in found))
@@ -84,10 +86,12 @@ def _order(found: Sequence[tuple[object, SpectralOrder | None]], which: str, nul
 
 
 _MEASURES: Final = (
-    Column("outside_band", "outside the band", "1", "share of singular values that the map left outside 0.68 to 1.21"),
-    Column("condition", "condition of O", "1", "largest over smallest singular value; a gap where O is singular"),
-    Column("polar_norm", "‖O‖_F / √r", "1", "1 for an orthogonal matrix: by what factor the step is shorter"),
-    Column("polar_cosine", "cosine to the polar factor", "1", "of direction alone"),
+    Column(
+        "outside_band", "outside the band", "1", "share of singular values outside 0.68 to 1.21 after the iteration"
+    ),
+    Column("condition", "condition of O", "1", "largest over smallest singular value; missing if O is singular"),
+    Column("polar_norm", "‖O‖_F / √r", "1", "1 for an orthogonal matrix; below 1 the step is shorter by this factor"),
+    Column("polar_cosine", "cosine with the polar factor", "1", "1 for the exact direction, whatever the norm"),
 )
 _NEWTON_SCHULZ_COLUMNS: Final = (
     Column("arm", "arm", words=True),
@@ -95,13 +99,13 @@ _NEWTON_SCHULZ_COLUMNS: Final = (
     *_MEASURES,
 )
 _NEWTON_SCHULZ_NOTE: Final = (
-    "Exact but for the iteration's own rounding. Directions outside the band stay weak however large the step. The "
-    "condition of an update is not that of the landscape."
+    "Exact up to the rounding of the iteration. Singular directions outside the band stay weak at any step size. "
+    "The condition number of an update is not that of the loss landscape."
 )
 
 
 def newton_schulz_table(runs: Sequence[Run]) -> tuple[Table, ...]:
-    """A row for each arm that orthogonalizes; nothing where no run has recorded it."""
+    """Return one row per arm that orthogonalizes; empty if no run recorded it."""
     rows: list[tuple[Cell, ...]] = []
     for arm, members in by_arm(runs).items():
         found = [part for run in members if len(part := _orthogonal(run))]
@@ -113,10 +117,10 @@ def newton_schulz_table(runs: Sequence[Run]) -> tuple[Table, ...]:
 
 
 def _orthogonal(run: Run) -> pd.DataFrame:
-    """The outputs of Newton-Schulz at the run's last step with spectra, those of matrices that were sampled."""
+    """Return the rows of sampled Newton-Schulz outputs at the run's last step with spectra."""
     return last_spectra(run).dropna(subset=["polar_cosine"])
 
 
 def _over(parts: Sequence[pd.DataFrame], column: str) -> list[float | None]:
-    """A column of all the runs."""
+    """Return a column of all runs."""
     return [number(value) for part in parts for value in part[column]]

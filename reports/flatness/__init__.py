@@ -1,1 +1,1 @@
-"""The flatness report."""
+"""Flatness report."""

@@ -1,4 +1,4 @@
-"""The flatness report: what exists so far of the reparametrization-invariant panel."""
+"""Flatness report: the reparametrization-invariant measures available so far."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ if TYPE_CHECKING:
 __all__ = ["flatness"]
 
 _NO_COMPARISON: Final = (
-    "No comparison is made: the evaluations are at equal steps, not at matched train loss, four measures of the panel "
-    "are needed and two exist here, and a verdict needs at least 6 paired seeds."
+    "Arms are not compared: the evaluations are at equal steps, not at matched train loss; a comparison requires four "
+    "measures, of which two are available, and at least 6 paired seeds."
 )
 _NOT_HERE: Final = (
-    Missing("Logit-normalized worst-case adaptive sharpness", "Not measured by this version."),
-    Missing("Relative flatness", "Not measured by this version."),
-    Missing("Sigma at a target loss, multiplicative", "Not measured by this version."),
+    Missing("Logit-normalized worst-case adaptive sharpness", "Not available in this version."),
+    Missing("Relative flatness", "Not available in this version."),
+    Missing("Sigma at a target loss, multiplicative", "Not available in this version."),
 )
 _NORM: Final = Column("weight_norm", "‖θ‖", "1", "norm of all parameters at the last recorded step")
 
 
 def flatness(runs: Sequence[Run]) -> Report:
-    """The flatness report of the runs: adaptive trace and log Fisher-Rao norm, and what the panel still lacks.
+    """Return the flatness report: adaptive trace and log Fisher-Rao norm, and the measures not yet available.
 
     Args:
-        runs: any runs, live, crashed and failed ones included.
+        runs: Any runs; live, crashed and failed runs are allowed.
 
     Returns:
-        The report as data. It compares no arms and says why.
+        The report as data. It does not compare arms and states why.
     """
     return Report(
         kind="flatness",
@@ -65,7 +65,7 @@ def flatness(runs: Sequence[Run]) -> Report:
 
 
 def _weight_norm(run: Run) -> float | None:
-    """The norm of all parameters at the last step that has it."""
+    """Return the norm of all parameters at the last step with a value."""
     return last_number(run.steps, "weight_norm")
 
 
@@ -77,14 +77,14 @@ _RUN_CELLS: Final = (
         of_run("log_fisher_rao"),
     ),
     (
-        Column("theta_hessian_theta", "θᵀHθ", LOSS, "curvature where all parameters grow by one factor"),
+        Column("theta_hessian_theta", "θᵀHθ", LOSS, "curvature along a common scaling of all parameters"),
         of_run("theta_hessian_theta"),
     ),
 )
 _ARM_CELLS: Final = (
     (_NORM, over_seeds(_weight_norm)),
     (Column("adaptive_trace", "adaptive trace", LOSS), over_seeds("adaptive_trace")),
-    (Column("adaptive_trace_error", "its widest SE", LOSS), widest_error_over_seeds("adaptive_trace")),
+    (Column("adaptive_trace_error", "largest SE", LOSS), widest_error_over_seeds("adaptive_trace")),
     (Column("log_fisher_rao", "log Fisher-Rao", "1"), over_seeds("log_fisher_rao")),
     (Column("theta_hessian_theta", "θᵀHθ", LOSS), over_seeds("theta_hessian_theta")),
 )

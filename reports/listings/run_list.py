@@ -1,4 +1,4 @@
-"""The list of runs in a folder, as a table."""
+"""Table of the runs in a folder."""
 
 from __future__ import annotations
 
@@ -22,27 +22,26 @@ _COLUMNS: Final = (
     Column("arm", "arm", words=True),
     Column("status", "status", words=True),
     Column("steps", "steps", "", "last recorded optimizer step"),
-    Column("loss", "last loss", LOSS, "training loss of the last step's batch"),
-    Column("test_accuracy", "test accuracy", "1", "last measured fraction right on the test set"),
-    Column("ends", "where it ends", words=True),
+    Column("loss", "last loss", LOSS, "training loss on the batch of the last step"),
+    Column("test_accuracy", "test accuracy", "1", "last measured accuracy on the test set"),
+    Column("ends", "end of recording", words=True),
 )
 
 
 @dataclass(frozen=True)
 class Unreadable:
-    """A run that could not be opened."""
+    """A run that cannot be opened, with the reason in one line."""
 
     path: Path
-    why: str  # one line
+    why: str
 
 
 def run_list(runs: Sequence[Run | Unreadable], folder: Path) -> Table:
-    """A table with a row per run: arm, status, steps, last loss, test accuracy, and where it ends.
+    """Return a table with one row per run: arm, status, steps, last loss, test accuracy, and end of recording.
 
     Args:
-        runs: the runs. One whose steps cannot be read keeps its row, with gaps; so does an unreadable one, and
-            says why.
-        folder: runs deeper inside it are named by their path from here.
+        runs: The runs. A run with unreadable steps has missing values in its row; an unreadable run has the reason.
+        folder: The folder that contains them; runs are named by their path relative to it.
 
     Returns:
         The table.
@@ -53,7 +52,7 @@ def run_list(runs: Sequence[Run | Unreadable], folder: Path) -> Table:
 
 
 def _row(run: Run | Unreadable, folder: Path) -> tuple[Cell, ...]:
-    """One run, or why there is none to be seen."""
+    """Return the row of one run, or of an unreadable one."""
     if isinstance(run, Unreadable):
         return (run.path.relative_to(folder).as_posix(), None, "unreadable", None, None, None, run.why)
     name = run.name if run.path == folder else run.path.relative_to(folder).as_posix()
@@ -61,10 +60,10 @@ def _row(run: Run | Unreadable, folder: Path) -> tuple[Cell, ...]:
 
 
 def _progress(run: Run) -> tuple[Cell, Cell, Cell]:
-    """Last step, its loss, and the last test accuracy; gaps where the table of steps cannot be read."""
+    """Return the last step, its loss, and the last test accuracy; None if the table of steps cannot be read."""
     try:
         steps = run.steps
-    except RunError:  # `ends` says so
+    except RunError:  # `ends` states the reason
         return None, None, None
     last = int(steps["step"].max()) if len(steps) else None
     return last, last_number(steps, "loss"), last_number(steps, "test_accuracy")

@@ -1,1 +1,1 @@
-"""The overview report."""
+"""Overview report."""

@@ -1,4 +1,4 @@
-"""The overview: one table over all arms, the norms to read it beside, and every figure, as the demo shows it."""
+"""Overview report: one table of all arms, norm controls, and every figure; the demo writes it."""
 
 from __future__ import annotations
 
@@ -57,13 +57,13 @@ _ARMS_PER_TABLE: Final = 4
 
 
 def overview(runs: Sequence[Run]) -> Report:
-    """The overview of the runs: one table of medians over seeds, norm controls, and the figures of every other report.
+    """Return the overview: a table of medians over seeds, norm controls, and the figures of the other reports.
 
     Args:
-        runs: any runs, live, crashed and failed ones included.
+        runs: Any runs; live, crashed and failed runs are allowed.
 
     Returns:
-        The report as data. A measure that an arm does not have is a gap.
+        The report as data. A measure that an arm did not record is missing.
     """
     return Report(
         kind="overview",
@@ -95,14 +95,14 @@ def overview(runs: Sequence[Run]) -> Report:
 
 
 def _tables(runs: Sequence[Run]) -> tuple[Table, ...]:
-    """The summary, measures down and arms across, a few arms to a table so that each stays narrow."""
+    """Return the summary, one row per measure and one column per arm, with a few arms per table."""
     arms = list(by_arm(runs).items())
     groups = [arms[first : first + _ARMS_PER_TABLE] for first in range(0, len(arms), _ARMS_PER_TABLE)]
     return tuple(_table(number, group, loss_unit(runs)) for number, group in enumerate(groups, start=1))
 
 
 def _table(number: int, arms: Sequence[tuple[str, Sequence[Run]]], loss: str) -> Table:
-    """The summary of a few arms."""
+    """Return the summary of a few arms."""
     heads = tuple(Column(f"arm_{place}", arm) for place, (arm, _) in enumerate(arms, start=1))
     columns = (Column("measure", "measure", words=True), Column("unit", "unit", words=True), *heads)
     rows: list[tuple[Cell, ...]] = [("seeds", "", *(seed_count(members) for _, members in arms))]
@@ -120,16 +120,18 @@ def _table(number: int, arms: Sequence[tuple[str, Sequence[Run]]], loss: str) ->
     ]
     key = "summary" if number == 1 else f"summary_{number}"
     note = " ".join([*repeated_seeds([run for _, members in arms for run in members]), HESSIAN_NOTE, SEEDS_NOTE])
-    return Table(key, "Each arm at its end: median [range over seeds]", columns, (*rows, *measured, *errors), note)
+    return Table(
+        key, "Each arm at the end of training: median [range over seeds]", columns, (*rows, *measured, *errors), note
+    )
 
 
 def _probe(measure: str) -> Callable[[Run], float | None]:
-    """A measure at the last evaluation of a run."""
+    """Return a function from a run to a measure at its last evaluation."""
     return lambda run: at_last_evaluation(run, measure).value
 
 
 def _step(column: str, factor: float = 1.0) -> Callable[[Run], float | None]:
-    """The last number of a column of the steps table, times a factor for its unit."""
+    """Return a function from a run to the last value of a column of `steps`, times a unit factor."""
 
     def value(run: Run) -> float | None:
         last = last_number(run.steps, column)
@@ -139,7 +141,7 @@ def _step(column: str, factor: float = 1.0) -> Callable[[Run], float | None]:
 
 
 def _entropy(kind: str) -> Callable[[Run], float | None]:
-    """The mean energy entropy over matrices at the last step with spectra."""
+    """Return a function from a run to the mean energy entropy over matrices at the last step with spectra."""
 
     def value(run: Run) -> float | None:
         rows = last_spectra(run)
@@ -160,15 +162,15 @@ _MEASURES: Final[tuple[tuple[str, str, Callable[[Run], float | None]], ...]] = (
     ("λ_max", LOSS, _probe("lambda_max")),
     ("trace", LOSS, _probe("trace")),
     ("adaptive trace", LOSS, _probe("adaptive_trace")),
-    ("R_dir", "", _probe("directional_edge_ratio")),
+    ("directional edge ratio", "", _probe("directional_edge_ratio")),
     ("entropy before Newton-Schulz", "", _entropy("whitened")),
     ("entropy after Newton-Schulz", "", _entropy("orthogonal")),
     ("shear angle", "°", _step("adversarial_angle", 180 / math.pi)),
     ("Fisher energy of matrices, E / √numel", "", _energy),
-    ("recorder's share of the time", "%", overhead_percent),
+    ("recording overhead", "%", overhead_percent),
 )
 _ERRORS: Final = (
-    ("λ_max: widest bound", "lambda_max"),
-    ("trace: widest standard error", "trace"),
-    ("adaptive trace: widest standard error", "adaptive_trace"),
+    ("λ_max: largest bound", "lambda_max"),
+    ("trace: largest standard error", "trace"),
+    ("adaptive trace: largest standard error", "adaptive_trace"),
 )

@@ -1,4 +1,4 @@
-"""The axes of figures: labels with units, scales, limits, and few plain numbers."""
+"""Axes of figures: labels with units, scales, limits and tick labels."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ if TYPE_CHECKING:
 
 __all__ = ["dress"]
 
-_POWERS: Final = 3  # powers of ten that make an axis readable without numbers between them
+_POWERS: Final = 3  # with this many powers of ten, an axis needs no tick labels between them
 
 
 def dress(ax: Axes, x: Axis, y: Axis) -> None:
-    """Labels with units, scales, limits, and numbers without mathematical typesetting."""
+    """Set labels with units, scales, limits, and tick labels without mathematical typesetting."""
     ax.set(xlabel=_label(x), ylabel=_label(y))
     if not ax.has_data():
-        ax.text(0.5, 0.5, "no numbers", transform=ax.transAxes, ha="center", va="center")
+        ax.text(0.5, 0.5, "no data", transform=ax.transAxes, ha="center", va="center")
     ax.margins(x=0.02)
     for axis, described, scale in ((ax.xaxis, x, ax.set_xscale), (ax.yaxis, y, ax.set_yscale)):
         linear = {"linthresh": described.linear_to, "linscale": described.linear_decades}
@@ -35,7 +35,7 @@ def dress(ax: Axes, x: Axis, y: Axis) -> None:
 
 
 def _short_numbers(axis: Any, described: Axis) -> None:
-    """Few and plain numbers on a logarithmic axis."""
+    """Set few and plain tick labels on a logarithmic axis."""
     from matplotlib.ticker import FixedLocator, LogLocator, NullFormatter, NullLocator, StrMethodFormatter
 
     low, high = described.limits or sorted(axis.get_view_interval())
@@ -57,17 +57,17 @@ def _short_numbers(axis: Any, described: Axis) -> None:
 
 
 def _powers_within(low: float, high: float) -> int:
-    """How many powers of ten lie from `low` to `high`, both above 0."""
+    """Return the number of powers of ten from `low` to `high`; 0 unless both are positive."""
     return int(np.floor(np.log10(high)) - np.ceil(np.log10(low))) + 1 if 0 < low <= high else 0
 
 
 def _signed_powers(low: float, high: float, least: float) -> list[float]:
-    """Powers of ten on both sides of zero, up to the ends, and zero; none so small that it would stand beside zero."""
+    """Return zero and the powers of ten on both sides up to the ends, without those that would overlap zero."""
     first = int(np.ceil(np.log10(least / 3)))
     powers = [10.0**k for k in range(first, int(np.floor(np.log10(max(-low, high)))) + 1)]
     return [*(-p for p in reversed(powers) if -p >= low), 0.0, *(p for p in powers if p <= high)]
 
 
 def _label(axis: Axis) -> str:
-    """The label with its unit."""
+    """Return the label with its unit."""
     return f"{axis.label} ({axis.unit})" if axis.unit not in ("", "1") else axis.label

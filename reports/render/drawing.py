@@ -1,4 +1,4 @@
-"""Figures drawn from their data. A drawing function takes an Axes and data and returns the artists it made."""
+"""Drawing of figures with matplotlib. Each drawing function takes an Axes and data and returns its artists."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ if TYPE_CHECKING:
 __all__ = ["CurveArtists", "draw_curve", "draw_figure", "draw_points", "draw_spectrum", "draw_threshold", "figure_svg"]
 
 _LONGEST_NAME: Final = 26
-_APART: Final = 1.03  # factor between the x of curves with whiskers at the same places
-_DENSE: Final = 150  # points from which a line is drawn thin
+_APART: Final = 1.03  # factor on x that separates curves with whiskers at the same positions
+_DENSE: Final = 150  # number of points above which lines are thin
 _LINESTYLES: Final[dict[bool, Any]] = {False: "-", True: (0, (4, 2))}
 
 
 @dataclass(frozen=True)
 class CurveArtists:
-    """What `draw_curve` drew; None where there was nothing to draw."""
+    """Artists of `draw_curve`; None if there was nothing to draw."""
 
     line: Line2D
     band: PolyCollection | None
@@ -52,8 +52,9 @@ class CurveArtists:
 def draw_curve(ax: Axes, curve: Curve, shift: float = 1.0) -> CurveArtists:
     """Draw an arm's median, its range over seeds as a band and its measurement error as whiskers.
 
-    A missing number breaks the line; a number between two gaps is a dot. Where every number has an interval of its own
-    the whiskers are these, and one without is hollow; `shift` is a factor on x that keeps whiskers of curves apart.
+    A missing value breaks the line; a value between two gaps is a dot. If `curve.interval` is true, the whiskers are
+    the interval of each value, and values without one are hollow. `shift` is a factor on x that separates the whiskers
+    of different curves.
     """
     color = hue_color(curve.hue)
     x, median = shift * _array(curve.x), _array(curve.median)
@@ -80,7 +81,7 @@ def draw_points(ax: Axes, points: Points) -> ErrorbarContainer:
 
 
 def draw_spectrum(ax: Axes, spectrum: Spectrum, place: int = 0) -> list[Artist]:
-    """Draw eigenvalues per decade with their band, and a tick below for each that stands alone; `place` is its row."""
+    """Draw eigenvalues per decade with their band, and a tick for each isolated eigenvalue in row `place`."""
     color = hue_color(spectrum.hue)
     x = _array(spectrum.x)
     band = ax.fill_between(x, _array(spectrum.low), _array(spectrum.high), color=color, alpha=0.2, linewidth=0)
@@ -103,7 +104,7 @@ def draw_threshold(ax: Axes, threshold: Threshold) -> Artist:
 
 
 def draw_figure(data: FigureData) -> Figure:
-    """The figure of the data, with axes, legend and everything in it."""
+    """Return the complete figure, with axes and legend."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
@@ -125,23 +126,23 @@ def draw_figure(data: FigureData) -> Figure:
 
 
 def figure_svg(data: FigureData) -> str:
-    """The figure as an SVG document. Equal data gives equal text: no date, fixed salt."""
+    """Return the figure as an SVG document. Equal data gives equal text: no date, fixed salt."""
     from matplotlib import rc_context
 
     out = StringIO()
     with rc_context(RC), warnings.catch_warnings():
-        # Text stays text, so a letter this font lacks is drawn by the reader's.
+        # text is kept as text: the viewer's font supplies glyphs missing here
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         draw_figure(data).savefig(out, format="svg", metadata={"Date": None, "Creator": None})
     return out.getvalue()
 
 
 def _draw_curves(ax: Axes, data: Curves) -> list[tuple[Any, str]]:
-    """Every curve and threshold; returns the legend's entries."""
+    """Draw every curve and threshold; return the legend entries."""
     middle = (len(data.curves) - 1) / 2
     for place, curve in enumerate(data.curves):
         draw_curve(ax, curve, _APART ** (place - middle) if curve.interval else 1.0)
-    arms = {one.hue: one.name for one in data.curves}  # one with a dashed line only has its color too
+    arms = {one.hue: one.name for one in data.curves}  # an arm with only a dashed line needs its color too
     entries: list[tuple[Any, str]] = [(_sample(hue_color(hue)), _name(name)) for hue, name in arms.items()]
     if data.styles is not None:
         entries += [
@@ -151,19 +152,19 @@ def _draw_curves(ax: Axes, data: Curves) -> list[tuple[Any, str]]:
 
 
 def _draw_cloud(ax: Axes, data: Cloud) -> list[tuple[Any, str]]:
-    """Every arm's points; returns the legend's entries."""
+    """Draw the points of every arm; return the legend entries."""
     return [(draw_points(ax, points), _name(points.name)) for points in data.points]
 
 
 def _draw_spectra(ax: Axes, data: Spectra) -> list[tuple[Any, str]]:
-    """Every run's spectrum; returns the legend's entries."""
+    """Draw the spectrum of every run; return the legend entries."""
     for place, spectrum in enumerate(data.spectra):
         draw_spectrum(ax, spectrum, place)
     return [(_sample(hue_color(one.hue)), _name(one.name)) for one in data.spectra]
 
 
 def _legend(figure: Figure, entries: list[tuple[Any, str]], absent: tuple[str, ...]) -> None:
-    """The legend above the axes; an arm without a number is named and says so."""
+    """Draw the legend above the axes; arms without data are listed as not measured."""
     from matplotlib.lines import Line2D
 
     cross = Line2D([], [], linestyle="none", marker="x", markersize=4, color=str(RC["xtick.color"]))
@@ -172,7 +173,7 @@ def _legend(figure: Figure, entries: list[tuple[Any, str]], absent: tuple[str, .
     labels = [label for _, label in entries + nothing]
     if labels:
         columns = 3 if max(len(label) for label in labels) < 18 else 2
-        order = [place for column in range(columns) for place in range(column, len(labels), columns)]  # read across
+        order = [place for column in range(columns) for place in range(column, len(labels), columns)]  # row by row
         figure.legend(
             [handles[place] for place in order],
             [labels[place] for place in order],
@@ -184,7 +185,7 @@ def _legend(figure: Figure, entries: list[tuple[Any, str]], absent: tuple[str, .
 
 
 def _whiskers(ax: Axes, x: Any, y: Any, error: Any, color: str, *, marker: str) -> ErrorbarContainer:
-    """Points with vertical error bars, without caps."""
+    """Draw points with vertical error bars without caps."""
     size = 4.0 if marker == "." else 3.2
     return ax.errorbar(
         x,
@@ -201,7 +202,7 @@ def _whiskers(ax: Axes, x: Any, y: Any, error: Any, color: str, *, marker: str) 
 
 
 def _intervals(ax: Axes, x: Any, y: Any, ends: tuple[Any, Any], color: str) -> ErrorbarContainer:
-    """Points with their intervals; hollow where one has no interval."""
+    """Draw points with their intervals; points without an interval are hollow."""
     low, high = ends
     open_ones = np.isfinite(y) & ~(np.isfinite(low) & np.isfinite(high))
     ax.plot(x[open_ones], y[open_ones], "o", markerfacecolor="none", markeredgecolor=color, markersize=4.5, zorder=4)
@@ -210,31 +211,31 @@ def _intervals(ax: Axes, x: Any, y: Any, ends: tuple[Any, Any], color: str) -> E
 
 
 def _sample(color: str, *, dashed: bool = False) -> Artist:
-    """A line for the legend, equally thick in every figure."""
+    """Return a legend line of the same width in every figure."""
     from matplotlib.lines import Line2D
 
     return Line2D([], [], color=color, linestyle=_LINESTYLES[dashed], linewidth=1.5)
 
 
 def _between_gaps(values: Any) -> Any:
-    """Where a number has no neighbor that is one, so that a line would not show it."""
+    """Return a mask of the values whose neighbors are both missing, which a line would not show."""
     there = np.isfinite(values)
     padded = np.concatenate([[False], there, [False]])
     return there & ~padded[:-2] & ~padded[2:]
 
 
 def _name(name: str) -> str:
-    """An arm's name for the legend: printable, not too long, and not hidden by a leading underscore."""
+    """Return an arm's name for the legend: printable, shortened, and not hidden by a leading underscore."""
     name = printable(name)
     name = name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…"
     return f"\N{ZERO WIDTH SPACE}{name}" if name.startswith("_") else name
 
 
 def _array(values: Numbers) -> Any:
-    """Numbers as float64, a gap as nan."""
+    """Return the values as float64, missing values as nan."""
     return np.array([np.nan if value is None else value for value in values], dtype=np.float64)
 
 
 def _ink() -> str:
-    """The color of text."""
+    """Return the text color."""
     return str(RC["text.color"])

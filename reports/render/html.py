@@ -1,4 +1,4 @@
-"""A report as one HTML page: figures inside, no network, no script."""
+"""HTML renderer: one self-contained page with inline figures, no network access and no script."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _REFERENCE: Final = re.compile(r"url\(#([^)]+)\)")
 
 
 def report_html(report: Report) -> str:
-    """The report as a page that needs nothing else: figures are inline SVG, every word is escaped."""
+    """Return the report as a self-contained page: figures are inline SVG, all text is escaped."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
 
@@ -31,16 +31,16 @@ def report_html(report: Report) -> str:
         lstrip_blocks=True,
     )
     environment.filters.update(cell=cell_text, header=header, outcome=outcome_words, printable=printable)
-    # The only markup that is not escaped by the template: it was built by a parser, which escapes.
+    # the only markup not escaped by the template: ElementTree has escaped it already
     pictures = {figure.key: Markup(inline_svg(figure)) for figure in report.figures}
     return environment.get_template("page.html.j2").render(report=report, pictures=pictures)
 
 
 def inline_svg(figure: FigureData) -> str:
-    """The figure as an `<svg>` element for a page.
+    """Return the figure as an `<svg>` element.
 
-    Its identifiers carry the figure's key, so that several figures share a page; its colors follow the page's
-    variables; it is one picture to a screen reader, with its numbers as the text.
+    Its identifiers are prefixed with the figure's key, so that several figures can share a page; its colors are
+    variables of the page; screen readers see one image with the numbers as its text.
     """
     root = ElementTree.fromstring(figure_svg(figure))
     for parent in root.iter():
@@ -57,13 +57,13 @@ def inline_svg(figure: FigureData) -> str:
 
 
 def _alternative(figure: FigureData) -> str:
-    """The figure in words: its title and its numbers."""
+    """Return the alternative text of a figure: its title and its numbers."""
     absent = [f"{name}: not measured" for name in figure.absent]
-    return f"{figure.title}. {'; '.join((*figure.summary, *absent)) or 'No numbers'}."
+    return f"{figure.title}. {'; '.join((*figure.summary, *absent)) or 'No data'}."
 
 
 def _adapt(element: ElementTree.Element, key: str) -> None:
-    """Prefix identifiers and references, and exchange colors for variables."""
+    """Prefix identifiers and references, and replace colors by variables."""
     for name, value in list(element.attrib.items()):
         if name == "id":
             element.set("id", f"{key}-{value}")
@@ -75,12 +75,12 @@ def _adapt(element: ElementTree.Element, key: str) -> None:
 
 
 def _colored(style: str) -> str:
-    """A style with each color of the palette as a variable of the page."""
+    """Return a style with each palette color replaced by a variable of the page."""
     for color, variable in ROLES.items():
         style = style.replace(color, f"var({variable}, {color})")
     return style
 
 
 def _local(tag: str) -> str:
-    """A tag without its namespace: inside HTML it needs none."""
+    """Return a tag without its namespace, which HTML does not need."""
     return tag.rpartition("}")[2]

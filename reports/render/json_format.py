@@ -1,4 +1,4 @@
-"""A report as one JSON object with stable keys."""
+"""JSON renderer: one object with stable keys."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ __all__ = ["report_json", "table_object"]
 
 
 def report_json(report: Report) -> str:
-    """The report as one JSON object, its schema version inside.
+    """Return the report as one JSON object with its schema version.
 
-    A gap is null, and so is a number JSON cannot write (nan, infinity). Tables have their columns with units and
-    one object per row under the columns' keys.
+    Missing values, nan and infinity are null. Tables have their columns with units, and one object per row with the
+    column keys.
     """
     content = {
         "schema": report.schema,
@@ -44,7 +44,7 @@ def report_json(report: Report) -> str:
 
 
 def table_object(table: Table) -> dict[str, object]:
-    """A table as an object: title, note, columns with units, rows by column key."""
+    """Return a table as an object: title, note, columns with units, rows by column key."""
     keys = [column.key for column in table.columns]
     return {
         "title": table.title,
@@ -58,23 +58,23 @@ def table_object(table: Table) -> dict[str, object]:
 
 
 def _finding(finding: Finding) -> dict[str, object]:
-    """A finding, its outcome as true, false or null and in words."""
+    """Return a finding, its outcome as true, false or null and as text."""
     return {**asdict(finding), "outcome_in_words": outcome_words(finding.outcome)}
 
 
 def _figure(figure: FigureData) -> dict[str, object]:
-    """A figure with the numbers it draws."""
+    """Return a figure with its data."""
     kinds: dict[type, str] = {Curves: "curves", Cloud: "points", Spectra: "spectra"}
     return {"kind": kinds[type(figure)], **asdict(figure)}
 
 
 def _cell(cell: Cell) -> object:
-    """A cell; a quantity as an object."""
+    """Return a cell; a quantity becomes an object."""
     return asdict(cell) if isinstance(cell, Quantity) else cell
 
 
 def _finite(value: object) -> object:
-    """The value with each number that is not finite as null, at any depth."""
+    """Return the value with every non-finite number replaced by None, at any depth."""
     if isinstance(value, dict):
         return {key: _finite(one) for key, one in value.items()}
     if isinstance(value, list | tuple):

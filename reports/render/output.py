@@ -1,4 +1,4 @@
-"""A text written to a file, whole or not at all."""
+"""Atomic output of text files."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ __all__ = ["refuse_taken", "write_text"]
 
 
 def write_text(path: Path, text: str, *, force: bool = False) -> None:
-    """Write the text beside its place and rename it there, so that no reader ever sees half of it.
+    """Write the text to a temporary file and rename it, so that no reader sees a partial file.
 
     Args:
-        path: where; its folder must exist.
-        text: what to write, as UTF-8.
-        force: replace a file that is there.
+        path: File to write; its folder must exist.
+        text: Content, written as UTF-8.
+        force: Replace an existing file.
 
     Raises:
-        LandscapeError: the place is taken or cannot be written.
+        LandscapeError: The file exists or cannot be written.
     """
     refuse_taken(path, force=force)
     atomic_write(path, text.encode())
 
 
 def refuse_taken(path: Path, *, force: bool) -> None:
-    """Raise where a file could not be written, before the work that fills it is done.
+    """Raise if a file could not be written, before its content is computed.
 
     Raises:
-        LandscapeError: the file exists and `force` is not given, it is a folder, or its own folder does not exist.
+        LandscapeError: The file exists and `force` is false, it is a folder, or its parent folder does not exist.
     """
     if path.is_dir():
-        raise LandscapeError(f"{path} is a folder; give --output the name of a file in it")
+        raise LandscapeError(f"--output must be a file, got the folder {path}")
     if path.exists() and not force:
         raise LandscapeError(f"{path} exists; add --force to replace it, or choose another --output")
     if not path.parent.is_dir():
-        raise LandscapeError(f"{path.parent} is no folder; make it first, or choose another --output")
+        raise LandscapeError(f"{path.parent} is not a folder; create it first, or choose another --output")

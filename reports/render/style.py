@@ -1,6 +1,6 @@
-"""The look of every figure: one width, one palette, one set of sizes.
+"""Figure style: size, palette and matplotlib settings.
 
-Colors are roles. In the page each stands for a variable, so that a figure follows the page into the dark.
+Each color is a role with a variable of the HTML page, so that figures follow the dark mode of the page.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ __all__ = ["HEIGHT", "PALETTE", "RC", "ROLES", "WIDTH", "hue_color"]
 WIDTH: Final = 5.2  # inches
 HEIGHT: Final = 3.4  # inches
 
-# Okabe and Ito's set for color-blind readers, without its black and yellow.
+# the color-blind-safe palette of Okabe and Ito, without black and yellow
 PALETTE: Final = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
 _INK: Final = "#22262b"
 _MUTED: Final = "#6a7078"
 _GRID: Final = "#e3e6ea"
 
-# Hex as it stands in the drawing, and the variable of the page that takes its place.
+# color in the drawing, and the page variable that replaces it
 ROLES: Final = {
     _INK: "--ink",
     _MUTED: "--muted",
@@ -27,7 +27,7 @@ ROLES: Final = {
 }
 
 RC: Final[dict[Any, object]] = {
-    "svg.fonttype": "none",  # text stays text: it can be read out, searched and restyled
+    "svg.fonttype": "none",  # text is kept as text: accessible, searchable and restylable
     "svg.hashsalt": "lossscope",  # equal data gives equal bytes
     "text.parse_math": False,  # a dollar in a run's name is a dollar
     "font.family": "DejaVu Sans",
@@ -60,5 +60,5 @@ RC: Final[dict[Any, object]] = {
 
 
 def hue_color(hue: int) -> str:
-    """The color of an arm by its place; beyond the palette's end it begins again."""
+    """Return the color of an arm by its index; the palette repeats."""
     return PALETTE[hue % len(PALETTE)]

@@ -249,8 +249,8 @@ def _total(widths: Sequence[int]) -> int:
 
 
 def _header(column: Column) -> str:
-    """Return the title of a column, its unit on a separate line to keep the column narrow."""
-    return header(column).replace(f" ({column.unit})", f"\n({column.unit})")
+    """Return the title of a column, its interval and its unit on separate lines to keep the column narrow."""
+    return header(column).replace(f" ({column.unit})", f"\n({column.unit})").replace(" [95 %]", "\n[95 %]")
 
 
 def _cell(cell: Cell, between: str) -> str:

@@ -1,4 +1,4 @@
-"""Figures' data out of runs: lines over steps, points over the loss, and their numbers in words."""
+"""Figure data from runs: curves over steps, points over the loss, and their text summaries."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["cloud", "curves", "step_axis"]
 
-_WIDE: Final = 20  # a range that a linear axis shows badly
+_WIDE: Final = 20  # ratio of the largest to the smallest value above which an axis is logarithmic
 SeriesOf = Callable[["Run"], Series]
 
 
@@ -34,22 +34,22 @@ def curves(
     styles: tuple[str, str] | None = None,
     thresholds: tuple[Threshold, ...] = (),
 ) -> Curves:
-    """A figure of one line per arm over steps, its band the range over seeds.
+    """Return a figure with one curve per arm over steps; its band is the range over seeds.
 
     Args:
-        runs: the runs, grouped here by arm.
-        key: stable name of the figure.
-        title: what is drawn.
-        caption: what it means and what to beware of.
-        y: the vertical axis, logarithmic where the numbers ask for it; beside thresholds, and where some lie below
-            zero, only if it is so described.
-        series: the numbers of one run.
-        dashed: a second series of the same run, drawn as a dashed line.
-        styles: what the solid and the dashed line mean.
-        thresholds: horizontal lines.
+        runs: The runs; grouped by arm.
+        key: Stable name of the figure.
+        title: Title.
+        caption: Meaning of the figure and its caveats.
+        y: Vertical axis. It becomes logarithmic if the values span more than a factor of 20; with thresholds or
+            negative values, only if its scale is "log".
+        series: Returns the values of one run.
+        dashed: Returns a second series of the same run, drawn dashed.
+        styles: Meanings of the solid and the dashed line.
+        thresholds: Horizontal lines.
 
     Returns:
-        The figure. An arm without any number is named in `absent`.
+        The figure. Arms without data are listed in `absent`.
     """
     bands = [(hue, *arm) for hue, arm in enumerate(_bands(runs, series, dashed))]
     lines = [
@@ -73,7 +73,7 @@ def curves(
 
 
 def cloud(runs: Sequence[Run], *, key: str, title: str, caption: str, x: Axis, y: Axis, series: SeriesOf) -> Cloud:
-    """A figure of one set of points per arm, all seeds together, each point with its measurement error."""
+    """Return a scatter figure: the points of each arm, all seeds pooled, with their measurement errors."""
     arms = [
         _points(hue, arm, [series(run) for run in members]) for hue, (arm, members) in enumerate(by_arm(runs).items())
     ]
@@ -91,10 +91,10 @@ def cloud(runs: Sequence[Run], *, key: str, title: str, caption: str, x: Axis, y
 
 
 def step_axis(runs: Sequence[Run]) -> Axis:
-    """The axis of steps, the same for every figure of a report.
+    """Return the axis of steps, the same for every figure of a report.
 
-    Logarithmic where the curvature evaluations are spaced that way, as most of them lie early; with an evaluation
-    before the first step, linear up to step 1.
+    The axis is logarithmic if the curvature evaluations are spaced logarithmically; with an evaluation before the
+    first step it is linear up to step 1.
     """
     seen = np.unique(np.concatenate([evaluations(run) for run in runs] or [np.empty(0)]))
     ends = [float(run.steps["step"].max()) for run in runs if len(run.steps)] + [float(step) for step in seen[-1:]]
@@ -107,14 +107,14 @@ def step_axis(runs: Sequence[Run]) -> Axis:
 
 
 def _bands(runs: Sequence[Run], series: SeriesOf, dashed: SeriesOf | None) -> Iterable[tuple[Band, Band | None]]:
-    """The band of each arm, and its second one."""
+    """Return the band of each arm, and that of its dashed series."""
     for arm, members in by_arm(runs).items():
         first = over_seeds(arm, [series(run) for run in members])
         yield first, None if dashed is None else over_seeds(arm, [dashed(run) for run in members])
 
 
 def _absent(solid: Band, second: Band | None, styles: tuple[str, str] | None) -> Iterable[str]:
-    """The name of an arm without numbers, or of its one line that has none where the other has."""
+    """Return the name of an arm without data, or of its one line without data."""
     bands = (solid,) if second is None or styles is None else (solid, second)
     if not any(band.seeds for band in bands):
         yield solid.arm
@@ -123,7 +123,7 @@ def _absent(solid: Band, second: Band | None, styles: tuple[str, str] | None) ->
 
 
 def _curve(hue: int, band: Band, dashed: bool) -> Curve:
-    """A band as a line of a figure."""
+    """Return a band as a curve."""
     return Curve(
         name=band.arm,
         hue=hue,
@@ -139,7 +139,7 @@ def _curve(hue: int, band: Band, dashed: bool) -> Curve:
 
 
 def _points(hue: int, arm: str, series: Sequence[Series]) -> Points:
-    """The points of all seeds of an arm that have both coordinates."""
+    """Return the points of all seeds of an arm for which both coordinates are present."""
     parts = [(one, np.isfinite(one.x) & np.isfinite(one.y)) for one in series]
     return Points(
         name=arm,
@@ -152,23 +152,23 @@ def _points(hue: int, arm: str, series: Sequence[Series]) -> Points:
 
 
 def _caption(caption: str, lines: Sequence[Curve]) -> str:
-    """The caption with what the band, the whiskers and a gathered point are, where they occur."""
+    """Return the caption with explanations of bands, whiskers and binned points, if they occur."""
     parts = [caption]
     if any(line.seeds > 1 for line in lines):
         parts.append("Lines are medians over seeds, bands the range over seeds.")
     if any(error for line in lines for error in line.error):
-        parts.append("Whiskers are the widest measurement error among the seeds.")
+        parts.append("Whiskers are the largest measurement error among the seeds.")
     gathered = max((line.steps_per_point for line in lines), default=1)
     if gathered > 1:
-        parts.append(f"Each point gathers {gathered} steps: their median and their whole range.")
+        parts.append(f"Each point summarizes {gathered} steps by their median and range.")
     return " ".join(part for part in parts if part)
 
 
 def _scaled(y: Axis, lines: Sequence[Curve], thresholds: Sequence[Threshold]) -> Axis:
-    """Logarithmic for numbers over more than a factor of 20, unless there is a line to compare with.
+    """Return the axis with its scale: logarithmic if the values span a factor above 20 and no threshold is drawn.
 
-    An axis described as logarithmic is so beside a line too, and goes through zero where numbers lie below it: it is
-    then linear up to the power of ten below the usual size of a number.
+    An axis whose scale is "log" is logarithmic with thresholds too. With negative values it is symmetric logarithmic:
+    linear up to the power of ten below the median absolute value.
     """
     lows = [value for line in lines for value in line.low if value is not None]
     highs = [value for line in lines for value in line.high if value is not None]
@@ -185,16 +185,16 @@ def _scaled(y: Axis, lines: Sequence[Curve], thresholds: Sequence[Threshold]) ->
 
 
 def _log_if_positive(values: Sequence[float | None]) -> Literal["linear", "log"]:
-    """Logarithmic where every number is positive."""
+    """Return "log" if every value is positive, else "linear"."""
     return "log" if values and all(value is not None and value > 0 for value in values) else "linear"
 
 
 def _last_in_words(line: Curve, styles: tuple[str, str] | None, unit: str) -> str:
-    """The last number of a line: arm, value, range, step."""
+    """Return the last value of a curve as text: arm, value, range, step."""
     last = max((i for i, value in enumerate(line.median) if value is not None), default=None)
     style = f", {styles[line.dashed]}" if styles else ""
     if last is None:
-        return f"{line.name}{style}: no number"
+        return f"{line.name}{style}: not measured"
     quantity = Quantity(line.median[last], error=line.error[last], low=line.low[last], high=line.high[last])
     shown = quantity_text(quantity) + (f" {unit}" if unit not in ("", "1") else "")
     where = "at step" if line.steps_per_point == 1 else f"over the {line.steps_per_point} steps up to"
@@ -202,7 +202,7 @@ def _last_in_words(line: Curve, styles: tuple[str, str] | None, unit: str) -> st
 
 
 def _extent_in_words(points: Points) -> str:
-    """The extent of an arm's points: how many, and from where to where."""
+    """Return the number of an arm's points and their ranges as text."""
     x = [value for value in points.x if value is not None]
     y = [value for value in points.y if value is not None]
     return (
@@ -212,5 +212,5 @@ def _extent_in_words(points: Points) -> str:
 
 
 def _numbers(values: FloatArray) -> Numbers:
-    """An array as plain floats, nan as a gap."""
+    """Return an array as floats, nan as None."""
     return tuple(number(value) for value in values)

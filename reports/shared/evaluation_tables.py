@@ -1,4 +1,4 @@
-"""The tables that curvature reports share: each run at its last evaluation, and each arm over its seeds."""
+"""Tables of curvature at the last evaluation: one row per run, and one row per arm over its seeds."""
 
 from __future__ import annotations
 
@@ -28,21 +28,21 @@ ArmCell: TypeAlias = Callable[[Sequence["Run"]], Cell]
 
 _ARM: Final = Column("arm", "arm", words=True)
 _LOSS: Final = Column("loss", "train loss", LOSS, LOSS_NOTE)
-_STEP: Final = Column("step", "step", "", "step of the last curvature evaluation")
+_STEP: Final = Column("step", "step", "", "optimizer step of the last curvature evaluation")
 _RUN_COLUMNS: Final = (Column("run", "run", words=True), _ARM, _STEP, _LOSS)
 _ARM_COLUMNS: Final = (_ARM, Column("seeds", "seeds"), _LOSS)
 
 
 def run_table(runs: Sequence[Run], measured: Sequence[tuple[Column, RunCell]], note: str) -> Table:
-    """A table with a row per run: run, arm, step and train loss of its last evaluation, then what was measured.
+    """Return a table with one row per run: run, arm, step and train loss of its last evaluation, then the measures.
 
     Args:
-        runs: the runs, set in the order of their arms.
-        measured: further columns, each with how a run fills it.
-        note: what stands below.
+        runs: The runs; ordered by arm.
+        measured: Further columns, each with a function that returns the cell of a run.
+        note: Text below the table.
 
     Returns:
-        The table, its key `runs`.
+        The table; its key is `runs`.
     """
     rows = tuple(
         (run.name, arm, last_evaluation(run), loss_at_last_evaluation(run), *(cell(run) for _, cell in measured))
@@ -53,15 +53,15 @@ def run_table(runs: Sequence[Run], measured: Sequence[tuple[Column, RunCell]], n
 
 
 def arm_table(runs: Sequence[Run], measured: Sequence[tuple[Column, ArmCell]], note: str) -> Table:
-    """A table with a row per arm: arm, seeds and train loss, then what was measured; medians and ranges over seeds.
+    """Return a table with one row per arm: arm, seeds, train loss, then the measures, as medians and ranges over seeds.
 
     Args:
-        runs: the runs, grouped here by arm.
-        measured: further columns, each with how the runs of an arm fill it.
-        note: what stands below.
+        runs: The runs; grouped by arm.
+        measured: Further columns, each with a function that returns the cell of an arm.
+        note: Text below the table.
 
     Returns:
-        The table, its key `arms`.
+        The table; its key is `arms`.
     """
     loss = over_seeds(loss_at_last_evaluation)
     rows = tuple(
@@ -74,26 +74,26 @@ def arm_table(runs: Sequence[Run], measured: Sequence[tuple[Column, ArmCell]], n
 
 
 def repeated_seeds(runs: Sequence[Run]) -> tuple[str, ...]:
-    """A sentence for each arm of which several runs have the same seeds."""
+    """Return a sentence for each arm with several runs of the same seeds."""
     arms = [(arm, len(members), seed_count(members)) for arm, members in by_arm(runs).items()]
     return tuple(
-        f"{arm}: {count} runs of {seeds} seed{'s' * (seeds > 1)}, so its range is less than one over {count} seeds."
+        f"{arm}: {count} runs of only {seeds} seed{'s' * (seeds > 1)}; its range understates that over {count} seeds."
         for arm, count, seeds in arms
         if seeds < count
     )
 
 
 def of_run(measure: str) -> Callable[[Run], Quantity]:
-    """How a run fills a column: the measure at its last evaluation, with its error."""
+    """Return a function from a run to the measure at its last evaluation, with its error."""
     return lambda run: at_last_evaluation(run, measure)
 
 
 def over_seeds(value: str | Callable[[Run], float | None]) -> ArmCell:
-    """How an arm fills a column: median and range of a measure at the last evaluations, or of any number of a run."""
+    """Return a function from runs to the median and range of a measure at their last evaluations, or of any value."""
     found = (lambda run: at_last_evaluation(run, value).value) if isinstance(value, str) else value
     return lambda runs: median_and_range(found(run) for run in runs)
 
 
 def widest_error_over_seeds(measure: str) -> ArmCell:
-    """How an arm fills a column: the largest error of a measure among the last evaluations of its runs."""
+    """Return a function from runs to the largest error of a measure among their last evaluations."""
     return lambda runs: widest_error([at_last_evaluation(run, measure) for run in runs])

@@ -1,4 +1,4 @@
-"""The figures that reports are made of, each once."""
+"""Figures used by several reports."""
 
 from __future__ import annotations
 
@@ -45,13 +45,13 @@ _EDGES: Final = (
     (
         "preconditioned_edge_ratio",
         "S_P over its threshold",
-        "Largest eigenvalue of the Hessian in the optimizer's own metric, over what its frozen step bears.",
+        "Largest eigenvalue of the Hessian in the optimizer's metric, over the stability threshold of its frozen step.",
         "S_P / threshold",
     ),
     (
         "sharpness_edge_ratio",
         "λ_max over its threshold",
-        "Largest eigenvalue of the Hessian over what SGD at its learning rate and momentum bears.",
+        "Largest eigenvalue of the Hessian over the stability threshold of SGD at its learning rate and momentum.",
         "λ_max / threshold",
     ),
 )
@@ -61,7 +61,7 @@ _TRACKS: Final = ("matrices", "vectors")
 
 
 def loss_figure(runs: Sequence[Run]) -> Curves:
-    """The training loss over steps."""
+    """Return the training loss over steps."""
     return curves(
         runs,
         key="loss",
@@ -73,24 +73,23 @@ def loss_figure(runs: Sequence[Run]) -> Curves:
 
 
 def eigenvalue_figure(runs: Sequence[Run]) -> Curves:
-    """The largest Hessian eigenvalue over steps, with its bounds."""
-    title, caption = (
-        "λ_max, the largest Hessian eigenvalue",
-        f"Measured with bounds. {ENDS_NOTE} {HESSIAN_NOTE}",
-    )
+    """Return the largest Hessian eigenvalue over steps, with its bounds."""
+    title, caption = "λ_max, the largest Hessian eigenvalue", f"{ENDS_NOTE} {HESSIAN_NOTE}"
     return _probe_figure(runs, "lambda_max", title, caption, Axis("λ_max", loss_unit(runs)))
 
 
 def edge_figure(runs: Sequence[Run]) -> Curves:
-    """R_dir of the step taken over steps, with its line at one."""
-    caption = "Above 1 the quadratic model predicts that the loss rises along the step."
+    """Return the directional edge ratio of the steps taken, with a threshold at 1."""
+    caption = "Above 1, the quadratic model predicts that the loss rises along the step."
     line = Threshold(1.0, "η dᵀHd / (2 gᵀd) = 1")
-    axis = Axis("R_dir", scale="log")
-    return _probe_figure(runs, "directional_edge_ratio", "R_dir, the edge ratio of the step taken", caption, axis, line)
+    axis = Axis("directional edge ratio", scale="log")
+    return _probe_figure(
+        runs, "directional_edge_ratio", "Directional edge ratio of the step taken", caption, axis, line
+    )
 
 
 def threshold_figures(runs: Sequence[Run]) -> tuple[Curves, ...]:
-    """Each edge ratio that any run has, over steps, with its line at one."""
+    """Return each other edge ratio that any run recorded, with a threshold at 1."""
     line = Threshold(1.0, "edge of stability")
     drawn = [
         _probe_figure(runs, measure, title, caption, Axis(label, scale="log"), line)
@@ -101,13 +100,13 @@ def threshold_figures(runs: Sequence[Run]) -> tuple[Curves, ...]:
 
 
 def trace_figure(runs: Sequence[Run]) -> Curves:
-    """The Hessian trace over steps, with 95 % intervals."""
-    caption = f"Measurement errors are halves of 95 % intervals. {HESSIAN_NOTE}"
+    """Return the Hessian trace over steps, with 95 % intervals."""
+    caption = f"Measurement errors are half-widths of 95 % intervals. {HESSIAN_NOTE}"
     return _probe_figure(runs, "trace", "Trace of the Hessian", caption, Axis("trace", loss_unit(runs)))
 
 
 def entropy_figure(runs: Sequence[Run]) -> Curves:
-    """The energy entropy of A and of O over steps, mean over matrices."""
+    """Return the energy entropy of A and of O over steps, mean over matrices."""
     return curves(
         runs,
         key="entropy",
@@ -121,25 +120,25 @@ def entropy_figure(runs: Sequence[Run]) -> Curves:
 
 
 def shear_figure(runs: Sequence[Run]) -> Curves:
-    """The angle between the base and the adversarial gradient over the steps that took both."""
+    """Return the angle between base and adversarial gradient over the steps with both."""
     return curves(
         runs,
         key="shear_angle",
         title="Shear angle",
-        caption="Angle between the base and the adversarial gradient; only steps with a second pass have one.",
+        caption="Angle between base and adversarial gradient, at steps with a second pass.",
         y=Axis("angle", "°"),
         series=_angle_in_degrees,
     )
 
 
 def shear_track_figure(runs: Sequence[Run]) -> Curves:
-    """The shear angle of single tensors over the steps that took a second gradient, mean over each track."""
+    """Return the shear angle of single tensors over the steps with a second gradient, mean over each track."""
     return curves(
         runs,
         key="shear_angle_by_track",
         title="Shear angle by track",
-        caption="Angle between base and adversarial gradient of each tensor by itself, mean over the tensors of a "
-        "track; only steps with a second pass have one.",
+        caption="Angle between base and adversarial gradient of each tensor, mean over the tensors of a track, at "
+        "steps with a second pass.",
         y=Axis("angle", "°"),
         series=lambda run: _track_angle_in_degrees(run, "matrix"),
         dashed=lambda run: _track_angle_in_degrees(run, "vector"),
@@ -148,12 +147,12 @@ def shear_track_figure(runs: Sequence[Run]) -> Curves:
 
 
 def phi_figure(runs: Sequence[Run]) -> Curves:
-    """Phi over steps, dashed the threshold of triggers."""
+    """Return phi over steps, and the trigger threshold as a dashed line."""
     return curves(
         runs,
         key="phi",
-        title="phi and the trigger's threshold",
-        caption="Cosine of the gradient with the stored shear. Below its threshold a trigger takes a second gradient.",
+        title="phi and the trigger threshold",
+        caption="Cosine between gradient and stored shear. Below the threshold the trigger takes a second gradient.",
         y=Axis("phi"),
         series=lambda run: step_series(run, "phi"),
         dashed=lambda run: step_series(run, "threshold"),
@@ -162,13 +161,13 @@ def phi_figure(runs: Sequence[Run]) -> Curves:
 
 
 def trust_figure(runs: Sequence[Run]) -> Curves:
-    """The trust ratio over steps, with its line at one."""
+    """Return the trust ratio over steps, with a threshold at 1."""
     return curves(
         runs,
         key="trust_ratio",
         title="Trust ratio of the step taken",
-        caption="Actual over predicted change of the loss on the fixed data; below 0 the sign was wrong. Whiskers are "
-        "the rounding of the losses; where it is all there is, there is a gap.",
+        caption="Actual over predicted change of the loss on the fixed data; below 0 the predicted sign was wrong. "
+        "Whiskers are the rounding error of the losses; values dominated by it are missing.",
         y=Axis("actual / predicted change"),
         series=trust_series,
         thresholds=(Threshold(1.0, "as predicted"),),
@@ -176,12 +175,12 @@ def trust_figure(runs: Sequence[Run]) -> Curves:
 
 
 def energy_figure(runs: Sequence[Run]) -> Curves:
-    """The Fisher energy per entry over steps, mean over the matrices and, dashed, over the vectors."""
+    """Return the Fisher energy per entry over steps, mean over the matrices and, dashed, over the vectors."""
     return curves(
         runs,
         key="energy_rms",
         title="Fisher energy",
-        caption="E/√numel with E = ‖A‖_F, mean over the tensors of a track: a signal-to-noise meter of the gradients "
+        caption="E/√numel with E = ‖A‖_F, mean over the tensors of a track: a signal-to-noise ratio of the gradients, "
         "from 0 to 1.",
         y=Axis("E / √numel"),
         series=lambda run: tensor_series(run, "energy_rms"),
@@ -191,14 +190,14 @@ def energy_figure(runs: Sequence[Run]) -> Curves:
 
 
 def adaptive_trace_figure(runs: Sequence[Run]) -> Cloud:
-    """The adaptive trace over the loss it was taken at."""
+    """Return the adaptive trace over the train loss at the same evaluation."""
     return cloud(
         runs,
         key="adaptive_trace",
         title="Adaptive trace over train loss",
         caption=(
-            "Training moves to the left. Heights compare only at equal loss. "
-            f"Error bars are 95 % intervals, all seeds together. {LOSS_NOTE}"
+            "Training proceeds to the left. Values are comparable at equal loss only. "
+            f"Error bars are 95 % intervals; all seeds are pooled. {LOSS_NOTE}"
         ),
         x=Axis("train loss", loss_unit(runs)),
         y=Axis("Σ θ² H", loss_unit(runs)),
@@ -209,7 +208,7 @@ def adaptive_trace_figure(runs: Sequence[Run]) -> Cloud:
 def _probe_figure(
     runs: Sequence[Run], measure: str, title: str, caption: str, y: Axis, *thresholds: Threshold
 ) -> Curves:
-    """A measure of the whole model over steps; the figure is named after it."""
+    """Return the figure of a measure of the whole model over steps; its key is the measure."""
     return curves(
         runs,
         key=measure,
@@ -222,13 +221,13 @@ def _probe_figure(
 
 
 def _angle_in_degrees(run: Run) -> Series:
-    """The shear angle of the steps with a second pass."""
+    """Return the shear angle, in degrees, of the steps with a second pass."""
     series = synced_series(run, "adversarial_angle")
     return replace(series, y=np.degrees(series.y))
 
 
 def _track_angle_in_degrees(run: Run, track: str) -> Series:
-    """The mean shear angle over the tensors of a track, at the steps that have one."""
+    """Return the mean shear angle, in degrees, over the tensors of a track, at the steps with a value."""
     series = tensor_series(run, "adversarial_angle", track=track)
     there = np.isfinite(series.y)
     return Series(run.name, series.x[there], np.degrees(series.y[there]), series.error[there])

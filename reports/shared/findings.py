@@ -1,4 +1,4 @@
-"""Findings: statements about the runs' own data, each checked here in one place."""
+"""Findings shared by several reports: checkable statements about the recorded data."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ __all__ = [
     "spectra_precise",
 ]
 
-_NOTHING: Final = "no such number in these runs"
+_NOTHING: Final = "not recorded in these runs"
 _LARGEST_RELATIVE_ERROR: Final = 0.10
 _LARGEST_SPECTRUM_ERROR: Final = 0.01
 _LOSS_TOLERANCE: Final = 0.10
 
 
 def runs_finished(runs: Sequence[Run]) -> Finding:
-    """Whether every run ended as planned."""
+    """Check that every run finished."""
     others = [f"{run.name} ({run.status})" for run in runs if run.status != "finished"]
     live = any(run.status == "running" for run in runs)
     outcome = None if not runs or (live and all("(running)" in one for one in others)) else not others
@@ -47,7 +47,7 @@ def runs_finished(runs: Sequence[Run]) -> Finding:
 
 
 def bounds_met(runs: Sequence[Run], measure: str = "lambda_max") -> Finding:
-    """Whether every value of a measure met the bound that was asked for."""
+    """Check that every value of a measure met its requested error bound."""
     flags = [flag for run in runs for flag in _rows(run, measure)["converged"].dropna().astype(bool)]
     return Finding(
         f"Every {measure} met its error bound.",
@@ -58,8 +58,8 @@ def bounds_met(runs: Sequence[Run], measure: str = "lambda_max") -> Finding:
 
 
 def all_bounds_met(runs: Sequence[Run]) -> Finding:
-    """Whether every number of the whole model met the precision that was asked of it, by measure."""
-    claim = "Every measure of the whole model met the precision that was asked of it at every evaluation."
+    """Check that every measure of the whole model met its requested precision, and count by measure."""
+    claim = "Every measure of the whole model met its requested precision at every evaluation."
     source = "probes.parquet: converged"
     counts: dict[str, list[int]] = {}
     for run in runs:
@@ -79,14 +79,14 @@ def all_bounds_met(runs: Sequence[Run]) -> Finding:
 
 
 def edge_below_one(runs: Sequence[Run]) -> Finding:
-    """Whether R_dir stayed below one in the last quarter of each run's steps.
+    """Check that the directional edge ratio stayed below 1 in the last quarter of each run's steps.
 
-    A step that does not lead downhill on the fixed data has no R_dir. Nothing is known of it, so with such a step
-    among the evaluations the statement can be refuted, but not held.
+    A step that is not a descent direction on the fixed data has no directional edge ratio. If the evaluations include
+    such a step, the finding can be violated or inconclusive, but not held.
     """
     evaluated = [(value, run.name, step) for run in runs for value, step in _late(run, "directional_edge_ratio")]
     found = [(value, name, step) for value, name, step in evaluated if value is not None]
-    claim = "R_dir stayed below 1 in the last quarter of the steps."
+    claim = "The directional edge ratio stayed below 1 in the last quarter of the steps."
     source = "probes.parquet: directional_edge_ratio"
     if not found:
         return Finding(claim, None, _NOTHING, source)
@@ -95,13 +95,13 @@ def edge_below_one(runs: Sequence[Run]) -> Finding:
     numbers = f"{above} of {len(found)} evaluations at or above 1; largest {plain(largest, 3)} ({name}, step {step})"
     uphill = len(evaluated) - len(found)
     if uphill:
-        numbers += f"; {uphill} more without R_dir: their step did not lead downhill on the fixed data"
+        numbers += f"; {uphill} more without a value: the step was not a descent direction on the fixed data"
     return Finding(claim, False if above else (None if uphill else True), numbers, source)
 
 
 def precise(runs: Sequence[Run], measure: str, words: str) -> Finding:
-    """Whether the standard error of a measure is below 10 % of it at every evaluation."""
-    claim = f"The standard error of {words} is below {100 * _LARGEST_RELATIVE_ERROR:.0f} % of it at every evaluation."
+    """Check that the standard error of a measure is below 10 % of its value at every evaluation."""
+    claim = f"The standard error of {words} is below {100 * _LARGEST_RELATIVE_ERROR:.0f} % at every evaluation."
     source = f"probes.parquet: {measure}, stderr"
     found = [
         (stderr / abs(value), run.name, int(step))
@@ -118,8 +118,11 @@ def precise(runs: Sequence[Run], measure: str, words: str) -> Finding:
 
 
 def no_negative_curvature(runs: Sequence[Run]) -> Finding:
-    """Whether the smallest Ritz value at the last evaluation is not below zero: what was found, not what there is."""
-    claim = "No downward curvature was found at the last evaluation (λ_min as measured ≥ 0)."
+    """Check that the smallest Ritz value at the last evaluation is not negative.
+
+    It bounds the smallest eigenvalue from above only, so the claim is about the value found.
+    """
+    claim = "No negative curvature was found at the last evaluation (measured λ_min ≥ 0)."
     found = [(run.name, at_last_evaluation(run, "lambda_min")) for run in runs]
     bounds = [(q.value, q.error or 0.0, name) for name, q in found if q.value is not None]
     if not bounds:
@@ -127,14 +130,14 @@ def no_negative_curvature(runs: Sequence[Run]) -> Finding:
     below = sum(value + bound < 0 for value, bound, _ in bounds)
     above = sum(value - bound >= 0 for value, bound, _ in bounds)
     lowest, _, name = min(bounds)
-    numbers = f"below zero beyond the bound in {below} of {len(bounds)} runs; lowest {plain(lowest, 3)} ({name})"
+    numbers = f"negative beyond the bound in {below} of {len(bounds)} runs; lowest {plain(lowest, 3)} ({name})"
     outcome = False if below else (True if above == len(bounds) else None)
     return Finding(claim, outcome, numbers, "probes.parquet: lambda_min")
 
 
 def entropy_raised(runs: Sequence[Run]) -> Finding:
-    """Whether O has a higher energy entropy than A in every matrix: true by construction, so it checks the data."""
-    claim = "Newton-Schulz raised the entropy of every matrix (by construction: this checks the instruments)."
+    """Check that O has a higher energy entropy than A in every matrix: true by construction, so it tests the data."""
+    claim = "Newton-Schulz raised the entropy of every matrix (true by construction: a consistency check of the data)."
     pairs = [pair for run in runs for pair in _before_after(run)]
     if not pairs:
         return Finding(claim, None, _NOTHING, "spectra.parquet: entropy_energy")
@@ -144,10 +147,8 @@ def entropy_raised(runs: Sequence[Run]) -> Finding:
 
 
 def spectra_precise(runs: Sequence[Run]) -> Finding:
-    """Whether each spectrum is known to within 1 % of its largest singular value."""
-    claim = (
-        f"Every singular value is known to within {100 * _LARGEST_SPECTRUM_ERROR:.0f} % of the largest of its matrix."
-    )
+    """Check that every singular value is accurate to 1 % of the largest of its matrix."""
+    claim = f"Every singular value is accurate to {100 * _LARGEST_SPECTRUM_ERROR:.0f} % of the largest of its matrix."
     errors = [
         float(error / values[0])
         for run in runs
@@ -161,27 +162,27 @@ def spectra_precise(runs: Sequence[Run]) -> Finding:
 
 
 def losses_matched(runs: Sequence[Run]) -> Finding:
-    """Whether the arms' median train losses at their last evaluations lie within 10 % of each other."""
-    claim = f"The arms' last evaluations lie at the same train loss, within {100 * _LOSS_TOLERANCE:.0f} %."
+    """Check that the arms' median train losses at their last evaluations agree to 10 %."""
+    claim = f"The arms have the same train loss at their last evaluations, within {100 * _LOSS_TOLERANCE:.0f} %."
     medians = {
         arm: float(np.median(present))
         for arm, members in by_arm(runs).items()
         if (present := [loss for run in members if (loss := loss_at_last_evaluation(run)) is not None])
     }
     if len(medians) < 2:
-        return Finding(claim, None, f"{len(medians)} arm(s) with a train loss", "probes.parquet: loss")
+        return Finding(claim, None, f"{len(medians)} arm(s) with a recorded train loss", "probes.parquet: loss")
     numbers = "; ".join(f"{arm} {plain(loss)}" for arm, loss in medians.items())
     matched = max(medians.values()) <= (1 + _LOSS_TOLERANCE) * min(medians.values())
     return Finding(claim, matched, numbers, "probes.parquet: loss")
 
 
 def _rows(run: Run, measure: str) -> pd.DataFrame:
-    """The rows of a measure of the whole model, one per step."""
+    """Return the rows of a measure of the whole model, one per step."""
     return run.estimates.loc[(run.estimates["measure"] == measure) & run.estimates["tensor"].isna()]
 
 
 def _late(run: Run, measure: str) -> list[tuple[float | None, int]]:
-    """A measure and its step in the last quarter of the run's steps."""
+    """Return the values of a measure in the last quarter of the run, with their steps."""
     rows = _rows(run, measure)
     last = run.steps["step"].max() if len(run.steps) else rows["step"].max()
     late = rows[rows["step"] >= 0.75 * last]
@@ -189,14 +190,14 @@ def _late(run: Run, measure: str) -> list[tuple[float | None, int]]:
 
 
 def _with_stderr(run: Run, measure: str) -> list[tuple[float, float, int]]:
-    """Value, standard error and step, wherever both numbers are there."""
+    """Return value, standard error and step wherever both numbers are present."""
     rows = _rows(run, measure).dropna(subset=["value", "stderr"])
     columns = (rows["value"], rows["stderr"], rows["step"])
     return [(float(value), float(stderr), int(step)) for value, stderr, step in zip(*columns, strict=True)]
 
 
 def _before_after(run: Run) -> list[tuple[float, float]]:
-    """The energy entropies of A and O of each matrix at the last step with spectra."""
+    """Return the energy entropies of A and O of each matrix at the last step with spectra."""
     rows = last_spectra(run)
     entropies = {
         (tensor, None if np.isnan(part) else int(part), kind): entropy

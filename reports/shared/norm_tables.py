@@ -1,4 +1,4 @@
-"""The norms that every comparison of curvature is read beside: of weights, steps and logits."""
+"""Norm controls for comparisons of curvature: norms of weights, steps and logits."""
 
 from __future__ import annotations
 
@@ -27,36 +27,36 @@ _ARM: Final = Column("arm", "arm", words=True)
 _SCALE: Final = (
     _ARM,
     Column("loss", "train loss", LOSS, LOSS_NOTE),
-    Column("weight_norm", "‖θ‖", "1", "norm of all parameters at the last step sampled"),
-    Column("update_norm", "‖Δθ‖", "1", "norm of that step, decay included"),
+    Column("weight_norm", "‖θ‖", "1", "norm of all parameters at the last sampled step"),
+    Column("update_norm", "‖Δθ‖", "1", "norm of that step, weight decay included"),
     Column("decay", "lr · wd", "1", "learning rate times weight decay of the first group at the last step"),
     Column("logit_norm", "logit norm", "1", "mean norm of the centered logits at the last evaluation"),
-    Column("mean_margin", "margin", "1", "mean of the right logit less the largest other one"),
+    Column("mean_margin", "margin", "1", "mean of the target logit minus the largest other logit"),
 )
 _TENSOR: Final = (
     Column("tensor", "tensor", words=True),
     _ARM,
     Column("weight_norm", "‖W‖_F", "1", "Frobenius norm"),
     Column("spectral_norm", "‖W‖_2", "1", "largest singular value, at the last step with spectra"),
-    Column("update_norm", "‖ΔW‖_F", "1", "norm of the step, decay included"),
+    Column("update_norm", "‖ΔW‖_F", "1", "norm of the step, weight decay included"),
     Column("update_rms", "RMS ΔW", "1", "‖ΔW‖_F / √numel"),
     Column("update_ratio", "‖ΔW‖/‖W‖", "1", "relative size of the step"),
 )
 _MOST_ROWS: Final = 40
 _NOTE: Final = (
-    "Raw curvature follows the norms: it falls as weights grow before a normalization, and as logits grow. Where arms "
-    "differ here, their raw numbers do not compare."
+    "Raw curvature depends on these norms: it decreases as the weights before a normalization grow, and as logits "
+    "grow. Arms that differ here are not comparable by raw curvature."
 )
 
 
 def norm_table(runs: Sequence[Run]) -> tuple[Table, ...]:
-    """The norm controls of each arm at its end, median [range over seeds]; no table where no run has any.
+    """Return the norm controls of each arm at its end, median [range over seeds].
 
     Args:
-        runs: any runs.
+        runs: Any runs.
 
     Returns:
-        One table, or none.
+        One table, or none if no run recorded a norm.
     """
     found = [(arm, [median_and_range(map(value, members)) for value in _VALUES]) for arm, members in _arms(runs)]
     known = any(one.value is not None for _, numbers in found for one in numbers)
@@ -66,7 +66,7 @@ def norm_table(runs: Sequence[Run]) -> tuple[Table, ...]:
 
 
 def tensor_norm_table(runs: Sequence[Run]) -> tuple[Table, ...]:
-    """The same of each tensor, where tensors were sampled."""
+    """Return the norms of each tensor at its last sampled step, median [range over seeds]; empty if none was."""
     rows: list[tuple[Cell, ...]] = []
     arms = [(arm, [_by_tensor(run) for run in members]) for arm, members in _arms(runs)]
     names = dict.fromkeys(name for _, seeds in arms for seed in seeds for name in seed)
@@ -77,16 +77,17 @@ def tensor_norm_table(runs: Sequence[Run]) -> tuple[Table, ...]:
                 columns = (median_and_range(row[column.key] for row in found) for column in _TENSOR[2:])
                 rows.append((name, arm, *columns))
     more = f"{len(rows) - _MOST_ROWS} more rows are not shown." if len(rows) > _MOST_ROWS else ""
-    title = "Norms of each tensor at the last step sampled: median [range over seeds]"
+    title = "Norms of each tensor at the last sampled step: median [range over seeds]"
     return (Table("tensor_norms", title, _TENSOR, tuple(rows[:_MOST_ROWS]), more),) if rows else ()
 
 
 def _arms(runs: Sequence[Run]) -> Iterable[tuple[str, Sequence[Run]]]:
+    """Return the runs by arm."""
     return by_arm(runs).items()
 
 
 def _decay(run: Run) -> float | None:
-    """The decay of a step: both factors of the last step that has them."""
+    """Return learning rate times weight decay, each from the last step with a value."""
     lr, decay = (last_number(run.steps, column) for column in ("lr", "weight_decay"))
     return None if lr is None or decay is None else lr * decay
 
@@ -102,7 +103,7 @@ _VALUES: Final[tuple[Callable[[Run], float | None], ...]] = (
 
 
 def _by_tensor(run: Run) -> dict[str, dict[str, float | None]]:
-    """The norms of each tensor at the last step at which it was sampled."""
+    """Return the norms of each tensor at its last sampled step."""
     last = run.tensors.drop_duplicates("tensor", keep="last")
     largest, sizes = _largest_singular_values(run), _sizes(run)
     found: dict[str, dict[str, float | None]] = {}
@@ -120,7 +121,7 @@ def _by_tensor(run: Run) -> dict[str, dict[str, float | None]]:
 
 
 def _largest_singular_values(run: Run) -> dict[str, float]:
-    """The spectral norm of each weight at its last step with spectra; of a batch of matrices the largest."""
+    """Return the spectral norm of each weight at its last step with spectra; the largest for a batch of matrices."""
     rows = run.spectra[run.spectra["object"] == "weight"]
     found: dict[str, float] = {}
     for name, of_one in rows.groupby("tensor"):
@@ -130,7 +131,7 @@ def _largest_singular_values(run: Run) -> dict[str, float]:
 
 
 def _sizes(run: Run) -> dict[str, int]:
-    """How many numbers each tensor holds, by the manifest."""
+    """Return the number of entries of each tensor, from the manifest."""
     model = run.manifest.get("model")
     tensors = model.get("tensors") if isinstance(model, Mapping) else None
     entries = [one for one in tensors if isinstance(one, Mapping)] if isinstance(tensors, list) else []

@@ -1,4 +1,4 @@
-"""Numbers as people write them: no more digits than the error bar allows."""
+"""Number formatting: no more digits than the uncertainty justifies."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from lossscope.reports.content import Cell, Column, Quantity
 __all__ = ["GAP", "cell_text", "header", "percent", "plain", "printable", "quantity_text"]
 
 GAP: Final = "–"
-_MOST_DIGITS: Final = 6  # of the value, however small its error
-_RANGE_DIGITS: Final = 4  # of a number with a range only
-_SMALL, _LARGE = 1e-3, 1e6  # outside these, an exponent
+_MOST_DIGITS: Final = 6  # significant digits of a value, however small its error
+_RANGE_DIGITS: Final = 4  # significant digits of a value with a range only
+_SMALL, _LARGE = 1e-3, 1e6  # outside this interval, scientific notation
 
 
 def plain(value: float | None, digits: int = 4) -> str:
-    """The value to `digits` significant digits; a dash for a gap.
+    """Return the value with `digits` significant digits; a dash if it is missing.
 
     Example:
         >>> plain(1234.567), plain(0.0000123), plain(None)
@@ -33,7 +33,7 @@ def plain(value: float | None, digits: int = 4) -> str:
 
 
 def quantity_text(quantity: Quantity) -> str:
-    """The quantity with its error, its interval, or both.
+    """Return the quantity with its error, its interval, or both.
 
     Example:
         >>> quantity_text(Quantity(12.3456, error=0.0501))
@@ -45,11 +45,11 @@ def quantity_text(quantity: Quantity) -> str:
         >>> quantity_text(Quantity(0.5, low=-math.inf, high=math.inf))
         '0.50 [−∞, ∞]'
     """
-    return _without_gaps(quantity) + (f" ({quantity.gaps} missing)" if quantity.gaps else "")
+    return _value_text(quantity) + (f" ({quantity.gaps} missing)" if quantity.gaps else "")
 
 
-def _without_gaps(quantity: Quantity) -> str:
-    """The number itself, with its error and its range."""
+def _value_text(quantity: Quantity) -> str:
+    """Return the value with its error and its range, without the number of missing values."""
     value, error, low, high = quantity.value, quantity.error, quantity.low, quantity.high
     if value is None or not math.isfinite(value):
         return GAP
@@ -63,12 +63,12 @@ def _without_gaps(quantity: Quantity) -> str:
 
 
 def percent(share: float) -> str:
-    """A share as a percentage to two digits, `0.0612` as `6.1 %`."""
+    """Return a share as a percentage with two digits, `0.0612` as `6.1 %`."""
     return f"{plain(100 * share, 2)} %"
 
 
 def cell_text(cell: Cell) -> str:
-    """A table cell in words; a dash for a gap."""
+    """Return a table cell as text; a dash if it is missing."""
     if cell is None:
         return GAP
     if isinstance(cell, Quantity):
@@ -79,22 +79,22 @@ def cell_text(cell: Cell) -> str:
 
 
 def header(column: Column) -> str:
-    """The title of a column with its unit."""
+    """Return the title of a column with its unit."""
     return f"{column.title} ({column.unit})" if column.unit not in ("", "1") else column.title
 
 
 def printable(text: str) -> str:
-    """The text with control characters, which could steer a terminal, as replacement marks."""
+    """Return the text with control characters, which could change a terminal, as replacement characters."""
     return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)
 
 
 def _exponent(value: float) -> int:
-    """The decimal exponent of a non-zero value."""
+    """Return the decimal exponent of a nonzero value."""
     return math.floor(math.log10(abs(value)))
 
 
 def _with_error(value: float, error: float) -> str:
-    """`value ± error`, the error to two digits and the value to the same place."""
+    """Return `value ± error`, the error with two digits and the value to the same decimal place."""
     error = float(f"{error:.1e}")
     size = max(abs(value), error)
     if error < size * 10.0**-_MOST_DIGITS:
@@ -108,19 +108,19 @@ def _with_error(value: float, error: float) -> str:
 
 
 def _end(value: float) -> str:
-    """An end of an interval that may have none."""
+    """Return an end of an interval, which may be infinite."""
     return plain(value, 2) if math.isfinite(value) else ("\N{MINUS SIGN}∞" if value < 0 else "∞")
 
 
 def _interval(value: float, low: float, high: float, most: int) -> tuple[str, str, str]:
-    """The three numbers to two digits of the half width, or to `most` digits as long as one of the width is left.
+    """Return value and ends with two digits of the half-width, or `most` digits if one digit of the width remains.
 
-    Ends a hundred times apart, and a number that would read as zero, have three digits of their own.
+    If the ends differ by a factor above 100, or a nonzero number would read as zero, each has three digits of its own.
     """
     size = max(abs(low), abs(high), abs(value))
     half = _exponent((high - low) / 2)
     places = min(1 - half, max(most - 1 - _exponent(size), -half))
-    lost = value != 0 and round(value, places) == 0  # a median near one end of its range is not zero
+    lost = any(one != 0 and round(one, places) == 0 for one in (value, low, high))
     wide = lost or (low > 0 and high / low > 100)
     if _SMALL <= size < _LARGE and not wide:
         return _fixed(value, places), _fixed(low, places), _fixed(high, places)
@@ -129,5 +129,5 @@ def _interval(value: float, low: float, high: float, most: int) -> tuple[str, st
 
 
 def _fixed(value: float, places: int) -> str:
-    """The value rounded at a decimal place, which may lie left of the point; never minus zero."""
+    """Return the value rounded to a decimal place, which may lie left of the point; never minus zero."""
     return f"{round(value, places) + 0.0:.{max(0, places)}f}"

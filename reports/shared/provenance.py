@@ -1,4 +1,4 @@
-"""Where a report's numbers come from: versions, data, seeds, how curvature was measured, how each run ended."""
+"""Provenance of a report: versions, data, seeds, curvature settings, and the end of each run."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _PROBE_COLUMNS: Final = (
 
 
 def provenance(runs: Sequence[Run]) -> Table:
-    """A table of item, value and the runs that have it; what all runs share is one row."""
+    """Return a table of item, value and runs; a value shared by all runs is one row."""
     facts = [(run.name, dict(_facts(run))) for run in runs]
     items = dict.fromkeys(item for _, known in facts for item in known)
     rows = [row for item in items for row in _grouped(item, facts)]
@@ -39,38 +39,38 @@ def provenance(runs: Sequence[Run]) -> Table:
 
 
 def ending_notes(runs: Sequence[Run]) -> tuple[str, ...]:
-    """One note for each run that did not finish, saying where it ends, and one for a run without steps."""
+    """Return a note for each run that did not finish, with its end, and for each run without steps."""
     ended = [f"{run.name}: {run.status}. {run.ends}" for run in runs if run.status != "finished"]
     empty = [f"{run.name}: no step was recorded." for run in runs if not len(run.steps)]
     return (*ended, *empty)
 
 
 def runs_in_words(runs: Sequence[Run]) -> str:
-    """How many runs and arms, and how far they go: `9 runs of 3 arms: a, b, c`."""
+    """Return the number of runs and the arms: `9 runs of 3 arms: a, b, c`."""
     arms = list(by_arm(runs))
     named = ", ".join(arms[:_MOST_NAMES]) + (" …" if len(arms) > _MOST_NAMES else "")
     return f"{_counted(len(runs), 'run')} of {_counted(len(arms), 'arm')}: {named}"
 
 
 def missing_curvature(runs: Sequence[Run]) -> tuple[Missing, ...]:
-    """What to say about runs and evaluations without curvature; nothing where all have it."""
-    without = [run.name for run in runs if not len(run.probes) and not any(map(_of_curvature, _gaps(run)))]
+    """Return an entry for each run or evaluation without curvature."""
+    without = [run.name for run in runs if not len(run.probes) and not any(map(_is_curvature, _failures(run)))]
     how = "Pass objective=Objective(model, loss_fn, batches) to the Recorder; curvature is measured on its fixed data."
     absent = (Missing(f"Curvature of {listed(without)}", how),) if without else ()
-    return (*absent, *(gap for run in runs for gap in _evaluation_gaps(run)))
+    return (*absent, *(gap for run in runs for gap in _failed_measurements(run)))
 
 
 def missing_spectra(runs: Sequence[Run]) -> tuple[Missing, ...]:
-    """What to say about runs that recorded no spectrum; nothing where all did."""
+    """Return an entry for the runs without singular spectra."""
     without = [run.name for run in runs if not len(run.spectra)]
     if not without:
         return ()
-    how = "Record with preset standard or full, on a model with at least one matrix."
+    how = "Record with preset standard or full, and a model with at least one matrix."
     return (Missing(f"Singular spectra of {listed(without)}", how),)
 
 
 def _facts(run: Run) -> Iterable[tuple[str, str]]:
-    """The facts of one run, as item and value."""
+    """Return the provenance of one run, as item and value."""
     environment = run.manifest.get("environment")
     if isinstance(environment, Mapping):
         yield from ((key, str(environment[key])) for key in _ENVIRONMENT if environment.get(key) is not None)
@@ -84,7 +84,7 @@ def _facts(run: Run) -> Iterable[tuple[str, str]]:
 
 
 def _probe_facts(run: Run) -> Iterable[tuple[str, str]]:
-    """How the curvature of a run was measured."""
+    """Return the curvature settings and cost of a run, as item and value."""
     for column, words in _PROBE_COLUMNS:
         values = sorted({str(value) for value in run.probes[column].dropna()})
         if values:
@@ -96,13 +96,13 @@ def _probe_facts(run: Run) -> Iterable[tuple[str, str]]:
         yield "Hessian products", str(cost.products)
 
 
-def _evaluation_gaps(run: Run) -> Iterable[Missing]:
-    """What a run lacks of each instrument, at which steps, and the first reason."""
+def _failed_measurements(run: Run) -> Iterable[Missing]:
+    """Return the failed measurements of a run by instrument, with their steps and the first reason."""
     by_instrument: dict[str, list[Mapping[str, object]]] = {}
-    for gap in _gaps(run):
+    for gap in _failures(run):
         by_instrument.setdefault(str(gap.get("instrument", "curvature")), []).append(gap)
     names = {"curvature": "Part of the curvature" if len(run.probes) else "Curvature"}
-    names |= {"layers": "Remainders of the layers", "minibatches": "Pairs of minibatches"}
+    names |= {"layers": "Layer-wise remainders", "minibatches": "Minibatch pairs"}
     for instrument, gaps in by_instrument.items():
         steps = list(dict.fromkeys(str(gap.get("step", "?")) for gap in gaps))
         samples = _counted(len(steps), "evaluation" if instrument == "curvature" else "sample")
@@ -112,19 +112,19 @@ def _evaluation_gaps(run: Run) -> Iterable[Missing]:
         yield Missing(what, f"{'First reason: ' if len(gaps) > 1 else ''}{reason}")
 
 
-def _of_curvature(gap: Mapping[str, object]) -> bool:
-    """Whether a gap is one of a curvature evaluation; gaps of earlier versions all are."""
+def _is_curvature(gap: Mapping[str, object]) -> bool:
+    """Return True for a failed curvature evaluation; earlier versions recorded no others."""
     return gap.get("instrument", "curvature") == "curvature"
 
 
-def _gaps(run: Run) -> list[Mapping[str, object]]:
-    """What the manifest knows of measurements that failed; a live or crashed run has them too."""
+def _failures(run: Run) -> list[Mapping[str, object]]:
+    """Return the failed measurements listed in the manifest, which live and crashed runs have too."""
     gaps = run.manifest.get("curvature_gaps")
     return [gap for gap in gaps if isinstance(gap, Mapping)] if isinstance(gaps, list) else []
 
 
 def _seeds(run: Run) -> str:
-    """The three seeds, or a plain statement that there are none."""
+    """Return the three seeds, or "not recorded"."""
     seeds = run.manifest.get("seeds")
     if not isinstance(seeds, Mapping) or not seeds:
         return "not recorded"
@@ -132,7 +132,7 @@ def _seeds(run: Run) -> str:
 
 
 def _grouped(item: str, facts: Sequence[tuple[str, Mapping[str, str]]]) -> Iterable[tuple[str, str, str]]:
-    """A row for each distinct value of an item."""
+    """Return one row for each distinct value of an item."""
     values: dict[str, list[str]] = {}
     for name, known in facts:
         values.setdefault(known.get(item, "not recorded"), []).append(name)
@@ -141,11 +141,11 @@ def _grouped(item: str, facts: Sequence[tuple[str, Mapping[str, str]]]) -> Itera
 
 
 def _counted(count: int, noun: str) -> str:
-    """`1 run`, `2 runs`."""
+    """Return a count with its noun: `1 run`, `2 runs`."""
     return f"{count} {noun}" + ("" if count == 1 else "s")
 
 
 def listed(names: Sequence[str]) -> str:
-    """The names, the last of a long list counted only."""
+    """Return the names, separated by commas; a long list ends with the number of the others."""
     shown = ", ".join(names[:_MOST_NAMES])
     return f"{shown} and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else shown

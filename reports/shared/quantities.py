@@ -1,4 +1,4 @@
-"""Quantities out of runs: at a run's last evaluation, and over the seeds of an arm."""
+"""Quantities from runs: values at the last evaluation, and summaries over the seeds of an arm."""
 
 from __future__ import annotations
 
@@ -43,23 +43,23 @@ _COST: Final = ("products", "seconds", "gradients")
 
 
 def number(value: object) -> float | None:
-    """The value as a finite float; None, a gap, for null, nan and infinity."""
+    """Return the value as a finite float; None for null, nan and infinity."""
     if isinstance(value, bool) or not isinstance(value, int | float | np.number):
         return None
     return float(value) if math.isfinite(value) else None
 
 
 def last_evaluation(run: Run) -> int | None:
-    """The last step at which curvature was measured."""
+    """Return the last step at which curvature was measured."""
     steps = evaluations(run)
     return int(steps[-1]) if len(steps) else None
 
 
 def at_last_evaluation(run: Run, measure: str) -> Quantity:
-    """A measure of the whole model at the run's last evaluation, a gap where that evaluation does not have it.
+    """Return a measure of the whole model at the run's last evaluation; its value is None if missing there.
 
-    `error` is the standard error, or for a Ritz value its bound; `low` and `high` are the 95 % interval where there
-    is a standard error.
+    `error` is the standard error, or the bound of a Ritz value; `low` and `high` are the 95 % interval if there is a
+    standard error.
     """
     rows = run.estimates
     rows = rows[(rows["step"] == last_evaluation(run)) & (rows["measure"] == measure) & rows["tensor"].isna()]
@@ -67,67 +67,67 @@ def at_last_evaluation(run: Run, measure: str) -> Quantity:
 
 
 def loss_at_last_evaluation(run: Run) -> float | None:
-    """The training loss on the fixed data of curvature at the run's last evaluation."""
+    """Return the training loss on the fixed data of curvature at the run's last evaluation."""
     step = last_evaluation(run)
     return None if step is None else number(loss_at(run, np.array([float(step)]))[0])
 
 
 def last_number(rows: pd.DataFrame, column: str) -> float | None:
-    """The last number of a column that is not missing."""
+    """Return the last value of a column that is not missing."""
     present = rows[column].dropna()
     return number(float(present.iloc[-1])) if len(present) else None
 
 
 def last_spectra(run: Run) -> pd.DataFrame:
-    """The rows of the spectra table at the last step that has any."""
+    """Return the rows of the spectra table at the last step with any."""
     spectra = run.spectra
     rows: pd.DataFrame = spectra.loc[spectra["step"] == spectra["step"].max()]
     return rows
 
 
 def median_and_range(values: Iterable[float | None]) -> Quantity:
-    """The median with the smallest and the largest, gaps left out; a gap where all are."""
+    """Return the median, minimum and maximum of the values present; a missing value if there are none."""
     return _with_range(values, np.median)
 
 
 def mean_and_range(values: Iterable[float | None]) -> Quantity:
-    """The mean with the smallest and the largest, gaps left out; a gap where all are."""
+    """Return the mean, minimum and maximum of the values present; a missing value if there are none."""
     return _with_range(values, np.mean)
 
 
 def widest_error(quantities: Sequence[Quantity]) -> float | None:
-    """The largest measurement error among the quantities; None where none has one."""
+    """Return the largest measurement error among the quantities; None if none has one."""
     return max((one.error for one in quantities if one.error is not None), default=None)
 
 
 def overhead_percent(run: Run) -> float | None:
-    """The recorder's share of the wall time in percent."""
+    """Return the recording overhead in percent of the wall time."""
     overhead = run.manifest.get("overhead")
     share = number(overhead.get("share")) if isinstance(overhead, dict) else None
     return None if share is None else 100 * share
 
 
 def seed_count(runs: Sequence[Run]) -> int:
-    """How many different seeds (init, split, order) the runs have; a run that does not say counts by itself."""
+    """Return the number of distinct seeds (init, split, order); a run without recorded seeds counts as one."""
     said = [run.manifest.get("seeds") for run in runs]
     known = {tuple(sorted((str(k), str(v)) for k, v in one.items())) for one in said if isinstance(one, dict) and one}
     return len(known) + sum(not (isinstance(one, dict) and one) for one in said)
 
 
 def _with_range(values: Iterable[float | None], middle: Callable[[list[float]], np.floating]) -> Quantity:
-    """A middle, the smallest and the largest of what is there."""
-    asked = list(values)
-    present = [value for value in asked if value is not None and math.isfinite(value)]
+    """Return a central value, the minimum and the maximum of the values present."""
+    every = list(values)
+    present = [value for value in every if value is not None and math.isfinite(value)]
     if not present:
         return Quantity(None)
-    gaps = len(asked) - len(present)
+    gaps = len(every) - len(present)
     return Quantity(float(middle(present)), low=min(present), high=max(present), gaps=gaps)
 
 
 def row_quantity(row: Mapping[Any, Any]) -> Quantity:
-    """A row of the probes table as a quantity.
+    """Return a row of the probes table as a quantity.
 
-    `error` is the standard error, with `low` and `high` for its 95 % interval; where there is none, the bound.
+    `error` is the standard error, with `low` and `high` as its 95 % interval; without a standard error, the bound.
     """
     value, stderr, low, high = (number(row[column]) for column in ("value", "stderr", "low", "high"))
     if stderr is not None:
@@ -138,19 +138,19 @@ def row_quantity(row: Mapping[Any, Any]) -> Quantity:
 
 
 def estimated(estimate: Estimate, factor: float = 1.0) -> Quantity:
-    """An estimate, times a positive factor for its unit, with the ends of its interval; infinite ends stay so."""
+    """Return an estimate times a positive unit factor, with its interval; infinite ends stay infinite."""
     if not math.isfinite(estimate.value):
         return Quantity(None)
     return Quantity(factor * estimate.value, low=factor * estimate.low, high=factor * estimate.high)
 
 
 def pooled_quantity(found: Pooled) -> Quantity:
-    """A number over seeds with the ends of its interval; the seeds that have none are counted."""
+    """Return a value over seeds with its interval and the number of seeds without a value."""
     return replace(estimated(found.estimate), gaps=found.gaps)
 
 
 def run_quantity(estimate: Estimate) -> Quantity:
-    """A number of one run with the ends of its interval, infinite where it rests on too few windows."""
+    """Return a value of one run with its interval, infinite if it has too few windows."""
     from lossscope.landscape.analysis import pooled
 
     return estimated(pooled([("run", estimate)]).estimate)
@@ -158,31 +158,31 @@ def run_quantity(estimate: Estimate) -> Quantity:
 
 @dataclass(frozen=True)
 class CurvatureCost:
-    """What the curvature of a run cost."""
+    """Cost of the curvature evaluations of a run."""
 
     evaluations: int
-    products: int | None  # Hessian products; None where no row says
+    products: int | None  # Hessian-vector products; None if not recorded
     seconds: float | None  # s
-    gradients: float | None  # the same time in gradients, as far as rows say
+    gradients: float | None  # the same time in units of one gradient, as far as recorded
 
 
 def curvature_cost(run: Run) -> CurvatureCost:
-    """Evaluations, Hessian products and time that were spent on a run's curvature, probes after the fact included."""
+    """Return evaluations, Hessian-vector products and time of a run's curvature, later probes included."""
     probes, densities = run.probes, run.densities
     groups = [group_of(str(name), tensor) for name, tensor in zip(probes["measure"], probes["tensor"], strict=True)]
-    # Rows of one call, those of its density too, each name its whole cost, so it is counted once.
+    # Every row of a group, density rows included, holds the cost of the whole group: count it once.
     spent = {*_spent(probes, groups), *_spent(densities, [group_of("density")] * len(densities))}
     products, seconds, gradients = (_sum(cost[place] for _, _, cost in spent) for place in range(3))
     return CurvatureCost(len(evaluations(run)), None if products is None else int(products), seconds, gradients)
 
 
 def _spent(rows: pd.DataFrame, calls: Sequence[str]) -> Iterable[tuple[int, str, tuple[float | None, ...]]]:
-    """Step, call and cost of each row."""
+    """Return step, call and cost of each row."""
     for step, call, *cost in zip(rows["step"], calls, *(rows[column] for column in _COST), strict=True):
         yield int(step), call, tuple(map(number, cost))
 
 
 def _sum(values: Iterable[float | None]) -> float | None:
-    """The sum of what is there; None where nothing is."""
+    """Return the sum of the values present; None if there are none."""
     there = [value for value in values if value is not None]
     return math.fsum(there) if there else None

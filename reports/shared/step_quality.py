@@ -1,4 +1,4 @@
-"""How well the second-order model of the loss predicted each evaluated step, with what rounding leaves unknown."""
+"""Accuracy of the quadratic model of the loss at each evaluated step, with rounding errors."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ _MEASURES: Final = ("trust_ratio", "relative_first", "relative_second")
 
 @dataclass(frozen=True)
 class StepEvaluation:
-    """A step that was held against its model; None is what rounding, or a zero of the model, leaves unknown."""
+    """A step compared with its quadratic model; None if unknown because of rounding or a zero prediction."""
 
     step: int
     trust: float | None  # change / predicted change
-    error: float | None  # of it, by the rounding of the losses
+    error: float | None  # error of `trust` from the rounding of the losses
     first: float | None  # |R1| / |g'D|
     second: float | None  # r2 = |R2| / (|g'D| + |D'HD| / 2)
-    least: float | None  # r2 is at least so much, rounding taken off
-    most: float | None  # and at most so much
+    least: float | None  # lower bound of r2 within rounding
+    most: float | None  # upper bound of r2 within rounding
 
 
 def step_evaluations(run: Run) -> list[StepEvaluation]:
-    """The evaluations of a run that have a trust ratio, in order.
+    """Return the evaluations of a run with a trust ratio, in order.
 
-    A ratio whose ends, by the rounding of the losses, reach 0 tells nothing of its size: it is unknown, not small.
+    A ratio whose rounding interval contains 0 is unknown, not small.
     """
     rows = run.estimates[run.estimates["measure"].isin(_MEASURES) & run.estimates["tensor"].isna()]
     by_step: dict[int, dict[str, Any]] = {}
@@ -45,7 +45,7 @@ def step_evaluations(run: Run) -> list[StepEvaluation]:
 
 
 def trust_series(run: Run) -> Series:
-    """The trust ratio over steps, its error that of rounding; nan where it is unknown."""
+    """Return the trust ratio over steps with its rounding error; nan if unknown."""
     found = step_evaluations(run)
     columns = ([one.step for one in found], [one.trust for one in found], [one.error for one in found])
     x, y, error = (np.array([np.nan if one is None else one for one in column], dtype=np.float64) for column in columns)
@@ -53,7 +53,7 @@ def trust_series(run: Run) -> Series:
 
 
 def _evaluation(step: int, found: Mapping[str, Mapping[str, Any]]) -> StepEvaluation:
-    """What one evaluation says."""
+    """Return one evaluation from its rows by measure."""
     low, high = _ends(found, "trust_ratio")
     trust = _known(found, "trust_ratio")
     error = (high - low) / 2 if trust is not None and low is not None and high is not None else None
@@ -64,13 +64,13 @@ def _evaluation(step: int, found: Mapping[str, Mapping[str, Any]]) -> StepEvalua
 
 
 def _known(found: Mapping[str, Mapping[str, Any]], measure: str) -> float | None:
-    """A ratio, unless its ends reach 0 or are not told."""
+    """Return a ratio; None if its interval contains 0 or was not recorded."""
     low, high = _ends(found, measure)
     apart = low is not None and high is not None and (low > 0 or high < 0)
     return number(found[measure]["value"]) if apart else None
 
 
 def _ends(found: Mapping[str, Mapping[str, Any]], measure: str) -> tuple[float | None, float | None]:
-    """Between what a ratio lies; None where that is not told."""
+    """Return the interval of a ratio; None for each end that was not recorded."""
     row = found.get(measure, {})
     return number(row.get("low")), number(row.get("high"))

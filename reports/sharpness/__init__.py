@@ -1,1 +1,1 @@
-"""The sharpness report."""
+"""Sharpness report."""

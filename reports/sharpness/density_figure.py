@@ -1,4 +1,4 @@
-"""The figure of spectral densities, from the quadrature that runs hold."""
+"""Figure of spectral densities, from recorded Gauss quadratures."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ if TYPE_CHECKING:
 
 __all__ = ["density_figure"]
 
-_LINEAR_SHARE: Final = 1e-2  # of the largest absolute eigenvalue: below it the axis is linear
-_WIDTH: Final = 0.12  # decades that a node is smeared to
+_LINEAR_SHARE: Final = 1e-2  # the axis is linear below this share of the largest absolute eigenvalue
+_WIDTH: Final = 0.12  # decades, smallest kernel width of a node
 _POINTS: Final = 400
-_LEAST: Final = 0.3  # eigenvalues per decade at the foot of the figure
+_LEAST: Final = 0.3  # eigenvalues per decade at the lower end of the axis
 _CAPTION: Final = (
-    "How many eigenvalues the Hessian has per decade of this axis, from Gauss quadrature over random vectors; bands "
-    "are two standard errors over them. Each tick below is one eigenvalue known by itself, and the curve leaves "
-    f"these out. Nodes are smeared by {_WIDTH} decades at least. One run for each arm, where it was measured last."
+    "Number of Hessian eigenvalues per decade of the axis, from Gauss quadrature over random vectors; bands are two "
+    "standard errors over the vectors. Each tick is one isolated eigenvalue, which the curve excludes. Nodes are "
+    f"smoothed over at least {_WIDTH} decades. First run of each arm with a density, at its last measurement."
 )
 
 
 def density_figure(runs: Sequence[Run]) -> Spectra:
-    """The last density of the first run of each arm that has one."""
+    """Return the last density of the first run with one, for each arm."""
     found = [(hue, arm, _first(members)) for hue, (arm, members) in enumerate(by_arm(runs).items())]
     drawn = [(hue, *one) for hue, _, one in found if one is not None]
     axis, places = _common_axis([density for _, _, density in drawn])
@@ -52,12 +52,12 @@ def density_figure(runs: Sequence[Run]) -> Spectra:
 
 
 def _first(runs: Sequence[Run]) -> tuple[Run, Density] | None:
-    """The first run with a density, and that density."""
+    """Return the first run with a density, and that density."""
     return next(((run, density) for run in runs if (density := last_density(run)) is not None), None)
 
 
 def _common_axis(densities: Sequence[Density]) -> tuple[SignedLog, FloatArray]:
-    """An axis that holds all of them, and the places at which they are drawn."""
+    """Return an axis that contains all densities, and the positions at which they are drawn."""
     ends = [(float(density.nodes[0]), float(density.nodes[-1])) for density in densities] or [(-1.0, 1.0)]
     low, high = min(low for low, _ in ends), max(high for _, high in ends)
     axis = SignedLog(_LINEAR_SHARE * max(abs(low), abs(high)) or 1.0)
@@ -66,12 +66,13 @@ def _common_axis(densities: Sequence[Density]) -> tuple[SignedLog, FloatArray]:
 
 
 def _limits(axis: SignedLog, places: FloatArray) -> tuple[float, float]:
+    """Return the limits of the axis."""
     low, high = axis.value(places[[0, -1]])
     return float(low), float(high)
 
 
 def _spectrum(hue: int, name: str, density: Density, axis: SignedLog, places: FloatArray) -> Spectrum:
-    """A density as it is drawn."""
+    """Return a density as figure data."""
     per_decade, error = density.bulk(axis, places, _WIDTH)
     return Spectrum(
         name=name,
@@ -85,18 +86,19 @@ def _spectrum(hue: int, name: str, density: Density, axis: SignedLog, places: Fl
 
 
 def _in_words(name: str, density: Density, unit: str) -> str:
-    """The density in numbers: its extent, the eigenvalues that stand alone, and on which side of zero the rest lies."""
+    """Return the density as text: its extent, isolated eigenvalues, and the shares near and below zero."""
     single = density.nodes[density.settled]
     zone = _LINEAR_SHARE * float(np.abs(density.nodes).max())
     below = 100 * float(density.masses[density.nodes < -zone].sum()) / density.size
     within = 100 * float(density.masses[np.abs(density.nodes) <= zone].sum()) / density.size
-    alone = f"{len(single)} known by themselves" + (f" up to {plain(float(single.max()), 3)}" if len(single) else "")
+    isolated = f"{len(single)} isolated" + (f" up to {plain(float(single.max()), 3)}" if len(single) else "")
     return (
         f"{name}: {density.size} eigenvalues from {plain(float(density.nodes[0]), 3)} to "
-        f"{plain(float(density.nodes[-1]), 3)}{unit and f' {unit}'} at step {density.step}; {alone}; "
+        f"{plain(float(density.nodes[-1]), 3)}{unit and f' {unit}'} at step {density.step}; {isolated}; "
         f"{plain(within, 3)} % within ±{plain(zone, 2)}, {plain(below, 2)} % below"
     )
 
 
 def _numbers(values: FloatArray) -> tuple[float | None, ...]:
+    """Return an array as floats, nan as None."""
     return tuple(number(value) for value in values)

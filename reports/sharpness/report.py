@@ -1,4 +1,4 @@
-"""The sharpness report: spectra, thresholds, modules and second opinions of runs, with what they cost."""
+"""Sharpness report: Hessian spectra, edge ratios, blocks, other libraries' values, and cost."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ __all__ = ["sharpness"]
 
 _RUN_CELLS: Final = (
     (
-        Column("lambda_max", "λ_max ± bound", LOSS, "largest Ritz value; no eigenvalue is known above value + bound"),
+        Column("lambda_max", "λ_max ± bound", LOSS, "largest Ritz value; no known eigenvalue is above value + bound"),
         of_run("lambda_max"),
     ),
     (
-        Column("lambda_min", "λ_min ± bound", LOSS, "smallest Ritz value; none is known below value - bound"),
+        Column("lambda_min", "λ_min ± bound", LOSS, "smallest Ritz value; no known eigenvalue is below value - bound"),
         of_run("lambda_min"),
     ),
     (
@@ -45,7 +45,9 @@ _RUN_CELLS: Final = (
         of_run("trace"),
     ),
     (
-        Column("directional_edge_ratio", "R_dir", "1", "η dᵀHd / (2 gᵀd) of the step taken"),
+        Column(
+            "directional_edge_ratio", "edge ratio", "1", "directional edge ratio η dᵀHd / (2 gᵀd) of the step taken"
+        ),
         of_run("directional_edge_ratio"),
     ),
 )
@@ -54,21 +56,23 @@ _ARM_CELLS: Final = (
     (Column("lambda_min", "λ_min", LOSS), over_seeds("lambda_min")),
     (Column("trace", "trace", LOSS), over_seeds("trace")),
     (
-        Column("trace_error", "its widest SE", LOSS, "largest standard error of the trace among the seeds"),
+        Column("trace_error", "largest SE", LOSS, "largest standard error of the trace among the seeds"),
         widest_error_over_seeds("trace"),
     ),
-    (Column("directional_edge_ratio", "R_dir", "1"), over_seeds("directional_edge_ratio")),
+    (
+        Column("directional_edge_ratio", "edge ratio", "1", "directional edge ratio of the step taken"),
+        over_seeds("directional_edge_ratio"),
+    ),
 )
 
 
 def sharpness(runs: Sequence[Run]) -> Report:
-    """The sharpness report of the runs: spectra with bounds, edge ratios, what `lossscope probe` added, and their cost.
+    """Return the sharpness report: spectra with bounds, edge ratios, results of `lossscope probe`, and their cost.
 
-    It gives no verdict between arms: raw Hessian numbers depend on the parametrization, so they are read along one
-    run.
+    It does not rank arms: raw Hessian values depend on the parametrization and are comparable along one run only.
 
     Args:
-        runs: any runs, live, crashed and failed ones included.
+        runs: Any runs; live, crashed and failed runs are allowed.
 
     Returns:
         The report as data.
@@ -108,7 +112,7 @@ def sharpness(runs: Sequence[Run]) -> Report:
 
 
 def _figures(runs: Sequence[Run]) -> tuple[FigureData, ...]:
-    """The figures; those of densities and thresholds only where a run has them."""
+    """Return the figures; those of densities and thresholds only if a run has them."""
     density = density_figure(runs)
     return (
         loss_figure(runs),
