@@ -1,4 +1,4 @@
-"""The dynamics report, on runs made for it."""
+"""The dynamics report, on synthetic runs."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def rows_of(report, key):
 
 
 def changing(table, where=lambda row: True, **changes):
-    """Rows of a table with columns replaced where `where` holds."""
+    """Return a row transform that replaces columns of a table where `where` holds."""
 
     def rows(name, row):
         return {**row, **changes} if name == table and where(row) else row
@@ -41,8 +41,8 @@ def without(*tables):
 
 
 def outcomes(*runs):
-    """The outcome and the numbers of each finding, by a word of its claim."""
-    words = {"shear": "shear keeps", "trigger": "trigger fires", "model": "second-order", "layers": "No layer's"}
+    """Return the outcome and the numbers of each finding, by a part of its claim."""
+    words = {"shear": "shear keeps", "trigger": "trigger fires", "model": "quadratic model", "layers": "No layer's"}
     found = dynamics(runs).findings
     return {
         name: next((one.outcome, one.numbers) for one in found if part in one.claim) for name, part in words.items()
@@ -53,9 +53,9 @@ def test_everything_holds_on_runs_made_to_hold(dynamic_run):
     found = outcomes(dynamic_run("a"), dynamic_run("b", seed=1), dynamic_run("c", seed=2))
     assert {name: outcome for name, (outcome, _) in found.items()} == dict.fromkeys(found, True)
     assert found["shear"][1] == "ars2-aga: above 0 at lag 1, 5, 20 (over 3 seeds)"
-    assert found["trigger"][1].endswith("noise at half (over 3 seeds)")
-    assert found["model"][1].startswith("within 10 % at 60 of 60 evaluations of 3 runs; farthest at most 5.0 %")
-    assert found["layers"][1] == "one rose in 0 of 3 runs; judged from step 110 on, at 90 of 120 samples"
+    assert found["trigger"][1].endswith("noise at 50 % (over 3 seeds)")
+    assert found["model"][1].startswith("within 10 % at 60 of 60 evaluations of 3 runs; largest at most 5.0 %")
+    assert found["layers"][1] == "outlier in 0 of 3 runs; tested from step 110, at 90 of 120 samples"
 
 
 def test_nothing_is_judged_without_the_tables(write_run):
@@ -63,7 +63,7 @@ def test_nothing_is_judged_without_the_tables(write_run):
 
 
 def of_shear(change):
-    """Cosines of the shear changed; the ceiling stays."""
+    """Return a row transform that changes the cosines of the shear but not its ceiling."""
 
     def rows(table, row):
         hit = table == "pairs" and row["object"] == "shear" and row["lag"] > 0
@@ -79,12 +79,12 @@ def test_a_shear_that_turns_faster_at_one_lag_refutes_it_and_one_that_is_open_le
     assert "above 0 at lag 5, below 0 at lag 20" in numbers
     same = dynamic_run("same", rows=of_shear(lambda row: 0.3 * math.cos(0.25 * row["lag"])))
     assert outcomes(same)["shear"][0] is None
-    assert "open at lag 1" in outcomes(same)["shear"][1]
+    assert "inconclusive at lag 1" in outcomes(same)["shear"][1]
 
 
 def test_few_windows_of_one_seed_leave_the_shear_open_and_as_few_of_several_seeds_do_not(dynamic_run):
     short = [dynamic_run(f"s{seed}", seed=seed, steps=140) for seed in range(4)]  # three windows each
-    assert outcomes(short[0])["shear"] == (None, "ars2-aga: open at lag 1, 5, 20 (of one seed only)")
+    assert outcomes(short[0])["shear"] == (None, "ars2-aga: inconclusive at lag 1, 5, 20 (one seed only)")
     cell = rows_of(dynamics(short[:1]), "memory")[0]["difference"]
     assert (cell.low, cell.high) == (-math.inf, math.inf)
     noise = rows_of(dynamics(short[:1]), "noise_scale")[0]
@@ -93,7 +93,7 @@ def test_few_windows_of_one_seed_leave_the_shear_open_and_as_few_of_several_seed
 
 
 def of_trigger(phi):
-    """Steps of a trigger with a cap of 6 and a threshold of -0.1, at which phi has the value of a function of them."""
+    """Return a row transform for a trigger with cap 6 and threshold -0.1, with phi a function of the step."""
     state = {"last": -6}
 
     def rows(table, row):
@@ -119,7 +119,7 @@ def of_trigger(phi):
 def test_the_trigger_is_judged_by_the_sign_of_what_is_beyond_its_threshold(dynamic_run, phi, outcome):
     found, numbers = outcomes(dynamic_run("a", rows=of_trigger(phi)))["trigger"]
     assert found is outcome
-    word = {True: "more than noise", False: "less than noise", None: "open"}[outcome]
+    word = {True: "more than under noise", False: "less than under noise", None: "inconclusive"}[outcome]
     assert numbers.startswith(f"ars2-aga: {word}")
 
 
@@ -141,16 +141,16 @@ def test_the_random_timer_stands_beside_the_trigger_and_is_not_judged(dynamic_ru
     control = dynamic_run("t", "timer", rows=of_trigger(lambda step: -0.2 if step % 3 == 0 else 0.05), trigger=timer)
     outcome, numbers = outcomes(control)["trigger"]
     assert outcome is None
-    assert numbers.startswith("timer, a random timer: at 33 % of the steps before its cap, drawn at 16 %")
+    assert numbers.startswith("timer, random timer: fired at 33 % of the steps before its cap, nominal 16 %")
     outcome, numbers = outcomes(dynamic_run("a"), control)["trigger"]
     assert outcome is True
-    assert numbers.startswith("ars2-aga: more than noise, below at ")
-    assert "timer, a random timer: at 33 %" in numbers
+    assert numbers.startswith("ars2-aga: more than under noise, below at ")
+    assert "timer, random timer: fired at 33 %" in numbers
     assert rows_of(dynamics([control]), "trigger")[0]["share"] is None
 
 
 def at(measures, step=40):
-    """Probes of an evaluation with some values changed."""
+    """Return a row transform that changes some values of one evaluation."""
     return lambda table, row: (
         {**row, **measures[row["measure"]]} if row.get("measure") in measures and row["step"] == step else row
     )
@@ -162,7 +162,7 @@ def test_one_evaluation_beyond_ten_percent_refutes_the_model(dynamic_run):
     assert outcome is False
     assert (
         numbers
-        == "within 10 % at 19 of 20 evaluations of this run only, beyond at 1; farthest at most 12 % (a, step 40)"
+        == "within 10 % at 19 of 20 evaluations of this run only, outside at 1; largest at most 12 % (a, step 40)"
     )
 
 
@@ -173,7 +173,7 @@ def test_the_farthest_evaluation_is_that_with_the_largest_bound(dynamic_run):
     def rows(table, row):
         return at(loose, 80)(table, at(exact, 40)(table, row))
 
-    assert outcomes(dynamic_run("a", rows=rows))["model"][1].endswith("farthest at most 9.0 % (a, step 80)")
+    assert outcomes(dynamic_run("a", rows=rows))["model"][1].endswith("largest at most 9.0 % (a, step 80)")
 
 
 def test_a_model_whose_terms_cancel_is_not_refuted_by_the_ratio_to_what_is_left(dynamic_run):
@@ -223,15 +223,15 @@ def test_a_layer_that_left_is_named_and_too_few_samples_are_not_judged(dynamic_r
     left = dynamic_run("left", rows=planted)
     assert outcomes(left)["layers"] == (
         False,
-        "one rose in 1 of 1 runs, 0.bias at step 300 (left); judged from step 110 on, at 30 of 40 samples",
+        "outlier in 1 of 1 runs, 0.bias at step 300 (left); tested from step 110, at 30 of 40 samples",
     )
     row = rows_of(dynamics([left]), "layers")[0]
     assert (row["layer"], row["step"], row["rose"]) == ("0.bias", 300, "no")
     assert (row["samples"], row["judged"], row["since"]) == (40, 30, 110)
     assert row["ratio"] == pytest.approx(0.5 / 1.5e-2, rel=0.2)
     short = dynamic_run("short", steps=90)
-    assert outcomes(short)["layers"] == (None, "too few looks in every run")
-    assert rows_of(dynamics([short]), "layers")[0]["layer"] == "too few samples to tell"
+    assert outcomes(short)["layers"] == (None, "too few samples in every run")
+    assert rows_of(dynamics([short]), "layers")[0]["layer"] == "too few samples"
 
 
 def test_the_memory_by_lag_has_both_directions_their_difference_and_what_is_left_raw(dynamic_run):
@@ -260,9 +260,9 @@ def test_of_several_seeds_the_interval_is_over_them_and_said_so(dynamic_run):
     assert rows_of(report, "directions")[0]["over"] == "3 seeds"
     twice = dynamics([dynamic_run("again"), dynamic_run("once more")])
     assert rows_of(twice, "directions")[0]["over"] == "none"
-    assert "of one seed only" in twice.findings[0].numbers
+    assert "one seed only" in twice.findings[0].numbers
     assert twice.findings[0].outcome is None
-    assert any("Student's over the training seeds" in note for note in report.notes)
+    assert any("95 % t-interval over seeds" in note for note in report.notes)
 
 
 def test_missing_seeds_stand_below_the_interval_where_a_table_is_narrow(dynamic_run):
@@ -271,7 +271,7 @@ def test_missing_seeds_stand_below_the_interval_where_a_table_is_narrow(dynamic_
     assert {row["gradient"].gaps for row in rows_of(report, "memory")} == {1}
     assert {row["angular_velocity"].gaps for row in rows_of(report, "directions")} == {1}
     text = render(report, "text")
-    assert "(1 missing)" in text[text.index("How long directions") : text.index("Sign test of the trigger")]
+    assert "(1 missing)" in text[text.index("Direction autocorrelation by lag") : text.index("Ceiling, half-life")]
     assert "over 2 seeds, 1 missing" in report.findings[0].numbers
 
 
@@ -361,9 +361,9 @@ def test_a_run_without_any_of_it_has_no_empty_table_and_says_how_to_get_each(wri
     assert [table.key for table in report.tables] == ["norms", "overhead"]
     assert [figure.key for figure in report.figures] == ["loss"]
     how = {one.what: one.how for one in report.missing}
-    assert "minibatches=" in how["Memory of directions and noise scale of a"]
-    assert "record them again" in how["Step quality of a"]
-    assert "preset standard or full" in how["Remainders of the layers of a"]
+    assert "minibatches=" in how["Direction autocorrelation and noise scale of a"]
+    assert "record these runs again" in how["Step quality of a"]
+    assert "preset standard or full" in how["Layer-wise remainders of a"]
     assert "lossscope list optimizers" in how["Fisher energy of a"]
     assert "objective=" in dynamics([write_run("bare", curvature=False)]).missing[0].how
 
@@ -391,7 +391,7 @@ def test_every_format_has_the_numbers(dynamic_run, format):
         assert content["figures"]["memory"]["x"]["label"] == "lag"
         assert content["tables"]["memory"]["rows"][0]["gradient"]["low"] < 1
     if format == "text":
-        assert max(map(len, page.splitlines())) <= 118
+        assert max(map(len, page.splitlines())) <= 120
         squeezed = re.sub(r"\s+", "", page)
         cells = [cell for table in report.tables for row in table.rows for cell in row if isinstance(cell, Quantity)]
         for part in (part for cell in cells for part in quantity_text(cell).replace(" [", "\n[").split("\n")):
@@ -429,7 +429,7 @@ def test_the_entropy_report_has_newton_schulz_and_the_order_beyond_noise(dynamic
 
 
 def of_schema_2(run):
-    """The same run as an earlier version wrote it: without the new table and columns."""
+    """Return the run as schema 2 wrote it: without the newer table and columns."""
     (run.path / "pairs.parquet").unlink()
     for name, columns in NEW.items():
         path = run.path / f"{name}.parquet"
@@ -467,5 +467,5 @@ def test_a_run_of_schema_2_is_reported_with_gaps(dynamic_run, report):
     for format in ("text", "json"):
         assert render(report([old]), format)
     if report is dynamics:
-        assert any(one.what == "Memory of directions and noise scale of old" for one in made.missing)
+        assert any(one.what == "Direction autocorrelation and noise scale of old" for one in made.missing)
         assert {row["arm"] for row in rows_of(made, "memory")} == {"other"}

@@ -20,8 +20,8 @@ def test_the_table_has_each_arm_as_a_column_with_medians_and_ranges(demo_runs):
     assert rows["λ_max"][0] == Quantity(50.5, low=50.0, high=51.0)
     assert rows["test accuracy"][0].value == pytest.approx(90.5)
     assert rows["entropy before Newton-Schulz"][0].value == pytest.approx(0.8)
-    assert rows["Fisher energy, E / √numel"][0].value == 0.25
-    assert rows["trace: widest standard error"] == (1.5, 1.5)
+    assert rows["Fisher energy of matrices, E / √numel"][0].value == 0.25
+    assert rows["trace: largest standard error"] == (1.5, 1.5)
 
 
 def test_an_arm_without_shear_has_a_gap_in_table_and_legend_and_not_a_zero(demo_runs):
@@ -68,7 +68,7 @@ def test_a_run_of_no_steps_is_reported(write_run):
 
 
 def without(measure):
-    """Drops a measure."""
+    """Return a row transform that drops a measure."""
     return lambda table, row: None if row.get("measure") == measure else row
 
 
@@ -80,7 +80,7 @@ def test_a_number_that_some_seeds_lack_says_how_many_and_what_that_means(write_r
     shown = render(overview(runs), format)
     cells = {"html": ["<td>202.0 [200.0, 204.0] (1 missing)</td>"], "text": ["202.0 [200.0, 204.0] (1 missing)"]}
     assert all(cell in shown for cell in cells[format])
-    assert "Seeds counted as missing have no such number" in " ".join(shown.split())
+    assert "n seeds have no value; the statistics are over the remaining seeds" in " ".join(shown.split())
 
 
 def test_a_number_that_every_seed_lacks_is_a_plain_gap_on_the_page(write_run):

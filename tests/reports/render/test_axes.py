@@ -43,7 +43,7 @@ def test_a_logarithmic_axis_has_several_numbers_and_unlabeled_ticks_between(low,
 
 
 def changed(*values):
-    """R_dir at the evaluations after the first, in order."""
+    """Return a row transform that sets the directional edge ratios after the first evaluation, in order."""
     given = iter(values)
 
     def rows(table, row):
@@ -71,5 +71,5 @@ def test_one_large_edge_ratio_does_not_flatten_the_others(write_run, values, sca
 def test_an_axis_through_zero_is_numbered_on_both_sides():
     ax = Figure().subplots()
     ax.plot(range(4), [0.1, -0.2, 10.5, 0.3])
-    dress(ax, Axis("step"), Axis("R_dir", scale="symlog", linear_to=0.1))
+    dress(ax, Axis("step"), Axis("directional edge ratio", scale="symlog", linear_to=0.1))
     assert numbers(ax) == ["\N{MINUS SIGN}0.1", "0", "0.1", "1", "10"]

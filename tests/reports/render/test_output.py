@@ -1,4 +1,4 @@
-"""Texts written to files."""
+"""Atomic output of text files."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ def test_a_file_is_replaced_only_by_force(tmp_path):
 
 
 def test_a_folder_is_no_file(tmp_path):
-    with pytest.raises(LandscapeError, match="is a folder; give --output the name of a file"):
+    with pytest.raises(LandscapeError, match="--output must be a file, got the folder"):
         write_text(tmp_path, "text", force=True)
 
 
 def test_a_folder_that_does_not_exist_is_named(tmp_path):
-    with pytest.raises(LandscapeError, match="nowhere is no folder; make it first"):
+    with pytest.raises(LandscapeError, match="nowhere is not a folder; create it first"):
         write_text(tmp_path / "nowhere" / "report.txt", "text")

@@ -1,4 +1,4 @@
-"""Findings: each of them held, did not hold and could not be judged on data made for it."""
+"""Findings: each is held, violated and inconclusive on data made for it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lossscope.reports.shared.findings import (
 
 
 def changing(table, **changes):
-    """Rows of a table with columns replaced where `where` holds."""
+    """Return a row transform that replaces columns of a table where `where` holds."""
     where = changes.pop("where")
 
     def rows(name, row):
@@ -48,7 +48,7 @@ def test_steps_without_an_edge_ratio_leave_it_unjudged_unless_another_refutes_it
     above = write_run("c", rows=changing("probes", value=1.5, where=of("directional_edge_ratio", 40)))
     found = edge_below_one([uphill, below])
     assert found.outcome is None
-    assert "more without R_dir" in found.numbers
+    assert "1 more without a value" in found.numbers
     assert edge_below_one([below]).outcome is True
     assert edge_below_one([uphill, above]).outcome is False
 

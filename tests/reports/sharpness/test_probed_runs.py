@@ -214,7 +214,7 @@ def test_the_density_is_drawn_on_a_signed_axis_with_its_lone_eigenvalues_marked(
     assert figure.x.linear_to == pytest.approx(0.5)
     assert spectrum.single == (50.0,)
     assert all(low <= high for low, high in zip(spectrum.low, spectrum.high, strict=True))
-    assert "99 eigenvalues from -1.00 to 50.0 nats at step 40; 1 known by themselves" in figure.summary[0]
+    assert "99 eigenvalues from -1.00 to 50.0 nats at step 40; 1 isolated" in figure.summary[0]
     drawn = draw_figure(figure)
     (ax,) = drawn.axes
     _, line, ticks = draw_spectrum(ax, spectrum)

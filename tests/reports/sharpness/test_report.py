@@ -68,12 +68,12 @@ def test_the_train_loss_is_that_of_the_fixed_data_and_not_of_the_batch(report, w
 
 def test_the_warning_stands_beside_every_raw_hessian_number(demo_runs):
     report = sharpness(demo_runs)
-    warning = "only reparametrization-invariant measures at matched train loss decide"
+    warning = "compare reparametrization-invariant measures at matched train loss"
     beside = {table.key: table.note for table in report.tables} | {one.key: one.caption for one in report.figures}
     assert all(warning in beside[key] for key in ("runs", "arms", "lambda_max", "trace"))
 
 
-def test_only_r_dir_has_a_threshold_and_it_is_one(demo_runs):
+def test_only_the_directional_edge_ratio_has_a_threshold_and_it_is_one(demo_runs):
     thresholds = {figure.key: figure.thresholds for figure in sharpness(demo_runs).figures}
     assert [key for key, lines in thresholds.items() if lines] == ["directional_edge_ratio"]
     (line,) = thresholds["directional_edge_ratio"]
@@ -126,7 +126,7 @@ def test_gaps_of_other_instruments_are_told_apart(write_run):
     ]
     curvature, layers = sharpness([write_run("a", curvature_gaps=gaps)]).missing
     assert curvature.what == "Part of the curvature of a at 1 evaluation (step 8)"
-    assert layers.what == "Remainders of the layers of a at 2 samples (step 8, 16)"
+    assert layers.what == "Layer-wise remainders of a at 2 samples (step 8, 16)"
     assert layers.how == "First reason: the loss is inf"
 
 
@@ -149,7 +149,7 @@ def test_runs_of_the_same_seeds_are_one_seed_and_said_so(report, write_run):
             assert table.rows[0][2:] == (2, 2)
         else:
             continue
-        assert "sgd: 4 runs of 2 seeds" in table.note
+        assert "sgd: 4 runs of only 2 seeds" in table.note
         assert "unknown:" not in table.note
         return
     pytest.fail("no table counts seeds")

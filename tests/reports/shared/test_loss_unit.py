@@ -1,0 +1,63 @@
+"""The unit of the loss in tables, figures and text."""
+
+from __future__ import annotations
+
+import itertools
+import json
+
+import pytest
+
+from lossscope.reports import dynamics, flatness, overview, render, sharpness
+from lossscope.reports.listings.run_list import Unreadable, run_list
+from lossscope.reports.shared.loss_unit import loss_unit
+
+REPORTS = (sharpness, flatness, dynamics, overview)
+
+
+@pytest.fixture
+def run_in(dynamic_run, write_run):
+    """Return runs with every table whose losses have one unit; by default the manifest lacks the key."""
+
+    count = itertools.count()
+
+    def runs(**facts):
+        place = next(count)
+        return [dynamic_run(f"dynamic-{place}", **facts), write_run(f"sharp-{place}", **facts)]
+
+    return runs
+
+
+@pytest.mark.parametrize("format", ["text", "json", "html"])
+@pytest.mark.parametrize("report", REPORTS)
+def test_a_loss_of_unknown_unit_is_nowhere_in_nats(report, format, run_in):
+    assert "nats" not in render(report(run_in(loss_unit=None)), format)
+    assert "nats" in render(report(run_in()), format)
+
+
+@pytest.mark.parametrize("report", REPORTS)
+def test_another_unit_is_shown_in_every_table_and_axis_that_was_in_nats(report, run_in):
+    nats, bits = (json.loads(render(report(run_in(**facts)), "json")) for facts in ({}, {"loss_unit": "bits"}))
+    assert "nats" not in json.dumps(bits)
+    for key, table in nats["tables"].items():
+        units = [column["unit"].replace("nats", "bits") for column in table["columns"]]
+        assert [column["unit"] for column in bits["tables"][key]["columns"]] == units
+    for key, figure in nats["figures"].items():
+        for axis in ("x", "y"):
+            assert bits["figures"][key][axis]["unit"] == figure[axis]["unit"].replace("nats", "bits")
+
+
+def test_runs_of_different_units_share_the_symbolic_unit(run_in, write_run):
+    mixed = [write_run("c"), write_run("d", loss_unit="bits")]
+    assert loss_unit(mixed) == "loss"
+    units = {column.key: column.unit for table in sharpness(mixed).tables for column in table.columns}
+    assert units["lambda_max"] == units["trace"] == "loss"
+    assert {loss_unit(run_in()), loss_unit(mixed[1:])} == {"nats", "bits"}
+
+
+def test_the_list_of_runs_takes_the_unit_of_the_readable_ones(write_run, tmp_path):
+    def unit(*runs):
+        return next(column.unit for column in run_list(runs, tmp_path).columns if column.key == "loss")
+
+    broken = Unreadable(tmp_path / "x", "garbled")
+    assert unit(write_run("a"), broken) == "nats"
+    assert unit(write_run("b", loss_unit=None), broken) == ""
