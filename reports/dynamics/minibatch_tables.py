@@ -45,7 +45,8 @@ _OBJECT_COLUMNS: Final = (
 )
 _LAG_NOTE: Final = (
     "A is the raw cosine divided by the ceiling: A = 1 is an unchanged direction. The raw cosine is the similarity of "
-    "a reused shear with a later batch, noise included. A window is a span of steps over which the same two minibatches are reused."
+    "a reused shear with a later batch, noise included. A window is a span of steps over which the same two "
+    "minibatches are reused."
 )
 
 

@@ -8,11 +8,13 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from subprocess import CompletedProcess
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
+from lossscope import __version__
 from lossscope.cli.main import app, main
 from lossscope.landscape.run import open_runs
 from lossscope.optimizer import names, settings
@@ -49,17 +51,43 @@ def trained(out: Path, name: str = "mine", *more: str) -> Path:
     return out / name
 
 
-@pytest.mark.parametrize(
-    "command",
-    [(), ("demo",), ("train",), ("probe",), ("runs",), ("doctor",), ("report",), ("report", "sharpness"),
-     ("report", "entropy"), ("report", "flatness"), ("list",), ("list", "optimizers"), ("list", "workloads"),
-     ("list", "measures")],
-)  # fmt: skip
-def test_every_command_has_help_with_an_example(command: tuple[str, ...]) -> None:
-    result = CliRunner().invoke(app, [*command, "--help"])
+def commands() -> list[tuple[str, ...]]:
+    """Return every command and group of the application."""
+    found: list[tuple[str, ...]] = []
+
+    def walk(command: Any, path: tuple[str, ...]) -> None:
+        found.append(path)
+        for name, one in getattr(command, "commands", {}).items():
+            walk(one, (*path, name))
+
+    walk(typer.main.get_command(app), ())
+    return found
+
+
+def test_all_commands_are_found() -> None:
+    assert {(), ("demo",), ("report", "dynamics"), ("list", "measures")} <= set(commands())
+
+
+@pytest.mark.parametrize("option", ["-h", "--help"])
+@pytest.mark.parametrize("command", commands(), ids=" ".join)
+def test_every_command_has_help_with_an_example(command: tuple[str, ...], option: str) -> None:
+    result = CliRunner().invoke(app, [*command, option])
     assert result.exit_code == 0
+    assert "-h, --help" in result.output
     if command not in {(), ("report",), ("list",)}:
         assert "Example: lossscope" in result.output
+
+
+def test_the_version_is_printed_and_nothing_else_happens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for arguments in (["--version"], ["--version", "train"]):
+        result = CliRunner().invoke(app, arguments)
+        assert (result.exit_code, result.output) == (0, f"lossscope {__version__}\n")
+    assert not any(tmp_path.iterdir())
+
+
+def test_the_root_without_a_command_prints_help() -> None:
+    assert "Usage:" in CliRunner().invoke(app, []).output
 
 
 @pytest.mark.parametrize(
@@ -238,11 +266,19 @@ def test_the_demo_leaves_nine_runs_and_one_page_and_prints_two_tables(inside: Co
     assert result.exit_code == 0
     runs = {f"{arm}-s{seed}" for arm in ("ars2-base", "ars2-sync", "adamw@rms") for seed in range(3)}
     assert {path.name for path in (tmp_path / "demo").iterdir()} == runs | {"report.html"}
-    assert result.stdout.count("Each arm at its end") == 1
+    assert result.stdout.count("Each arm at the end of training") == 1
     assert result.stdout.count("Norm controls at the end") == 1
     assert "report.html" in result.stdout
     page = (tmp_path / "demo" / "report.html").read_text()
-    for figure in ("Training loss", "λ_max", "R_dir", "Trace", "entropy", "Shear angle", "Fisher energy"):
+    for figure in (
+        "Training loss",
+        "λ_max",
+        "Directional edge ratio",
+        "Trace",
+        "entropy",
+        "Shear angle",
+        "Fisher energy",
+    ):
         assert figure in page
     again = inside(*arguments)
     assert again.returncode == 1
@@ -279,10 +315,10 @@ def test_the_list_of_optimizers_has_sources_and_defaults_and_fits_the_terminal(m
     defaults = {row["name"]: row["defaults"] for row in rows}
     assert all(set(defaults[name]) == set(settings(name)) for name in names())
     assert defaults["looksam"] | {"k": 5, "alpha": 0.7, "base": "sgd"} == defaults["looksam"]
-    for columns in (80, 140):
-        monkeypatch.setenv("COLUMNS", str(columns))
+    for columns in (80, 120):
+        monkeypatch.setattr("lossscope.cli.catalogue.text_width", lambda columns=columns: columns)
         text = CliRunner().invoke(app, ["list", "optimizers"]).output
-        assert 70 < max(map(len, text.splitlines())) <= min(columns, 110)
+        assert columns - 40 < max(map(len, text.splitlines())) <= columns
         assert [line for line in text.splitlines() if not line.startswith(" ")] == list(names())
         assert text.count("    source: ") == len(rows)
         assert "betas=(0.9, 0.999)" in text

@@ -1,4 +1,4 @@
-"""Numbers as people write them."""
+"""Number formatting."""
 
 from __future__ import annotations
 
@@ -96,3 +96,17 @@ def test_a_number_far_below_its_range_is_not_written_as_zero():
     assert quantity_text(Quantity(0.0012, low=-0.094, high=2.04)) == "0.00120 [-0.0940, 2.04]"
     assert quantity_text(Quantity(0.0, low=-0.1, high=2.0)) == "0.0 [-0.1, 2.0]"
     assert quantity_text(Quantity(3.0, low=0.0, high=1.65e10)) == "3.00 [0, 1.65e+10]"
+
+
+@pytest.mark.parametrize(
+    ("quantity", "words"),
+    [
+        (Quantity(0.1, low=0.001, high=0.25), "0.100 [0.00100, 0.250]"),
+        (Quantity(0.1, error=0.06, low=0.004, high=0.25), "0.100 ± 0.060 [0.00400, 0.250]"),
+        (Quantity(-0.1, low=-0.25, high=-0.004), "-0.100 [-0.250, -0.00400]"),
+        (Quantity(0.1, low=0.0, high=0.25), "0.10 [0.00, 0.25]"),
+        (Quantity(0.1, low=0.02, high=0.25), "0.10 [0.02, 0.25]"),
+    ],
+)
+def test_an_end_of_an_interval_is_written_as_zero_only_if_it_is_zero(quantity, words):
+    assert quantity_text(quantity) == words
