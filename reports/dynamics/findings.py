@@ -60,7 +60,7 @@ def trigger_beats_noise(triggers: Triggers) -> Finding:
 def model_predicted(runs: Sequence[Run]) -> Finding:
     """Check that r2 is at most 10 % at every evaluation; values hidden by rounding are inconclusive.
 
-    The test uses r2 rather than the trust ratio: where the linear and the quadratic term cancel, the trust ratio is
+    The test uses r2 rather than the trust ratio: if the linear and the quadratic term cancel, the trust ratio is
     far from 1 although the model was accurate.
     """
     claim = (

@@ -19,7 +19,7 @@ _COST_COLUMNS: Final = (
     Column("evaluations", "evaluations", "", "curvature evaluations"),
     Column("products", "products", "", "Hessian-vector products used"),
     Column("seconds", "curvature", "s", "wall time of the curvature evaluations"),
-    Column("gradients", "gradients", "", "the same time in units of one gradient of the same loss, where recorded"),
+    Column("gradients", "gradients", "", "the same time in units of one gradient of the same loss, if recorded"),
     Column("overhead", "overhead", "%", "share of the wall time spent on recording"),
 )
 _KINDS: Final = tuple(Column(kind, words, "%") for kind, words in INSTRUMENTS.items())

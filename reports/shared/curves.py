@@ -96,12 +96,12 @@ def step_axis(runs: Sequence[Run]) -> Axis:
     The axis is logarithmic if the curvature evaluations are spaced logarithmically; with an evaluation before the
     first step it is linear up to step 1.
     """
-    seen = np.unique(np.concatenate([evaluations(run) for run in runs] or [np.empty(0)]))
-    ends = [float(run.steps["step"].max()) for run in runs if len(run.steps)] + [float(step) for step in seen[-1:]]
+    steps = np.unique(np.concatenate([evaluations(run) for run in runs] or [np.empty(0)]))
+    ends = [float(run.steps["step"].max()) for run in runs if len(run.steps)] + [float(step) for step in steps[-1:]]
     if not ends:
         return Axis("optimizer step")
-    first, last = min([1.0, *seen[:1]]), max([*ends, 2.0])
-    if len(seen) < 5 or np.median(seen) > 0.3 * seen[-1]:
+    first, last = min([1.0, *steps[:1]]), max([*ends, 2.0])
+    if len(steps) < 5 or np.median(steps) > 0.3 * steps[-1]:
         return Axis("optimizer step", limits=(0.0, last))
     return Axis("optimizer step", scale="log" if first >= 1 else "symlog", limits=(first, last))
 
@@ -172,14 +172,14 @@ def _scaled(y: Axis, lines: Sequence[Curve], thresholds: Sequence[Threshold]) ->
     """
     lows = [value for line in lines for value in line.low if value is not None]
     highs = [value for line in lines for value in line.high if value is not None]
-    asked = y.scale == "log"
-    if (thresholds and not asked) or not lows:
+    logarithmic = y.scale == "log"
+    if (thresholds and not logarithmic) or not lows:
         return replace(y, scale="linear")
     if min(lows) > 0:
-        seen = [*lows, *highs, *(line.value for line in thresholds)]
-        return replace(y, scale="log" if max(seen) > _WIDE * min(seen) else "linear")
+        shown = [*lows, *highs, *(line.value for line in thresholds)]
+        return replace(y, scale="log" if max(shown) > _WIDE * min(shown) else "linear")
     sizes = [abs(value) for value in (*lows, *highs) if value]
-    if not asked or not sizes or max(sizes) <= _WIDE * float(np.median(sizes)):
+    if not logarithmic or not sizes or max(sizes) <= _WIDE * float(np.median(sizes)):
         return replace(y, scale="linear")
     return replace(y, scale="symlog", linear_to=float(10.0 ** np.floor(np.log10(np.median(sizes)))))
 

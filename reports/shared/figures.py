@@ -55,7 +55,7 @@ _EDGES: Final = (
         "λ_max / threshold",
     ),
 )
-_BEFORE_AFTER: Final = ("before: A", "after: O")
+_BEFORE_AFTER: Final = ("before (A)", "after (O)")
 _PHI: Final = ("phi", "threshold")
 _TRACKS: Final = ("matrices", "vectors")
 
@@ -111,7 +111,8 @@ def entropy_figure(runs: Sequence[Run]) -> Curves:
         runs,
         key="entropy",
         title="Spectral entropy before and after Newton-Schulz",
-        caption=f"Entropy of s²/Σs² over ln r, mean over matrices; 1 is a flat spectrum. {FLATTENING_NOTE}",
+        caption=f"Entropy of s²/Σs² over ln r of the whitened momentum A and of its orthogonalization O, mean over "
+        f"matrices; 1 is a flat spectrum. {FLATTENING_NOTE}",
         y=Axis("entropy / ln r"),
         series=lambda run: spectrum_series(run, "whitened", "entropy_energy"),
         dashed=lambda run: spectrum_series(run, "orthogonal", "entropy_energy"),

@@ -19,8 +19,8 @@ __all__ = [
 ]
 
 HESSIAN_NOTE: Final = (
-    "Raw Hessian values are comparable along one run. Between networks, compare reparametrization-invariant measures "
-    "at matched train loss."
+    "Raw Hessian values are comparable along one run. Between networks, compare only reparametrization-invariant "
+    "measures, at matched train loss."
 )
 ENDS_NOTE: Final = (
     "Up to rounding, the λ_max shown is a lower bound on the largest eigenvalue, and the λ_min shown an upper bound on "

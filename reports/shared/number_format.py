@@ -7,9 +7,9 @@ from typing import Final
 
 from lossscope.reports.content import Cell, Column, Quantity
 
-__all__ = ["GAP", "cell_text", "header", "percent", "plain", "printable", "quantity_text"]
+__all__ = ["cell_text", "header", "percent", "plain", "printable", "quantity_text"]
 
-GAP: Final = "–"
+_MISSING: Final = "–"
 _MOST_DIGITS: Final = 6  # significant digits of a value, however small its error
 _RANGE_DIGITS: Final = 4  # significant digits of a value with a range only
 _SMALL, _LARGE = 1e-3, 1e6  # outside this interval, scientific notation
@@ -23,7 +23,7 @@ def plain(value: float | None, digits: int = 4) -> str:
         ('1235', '1.230e-05', '–')
     """
     if value is None or not math.isfinite(value):
-        return GAP
+        return _MISSING
     if value == 0:
         return "0"
     rounded = float(f"{value:.{digits - 1}e}")
@@ -52,7 +52,7 @@ def _value_text(quantity: Quantity) -> str:
     """Return the value with its error and its range, without the number of missing values."""
     value, error, low, high = quantity.value, quantity.error, quantity.low, quantity.high
     if value is None or not math.isfinite(value):
-        return GAP
+        return _MISSING
     written = [_with_error(value, error)] if error else []
     if low is not None and high is not None and low < high:
         if math.isinf(low) or math.isinf(high):
@@ -70,7 +70,7 @@ def percent(share: float) -> str:
 def cell_text(cell: Cell) -> str:
     """Return a table cell as text; a dash if it is missing."""
     if cell is None:
-        return GAP
+        return _MISSING
     if isinstance(cell, Quantity):
         return quantity_text(cell)
     if isinstance(cell, str):

@@ -57,7 +57,7 @@ def missing_curvature(runs: Sequence[Run]) -> tuple[Missing, ...]:
     without = [run.name for run in runs if not len(run.probes) and not any(map(_is_curvature, _failures(run)))]
     how = "Pass objective=Objective(model, loss_fn, batches) to the Recorder; curvature is measured on its fixed data."
     absent = (Missing(f"Curvature of {listed(without)}", how),) if without else ()
-    return (*absent, *(gap for run in runs for gap in _failed_measurements(run)))
+    return (*absent, *(one for run in runs for one in _failed_measurements(run)))
 
 
 def missing_spectra(runs: Sequence[Run]) -> tuple[Missing, ...]:
@@ -99,28 +99,28 @@ def _probe_facts(run: Run) -> Iterable[tuple[str, str]]:
 def _failed_measurements(run: Run) -> Iterable[Missing]:
     """Return the failed measurements of a run by instrument, with their steps and the first reason."""
     by_instrument: dict[str, list[Mapping[str, object]]] = {}
-    for gap in _failures(run):
-        by_instrument.setdefault(str(gap.get("instrument", "curvature")), []).append(gap)
+    for failure in _failures(run):
+        by_instrument.setdefault(str(failure.get("instrument", "curvature")), []).append(failure)
     names = {"curvature": "Part of the curvature" if len(run.probes) else "Curvature"}
     names |= {"layers": "Layer-wise remainders", "minibatches": "Minibatch pairs"}
-    for instrument, gaps in by_instrument.items():
-        steps = list(dict.fromkeys(str(gap.get("step", "?")) for gap in gaps))
+    for instrument, failures in by_instrument.items():
+        steps = list(dict.fromkeys(str(failure.get("step", "?")) for failure in failures))
         samples = _counted(len(steps), "evaluation" if instrument == "curvature" else "sample")
         where = f"at {samples} (step {listed(steps)})"
-        reason = gaps[0].get("why") or "no reason was recorded"
+        reason = failures[0].get("why") or "no reason was recorded"
         what = f"{names.get(instrument, instrument)} of {run.name} {where}"
-        yield Missing(what, f"{'First reason: ' if len(gaps) > 1 else ''}{reason}")
+        yield Missing(what, f"{'First reason: ' if len(failures) > 1 else ''}{reason}")
 
 
-def _is_curvature(gap: Mapping[str, object]) -> bool:
+def _is_curvature(failure: Mapping[str, object]) -> bool:
     """Return True for a failed curvature evaluation; earlier versions recorded no others."""
-    return gap.get("instrument", "curvature") == "curvature"
+    return failure.get("instrument", "curvature") == "curvature"
 
 
 def _failures(run: Run) -> list[Mapping[str, object]]:
     """Return the failed measurements listed in the manifest, which live and crashed runs have too."""
-    gaps = run.manifest.get("curvature_gaps")
-    return [gap for gap in gaps if isinstance(gap, Mapping)] if isinstance(gaps, list) else []
+    failures = run.manifest.get("curvature_gaps")
+    return [one for one in failures if isinstance(one, Mapping)] if isinstance(failures, list) else []
 
 
 def _seeds(run: Run) -> str:

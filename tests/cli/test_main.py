@@ -1,4 +1,4 @@
-"""The command line as a whole: help, exit codes, one line for a known error, and how fast it starts."""
+"""The command line as a whole: help, version, exit codes, error messages, and start-up imports."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def lossscope(*arguments: str, cwd: Path | None = None) -> CompletedProcess[str]
 
 @pytest.fixture
 def inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Command:
-    """The command in this process and in `tmp_path`, where torch is loaded already; a traceback fails the test."""
+    """Return a function that runs the command in this process and in `tmp_path`; a traceback fails the test."""
     monkeypatch.chdir(tmp_path)
 
     def command(*arguments: str) -> CompletedProcess[str]:

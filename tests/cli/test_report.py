@@ -93,7 +93,7 @@ def test_an_unknown_format_is_a_usage_error(demo_runs):
 
 
 def loaded_by(code: str) -> set[str]:
-    """The modules a fresh interpreter has loaded after the code."""
+    """Return the modules that a fresh interpreter has loaded after running the code."""
     script = f"import sys\n{code}\nsys.stderr.write('\\n' + ' '.join(sys.modules))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     return set(done.stderr.splitlines()[-1].split())

@@ -1,4 +1,4 @@
-"""Runs with the tables that instruments of dynamics fill, made without training anything."""
+"""Synthetic runs with every table of the dynamics report, made without training."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def manifest(arm: str, seed: int) -> dict[str, object]:
 
 
 def trained(generator: np.random.Generator, steps: int) -> Iterator[Row]:
-    """Steps of a trigger whose phi is mostly below 0, and what is sampled with them."""
+    """Yield steps of a trigger whose phi is mostly negative, with their sampled tensors."""
     since = 6
     for step in range(1, steps + 1):
         phi = 0.1 * generator.standard_normal() - 0.095
@@ -51,7 +51,7 @@ def trained(generator: np.random.Generator, steps: int) -> Iterator[Row]:
 
 
 def pairs(generator: np.random.Generator, steps: int, objects: tuple[str, ...]) -> Iterator[Row]:
-    """Cosines of directions that turn in a plane, under noise that leaves a ceiling of about 0.3."""
+    """Yield cosines of directions that rotate in a plane, with noise that gives a ceiling of about 0.3."""
     for begin in range(0, steps - max(LAGS), 40):
         for kind in objects:
             for lag in (0, *LAGS):
@@ -62,7 +62,7 @@ def pairs(generator: np.random.Generator, steps: int, objects: tuple[str, ...]) 
 
 
 def spectra(generator: np.random.Generator, steps: int) -> Iterator[Row]:
-    """Gradients of three batches and the output of Newton-Schulz of each matrix."""
+    """Yield spectra of three gradients and of the Newton-Schulz output of each matrix."""
     orders = {"gradient": 0.3, "batch_gradient": 0.2, "pair_gradient": 0.4}
     for step in range(0, steps, 40):
         for name in (name for name, track in TENSORS.items() if track == "matrix"):
@@ -76,7 +76,7 @@ def spectra(generator: np.random.Generator, steps: int) -> Iterator[Row]:
 
 
 def evaluations(steps: int) -> Iterator[Row]:
-    """A step in every twenty against its model, and the gradient in the Hessian's directions."""
+    """Yield step quality and gradient alignment at every 20th step."""
     exact = {"engine": "lossscope", "mode": "eval", "loss_kind": "mean", "stderr": 0.0, "data_hash": "5f0c"}
     for step in range(20, steps + 1, 20):
         values = {"secant_curvature": 3.0, "directional_sharpness": 2.5, "lambda_max": 10.0}
@@ -92,7 +92,7 @@ def evaluations(steps: int) -> Iterator[Row]:
 
 @pytest.fixture
 def dynamic_run(tmp_path: Path) -> Callable[..., Run]:
-    """Writes a run with every table of dynamics below `tmp_path`, changed row by row by `rows`, and opens it."""
+    """Return a function that writes a run with every table of the dynamics report, changed by `rows`, and opens it."""
 
     def run(name, arm="ars2-aga", seed=0, *, steps=400, objects=("gradient", "shear"), rows=None, **facts):
         store = RunStore.create(tmp_path / name, {**manifest(arm, seed), **facts})

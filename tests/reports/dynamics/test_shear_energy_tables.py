@@ -27,7 +27,7 @@ Rows = Callable[[str, dict[str, object]], dict[str, object] | None]
 
 
 def value(column: str, seed: int, step: int, place: int) -> float:
-    """A number below 1 that no two columns, seeds, steps or tensors share."""
+    """Return a number below 1, unique to its column, seed, step and tensor."""
     number = (OF_STEPS + OF_TENSORS + ENERGIES).index(column) + 1
     return (7 * number + 200 * seed + 31 * step * step + 3 * place) / 2000
 
@@ -43,7 +43,7 @@ def made(seed: int) -> Iterator[tuple[str, dict[str, object]]]:
 
 @pytest.fixture
 def written(tmp_path: Path) -> Callable[..., Run]:
-    """Writes a run of the rows above, changed row by row by `rows`, and opens it."""
+    """Return a function that writes a run of the rows above, changed by `rows`, and opens it."""
 
     def run(name: str, arm: str = "aga", seed: int = 0, rows: Rows = lambda table, row: row) -> Run:
         store = RunStore.create(tmp_path / name, {"arm": arm, "seeds": {"init": seed}})
@@ -58,19 +58,19 @@ def written(tmp_path: Path) -> Callable[..., Run]:
 
 
 def without(*columns: str, where: Callable[[dict[str, object]], bool] = lambda row: True) -> Rows:
-    """Rows that lack the columns where `where` holds."""
+    """Return a row transform that drops the columns where `where` holds."""
     return lambda table, row: {k: v for k, v in row.items() if k not in columns} if where(row) else row
 
 
 def cells(tables) -> dict[tuple[str, str], dict[str, object]]:
-    """The rows of the one table by arm and tensor."""
+    """Return the rows of the table by arm and tensor."""
     (table,) = tables
     keys = [column.key for column in table.columns]
     return {row[:2]: dict(zip(keys, row, strict=True)) for row in table.rows}
 
 
 def expected(column: str, seeds: tuple[int, ...], places: tuple[int, ...], factor: float = 1.0) -> Quantity:
-    """The median with its range, straight from the formula of the rows."""
+    """Return the median with its range, computed from the formula of the rows."""
     found = [factor * value(column, seed, step, place) for seed in seeds for step in STEPS for place in places]
     return Quantity(pytest.approx(median(found)), low=pytest.approx(min(found)), high=pytest.approx(max(found)))
 
@@ -200,7 +200,7 @@ def test_layers_beyond_the_most_are_counted_and_the_summaries_stay(written):
 
 
 def report_of(run: Run) -> dict[str, dict[str, dict[str, object]]]:
-    """The dynamics report of a run as JSON."""
+    """Return the dynamics report of a run as JSON."""
     return json.loads(render(dynamics([run]), "json"))
 
 

@@ -69,7 +69,7 @@ def test_the_figure_has_a_before_and_dashed_after_for_each_arm(demo_runs):
         ("ars2-sync", False, 0.8),
         ("ars2-sync", True, 0.99),
     ]
-    assert figure.styles == ("before: A", "after: O")
+    assert figure.styles == ("before (A)", "after (O)")
 
 
 def test_the_report_says_that_flattening_is_no_evidence(demo_runs):
@@ -88,4 +88,4 @@ def test_an_arm_without_newton_schulz_is_named_in_the_legend_and_not_drawn_at_ze
 
     (figure,) = spectral_entropy([write_run("a", "adamw@rms", rows=without)]).figures
     assert [curve.dashed for curve in figure.curves] == [False]
-    assert figure.absent == ("adamw@rms, after: O",)
+    assert figure.absent == ("adamw@rms, after (O)",)

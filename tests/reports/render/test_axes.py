@@ -1,4 +1,4 @@
-"""Axes: numbers enough to read them by, whatever the range."""
+"""Axes: readable tick labels for any range."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lossscope.reports.shared.figures import edge_figure
 
 
 def numbers(ax) -> list[str]:
-    """The labels of the y axis that lie in view."""
+    """Return the visible labels of the y axis."""
     low, high = ax.get_ylim()
     ax.figure.canvas.draw()
     return [label.get_text() for label in ax.get_yticklabels() if low <= label.get_position()[1] <= high]

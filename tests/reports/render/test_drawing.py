@@ -1,4 +1,4 @@
-"""Figures: their artists and labels, no pixels."""
+"""Figures: artists and labels, without rendering."""
 
 from __future__ import annotations
 

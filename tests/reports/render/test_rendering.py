@@ -19,7 +19,7 @@ HOSTILE_TENSOR = "a&<b>\"'\x1b[31m"
 
 
 class Page(HTMLParser):
-    """Tags, attributes and text of a page."""
+    """Tags, attributes and text of an HTML page."""
 
     def __init__(self, page: str) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The norm controls: what runs recorded at their ends, and gaps where they did not."""
+"""Norm controls: values at the end of each run, and missing values."""
 
 from __future__ import annotations
 

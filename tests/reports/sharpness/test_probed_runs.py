@@ -1,4 +1,4 @@
-"""What `lossscope probe` and the newer measures add to the sharpness report, in every format."""
+"""Results of `lossscope probe` in the sharpness report, in every format."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ DENSITY = [
 
 
 def extended(run: Run, *rows, densities=()) -> Run:
-    """The run with rows that a probe would have added."""
+    """Return the run with the rows that a probe would add."""
     store = RunStore.extend(run.path, {})
     for row in rows:
         store.append("probes", row)

@@ -68,7 +68,7 @@ def test_the_train_loss_is_that_of_the_fixed_data_and_not_of_the_batch(report, w
 
 def test_the_warning_stands_beside_every_raw_hessian_number(demo_runs):
     report = sharpness(demo_runs)
-    warning = "compare reparametrization-invariant measures at matched train loss"
+    warning = "compare only reparametrization-invariant measures, at matched train loss"
     beside = {table.key: table.note for table in report.tables} | {one.key: one.caption for one in report.figures}
     assert all(warning in beside[key] for key in ("runs", "arms", "lambda_max", "trace"))
 
