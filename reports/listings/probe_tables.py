@@ -11,6 +11,7 @@ from typing import Any, Final, TypeAlias
 from lossscope.landscape.curvature.catalogue import group_of, known_measures, limit_of
 from lossscope.landscape.curvature.measure import UNASKED
 from lossscope.landscape.reprobe.result import Probed
+from lossscope.landscape.run import Run
 from lossscope.landscape.storage.schema import columns
 from lossscope.reports.content import Cell, Column, Table
 from lossscope.reports.shared.quantities import number, row_quantity
@@ -46,8 +47,10 @@ _ABSENT: Final = (
 
 def probe_tables(probed: Probed) -> tuple[Table, ...]:
     """Return the values with their error bounds, their cost, and the missing measures if there are any."""
+    loss = Run.open(probed.run).loss_unit
+    values = (*(_value(row, loss) for row in probed.rows), *_densities(probed, loss))
     tables = (
-        Table("measured", "Measured", _VALUES, (*map(_value, probed.rows), *_densities(probed))),
+        Table("measured", "Measured", _VALUES, values),
         Table("cost", "Cost", _COSTS, tuple(map(_cost, _groups(probed)))),
     )
     missing = tuple((one.step, ", ".join(one.measures), one.why) for one in probed.absent)
@@ -70,25 +73,27 @@ def probe_json(probed: Probed) -> str:
     return json.dumps(content, ensure_ascii=False, allow_nan=False, indent=2) + "\n"
 
 
-def _value(row: Row) -> tuple[Cell, ...]:
+def _value(row: Row, loss: str) -> tuple[Cell, ...]:
     """Return the cells of a measured value."""
     requested = limit_of(row["measure"]) not in UNASKED
     met = ("yes" if row["converged"] else "no") if requested else None
-    unit = _unit(row["measure"])
+    unit = _unit(row["measure"], loss)
     return (row["step"], row["measure"], row["tensor"], row_quantity(row), unit, met, row["engine"])
 
 
-def _densities(probed: Probed) -> Iterable[tuple[Cell, ...]]:
+def _densities(probed: Probed, loss: str) -> Iterable[tuple[Cell, ...]]:
     """Yield a row for each density, which is a table rather than a value."""
     for row in probed.whole_densities:
         nodes = [len(one["nodes"]) for one in probed.densities if one["step"] == row["step"]]
         what = f"{nodes[0]} nodes, {len(nodes)} weights each" if nodes else None
-        yield row["step"], row["measure"], None, what, _unit(row["measure"]), None, row["engine"]
+        yield row["step"], row["measure"], None, what, _unit(row["measure"], loss), None, row["engine"]
 
 
-def _unit(measure: str) -> str:
+def _unit(measure: str, loss: str) -> str:
+    """Return the unit of a measure, with the unit of the run's loss; empty if that is unknown."""
     found = known_measures().get(measure)
-    return "" if found is None else found.unit
+    unit = "" if found is None else found.unit
+    return unit.replace("loss", loss) if loss or "loss" not in unit else ""
 
 
 def _groups(probed: Probed) -> list[list[Row]]:

@@ -7,7 +7,9 @@ import json
 
 import pytest
 
+from lossscope.landscape.reprobe.result import Probed
 from lossscope.reports import dynamics, flatness, overview, render, sharpness
+from lossscope.reports.listings.probe_tables import probe_tables
 from lossscope.reports.listings.run_list import Unreadable, run_list
 from lossscope.reports.shared.loss_unit import loss_unit
 
@@ -61,3 +63,13 @@ def test_the_list_of_runs_takes_the_unit_of_the_readable_ones(write_run, tmp_pat
     broken = Unreadable(tmp_path / "x", "garbled")
     assert unit(write_run("a"), broken) == "nats"
     assert unit(write_run("b", loss_unit=None), broken) == ""
+
+
+@pytest.mark.parametrize(("facts", "units"), [({}, ["nats", "1"]), ({"loss_unit": None}, ["", "1"])])
+def test_probed_values_are_in_the_unit_of_the_loss(facts, units, write_run):
+    run = write_run("a", **facts)
+    row = {"step": 1, "tensor": None, "value": 1.0, "stderr": None, "low": None, "high": None, "residual": 0.1}
+    row |= {"converged": True, "engine": "lossscope", "products": 3, "seconds": 1.0, "gradients": None}
+    rows = tuple({**row, "measure": measure} for measure in ("trace", "negative_mass"))
+    table = probe_tables(Probed(run.path, (1,), rows, (), (), 1.0))[0]
+    assert [cells[4] for cells in table.rows] == units
