@@ -100,8 +100,9 @@ def edge_below_one(runs: Sequence[Run]) -> Finding:
 
 
 def precise(runs: Sequence[Run], measure: str, words: str) -> Finding:
-    """Check that the standard error of a measure is below 10 % of its value at every evaluation."""
-    claim = f"The standard error of {words} is below {100 * _LARGEST_RELATIVE_ERROR:.0f} % at every evaluation."
+    """Check that the relative standard error of a measure is below 10 % at every evaluation."""
+    largest_allowed = f"{100 * _LARGEST_RELATIVE_ERROR:.0f} %"
+    claim = f"The relative standard error of {words} is below {largest_allowed} at every evaluation."
     source = f"probes.parquet: {measure}, stderr"
     found = [
         (stderr / abs(value), run.name, int(step))
