@@ -97,7 +97,7 @@ def dynamics(
     output: OutputOption = None,
     force: ForceOption = False,
 ) -> None:
-    """Report training dynamics: autocorrelation, trigger, noise, model error, shear, Fisher energy, remainders.
+    """Report training dynamics from recorded steps and minibatch pairs.
 
     Autocorrelation of shear and gradient, trigger statistics, gradient noise scale, quadratic-model error, shear-force
     angle, Fisher energy, and layer-wise remainders.
