@@ -86,3 +86,10 @@ def test_a_number_that_some_seeds_lack_says_how_many_and_what_that_means(write_r
 def test_a_number_that_every_seed_lacks_is_a_plain_gap_on_the_page(write_run):
     runs = [write_run("a", rows=without("trace")), write_run("b", seed=1, rows=without("trace"))]
     assert '<td class="words">trace</td><td class="words">nats</td><td>–</td>' in render(overview(runs), "html")
+
+
+def test_the_fisher_energy_is_the_mean_over_matrices_only(write_run):
+    def rows(table, row):
+        return {**row, "energy_rms": 0.75} if table == "tensors" and row["track"] == "vector" else row
+
+    assert rows_of(overview([write_run("a", rows=rows)]))["Fisher energy of matrices, E / √numel"][0].value == 0.25
