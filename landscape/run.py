@@ -124,11 +124,6 @@ class Run:
             case "finished" | "failed":
                 return f"{self.status.capitalize()} {last}: {how}."
 
-    @property
-    def loss_unit(self) -> str:
-        """Unit of the loss: "nats", another unit, or "" if unknown."""
-        return str(self.manifest.get("loss_unit", "nats") or "")
-
     def _torn(self) -> list[str]:
         """Return a sentence for each segment truncated by a crash, with the position of its end."""
         try:

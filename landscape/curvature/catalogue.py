@@ -170,7 +170,7 @@ _OPTIMIZER: Final = "those maps that its optimizer's own metric follows"
 for _entry in (
     MeasureGroup(
         "loss",
-        (Measure("loss", "nats", Bound.EXACT, _EVERY, "mean training loss on the fixed data of curvature"),),
+        (Measure("loss", "loss", Bound.EXACT, _EVERY, "mean training loss on the fixed data of curvature"),),
         run=lambda panel, names: panel.loss(),
         recorded=Schedule(0, lambda evaluation: ("loss",)),
         usual=True,
@@ -180,17 +180,17 @@ for _entry in (
     MeasureGroup(
         "spectrum",
         (
-            Measure("lambda_max", "nats", Bound.BELOW, _ROTATIONS, "largest eigenvalue of the Hessian"),
+            Measure("lambda_max", "loss", Bound.BELOW, _ROTATIONS, "largest eigenvalue of the Hessian"),
             *(
-                Measure(name, "nats", Bound.INNER, _ROTATIONS, f"{ordinal} largest eigenvalue of the Hessian")
+                Measure(name, "loss", Bound.INNER, _ROTATIONS, f"{ordinal} largest eigenvalue of the Hessian")
                 for name, ordinal in zip(EIGENVALUES[1:], ("second", "third", "fourth", "fifth"), strict=True)
             ),
-            Measure("lambda_min", "nats", Bound.ABOVE, _ROTATIONS, "smallest eigenvalue of the Hessian"),
-            Measure("trace", "nats", Bound.INTERVAL, _ROTATIONS, "sum of the eigenvalues of the Hessian"),
-            Measure("frobenius", "nats", Bound.INTERVAL, _ROTATIONS, "square root of the sum of squared eigenvalues"),
+            Measure("lambda_min", "loss", Bound.ABOVE, _ROTATIONS, "smallest eigenvalue of the Hessian"),
+            Measure("trace", "loss", Bound.INTERVAL, _ROTATIONS, "sum of the eigenvalues of the Hessian"),
+            Measure("frobenius", "loss", Bound.INTERVAL, _ROTATIONS, "square root of the sum of squared eigenvalues"),
             Measure(
                 "density",
-                "1/nats",
+                "1/loss",
                 Bound.QUADRATURE,
                 _ROTATIONS,
                 "spectral density of the Hessian; nodes and weights are in the table densities",
@@ -258,7 +258,7 @@ for _entry in (
         "direction",
         (
             Measure(
-                "directional_sharpness", "nats", Bound.EXACT, _ROTATIONS, "D'HD / |D|^2 along the step D that was taken"
+                "directional_sharpness", "loss", Bound.EXACT, _ROTATIONS, "D'HD / |D|^2 along the step D that was taken"
             ),
             Measure(
                 "directional_edge_ratio",
@@ -268,13 +268,13 @@ for _entry in (
                 "-D'HD / (2 g'D): above 1 the step goes too far downhill",
             ),
             Measure(
-                "loss_change", "nats", Bound.ROUNDED, _LINEAR, "L(theta + D) - L(theta) along the step D that was taken"
+                "loss_change", "loss", Bound.ROUNDED, _LINEAR, "L(theta + D) - L(theta) along the step D that was taken"
             ),
             Measure(
-                "first_remainder", "nats", Bound.ROUNDED, _LINEAR, "R1 = loss change - g'D: error of the linear model"
+                "first_remainder", "loss", Bound.ROUNDED, _LINEAR, "R1 = loss change - g'D: error of the linear model"
             ),
             Measure(
-                "second_remainder", "nats", Bound.ROUNDED, _LINEAR, "R2 = R1 - D'HD / 2: error of the quadratic model"
+                "second_remainder", "loss", Bound.ROUNDED, _LINEAR, "R2 = R1 - D'HD / 2: error of the quadratic model"
             ),
             Measure("relative_first", "1", Bound.ROUNDED, _LINEAR, "|R1| / |g'D|"),
             Measure("relative_second", "1", Bound.ROUNDED, _LINEAR, "|R2| / (|g'D| + |D'HD| / 2)"),
@@ -287,14 +287,14 @@ for _entry in (
             ),
             Measure(
                 "secant_curvature",
-                "nats",
+                "loss",
                 Bound.ROUNDED,
                 _ROTATIONS,
                 "D'y / |D|^2, y the change of gradient on the step",
             ),
             Measure(
                 "secant_norm",
-                "nats",
+                "loss",
                 Bound.ROUNDED,
                 _ROTATIONS,
                 "|y| / |D|: never below the magnitude of secant_curvature",
@@ -331,7 +331,7 @@ for _entry in (
     ),
     MeasureGroup(
         "adaptive_trace",
-        (Measure("adaptive_trace", "nats", Bound.INTERVAL, _DIAGONAL, "sum of theta_i^2 H_ii: a flatness measure"),),
+        (Measure("adaptive_trace", "loss", Bound.INTERVAL, _DIAGONAL, "sum of theta_i^2 H_ii: a flatness measure"),),
         run=lambda panel, names: panel.adaptive_trace(),
         least_products=_krylov(lambda names: 0, space=False, probes=True),
         recorded=Schedule(2, _long("adaptive_trace")),
@@ -375,7 +375,7 @@ for _entry in (
         (
             Measure(
                 "theta_hessian_theta",
-                "nats",
+                "loss",
                 Bound.EXACT,
                 _LINEAR,
                 "theta'H theta: curvature of the loss when all parameters are scaled by one factor",
@@ -391,11 +391,11 @@ for _entry in (
         "batch_sharpness",
         (
             Measure(
-                "batch_sharpness", "nats", Bound.BATCHES, _ROTATIONS, "mean over minibatches of g_B'H_B g_B / |g_B|^2"
+                "batch_sharpness", "loss", Bound.BATCHES, _ROTATIONS, "mean over minibatches of g_B'H_B g_B / |g_B|^2"
             ),
             Measure(
                 "batch_sharpness_ratio_of_means",
-                "nats",
+                "loss",
                 Bound.BATCHES,
                 _ROTATIONS,
                 "mean of g_B'H_B g_B over the mean of |g_B|^2",
@@ -439,21 +439,21 @@ for _entry in (
         (
             Measure(
                 "lambda_max_in_sample",
-                "nats",
+                "loss",
                 Bound.BELOW,
                 _ROTATIONS,
                 "lambda_max of this sample of data: biased upwards as an estimate for the population",
             ),
             Measure(
                 "lambda_max_cross_fitted",
-                "nats",
+                "loss",
                 Bound.DATA,
                 _ROTATIONS,
                 "v'Hv with v from one half of the data and H from the other, averaged both ways: biased downwards",
             ),
             Measure(
                 "lambda_max_population",
-                "nats",
+                "loss",
                 Bound.DATA,
                 _ROTATIONS,
                 "lambda_max of the population that the data were drawn from",
