@@ -1,4 +1,4 @@
-"""An optimizer whose step may take a second gradient at ascended weights, and that can be watched doing so."""
+"""Base of all optimizers: a step that may take a second gradient at ascended weights, and that can be observed."""
 
 from __future__ import annotations
 
@@ -13,88 +13,31 @@ from torch.optim.optimizer import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from lossscope.optimizer.ascent.grad_scaler import GradScalerGuard
-from lossscope.optimizer.ascent.perturbation import PERTURBATIONS, Ascent
+from lossscope.optimizer.ascent.perturbation import PERTURBATIONS, WHITENED, Ascent
 from lossscope.optimizer.ascent.seeded_noise import SeededNoise
-from lossscope.optimizer.ascent.shear import direction_of, injected, misalignment, store_shears
+from lossscope.optimizer.ascent.shear import SHEAR_STATE, direction_of, injected, misalignment, store_shears
 from lossscope.optimizer.ascent.trigger import Decision, TriggerState, decided
 from lossscope.optimizer.ascent.two_pass import Pass, RandomState, StepPlan, ascended, own_copy, untouched_buffers
 from lossscope.optimizer.errors import OptimizerError
-from lossscope.optimizer.records.observers import CounterfactualUpdate, Observers
+from lossscope.optimizer.hyperparameters import checked_group, refuse_counters, refuse_duplicate_names
+from lossscope.optimizer.records.observers import CounterfactualUpdate, Observers, tensor_record
 from lossscope.optimizer.records.step_record import StepRecord, TensorRecord
-from lossscope.optimizer.refusals import (
-    refuse_a_missing_pass,
-    refuse_counters,
-    refuse_no_gradient,
-    refuse_one_name_for_two,
-    refuse_sparse_gradients,
-)
-from lossscope.optimizer.update.adam import OF_ASCENT, ParameterStep, Update, tensor_record
+from lossscope.optimizer.update.adam import ParameterStep, Update
+from lossscope.optimizer.update.matrix_view import track_of
+from lossscope.optimizer.update.rule import Rule
+from lossscope.optimizer.update.rules import ADAMW
 
-__all__ = ["RULE", "Params", "TwoPassOptimizer", "refuse_foreign_state"]
-
-RULE: Final = "rule"  # under which a state says what saved it
-
-
-def refuse_foreign_state(optimizer: TwoPassOptimizer, saved: Mapping[str, Any]) -> None:
-    """Raise an error for the state of another rule or of other parameters, before anything of it is loaded.
-
-    A state from before rules were saved with it, or of an optimizer of torch, is known by the tensors that it keeps.
-
-    Args:
-        optimizer: Into which it is to be loaded.
-        saved: What `state_dict()` gave.
-
-    Raises:
-        OptimizerError: It is another's.
-    """
-    if not isinstance(saved, Mapping) or not {"state", "param_groups"} <= saved.keys():
-        raise OptimizerError("that is not the state of an optimizer: load what its state_dict() gave")
-    said = saved.get(RULE, optimizer.rule)
-    if said != optimizer.rule:
-        raise OptimizerError(
-            f"the state was saved by an optimizer that steps by {said!r} and this one steps by {optimizer.rule!r}; "
-            f"load it into one of {said!r}"
-        )
-    for name, found, expected, shape in _tensors(optimizer, saved):
-        optional = optimizer.optional_state
-        if not expected.keys() - optional <= found.keys() <= expected.keys() | optional | OF_ASCENT:
-            raise OptimizerError(
-                f"the state is not one of {optimizer.rule!r}: of {name} it has {_listed(found)}, and here that is "
-                f"{_listed(expected)}; load it into an optimizer of the kind that saved it"
-            )
-        for key, value in found.items():
-            own = expected[key].shape if key in expected else shape
-            if isinstance(value, Tensor) and value.shape != own:
-                raise OptimizerError(
-                    f"the state is of other parameters: of {name} its {key} has the shape {tuple(value.shape)} and not "
-                    f"{tuple(own)}; load it into an optimizer of the model that it was saved with"
-                )
-
-
-def _tensors(
-    optimizer: TwoPassOptimizer, saved: Mapping[str, Any]
-) -> Iterator[tuple[str, Mapping[str, Any], dict[str, Any], torch.Size]]:
-    """Each parameter with what is saved of it, what would be, without its memory, and its shape."""
-    # torch compares the numbers of groups and of parameters, and says so
-    for theirs, ours in zip(saved["param_groups"], optimizer.param_groups, strict=False):
-        settings = {**ours, **{key: value for key, value in theirs.items() if key != "params"}}
-        names = ours.get("param_names") or [f"parameter {i}" for i in theirs["params"]]
-        for name, index, parameter in zip(names, theirs["params"], ours["params"], strict=False):
-            if state := saved["state"].get(index):
-                yield name, state, optimizer.fresh_state(settings, parameter.detach().to("meta")), parameter.shape
-
-
-def _listed(names: Iterable[str]) -> str:
-    return ", ".join(sorted(names)) or "nothing"
-
+__all__ = ["Params", "TwoPassOptimizer"]
 
 Params = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]]
 
+_RULE: Final = "rule"  # key under which a state stores the rule that saved it
+
 
 class TwoPassOptimizer(Optimizer, ABC):
-    r"""What all our optimizers share: passes, the decision to ascend, the shear, records. A child takes the step.
+    r"""Base class: passes, the decision to ascend, the shear and records. A subclass takes the step.
 
-    Steps are taken in one of two ways; both zero the gradients themselves before each pass:
+    A step is taken in one of two ways; both zero the gradients before each pass:
 
         for p in optimizer.passes(model):
             p.backward(loss_fn(model))      # or plain loss.backward()
@@ -102,14 +45,14 @@ class TwoPassOptimizer(Optimizer, ABC):
 
         optimizer.step(closure)             # closure: zero, forward, backward, return the loss
 
-    Gradients are not checked, as that would wait for the device: one that is not finite makes weights that are not, in
-    the same step, as in torch. A `GradScaler` leaves such steps out; see `passes`.
+    Gradients are not checked for NaN or infinity, since that would synchronize with the device: a gradient that is not
+    finite makes the weights non-finite in the same step, as in torch. A `GradScaler` skips such steps; see `passes`.
 
-    A pass after the first leaves no trace: weights are copied back even if it raises, buffers (batch-norm
-    statistics) count once, and both passes draw the same random numbers from torch's generators (not from Python's or
-    numpy's).
+    The second pass has no side effects: weights are copied back even if it raises, buffers (batch-norm
+    statistics) are updated once, and both passes draw the same random numbers from torch's generators (not from
+    Python's or numpy's).
 
-    `last` holds the decision and the losses of the last step; every number in it was computed anyway.
+    `last` holds the decision and the losses of the last step, without extra computation.
     """
 
     def __init__(self, params: Params, defaults: dict[str, Any]) -> None:
@@ -120,27 +63,42 @@ class TwoPassOptimizer(Optimizer, ABC):
         self.last: StepPlan | None = None
         super().__init__(cast(Any, params), defaults)
 
-    rule: str  # the name of its arithmetic, saved with its state
+    rule: str  # name of the rule, saved with the state
 
     @property
-    def optional_state(self) -> frozenset[str]:
-        """What a parameter's state may have or lack, as settings were before."""
-        return frozenset()
-
     @abstractmethod
+    def declared(self) -> Rule:
+        """Declaration of the rule that steps matrices."""
+
+    def rule_of(self, group: dict[str, Any], parameter: Tensor) -> Rule:
+        """Return the declaration of the rule that steps a parameter of a group."""
+        vector = self.declared.adamw_vectors and track_of(group, parameter) == "vector"
+        return ADAMW if vector else self.declared
+
     def fresh_state(self, group: dict[str, Any], parameter: Tensor) -> dict[str, Any]:
-        """The state of a parameter before its first step."""
+        """Return the state of a parameter before its first step."""
+        return self.rule_of(group, parameter).fresh_state(group, parameter)
 
     @abstractmethod
     def take(self, group: dict[str, Any], moments: Sequence[ParameterStep]) -> list[Update]:
-        """Move the parameters of a group; called without gradients, once a step, with those that have one."""
+        """Move the parameters of a group; called without gradients, once a step, for parameters with a gradient."""
 
-    @abstractmethod
     def check_group(self, group: dict[str, Any], first: dict[str, Any]) -> None:
-        """Raise an `OptimizerError` for settings that are unknown, out of bounds or contradict the first group."""
+        """Raise an `OptimizerError` for settings that are unknown, missing, out of bounds or contradictory."""
+        rule = self.declared
+        for name in rule.required:
+            if name not in group:
+                raise OptimizerError(f"{name} is required by {self.rule} and has no default: pass {name}=...")
+        checked_group(group, first, {**self.defaults, **dict.fromkeys(rule.required)}, rule.bounds)
+        rule.check(group)
+        if group["perturbation"] in WHITENED and group["mode"] != "base" and not rule.adam_moments:
+            raise OptimizerError(
+                f"perturbation={group['perturbation']!r} needs a second-moment estimate and {self.rule} keeps none; "
+                "use 'sam', 'asam' or 'random_ball'"
+            )
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Restore a pickled or copied optimizer; observers are not copied, and loading a state keeps them."""
+        """Restore a pickled or copied optimizer without its observers; loading a state keeps the observers."""
         super().__setstate__(state)
         self._observers = self.__dict__.get("_observers", Observers())
         self._plan, self._inside_pass, self.last = None, False, None
@@ -150,63 +108,63 @@ class TwoPassOptimizer(Optimizer, ABC):
                 group.setdefault(name, value)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group; settings of the whole optimizer cannot differ from those of the first group."""
+        """Add a parameter group; settings shared by all groups must equal those of the first group."""
         refuse_counters(param_group)
         super().add_param_group(param_group)
         try:
             self.check_group(self.param_groups[-1], self.param_groups[0])
-            refuse_one_name_for_two(self.param_groups)
+            refuse_duplicate_names(self.param_groups)
         except OptimizerError:
             self.param_groups.pop()
             raise
 
     def state_dict(self) -> dict[str, Any]:
-        """What torch saves, and the rule that steps by it."""
-        return {**super().state_dict(), RULE: self.rule}
+        """Return torch's state dict with the name of the rule added."""
+        return {**super().state_dict(), _RULE: self.rule}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a saved state, with its settings.
+        """Load a saved state, including its settings.
 
-        As in torch, settings come with a state and replace those this optimizer was made with. So the state of another
-        arm of the same rule is one that fits: loaded into `ars2-base`, that of `ars2-sync` makes it ascend.
+        As in torch, the settings in a state replace those of the optimizer. The state of another arm of the same rule
+        therefore fits: an `ars2-base` that loads the state of an `ars2-sync` ascends.
 
         Raises:
-            OptimizerError: It is the state of another rule, or of other parameters; nothing of it is loaded then.
+            OptimizerError: The state is that of another rule or of other parameters; nothing is loaded then.
         """
-        refuse_foreign_state(self, state_dict)
+        _refuse_foreign_state(self, state_dict)
         super().load_state_dict(state_dict)
 
     def observe(self, callback: Callable[[StepRecord], None], *, counterfactual: bool = False) -> RemovableHandle:
-        """A handle with `.remove()`; until then `callback` gets the record of every step, after it.
+        """Call `callback` with the record of every step, after the step.
 
         Without an observer a step computes and keeps nothing more. An observer that is attached after the
-        passes of a step still gets its record.
+        passes of a step still gets the record of that step.
 
         Args:
-            callback: Gets the record, which is valid until it returns.
-            counterfactual: Whether the record of a step that injects a shear can tell what the step would have been
-                without: `record.uninjected()`. For that, parameters and state are copied before such a step.
+            callback: Called with the record, which is valid until the callback returns.
+            counterfactual: If True, the record of a step that injects a shear offers `record.uninjected()`: the updates
+                without the injection. Parameters and state are copied before such a step.
 
         Returns:
-            The handle.
+            A handle whose `.remove()` removes the callback.
         """
         return self._observers.add(callback, counterfactual=counterfactual)
 
     @property
     def takes_second_gradient(self) -> bool:
-        """Whether there are steps that take a second gradient: not in mode `base`, nor without a radius."""
+        """True if some steps take a second gradient: the mode is not `base` and some radius is above 0."""
         first = self.param_groups[0]
         return bool(first["mode"] != "base") and any(group["rho"] > 0 for group in self.param_groups)
 
     @torch.no_grad()
     def ascent(self, gradients: Mapping[Tensor, Tensor]) -> dict[Tensor, Tensor]:
-        """The perturbation that a second pass would use now, were these the gradients of the first; nothing changes.
+        """Return the perturbation of a second pass for these gradients of the first pass, without side effects.
 
         Args:
-            gradients: Of parameters of this optimizer, in one unit with the loss.
+            gradients: Gradients of parameters of this optimizer, in the unit of the loss (unscaled).
 
         Returns:
-            One perturbation for each parameter that has a gradient here and a radius; none where nothing ascends.
+            One perturbation for each parameter with a gradient and a radius; empty if the optimizer does not ascend.
         """
         ascents = self._ascents(gradients) if self.takes_second_gradient else {}
         if not ascents:
@@ -216,27 +174,27 @@ class TwoPassOptimizer(Optimizer, ABC):
 
     @property
     def trigger_state(self) -> TriggerState:
-        """Steps and second gradients so far, and the running variance of phi."""
+        """Numbers of steps and of second gradients so far, and the running variance of phi."""
         return TriggerState.read(self.param_groups[0])
 
     def passes(self, model: nn.Module | None = None, scaler: torch.amp.GradScaler | None = None) -> Iterator[Pass]:
-        """One pass, or two on a sync step: run forward and backward in each, then call `step()`.
+        """Yield one pass, or two on a sync step: run forward and backward in each, then call `step()`.
 
         Gradients are zeroed before each pass, so micro-batches may be accumulated within one. Leaving the loop early,
-        or an exception in it, puts the parameters back and forgets the passes: a `step()` after that takes the
-        gradients it finds where it needs one pass, and is refused where it needs two.
+        or an exception in it, restores the parameters and discards the passes: a later `step()` uses the gradients that
+        are there if it needs one pass, and raises an error if it needs two.
 
         Args:
-            model: The module whose buffers the second pass must not change. Without it they are found
+            model: The module whose buffers the second pass must not change. Without it the buffers are found
                 through forward hooks, which a compiled module does not call.
-            scaler: The scaler of the losses, where there is one: run `scaler.scale(loss).backward()` in each pass,
-                then `scaler.step(optimizer)`. It unscales the gradients of the last pass; those of the first one
-                are divided by its scale here, so that records and what is made of both gradients are in one unit.
-                One that steps the optimizer without having been told is refused where a second pass was taken, and a
-                plain `step()` where it was told of one: nothing would unscale the gradients.
+            scaler: The scaler of the losses, if one is used: run `scaler.scale(loss).backward()` in each pass,
+                then `scaler.step(optimizer)`. The scaler unscales the gradients of the last pass; those of the first
+                are divided by its scale here, so that both gradients and all records have the same unit.
+                A scaler that was not passed here raises an error on a step with two gradients, and so does a plain
+                `step()` after a scaler was passed, since nothing would unscale the gradients.
         """
         if self._inside_pass:
-            raise OptimizerError("passes() was started inside another passes() loop; leave or close that one first")
+            raise OptimizerError("passes() was called inside another passes() loop; leave or close that one first")
         self._plan = None
         self._scaling.begin(scaler)
         self.zero_grad()
@@ -255,12 +213,12 @@ class TwoPassOptimizer(Optimizer, ABC):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Take the step; returns the loss of the first pass, where the closure or the passes told it.
+        """Take the step and return the loss of the first pass, if the closure or the passes recorded it.
 
         Raises:
             OptimizerError: The step needs a second gradient and there was neither a closure nor `passes()`; or a
-                `GradScaler` takes it that `passes()` was not told of, or with a closure; or none takes it though
-                `passes()` was told of one.
+                `GradScaler` takes it that `passes()` was not given, or with a closure; or `passes()` was given a
+                scaler and the step is taken without it.
         """
         if self._inside_pass:
             raise OptimizerError("step() was called inside the passes() loop; call it once, after the loop")
@@ -279,18 +237,14 @@ class TwoPassOptimizer(Optimizer, ABC):
             self._step_group(group, first, plan, observed, uninjected)
             first += len(group["params"])
         plan.decision.after.write(self.param_groups[0])
-        self.last = StepPlan(plan.decision, plan.losses)  # scalars only: the tensors of the step are let go
+        self.last = StepPlan(plan.decision, plan.losses)  # scalars only: the tensors of the step are released
         if observed is not None:
-            self._observers.tell(self.param_groups[0], plan, observed, uninjected)
+            self._observers.notify(
+                self.param_groups[0], plan, observed, uninjected, orthogonalizes=self.declared.orthogonalizes
+            )
         return plan.losses[0] if loss is None else loss
 
     # -- the passes -------------------------------------------------------------------------------------
-
-    @property
-    def _step_supports_amp_scaling(self) -> bool:
-        # A GradScaler asks for it right before it unscales the gradients and calls step(): how we learn of one.
-        self._scaling.ask()
-        return False
 
     def _parameters(self) -> list[Tensor]:
         return [p for group in self.param_groups for p in group["params"]]
@@ -303,23 +257,36 @@ class TwoPassOptimizer(Optimizer, ABC):
             if isinstance(value, Tensor):
                 p.loss = value.detach()
             loss = value if p.index == 0 else loss
-            refuse_no_gradient(self._parameters())
+            if all(q.grad is None for q in self._parameters()):
+                raise OptimizerError(
+                    "the closure computed no gradient; it must zero the gradients, run forward and backward, and "
+                    "return the loss"
+                )
         return loss
 
     def _decide(self) -> Decision:
         first = self.param_groups[0]
         before = TriggerState.read(first)
-        refuse_sparse_gradients(self._parameters())
+        for p in self._parameters():
+            if p.grad is not None and p.grad.layout != torch.strided:
+                raise OptimizerError(
+                    f"a parameter of shape {tuple(p.shape)} has a sparse gradient, which is not supported; "
+                    "build its module with sparse=False, or use torch.optim.SparseAdam for it"
+                )
         if first["mode"] != "aga" or not self.takes_second_gradient:
             return decided(first, before, None, takes_second_gradient=self.takes_second_gradient)
-        having = [p for p in self._parameters() if p.grad is not None and "shear" in self.state.get(p, ())]
-        phi = misalignment([cast(Tensor, p.grad) for p in having], [self.state[p]["shear"] for p in having])
+        shears = {p: self.state.get(p, {}).get("shear") for p in self._parameters() if p.grad is not None}
+        stored = {p: shear for p, shear in shears.items() if shear is not None}
+        phi = misalignment([cast(Tensor, p.grad) for p in stored], list(stored.values()))
         return decided(first, before, phi, takes_second_gradient=True)
 
     def _plan_without_passes(self) -> StepPlan:
         decision = self._decide()
         if decision.sync:
-            refuse_a_missing_pass(decision.after.clock, self.param_groups[0]["mode"])
+            raise OptimizerError(
+                f"step {decision.after.clock} of mode={self.param_groups[0]['mode']!r} needs a second gradient: run "
+                "`for p in optimizer.passes(model): p.backward(loss)` before step(), or call step(closure)"
+            )
         return StepPlan(decision)
 
     def _second_pass(
@@ -348,19 +315,19 @@ class TwoPassOptimizer(Optimizer, ABC):
         for group in self.param_groups:
             for p in group["params"]:
                 if group["rho"] > 0 and p in base:
-                    state = self.state.get(p, {})
-                    state = state if "step" in state else self.fresh_state(group, p)
-                    beta2, eps = group.get("betas", (0.0, 0.0))[1], group.get("eps", 0.0)
-                    v, steps = state.get("exp_avg_sq"), int(state["step"])
+                    state = self.state.get(p) or self.fresh_state(group, p)
+                    adam = self.rule_of(group, p).adam_moments
+                    v = state["exp_avg_sq"] if adam else None
+                    beta2, eps = (group["betas"][1], group["eps"]) if adam else (0.0, 0.0)
                     draw = SeededNoise("ascent", group["seed"], clock, len(ascents))
-                    ascents[p] = Ascent(p, base[p], v, steps, beta2, eps, group["rho"], draw)
+                    ascents[p] = Ascent(p, base[p], v, int(state["step"]), beta2, eps, group["rho"], draw)
         return ascents
 
     # -- the step ---------------------------------------------------------------------------------------
 
     def _state(self, group: dict[str, Any], parameter: Tensor) -> dict[str, Any]:
         state = self.state[parameter]
-        if "step" not in state:
+        if not state:
             state.update(self.fresh_state(group, parameter))
         return cast("dict[str, Any]", state)
 
@@ -380,9 +347,9 @@ class TwoPassOptimizer(Optimizer, ABC):
         return ParameterStep(index, name, parameter, fed, gradient, stale, state, True)
 
     def _injects(self, plan: StepPlan) -> bool:
-        """Whether the step injects a stored shear somewhere."""
-        having = [self.state.get(p, {}) for p in self._parameters() if p.grad is not None]
-        return not plan.decision.sync and any(self._injected_direction(state) is not None for state in having)
+        """Return True if the step injects a stored shear into some gradient."""
+        states = [self.state.get(p, {}) for p in self._parameters() if p.grad is not None]
+        return not plan.decision.sync and any(self._injected_direction(state) is not None for state in states)
 
     def _injected_direction(self, state: dict[str, Any]) -> Tensor | None:
         return direction_of(self.param_groups[0], state) if self.takes_second_gradient else None
@@ -404,8 +371,64 @@ class TwoPassOptimizer(Optimizer, ABC):
         if plan.decision.sync:
             store_shears(self.param_groups[0], moments, plan)
         if uninjected is not None:
-            uninjected.hold(group, moments)
+            uninjected.copy(group, moments)
         taken = self.take(group, moments)
         if observed is not None:
             steps = zip(moments, taken, strict=True)
-            observed += [tensor_record(moment, one, group, plan) for moment, one in steps]
+            observed += [
+                tensor_record(moment, one, self.rule_of(group, moment.parameter), group, plan) for moment, one in steps
+            ]
+
+
+def _refuse_foreign_state(optimizer: TwoPassOptimizer, saved: Mapping[str, Any]) -> None:
+    """Raise an error for the state of another rule or of other parameters, before any of it is loaded.
+
+    A state without the name of its rule (saved by an early version or by an optimizer of torch) is recognized by its
+    tensors.
+
+    Args:
+        optimizer: The optimizer that is to load the state.
+        saved: Result of `state_dict()`.
+
+    Raises:
+        OptimizerError: The state is that of another rule or of other parameters.
+    """
+    if not isinstance(saved, Mapping) or not {"state", "param_groups"} <= saved.keys():
+        raise OptimizerError("not the state of an optimizer: load the result of state_dict()")
+    rule = saved.get(_RULE, optimizer.rule)
+    if rule != optimizer.rule:
+        raise OptimizerError(
+            f"the state was saved by the rule {rule!r} and this optimizer uses {optimizer.rule!r}; "
+            f"load it into an optimizer with the rule {rule!r}"
+        )
+    optional = optimizer.declared.optional_state
+    for name, found, expected, shape in _states(optimizer, saved):
+        if not expected.keys() - optional <= found.keys() <= expected.keys() | optional | SHEAR_STATE:
+            raise OptimizerError(
+                f"the state is not one of the rule {optimizer.rule!r}: for {name} it holds {_listed(found)}, expected "
+                f"{_listed(expected)}; load it into an optimizer of the kind that saved it"
+            )
+        for key, value in found.items():
+            own = expected[key].shape if key in expected else shape
+            if isinstance(value, Tensor) and value.shape != own:
+                raise OptimizerError(
+                    f"the state is one of other parameters: for {name} its {key} has the shape {tuple(value.shape)}, "
+                    f"expected {tuple(own)}; load it into an optimizer of the model that it was saved with"
+                )
+
+
+def _states(
+    optimizer: TwoPassOptimizer, saved: Mapping[str, Any]
+) -> Iterator[tuple[str, Mapping[str, Any], dict[str, Any], torch.Size]]:
+    """Yield the name, the saved state, the expected state (on the meta device) and the shape of each parameter."""
+    # torch compares the numbers of groups and of parameters, and says so
+    for theirs, ours in zip(saved["param_groups"], optimizer.param_groups, strict=False):
+        settings = {**ours, **{key: value for key, value in theirs.items() if key != "params"}}
+        names = ours.get("param_names") or [f"parameter {i}" for i in theirs["params"]]
+        for name, index, parameter in zip(names, theirs["params"], ours["params"], strict=False):
+            if state := saved["state"].get(index):
+                yield name, state, optimizer.fresh_state(settings, parameter.detach().to("meta")), parameter.shape
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(sorted(names)) or "nothing"

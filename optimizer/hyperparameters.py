@@ -1,9 +1,9 @@
-"""The settings of our optimizers: defaults, bounds, and which of them hold for all parameter groups."""
+"""Hyperparameters: defaults, bounds, and the validation of parameter groups."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 import torch
@@ -15,17 +15,20 @@ from lossscope.optimizer.ascent.trigger import COUNTERS, MODES, TRIGGERS
 from lossscope.optimizer.errors import OptimizerError
 from lossscope.optimizer.update import newton_schulz as ns
 from lossscope.optimizer.update.matrix_view import ADJUSTMENTS, ENERGIES, TRACKS, track_of
+from lossscope.optimizer.update.rule import NOT_NEGATIVE, Bound
 
 __all__ = [
     "DEFAULTS",
     "SHARED",
     "checked_group",
     "checked_number",
-    "chosen_of",
     "period_of",
+    "refuse_counters",
+    "refuse_duplicate_names",
+    "user_settings",
 ]
 
-# What every optimizer here reads: when and where to ascend, and how tensors are cut.
+# Settings of every optimizer here: when and where to ascend, and the matrix view of tensors.
 SHARED: Final[dict[str, Any]] = {
     "mode": "base",
     "rho": 0.1,
@@ -45,7 +48,7 @@ SHARED: Final[dict[str, Any]] = {
     **COUNTERS,
 }
 
-# And what ARS2-Neo reads besides.
+# Settings of ARS2-Neo.
 DEFAULTS: Final[dict[str, Any]] = {
     "lr": 1e-3,
     "betas": (0.9, 0.999),
@@ -60,9 +63,9 @@ DEFAULTS: Final[dict[str, Any]] = {
     **SHARED,
 }
 
-# One for the whole optimizer: the decision to ascend is made once for all groups, and a record names one
+# These must be equal in all groups: the decision to ascend is made once for all groups, and a record names one
 # set of polynomials.
-_ONE: Final = (
+_SHARED_BY_GROUPS: Final = (
     "mode",
     "k",
     "alpha",
@@ -79,9 +82,9 @@ _ONE: Final = (
     "ns_norm",
 )
 
-_PERIODS: Final = {"lazy": 5, "aga": 10, "timer": 10}  # the usual k of the modes that have one
+_PERIODS: Final = {"lazy": 5, "aga": 10, "timer": 10}  # default k of the modes that have one
 
-# Configuration files have no dtypes, only their names.
+# Configuration files hold dtypes by name.
 _DTYPES: Final = {
     str(d).removeprefix("torch."): d for d in (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 }
@@ -103,47 +106,51 @@ _CHOICES: Final[dict[str, tuple[object, ...]]] = {
     "convolution": (True, False),
 }
 
-_BOUNDS: Final[dict[str, tuple[str, Callable[[float], bool]]]] = {
-    "lr": ("at least 0 and finite", lambda x: 0 <= x < math.inf),
-    "vector_lr": ("at least 0 and finite", lambda x: 0 <= x < math.inf),
-    "eps": ("at least 0 and finite", lambda x: 0 <= x < math.inf),
-    "weight_decay": ("at least 0 and finite", lambda x: 0 <= x < math.inf),
-    "rho": ("at least 0 and finite; 0 leaves the ascent out", lambda x: 0 <= x < math.inf),
-    "alpha": ("a finite number", math.isfinite),
-    "aga_beta": ("in [0, 1)", lambda x: 0 <= x < 1),
-    "aga_lambda": ("at least 0", lambda x: x >= 0),  # at infinity only the cap is left
-    "aga_gamma": ("a finite number", math.isfinite),
-    "momentum": ("in [0, 1)", lambda x: 0 <= x < 1),
-    "row_beta": ("in [0, 1)", lambda x: 0 <= x < 1),
-    "rms_eps": ("at least 0 and finite", lambda x: 0 <= x < math.inf),
+_FRACTION: Final = Bound("in [0, 1)", lambda x: 0 <= x < 1)
+_FINITE: Final = Bound("a finite number", math.isfinite)
+_BOUNDS: Final[dict[str, Bound]] = {
+    "lr": NOT_NEGATIVE,
+    "vector_lr": NOT_NEGATIVE,
+    "eps": NOT_NEGATIVE,
+    "weight_decay": NOT_NEGATIVE,
+    "rho": Bound("at least 0 and finite; 0 disables the ascent", lambda x: 0 <= x < math.inf),
+    "alpha": _FINITE,
+    "aga_beta": _FRACTION,
+    "aga_lambda": Bound("at least 0", lambda x: x >= 0),  # at infinity only the cap triggers
+    "aga_gamma": _FINITE,
+    "momentum": _FRACTION,
+    "row_beta": _FRACTION,
+    "rms_eps": NOT_NEGATIVE,
 }
 
 
-def _check_number(name: str, value: Any, words: str, holds: Callable[[float], bool]) -> None:
+def _check_number(name: str, value: Any, bound: Bound) -> None:
     one = isinstance(value, int | float) or (isinstance(value, torch.Tensor) and value.numel() == 1)
-    if isinstance(value, bool) or not one or not holds(float(value)):
-        raise OptimizerError(f"{name}={value!r} must be {words}")
+    if isinstance(value, bool) or not one or not bound.holds(float(value)):
+        raise OptimizerError(f"{name}={value!r} must be {bound.words}")
 
 
 def checked_number(name: str, value: Any) -> None:
-    """Raise an `OptimizerError` that names the setting, its value and the bound, for one that is out of it."""
-    words, holds = _BOUNDS[name]
-    _check_number(name, value, words, holds)
+    """Raise an `OptimizerError` that names the setting, its value and the bound, if the value is out of bounds."""
+    _check_number(name, value, _BOUNDS[name])
 
 
-def checked_group(group: dict[str, Any], first: dict[str, Any], defaults: Mapping[str, Any] = DEFAULTS) -> None:
-    """Raise an `OptimizerError` for a group whose settings are unknown, out of bounds or contradict the first.
+def checked_group(
+    group: dict[str, Any], first: dict[str, Any], known: Iterable[str], bounds: Mapping[str, Bound]
+) -> None:
+    """Raise an `OptimizerError` for a group whose settings are unknown, out of bounds or contradict the first group.
 
     Args:
         group: The parameter group.
         first: The first group of the optimizer.
-        defaults: The settings that the optimizer knows.
+        known: Names of the settings of the optimizer.
+        bounds: Bounds of the settings that belong to its rule alone.
 
     Raises:
         OptimizerError: See above; it names the setting, its value and the bound.
     """
-    known = {
-        *defaults,
+    allowed = {
+        *known,
         "params",
         "param_names",
         "initial_lr",
@@ -152,36 +159,42 @@ def checked_group(group: dict[str, Any], first: dict[str, Any], defaults: Mappin
         "max_momentum",
         "base_momentum",
     }
-    if unknown := sorted(group.keys() - known):
+    if unknown := sorted(group.keys() - allowed):
         raise OptimizerError(
-            f"a parameter group has the unknown setting {unknown[0]!r}; known: {', '.join(chosen_of(defaults))}"
+            f"a parameter group has the unknown setting {unknown[0]!r}; known: {', '.join(user_settings(known))}"
         )
     for name, choices in _CHOICES.items():
         if name in group and group[name] not in choices:
-            raise OptimizerError(f"{name}={group[name]!r} is none of {', '.join(map(repr, choices))}")
-    for name in _BOUNDS:
+            raise OptimizerError(f"{name}={group[name]!r} must be one of {', '.join(map(repr, choices))}")
+    for name, bound in {**_BOUNDS, **bounds}.items():
         if name in group:
-            checked_number(name, group[name])
+            _check_number(name, group[name], bound)
     betas = group.get("betas", (0.0, 0.0))
     if not isinstance(betas, tuple | list) or len(betas) != 2:
         raise OptimizerError(f"betas={betas!r} must be two numbers in [0, 1)")
     for beta in betas:
-        _check_number("betas", beta, "two numbers in [0, 1)", lambda x: 0 <= x < 1)
+        _check_number("betas", beta, Bound("two numbers in [0, 1)", _FRACTION.holds))
     if "ns_dtype" in group:
         _check_newton_schulz(group)
     if not isinstance(group["seed"], int) or isinstance(group["seed"], bool):
-        raise OptimizerError(f"seed={group['seed']!r} must be a whole number")
+        raise OptimizerError(f"seed={group['seed']!r} must be an integer")
     if group["mode"] in _PERIODS:
         period_of(group["mode"], group["k"])
-    for name in _ONE:
+    for name in _SHARED_BY_GROUPS:
         if name in group and group[name] != first[name]:
             raise OptimizerError(
-                f"{name}={group[name]!r} in one group and {first[name]!r} in the first: it is one for all groups"
+                f"{name} must be equal in all groups, got {group[name]!r} and {first[name]!r} in the first group"
             )
     if group["track"] == "matrix" and any(p.ndim < 2 for p in group["params"]):
-        raise OptimizerError("track='matrix' for a parameter with fewer than 2 dimensions; put it into a vector group")
-    if any(not p.is_floating_point() for p in group["params"]):
-        raise OptimizerError("optimizers here step real floating parameters only; leave the others out of its groups")
+        raise OptimizerError(
+            "track='matrix' needs parameters with at least 2 dimensions; put the others into a group with "
+            "track='vector'"
+        )
+    for p in group["params"]:
+        if not p.is_floating_point():
+            raise OptimizerError(
+                f"parameter groups must contain real floating-point parameters, got {p.dtype}; remove it from the group"
+            )
 
 
 def _check_newton_schulz(group: dict[str, Any]) -> None:
@@ -195,24 +208,35 @@ def _check_newton_schulz(group: dict[str, Any]) -> None:
     for p in group["params"]:
         if p.numel() == 0 and track_of(group, p) == "matrix":
             raise OptimizerError(
-                f"a parameter of shape {tuple(p.shape)} has no elements and so no orthogonal factor; leave it out"
+                f"a parameter of shape {tuple(p.shape)} has no elements and therefore no orthogonal factor; remove it"
             )
 
 
-def chosen_of(defaults: Iterable[str]) -> list[str]:
-    """The settings among what a group holds, which is also what the optimizer counts by itself.
+def user_settings(names: Iterable[str]) -> list[str]:
+    """Return the user-settable keys of a parameter group (drop the optimizer's own counters)."""
+    return [name for name in names if name not in COUNTERS]
 
-    Args:
-        defaults: The names of what a group holds.
 
-    Returns:
-        Those that a user sets.
-    """
-    return [name for name in defaults if name not in COUNTERS]
+def refuse_counters(settings: Mapping[str, Any]) -> None:
+    """Raise an `OptimizerError` if one of the settings is a counter of the optimizer."""
+    if counted := sorted(COUNTERS.keys() & settings.keys()):
+        raise OptimizerError(f"{counted[0]} is a counter of the optimizer, not a setting; load_state_dict restores it")
+
+
+def refuse_duplicate_names(groups: Iterable[Mapping[str, Any]]) -> None:
+    """Raise an `OptimizerError` if two parameters have the same name, since records identify parameters by name."""
+    seen: set[str] = set()
+    for name in (name for group in groups for name in group.get("param_names", ())):
+        if name in seen:
+            raise OptimizerError(
+                f"two parameters have the name {name!r}; give them distinct names, for example with "
+                "model.named_parameters('prefix')"
+            )
+        seen.add(name)
 
 
 def period_of(mode: str, k: int | None) -> int:
-    """The lazy period or aga's longest interval: what was asked for, else the mode's default."""
+    """Return the lazy period, or the longest interval of aga and timer: the given value, else the mode's default."""
     if mode not in _PERIODS:
         if k is not None:
             raise OptimizerError(
@@ -221,7 +245,5 @@ def period_of(mode: str, k: int | None) -> int:
         return 1
     period = _PERIODS[mode] if k is None else k
     if not isinstance(period, int) or period < 2:  # True is 1
-        raise OptimizerError(
-            f"k={period} must be a whole number of at least 2; for two passes every step use mode='sync'"
-        )
+        raise OptimizerError(f"k={period} must be an integer >= 2; for two passes every step use mode='sync'")
     return period

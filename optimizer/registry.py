@@ -1,7 +1,8 @@
-"""Optimizers by name."""
+"""Optimizers by name: what `create` and the command line know, and how to register more."""
 
 from __future__ import annotations
 
+from collections import ChainMap
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -18,6 +19,7 @@ from lossscope.optimizer.hyperparameters import DEFAULTS, checked_number, period
 from lossscope.optimizer.rule_optimizer import RuleOptimizer
 from lossscope.optimizer.update.matrix_view import track_of
 from lossscope.optimizer.update.routing import routing
+from lossscope.optimizer.update.rule import Rule
 from lossscope.optimizer.update.rules import RULES
 
 __all__ = ["ENTRIES", "Entry", "Groups", "create", "names", "nearest", "register", "settings"]
@@ -27,68 +29,78 @@ Groups = list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class Entry:
-    """An optimizer that `create` knows."""
+    """A registered optimizer."""
 
-    words: str  # what it is, in a line
+    words: str  # one-line description
     source: str
     make: Callable[..., Optimizer]  # (params, **settings)
-    usual: Mapping[str, Any] = field(default_factory=dict)  # every setting it accepts; None: its base's usual value
-    cuts: bool = False  # whether it cuts tensors into matrices: `make` then gets groups, that of convolutions marked
+    usual: Mapping[str, Any] = field(default_factory=dict)  # settings with defaults; None: the default of its base
+    cuts: bool = False  # True if `make` takes groups, with those of convolutions marked, since it needs matrix views
+    required: tuple[str, ...] = ()  # settings without a default
 
 
 ENTRIES: Final[dict[str, Entry]] = {}
 
 
-def register(name: str, entry: Entry) -> None:
-    """Let `create` know an optimizer.
+def register(name: str, what: Rule | Entry) -> None:
+    """Register an optimizer under a name, for `create` and the command line.
+
+    An update rule is all that a new optimizer needs: `RuleOptimizer` takes its steps, every ascent (`sam`, ...) can use
+    it as `base`, and recording, resuming and reports read its declarations. An `Entry` registers any other
+    `torch.optim.Optimizer`.
 
     Args:
-        name: New.
-        entry: What it is.
+        name: A new name.
+        what: The rule, or the entry.
 
     Raises:
         OptimizerError: The name is taken.
     """
     if name in ENTRIES:
-        raise OptimizerError(
-            f"an optimizer {name!r} is registered already ({ENTRIES[name].words}): choose another name"
-        )
-    ENTRIES[name] = entry
+        raise OptimizerError(f"an optimizer {name!r} is registered already ({ENTRIES[name].words}): use another name")
+    if isinstance(what, Rule):
+        RULES[name] = what
+        _add_rule(name, what)
+    else:
+        ENTRIES[name] = what
 
 
 def names() -> tuple[str, ...]:
-    """The names `create` knows."""
+    """Return the registered names."""
     return tuple(ENTRIES)
 
 
 def settings(name: str) -> tuple[str, ...]:
-    """The settings that `create(name, ...)` accepts.
+    """Return the settings that `create(name, ...)` accepts.
 
     Raises:
-        OptimizerError: The name does not exist; the nearest ones are told.
+        OptimizerError: The name is unknown; the message suggests the nearest ones.
     """
-    return tuple(_entry(name).usual)
+    entry = _entry(name)
+    return (*entry.required, *entry.usual)
 
 
 def create(name: str, parameters: nn.Module | Iterable[tuple[str, Tensor]], **overrides: Any) -> Optimizer:
-    """The optimizer of that name, with its usual settings but for `overrides`.
+    """Return a new optimizer of that name, with its default settings except for `overrides`.
 
-    Shape alone decides the track. Weights of one-dimensional convolutions have three dimensions, as heads of attention
-    do: of a model, those of an optimizer that cuts matrices get a group with `convolution=True`, behind the others.
+    The shape of a parameter decides its track. Weights of one-dimensional convolutions have three dimensions, as have
+    attention heads: if `parameters` is a model and the optimizer needs matrix views, these weights get a group with
+    `convolution=True` after the others.
 
     Args:
         name: One of `names()`.
-        parameters: A model, or its `named_parameters()`, which do not say what is a convolution.
+        parameters: A model, or its `named_parameters()`, which do not show which ones are convolutions.
         overrides: Settings of that optimizer, such as `lr` or `rho`.
 
     Raises:
-        OptimizerError: The name or a setting does not exist (the nearest ones are told), or a setting is out
-            of its bounds.
+        OptimizerError: The name or a setting is unknown (the message suggests the nearest ones), a required setting is
+            missing, or a setting is out of bounds.
     """
     entry = _entry(name)
+    known = settings(name)
     for setting in overrides:
-        if setting not in entry.usual:
-            raise OptimizerError(f"optimizer {name} has no setting {setting!r}{nearest(setting, entry.usual)}")
+        if setting not in known:
+            raise OptimizerError(f"optimizer {name} has no setting {setting!r}{nearest(setting, known)}")
     trainable = [(label, p) for label, p in _named(name, parameters) if p.requires_grad]
     if not trainable:
         raise OptimizerError(f"no parameter requires a gradient; {name} has nothing to optimize")
@@ -101,7 +113,7 @@ def create(name: str, parameters: nn.Module | Iterable[tuple[str, Tensor]], **ov
 
 
 def _named(name: str, parameters: Any) -> list[tuple[str, Tensor]]:
-    """Pairs of a name and a parameter, or an error for anything else."""
+    """Return `(name, parameter)` pairs, or raise an error for anything else."""
     if isinstance(parameters, nn.Module):
         return list(parameters.named_parameters())
     found = list(parameters) if isinstance(parameters, Iterable) else [parameters]
@@ -113,7 +125,7 @@ def _named(name: str, parameters: Any) -> list[tuple[str, Tensor]]:
 
 
 def _groups(parameters: Any, trainable: list[tuple[str, Tensor]]) -> Groups:
-    """The parameters in one group, and weights of one-dimensional convolutions of a model in another."""
+    """Return the parameters as one group, and the weights of a model's one-dimensional convolutions as another."""
     routes = routing(parameters).routes if isinstance(parameters, nn.Module) else ()
     cut = {route.name for route in routes if route.convolution and route.parameter.ndim == 3}
     rest = {"params": [(label, p) for label, p in trainable if label not in cut]}
@@ -123,12 +135,12 @@ def _groups(parameters: Any, trainable: list[tuple[str, Tensor]]) -> Groups:
 
 def _entry(name: str) -> Entry:
     if name not in ENTRIES:
-        raise OptimizerError(f"there is no optimizer {name!r}{nearest(name, names())}")
+        raise OptimizerError(f"unknown optimizer {name!r}{nearest(name, names())}")
     return ENTRIES[name]
 
 
 def nearest(word: str, words: Iterable[str]) -> str:
-    """The end of a sentence about an unknown word: those that it may have meant, or all there are."""
+    """Return the end of a message about an unknown word: the nearest known words, or all of them."""
     close = get_close_matches(word, list(words), n=3, cutoff=0.4)
     return f"; did you mean {' or '.join(close)}?" if close else f"; known: {', '.join(words)}"
 
@@ -136,7 +148,7 @@ def nearest(word: str, words: Iterable[str]) -> str:
 _INJECTING: Final = ("k", "alpha", "shear")
 _ADAPTIVE: Final = ("aga_beta", "aga_lambda", "aga_gamma", "trigger")
 _ASCENDING: Final = ("rho", "perturbation", "seed")
-# Settings that a mode reads: to accept others would be to ignore them without a word.
+# Settings used by each mode. Others are rejected rather than silently ignored.
 _OF_MODE: Final[dict[str, tuple[str, ...]]] = {
     "base": (),
     "sync": _ASCENDING,
@@ -148,10 +160,18 @@ _OF_ARS2: Final = tuple(
     name for name in signature(ARS2Neo).parameters if name not in ("params", *_OF_MODE["aga"], "surrogate", "mode")
 )
 
-_BASES: Final[dict[str, Callable[..., Optimizer]]] = {}  # what an ascent goes with: makes it, (params, **settings)
+# Optimizers of one pass, which an ascent can use as base: functions of (params, **settings); and their settings.
+_BASES: Final[dict[str, Callable[..., Optimizer]]] = {}
+_BASE_SETTINGS: Final[dict[str, None]] = {}
 
 
-def _ars2(
+def _add_base(name: str, make: Callable[..., Optimizer]) -> None:
+    """Let every ascent use a registered optimizer as base."""
+    _BASES[name] = make
+    _BASE_SETTINGS.update(dict.fromkeys(settings(name)))
+
+
+def _add_ars2(
     name: str,
     words: str,
     mode: Any,
@@ -159,27 +179,27 @@ def _ars2(
     changed: Mapping[str, Any] | None = None,
     **fixed: Any,
 ) -> None:
-    """Register ARS2-Neo in one mode, with some usual values changed and some settings fixed."""
+    """Register ARS2-Neo in one mode, with some defaults changed and some settings fixed."""
     read = [setting for setting in (*_OF_ARS2, *_OF_MODE[mode]) if setting not in fixed]
     own = changed or {}
     period = {"k": period_of(mode, None)} if "k" in _OF_MODE[mode] else {}
     usual = {**{setting: DEFAULTS[setting] for setting in read}, **period, **own}
-    register(name, Entry(words, source, partial(ARS2Neo, mode=mode, **fixed, **own), usual, cuts=True))
+    ENTRIES[name] = Entry(words, source, partial(ARS2Neo, mode=mode, **fixed, **own), usual, cuts=True)
     if mode == "base":
-        _BASES[name] = partial(ARS2Neo, **fixed, **own)
+        _add_base(name, partial(ARS2Neo, **fixed, **own))
 
 
-def _rule(name: str, words: str) -> None:
-    """Register a rule that never ascends."""
-    rule = RULES[name]
+def _add_rule(name: str, rule: Rule) -> None:
+    """Register the optimizer that steps by a rule and never ascends."""
     usual = {"lr": rule.lr, "weight_decay": rule.weight_decay, **rule.settings}
     usual |= {} if rule.vector_lr is None else {"vector_lr": rule.vector_lr}
-    _BASES[name] = partial(_relative, rule=name)
-    register(name, Entry(words, rule.source, _BASES[name], usual, cuts="newton_schulz" in rule.settings))
+    make = partial(_rule_optimizer, rule=name)
+    ENTRIES[name] = Entry(rule.words, rule.source, make, usual, cuts=rule.orthogonalizes, required=rule.required)
+    _add_base(name, make)
 
 
-def _relative(trainable: Any, *, rule: str, **chosen: Any) -> RuleOptimizer:
-    """A relative whose vectors have a group of their own where their learning rate is another."""
+def _rule_optimizer(trainable: Any, *, rule: str, **chosen: Any) -> RuleOptimizer:
+    """Return the optimizer of a rule; vectors get their own group if they have their own learning rate."""
     vector_lr = chosen.pop("vector_lr", RULES[rule].vector_lr)
     if vector_lr is None:
         return RuleOptimizer(trainable, rule, **chosen)
@@ -193,43 +213,40 @@ def _relative(trainable: Any, *, rule: str, **chosen: Any) -> RuleOptimizer:
     return RuleOptimizer([group for group in (*matrices, vectors) if group["params"]], rule, **chosen)
 
 
-def _ascent(name: str, words: str, source: str, **fixed: Any) -> None:
-    """Register an ascent that goes with any optimizer of one pass; `base` names it."""
+def _add_ascent(name: str, words: str, source: str, **fixed: Any) -> None:
+    """Register an ascent that can be combined with any optimizer of one pass, given as `base`."""
     free: dict[str, Any] = {key: fixed[key] for key in ("rho", "alpha", "k") if key in fixed}
-    of_bases = [setting for base in _BASES for setting in ENTRIES[base].usual]
-    usual: dict[str, Any] = {"base": "sgd", "lr": None, "weight_decay": None, **free, **dict.fromkeys(of_bases)}
-    register(name, Entry(words, source, partial(_ascended, fixed=fixed, free=free), usual, cuts=True))
+    own: dict[str, Any] = {"base": "sgd", "lr": None, "weight_decay": None, **free}
+    usual = ChainMap(own, _BASE_SETTINGS)  # rules that are registered later add their settings
+    ENTRIES[name] = Entry(words, source, partial(_ascended, fixed=fixed, free=free), usual, cuts=True)
 
 
 def _ascended(
     trainable: Groups, *, fixed: Mapping[str, Any], free: Mapping[str, Any], base: str = "sgd", **chosen: Any
 ) -> Optimizer:
-    """The base with an ascent before its step."""
+    """Return the base optimizer with an ascent before its step."""
     if not isinstance(base, str) or base not in _BASES:
-        raise OptimizerError(f"base={base!r} is no optimizer of one pass{nearest(str(base), _BASES)}")
-    known = {*ENTRIES[base].usual, *free}
+        raise OptimizerError(f"base={base!r} must be an optimizer of one pass{nearest(str(base), _BASES)}")
+    known = {*settings(base), *free}
     for setting in chosen:
         if setting not in known:
             raise OptimizerError(f"base {base} has no setting {setting!r}{nearest(setting, sorted(known))}")
     return _BASES[base](trainable, **{**fixed, **chosen})
 
 
-_rule("adamw", "AdamW: decoupled decay, bias-corrected moments")
-_rule("sgd", "SGD, with momentum where it is set")
-_rule("muon", "Muon: the orthogonal factor of the momentum; AdamW for vectors")
-_rule("rmsuon", "RMSuon: the orthogonal factor of Adam's mean, with the norm of Adam's step")
-_ars2("adarmsuon", "AdaRMSuon: ARS2-Neo's kernel without any ascent", "base", "the ARS repository")
-_rule("adamuon", "AdaMuon: the orthogonal factor of the momentum's signs, over the root of its running square")
-_rule("normuon", "NorMuon: Muon with rows brought to one size by their running mean square")
-_rule("muoneq", "MuonEq: Muon of a momentum whose rows (R), columns (C) or both (RC) have length one")
-_ars2("ars2-base", "ARS2-Neo, one pass a step", "base")
-_ars2("ars2-sync", "ARS2-Neo, two passes every step", "sync")
-_ars2("ars2-lazy", "ARS2-Neo, two passes every k steps, shear injected between", "lazy")
-_ars2("ars2-aga", "ARS2-Neo, two passes when the gradient turns against the shear", "aga")
-_ars2("ars", "ARS: AdaRMSuon with an ascent at every step, the forerunner", "sync", "the ARS repository", {"rho": 0.05})
-_ascent("sam", "SAM with any base", "Foret et al. (2021)", mode="sync", perturbation="sam", rho=0.05)
-_ascent("asam", "ASAM with any base", "Kwon et al. (2021)", mode="sync", perturbation="asam", rho=0.5)
-_ascent(
+for _name, _declared in RULES.items():
+    _add_rule(_name, _declared)
+_add_ars2("adarmsuon", "AdaRMSuon: ARS2-Neo's kernel without any ascent", "base", "the ARS repository")
+_add_ars2("ars2-base", "ARS2-Neo, one pass per step", "base")
+_add_ars2("ars2-sync", "ARS2-Neo, two passes every step", "sync")
+_add_ars2("ars2-lazy", "ARS2-Neo, two passes every k steps, shear injected in between", "lazy")
+_add_ars2("ars2-aga", "ARS2-Neo, two passes when the gradient turns against the shear", "aga")
+_add_ars2(
+    "ars", "ARS: AdaRMSuon with an ascent at every step, the predecessor", "sync", "the ARS repository", {"rho": 0.05}
+)
+_add_ascent("sam", "SAM with any base", "Foret et al. (2021)", mode="sync", perturbation="sam", rho=0.05)
+_add_ascent("asam", "ASAM with any base", "Kwon et al. (2021)", mode="sync", perturbation="asam", rho=0.5)
+_add_ascent(
     "gsam",
     "GSAM with any base",
     "Zhuang et al. (2022)",
@@ -239,28 +256,28 @@ _ascent(
     surrogate="gsam",
     alpha=0.4,
 )
-_ascent(
+_add_ascent(
     "looksam", "LookSAM with any base", "Liu et al. (2022)", mode="lazy", perturbation="sam", rho=0.1, alpha=0.7, k=5
 )
-_ars2(
+_add_ars2(
     "adamw@rms",
-    "AdamW's direction with the step size of ARS2-Neo base, exactly: lr |O|_F A for a matrix",
+    "AdamW's direction with exactly the step size of ars2-base: lr |O|_F A for a matrix",
     "base",
-    "a control of ours",
+    "a control of this package",
     orthogonalize=False,
 )
-_rule("muon@rms", "Muon's direction, lr E NS(m_hat): as long as ARS2-Neo's where |NS(m_hat)| is |NS(A)|")
-_ars2(
+_add_ars2(
     "ars2-timer",
-    "ARS2-Neo, two passes at random, as often as aga's trigger fires on noise",
+    "ARS2-Neo, two passes at random, at the rate at which aga's trigger fires on noise",
     "timer",
-    "a control of ours. To match a measured aga run, set aga_lambda so that Phi(-aga_lambda) is what "
-    "`lossscope report dynamics` tells as fires before the cap, and alpha to the mean of its steps.alpha",
+    "a control of this package. To match a recorded aga run, choose aga_lambda so that Phi(-aga_lambda) equals its "
+    "trigger probability per step before the cap (`lossscope report dynamics`), and set alpha to the mean of its "
+    "steps.alpha",
 )
-_ars2(
+_add_ars2(
     "ars2-random",
     "ARS2-Neo, two passes every step, each tensor moved by rho in a random direction",
     "sync",
-    "a control of ours",
+    "a control of this package",
     perturbation="random",
 )

@@ -1,4 +1,4 @@
-"""A radius that follows the learning rate."""
+"""Schedule of the ascent radius rho that follows the learning rate."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ __all__ = ["RhoSchedule"]
 
 
 class RhoSchedule:
-    r"""Sets the radius to a fraction of its range, which is that of the learning rate in its own.
+    r"""Set the radius to the same fraction of its range as the learning rate has of its own.
 
     .. math:: \rho_t = \rho_{min} + (\rho_{max} - \rho_{min}) (\eta_t - \eta_{min}) / (\eta_{max} - \eta_{min})
 
-    :math:`\eta_t` is the learning rate of the first parameter group, whatever drives it; one beyond its bounds, as in a
-    warm-up, counts as the bound. Call `step()` after that of the scheduler. Every group gets the radius and keeps
-    it, so a checkpoint of the optimizer needs nothing from here: make the schedule, then load the optimizer's state.
+    :math:`\eta_t` is the learning rate of the first parameter group; a learning rate outside its bounds, for example
+    during a warm-up, is clipped to them. Call `step()` after that of the scheduler. The radius is stored in every
+    parameter group, so the schedule has no state of its own: create the schedule, then load the optimizer's state.
 
     Args:
-        optimizer: One that ascends.
+        optimizer: An optimizer that ascends.
         rho_max: Radius at `lr_max`, at least `rho_min`.
         lr_max: The largest learning rate.
         rho_min: Radius at `lr_min`, at least 0.
         lr_min: The smallest learning rate, below `lr_max`.
 
     Raises:
-        OptimizerError: The optimizer takes one pass a step, or a bound is out of order.
+        OptimizerError: The optimizer takes one pass per step, or the bounds are not in order.
 
     Source:
         J. Zhuang et al. (2022), Surrogate gap minimization improves sharpness-aware training, algorithm 1.
@@ -47,7 +47,7 @@ class RhoSchedule:
         self.step()
 
     def step(self) -> None:
-        """Set the radius that belongs to the learning rate as it is now."""
+        """Set the radius for the present learning rate."""
         (low, high), lr = self._lr, float(self._optimizer.param_groups[0]["lr"])
         share = min(1.0, max(0.0, (lr - low) / (high - low)))
         for group in self._optimizer.param_groups:

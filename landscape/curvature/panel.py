@@ -15,7 +15,7 @@ from torch.autograd import forward_ad
 from lossscope.landscape.curvature.estimate_rows import Rows, density_rows, estimate_row, with_provenance
 from lossscope.landscape.curvature.host_transfer import Row
 from lossscope.landscape.curvature.measure import BY_PYHESSIAN, EIGENVALUES, FROM_DENSITY
-from lossscope.landscape.curvature.optimizer_metric import StepMetric, optimizer_name, step_metric
+from lossscope.landscape.curvature.optimizer_metric import StepMetric, optimizer_name, step_metric, why_no_metric
 from lossscope.landscape.curvature.options import MeasurementTarget, SolverOptions
 from lossscope.landscape.curvature.pyhessian_engine import pyhessian_spectrum
 from lossscope.landscape.curvature.step_measures import step_rows
@@ -352,8 +352,8 @@ class Panel:
     @property
     def _no_metric(self) -> str:
         """Reason why the optimizer's metric is unknown, and the measures to use instead."""
-        unknown = f"the metric of the {self._optimizer} is not known"
-        why = self.target.no_optimizer if self.target.optimizer is None else unknown
+        optimizer = self.target.optimizer
+        why = self.target.no_optimizer if optimizer is None else why_no_metric(optimizer)
         return f"{why}; use lambda_max, and directional_edge_ratio, which training records for every optimizer"
 
 

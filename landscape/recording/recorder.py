@@ -101,7 +101,7 @@ class Recorder:
         self._pairs = self._minibatch_pairs(minibatches)
         if objective is not None:
             objective.value()  # raises now, not at the first evaluation, if the objective cannot be evaluated
-        metadata = run_metadata(self._names, optimizer, objective.data_hash if objective is not None else None)
+        metadata = run_metadata(model, optimizer, objective.data_hash if objective is not None else None)
         manifest = {
             "arm": arm or metadata["optimizer"],
             **metadata,

@@ -1,24 +1,26 @@
-"""What a run's manifest knows when recording begins: the birth certificate of all its numbers."""
+"""Metadata of a run, written to its manifest when recording begins: the provenance of all its numbers."""
 
 from __future__ import annotations
 
+import math
 import platform
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer
 
 from lossscope.landscape.curvature.optimizer_metric import optimizer_name
 from lossscope.optimizer import TwoPassOptimizer
+from lossscope.optimizer.hyperparameters import user_settings
 
-__all__ = ["code_version", "environment", "run_metadata"]
+__all__ = ["class_name", "code_version", "environment", "run_metadata"]
 
 
 def code_version() -> str:
-    """The version of lossscope that is running."""
+    """Return the version of lossscope that is running."""
     try:
         return version("lossscope")
     except PackageNotFoundError:
@@ -26,7 +28,7 @@ def code_version() -> str:
 
 
 def environment() -> dict[str, Any]:
-    """Versions and machine, as far as they can change a number."""
+    """Return the versions and the machine properties that can change a number."""
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -38,31 +40,71 @@ def environment() -> dict[str, Any]:
     }
 
 
-def run_metadata(names: Mapping[Tensor, str], optimizer: Optimizer, data_hash: str | None) -> dict[str, Any]:
-    """Facts of the model, the optimizer, the data and the machine, as the manifest keeps them.
+def run_metadata(model: nn.Module, optimizer: Optimizer, data_hash: str | None) -> dict[str, Any]:
+    """Return the facts of the model, the optimizer, the data and the machine for the manifest.
 
     Args:
-        names: All trainable parameters, at least one.
-        optimizer: Any.
-        data_hash: Of the fixed data on which curvature is measured.
+        model: The model, with at least one trainable parameter.
+        optimizer: Any optimizer.
+        data_hash: Hash of the fixed data on which curvature is measured.
     """
+    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
     tensors = [
         {"name": name, "shape": list(p.shape), "track": "matrix" if p.ndim >= 2 else "vector"}
-        for p, name in names.items()
+        for name, p in trainable.items()
     ]
     return {
         "optimizer": optimizer_name(optimizer),
+        "optimizer_facts": _optimizer_facts(optimizer, {p: name for name, p in model.named_parameters()}),
         "trigger": _trigger(optimizer),
-        "model": {"parameters": sum(p.numel() for p in names), "tensors": tensors},
+        "model": {"parameters": sum(p.numel() for p in trainable.values()), "tensors": tensors},
         "data_hash": data_hash,
         "environment": environment(),
         "code_version": code_version(),
-        "dtype": str(next(iter(names)).dtype).removeprefix("torch."),
+        "dtype": str(next(iter(trainable.values())).dtype).removeprefix("torch."),
     }
 
 
+def class_name(kind: type) -> str:
+    """Return the full name of a class, `torch.optim.sgd.SGD` for example."""
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _optimizer_facts(optimizer: Optimizer, names: Mapping[Tensor, str]) -> dict[str, Any]:
+    """Return the class, the rule, the defaults and the groups of an optimizer, from which a probe rebuilds it."""
+    return {
+        "class": class_name(type(optimizer)),
+        "rule": optimizer.rule if isinstance(optimizer, TwoPassOptimizer) else None,
+        "defaults": _settings(optimizer.defaults),
+        "groups": [
+            {"parameters": [names.get(p) for p in group["params"]], "settings": _settings(group)}
+            for group in optimizer.param_groups
+        ],
+    }
+
+
+def _settings(group: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that have a JSON form; dtypes are written by name and tensors as numbers."""
+    plain = {key: _plain(group[key]) for key in user_settings(group) if key not in ("params", "param_names")}
+    return {key: value for key, value in plain.items() if value is not NotImplemented}
+
+
+def _plain(value: Any) -> Any:
+    """Return the JSON form of a setting, NotImplemented if it has none."""
+    if isinstance(value, Tensor) and value.numel() == 1:
+        return value.item()
+    if isinstance(value, torch.dtype):
+        return str(value).removeprefix("torch.")
+    if isinstance(value, tuple | list):
+        items = [_plain(item) for item in value]
+        return NotImplemented if NotImplemented in items else items
+    if isinstance(value, float) and not math.isfinite(value):
+        return NotImplemented
+    return value if value is None or isinstance(value, bool | int | float | str) else NotImplemented
+
+
 def _trigger(optimizer: Optimizer) -> dict[str, Any] | None:
-    """What decides when an optimizer takes a second gradient, where that is not a plain period."""
+    """Return the settings of the trigger of second gradients, unless the period is fixed."""
     first = optimizer.param_groups[0]
     if not (
         isinstance(optimizer, TwoPassOptimizer)

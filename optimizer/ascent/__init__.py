@@ -1,1 +1,1 @@
-"""Ascents: perturbations, the second gradient, the shear, and the triggers that ask for them."""
+"""Ascents: perturbations, the second gradient, the shear, and the triggers that request them."""

@@ -1,4 +1,4 @@
-"""Random numbers that an optimizer draws: the same again in a resumed run, and none from the global stream."""
+"""Counter-based random numbers of an optimizer: equal in a resumed run, and independent of the global stream."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ __all__ = ["SeededNoise"]
 
 @dataclass(frozen=True)
 class SeededNoise:
-    """One draw, told from all others: of one purpose, for one tensor, at one step, under one seed."""
+    """One random draw, identified by its purpose, seed, step and tensor."""
 
     purpose: str
-    seed: int  # the setting of the optimizer; any whole number
+    seed: int  # setting of the optimizer; any integer
     step: int
-    index: int  # of the tensor
+    index: int  # index of the tensor
 
     def normal_like(self, tensor: Tensor) -> Tensor:
-        """Standard normal numbers in the shape, dtype and device of a tensor."""
+        """Return standard normal numbers with the shape, dtype and device of a tensor."""
         generator = torch.Generator().manual_seed(self._key)
         return torch.randn(tensor.shape, generator=generator, dtype=torch.float64).to(tensor)
 

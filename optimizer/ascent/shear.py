@@ -1,6 +1,6 @@
-"""The shear: the part of the adversarial gradient that the base gradient does not have.
+"""The shear: the component of the adversarial gradient orthogonal to the base gradient.
 
-Between two adversarial passes the stored shear is added to plain gradients (LookSAM, Liu et al., 2022).
+On steps between two sync steps the stored shear is added to the plain gradients (LookSAM, Liu et al., 2022).
 """
 
 from __future__ import annotations
@@ -15,18 +15,19 @@ from lossscope.optimizer.ascent.seeded_noise import SeededNoise
 from lossscope.optimizer.ascent.two_pass import StepPlan
 from lossscope.optimizer.update.adam import ParameterStep
 
-__all__ = ["SHEARS", "direction_of", "injected", "misalignment", "placebo", "residual", "store_shears"]
+__all__ = ["SHEARS", "SHEAR_STATE", "direction_of", "injected", "misalignment", "placebo", "residual", "store_shears"]
 
 SHEARS: Final = ("looksam", "placebo", "signflip", "off")
+SHEAR_STATE: Final = frozenset({"shear", "placebo"})  # state keys of the ascent, beside those of the rule
 
 _FLOOR: Final = 1e-12
 
 
 def residual(adversarial: Tensor, gradient: Tensor) -> Tensor:
-    """`g_adv - <g_adv, g> / <g, g> g`: orthogonal to the gradient, not normalized.
+    """Return `g_adv - <g_adv, g> / <g, g> g`, which is orthogonal to the gradient and not normalized.
 
-    As in the published code 1e-12 is added to `<g, g>`. For gradients below about 1e-5 in norm that is no longer small:
-    the result keeps a part of the gradient.
+    As in the published code 1e-12 is added to `<g, g>`. For gradients with a norm below about 1e-5 that is not small:
+    the result then keeps a part of the gradient.
     """
     overlap = torch.vdot(adversarial.flatten(), gradient.flatten())
     square = torch.vdot(gradient.flatten(), gradient.flatten())
@@ -34,22 +35,22 @@ def residual(adversarial: Tensor, gradient: Tensor) -> Tensor:
 
 
 def placebo(shear: Tensor, gradient: Tensor, draw: SeededNoise) -> Tensor:
-    """A random vector orthogonal to the gradient with the norm of the shear: the control of an ablation."""
+    """Return a random vector orthogonal to the gradient with the norm of the shear, as an ablation control."""
     noise = residual(draw.normal_like(shear), gradient)
     return torch.mul(noise, torch.linalg.vector_norm(shear) / (torch.linalg.vector_norm(noise) + _FLOOR))
 
 
 def injected(gradient: Tensor, shear: Tensor, alpha: float) -> Tensor:
-    """`g + alpha |g| / |s| s`: what is added has the size of the gradient, whatever the shear's size."""
+    """Return `g + alpha |g| / |s| s`: the added term has norm `alpha |g|`, independent of the norm of the shear."""
     size = torch.linalg.vector_norm(gradient) / (torch.linalg.vector_norm(shear) + _FLOOR)
     return torch.addcmul(gradient, shear, alpha * size)
 
 
 def misalignment(gradients: Sequence[Tensor], shears: Sequence[Tensor]) -> float | None:
-    """phi: the signed cosine between the gradient and the stored shear, over all tensors that have one.
+    """Return phi, the signed cosine between the gradient and the stored shear over all tensors that have one.
 
-    Three sums a tensor, one host synchronisation in all. None where no shear is stored yet. As in the published code
-    1e-12 is added to the product of both norms, so that phi is too small where these are below about 1e-5.
+    It takes three sums per tensor and one host synchronization. The result is None if no shear is stored yet. As in the
+    published code 1e-12 is added to the product of both norms, so that phi is too small if they are below about 1e-5.
     """
     if not shears:
         return None
@@ -62,11 +63,11 @@ def misalignment(gradients: Sequence[Tensor], shears: Sequence[Tensor]) -> float
 
 
 def direction_of(settings: Mapping[str, Any], state: Mapping[str, Any]) -> Tensor | None:
-    """What is injected into the gradient of a parameter with this state; None where nothing is.
+    """Return the vector that is injected into the gradient of a parameter with this state, or None.
 
     Args:
-        settings: Of the optimizer.
-        state: Of the parameter.
+        settings: Settings of the optimizer.
+        state: State of the parameter.
     """
     kind = settings["shear"]
     if kind == "off":
@@ -76,12 +77,12 @@ def direction_of(settings: Mapping[str, Any], state: Mapping[str, Any]) -> Tenso
 
 
 def store_shears(settings: Mapping[str, Any], moments: Sequence[ParameterStep], plan: StepPlan) -> None:
-    """Keep the shear of each parameter that has both gradients, where the mode has a use for it between two.
+    """Store the shear of each parameter that has both gradients, in modes that use it on later steps.
 
     Args:
-        settings: Of the optimizer.
-        moments: Of a step with a second gradient.
-        plan: Of that step.
+        settings: Settings of the optimizer.
+        moments: Parameters of a step with a second gradient.
+        plan: Plan of that step.
     """
     used = settings["mode"] == "aga" or (settings["mode"] in ("lazy", "timer") and settings["shear"] != "off")
     for moment in moments if used else ():

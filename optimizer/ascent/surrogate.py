@@ -1,4 +1,4 @@
-"""What gradient a step follows once it has two: the adversarial one, or that one less the surrogate gap's share."""
+"""Gradient that a sync step follows: the adversarial one, or GSAM's combination of both gradients."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ _FLOOR: Final = 1e-12
 
 
 def norm_of(tensors: Sequence[Tensor]) -> Tensor:
-    """The norm over all tensors together, 0-d."""
+    """Return the norm over all tensors together, 0-d."""
     norm: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(list(tensors))))
     return norm
 
 
 def adversarial(raised: Sequence[Tensor], base: Sequence[Tensor], alpha: float) -> list[Tensor]:
-    """The adversarial gradient itself, as SAM follows it.
+    """Return the adversarial gradient itself, which SAM follows.
 
     Args:
         raised: The gradients at `w + e`.
         base: The gradients at `w`, one for each.
-        alpha: Not read.
+        alpha: Not used.
 
     Returns:
         `raised`.
@@ -34,19 +34,19 @@ def adversarial(raised: Sequence[Tensor], base: Sequence[Tensor], alpha: float) 
 
 
 def gsam(raised: Sequence[Tensor], base: Sequence[Tensor], alpha: float) -> list[Tensor]:
-    r"""`g_s - alpha g_perp`, with `g_perp = g - <g, g_s> / |g_s|^2 g_s` over all tensors together.
+    r"""Return `g_s - alpha g_perp`, with `g_perp = g - <g, g_s> / |g_s|^2 g_s` over all tensors together.
 
-    The step descends the perturbed loss along :math:`g_s`, and of the base gradient it ascends what is orthogonal to
-    that: the perturbed loss does not change to first order, and the gap to the loss shrinks.
+    The step descends the perturbed loss along :math:`g_s` and ascends along the component of the base gradient that is
+    orthogonal to it: this leaves the perturbed loss unchanged to first order and shrinks its gap to the loss.
 
-    Clipping the norm after the last pass leaves the direction as it is, as `Plan.follow` shortens g with :math:`g_s`.
-    Clipping element by element (`clip_grad_value_`) turns :math:`g_s`, and only its norm reaches g: what is followed is
-    then no longer the paper's.
+    Clipping the norm after the last pass keeps the direction, because `StepPlan.follow` shortens g along with
+    :math:`g_s`. Clipping element by element (`clip_grad_value_`) turns :math:`g_s`, and g is shortened by the change of
+    its norm only: the result is then not that of the paper.
 
     Args:
         raised: The gradients :math:`g_s` at `w + e`.
         base: The gradients g at `w`, one for each.
-        alpha: The share of :math:`g_\perp`.
+        alpha: Coefficient of :math:`g_\perp`.
 
     Returns:
         One gradient for each.

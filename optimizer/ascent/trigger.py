@@ -1,4 +1,4 @@
-"""When a step takes a second gradient: always, every k steps, or when the gradient turns against the shear."""
+"""Decision to take a second gradient: never, always, every k steps, at random, or by the adaptive trigger."""
 
 from __future__ import annotations
 
@@ -16,37 +16,37 @@ TRIGGERS: Final = ("reference", "lagged")
 
 @dataclass(frozen=True)
 class TriggerState:
-    """What the optimizer remembers between steps, besides its tensors."""
+    """Scalar state of the trigger between steps."""
 
     clock: int = 0  # steps taken
-    last_sync: int = 0  # the step of the last second gradient
-    syncs: int = 0  # second gradients so far
+    last_sync: int = 0  # step of the last second gradient
+    syncs: int = 0  # number of second gradients so far
     phi_variance: float = 0.0  # running mean of phi^2
-    phi_count: int = 0  # how many phi are in it
+    phi_count: int = 0  # number of phi in that mean
 
     @classmethod
     def read(cls, group: MutableMapping[str, Any]) -> TriggerState:
-        """The state kept in a parameter group, where a checkpoint finds it."""
+        """Return the state stored in a parameter group, which is part of a checkpoint."""
         return cls(**{name: group[name] for name in cls.__dataclass_fields__})
 
     def write(self, group: MutableMapping[str, Any]) -> None:
-        """Keep the state in a parameter group."""
+        """Store the state in a parameter group."""
         for name in self.__dataclass_fields__:
             group[name] = getattr(self, name)
 
 
-# Kept in the first parameter group, where a checkpoint finds them; no settings.
+# Stored in the first parameter group, which is part of a checkpoint; not settings.
 COUNTERS: Final[dict[str, Any]] = {name: one.default for name, one in TriggerState.__dataclass_fields__.items()}
 
 
 @dataclass(frozen=True)
 class Decision:
-    """Whether this step takes a second gradient, why, and the state after the step."""
+    """Decision for one step, its reason, and the trigger state after the step."""
 
     sync: bool
     after: TriggerState
-    alpha: float = 0.0  # strength of the injected shear, where the step is not a sync step
-    phi: float | None = None  # None where it was not measured
+    alpha: float = 0.0  # strength of the injected shear on a step that is not a sync step
+    phi: float | None = None  # None if it was not measured
     threshold: float | None = None
 
 
@@ -56,18 +56,18 @@ def _after(before: TriggerState, *, sync: bool, variance: float, count: int) -> 
 
 
 def periodic(before: TriggerState, *, k: int, alpha: float) -> Decision:
-    """A second gradient at steps 1, k + 1, 2k + 1, ...; at every step for k = 1."""
+    """Take a second gradient at steps 1, k + 1, 2k + 1, ...; at every step for k = 1."""
     sync = before.clock % k == 0
     return Decision(sync, _after(before, sync=sync, variance=0.0, count=0), alpha)
 
 
 def timed(before: TriggerState, *, k: int, alpha: float, lamda: float, seed: int) -> Decision:
-    """A second gradient at random: with probability `Phi(-lambda)` a step, at step 1, and after k steps at the latest.
+    """Take a second gradient with probability `Phi(-lambda)` per step, at step 1, and after k steps at the latest.
 
-    That is the rate at which the adaptive trigger fires where phi is noise. A real phi is none, and there alpha grows
-    with it. To match a measured run, set lambda so that `Phi(-lambda)` is its chance a step before the cap, which is
-    possible up to one half, and alpha to the mean of its alphas. The draw of a step depends on `seed` and its number
-    alone, so a resumed run goes on with the same ones.
+    This is the rate at which the adaptive trigger fires if phi is noise. A recorded phi is not noise, and the adaptive
+    trigger's alpha grows with it. To match a recorded run, choose lambda so that `Phi(-lambda)` equals its trigger
+    probability per step (before the cap), which is possible up to one half, and set alpha to the mean of its alphas.
+    The draw of a step depends only on `seed` and the step number, so a resumed run continues with the same draws.
     """
     step = before.clock + 1
     chance = math.erfc(lamda / math.sqrt(2)) / 2
@@ -87,12 +87,12 @@ def adaptive(
     gamma: float,
     rule: str,
 ) -> Decision:
-    """A second gradient when phi falls below `-lambda sqrt(nu)`, at step 1, and after k steps at the latest.
+    """Take a second gradient if phi is below `-lambda sqrt(nu)`, at step 1, and after k steps at the latest.
 
-    nu is the running mean of phi^2, taken on all steps but the one right after a second gradient. By the
-    `reference` rule it already contains the present phi and starts from zero without a correction, so
-    that early on any negative phi triggers. The `lagged` rule compares with the bias-corrected mean of the
-    steps before, and only once there is one.
+    nu is the running mean of phi^2 over all steps except the one right after a second gradient. With the
+    `reference` rule it already contains the present phi and starts from zero without bias correction, so
+    that any negative phi triggers early in training. The `lagged` rule compares with the bias-corrected mean of
+    the previous steps, and triggers only once there is one.
     """
     step = before.clock + 1
     age = step - before.last_sync
@@ -112,7 +112,7 @@ def adaptive(
 def decided(
     settings: Mapping[str, Any], before: TriggerState, phi: float | None, *, takes_second_gradient: bool
 ) -> Decision:
-    """What the mode of an optimizer decides, by its settings; one that has no radius decides as `base`."""
+    """Return the decision of the optimizer's mode; an optimizer without a radius decides like mode `base`."""
     mode, k = settings["mode"] if takes_second_gradient else "base", settings["k"]
     alpha = 0.0 if settings["shear"] == "off" else settings["alpha"]
     if mode == "base":

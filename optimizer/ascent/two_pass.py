@@ -1,4 +1,4 @@
-"""Taking a second gradient without leaving traces: weights, buffers and random numbers come back exactly."""
+"""Second pass at ascended weights, after which weights, buffers and random numbers are restored exactly."""
 
 from __future__ import annotations
 
@@ -25,42 +25,42 @@ class Pass:
     loss: Tensor | None = None
 
     def backward(self, loss: Tensor) -> None:
-        """`loss.backward()`, remembering the loss so that records and `step()` can hand it on."""
+        """Call `loss.backward()` and keep the loss for records and for the return value of `step()`."""
         self.loss = loss.detach() if self.loss is None else self.loss + loss.detach()
         loss.backward()  # type: ignore[no-untyped-call]
 
 
 @dataclass
 class StepPlan:
-    """What the passes of a step leave for `step()`."""
+    """Per-step state shared between `passes()` and `step()`."""
 
     decision: Decision
     losses: tuple[Tensor | None, Tensor | None] = (None, None)
     base: dict[Tensor, Tensor] = field(default_factory=dict)  # the base gradients of a sync step
-    moves: dict[Tensor, Tensor] = field(default_factory=dict)  # its perturbations
-    raised_norm: Tensor | None = None  # of the second gradient as it was made, in one unit with the loss
-    followed: dict[Tensor, Tensor] = field(default_factory=dict)  # what is followed in place of the second gradient
+    moves: dict[Tensor, Tensor] = field(default_factory=dict)  # the perturbations of a sync step
+    raised_norm: Tensor | None = None  # norm of the second gradient before clipping, in the unit of the loss
+    followed: dict[Tensor, Tensor] = field(default_factory=dict)  # gradients followed instead of the second ones
 
     @torch.no_grad()
     def measure(self, settings: Mapping[str, Any], scale: float) -> None:
-        """Keep the size of the second gradient before anybody clips it, where the step is made of both.
+        """Store the norm of the second gradient before it is clipped, if the step combines both gradients.
 
         Args:
-            settings: Of the optimizer.
-            scale: Of the loss.
+            settings: Settings of the optimizer.
+            scale: Scale of the loss.
         """
         raised = self._raised()
         if raised and settings["surrogate"] != "adversarial":
             self.raised_norm = norm_of(list(raised.values())) / scale
 
     def follow(self, settings: Mapping[str, Any]) -> None:
-        """Make what is followed of both gradients, where it is not the second one.
+        """Compute the followed gradients from both gradients, if they are not the second ones.
 
-        Who clips the norm after the last pass shortens the second gradient alone; the first is shortened by the same
-        factor here, so that the direction is that of both gradients as they were made.
+        Clipping the norm after the last pass shortens the second gradient only. The first one is shortened by the same
+        factor here, so that the direction is that of the unclipped gradients.
 
         Args:
-            settings: Of the optimizer.
+            settings: Settings of the optimizer.
         """
         both = self._raised()
         if self.raised_norm is None or not both:
@@ -71,14 +71,15 @@ class StepPlan:
         self.followed = dict(zip(both, made, strict=True))
 
     def _raised(self) -> dict[Tensor, Tensor]:
-        """The second gradients, as they stand now, of tensors that ascended."""
+        """Return the present second gradients of the tensors that ascended."""
         return {p: p.grad for p in self.moves if p.grad is not None}
 
 
 class RandomState:
-    """The state of torch's own generators: the CPU's and those of the parameters' devices.
+    """State of torch's own generators: that of the CPU and those of the parameters' devices.
 
-    Not of Python's `random` nor of numpy's: a pass that draws from those draws anew in the second one.
+    The generators of Python's `random` and of numpy are not saved: a pass that uses them draws new numbers the second
+    time.
     """
 
     def __init__(self, parameters: Sequence[Tensor]) -> None:
@@ -87,7 +88,7 @@ class RandomState:
         self._cuda = {device: torch.cuda.get_rng_state(device) for device in cuda}
 
     def restore(self) -> None:
-        """Go back to the state at construction."""
+        """Restore the state at construction."""
         torch.set_rng_state(self._cpu)
         for device, state in self._cuda.items():
             torch.cuda.set_rng_state(state, device)
@@ -95,7 +96,7 @@ class RandomState:
 
 @contextmanager
 def ascended(parameters: Sequence[Tensor], moves: Sequence[Tensor]) -> Iterator[None]:
-    """Hold the parameters at `w + e`; afterwards, come what may, each is bit for bit what it was.
+    """Set the parameters to `w + e` within the context; afterwards each is restored bit for bit, even on an exception.
 
     Adding and subtracting `e` would change about 7 % of the elements in the last bit.
     """
@@ -111,7 +112,7 @@ def ascended(parameters: Sequence[Tensor], moves: Sequence[Tensor]) -> Iterator[
 
 @contextmanager
 def untouched_buffers(model: nn.Module | None) -> Iterator[None]:
-    """Undo what a pass does to buffers (batch-norm statistics, spectral-norm vectors), so they count once.
+    """Restore buffers (batch-norm statistics, spectral-norm vectors) after the context, so they are updated once.
 
     Without a model, the buffers of each module are saved when it is first called.
     """
@@ -140,6 +141,6 @@ def untouched_buffers(model: nn.Module | None) -> Iterator[None]:
 
 
 def own_copy(gradient: Tensor) -> Tensor:
-    """The gradient, safe from the second backward pass."""
+    """Return the gradient, copied if the second backward pass could overwrite it."""
     # A gradient that is a view (a distributed bucket) is overwritten by the second backward pass.
     return gradient.clone() if gradient._base is not None else gradient

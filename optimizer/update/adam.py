@@ -1,59 +1,41 @@
-"""The arithmetic of a step once its gradient is known: moments, whitening, orthogonalization, update."""
+"""Arithmetic of a step once its gradient is known: Adam's moments, whitening, orthogonalization, update."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from lossscope.optimizer.ascent.two_pass import StepPlan
-from lossscope.optimizer.records.step_record import TensorRecord
 from lossscope.optimizer.update import newton_schulz as ns
 from lossscope.optimizer.update.matrix_view import direction_scale, matrix_view, track_of
 
 __all__ = [
-    "OF_ASCENT",
     "ParameterStep",
     "Update",
-    "adam_state",
     "apply_step",
     "decay",
+    "move",
     "orthogonal_factor",
-    "tensor_record",
     "whitened",
     "zeros_state",
 ]
 
-OF_ASCENT: Final = frozenset({"shear", "placebo"})  # kept beside what the step itself needs
-
-
-def adam_state(parameter: Tensor) -> dict[str, Any]:
-    """A step count and Adam's two moments, all zero.
-
-    They have the dtype of the parameter, as in `torch.optim.AdamW`. In bfloat16 the nearest number to 0.999 v is v, so
-    that the second moment grows and hardly falls: keep weights in float32 there, or set betas up to (0.99, 0.99).
-
-    Args:
-        parameter: Whose shape, dtype and device the moments get.
-
-    Returns:
-        The state.
-    """
-    return zeros_state(parameter, ("exp_avg", "exp_avg_sq"))
-
 
 def zeros_state(parameter: Tensor, names: Sequence[str]) -> dict[str, Any]:
-    """A step count and tensors of zeros like the parameter.
+    """Return a step count and tensors of zeros like the parameter.
+
+    They have the dtype of the parameter, as in `torch.optim.AdamW`. In bfloat16 the number nearest to 0.999 v is v, so
+    that a second moment grows and hardly falls: keep weights in float32 there, or set betas up to (0.99, 0.99).
 
     Args:
-        parameter: Whose shape, dtype and device they get.
-        names: What they are called.
+        parameter: Gives shape, dtype and device.
+        names: Keys of the tensors.
 
     Returns:
-        The state. The count is a tensor, as torch keeps every other number in the dtype of the parameter.
+        The state. The step count is a tensor because torch casts all other numbers to the dtype of the parameter.
     """
     state: dict[str, Any] = {"step": torch.zeros((), dtype=torch.float32)}
     return state | {name: torch.zeros_like(parameter, memory_format=torch.preserve_format) for name in names}
@@ -61,39 +43,39 @@ def zeros_state(parameter: Tensor, names: Sequence[str]) -> dict[str, Any]:
 
 @dataclass
 class ParameterStep:
-    """One parameter on its way through a step."""
+    """One parameter during a step."""
 
     index: int  # over all groups
     name: str
     parameter: Tensor
-    gradient: Tensor  # what feeds the moments
+    gradient: Tensor  # the gradient that feeds the moments
     base: Tensor | None  # the base gradient
     stale_shear: Tensor | None
     state: dict[str, Any]
-    injected: bool  # whether the gradient holds an injected shear
+    injected: bool  # True if a shear was added to the gradient
     raised: Tensor | None = None  # the adversarial gradient of a sync step
-    shear: Tensor | None = None  # that this step has stored
+    shear: Tensor | None = None  # the shear that this step has stored
 
     @property
     def steps(self) -> float:
-        """Updates of this parameter's moments so far."""
+        """Number of updates of this parameter's moments so far."""
         return float(self.state["step"])
 
 
 @dataclass(frozen=True)
 class Update:
-    """What a parameter was moved by: `lr * scale * direction`."""
+    """The update of one parameter: `lr * scale * direction`."""
 
-    orthogonal: Tensor | None
     direction: Tensor
     scale: Tensor | float
-    matrix_shape: tuple[int, ...] | None
+    orthogonal: Tensor | None = None
+    matrix_shape: tuple[int, ...] | None = None
     source: Tensor | None = None  # the input of Newton-Schulz
     whitened: Tensor | None = None  # Adam's direction
 
 
 def whitened(moments: Sequence[ParameterStep], betas: tuple[float, float], eps: float) -> list[Tensor]:
-    """`A = m_hat / (sqrt(v_hat) + eps)` of each, after its gradient has entered `m` and `v`."""
+    """Update `m` and `v` with each gradient and return `A = m_hat / (sqrt(v_hat) + eps)` of each parameter."""
     gradients = [moment.gradient for moment in moments]
     means = [moment.state["exp_avg"] for moment in moments]
     squares = [moment.state["exp_avg_sq"] for moment in moments]
@@ -139,14 +121,23 @@ def _fusible(gradients: Sequence[Tensor], means: Sequence[Tensor]) -> bool:
 
 
 def decay(group: dict[str, Any], moments: Sequence[ParameterStep]) -> None:
-    """Decoupled weight decay, before the step: `W <- (1 - lr wd) W`."""
+    """Apply decoupled weight decay before the step: `W <- (1 - lr wd) W`."""
     if group["weight_decay"] != 0:
         for moment in moments:  # the foreach form rounds the factor to the dtype: 0.9975 is 0.9961 in bfloat16
             moment.parameter.mul_(1 - group["lr"] * group["weight_decay"])
 
 
+def move(group: dict[str, Any], moment: ParameterStep, update: Update) -> Update:
+    """Move the parameter by `-lr * scale * direction` and return the update."""
+    if isinstance(update.scale, Tensor):
+        moment.parameter.addcmul_(update.direction, update.scale, value=-group["lr"])
+    else:
+        moment.parameter.add_(update.direction, alpha=-group["lr"] * update.scale)
+    return update
+
+
 def orthogonal_factor(group: dict[str, Any], source: Tensor) -> tuple[Tensor, tuple[int, ...]]:
-    """The Newton-Schulz image of a tensor by the settings of a group, in its shape, and how it was cut."""
+    """Return the Newton-Schulz image of a tensor in its own shape, and the shape of the matrix view it was made on."""
     view = matrix_view(source, flatten=group["flatten"], convolution=group["convolution"])
     triples = ns.coefficients(group["newton_schulz"], group["ns_steps"])
     O = ns.orthogonal_factor(view, triples, _product_dtype(group["ns_dtype"], source), norm=group["ns_norm"])
@@ -154,51 +145,20 @@ def orthogonal_factor(group: dict[str, Any], source: Tensor) -> tuple[Tensor, tu
 
 
 def apply_step(group: dict[str, Any], parameter: Tensor, A: Tensor) -> Update:
-    """Move a parameter along its whitened momentum, or along the Newton-Schulz image of it."""
+    """Move a parameter along its whitened momentum, or along the Newton-Schulz image of that."""
     lr = group["lr"]
     if track_of(group, parameter) == "vector":
         parameter.add_(A, alpha=-lr)
-        return Update(None, A, 1.0, None, None, A)
+        return Update(A, 1.0, whitened=A)
     O, shape = orthogonal_factor(group, A)
     scale = direction_scale(group["energy"], A, O, shape, orthogonalize=group["orthogonalize"])
     direction = O if group["orthogonalize"] else A
     parameter.addcmul_(direction, scale, value=-lr)
-    return Update(O, direction, scale, shape, A, A)
+    return Update(direction, scale, O, shape, source=A, whitened=A)
 
 
 def _product_dtype(setting: torch.dtype | str, A: Tensor) -> torch.dtype:
-    """The dtype of Newton-Schulz products: as set, by `auto` bfloat16 for float32 on CUDA and that of `A` elsewhere."""
+    """Return the dtype of Newton-Schulz products; `auto` is bfloat16 for float32 on CUDA, else the dtype of `A`."""
     if isinstance(setting, torch.dtype):
         return setting
     return torch.bfloat16 if A.dtype == torch.float32 and A.device.type == "cuda" else A.dtype
-
-
-def tensor_record(moment: ParameterStep, taken: Update, group: dict[str, Any], plan: StepPlan) -> TensorRecord:
-    """What an observer gets to see of one parameter."""
-    p, state = moment.parameter, moment.state
-    adam = "exp_avg" in state
-    return TensorRecord(
-        name=moment.name,
-        track=track_of(group, p),
-        parameter=p,
-        gradient=moment.base,
-        perturbation=plan.moves.get(p),
-        adversarial=moment.raised,
-        stale_shear=moment.stale_shear,
-        shear=moment.shear,
-        injected=moment.gradient if moment.injected else None,
-        followed=moment.gradient,
-        exp_avg=state.get("exp_avg"),
-        exp_avg_sq=state.get("exp_avg_sq"),
-        first_correction=1 - group["betas"][0] ** moment.steps if adam else None,
-        second_correction=1 - group["betas"][1] ** moment.steps if adam else None,
-        eps=group["eps"] if adam else None,
-        momentum=state.get("momentum_buffer"),
-        whitened=taken.whitened,
-        source=taken.source,
-        orthogonal=taken.orthogonal,
-        direction=taken.direction,
-        scale=taken.scale,
-        lr=group["lr"],
-        matrix_shape=taken.matrix_shape,
-    )

@@ -36,11 +36,11 @@ BAD = [
     ({"aga_beta": 1.0}, r"aga_beta=1.0 must be in \[0, 1\)"),
     ({"aga_lambda": -1.0}, r"aga_lambda=-1.0 must be at least 0"),
     ({"aga_gamma": float("inf")}, r"aga_gamma=inf must be a finite number"),
-    ({"mode": "Base"}, r"mode='Base' is none of 'base', 'sync', 'lazy', 'aga'"),
-    ({"energy": "frobenius"}, r"energy='frobenius' is none of 'reference', 'unit', 'rms'"),
-    ({"perturbation": "fisher"}, r"perturbation='fisher' is none of 'ars2', 'paper', 'sam', 'asam'"),
-    ({"shear": "on"}, r"shear='on' is none of 'looksam', 'placebo', 'signflip', 'off'"),
-    ({"trigger": "early"}, r"trigger='early' is none of 'reference', 'lagged'"),
+    ({"mode": "Base"}, r"mode='Base' must be one of 'base', 'sync', 'lazy', 'aga'"),
+    ({"energy": "frobenius"}, r"energy='frobenius' must be one of 'reference', 'unit', 'rms'"),
+    ({"perturbation": "fisher"}, r"perturbation='fisher' must be one of 'ars2', 'paper', 'sam', 'asam'"),
+    ({"shear": "on"}, r"shear='on' must be one of 'looksam', 'placebo', 'signflip', 'off'"),
+    ({"trigger": "early"}, r"trigger='early' must be one of 'reference', 'lagged'"),
     ({"newton_schulz": "jordan"}, r"newton_schulz='jordan' is no preset; choose from keller"),
     ({"newton_schulz": [1]}, r"newton_schulz=\[1\] is no preset; choose from keller"),
     ({"newton_schulz": "deepseek_v4"}, r"ns_steps=5 leaves out .*: set ns_steps=10"),
@@ -49,7 +49,7 @@ BAD = [
     ({"ns_steps": 2.5}, r"ns_steps=2.5 is not a whole number of at least 1"),
     ({"ns_dtype": "int8"}, r"ns_dtype='int8' must be 'auto', a floating torch.dtype or one of float64"),
     ({"ns_dtype": torch.int32}, r"ns_dtype=torch.int32 must be 'auto', a floating torch.dtype"),
-    ({"orthogonalize": "yes"}, r"orthogonalize='yes' is none of True, False"),
+    ({"orthogonalize": "yes"}, r"orthogonalize='yes' must be one of True, False"),
 ]
 
 
@@ -86,13 +86,13 @@ SHARED = {
 @pytest.mark.parametrize(("name", "value"), SHARED.items())
 def test_groups_cannot_differ_in_what_is_decided_once(name, value):
     groups = [{"params": [parameter()]}, {"params": [parameter()], name: value}]
-    with pytest.raises(OptimizerError, match=rf"{name}=.* in one group and .* in the first: it is one for all groups"):
+    with pytest.raises(OptimizerError, match=rf"{name} must be equal in all groups, got .* and .* in the first group"):
         ARS2Neo(groups)
 
 
 def test_a_refused_group_is_not_added():
     optimizer = ARS2Neo([parameter()])
-    with pytest.raises(OptimizerError, match="it is one for all groups"):
+    with pytest.raises(OptimizerError, match="mode must be equal in all groups"):
         optimizer.add_param_group({"params": [parameter()], "mode": "sync"})
     assert len(optimizer.param_groups) == 1
     optimizer.add_param_group({"params": [parameter()], "lr": 0.5, "rho": 0.3, "energy": "unit", "eps": 1e-6})
@@ -100,29 +100,29 @@ def test_a_refused_group_is_not_added():
 
 
 def test_a_period_that_comes_with_the_groups_is_checked_too():
-    with pytest.raises(OptimizerError, match=r"k=1 must be a whole number of at least 2"):
+    with pytest.raises(OptimizerError, match=r"k=1 must be an integer >= 2"):
         ARS2Neo([{"params": [parameter()], "mode": "lazy"}])
     assert ARS2Neo([{"params": [parameter()], "mode": "lazy", "k": 3}]).param_groups[0]["k"] == 3
 
 
 def test_an_unknown_setting_of_a_group_is_told_the_known_ones():
-    with pytest.raises(OptimizerError, match=r"unknown setting 'is_rmsuon_group'; known: lr, betas"):
+    with pytest.raises(OptimizerError, match=r"unknown setting 'is_rmsuon_group'; known: [^\n]*lr, betas"):
         ARS2Neo([{"params": [parameter()], "is_rmsuon_group": True}])
 
 
 @pytest.mark.parametrize("track", ["rows", True])
 def test_a_track_that_does_not_exist_is_refused(track):
-    with pytest.raises(OptimizerError, match=r"track=.* is none of 'matrix', 'vector', None"):
+    with pytest.raises(OptimizerError, match=r"track=.* must be one of 'matrix', 'vector', None"):
         ARS2Neo([{"params": [parameter()], "track": track}])
 
 
 def test_a_vector_cannot_be_a_matrix():
-    with pytest.raises(OptimizerError, match="track='matrix' for a parameter with fewer than 2 dimensions"):
+    with pytest.raises(OptimizerError, match="track='matrix' needs parameters with at least 2 dimensions"):
         ARS2Neo([{"params": [parameter(3)], "track": "matrix"}])
 
 
 def test_complex_parameters_are_refused():
-    with pytest.raises(OptimizerError, match="real floating parameters only"):
+    with pytest.raises(OptimizerError, match="real floating-point parameters, got torch.complex64"):
         ARS2Neo([parameter(), nn.Parameter(torch.ones(2, 2, dtype=torch.complex64))])
 
 
@@ -136,7 +136,7 @@ COUNTERS = ("clock", "last_sync", "syncs", "phi_variance", "phi_count")
 
 @pytest.mark.parametrize("name", COUNTERS)
 def test_what_the_optimizer_counts_is_no_setting_and_is_not_offered_as_one(name):
-    words = rf"^{name} is counted by the optimizer itself and no setting; [^\n]+$"
+    words = rf"^{name} is a counter of the optimizer, not a setting; [^\n]+$"
     with pytest.raises(OptimizerError, match=words):
         RuleOptimizer([parameter()], "sgd", **{name: 7})
     for make in (ARS2Neo, lambda groups: RuleOptimizer(groups, "sgd")):
@@ -151,7 +151,7 @@ def test_what_the_optimizer_counts_is_no_setting_and_is_not_offered_as_one(name)
 
 
 def test_two_parameters_of_one_name_are_refused():
-    words = r"^two parameters are called 'w'; tell them apart, as by [^\n]+$"
+    words = r"^two parameters have the name 'w'; give them distinct names, [^\n]+$"
     with pytest.raises(OptimizerError, match=words):
         ARS2Neo([("w", parameter()), ("w", parameter())])
     optimizer = ARS2Neo([("w", parameter())])

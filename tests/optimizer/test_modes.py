@@ -280,7 +280,7 @@ def test_k_has_no_meaning_without_a_period(mode):
 @pytest.mark.parametrize("mode", ["lazy", "aga"])
 @pytest.mark.parametrize("k", [0, 1, -2, 2.5])
 def test_k_is_a_whole_number_of_at_least_two(mode, k):
-    with pytest.raises(OptimizerError, match=r"k=.* must be a whole number of at least 2; .*mode='sync'"):
+    with pytest.raises(OptimizerError, match=r"k=.* must be an integer >= 2; .*mode='sync'"):
         ARS2Neo([torch.nn.Parameter(torch.ones(2, 2))], mode=mode, k=k)
 
 

@@ -416,7 +416,7 @@ def test_a_plain_step_where_the_passes_were_told_of_a_scaler_is_refused_and_the_
     before = copies(model)
     for _ in optimizer.passes(model, scaler=scaler):
         scaler.scale(loss_of(model, 0)).backward()
-    with pytest.raises(OptimizerError, match=r"^passes\(\) was told of a GradScaler[^\n]+$"):
+    with pytest.raises(OptimizerError, match=r"^passes\(\) was given a GradScaler[^\n]+$"):
         optimizer.step()
     assert same(before, copies(model))
     scaler.step(optimizer)

@@ -17,7 +17,8 @@ from lossscope.optimizer.update.rules import RULES
 
 FLOAT64 = torch.float64
 KINDS = ("ars2", *RULES)
-# What a state keeps of a matrix and of a vector; kinds that keep the same can be told apart by the rule alone.
+# State of a matrix and of a vector in the versions that did not save the rule with it; kinds with the same state can be
+# told apart by the rule alone.
 KEPT = {
     "ars2": "moments",
     "adamw": "moments",
@@ -78,19 +79,19 @@ def assert_refused(kind: str, state: dict[str, Any], words: str) -> None:
         assert torch.equal(a, b)
 
 
-def test_every_rule_has_a_row():
-    assert set(KEPT) == set(KINDS)
+def test_the_rows_are_those_of_rules():
+    assert set(KEPT) <= set(KINDS)
 
 
 @pytest.mark.parametrize(("theirs", "mine"), PAIRS)
 def test_the_state_of_another_rule_is_refused(theirs, mine):
-    assert_refused(mine, saved(theirs), f"the state was saved by an optimizer that steps by '{theirs}' and this one")
+    assert_refused(mine, saved(theirs), f"the state was saved by the rule '{theirs}' and this optimizer uses")
 
 
-@pytest.mark.parametrize(("theirs", "mine"), [pair for pair in PAIRS if KEPT[pair[0]] != KEPT[pair[1]]])
+@pytest.mark.parametrize(("theirs", "mine"), [pair for pair in permutations(KEPT, 2) if KEPT[pair[0]] != KEPT[pair[1]]])
 def test_a_state_from_before_rules_were_saved_is_known_by_its_tensors(theirs, mine):
     state = {key: value for key, value in saved(theirs).items() if key != "rule"}
-    assert_refused(mine, state, f"the state is not one of '{mine}': of [Wb] it has ")
+    assert_refused(mine, state, f"the state is not one of the rule '{mine}': for [Wb] it holds ")
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -140,7 +141,9 @@ def test_the_momentum_of_torchs_sgd_is_refused_rather_than_forgotten():
     theirs = torch.optim.SGD(w.values(), lr=0.1, momentum=0.9)
     sum((p**4).sum() for p in w.values()).backward()
     theirs.step()
-    assert_refused("sgd", theirs.state_dict(), "the state is not one of 'sgd': of W it has momentum_buffer, and here")
+    assert_refused(
+        "sgd", theirs.state_dict(), "the state is not one of the rule 'sgd': for W it holds momentum_buffer, expected"
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -158,7 +161,7 @@ def test_a_state_of_no_steps_is_loaded(kind):
 def test_the_state_of_other_parameters_is_refused(key):
     state = copy.deepcopy(saved("ars2", mode="lazy", k=2, perturbation="sam"))
     state["state"][0][key] = torch.zeros(3, 4, dtype=FLOAT64)
-    words = rf"the state is of other parameters: of W its {key} has the shape \(3, 4\) and not \(4, 3\); load it"
+    words = rf"the state is one of other parameters: for W its {key} has the shape \(3, 4\), expected \(4, 3\); load it"
     assert_refused("ars2", state, words)
 
 
@@ -168,12 +171,12 @@ def test_the_state_of_a_wider_model_is_refused(kind):
     settings = {"momentum": 0.9} if kind == "sgd" else {}
     wide = ARS2Neo(w.items()) if kind == "ars2" else RuleOptimizer(w.items(), kind, **settings)
     train(w, wide, 1)
-    assert_refused(kind, wide.state_dict(), "the state is of other parameters: of W its ")
+    assert_refused(kind, wide.state_dict(), "the state is one of other parameters: for W its ")
 
 
 @pytest.mark.parametrize("state", [None, {}, {"param_groups": []}, 3])
 def test_what_is_no_state_is_refused(state):
-    assert_refused("ars2", state, "that is not the state of an optimizer: ")
+    assert_refused("ars2", state, "not the state of an optimizer: ")
 
 
 def test_the_state_of_another_arm_brings_its_settings():

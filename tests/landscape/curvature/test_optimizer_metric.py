@@ -403,11 +403,11 @@ def test_what_has_no_metric_is_told_by_name() -> None:
         metric(torch.optim.SGD(model[0].parameters(), lr=0.1), objective)
     with pytest.raises(ProbeError, match="lr=0 is out of range"):
         metric(torch.optim.SGD(model.parameters(), lr=0.0), objective)
-    with pytest.raises(ProbeError, match="the metric of the SGD runs from -5 to -5, need finite numbers above 0"):
+    with pytest.raises(ProbeError, match="the metric of the SGD must be finite and above 0, got values from -5 to -5"):
         metric(torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=25.0), objective)
     blind = torch.optim.AdamW(model.parameters(), eps=0.0)
     for p in model.parameters():
         p.grad = torch.zeros_like(p)
     blind.step()
-    with pytest.raises(ProbeError, match="the metric of the AdamW runs from 0 to 0"):
+    with pytest.raises(ProbeError, match="the metric of the AdamW must be finite and above 0, got values from 0 to 0"):
         metric(blind, objective)

@@ -1,8 +1,9 @@
-"""The optimizer of a loop of the user's own: made from its state, or refused with the reason."""
+"""The optimizer of a recorded run: rebuilt from its manifest and a state, or rejected with the reason."""
 
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -11,8 +12,11 @@ import torch
 from torch import nn
 
 from lossscope.landscape.curvature.optimizer_metric import optimizer_name
+from lossscope.landscape.recording.run_metadata import run_metadata
 from lossscope.landscape.reprobe.restored_optimizer import OwnOptimizerError, own_optimizer
+from lossscope.landscape.storage.manifest import manifest_text
 from lossscope.optimizer import ARS2Neo, RuleOptimizer, TwoPassOptimizer, create, names, settings
+from tests.required_settings import required
 
 Make = Callable[[Any], torch.optim.Optimizer]
 
@@ -21,31 +25,56 @@ def network(width: int = 4) -> nn.Sequential:
     return nn.Sequential(nn.Linear(3, width), nn.Tanh(), nn.Linear(width, 2))
 
 
-def stepped(make: Make, parameters: Callable[[nn.Module], Any] = nn.Module.parameters) -> dict[str, Any]:
-    """The state of an optimizer after a step."""
+def recorded(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """The manifest as it is read again."""
+    return json.loads(manifest_text(run_metadata(model, optimizer, None)))
+
+
+def stepped(
+    make: Make, parameters: Callable[[nn.Module], Any] = nn.Module.parameters
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The manifest of an optimizer and its state after a step, for which a scheduler has changed the lr."""
     model = network()
     optimizer = make(parameters(model))
+    manifest = recorded(model, optimizer)
     model(torch.ones(5, 3)).square().mean().backward()
+    for group in optimizer.param_groups:
+        group["lr"] *= 0.5
     optimizer.step()
-    return optimizer.state_dict()
+    return manifest, optimizer.state_dict()
 
 
 MAKERS: dict[str, Make] = {
     "SGD": lambda p: torch.optim.SGD(p, lr=0.5, momentum=0.9),
+    "SGD, nesterov": lambda p: torch.optim.SGD(p, lr=torch.tensor(0.5), momentum=0.9, nesterov=True),
     "Adam": lambda p: torch.optim.Adam(p, lr=0.5),
+    "Adam, amsgrad": lambda p: torch.optim.Adam(p, lr=0.5, amsgrad=True),
     "AdamW": lambda p: torch.optim.AdamW(p, lr=0.5),
-    "ARS2Neo": lambda p: ARS2Neo(p, lr=0.5),
+    "ARS2Neo": lambda p: ARS2Neo(p, lr=0.5, mode="aga", aga_lambda=float("inf"), ns_dtype=torch.float32),
+    "RuleOptimizer": lambda p: RuleOptimizer(p, "muon", lr=0.5),
 }
 
 
 @pytest.mark.parametrize("name", MAKERS)
 @pytest.mark.parametrize("parameters", [nn.Module.parameters, nn.Module.named_parameters])
-def test_the_class_is_found_by_its_name_and_everything_else_comes_with_the_state(name, parameters):
-    state = stepped(MAKERS[name], parameters)
-    found = own_optimizer({"arm": name}, state, network())
-    assert type(found).__name__ == name
-    assert found.param_groups[0]["lr"] == 0.5
+def test_the_class_and_its_groups_are_those_of_the_manifest_and_the_present_settings_those_of_the_state(
+    name, parameters
+):
+    if name in ("ARS2Neo", "RuleOptimizer"):
+        model = network()
+        optimizer = MAKERS[name](parameters(model))
+        manifest = recorded(model, optimizer)
+        optimizer.param_groups[0]["lr"] = 0.25
+        take_step(optimizer, model)
+        state = optimizer.state_dict()
+    else:
+        manifest, state = stepped(MAKERS[name], parameters)
+    found = own_optimizer(manifest, state, network())
+    assert type(found).__name__ == name.partition(",")[0]
+    assert float(found.param_groups[0]["lr"]) == 0.25
     assert len(found.state) == 4
+    for key, value in state["param_groups"][0].items():
+        assert key == "params" or found.param_groups[0][key] == value
 
 
 def take_step(optimizer: TwoPassOptimizer, model: nn.Module) -> None:
@@ -60,22 +89,20 @@ MADE += [(name, {"base": base}) for name in names() if "base" in settings(name) 
 
 
 @pytest.mark.parametrize(("name", "options"), MADE)
-def test_a_registered_optimizer_is_made_again_from_its_name_and_its_state(name, options):
+def test_a_registered_optimizer_is_rebuilt_from_the_manifest_and_its_state(name, options):
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model, twin = network(), network()
-    optimizer = create(name, model, lr=0.01, **options)
+    optimizer = create(name, model, lr=0.01, **options, **required(name))
+    manifest = recorded(model, optimizer)
     take_step(optimizer, model)
     state = optimizer.state_dict()
-    seen = {"optimizer": optimizer_name(optimizer), "arm": "my best"}
-    chosen = {"config": {"optimizer": name, "options": options}, "optimizer": "RMSprop"}
-    for manifest in (seen, chosen):
-        twin.load_state_dict(model.state_dict())
-        found = own_optimizer(manifest, copy.deepcopy(state), twin)  # loading a state does not copy its tensors
-        assert type(found) is type(optimizer)
-        assert isinstance(found, TwoPassOptimizer)
-        assert optimizer_name(found) == optimizer_name(optimizer)
-        take_step(found, twin)
+    twin.load_state_dict(model.state_dict())
+    found = own_optimizer(manifest, copy.deepcopy(state), twin)  # loading a state does not copy its tensors
+    assert type(found) is type(optimizer)
+    assert isinstance(found, TwoPassOptimizer)
+    assert optimizer_name(found) == optimizer_name(optimizer)
+    take_step(found, twin)
     take_step(optimizer, model)
     for p, q in zip(model.parameters(), twin.parameters(), strict=True):
         assert torch.equal(p, q)
@@ -103,60 +130,72 @@ def test_the_name_of_a_relative_tells_its_rule_and_its_ascent():
 
 def test_the_state_of_another_rule_is_refused():
     model = network()
-    for name, state_of, words in (
-        ("adamw", "muon", "its state has adjust, which is another's"),
-        ("muon", "normuon", "its state has row_beta, which is another's"),
-        ("normuon", "muon", "its state has no row_beta"),
-        ("sgd", "adamw", "its state has no momentum"),
-        ("ars2-base", "rmsuon", "its state has no energy"),
-        ("Muon", "torch", "its state has no mode"),
-    ):
-        made = torch.optim.Adam(model.parameters()) if state_of == "torch" else create(state_of, model)
-        with pytest.raises(OwnOptimizerError, match=f"the run calls it {name}, but {words}"):
-            own_optimizer({"optimizer": name}, made.state_dict(), network())
+    for name, other in (("adamw", "muon"), ("muon", "normuon"), ("sgd", "adamw"), ("ars2-base", "rmsuon")):
+        manifest = recorded(model, create(name, model))
+        with pytest.raises(OwnOptimizerError, match="do not fit the model: the state was saved by the rule"):
+            own_optimizer(manifest, create(other, model).state_dict(), network())
 
 
-def test_the_class_that_was_seen_goes_before_an_arm_of_the_users_own_naming():
-    state = stepped(MAKERS["AdamW"])
-    assert type(own_optimizer({"arm": "sgd", "optimizer": "AdamW"}, state, network())) is torch.optim.AdamW
-    assert type(own_optimizer({"arm": "my best", "config": {"optimizer": "adamw"}}, state, network())) is (
-        torch.optim.AdamW
-    )
+def test_a_state_mark_decides_nothing():
+    """A class of the user's own is not rebuilt, however much its state looks like Adam's."""
+
+    class Mine(torch.optim.AdamW):
+        pass
+
+    manifest, state = stepped(Mine)
+    with pytest.raises(OwnOptimizerError, match="its class '[^']*Mine' is not one of those that are rebuilt: "):
+        own_optimizer(manifest, state, network())
 
 
-def test_named_parameters_tell_which_are_in_which_group():
+def test_groups_are_rebuilt_by_the_names_of_the_model():
     def groups(model):
-        named = list(model.named_parameters())
+        named = list(model.parameters())
         return [{"params": named[2:], "weight_decay": 0.5}, {"params": named[:2], "weight_decay": 0.0}]
 
     model = network()
-    found = own_optimizer({"arm": "AdamW"}, stepped(MAKERS["AdamW"], groups), model)
+    found = own_optimizer(*stepped(MAKERS["AdamW"], groups), model)
     assert [p is q for p, q in zip(found.param_groups[0]["params"], list(model.parameters())[2:], strict=True)]
     assert [group["weight_decay"] for group in found.param_groups] == [0.5, 0.0]
 
 
+def test_frozen_parameters_in_a_group_are_rebuilt_too():
+    model = network()
+    model[0].requires_grad_(False)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    found = own_optimizer(recorded(model, optimizer), optimizer.state_dict(), network())
+    assert len(found.param_groups[0]["params"]) == 4
+
+
 @pytest.mark.parametrize(
-    ("manifest", "make", "model", "words"),
+    ("make", "model", "words"),
     [
-        ({"arm": "Lion"}, "SGD", network(), "the run calls it 'Lion'; known are torch's SGD, Adam and AdamW"),
-        ({}, "SGD", network(), "the run names none"),
-        ({"arm": "sgd"}, "AdamW", network(), "calls it sgd, but its state has no momentum"),
-        ({"arm": "adamw"}, "SGD", network(), "calls it adamw, but its state has no betas"),
-        ({"arm": "ARS2Neo"}, "AdamW", network(), "its state has no energy"),
-        ({"arm": "AdamW"}, "AdamW", network(5), r"exp_avg of shape \(4, 3\) belongs to another parameter"),
-        ({"arm": "AdamW"}, "AdamW", network()[:1], "it steps 4 parameters, and the model has 2"),
-        ({"arm": "ars2-base"}, "ARS2Neo", nn.LayerNorm(3), "cannot be made for this model"),
+        ("AdamW", network(5), r"exp_avg of shape \(4, 3\) belongs to another parameter"),
+        ("AdamW", network()[:1], r"its parameter '2.weight' is not one of the model's"),
+        ("ARS2Neo", network(5), "do not fit the model: the state is one of other parameters"),
     ],
 )
-def test_a_state_that_is_not_its_own_is_refused_with_the_reason(manifest, make, model, words):
+def test_a_model_that_is_not_the_runs_is_refused_with_the_reason(make, model, words):
+    if make == "ARS2Neo":
+        own = network()
+        optimizer = MAKERS[make](own.parameters())
+        manifest = recorded(own, optimizer)
+        take_step(optimizer, own)
+        state = optimizer.state_dict()
+    else:
+        manifest, state = stepped(MAKERS[make])
     with pytest.raises(OwnOptimizerError, match=words) as error:
-        own_optimizer(manifest, stepped(MAKERS[make]), model)
+        own_optimizer(manifest, state, model)
     assert "\n" not in str(error.value)
 
 
-def test_groups_without_names_are_refused():
-    def groups(model):
-        return [{"params": [p]} for p in model.parameters()]
+def test_a_run_without_the_facts_is_refused_with_the_reason():
+    _, state = stepped(MAKERS["AdamW"])
+    with pytest.raises(OwnOptimizerError, match="recorded before schema 4"):
+        own_optimizer({"arm": "AdamW", "optimizer": "AdamW"}, state, network())
 
-    with pytest.raises(OwnOptimizerError, match=r"it has 4 groups, .* pass named parameters"):
-        own_optimizer({"arm": "AdamW"}, stepped(MAKERS["AdamW"], groups), network())
+
+def test_a_parameter_of_another_model_cannot_be_rebuilt():
+    model, other = network(), nn.Linear(2, 2)
+    optimizer = torch.optim.SGD([*model.parameters(), *other.parameters()], lr=0.1)
+    with pytest.raises(OwnOptimizerError, match="its parameter None is not one of the model's"):
+        own_optimizer(recorded(model, optimizer), optimizer.state_dict(), network())

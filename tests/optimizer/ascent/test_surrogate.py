@@ -293,7 +293,7 @@ def test_a_step_without_any_gradient_moves_nothing(name, passes):
 def test_an_unknown_surrogate_or_base_is_one_sentence():
     assert set(SURROGATES) == {"adversarial", "gsam"}
     for base, near in (("adm", "did you mean adamw"), ("ars2-lazy", "did you mean ars2-base"), ("sam", "did you mean")):
-        words = rf"^optimizer sam: base='{base}' is no optimizer of one pass; {near}[^\n]*$"
+        words = rf"^optimizer sam: base='{base}' must be an optimizer of one pass; {near}[^\n]*$"
         with pytest.raises(OptimizerError, match=words):
             create("sam", list(started().items()), base=base)
 

@@ -380,7 +380,7 @@ def test_a_gradient_that_is_a_view_survives_the_second_pass():
 def test_a_closure_without_backward_is_refused(options):
     network, optimizer = network_and_optimizer(**options)
     before = copies(network)
-    match = "left no gradient; it must zero, run forward, call backward and return the loss"
+    match = "computed no gradient; it must zero the gradients, run forward and backward, and return the loss"
     with pytest.raises(OptimizerError, match=match):
         optimizer.step(lambda: network(draw(1, 5, 3)).square().sum())
     assert unchanged(network, before)

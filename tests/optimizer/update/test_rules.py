@@ -412,14 +412,14 @@ def test_the_settings_of_newton_schulz_reach_the_step(name):
 
 
 def test_an_unknown_rule_or_setting_is_one_sentence():
-    with pytest.raises(OptimizerError, match=r"there is no rule 'adam'; known: adamw, sgd, muon"):
+    with pytest.raises(OptimizerError, match=r"unknown rule 'adam'; known: [^\n]*muon"):
         RuleOptimizer(started().items(), "adam")
-    with pytest.raises(OptimizerError, match=r"rule adamw has no setting 'momentum'; known: mode, rho"):
+    with pytest.raises(OptimizerError, match=r"rule adamw has no setting 'momentum'; known: [^\n]*rho"):
         RuleOptimizer(started().items(), "adamw", momentum=0.9)
 
 
 @pytest.mark.parametrize("perturbation", ["ars2", "paper"])
 def test_a_whitened_ascent_needs_a_second_moment(perturbation):
-    with pytest.raises(OptimizerError, match="whitens by a second moment, which muon has not: use 'sam'"):
+    with pytest.raises(OptimizerError, match="needs a second-moment estimate and muon keeps none; use 'sam'"):
         RuleOptimizer(started().items(), "muon", mode="sync", perturbation=perturbation)
     RuleOptimizer(started().items(), "rmsuon", mode="sync", perturbation=perturbation)
