@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Final
 
+from torch import Tensor, nn
+
+from lossscope import optimizer
 from lossscope.optimizer import ENTRIES
+
+__all__ = ["REQUIRED", "create", "required"]
 
 REQUIRED: Final[dict[str, Any]] = {"nu": 1e-12}
 
@@ -12,3 +18,9 @@ REQUIRED: Final[dict[str, Any]] = {"nu": 1e-12}
 def required(name: str) -> dict[str, Any]:
     """Return the required settings of an optimizer with a value each."""
     return {setting: REQUIRED[setting] for setting in ENTRIES[name].required}
+
+
+def create(name: str, parameters: nn.Module | Iterable[tuple[str, Tensor]], **overrides: Any) -> Any:
+    """Return `optimizer.create(...)` with values for the required settings of the optimizer and of its base."""
+    needed = required(name) | (required(overrides["base"]) if overrides.get("base") in ENTRIES else {})
+    return optimizer.create(name, parameters, **{**needed, **overrides})

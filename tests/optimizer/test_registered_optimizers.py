@@ -12,19 +12,27 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from tests.required_settings import create
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, CyclicLR, LambdaLR, OneCycleLR
 
-from lossscope.optimizer import ENTRIES, OptimizerError, RhoSchedule, StepRecord, create, names, settings
+from lossscope.optimizer import ENTRIES, OptimizerError, RhoSchedule, StepRecord, names, settings
+from lossscope.optimizer.update.rules import RULES
 
 FLOAT64 = torch.float64
 NAMES = names()
 EVERY = pytest.mark.parametrize("name", NAMES)
 ASCENDING = tuple(name for name in NAMES if "rho" in settings(name))
 
-# What a matrix keeps between steps: Adam's moments, a momentum, or nothing; and whether its step knows the
-# orthogonal factor of something. A vector keeps Adam's moments, under sgd what a matrix keeps.
+# State of a matrix between steps (Adam's moments, a momentum, or nothing), and True if its step has an orthogonal
+# factor. A vector keeps Adam's moments, or what a matrix keeps if the rule steps both. A rule without a row here is
+# tested against its own declaration.
+DECLARED = {
+    name: ("moments" if rule.adam_moments else "momentum" if rule.momentum else "nothing", rule.orthogonalizes)
+    for name, rule in RULES.items()
+}
 KEEPS: dict[str, tuple[str, bool]] = {
+    **DECLARED,
     "adamw": ("moments", False),
     "sgd": ("nothing", False),
     "muon": ("momentum", True),
@@ -48,6 +56,12 @@ KEEPS: dict[str, tuple[str, bool]] = {
     "ars2-random": ("moments", True),
 }
 
+
+def adamw_vectors(name: str) -> bool:
+    """Return True if vectors take AdamW's step."""
+    return name not in RULES or RULES[name].adamw_vectors
+
+
 # Guarantees that a method cannot give, and why. Each is shown not to hold: a cell that heals fails here.
 CANNOT: dict[tuple[str, str], str] = {
     ("looksam", "clipped"): "the injected shear adds alpha of the clipped gradient's norm",
@@ -70,7 +84,7 @@ CANNOT: dict[tuple[str, str], str] = {
         ): "torch's schedules cycle betas where there are any, which here are those of vectors: "
         "set cycle_momentum=False"
         for name, (kept, _) in KEEPS.items()
-        if kept == "momentum"
+        if kept == "momentum" and adamw_vectors(name)
     },
     ("ars2-random", "first gradient shows"): "it plays no part: neither the ascent nor the step is made of it",
 }
@@ -274,7 +288,8 @@ def test_a_record_has_what_the_method_has_and_none_for_the_rest(name):
         assert bool(record.newton_schulz) == orthogonal
         for t in record.tensors:
             matrix = t.parameter.ndim == 2
-            adam = keeps == "moments" or (not matrix and keeps != "nothing")
+            adam = keeps == "moments" or (not matrix and keeps != "nothing" and adamw_vectors(name))
+            momentum = keeps == "momentum" and (matrix or not adamw_vectors(name))
             has = {
                 "gradient": True,
                 "perturbation": record.synced,
@@ -290,8 +305,8 @@ def test_a_record_has_what_the_method_has_and_none_for_the_rest(name):
                 "eps": adam,
                 "v_hat": adam,
                 "whitened": adam,
-                "momentum": matrix and keeps == "momentum",
-                "m_hat": adam or (matrix and keeps == "momentum"),
+                "momentum": momentum,
+                "m_hat": adam or momentum,
                 "source": matrix and orthogonal,
                 "orthogonal": matrix and orthogonal,
                 "matrix_shape": matrix and orthogonal,
@@ -785,7 +800,10 @@ def test_gradients_of_zero_move_nothing_but_decay(name, dtype):
             p.backward(0.0 * loss_of(model, step))
         optimizer.step()
         for p, was in expected.items():
-            was.sub_(was, alpha=rates[p] * 0.25) if KEEPS[name][0] == "nothing" else was.mul_(1 - rates[p] * 0.25)
+            decoupled = (
+                RULES[ENTRIES[name].usual.get("base", name)].decoupled_decay if KEEPS[name][0] == "nothing" else True
+            )
+            was.mul_(1 - rates[p] * 0.25) if decoupled else was.sub_(was, alpha=rates[p] * 0.25)
     for p, was in expected.items():
         assert torch.equal(p, was)
     assert all(bool(torch.isfinite(t).all()) for t in tensors(model, optimizer))

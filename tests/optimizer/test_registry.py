@@ -7,9 +7,10 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from tests.required_settings import create
 from torch import nn
 
-from lossscope.optimizer import ENTRIES, ARS2Neo, OptimizerError, create, names, settings
+from lossscope.optimizer import ENTRIES, ARS2Neo, OptimizerError, names, settings
 
 
 def network(seed: int = 0) -> nn.Module:

@@ -8,11 +8,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from sklearn.datasets import load_digits
+from tests.required_settings import create
 from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer
 
 from lossscope.landscape.curvature.optimizer_metric import StepMetric, step_metric
-from lossscope.optimizer import ARS2Neo, RuleOptimizer, TwoPassOptimizer, create, names
+from lossscope.optimizer import ARS2Neo, RuleOptimizer, TwoPassOptimizer, names
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.objective.losses import CrossEntropy
 from lossscope.probes.objective.objective import Objective

@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
+from tests.required_settings import create
 from torch import Tensor, nn
 
 from lossscope.landscape.errors import ConfigError, RunError
@@ -21,7 +22,7 @@ from lossscope.landscape.recording.cadence import PRESETS
 from lossscope.landscape.recording.recorder import Recorder
 from lossscope.landscape.run import Run
 from lossscope.landscape.training.modular_addition import ModularTransformer, modular_addition
-from lossscope.optimizer import ARS2Neo, OptimizerError, StepRecord, TwoPassOptimizer, create, names
+from lossscope.optimizer import ARS2Neo, OptimizerError, StepRecord, TwoPassOptimizer, names
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.objective.losses import CrossEntropy, MeanSquaredError
 from lossscope.probes.objective.objective import Objective

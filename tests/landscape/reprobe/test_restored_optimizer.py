@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.required_settings import required
 from torch import nn
 
 from lossscope.landscape.curvature.optimizer_metric import optimizer_name
@@ -16,7 +17,6 @@ from lossscope.landscape.recording.run_metadata import run_metadata
 from lossscope.landscape.reprobe.restored_optimizer import OwnOptimizerError, own_optimizer
 from lossscope.landscape.storage.manifest import manifest_text
 from lossscope.optimizer import ARS2Neo, RuleOptimizer, TwoPassOptimizer, create, names, settings
-from tests.required_settings import required
 
 Make = Callable[[Any], torch.optim.Optimizer]
 
@@ -143,7 +143,7 @@ def test_a_state_mark_decides_nothing():
         pass
 
     manifest, state = stepped(Mine)
-    with pytest.raises(OwnOptimizerError, match="its class '[^']*Mine' is not one of those that are rebuilt: "):
+    with pytest.raises(OwnOptimizerError, match=r"its class '[^']*Mine' is not one of those that are rebuilt: "):
         own_optimizer(manifest, state, network())
 
 

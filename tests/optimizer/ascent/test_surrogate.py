@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import torch
 from hypothesis import given, strategies as st
+from tests.required_settings import create
 from torch import Tensor
 
-from lossscope.optimizer import ARS2Neo, OptimizerError, create, names, settings
+from lossscope.optimizer import ARS2Neo, OptimizerError, names, settings
 from lossscope.optimizer.ascent.surrogate import SURROGATES, adversarial, gsam
 from lossscope.optimizer.update.rules import RULES
 

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from tests.required_settings import create
 from torch import Tensor, nn
 
-from lossscope.optimizer import OptimizerError, StepRecord, create
+from lossscope.optimizer import OptimizerError, StepRecord
 from lossscope.optimizer.update.rules import RULES
 
 FLOAT64 = torch.float64
