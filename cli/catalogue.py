@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Final
 
 import typer
@@ -46,7 +46,13 @@ def optimizers(as_json: _Json = False) -> None:
 
     if as_json:
         rows = [
-            {"name": name, "description": entry.words, "source": entry.source, "defaults": dict(entry.usual)}
+            {
+                "name": name,
+                "description": entry.words,
+                "source": entry.source,
+                "required": list(entry.required),
+                "defaults": dict(entry.usual),
+            }
             for name, entry in ENTRIES.items()
         ]
         typer.echo(json.dumps({"schema": 1, "optimizers": rows}, indent=2))
@@ -54,12 +60,13 @@ def optimizers(as_json: _Json = False) -> None:
     width = text_width()
     for name, entry in ENTRIES.items():
         typer.echo(f"{name}\n{_filled(entry.words, width)}\n{_filled(f'source: {entry.source}', width)}")
-        typer.echo(_filled(_settings(entry.usual), width))
+        typer.echo(_filled(_settings(entry.usual, entry.required), width))
 
 
-def _settings(usual: Mapping[str, Any]) -> str:
-    """Return settings with their values; those without a value come from the base optimizer."""
-    known = [f"{key}={value}".replace(" ", _HARD_SPACE) for key, value in usual.items() if value is not None]
+def _settings(usual: Mapping[str, Any], required: Sequence[str]) -> str:
+    """Return the settings: the required ones first, then those with a default, and where the others come from."""
+    known = [f"{key} (required)".replace(" ", _HARD_SPACE) for key in required]
+    known += [f"{key}={value}".replace(" ", _HARD_SPACE) for key, value in usual.items() if value is not None]
     return ", ".join(known) + ("; the others as the base has them" if None in usual.values() else "")
 
 

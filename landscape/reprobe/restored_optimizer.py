@@ -46,7 +46,7 @@ def own_optimizer(manifest: Mapping[str, Any], state: Mapping[str, Any], model: 
     if kind is None:
         known = ", ".join(_CLASSES)
         raise OwnOptimizerError(f"its class {facts.get('class')!r} is not one of those that are rebuilt: {known}")
-    rule = {"rule": facts.get("rule")} if kind is RuleOptimizer else {}
+    rule: dict[str, Any] = {"rule": facts.get("rule")} if kind is RuleOptimizer else {}
     try:
         optimizer = kind(_groups(facts["groups"], model), **rule)
         optimizer.load_state_dict(dict(state))

@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 
 import pytest
+from tests.required_settings import required
 from typer.testing import CliRunner
 
 from lossscope.cli.main import app
@@ -58,7 +59,8 @@ def test_training_lowers_the_loss_and_the_reports_work(name: str, few_products: 
 def test_every_optimizer_learns_the_digits_with_its_defaults_and_the_reports_work(
     name: str, few_products: None, tmp_path: Path
 ) -> None:
-    run = trained(name, tmp_path, "--set", "evaluations=3")
+    needed = [word for key, value in required(name).items() for word in ("--set", f"options.{key}={value}")]
+    run = trained(name, tmp_path, "--set", "evaluations=3", *needed)
     losses = run.steps["loss"]
     assert len(losses) == 400
     assert all(map(math.isfinite, losses))

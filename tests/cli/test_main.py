@@ -313,7 +313,8 @@ def test_the_list_of_optimizers_has_sources_and_defaults_and_fits_the_terminal(m
     assert [row["name"] for row in rows] == list(names())
     assert all(row["source"] and row["description"] for row in rows)
     defaults = {row["name"]: row["defaults"] for row in rows}
-    assert all(set(defaults[name]) == set(settings(name)) for name in names())
+    required = {row["name"]: row["required"] for row in rows}
+    assert all({*required[name], *defaults[name]} == set(settings(name)) for name in names())
     assert defaults["looksam"] | {"k": 5, "alpha": 0.7, "base": "sgd"} == defaults["looksam"]
     for columns in (80, 120):
         monkeypatch.setattr("lossscope.cli.catalogue.text_width", lambda columns=columns: columns)

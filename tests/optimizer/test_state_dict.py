@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.required_settings import required
 from torch import Tensor, nn
 
 from lossscope.optimizer import ARS2Neo, OptimizerError, RuleOptimizer, create
@@ -39,7 +40,11 @@ def draw(seed: int, *shape: int) -> Tensor:
 
 def started(kind: str, **settings: Any) -> tuple[dict[str, nn.Parameter], Any]:
     w = {"W": nn.Parameter(draw(0, 4, 3)), "b": nn.Parameter(draw(1, 4))}
-    return w, ARS2Neo(w.items(), **settings) if kind == "ars2" else RuleOptimizer(w.items(), kind, **settings)
+    return w, ARS2Neo(w.items(), **settings) if kind == "ars2" else of_rule(w, kind, **settings)
+
+
+def of_rule(w: dict[str, nn.Parameter], kind: str, **settings: Any) -> RuleOptimizer:
+    return RuleOptimizer(w.items(), kind, **required(kind), **settings)
 
 
 def train(w: dict[str, nn.Parameter], optimizer: Any, steps: int) -> None:
@@ -169,7 +174,7 @@ def test_the_state_of_other_parameters_is_refused(key):
 def test_the_state_of_a_wider_model_is_refused(kind):
     w = {"W": nn.Parameter(draw(0, 6, 3)), "b": nn.Parameter(draw(1, 6))}
     settings = {"momentum": 0.9} if kind == "sgd" else {}
-    wide = ARS2Neo(w.items()) if kind == "ars2" else RuleOptimizer(w.items(), kind, **settings)
+    wide = ARS2Neo(w.items()) if kind == "ars2" else of_rule(w, kind, **settings)
     train(w, wide, 1)
     assert_refused(kind, wide.state_dict(), "the state is one of other parameters: for W its ")
 
