@@ -285,6 +285,31 @@ RULES["muoneq"] = Rule(
 )
 
 
+def lion(group: Group, moments: Sequence[ParameterStep]) -> list[Update]:
+    """`W <- (1 - lr wd) W - lr sign(b1 m + (1 - b1) g)`, then `m <- b2 m + (1 - b2) g`."""
+    decay(group, moments)
+    taken = []
+    for moment in moments:
+        m, (b1, b2) = moment.state["momentum_buffer"], group["betas"]
+        direction = _sign(m.lerp(moment.gradient, 1 - b1))
+        m.lerp_(moment.gradient, 1 - b2)
+        moment.state["step"] += 1
+        taken.append(move(group, moment, Update(direction, 1.0)))
+    return taken
+
+
+RULES["lion"] = Rule(
+    step=lion,
+    words="Lion: the signs of a momentum that is interpolated with the gradient",
+    source="Chen et al. (2023)",
+    lr=1e-4,
+    settings={"betas": (0.9, 0.99)},
+    fresh_state=zeros("momentum_buffer"),
+    direction=Direction.SIGN,
+    momentum="momentum_buffer",
+)
+
+
 def _momentum(group: Group, moment: ParameterStep) -> Tensor:
     """Update the running mean of the gradients and return it, or its Nesterov combination with this gradient."""
     B = moment.state["momentum_buffer"].lerp_(moment.gradient, 1 - group["momentum"])

@@ -136,6 +136,15 @@ def sgd(lr: float, wd: float, b: float, nesterov: bool) -> Rule:
     return step
 
 
+def lion(lr: float, wd: float, b1: float, b2: float) -> Rule:
+    def step(W: Tensor, g: Tensor, t: int, memory: Memory) -> Tensor:
+        m = memory.get("m", 0 * g)
+        memory["m"] = b2 * m + (1 - b2) * g
+        return (1 - lr * wd) * W - lr * torch.sign(b1 * m + (1 - b1) * g)
+
+    return step
+
+
 LR, WD = 0.03, 0.2
 # name, settings, the reference of matrices, the reference of vectors (AdamW at the learning rate of vectors)
 CASES: dict[str, tuple[str, dict[str, Any], Rule, Rule]] = {
@@ -174,6 +183,7 @@ CASES: dict[str, tuple[str, dict[str, Any], Rule, Rule]] = {
     "normuon": ("normuon", {"row_beta": 0.8}, normuon(LR, WD, 0.95, 0.8), adamw(3e-4, WD, 0.9, 0.95, 1e-10)),
     "muoneq": ("muoneq", {}, muoneq(LR, WD, 0.95, "R"), adamw(LR, WD, 0.9, 0.95, 1e-10)),
     "muoneq C": ("muoneq", {"equilibrate": "C"}, muoneq(LR, WD, 0.95, "C"), adamw(LR, WD, 0.9, 0.95, 1e-10)),
+    "lion": ("lion", {}, lion(LR, WD, 0.9, 0.99), lion(LR, WD, 0.9, 0.99)),
     "muoneq RC": ("muoneq", {"equilibrate": "RC"}, muoneq(LR, WD, 0.95, "RC"), adamw(LR, WD, 0.9, 0.95, 1e-10)),
 }
 
