@@ -310,6 +310,23 @@ RULES["lion"] = Rule(
 )
 
 
+def signsgd(group: Group, moments: Sequence[ParameterStep]) -> list[Update]:
+    """`W <- (1 - lr wd) W - lr sign(g)`."""
+    decay(group, moments)
+    for moment in moments:
+        moment.state["step"] += 1
+    return [move(group, moment, Update(_sign(moment.gradient), 1.0)) for moment in moments]
+
+
+RULES["signsgd"] = Rule(
+    step=signsgd,
+    words="signSGD: the signs of the gradient",
+    source="Bernstein et al. (2018)",
+    lr=1e-3,
+    direction=Direction.SIGN,
+)
+
+
 def _momentum(group: Group, moment: ParameterStep) -> Tensor:
     """Update the running mean of the gradients and return it, or its Nesterov combination with this gradient."""
     B = moment.state["momentum_buffer"].lerp_(moment.gradient, 1 - group["momentum"])

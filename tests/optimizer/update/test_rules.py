@@ -145,6 +145,10 @@ def lion(lr: float, wd: float, b1: float, b2: float) -> Rule:
     return step
 
 
+def signsgd(lr: float, wd: float) -> Rule:
+    return lambda W, g, t, memory: (1 - lr * wd) * W - lr * torch.sign(g)
+
+
 LR, WD = 0.03, 0.2
 # name, settings, the reference of matrices, the reference of vectors (AdamW at the learning rate of vectors)
 CASES: dict[str, tuple[str, dict[str, Any], Rule, Rule]] = {
@@ -184,6 +188,7 @@ CASES: dict[str, tuple[str, dict[str, Any], Rule, Rule]] = {
     "muoneq": ("muoneq", {}, muoneq(LR, WD, 0.95, "R"), adamw(LR, WD, 0.9, 0.95, 1e-10)),
     "muoneq C": ("muoneq", {"equilibrate": "C"}, muoneq(LR, WD, 0.95, "C"), adamw(LR, WD, 0.9, 0.95, 1e-10)),
     "lion": ("lion", {}, lion(LR, WD, 0.9, 0.99), lion(LR, WD, 0.9, 0.99)),
+    "signsgd": ("signsgd", {}, signsgd(LR, WD), signsgd(LR, WD)),
     "muoneq RC": ("muoneq", {"equilibrate": "RC"}, muoneq(LR, WD, 0.95, "RC"), adamw(LR, WD, 0.9, 0.95, 1e-10)),
 }
 
