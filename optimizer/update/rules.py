@@ -12,7 +12,7 @@ from torch import Tensor
 from lossscope.optimizer.errors import OptimizerError
 from lossscope.optimizer.update.adam import ParameterStep, Update, decay, move, orthogonal_factor, whitened, zeros_state
 from lossscope.optimizer.update.matrix_view import matrix_view, step_factor
-from lossscope.optimizer.update.rule import Direction, Group, Rule, zeros
+from lossscope.optimizer.update.rule import NOT_NEGATIVE, Direction, Group, Rule, zeros
 
 __all__ = ["ADAMW", "RULES", "SGD"]
 
@@ -324,6 +324,43 @@ RULES["signsgd"] = Rule(
     source="Bernstein et al. (2018)",
     lr=1e-3,
     direction=Direction.SIGN,
+)
+
+
+def clion(group: Group, moments: Sequence[ParameterStep]) -> list[Update]:
+    """`c = b1 m + (1 - b1) g`, `W <- (1 - lr wd) W - lr h(c)`, then `m <- b2 m + (1 - b2) g`.
+
+    `h(c)` is `sign(c)` if every nonzero element of c is at least nu in size, else c itself. The elements are those of
+    all tensors of the parameter group: with one group they are the whole c, as in the paper.
+    """
+    decay(group, moments)
+    b1, b2 = group["betas"]
+    mixed = []
+    for moment in moments:
+        m = moment.state["momentum_buffer"]
+        mixed.append(m.lerp(moment.gradient, 1 - b1))
+        m.lerp_(moment.gradient, 1 - b2)
+        moment.state["step"] += 1
+    sizes = [torch.where(c == 0, math.inf, c.abs()).amin() for c in mixed if c.numel()]
+    if not sizes:
+        return [move(group, moment, Update(c, 1.0)) for moment, c in zip(moments, mixed, strict=True)]
+    large = torch.stack(sizes).amin() >= group["nu"]  # False if an element is NaN
+    return [
+        move(group, moment, Update(torch.where(large, _sign(c), c), 1.0))
+        for moment, c in zip(moments, mixed, strict=True)
+    ]
+
+
+RULES["clion"] = Rule(
+    step=clion,
+    words="CLion: Lion's signs if every nonzero element of the momentum is at least nu in size, else the momentum",
+    source="arXiv 2604.14587, which gives no value of nu",
+    lr=1e-4,
+    settings={"betas": (0.9, 0.99)},
+    required=("nu",),
+    bounds={"nu": NOT_NEGATIVE},
+    fresh_state=zeros("momentum_buffer"),
+    momentum="momentum_buffer",
 )
 
 

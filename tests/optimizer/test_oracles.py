@@ -287,3 +287,40 @@ def test_looksams_periods_are_ten_in_theirs_and_five_in_ours():
     assert (oracle.k, usual["k"]) == (10, 5)
     assert (oracle.alpha, usual["alpha"]) == (0.7, 0.7)
     assert (oracle.defaults["rho"], usual["rho"]) == (0.1, 0.1)
+
+
+# -- sign steps --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("settings", [{}, {"betas": (0.5, 0.7)}, {"weight_decay": 0.3}])
+def test_lion_agrees_bit_for_bit(settings):
+    mine, theirs = network(), network()
+    optimizer = create("lion", mine, lr=0.01, **settings)
+    oracle = oracles.Lion(theirs.parameters(), lr=0.01, foreach=False, **settings)
+    for step in range(STEPS):
+        for model, one in ((mine, optimizer), (theirs, oracle)):
+            one.zero_grad()
+            loss_of(model, step).backward()
+            one.step()
+    assert distance(mine, theirs) == 0.0
+    start = network()
+    assert distance(start, mine) > 1e-2
+
+
+def test_lions_defaults_are_those_of_the_published_code():
+    oracle, usual = oracles.Lion(network().parameters()), ENTRIES["lion"].usual
+    for setting in ("lr", "betas", "weight_decay"):
+        assert usual[setting] == oracle.defaults[setting]
+
+
+@pytest.mark.parametrize("settings", [{}, {"weight_decay": 0.3}])
+def test_signsgd_agrees_with_theirs_without_momentum(settings):
+    mine, theirs = network(), network()
+    optimizer = create("signsgd", mine, lr=0.01, **settings)
+    oracle = oracles.SignSGD(theirs.parameters(), lr=0.01, momentum=0.0, foreach=False, **settings)
+    for step in range(STEPS):
+        for model, one in ((mine, optimizer), (theirs, oracle)):
+            one.zero_grad()
+            loss_of(model, step).backward()
+            one.step()
+    assert distance(mine, theirs) == 0.0

@@ -544,8 +544,13 @@ def test_a_cycle_of_momentum_reaches_what_matrices_remember_by(name, schedule):
     model = Busy()
     optimizer = started(name, model)
     bounds = {"max_lr": 0.02, "total_steps": 20} if schedule is OneCycleLR else {"base_lr": 0.01, "max_lr": 0.02}
-    cycle = schedule(optimizer, cycle_momentum=True, base_momentum=0.6, max_momentum=0.8, **bounds)
+    momenta = {"cycle_momentum": True, "base_momentum": 0.6, "max_momentum": 0.8}
     matrices = optimizer.param_groups[0]
+    if not {"momentum", "betas"} & matrices.keys():  # a rule without a memory
+        with pytest.raises(ValueError, match="must support momentum or beta1"):
+            schedule(optimizer, **momenta, **bounds)
+        return
+    cycle = schedule(optimizer, **momenta, **bounds)
     setting = "momentum" if "momentum" in matrices else "betas"
     seen = set()
     for step in range(4):

@@ -176,6 +176,9 @@ def test_the_state_of_a_wider_model_is_refused(kind):
     settings = {"momentum": 0.9} if kind == "sgd" else {}
     wide = ARS2Neo(w.items()) if kind == "ars2" else of_rule(w, kind, **settings)
     train(w, wide, 1)
+    if wide.state[w["W"]].keys() == {"step"}:  # a step count fits every parameter
+        started(kind)[1].load_state_dict(wide.state_dict())
+        return
     assert_refused(kind, wide.state_dict(), "the state is one of other parameters: for W its ")
 
 

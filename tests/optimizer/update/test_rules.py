@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lossscope.optimizer import OptimizerError, RuleOptimizer, create
+from lossscope.optimizer import ENTRIES, OptimizerError, RuleOptimizer, create, settings
 from lossscope.optimizer.update.newton_schulz import PRESETS, coefficients, orthogonal_factor
 from lossscope.optimizer.update.rules import RULES
 
@@ -149,6 +149,19 @@ def signsgd(lr: float, wd: float) -> Rule:
     return lambda W, g, t, memory: (1 - lr * wd) * W - lr * torch.sign(g)
 
 
+def clion(lr: float, wd: float, b1: float, b2: float, nu: float) -> Rule:
+    """The group of this rule holds one tensor in the reference: `nu` decides alike for all tensors in its cases."""
+
+    def step(W: Tensor, g: Tensor, t: int, memory: Memory) -> Tensor:
+        m = memory.get("m", 0 * g)
+        memory["m"] = b2 * m + (1 - b2) * g
+        c = b1 * m + (1 - b1) * g
+        signs = min(abs(float(x)) for x in c.flatten() if x != 0) >= nu
+        return (1 - lr * wd) * W - lr * (torch.sign(c) if signs else c)
+
+    return step
+
+
 LR, WD = 0.03, 0.2
 # name, settings, the reference of matrices, the reference of vectors (AdamW at the learning rate of vectors)
 CASES: dict[str, tuple[str, dict[str, Any], Rule, Rule]] = {
@@ -189,6 +202,8 @@ CASES: dict[str, tuple[str, dict[str, Any], Rule, Rule]] = {
     "muoneq C": ("muoneq", {"equilibrate": "C"}, muoneq(LR, WD, 0.95, "C"), adamw(LR, WD, 0.9, 0.95, 1e-10)),
     "lion": ("lion", {}, lion(LR, WD, 0.9, 0.99), lion(LR, WD, 0.9, 0.99)),
     "signsgd": ("signsgd", {}, signsgd(LR, WD), signsgd(LR, WD)),
+    "clion, signs": ("clion", {"nu": 1e-12}, *2 * (clion(LR, WD, 0.9, 0.99, 1e-12),)),
+    "clion, momentum": ("clion", {"nu": 10.0}, *2 * (clion(LR, WD, 0.9, 0.99, 10.0),)),
     "muoneq RC": ("muoneq", {"equilibrate": "RC"}, muoneq(LR, WD, 0.95, "RC"), adamw(LR, WD, 0.9, 0.95, 1e-10)),
 }
 
@@ -222,6 +237,39 @@ def test_ten_steps_are_those_of_the_formulas(name, settings, matrix, vector):
 
 def test_every_rule_has_a_reference():
     assert {name for name, *_ in CASES.values()} == set(RULES)
+
+
+@pytest.mark.parametrize("place", ["W", "b"])
+def test_one_small_element_in_any_tensor_of_the_group_decides_the_step_of_clion(place):
+    """`c` is 0.1 g at the first step: all elements are 0, which do not count, or 0.1 in size, but one is 0.001."""
+    weights = {"W": torch.nn.Parameter(torch.ones(2, 2).double()), "b": torch.nn.Parameter(torch.ones(2).double())}
+    for nu, signs in ((0.0009, True), (0.0011, False), (0.2, False)):
+        optimizer = create("clion", list(weights.items()), nu=nu, lr=1.0)
+        for p in weights.values():
+            p.data.fill_(1.0)
+            p.grad = torch.ones_like(p)
+            p.grad.view(-1)[0] = 0.0
+        weights[place].grad.view(-1)[1] = -0.01
+        optimizer.step()
+        for name, p in weights.items():
+            moved = 1 - p.detach().view(-1)
+            expected = torch.full_like(moved, 1.0 if signs else 0.1)
+            expected[0] = 0.0
+            expected[1] = expected[1] if name != place else (-1.0 if signs else -0.001)
+            torch.testing.assert_close(moved, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_a_required_setting_is_one_clear_error_where_it_is_missing():
+    words = r"^optimizer clion: nu is required by clion and has no default: pass nu=\.\.\.$"
+    with pytest.raises(OptimizerError, match=words):
+        create("clion", list(started().items()))
+    with pytest.raises(OptimizerError, match="nu=-1 must be at least 0 and finite"):
+        create("clion", list(started().items()), nu=-1)
+    with pytest.raises(OptimizerError, match=r"^optimizer sam: nu is required by clion"):
+        create("sam", list(started().items()), base="clion")
+    assert create("sam", list(started().items()), base="clion", nu=0.1).param_groups[0]["nu"] == 0.1
+    assert "nu" in settings("clion")
+    assert "nu" not in ENTRIES["clion"].usual
 
 
 # -- independent implementations ---------------------------------------------------------------------------------------
