@@ -1,8 +1,8 @@
-"""What a step costs: ARS2-Neo beside torch's Muon and AdamW, each mode beside base, every optimizer beside AdamW.
+"""Step cost: ARS2-Neo against torch's Muon and AdamW, each mode against base, every optimizer against AdamW.
 
-Run it with `python benchmarks/step.py [--quick] [--family]`; `--family` is the tables of all optimizers and of the
-recorder alone, minutes where bfloat16 products are slow. All arms of a table run in one process in interleaved
-rounds, so that whatever else the machine does hits them alike; a row is the median over rounds, with its ratio
+Run it with `python benchmarks/step.py [--quick] [--family]`; `--family` prints only the tables of all optimizers and of
+the recorder, which takes minutes if bfloat16 products are slow. All arms of a table run in one process in interleaved
+rounds, so that other load on the machine affects them equally; a row is the median over rounds, with its ratio
 to the first row and the inverse. The output is markdown, ready for `benchmarks/RESULTS.md`.
 """
 
@@ -45,7 +45,7 @@ DIGITS_CONV = [(16, 1, 3, 3), (16,), (16,), (16,), (32, 16, 3, 3), (32,), (32,),
 
 
 def print_table(title: str, arms: Sequence[Arm], rounds: int, repeats: int) -> None:
-    """One markdown table; ratios are to the first arm and from it."""
+    """Print one markdown table, with ratios to the first arm and their inverses."""
     times = medians(arms, rounds, repeats)
     print(f"\n{title}\n\n| arm | ms a step | this / first | first / this |\n|---|---|---|---|")
     for arm, seconds in zip(arms, times, strict=True):
@@ -56,7 +56,7 @@ def print_table(title: str, arms: Sequence[Arm], rounds: int, repeats: int) -> N
 
 
 def parameters(shapes: Sequence[tuple[int, ...]], *, flat: bool) -> list[nn.Parameter]:
-    """Random parameters with random gradients; `flat` cuts everything from two dimensions up as one matrix."""
+    """Return random parameters with random gradients; `flat` views each one with two or more dimensions as a matrix."""
     generator = torch.Generator().manual_seed(0)
     made = []
     for shape in shapes:
@@ -72,7 +72,7 @@ def parameters(shapes: Sequence[tuple[int, ...]], *, flat: bool) -> list[nn.Para
 
 
 def float32_newton_schulz(grad: Tensor, triple: tuple[float, float, float], steps: int, eps: float) -> Tensor:
-    """Muon's iteration without the cast to bfloat16 that torch hard-codes."""
+    """Run Muon's iteration without the cast to bfloat16 that torch hard-codes."""
     a, b, c = triple
     X = grad.T if grad.shape[0] > grad.shape[1] else grad
     X = X / X.norm().clamp(min=eps)
@@ -84,7 +84,7 @@ def float32_newton_schulz(grad: Tensor, triple: tuple[float, float, float], step
 
 @contextmanager
 def muon_in_float32() -> Iterator[None]:
-    """While it lasts, `torch.optim.Muon` multiplies in float32."""
+    """Make `torch.optim.Muon` multiply in float32 within the context."""
     original = _muon._zeropower_via_newtonschulz
     _muon._zeropower_via_newtonschulz = float32_newton_schulz
     try:
@@ -94,7 +94,7 @@ def muon_in_float32() -> Iterator[None]:
 
 
 def muon(shapes: Sequence[tuple[int, ...]], *, float32: bool) -> Callable[[], None]:
-    """A step of Muon for the matrices and AdamW for the rest."""
+    """Return a step of Muon for the matrices and AdamW for the rest."""
     made = parameters(shapes, flat=True)
     first = torch.optim.Muon([p for p in made if p.ndim == 2])
     second = torch.optim.AdamW([p for p in made if p.ndim < 2])
@@ -111,7 +111,7 @@ def muon(shapes: Sequence[tuple[int, ...]], *, float32: bool) -> Callable[[], No
 
 
 def step_arms(shapes: Sequence[tuple[int, ...]]) -> list[Arm]:
-    """ARS2-Neo base first; it and Muon get the same two-dimensional matrices."""
+    """Return the arms, ARS2-Neo base first; it and Muon get the same two-dimensional matrices."""
     return [
         Arm("ARS2-Neo base", ARS2Neo(parameters(shapes, flat=True)).step),
         Arm("ARS2-Neo base, 3-D tensors by slice", ARS2Neo(parameters(shapes, flat=False)).step),
@@ -127,12 +127,12 @@ def step_arms(shapes: Sequence[tuple[int, ...]]) -> list[Arm]:
 
 
 def training_arm(label: str, name: str, **options: object) -> Arm:
-    """A training step on modadd-113, with forward and backward."""
+    """Return a training step on modadd-113, with forward and backward."""
     return Arm(label, Training.of(name, **options).step)
 
 
 def mode_arms() -> list[Arm]:
-    """Each mode with the passes it takes."""
+    """Return an arm for each mode, with the passes it takes."""
     return [
         training_arm("base", "ars2-base"),
         training_arm("base, rho 0 in mode sync", "ars2-sync", rho=0.0),
@@ -148,7 +148,7 @@ def mode_arms() -> list[Arm]:
 
 
 def matmul_arms() -> list[Arm]:
-    """Whether bfloat16 products are the faster ones here."""
+    """Return arms that show whether bfloat16 products are faster on this machine."""
     A = torch.randn(256, 256)
     B = A.bfloat16()
     return [Arm("float32 256 x 256 product", lambda: A @ A), Arm("bfloat16 256 x 256 product", lambda: B @ B)]
@@ -173,7 +173,7 @@ def main() -> None:
     torch.set_num_threads(1)
     for name in ("ars2-base", "ars2-aga"):
         print(f"\nRecording {name} on modadd-113, batch 512, 1 thread\n")
-        # Six hundred steps a round: a whole number of every preset's periods.
+        # 600 steps per round: a multiple of every preset's periods.
         print(recording_table(name, ("economy", "standard", "full"), rounds=1 if QUICK else 2, repeats=600))
 
 

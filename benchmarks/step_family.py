@@ -1,4 +1,4 @@
-"""What a step of every registered optimizer costs beside AdamW: time, passes, memory."""
+"""Step cost of every registered optimizer relative to AdamW: time, passes, memory."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 ADAMW = "torch AdamW"
-PERIOD = 11  # steps that hold every kind of step: the longest interval between two ascents is 10
+PERIOD = 11  # number of steps that includes every kind of step: the longest interval between two ascents is 10
 
 
 def random_weights(shapes: Sequence[tuple[int, ...]], seed: int) -> list[Tensor]:
-    """Normal tensors of these shapes."""
+    """Return normal tensors of these shapes."""
     generator = torch.Generator().manual_seed(seed)
     return [torch.randn(shape, generator=generator) for shape in shapes]
 
 
 @dataclass
 class Bare:
-    """Weights with random gradients, a few in turn: handed out as they are, which costs nothing, or as copies."""
+    """Weights with random gradients, used in turn: the tensors themselves, at no cost, or copies of them."""
 
     weights: nn.Module
     optimizer: torch.optim.Optimizer
@@ -34,12 +34,12 @@ class Bare:
 
     @classmethod
     def of(cls, name: str, gradients: Sequence[Sequence[Tensor]], *, copies: bool = False) -> Bare:
-        """Weights of the gradients' shapes, with a registered optimizer or torch's AdamW."""
+        """Return weights with the gradients' shapes, and a registered optimizer or torch's AdamW."""
         weights = nn.ParameterList(nn.Parameter(w) for w in random_weights([g.shape for g in gradients[0]], 0))
         return cls(weights, made(name, weights), gradients, copies)
 
     def step(self) -> None:
-        """One step; a second pass, where there is one, is made in the same way."""
+        """Take one step; a second pass, if there is one, gets its gradients in the same way."""
         self.optimizer.step(self._closure)
 
     def _closure(self) -> Tensor:
@@ -51,20 +51,20 @@ class Bare:
 
 
 def random_gradients(shapes: Sequence[tuple[int, ...]]) -> list[list[Tensor]]:
-    """A few of them for each step to take another."""
+    """Return several sets of gradients, so that each step uses another one."""
     return [random_weights(shapes, seed) for seed in range(1, 8)]
 
 
 def made(name: str, model: nn.Module) -> torch.optim.Optimizer:
-    """A registered optimizer or torch's AdamW."""
+    """Return a registered optimizer or torch's AdamW."""
     return torch.optim.AdamW(model.parameters()) if name == ADAMW else optimizer_of(name, model)
 
 
 def peak_copies(name: str, shapes: Sequence[tuple[int, ...]]) -> float:
-    """Weights, gradients, state and what a step holds besides, at their most, in copies of the weights.
+    """Return the peak memory of weights, gradients, state and temporaries of a step, in copies of the weights.
 
-    Activations are no part of it. Two periods of steps are watched from before the weights were made, through the
-    allocator's own account, which leaves out what it did not see come.
+    Activations are not included. Two periods of steps are profiled through the allocator's events, starting before the
+    weights are created, since the allocator does not count tensors that it did not see being allocated.
     """
     gradients = random_gradients(shapes)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
@@ -80,7 +80,7 @@ def peak_copies(name: str, shapes: Sequence[tuple[int, ...]]) -> float:
 
 
 def passes(name: str, steps: int) -> float:
-    """Forward and backward passes a step, over the first steps of training."""
+    """Return the number of forward and backward passes per step, over the first steps of training."""
     training = Training.by(lambda model: made(name, model))
     for _ in range(steps):
         training.step()
@@ -90,14 +90,14 @@ def passes(name: str, steps: int) -> float:
 def family_table(
     names: Sequence[str], shapes: Sequence[tuple[int, ...]], *, rounds: int, repeats: int, steps: int = 50
 ) -> str:
-    """A markdown table, one row an optimizer, torch's AdamW first.
+    """Return a markdown table with one row per optimizer, torch's AdamW first.
 
     Args:
         names: Registered optimizers.
-        shapes: Of the weights that the step alone and its memory are measured on.
-        rounds: Evaluations of each.
-        repeats: Steps an evaluation; a whole number of the periods of those that ascend now and then.
-        steps: Of the training that passes are counted in.
+        shapes: Shapes of the weights for the step alone and for its memory.
+        rounds: Number of timed rounds.
+        repeats: Steps per round; a multiple of the periods of optimizers that ascend periodically.
+        steps: Steps of the training in which passes are counted.
     """
     everyone = [ADAMW, *names]
     gradients = random_gradients(shapes)

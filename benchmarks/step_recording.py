@@ -1,4 +1,4 @@
-"""What the recorder's instruments cost on training steps of modadd-113, each by itself."""
+"""Cost of each of the recorder's instruments on training steps of modadd-113."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ KINDS = {kind: words for kind, words in INSTRUMENTS.items() if kind not in ("cur
 
 
 def recorded(name: str, preset: str, folder: Path) -> tuple[Arm, Recorder]:
-    """A training that is recorded, without curvature evaluations, which have their own budget."""
+    """Return a recorded training without curvature evaluations, which have their own budget."""
     training = Training.of(name)
     fixed = Objective(training.model, CrossEntropy(), training.batches[:1])
     pairs = Objective(training.model, CrossEntropy(), training.batches[1:5])
@@ -28,20 +28,20 @@ def recorded(name: str, preset: str, folder: Path) -> tuple[Arm, Recorder]:
 
 
 def recording_table(name: str, presets: Sequence[str], *, rounds: int, repeats: int) -> str:
-    """A markdown table, a row a preset: the whole cost from interleaved rounds, each instrument by its own account.
+    """Return a markdown table with one row per preset: total cost from interleaved rounds, and each instrument's share.
 
     Args:
         name: A registered optimizer.
-        presets: Of the recorder.
-        rounds: Evaluations of each.
-        repeats: Steps an evaluation; a whole number of every preset's periods.
+        presets: Presets of the recorder.
+        rounds: Number of timed rounds.
+        repeats: Steps per round; a multiple of every preset's periods.
     """
     with TemporaryDirectory() as folder:
         return _table(name, presets, Path(folder), rounds, repeats)
 
 
 def _table(name: str, presets: Sequence[str], folder: Path, rounds: int, repeats: int) -> str:
-    """The table, with the runs in a folder."""
+    """Return the table, with the runs written to a folder."""
     plain = Training.of(name)
     arms = [recorded(name, preset, folder) for preset in presets]
     times = medians([Arm("not recorded", plain.step), *(arm for arm, _ in arms)], rounds, repeats)

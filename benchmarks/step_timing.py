@@ -1,4 +1,4 @@
-"""Timing many arms in one process, in turn, so that whatever else the machine does hits them alike."""
+"""Interleaved timing of several arms in one process, so that other load on the machine affects them equally."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from statistics import median
 
 @dataclass
 class Arm:
-    """A row of a table: a label, and what one step of it runs."""
+    """A row of a table: a label, and the function that takes one step."""
 
     label: str
     step: Callable[[], object]
 
 
 def timed(arm: Arm, repeats: int) -> float:
-    """Seconds a step."""
+    """Return the seconds per step."""
     start = time.perf_counter()
     for _ in range(repeats):
         arm.step()
@@ -25,7 +25,7 @@ def timed(arm: Arm, repeats: int) -> float:
 
 
 def medians(arms: Sequence[Arm], rounds: int, repeats: int) -> list[float]:
-    """Median seconds a step of each arm, over rounds that evaluation the arms in turn."""
+    """Return the median seconds per step of each arm, over rounds that time the arms in turn."""
     for arm in arms:
         timed(arm, max(2, repeats // 4))
     seen: list[list[float]] = [[] for _ in arms]

@@ -1,6 +1,6 @@
-"""ARS2-Neo as one would write it on paper: float64, one parameter at a time, no options for speed.
+"""Reference implementation of ARS2-Neo from its formulas: float64, one parameter at a time, no optimizations.
 
-This is the specification that the fast optimizer is tested against. Symbols: theta parameters, g base
+The fast optimizer is tested against this specification. Symbols: theta parameters, g base
 gradient, e perturbation, ga adversarial gradient, s shear, m and v moments, A whitened momentum, E its
 norm, O its Newton-Schulz image.
 """
@@ -20,13 +20,13 @@ Tensors = dict[str, Tensor]
 
 
 def norm(x: Tensor) -> float:
-    """The Frobenius norm."""
+    """Return the Frobenius norm."""
     return math.sqrt(float((x * x).sum()))
 
 
 @dataclass(frozen=True)
 class Hyper:
-    """The settings, with the names of `ARS2Neo`."""
+    """Settings, with the names of `ARS2Neo`."""
 
     lr: float = 1e-3
     betas: tuple[float, float] = (0.9, 0.999)
@@ -48,7 +48,7 @@ class Hyper:
 
 @dataclass
 class ReferenceARS2Neo:
-    """The optimizer on a dict of float64 tensors; `step` takes the gradient as a function of them."""
+    """Optimizer of a dict of float64 tensors; `step` takes the gradient as a function of them."""
 
     theta: Tensors
     hyper: Hyper
@@ -62,13 +62,13 @@ class ReferenceARS2Neo:
     s: Tensors = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Start the moments at zero."""
+        """Initialize the moments with zeros."""
         self.theta = {name: w.detach().double().clone() for name, w in self.theta.items()}
         self.m = {name: torch.zeros_like(w) for name, w in self.theta.items()}
         self.v = {name: torch.zeros_like(w) for name, w in self.theta.items()}
 
     def step(self, gradient: Callable[[Tensors], Tensors]) -> None:
-        """One step: decide, ascend where due, project or inject the shear, update."""
+        """Take one step: decide, ascend on a sync step, project or inject the shear, update."""
         self.t += 1
         h = self.hyper
         g = gradient(self.theta)

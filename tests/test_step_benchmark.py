@@ -1,4 +1,4 @@
-"""The benchmark of steps in a tiny mode: what it says of memory and passes is what the methods need."""
+"""The step benchmark at a small size: its memory and passes are those that the optimizers need."""
 
 from __future__ import annotations
 
@@ -53,6 +53,7 @@ def test_passes_are_those_of_the_training(family: ModuleType) -> None:
     assert family.passes("adamw", 2) == 1
     assert family.passes("ars2-sync", 2) == 2
     assert family.passes("looksam", 5) == 1.2
+    assert family.passes("clion", 2) == 1
 
 
 def test_the_table_has_a_row_for_each_and_ratios_to_adamw(family: ModuleType) -> None:

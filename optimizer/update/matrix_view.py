@@ -1,4 +1,4 @@
-"""Which parameters are matrices, how a tensor is cut into them, and how large their step is."""
+"""Matrix views of parameters: the track of a parameter, the view that is orthogonalized, and the size of its step."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ ADJUSTMENTS: Final = ("keller", "moonlight", "none")
 
 
 def track_of(group: dict[str, Any], parameter: Tensor) -> str:
-    """`"matrix"` or `"vector"`: what the group says, else matrix from two dimensions up."""
+    """Return `"matrix"` or `"vector"`: the group's setting, else `"matrix"` for two or more dimensions."""
     return str(group["track"] or ("matrix" if parameter.ndim >= 2 else "vector"))
 
 
 def matrix_view(tensor: Tensor, *, flatten: bool, convolution: bool) -> Tensor:
-    """The tensor as `(m, n)`, or as `(batch, m, n)` for a raw 3-D parameter that is not flattened.
+    """Return the tensor as `(m, n)`, or as `(batch, m, n)` for a raw 3-D parameter that is not flattened.
 
-    Convolutions of any dimension are `(out, -1)`, transposed ones `(in, -1)` as their first dimension is that; so is
-    everything with four dimensions or more. A raw 3-D parameter `(h, d, n)`, such as the heads of an attention layer,
-    is h matrices, or `(h d, n)`. Three dimensions alone do not tell which it is: `create(name, model)` and
-    `routing(model)` know the module.
+    Convolutions of any dimension become `(out, -1)`, transposed ones `(in, -1)`, since that is their first dimension;
+    so do all parameters with four or more dimensions. A raw 3-D parameter `(h, d, n)`, such as the heads of an
+    attention layer, becomes h matrices, or `(h d, n)`. The shape of a 3-D parameter does not show which case applies:
+    `create(name, model)` and `routing(model)` use the type of its module.
     """
     if tensor.ndim == 2:
         return tensor
@@ -37,10 +37,10 @@ def matrix_view(tensor: Tensor, *, flatten: bool, convolution: bool) -> Tensor:
 
 
 def direction_scale(energy: str, A: Tensor, O: Tensor, shape: Sequence[int], *, orthogonalize: bool) -> Tensor:
-    """The 0-d factor that gives a matrix step its size.
+    """Return the 0-d factor that sets the size of a matrix step.
 
-    With `O`: `E`, `E / |O|_F` or `0.2 sqrt(max(m, n))`. Without orthogonalization the step follows `A`, and
-    the factor gives it the norm that the step along `O` would have had. A zero `A` gives a finite factor.
+    With `O`: `E`, `E / |O|_F` or `0.2 sqrt(max(m, n))`. Without orthogonalization the step is along `A`, and
+    the factor gives it the norm of the corresponding step along `O`. A zero `A` gives a finite factor.
     """
     tiny = torch.finfo(A.dtype).tiny
     E, size = torch.linalg.vector_norm(A), torch.linalg.vector_norm(O)
@@ -55,13 +55,13 @@ def direction_scale(energy: str, A: Tensor, O: Tensor, shape: Sequence[int], *, 
 
 
 def step_factor(adjust: str, shape: Sequence[int]) -> float:
-    """How many times the orthogonal factor of an `(m, n)` matrix a step is long, per unit of lr.
+    """Return the factor of the orthogonal factor of an `(m, n)` matrix in a step, per unit of lr.
 
     Args:
         adjust: `keller`, `sqrt(max(1, m / n))` (Jordan et al., 2024); `moonlight`, `0.2 sqrt(max(m, n))`, whose root
             mean square is about that of an Adam step (Liu et al., 2025); `none`, 1. For a convolution m and n are those
-            of the cut, `out` and `in` times the kernel's sides. Jordan's code takes `m / n` from the last two sides of
-            the kernel, which is 1 for a square one.
+            of the matrix view, `out` and `in` times the kernel's sides. Jordan's code takes `m / n` from the last two
+            sides of the kernel, which is 1 for a square kernel.
         shape: `(m, n)`, or `(batch, m, n)`.
 
     Returns:

@@ -1,7 +1,7 @@
-"""Newton-Schulz: an approximate polar factor from a few odd polynomials.
+"""Newton-Schulz iteration: an approximate polar factor from a few odd polynomials.
 
-With `A = U S V'` an odd polynomial acts on the singular values alone, `p(A) = U p(S) V'`, so a chosen
-sequence of quintics `a x + b x^3 + c x^5` drives all of them towards one without a decomposition.
+With `A = U S V'` an odd polynomial acts on the singular values alone, `p(A) = U p(S) V'`, so a suitable
+sequence of quintics `a x + b x^3 + c x^5` moves all of them towards one without a decomposition.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _POLAR_EXPRESS: Final = (
     (1.8750014808534479, -1.2500016453999487, 0.3750001645474248),
 )
 
-# Presets that their last polynomials finish, with the steps that takes: with fewer they would be others.
+# Presets whose last polynomials differ from the others, with the number of steps that includes them.
 _WHOLE: Final = {"keller_finished": 8, "deepseek_v4": 10}
 
 # Sources: keller: K. Jordan's Muon (2024). you: the five-step set known by its author's name, You (2025).
@@ -90,23 +90,22 @@ PRESETS: Final[dict[str, tuple[Triple, ...]]] = {
 
 
 def coefficients(preset: str, steps: int) -> tuple[Triple, ...]:
-    """The triples `(a, b, c)` of the first `steps` polynomials of a preset; its last one repeats.
+    """Return the triples `(a, b, c)` of the first `steps` polynomials of a preset; its last one repeats.
 
-    `deepseek_v4` is eight polynomials of `keller` and two that send what these leave to one: it needs all ten.
-    `keller_finished` is five and three, and needs all eight.
+    `deepseek_v4` consists of eight polynomials of `keller` and two that map the result to one: it needs all ten.
+    `keller_finished` consists of five and three, and needs all eight.
 
     Raises:
-        OptimizerError: The preset does not exist, or `steps` is not a whole number of at least one, or too few for a
-            preset that its last polynomials finish.
+        OptimizerError: The preset is unknown, or `steps` is not an integer >= 1, or is too small to include the last
+            polynomials of a preset that needs them.
     """
     if not isinstance(preset, str) or preset not in PRESETS:
-        raise OptimizerError(f"newton_schulz={preset!r} is no preset; choose from {', '.join(PRESETS)}")
+        raise OptimizerError(f"newton_schulz={preset!r} must be one of {', '.join(PRESETS)}")
     if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
-        raise OptimizerError(f"ns_steps={steps} is not a whole number of at least 1; 5 is usual")
+        raise OptimizerError(f"ns_steps={steps} must be an integer >= 1; 5 is usual")
     if steps < _WHOLE.get(preset, 1):
         raise OptimizerError(
-            f"ns_steps={steps} leaves out the last polynomials of newton_schulz={preset!r}, which finish it: "
-            f"set ns_steps={_WHOLE[preset]}"
+            f"ns_steps={steps} omits the last polynomials of newton_schulz={preset!r}: set ns_steps={_WHOLE[preset]}"
         )
     triples = PRESETS[preset]
     return tuple(triples[min(i, len(triples) - 1)] for i in range(steps))
@@ -115,18 +114,18 @@ def coefficients(preset: str, steps: int) -> tuple[Triple, ...]:
 def orthogonal_factor(
     matrix: Tensor, triples: Sequence[Triple], dtype: torch.dtype, *, norm: str = "frobenius"
 ) -> Tensor:
-    """An approximation of `U V'` where `matrix = U S V'`.
+    """Return an approximation of `U V'`, where `matrix = U S V'`.
 
     The matrix is divided by its Frobenius norm, which bounds every singular value by one, and each triple
-    is applied once. Singular vectors are kept; each singular value `s / |A|_F` is mapped by the composed
-    polynomial, so five `keller` steps land in [0.68, 1.20] from 1.5e-3 upwards, not on one.
+    is applied once. Singular vectors are preserved; each singular value `s / |A|_F` is mapped by the composed
+    polynomial. Five `keller` steps map singular values from 1.5e-3 upwards into [0.68, 1.20], not to one.
 
     Args:
-        matrix: `(m, n)`, or `(batch, m, n)`: each slice by itself.
-        triples: One `(a, b, c)` a step.
-        dtype: The dtype of the products; the result comes back in the dtype of `matrix`.
-        norm: What the matrix is divided by first: `frobenius`, or `schatten4`, the fourth root of the sum of the fourth
-            powers of the singular values. That bounds them by one as well and is smaller, so fewer are left small.
+        matrix: `(m, n)`, or `(batch, m, n)`, in which case each slice is processed separately.
+        triples: One `(a, b, c)` per step.
+        dtype: Dtype of the products; the result has the dtype of `matrix`.
+        norm: Norm by which the matrix is divided first: `frobenius`, or `schatten4`, the fourth root of the sum of the
+            fourth powers of the singular values. It also bounds them by one and is smaller, so fewer remain small.
 
     Source:
         K. Jordan et al., "Muon" (2024).
@@ -152,8 +151,8 @@ def _on_matrix(X: Tensor, triples: Sequence[Triple]) -> Tensor:
 
 
 def _on_gram_matrix(X: Tensor, triples: Sequence[Triple]) -> Tensor:
-    # Every step multiplies X from the left by a polynomial Q of S = X X', and turns S into Q S Q. So the m x m
-    # products suffice, and X is touched twice: 4 m^2 n + 36 m^3 in place of 5 (4 m^2 n + 2 m^3) for five steps.
+    # Every step multiplies X from the left by a polynomial Q of S = X X', and S becomes Q S Q. So m x m products
+    # suffice, and X is used twice: 4 m^2 n + 36 m^3 instead of 5 (4 m^2 n + 2 m^3) for five steps.
     multiply_add = torch.addmm if X.ndim == 2 else torch.baddbmm
     S = X @ X.mT
     product = torch.eye(S.shape[-1], dtype=X.dtype, device=X.device).expand_as(S)
@@ -167,6 +166,6 @@ def _on_gram_matrix(X: Tensor, triples: Sequence[Triple]) -> Tensor:
 
 
 def _gram_is_stable(triples: Sequence[Triple], dtype: torch.dtype) -> bool:
-    # Rounding leaves the small eigenvalues of S wrong by one unit; each step but the last multiplies that by a^2.
+    # Rounding changes the small eigenvalues of S by one unit; each step but the last multiplies that error by a^2.
     growth = math.prod(a * a for a, _, _ in triples[:-1])
     return torch.finfo(dtype).eps * growth < 0.02

@@ -1,4 +1,4 @@
-"""Which parameter goes to which track, decided by module type and shown as a table."""
+"""Routing of parameters to the matrix or vector track by module type, printable as a table."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ _TABLES = (nn.Embedding, nn.EmbeddingBag)
 
 @dataclass(frozen=True)
 class Route:
-    """Where one parameter goes, and why."""
+    """Track of one parameter, with the reason."""
 
     name: str
     parameter: Tensor
     track: str  # "matrix" or "vector"
-    convolution: bool  # cut as (out, -1)
+    convolution: bool  # viewed as (out, -1)
     reason: str
 
 
 @dataclass(frozen=True)
 class Routing:
-    """The routes of a model: print it to look at them, pass `groups()` to the optimizer."""
+    """Routes of all parameters of a model: print it to see them, pass `groups()` to the optimizer."""
 
     routes: tuple[Route, ...]
 
     def groups(self, **settings: Any) -> list[dict[str, Any]]:
-        """Parameter groups, one for each kind of route; `settings` go into every one."""
+        """Return one parameter group per kind of route; `settings` are added to each group."""
 
         def kind(route: Route) -> tuple[str, bool]:
             return route.track, route.convolution
@@ -79,10 +79,11 @@ def _owner_name(name: str) -> str:
 
 
 def routing(model: nn.Module) -> Routing:
-    """The route of every parameter of a model that requires a gradient; a tied one goes with its first owner.
+    """Return the route of every parameter of a model that requires a gradient; a tied one follows its first owner.
 
     Matrices of linear maps, convolutions and raw parameters are orthogonalized. Biases, norms and embedding
-    tables are not: an embedding's gradient touches the rows of a batch, and a polar factor would spread it.
+    tables are not: the gradient of an embedding is nonzero only in the rows of a batch, and its polar factor would
+    spread it over all rows.
 
     Raises:
         OptimizerError: The model has no parameter that requires a gradient.

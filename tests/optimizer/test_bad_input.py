@@ -1,4 +1,4 @@
-"""What every registered optimizer refuses, each in one sentence."""
+"""Inputs that every registered optimizer rejects, each with a one-sentence error."""
 
 from __future__ import annotations
 

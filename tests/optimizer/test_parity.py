@@ -312,7 +312,7 @@ def test_a_batch_of_matrices_shares_one_energy():
 
 
 def test_a_one_dimensional_gradient_has_a_shear_of_rounding_noise_that_injection_makes_large():
-    """Why parity is checked on a network without such tensors: the noise enters at a share alpha of the gradient."""
+    """The noise enters with a share alpha of the gradient, so parity is checked on a network without such tensors."""
     w = torch.nn.Parameter(torch.tensor([0.7, 0.3], dtype=torch.float64))  # only its first element is used
     W = torch.nn.Parameter(torch.eye(2, dtype=torch.float64))
     optimizer = ARS2Neo([("w", w), ("W", W)], mode="lazy", k=2, alpha=0.1)

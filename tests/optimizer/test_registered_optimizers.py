@@ -1,4 +1,4 @@
-"""What every registered optimizer guarantees: one table, and registering an optimizer tests it."""
+"""Guarantees of every registered optimizer in one table; registering an optimizer tests it."""
 
 from __future__ import annotations
 
@@ -673,7 +673,7 @@ def test_clipping_after_the_last_pass_leaves_the_direction_of_what_is_followed(n
 
 @EVERY
 def test_clipping_is_what_the_step_is_made_of(name):
-    """Whatever is added beside, the gradient of the last pass enters a step as it was clipped."""
+    """The gradient of the last pass enters a step as it was clipped, independent of the terms that are added."""
     for record in clipped(name):
         of_last = [t.adversarial if record.synced else t.gradient for t in record.tensors]
         assert float(torch.stack([g.norm() for g in of_last]).norm()) == pytest.approx(1e-3, rel=1e-3)

@@ -12,8 +12,9 @@ from tests.required_settings import create
 from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer
 
-from lossscope.landscape.curvature.optimizer_metric import StepMetric, step_metric
-from lossscope.optimizer import ARS2Neo, RuleOptimizer, TwoPassOptimizer, names
+from lossscope.landscape.curvature.optimizer_metric import StepMetric, step_metric, why_no_metric
+from lossscope.optimizer import ARS2Neo, Direction, Rule, RuleOptimizer, TwoPassOptimizer, Update, decay, move, names
+from lossscope.optimizer.update.rules import RULES
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.objective.losses import CrossEntropy
 from lossscope.probes.objective.objective import Objective
@@ -220,7 +221,7 @@ def test_plain_sgd_needs_no_metric_and_no_state() -> None:
 
 
 def test_full_batch_training_of_a_network_settles_at_the_edge() -> None:
-    """What the threshold is for: sharpness rises until the metric's own edge stops it (Cohen et al., 2022)."""
+    """Sharpness rises until it reaches the threshold in the optimizer's metric (Cohen et al., 2022)."""
     digits = load_digits()
     x, y = torch.tensor(digits.data[:100] / 6 - 0.8), F.one_hot(torch.tensor(digits.target[:100])).double()
     with torch.random.fork_rng(devices=[]):
@@ -412,3 +413,49 @@ def test_what_has_no_metric_is_told_by_name() -> None:
     blind.step()
     with pytest.raises(ProbeError, match="the metric of the AdamW must be finite and above 0, got values from 0 to 0"):
         metric(blind, objective)
+
+
+# -- sign steps -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "settings"), [("lion", {}), ("signsgd", {}), ("lion", {"betas": (0.0, 0.9)})])
+def test_a_sign_step_has_no_metric_and_the_reason_names_its_known_threshold(name: str, settings: dict) -> None:
+    objective = network()
+    optimizer = create(name, objective.model, **settings)
+    step(objective, optimizer)
+    assert step_metric(optimizer, dict(objective.model.named_parameters()), objective) is None
+    why = why_no_metric(optimizer)
+    assert why.startswith(f"the {name} takes sign steps, which no diagonal metric describes")
+    assert "2 / lr on the sharpness in the maximum norm over the 1-norm of the gradient" in why
+
+
+def test_where_nothing_is_known_of_a_step_the_reason_says_so() -> None:
+    objective = network()
+    clion = create("clion", objective.model)  # sign steps or momentum steps, by the size of the momentum's elements
+    step(objective, clion)
+    assert step_metric(clion, dict(objective.model.named_parameters()), objective) is None
+    assert why_no_metric(clion) == "the metric of the clion is not known"
+    uphill = torch.optim.SGD(objective.model.parameters(), lr=0.1, maximize=True)
+    assert why_no_metric(uphill) == "the SGD maximizes, and no metric of ascent is known"
+
+
+def test_the_declared_direction_of_a_rule_gives_its_metric(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rule of the user's own along the gradient, with decoupled decay: the threshold is that of its iteration."""
+
+    def plain(group: dict[str, Any], moments: Any) -> Any:
+        decay(group, moments)
+        return [move(group, moment, Update(moment.gradient, 1.0)) for moment in moments]
+
+    rule = Rule(step=plain, words="plain", source="a test", lr=0.1, weight_decay=2.0, direction=Direction.GRADIENT)
+    monkeypatch.setitem(RULES, "plain", rule)
+    H = torch.diag(gaussian(7).abs() + 0.1)
+    objective = quadratic(H)
+    found = metric(RuleOptimizer(objective.model.named_parameters(), "plain"), objective)
+    assert (found.quantity, found.diagonal) == ("lambda_max", None)
+    assert found.threshold == pytest.approx(2 / 0.1 - 2.0, rel=1e-12)
+    H = H / edge_in(found, H)
+    below, above = (
+        frozen_run(lambda m: RuleOptimizer(m.named_parameters(), "plain"), edge * H) for edge in (0.95, 1.05)
+    )
+    assert max(below[-20:]) < 0.1 * below[0]
+    assert len(above) < 400

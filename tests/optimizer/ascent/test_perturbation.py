@@ -1,4 +1,4 @@
-"""Where the second gradient is taken."""
+"""Perturbations: the points at which the second gradient is taken."""
 
 from __future__ import annotations
 

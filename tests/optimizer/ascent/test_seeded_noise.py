@@ -1,4 +1,4 @@
-"""What optimizers draw: any seed will do, and no two draws are one."""
+"""Random numbers of optimizers: every integer is a valid seed, and no two draws are equal."""
 
 from __future__ import annotations
 

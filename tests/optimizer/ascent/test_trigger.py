@@ -1,4 +1,4 @@
-"""When a step takes a second gradient."""
+"""The trigger: the decision to take a second gradient."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ SHAPES = [(6, 6), (9, 4), (4, 9), (3, 20), (20, 3), (4, 3, 11), (4, 11, 3), (2, 
 
 
 def enough(preset: str) -> int:
-    """How many polynomials a preset is tried with: five, or as many as finish it."""
+    """Return the number of polynomials for a preset: five, or more if its last polynomials need it."""
     return {"deepseek_v4": 10, "keller_finished": 8}.get(preset, 5)
 
 
@@ -264,5 +264,5 @@ def test_an_unknown_preset_is_told_the_known_ones(preset):
 
 @pytest.mark.parametrize("steps", [0, -1, 2.5, True])
 def test_the_number_of_steps_is_whole_and_positive(steps):
-    with pytest.raises(OptimizerError, match=r"ns_steps=.* is not a whole number of at least 1"):
+    with pytest.raises(OptimizerError, match=r"ns_steps=.* must be an integer >= 1"):
         ns.coefficients("keller", steps)

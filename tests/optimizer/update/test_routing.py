@@ -1,4 +1,4 @@
-"""Which parameter is orthogonalized, decided by what its module does."""
+"""Routing: the type of its module decides whether a parameter is orthogonalized."""
 
 from __future__ import annotations
 
