@@ -12,7 +12,7 @@ from lossscope.optimizer import ENTRIES
 
 __all__ = ["REQUIRED", "create", "required"]
 
-REQUIRED: Final[dict[str, Any]] = {"nu": 1e-12}
+REQUIRED: Final[dict[str, Any]] = {"nu": 0.0}  # CLion then takes sign steps only
 
 
 def required(name: str) -> dict[str, Any]:

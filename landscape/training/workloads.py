@@ -106,7 +106,7 @@ def _digits(name: str, network: Callable[[], nn.Module], words: str, *, flat: bo
         steps=400,
         eval_every=20,
         curvature_samples=512,
-        # with their default of 1e-3 these have hardly started after the usual number of steps
+        # With their default learning rates the loss has hardly decreased after the default number of steps.
         rates={"sgd": 0.1, "muoneq": 0.01},
     )
 
