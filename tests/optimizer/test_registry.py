@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -10,7 +11,22 @@ import torch.nn.functional as F
 from tests.required_settings import create
 from torch import nn
 
-from lossscope.optimizer import ENTRIES, ARS2Neo, OptimizerError, names, settings
+from lossscope.optimizer import (
+    ENTRIES,
+    ARS2Neo,
+    Bound,
+    OptimizerError,
+    Rule,
+    RuleOptimizer,
+    Update,
+    decay,
+    move,
+    names,
+    register,
+    registry,
+    settings,
+    zeros,
+)
 
 
 def network(seed: int = 0) -> nn.Module:
@@ -206,3 +222,66 @@ def test_frozen_parameters_are_left_out():
     model = network()
     model[0].requires_grad_(False)
     assert create("ars2-base", model).param_groups[0]["param_names"] == ["2.weight", "2.bias"]
+
+
+@pytest.fixture
+def registered() -> Iterator[None]:
+    """Undo registrations after the test."""
+    tables = (registry.ENTRIES, registry.RULES, registry._BASES, registry._BASE_SETTINGS)
+    before = [dict(table) for table in tables]
+    yield
+    for table, kept in zip(tables, before, strict=True):
+        table.clear()
+        table.update(kept)
+
+
+def test_a_rule_is_registered_at_run_time_with_its_settings_bounds_and_ascents(registered):
+    def step(group, moments):
+        decay(group, moments)
+        updates = []
+        for moment in moments:
+            m = moment.state["memory"].mul_(0.5).add_(moment.gradient)
+            moment.state["step"] += 1
+            updates.append(move(group, moment, Update(m, group["gain"])))
+        return updates
+
+    above = Bound("above 0", lambda x: x > 0)
+    rule = Rule(
+        step=step,
+        words="a dummy",
+        source="a test",
+        lr=0.1,
+        settings={"gain": 1.0},
+        required=("need",),
+        bounds={"gain": above, "need": above},
+        fresh_state=zeros("memory"),
+        momentum="memory",
+    )
+    assert "gain" not in settings("sam")
+    register("dummy", rule)
+    with pytest.raises(OptimizerError, match="an optimizer 'dummy' is registered already"):
+        register("dummy", rule)
+    assert "dummy" in names()
+    assert set(settings("dummy")) == {"need", "lr", "weight_decay", "gain"}
+    assert {"gain", "need"} <= set(settings("sam"))
+    with pytest.raises(OptimizerError, match=r"^optimizer dummy: need is required by dummy and has no default"):
+        registry.create("dummy", network())
+    with pytest.raises(OptimizerError, match=r"^optimizer dummy: gain=-1 must be above 0$"):
+        registry.create("dummy", network(), need=1, gain=-1)
+    for name, options in (("dummy", {}), ("sam", {"base": "dummy"}), ("looksam", {"base": "dummy", "k": 2})):
+        model, (x, y) = network(), data()
+        optimizer = registry.create(name, model, lr=0.1, need=1, gain=2.0, **options)
+        records = []
+        optimizer.observe(records.append)
+        losses = []
+        for _ in range(5):
+            for p in optimizer.passes(model):
+                p.backward(F.cross_entropy(model(x), y))
+            losses.append(float(optimizer.step()))
+        assert losses[-1] < losses[0]
+        assert all(torch.equal(t.momentum, optimizer.state[t.parameter]["memory"]) for t in records[-1].tensors)
+        again = registry.create(name, network(), need=3, **options)
+        again.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+        assert again.param_groups[0]["need"] == 1
+    with pytest.raises(OptimizerError, match="needs a second-moment estimate and dummy keeps none; use 'sam'"):
+        RuleOptimizer(network().named_parameters(), "dummy", need=1, mode="sync", perturbation="ars2")

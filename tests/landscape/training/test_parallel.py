@@ -129,7 +129,7 @@ def test_errors_in_configs_are_raised_before_any_training_starts(tmp_path: Path)
     train(asked(tmp_path / "there", 1))
     with pytest.raises(RunError, match="already holds a run"):
         train_all([one, asked(tmp_path / "there", 1)], jobs=2)
-    with pytest.raises(ConfigError, match="no optimizer 'ars3'"):
+    with pytest.raises(ConfigError, match="unknown optimizer 'ars3'"):
         train_all([one, asked(tmp_path, 1).with_settings({"optimizer": "ars3"})], jobs=2)
     assert train_all([], jobs=2) == []
     assert [path.name for path in tmp_path.iterdir()] == ["there"]
