@@ -16,11 +16,11 @@ REQUIRED: Final[dict[str, Any]] = {"nu": 0.0}  # CLion then takes sign steps onl
 
 
 def required(name: str) -> dict[str, Any]:
-    """Return the required settings of an optimizer with a value each."""
-    return {setting: REQUIRED[setting] for setting in ENTRIES[name].required}
+    """Return the required settings of an optimizer with a value each; nothing for an unknown name."""
+    return {setting: REQUIRED[setting] for setting in ENTRIES[name].required} if name in ENTRIES else {}
 
 
 def create(name: str, parameters: nn.Module | Iterable[tuple[str, Tensor]], **overrides: Any) -> Any:
     """Return `optimizer.create(...)` with values for the required settings of the optimizer and of its base."""
-    needed = required(name) | (required(overrides["base"]) if overrides.get("base") in ENTRIES else {})
+    needed = required(name) | required(str(overrides.get("base")))
     return optimizer.create(name, parameters, **{**needed, **overrides})
