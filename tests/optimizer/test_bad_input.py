@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from tests.required_settings import create
 from torch import nn
 
 from lossscope.optimizer import ENTRIES, Entry, OptimizerError, names, register, settings
 from lossscope.optimizer.update.rules import RULES
+from required_settings import create
 
 EVERY = pytest.mark.parametrize("name", names())
 

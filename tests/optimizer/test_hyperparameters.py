@@ -6,11 +6,11 @@ from inspect import signature
 
 import pytest
 import torch
-from tests.required_settings import create
 from torch import nn
 
 from lossscope.optimizer import ARS2Neo, OptimizerError, RuleOptimizer, names, settings
 from lossscope.optimizer.hyperparameters import DEFAULTS
+from required_settings import create
 
 
 def parameter(*shape: int, dtype: torch.dtype = torch.float32) -> nn.Parameter:

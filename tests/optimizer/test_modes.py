@@ -7,16 +7,13 @@ import torch
 from hypothesis import given, settings, strategies as st
 from torch import Tensor
 
+from helpers import draw
 from lossscope.optimizer import ARS2Neo, OptimizerError
 from lossscope.optimizer.ascent.shear import residual
 from lossscope.optimizer.update import newton_schulz as ns
 
 FLOAT64 = torch.float64
 USUAL = {"lr": 0.01, "betas": (0.9, 0.98), "weight_decay": 0.1}
-
-
-def draw(seed: int, *shape: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=FLOAT64)
 
 
 def hessian(seed: int, size: int) -> Tensor:

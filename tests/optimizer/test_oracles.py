@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
+from helpers import draw
 from lossscope.optimizer import create, settings
 from lossscope.optimizer.registry import ENTRIES
 
@@ -35,10 +36,6 @@ BASES: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "adamw": (torch.optim.AdamW, {"lr": 0.02, "betas": (0.8, 0.95), "weight_decay": 0.1}),
 }
 EVERY_BASE = pytest.mark.parametrize("base", BASES)
-
-
-def draw(seed: int, *shape: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=FLOAT64)
 
 
 def network(*between: nn.Module) -> nn.Sequential:

@@ -12,12 +12,13 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from tests.required_settings import create
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, CyclicLR, LambdaLR, OneCycleLR
 
+from helpers import draw
 from lossscope.optimizer import ENTRIES, OptimizerError, RhoSchedule, StepRecord, names, settings
 from lossscope.optimizer.update.rules import RULES
+from required_settings import create
 
 FLOAT64 = torch.float64
 NAMES = names()
@@ -111,10 +112,6 @@ def test_every_registered_optimizer_has_a_row():
 
 
 # -- a problem -----------------------------------------------------------------------------------------------------
-
-
-def draw(seed: int, *shape: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=FLOAT64)
 
 
 class Busy(nn.Module):

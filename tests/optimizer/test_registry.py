@@ -8,7 +8,6 @@ from collections.abc import Iterator
 import pytest
 import torch
 import torch.nn.functional as F
-from tests.required_settings import create
 from torch import nn
 
 from lossscope.optimizer import (
@@ -27,6 +26,7 @@ from lossscope.optimizer import (
     settings,
     zeros,
 )
+from required_settings import create
 
 
 def network(seed: int = 0) -> nn.Module:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from helpers import draw
 from lossscope.optimizer import ARS2Neo
 
 FLOAT64 = torch.float64
@@ -23,10 +24,6 @@ KINDS = {
     "aga lagged": {"mode": "aga", "k": 6, "aga_lambda": 0.3, "aga_beta": 0.9, "trigger": "lagged"},
     "placebo": {"mode": "lazy", "k": 4, "shear": "placebo"},
 }
-
-
-def draw(seed: int, *shape: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=FLOAT64)
 
 
 @dataclass

@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 import torch
-from tests.required_settings import required
 from torch import Tensor, nn
 
+from helpers import draw
 from lossscope.optimizer import ARS2Neo, OptimizerError, RuleOptimizer, create
 from lossscope.optimizer.update.rules import RULES
+from required_settings import required
 
 FLOAT64 = torch.float64
 KINDS = ("ars2", *RULES)
@@ -32,10 +33,6 @@ KEPT = {
     "normuon": "momentum and rows",
 }
 PAIRS = list(permutations(KINDS, 2))
-
-
-def draw(seed: int, *shape: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=FLOAT64)
 
 
 def started(kind: str, **settings: Any) -> tuple[dict[str, nn.Parameter], Any]:

@@ -8,10 +8,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from sklearn.datasets import load_digits
-from tests.required_settings import create
 from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer
 
+from helpers import gaussian
 from lossscope.landscape.curvature.optimizer_metric import StepMetric, step_metric, why_no_metric
 from lossscope.optimizer import ARS2Neo, Direction, Rule, RuleOptimizer, TwoPassOptimizer, Update, decay, move, names
 from lossscope.optimizer.update.rules import RULES
@@ -22,12 +22,9 @@ from lossscope.probes.operators.base import preconditioned
 from lossscope.probes.operators.hessian import hessian
 from lossscope.probes.sharpness.stability_thresholds import edge_ratio, frozen_adam, heavy_ball
 from lossscope.probes.spectrum.measure import measure_spectrum
+from required_settings import create
 
 Make = Callable[[nn.Module], Optimizer]
-
-
-def gaussian(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 class Point(nn.Module):

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from helpers import gaussian
 from lossscope.landscape.curvature.catalogue import GROUPS
 from lossscope.landscape.curvature.options import MeasurementTarget, SolverOptions
 from lossscope.landscape.curvature.panel import Panel
@@ -26,10 +27,6 @@ DEFAULTS: dict[str, Any] = {"top": 5, "rel": 0.01, "max_products": 200, "quantit
 
 def second_opinion(objective: Objective, **options: Any) -> Any:
     return pyhessian_spectrum(objective, hessian(objective), **(DEFAULTS | options))
-
-
-def gaussian(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def network() -> Objective:

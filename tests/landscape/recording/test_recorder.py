@@ -14,7 +14,6 @@ import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
-from tests.required_settings import create
 from torch import Tensor, nn
 
 from lossscope.landscape.errors import ConfigError, RunError
@@ -26,6 +25,7 @@ from lossscope.optimizer import ARS2Neo, OptimizerError, StepRecord, TwoPassOpti
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.objective.losses import CrossEntropy, MeanSquaredError
 from lossscope.probes.objective.objective import Objective
+from required_settings import create
 
 
 def network() -> nn.Module:

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from tests.required_settings import required
 from torch import nn
 
 from lossscope.landscape.curvature.optimizer_metric import optimizer_name
@@ -17,6 +16,7 @@ from lossscope.landscape.recording.run_metadata import run_metadata
 from lossscope.landscape.reprobe.restored_optimizer import OwnOptimizerError, own_optimizer
 from lossscope.landscape.storage.manifest import manifest_text
 from lossscope.optimizer import ARS2Neo, RuleOptimizer, TwoPassOptimizer, create, names, settings
+from required_settings import required
 
 Make = Callable[[Any], torch.optim.Optimizer]
 

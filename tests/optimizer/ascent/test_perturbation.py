@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 from torch import Tensor, nn
 
+from helpers import draw
 from lossscope.optimizer import ARS2Neo, OptimizerError, create
 from lossscope.optimizer.ascent.perturbation import PERTURBATIONS, Ascent
 from lossscope.optimizer.ascent.seeded_noise import SeededNoise
@@ -36,10 +37,6 @@ def ascents(seed: int, rho: float = 0.3, steps: int = 4, beta2: float = 0.98, ep
         )
         for i, shape in enumerate([(4, 3), (5,), (2, 3, 2)])
     ]
-
-
-def draw(seed: int, *shape: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=FLOAT64)
 
 
 def stacked(tensors: list[Tensor]) -> Tensor:

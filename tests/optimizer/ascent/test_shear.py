@@ -7,18 +7,14 @@ from dataclasses import replace
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
-from torch import Tensor
 
+from helpers import draw
 from lossscope.optimizer import ARS2Neo
 from lossscope.optimizer.ascent.seeded_noise import SeededNoise
 from lossscope.optimizer.ascent.shear import injected, misalignment, placebo, residual
 
 FLOAT64 = torch.float64
 seeds = st.integers(0, 10_000)
-
-
-def draw(seed: int, *shape: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=FLOAT64)
 
 
 @given(seed=seeds, rows=st.integers(1, 5), columns=st.integers(2, 5))

@@ -9,22 +9,19 @@ from typing import Any
 import pytest
 import torch
 from hypothesis import given, strategies as st
-from tests.required_settings import create
 from torch import Tensor
 
+from helpers import draw
 from lossscope.optimizer import ARS2Neo, OptimizerError, names, settings
 from lossscope.optimizer.ascent.surrogate import SURROGATES, adversarial, gsam
 from lossscope.optimizer.update.rules import RULES
+from required_settings import create
 
 FLOAT64 = torch.float64
 SHAPES = {"W": (3, 4), "b": (3,)}
 STEPS = 10
 
 Tensors = dict[str, Tensor]
-
-
-def draw(seed: int, *shape: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=FLOAT64)
 
 
 def loss(weights: Tensors, t: int) -> Tensor:

@@ -10,14 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules import module as module_hooks
 
+from helpers import draw
 from lossscope.optimizer import ARS2Neo, OptimizerError, base as ascending
 
 FLOAT64 = torch.float64
 TWO_PASSES = {"sync": {"mode": "sync"}, "lazy": {"mode": "lazy", "k": 2}, "aga": {"mode": "aga"}}
-
-
-def draw(seed: int, *shape: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=FLOAT64)
 
 
 def seeded(network: nn.Module, seed: int = 0) -> nn.Module:

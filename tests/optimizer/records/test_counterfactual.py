@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from tests.required_settings import create
 from torch import Tensor, nn
 
+from helpers import draw
 from lossscope.optimizer import OptimizerError, StepRecord
 from lossscope.optimizer.update.rules import RULES
+from required_settings import create
 
 FLOAT64 = torch.float64
 INJECTING: dict[str, tuple[str, dict[str, Any]]] = {
@@ -32,10 +33,6 @@ PLAIN: dict[str, tuple[str, dict[str, Any]]] = {
     "switched off": ("ars2-lazy", {"k": 3, "shear": "off"}),
     "without a radius": ("ars2-lazy", {"k": 3, "rho": 0.0}),
 }
-
-
-def draw(seed: int, *shape: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=FLOAT64)
 
 
 class Training:

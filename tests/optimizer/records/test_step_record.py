@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from helpers import draw
 from lossscope.optimizer import ARS2Neo, OptimizerError, StepRecord, create
 from lossscope.optimizer.ascent.shear import residual
 from lossscope.optimizer.records import observers
@@ -26,10 +27,6 @@ MODES = {
     "adamw@rms": {"mode": "base", "orthogonalize": False},
 }
 USUAL = {"lr": 0.02, "betas": (0.9, 0.98), "weight_decay": 0.3}
-
-
-def draw(seed: int, *shape: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=FLOAT64)
 
 
 class Problem:

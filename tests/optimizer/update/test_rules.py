@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from helpers import draw
 from lossscope.optimizer import ENTRIES, OptimizerError, RuleOptimizer, create, settings
 from lossscope.optimizer.update.newton_schulz import PRESETS, coefficients, orthogonal_factor
 from lossscope.optimizer.update.rules import RULES
@@ -21,10 +22,6 @@ STEPS = 10
 
 Memory = dict[str, Any]
 Rule = Callable[[Tensor, Tensor, int, Memory], Tensor]
-
-
-def draw(seed: int, *shape: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=FLOAT64)
 
 
 def norm(x: Tensor) -> float:

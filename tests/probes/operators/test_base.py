@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 from torch import Tensor
 
+from helpers import gaussian
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.operators.base import (
     ObjectiveOperator,
@@ -22,10 +23,6 @@ from lossscope.probes.operators.base import (
 )
 from lossscope.probes.operators.hessian import hessian
 from lossscope.probes.spectrum.measure import measure_spectrum
-
-
-def gaussian(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def symmetric(n: int, seed: int = 0) -> Tensor:

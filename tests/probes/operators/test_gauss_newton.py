@@ -9,6 +9,7 @@ from hypothesis import given, settings, strategies as st
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from helpers import gaussian
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.objective.losses import CrossEntropy, MeanSquaredError, rows
 from lossscope.probes.objective.objective import Objective
@@ -17,10 +18,6 @@ from lossscope.probes.operators.gauss_newton import fisher, gauss_newton
 from lossscope.probes.operators.hessian import hessian
 
 METHODS = ("reverse", "batched", "forward")
-
-
-def gaussian(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def dense(operator: SymmetricOperator) -> Tensor:

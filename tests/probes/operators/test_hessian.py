@@ -15,6 +15,7 @@ from hypothesis import given, settings, strategies as st
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from helpers import gaussian
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.objective.losses import CrossEntropy
 from lossscope.probes.objective.objective import Objective
@@ -24,10 +25,6 @@ from lossscope.probes.operators.method import BatchProduct, graph_bytes
 from lossscope.probes.sharpness.directional import directional_sharpness
 
 METHODS = ("reverse", "batched", "forward", "linearize", "differences")
-
-
-def gaussian(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def identity(n: int) -> Tensor:

@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from helpers import dense
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.objective.losses import CrossEntropy
 from lossscope.probes.objective.objective import Objective
 from lossscope.probes.operators.base import (
     ObjectiveOperator,
-    SymmetricOperator,
     from_matrix,
     preconditioned,
     restricted,
@@ -32,10 +32,6 @@ OPERATORS: dict[str, Callable[[Objective], ObjectiveOperator]] = {
     "preconditioned": lambda o: preconditioned(gauss_newton(o), torch.linspace(0.5, 2, o.size)),
     "block of a block": lambda o: restricted(hessian(o), [n for n in o.names if n != "head.weight"]),
 }
-
-
-def dense(operator: SymmetricOperator) -> Tensor:
-    return operator @ torch.eye(operator.size, dtype=operator.dtype)
 
 
 @pytest.mark.parametrize("make", OPERATORS)

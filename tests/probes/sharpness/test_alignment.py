@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from helpers import Vector, gaussian
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.objective.losses import CrossEntropy
 from lossscope.probes.objective.objective import Objective
@@ -14,16 +15,6 @@ from lossscope.probes.operators.hessian import hessian
 from lossscope.probes.sharpness.alignment import gradient_alignment
 from lossscope.probes.spectrum.measure import measure_spectrum
 from lossscope.probes.spectrum.results import EigenPairs
-
-
-def gaussian(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-class Vector(nn.Module):
-    def __init__(self, theta: Tensor) -> None:
-        super().__init__()
-        self.theta = nn.Parameter(theta.clone())
 
 
 def quadratic(diagonal: Tensor, theta: Tensor) -> Objective:

@@ -11,9 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from helpers import dense, gaussian
 from lossscope.probes.objective.losses import CrossEntropy, MeanSquaredError
 from lossscope.probes.objective.objective import Objective
-from lossscope.probes.operators.base import SymmetricOperator, preconditioned, restricted, scaled
+from lossscope.probes.operators.base import preconditioned, restricted, scaled
 from lossscope.probes.operators.gauss_newton import fisher, gauss_newton
 from lossscope.probes.operators.hessian import hessian
 from lossscope.probes.sharpness.directional import directional_sharpness
@@ -25,10 +26,6 @@ N, D, C = 40, 5, 3
 SPLIT = (23, 12, 5)
 
 
-def gaussian(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
 def linear(outputs: int) -> nn.Linear:
     net = nn.Linear(D, outputs, bias=False).double()
     net.weight.data.copy_(gaussian(outputs, D, seed=7))
@@ -37,10 +34,6 @@ def linear(outputs: int) -> nn.Linear:
 
 def batches(x: Tensor, y: Tensor) -> list[tuple[Tensor, Tensor]]:
     return list(zip(x.split(SPLIT), y.split(SPLIT), strict=True))
-
-
-def dense(operator: SymmetricOperator) -> Tensor:
-    return operator @ torch.eye(operator.size, dtype=operator.dtype)
 
 
 def assert_close(found: Tensor, expected: Tensor) -> None:

@@ -7,21 +7,12 @@ import torch
 from hypothesis import given, settings, strategies as st
 from torch import Tensor, nn
 
+from helpers import Vector, gaussian
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.objective.losses import CrossEntropy
 from lossscope.probes.objective.objective import Objective
 from lossscope.probes.operators.hessian import hessian
 from lossscope.probes.sharpness.directional import directional_sharpness
-
-
-def gaussian(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-class Vector(nn.Module):
-    def __init__(self, theta: Tensor) -> None:
-        super().__init__()
-        self.theta = nn.Parameter(theta.clone())
 
 
 def quadratic(A: Tensor, theta: Tensor) -> Objective:

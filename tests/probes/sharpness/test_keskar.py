@@ -12,6 +12,7 @@ import torch
 from scipy.optimize import Bounds, minimize
 from torch import Tensor, nn
 
+from helpers import gaussian
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.objective.losses import CrossEntropy
 from lossscope.probes.objective.objective import Objective
@@ -26,10 +27,6 @@ class Vector(nn.Module):
 
 def formula(loss: Callable[[Tensor], Tensor], theta: Tensor) -> Objective:
     return Objective(Vector(theta), lambda model, _: loss(model.theta), [torch.zeros(1)])
-
-
-def gaussian(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def trained(steps: int = 200, dtype: torch.dtype = torch.float64, *, hidden: int = 8) -> Objective:

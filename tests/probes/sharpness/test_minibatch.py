@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from helpers import gaussian
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.objective.losses import CrossEntropy
 from lossscope.probes.objective.objective import Objective
@@ -15,10 +16,6 @@ from lossscope.probes.sharpness.minibatch import _ratio_of_means, batch_sharpnes
 from lossscope.probes.statistics.estimate import mean_estimate
 
 Example = tuple[Tensor, Tensor]
-
-
-def gaussian(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 class Weights(nn.Module):

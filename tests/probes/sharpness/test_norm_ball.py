@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 from torch import Tensor, nn
 
+from helpers import gaussian
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.objective.losses import CrossEntropy
 from lossscope.probes.objective.objective import Objective
@@ -15,10 +16,6 @@ from lossscope.probes.operators.base import from_matrix
 from lossscope.probes.operators.hessian import hessian
 from lossscope.probes.sharpness.norm_ball import Norm, dual_norm, norm_sharpness
 from lossscope.probes.sharpness.stability_thresholds import edge_ratio, normalized
-
-
-def gaussian(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def symmetric(n: int, seed: int = 0) -> Tensor:

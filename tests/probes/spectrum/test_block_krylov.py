@@ -7,19 +7,12 @@ import torch
 from hypothesis import given, settings, strategies as st
 from torch import Tensor
 
+from helpers import gaussian, generator
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.operators.base import SymmetricOperator, from_matrix
 from lossscope.probes.spectrum.block_krylov import BlockKrylov
 
 DTYPES = [torch.float64, torch.float32]
-
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def gaussian(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=seeded(seed), dtype=torch.float64)
 
 
 def rotated(eigenvalues: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -30,7 +23,7 @@ def rotated(eigenvalues: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
 
 
 def space_of(A: Tensor, width: int = 1, seed: int = 0) -> BlockKrylov:
-    return BlockKrylov(from_matrix(A), gaussian(width, len(A), seed=seed), seeded(seed + 1))
+    return BlockKrylov(from_matrix(A), gaussian(width, len(A), seed=seed), generator(seed + 1))
 
 
 def grown(A: Tensor, dimension: int, width: int = 1, seed: int = 0) -> BlockKrylov:
@@ -137,7 +130,7 @@ def test_dependent_start_vectors_are_left_out() -> None:
     x, y = gaussian(2, 20)
     A = rotated(torch.linspace(0, 1, 20))
     start = torch.stack([x, 2 * x, y, x - y])
-    space = BlockKrylov(from_matrix(A), start, seeded())
+    space = BlockKrylov(from_matrix(A), start, generator())
     assert space.width == 2
     space.step(2)
     torch.testing.assert_close(space.basis.mT @ torch.from_numpy(space.start), start.mT)
@@ -168,11 +161,11 @@ def test_the_relation_holds_for_any_matrix_and_any_cuts(
 def test_every_column_is_one_product_and_equal_seeds_repeat_bit_for_bit() -> None:
     A = rotated(torch.cat([torch.ones(5), torch.zeros(25)]))
     operator = from_matrix(A)
-    space = BlockKrylov(operator, gaussian(2, 30), seeded(4))
+    space = BlockKrylov(operator, gaussian(2, 30), generator(4))
     while space.dimension < 11:
         space.step(11 - space.dimension)
         assert operator.products == space.dimension
-    again, other = (BlockKrylov(from_matrix(A), gaussian(2, 30), seeded(seed)) for seed in (4, 5))
+    again, other = (BlockKrylov(from_matrix(A), gaussian(2, 30), generator(seed)) for seed in (4, 5))
     for copy in (again, other):
         while copy.dimension < 11:
             copy.step(11 - copy.dimension)
@@ -188,7 +181,7 @@ def test_an_operator_that_is_not_symmetric_is_refused(amount: float, dtype: torc
     skew = gaussian(50, 50, seed=5)
     A = (rotated(torch.linspace(0, 1, 50)) + amount * (skew - skew.mT) / 10).to(dtype)
     operator = SymmetricOperator(50, lambda V: A @ V, dtype=dtype, device=torch.device("cpu"))
-    space = BlockKrylov(operator, gaussian(1, 50), seeded())
+    space = BlockKrylov(operator, gaussian(1, 50), generator())
     space.step(1)
     with pytest.raises(ProbeError, match=r"the operator is not symmetric: .* differ by .*<Av, w> = <v, Aw>"):
         space.step(1)
@@ -198,7 +191,7 @@ def test_rounding_is_no_asymmetry_and_a_matrix_of_rounding_is_zero() -> None:
     noise = 1e-9 * gaussian(50, 50, seed=5)
     A = (rotated(torch.linspace(0, 1, 50)) + noise - noise.mT).float()
     operator = SymmetricOperator(50, lambda V: A @ V, dtype=torch.float32, device=torch.device("cpu"))
-    space = BlockKrylov(operator, gaussian(1, 50), seeded())
+    space = BlockKrylov(operator, gaussian(1, 50), generator())
     while space.dimension < 20:
         space.step(1)
     assert operator.products == 20
@@ -209,17 +202,17 @@ def own(product: Callable[[Tensor], Tensor], size: int) -> SymmetricOperator:
 
 
 def test_an_operator_that_is_random_or_not_linear_is_refused() -> None:
-    S, shift, noise = rotated(torch.linspace(1, 20, 60)), gaussian(60, seed=3), seeded(4)
+    S, shift, noise = rotated(torch.linspace(1, 20, 60)), gaussian(60, seed=3), generator(4)
     randomly = own(lambda V: S @ V + 0.3 * torch.randn(V.shape, generator=noise, dtype=V.dtype), 60)
     bent = own(lambda V: S @ V + (V * shift[:, None]).abs(), 60)
     for operator in (randomly, bent):
-        space = BlockKrylov(operator, gaussian(4, 60), seeded(1))
+        space = BlockKrylov(operator, gaussian(4, 60), generator(1))
         with pytest.raises(ProbeError, match=r"not symmetric.*a linear product that is deterministic"):
             space.step(4)
 
 
 def test_the_square_of_the_first_block_must_be_symmetric_too() -> None:
     shear = torch.tensor([[1.0, 1.0], [0.0, 1.0]]).double()
-    space = BlockKrylov(own(lambda V: shear @ V, 2), gaussian(2, 2), seeded(1))
+    space = BlockKrylov(own(lambda V: shear @ V, 2), gaussian(2, 2), generator(1))
     with pytest.raises(ProbeError, match="not symmetric"):
         space.step(2)

@@ -8,6 +8,7 @@ import torch
 from scipy.stats import binom
 from torch import Tensor
 
+from helpers import gaussian, generator
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.operators.base import SymmetricOperator, from_matrix
 from lossscope.probes.spectrum.block_krylov import Array, BlockKrylov, start_block
@@ -15,14 +16,6 @@ from lossscope.probes.spectrum.density import SpectralDensity, spectral_density
 from lossscope.probes.spectrum.measure import measure_spectrum
 from lossscope.probes.spectrum.ritz import ritz
 from lossscope.probes.statistics.estimate import Estimate
-
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def gaussian(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=seeded(seed), dtype=torch.float64)
 
 
 def diagonal(values: Array) -> SymmetricOperator:
@@ -56,7 +49,7 @@ def moments_of_the_start(A: Tensor, start: Tensor, steps: int) -> list[Array]:
 def quadrature(A: Tensor, width: int, steps: int) -> tuple[list[Array], list[Array]]:
     """Return the moments by quadrature and the true moments of the same vectors."""
     vectors = gaussian(width, len(A), seed=3)
-    space = BlockKrylov(from_matrix(A), vectors, seeded())
+    space = BlockKrylov(from_matrix(A), vectors, generator())
     for _ in range(steps):
         space.step(width)
     found = ritz(space, space.start)
@@ -258,7 +251,7 @@ def test_settled_values_are_single_eigenvalues_and_count_exactly_once() -> None:
 def test_an_eigenvalue_of_many_copies_is_not_counted_as_one(width: int) -> None:
     values, shares = np.r_[np.full(60, 9.0), 0.1 * np.linspace(-1, 1, 240)], []
     for seed in range(20):
-        start = start_block(diagonal(values), width, None, seeded(seed))
+        start = start_block(diagonal(values), width, None, generator(seed))
         while start.space.dimension < 8:
             start.space.step(width)
         found = spectral_density(ritz(start.space, start.random), None, 300)
@@ -379,7 +372,7 @@ FEW_BELOW = np.concatenate([np.full(8, -5.0), np.linspace(0, 100, 392)])
 def test_no_negative_mass_counts_as_converged_only_where_none_is_possible() -> None:
     true = 40 / np.abs(FEW_BELOW).sum()
     for seed in range(20):
-        start = start_block(diagonal(FEW_BELOW), 2, None, seeded(seed))
+        start = start_block(diagonal(FEW_BELOW), 2, None, generator(seed))
         for _ in range(4):
             start.space.step(2)
         early = spectral_density(ritz(start.space, start.random), None, 400).negative_mass

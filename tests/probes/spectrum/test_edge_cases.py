@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from helpers import gaussian
 from lossscope.probes.objective.losses import MeanSquaredError
 from lossscope.probes.objective.objective import Objective
 from lossscope.probes.operators.base import from_matrix, preconditioned
@@ -20,10 +21,6 @@ from lossscope.probes.sharpness.norm_ball import norm_sharpness
 from lossscope.probes.spectrum.measure import measure_spectrum
 
 LR, B, RHO = 0.05, 0.9, 0.3
-
-
-def gaussian(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 # Each optimizer's update on the loss c x^2 / 2, as a linear map of its state (x, memory), written from its rule.

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from helpers import gaussian
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.objective.losses import CrossEntropy
 from lossscope.probes.objective.objective import Objective
@@ -17,10 +18,6 @@ from lossscope.probes.spectrum.measure import measure_spectrum
 from lossscope.probes.spectrum.results import SpectrumEstimate
 
 N = 200
-
-
-def gaussian(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def diagonal(*top: float, bulk: float = 2.0, size: int = N) -> SymmetricOperator:

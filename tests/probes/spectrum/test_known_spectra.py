@@ -9,15 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from helpers import gaussian
 from lossscope.probes.objective.objective import Objective
 from lossscope.probes.operators.base import from_matrix
 from lossscope.probes.operators.hessian import hessian
 from lossscope.probes.spectrum.measure import measure_spectrum
-
-
-def gaussian(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
 
 # Copies: those that are there are found, those that are not are not.
 

@@ -8,16 +8,13 @@ import torch
 from hypothesis import given, settings, strategies as st
 from torch import Tensor, nn
 
+from helpers import gaussian
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.objective.losses import CrossEntropy
 from lossscope.probes.objective.objective import Objective
 from lossscope.probes.operators.base import SymmetricOperator, from_matrix
 from lossscope.probes.operators.hessian import hessian
 from lossscope.probes.spectrum.measure import QUANTITIES, measure_spectrum
-
-
-def gaussian(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def rotated(eigenvalues: Tensor, seed: int = 0) -> Tensor:

@@ -10,19 +10,12 @@ from hypothesis import given, settings, strategies as st
 from scipy.stats import binom
 from torch import Tensor
 
+from helpers import gaussian, generator
 from lossscope.probes.operators.base import SymmetricOperator, from_matrix
 from lossscope.probes.spectrum.block_krylov import Array, StartBlock, start_block
 from lossscope.probes.spectrum.extreme_pairs import eigenpairs, grow
 from lossscope.probes.spectrum.results import EigenPairs
 from lossscope.probes.spectrum.ritz import Ritz, ritz
-
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def gaussian(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=seeded(seed), dtype=torch.float64)
 
 
 def diagonal(values: Array) -> SymmetricOperator:
@@ -32,14 +25,14 @@ def diagonal(values: Array) -> SymmetricOperator:
 
 
 def grown(values: Array, dimension: int, width: int = 1, seed: int = 0) -> StartBlock:
-    start = start_block(diagonal(values), width, None, seeded(seed))
+    start = start_block(diagonal(values), width, None, generator(seed))
     while start.space.dimension < dimension:
         start.space.step(dimension - start.space.dimension)
     return start
 
 
 def pairs_of(operator: SymmetricOperator, top: int, rel: float, *, width: int = 1, seed: int = 0) -> EigenPairs:
-    start = start_block(operator, width, None, seeded(seed))
+    start = start_block(operator, width, None, generator(seed))
     grow(start, top=top, bottom=0, rel=rel, max_products=300, steps=0)
     return eigenpairs(start.space, ritz(start.space, start.random), top, rel, largest=True)
 
@@ -70,7 +63,7 @@ def test_an_eigenvalue_is_ruled_out_where_it_is_in_at_most_five_per_cent_of_the_
     wrong = {key: np.zeros(2, dtype=int) for key in itertools.product((1, 2), (False, True))}
     for width, warm in wrong:
         for seed in range(250):
-            start = start_block(diagonal(values), width, second(len(values)) if warm else None, seeded(seed))
+            start = start_block(diagonal(values), width, second(len(values)) if warm else None, generator(seed))
             failed = np.zeros(2, dtype=bool)  # at one of the dimensions: the search may stop at any of them
             while start.space.dimension < dimension:
                 for _ in range(2 // width):
@@ -138,7 +131,7 @@ def test_a_search_stops_soon_after_it_is_right_and_only_where_it_has_met_its_bou
     values, rel, late = SPECTRA[name], 0.02, []
     scale = float(np.abs(values).max())
     for seed in range(20):
-        start = start_block(diagonal(values), 1, None, seeded(seed))
+        start = start_block(diagonal(values), 1, None, generator(seed))
         grow(start, top=1, bottom=0, rel=rel, max_products=300, steps=0)
         pairs = eigenpairs(start.space, ritz(start.space, start.random), 1, rel, largest=True)
         assert bool(pairs.converged[0])
@@ -212,7 +205,7 @@ def test_ritz_values_lie_inside_the_spectrum_and_residuals_certify_an_eigenvalue
 ) -> None:
     A = dense(n, seed)
     true = torch.linalg.eigvalsh(A).numpy()
-    start = start_block(from_matrix(A), width, None, seeded(seed + 1))
+    start = start_block(from_matrix(A), width, None, generator(seed + 1))
     grow(start, top=min(3, n), bottom=min(3, n), rel=1e-3, max_products=budget, steps=0)
     found: Ritz = ritz(start.space, start.random)
     assert true[0] - 1e-10 <= found.values[0]

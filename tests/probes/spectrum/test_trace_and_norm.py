@@ -6,20 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from helpers import gaussian, generator
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.operators.base import SymmetricOperator, from_matrix
 from lossscope.probes.spectrum.block_krylov import BlockKrylov
 from lossscope.probes.spectrum.measure import measure_spectrum
 from lossscope.probes.spectrum.trace_and_norm import Complement, trace_and_frobenius
 from lossscope.probes.statistics.estimate import Estimate, mean_estimate
-
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def gaussian(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=seeded(seed), dtype=torch.float64)
 
 
 def rotated(eigenvalues: Tensor, seed: int = 77) -> Tensor:
@@ -29,7 +22,7 @@ def rotated(eigenvalues: Tensor, seed: int = 77) -> Tensor:
 
 
 def space_of(operator: SymmetricOperator, dimension: int, seed: int = 1000) -> BlockKrylov:
-    space = BlockKrylov(operator, gaussian(1, operator.size, seed=seed), seeded(seed + 1))
+    space = BlockKrylov(operator, gaussian(1, operator.size, seed=seed), generator(seed + 1))
     while space.dimension < dimension:
         space.step(dimension - space.dimension)
     return space
@@ -40,7 +33,7 @@ def estimated(
 ) -> tuple[Estimate, Estimate]:
     operator = from_matrix(A)
     space = space_of(operator, dimension)
-    return trace_and_frobenius(operator, space, rel=rel, max_products=budget, generator=seeded(seed), **options)
+    return trace_and_frobenius(operator, space, rel=rel, max_products=budget, generator=generator(seed), **options)
 
 
 SPECTRA = {
@@ -56,7 +49,7 @@ def test_the_parts_inside_and_outside_of_the_space_add_up_exactly(dimension: int
     A = rotated(SPECTRA["indefinite"])
     operator = from_matrix(A)
     space = space_of(operator, dimension)
-    rest = Complement(operator, space, seeded())
+    rest = Complement(operator, space, generator())
     rest.draw(4000)
     trace, square = rest.estimates()
     assert abs(trace.value - float(A.trace())) < 4 * trace.stderr
@@ -72,14 +65,14 @@ def test_old_probes_follow_a_space_that_grows_without_a_product(cuts: tuple[int,
     A = rotated(SPECTRA["indefinite"])
     operator = from_matrix(A)
     space = space_of(operator, 2)
-    rest = Complement(operator, space, seeded())
+    rest = Complement(operator, space, generator())
     for cut in cuts:
         rest.draw(cut)
         rest.estimates()
         for _ in range(5):
             space.step(1)
     before = operator.products
-    late = Complement(operator, space, seeded())
+    late = Complement(operator, space, generator())
     followed = rest.estimates()
     assert operator.products == before == 16 + space.dimension
     late.draw(16)
@@ -98,7 +91,7 @@ def test_probes_do_not_depend_on_the_space_or_on_how_they_are_cut_into_blocks() 
 
     def drawn(size: int, *counts: int) -> Tensor:
         operator = SymmetricOperator(size, product, dtype=torch.float64, device=torch.device("cpu"))
-        rest = Complement(operator, space_of(operator, 0), seeded(5))
+        rest = Complement(operator, space_of(operator, 0), generator(5))
         seen.clear()
         for count in counts:
             rest.draw(count)
@@ -109,7 +102,7 @@ def test_probes_do_not_depend_on_the_space_or_on_how_they_are_cut_into_blocks() 
     assert sorted(set(probes.flatten().tolist())) == [-1.0, 1.0]
     operator = from_matrix(rotated(torch.linspace(0, 1, 50)))
     space = space_of(operator, 6)
-    rest = Complement(operator, space, seeded(5))
+    rest = Complement(operator, space, generator(5))
     rest.draw(10)
     inside = space.basis @ probes
     expected = probes - space.basis.mT @ inside  # the same probes, less their part in the space
@@ -133,8 +126,8 @@ def test_probes_that_the_space_was_grown_from_would_never_cover() -> None:
         truth, covered = float(A.trace()), 0
         for seed in range(20):
             operator = from_matrix(A)
-            signs = torch.randint(2, (8, 100), generator=seeded(seed)).double() * 2 - 1
-            space = BlockKrylov(operator, signs, seeded(seed))
+            signs = torch.randint(2, (8, 100), generator=generator(seed)).double() * 2 - 1
+            space = BlockKrylov(operator, signs, generator(seed))
             while space.dimension < 16 and space.width:
                 space.step(8)
             left = signs - (signs @ space.basis.mT) @ space.basis
@@ -194,7 +187,7 @@ def test_the_interval_covers_the_truth_with_the_stopping_rule_on(name: str, rel:
     covered, tests, dimensions = [0, 0], set[int](), set[int]()
     for seed in range(1000):
         space: Any = Replayed(operator, spaces[seed % STARTS])
-        found = trace_and_frobenius(operator, space, rel=rel, max_products=BUDGET, generator=seeded(seed))
+        found = trace_and_frobenius(operator, space, rel=rel, max_products=BUDGET, generator=generator(seed))
         for k, (estimate, truth) in enumerate(zip(found, (trace, norm), strict=True)):
             covered[k] += covers(estimate, truth)
         tests.add(found[0].samples)
@@ -210,7 +203,7 @@ def test_a_space_that_is_replayed_gives_what_it_gave() -> None:
         replayed: Any = Replayed(operator, space_of(operator, 80, seed=2000))
         fresh = space_of(operator, 0, seed=2000)
         found = [
-            trace_and_frobenius(operator, space, rel=0.05, max_products=BUDGET, generator=seeded(3))
+            trace_and_frobenius(operator, space, rel=0.05, max_products=BUDGET, generator=generator(3))
             for space in (replayed, fresh)
         ]
         assert replayed.dimension == fresh.dimension > 0
@@ -223,7 +216,7 @@ def test_the_norm_is_at_least_what_the_space_knows_of_it() -> None:
     cut = 0
     for seed in range(20):
         operator = from_matrix(A)
-        rest = Complement(operator, space_of(operator, 3), seeded(seed))
+        rest = Complement(operator, space_of(operator, 3), generator(seed))
         rest.draw(3)
         known = 2 * float(rest._space.images.square().sum()) - float((rest._space.projected**2).sum())
         plain = mean_estimate(rest._forms()[1])
@@ -279,7 +272,7 @@ def test_the_space_grows_where_that_saves_probes_and_only_there() -> None:
         values = SPECTRA.get(name, torch.where(torch.arange(300) % 2 > 0, 1.0, -1.0) * torch.linspace(1, 2, 300))
         operator = from_matrix(rotated(values))
         space = space_of(operator, 0)
-        trace, _ = trace_and_frobenius(operator, space, rel=0.02, max_products=200, generator=seeded())
+        trace, _ = trace_and_frobenius(operator, space, rel=0.02, max_products=200, generator=generator())
         counts[name] = (space.dimension, trace.samples, trace.converged)
         assert trace.products == operator.products == space.dimension + trace.samples <= 200
     assert counts["outlier and bulk"][0] > 0
@@ -295,7 +288,7 @@ def test_the_budget_is_kept_and_used_up_where_it_is_too_small() -> None:
     for budget in (2, 7, 50, 131):
         operator = from_matrix(A)
         trace, frobenius = trace_and_frobenius(
-            operator, space_of(operator, 0), rel=1e-5, max_products=budget, generator=seeded()
+            operator, space_of(operator, 0), rel=1e-5, max_products=budget, generator=generator()
         )
         assert operator.products == trace.products == budget
         assert not trace.converged
@@ -339,7 +332,7 @@ def test_the_error_falls_with_the_root_of_the_budget() -> None:
     errors = []
     for samples in (256, 4096):
         operator = from_matrix(A)
-        rest = Complement(operator, space_of(operator, 5), seeded())
+        rest = Complement(operator, space_of(operator, 5), generator())
         rest.draw(samples)
         errors.append(rest.estimates()[0].stderr)
     assert errors[1] == pytest.approx(errors[0] / 4, rel=0.15)

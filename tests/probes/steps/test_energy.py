@@ -6,14 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from helpers import gaussian
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.steps.energy import energies
 
 SHAPE = (5, 7)
-
-
-def gaussian(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
 def moments(gradients: list[Tensor], beta1: float, beta2: float) -> tuple[Tensor, Tensor]:

@@ -9,16 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from helpers import gaussian
 from lossscope.probes.dynamics.direction_memory import LaggedCosines, direction_memory, memory_difference
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.steps.lagged_vectors import lagged_cosines
 from lossscope.probes.steps.shear_geometry import shear
 
 TRUE, CEILING = 0.802, 0.205
-
-
-def gaussian(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def two_batches(turn: float, *, steps: int = 300, size: int = 800, seed: int = 0) -> LaggedCosines:

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, strategies as st
 from torch import Tensor
 
+from helpers import gaussian
 from lossscope.optimizer.update.newton_schulz import PRESETS, coefficients, orthogonal_factor
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.steps.newton_schulz import check_newton_schulz_image, newton_schulz_image, newton_schulz_quality
@@ -20,10 +21,6 @@ QUINTIC = [
     (2.8769, -3.1427, 1.2046),
     (2.8366, -3.0525, 1.2012),
 ]
-
-
-def gaussian(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def newton_schulz(A: Tensor, coefficients: list[tuple[float, float, float]], eps: float) -> Tensor:

@@ -5,15 +5,10 @@ import math
 import pytest
 import torch
 from hypothesis import given, strategies as st
-from torch import Tensor
 
+from helpers import gaussian
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.steps.norms import inner, inners, norm, norms, pairs, ratios
-
-
-def gaussian(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
 
 TENSORS = [gaussian(3, 4), gaussian(5, seed=1), gaussian(2, 2, 2, seed=2), gaussian(seed=3)]
 

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, strategies as st
 from torch import Tensor
 
+from helpers import gaussian
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.steps.norms import inner, norm
 from lossscope.probes.steps.shear_geometry import angle, angles, cosine, cosines, secants, shear, surrogate_gap
@@ -16,10 +17,6 @@ Many = Callable[[Sequence[Tensor], Sequence[Tensor]], Tensor]
 One = Callable[[Tensor, Tensor], Tensor]
 SEEDS = st.integers(0, 10_000)
 SCALES = st.floats(1e-8, 1e8)
-
-
-def gaussian(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
 def symmetric(n: int, seed: int = 0) -> Tensor:

@@ -9,6 +9,7 @@ import scipy.stats
 import torch
 from torch import Tensor
 
+from helpers import gaussian
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.steps.singular_values import (
     MatrixSpectrum,
@@ -19,10 +20,6 @@ from lossscope.probes.steps.singular_values import (
 )
 
 SHAPES = [(6, 6), (3, 11), (11, 3), (1, 5), (128, 128), (512, 128)]
-
-
-def gaussian(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
 def orthogonal(n: int, seed: int) -> Tensor:

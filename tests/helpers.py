@@ -1,0 +1,38 @@
+"""What several test modules share: random tensors with a seed, the simplest model, and dense matrices."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from lossscope.probes import SymmetricOperator
+
+__all__ = ["Vector", "dense", "draw", "gaussian", "generator"]
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    """Return a CPU generator with a seed."""
+    return torch.Generator().manual_seed(seed)
+
+
+def gaussian(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
+    """Return standard normal numbers of a shape."""
+    return torch.randn(shape, generator=generator(seed), dtype=dtype)
+
+
+def draw(seed: int, *shape: int) -> Tensor:
+    """Return `gaussian(*shape, seed=seed)`: the seed first, for calls with many draws."""
+    return gaussian(*shape, seed=seed)
+
+
+def dense(operator: SymmetricOperator) -> Tensor:
+    """Return the matrix of an operator, `(n, n)`."""
+    return operator @ torch.eye(operator.size, dtype=operator.dtype)
+
+
+class Vector(nn.Module):
+    """A model that is its own parameter vector `theta`."""
+
+    def __init__(self, theta: Tensor) -> None:
+        super().__init__()
+        self.theta = nn.Parameter(theta.clone())
