@@ -95,7 +95,7 @@ def measures(as_json: _Json = False) -> None:
 
     Example: lossscope list measures
     """
-    from lossscope.landscape.curvature.catalogue import GROUPS, known_measures
+    from lossscope.landscape.measures.catalogue import GROUPS, known_measures
 
     if as_json:
         rows = [

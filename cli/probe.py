@@ -11,7 +11,7 @@ from lossscope.cli.options import JsonOption
 from lossscope.cli.terminal import text_width
 
 if TYPE_CHECKING:
-    from lossscope.landscape.curvature.options import SolverOptions
+    from lossscope.landscape.measures.options import SolverOptions
     from lossscope.landscape.reprobe.result import Probed
 
 __all__ = ["probe", "share_of"]
@@ -86,7 +86,7 @@ def probe(
 
 def _added(found: Probed) -> str:
     """Return what was added, which bounds were missed, and which reports show it."""
-    from lossscope.landscape.curvature.catalogue import reports_of
+    from lossscope.landscape.measures.catalogue import reports_of
 
     rows, densities = len(found.rows), len(found.whole_densities)
     added = [f"{rows} row{'s' * (rows > 1)}"] if rows else []
@@ -99,7 +99,7 @@ def _added(found: Probed) -> str:
 
 def _missed(found: Probed) -> str:
     """Return advice on values that missed their requested precision, by what limits it."""
-    from lossscope.landscape.curvature.catalogue import limit_of
+    from lossscope.landscape.measures.catalogue import limit_of
 
     lines = []
     for limit, what in _NEXT_STEPS.items():
@@ -122,8 +122,8 @@ def _names(measures: str) -> list[str]:
 
 def _effort(rel: str, max_products: int, seed: int, engine: Literal["lossscope", "pyhessian"]) -> SolverOptions:
     """Return the solver options, checked before anything is loaded."""
-    from lossscope.landscape.curvature.options import SolverOptions
     from lossscope.landscape.errors import ConfigError
+    from lossscope.landscape.measures.options import SolverOptions
 
     share = share_of(rel)
     if max_products < 1:

@@ -19,6 +19,13 @@ from .dynamics.trigger_test import (
     timer_test as timer_test,
     trigger_test as trigger_test,
 )
+from .eigenvalues.density import SpectralDensity as SpectralDensity
+from .eigenvalues.eigen_tracker import EigenTracker as EigenTracker
+from .eigenvalues.measure import measure_spectrum as measure_spectrum
+from .eigenvalues.results import (
+    EigenPairs as EigenPairs,
+    SpectrumEstimate as SpectrumEstimate,
+)
 from .errors import ProbeError as ProbeError
 from .objective.losses import (
     CrossEntropy as CrossEntropy,
@@ -81,21 +88,14 @@ from .sharpness.step_quality import (
     secant_curvature as secant_curvature,
     step_quality as step_quality,
 )
-from .spectrum.density import SpectralDensity as SpectralDensity
-from .spectrum.eigen_tracker import EigenTracker as EigenTracker
-from .spectrum.measure import measure_spectrum as measure_spectrum
-from .spectrum.results import (
-    EigenPairs as EigenPairs,
-    SpectrumEstimate as SpectrumEstimate,
-)
 from .statistics.estimate import Estimate as Estimate
-from .steps.energy import energies as energies
-from .steps.lagged_vectors import lagged_cosines as lagged_cosines
-from .steps.newton_schulz import (
+from .step_tensors.energy import energies as energies
+from .step_tensors.lagged_vectors import lagged_cosines as lagged_cosines
+from .step_tensors.newton_schulz import (
     newton_schulz_image as newton_schulz_image,
     newton_schulz_quality as newton_schulz_quality,
 )
-from .steps.singular_values import (
+from .step_tensors.singular_values import (
     MatrixSpectrum as MatrixSpectrum,
     singular_spectrum as singular_spectrum,
 )

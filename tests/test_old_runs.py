@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from lossscope import reports
-from lossscope.landscape.curvature.options import SolverOptions
+from lossscope.landscape.measures.options import SolverOptions
 from lossscope.landscape.reprobe.checkpoint_probe import probe
 from lossscope.landscape.run import Run
 from lossscope.landscape.storage.schema import SCHEMA_VERSION, TABLES

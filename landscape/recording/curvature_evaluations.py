@@ -9,18 +9,18 @@ from functools import partial
 from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
-from lossscope.landscape.curvature.catalogue import recorded_groups
-from lossscope.landscape.curvature.estimate_rows import Rows
-from lossscope.landscape.curvature.host_transfer import Row
-from lossscope.landscape.curvature.measure_group import Evaluation
-from lossscope.landscape.curvature.options import MeasurementTarget, SolverOptions
-from lossscope.landscape.curvature.panel import Panel
-from lossscope.landscape.curvature.step_measures import ByParameter, RecordedStep, flat_vector
+from lossscope.landscape.measures.catalogue import recorded_groups
+from lossscope.landscape.measures.estimate_rows import Rows
+from lossscope.landscape.measures.host_transfer import Row
+from lossscope.landscape.measures.measure_group import Evaluation
+from lossscope.landscape.measures.options import MeasurementTarget, SolverOptions
+from lossscope.landscape.measures.panel import Panel
+from lossscope.landscape.measures.step_measures import ByParameter, RecordedStep, flat_vector
 from lossscope.landscape.recording.cadence import Preset
+from lossscope.probes.eigenvalues.eigen_tracker import EigenTracker
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.objective.objective import Objective
 from lossscope.probes.sharpness.step_quality import LayerRemainders, layer_remainders
-from lossscope.probes.spectrum.eigen_tracker import EigenTracker
 
 __all__ = ["CurvatureEvaluations"]
 

@@ -14,16 +14,16 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
-from lossscope.landscape.curvature.host_transfer import Row
 from lossscope.landscape.errors import LandscapeError
+from lossscope.landscape.measures.host_transfer import Row
 from lossscope.optimizer import TwoPassOptimizer
 from lossscope.optimizer.ascent.perturbation import RANDOM
 from lossscope.optimizer.ascent.shear import residual
 from lossscope.optimizer.update.matrix_view import matrix_view, track_of
 from lossscope.probes.objective.objective import Objective
-from lossscope.probes.steps.norms import norm
-from lossscope.probes.steps.shear_geometry import cosine
-from lossscope.probes.steps.singular_values import gram_spectra
+from lossscope.probes.step_tensors.norms import norm
+from lossscope.probes.step_tensors.shear_geometry import cosine
+from lossscope.probes.step_tensors.singular_values import gram_spectra
 
 __all__ = ["MinibatchPairs"]
 

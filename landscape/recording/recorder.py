@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer
 
-from lossscope.landscape.curvature.host_transfer import Row, to_host
 from lossscope.landscape.errors import LandscapeError
+from lossscope.landscape.measures.host_transfer import Row, to_host
 from lossscope.landscape.recording.cadence import Cadence, preset_of
 from lossscope.landscape.recording.checkpoints import forget_checkpoints_after, save_checkpoint
 from lossscope.landscape.recording.curvature_evaluations import CurvatureEvaluations

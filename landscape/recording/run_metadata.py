@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer
 
-from lossscope.landscape.curvature.optimizer_metric import optimizer_name
+from lossscope.landscape.measures.optimizer_metric import optimizer_name
 from lossscope.optimizer import TwoPassOptimizer
 from lossscope.optimizer.hyperparameters import user_settings
 

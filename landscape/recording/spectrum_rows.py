@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lossscope.landscape.curvature.host_transfer import Row
+from lossscope.landscape.measures.host_transfer import Row
 from lossscope.landscape.recording.parameter_snapshot import ParameterSnapshot
 from lossscope.optimizer import StepRecord, TensorRecord
-from lossscope.probes.steps.newton_schulz import newton_schulz_image, newton_schulz_quality
-from lossscope.probes.steps.singular_values import MatrixSpectrum, gram_error, gram_spectra
+from lossscope.probes.step_tensors.newton_schulz import newton_schulz_image, newton_schulz_quality
+from lossscope.probes.step_tensors.singular_values import MatrixSpectrum, gram_error, gram_spectra
 
 __all__ = ["finished_spectra", "spectrum_rows"]
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from lossscope.landscape.curvature.host_transfer import Row, to_host
+from lossscope.landscape.measures.host_transfer import Row, to_host
 from lossscope.landscape.recording.cadence import Cadence
 from lossscope.landscape.recording.overhead import Overhead
 from lossscope.landscape.recording.parameter_snapshot import ParameterSnapshot, from_hooks, from_record

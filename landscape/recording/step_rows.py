@@ -8,12 +8,12 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from lossscope.landscape.curvature.host_transfer import Row
+from lossscope.landscape.measures.host_transfer import Row
 from lossscope.landscape.recording.parameter_snapshot import ParameterSnapshot
 from lossscope.optimizer import TensorRecord
-from lossscope.probes.steps.energy import energies
-from lossscope.probes.steps.norms import norm, norms, ratios
-from lossscope.probes.steps.shear_geometry import angle, angles, cosine, cosines, secants, surrogate_gap
+from lossscope.probes.step_tensors.energy import energies
+from lossscope.probes.step_tensors.norms import norm, norms, ratios
+from lossscope.probes.step_tensors.shear_geometry import angle, angles, cosine, cosines, secants, surrogate_gap
 
 __all__ = ["injection_angles", "step_numbers", "tensor_rows"]
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
-from lossscope.landscape.curvature.catalogue import GROUPS
-from lossscope.landscape.curvature.estimate_rows import Rows
-from lossscope.landscape.curvature.options import MeasurementTarget, SolverOptions
-from lossscope.landscape.curvature.panel import Panel
 from lossscope.landscape.errors import RunError
+from lossscope.landscape.measures.catalogue import GROUPS
+from lossscope.landscape.measures.estimate_rows import Rows
+from lossscope.landscape.measures.options import MeasurementTarget, SolverOptions
+from lossscope.landscape.measures.panel import Panel
 from lossscope.landscape.recording.checkpoints import checkpoints, load_optimizer, load_weights, optimizer_state
 from lossscope.landscape.recording.run_metadata import code_version
 from lossscope.landscape.reprobe.restored_optimizer import OwnOptimizerError, own_optimizer

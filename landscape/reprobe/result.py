@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lossscope.landscape.curvature.catalogue import limit_of
-from lossscope.landscape.curvature.measure import UNASKED
+from lossscope.landscape.measures.catalogue import limit_of
+from lossscope.landscape.measures.measure import UNASKED
 
 __all__ = ["Absent", "Probed"]
 

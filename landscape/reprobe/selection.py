@@ -6,10 +6,10 @@ from collections.abc import Collection, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Final
 
-from lossscope.landscape.curvature.catalogue import GROUPS, known_measures
-from lossscope.landscape.curvature.measure import BY_PYHESSIAN, FROM_DENSITY
-from lossscope.landscape.curvature.options import SolverOptions
 from lossscope.landscape.errors import ConfigError
+from lossscope.landscape.measures.catalogue import GROUPS, known_measures
+from lossscope.landscape.measures.measure import BY_PYHESSIAN, FROM_DENSITY
+from lossscope.landscape.measures.options import SolverOptions
 
 __all__ = ["check_budget", "least_products", "select_measures"]
 

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from lossscope.probes.eigenvalues.measure import measure_spectrum
 from lossscope.probes.objective.objective import Objective
 from lossscope.probes.operators.base import SymmetricOperator
 from lossscope.probes.operators.gauss_newton import fisher, gauss_newton
 from lossscope.probes.operators.hessian import hessian
 from lossscope.probes.selfcheck.check import Check, InconclusiveError, Place, Reading, check
 from lossscope.probes.selfcheck.problems import NETWORKS, distance, gaussian, network, not_none
-from lossscope.probes.spectrum.measure import measure_spectrum
 from lossscope.probes.statistics.estimate import mean_estimate
 
 __all__ = ["ORACLES", "ORACLE_CHECKS"]

@@ -9,6 +9,7 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
+from lossscope.probes.eigenvalues.measure import measure_spectrum
 from lossscope.probes.objective.losses import MeanSquaredError
 from lossscope.probes.objective.objective import Objective
 from lossscope.probes.operators.base import SymmetricOperator, from_matrix, preconditioned, scaled
@@ -29,7 +30,6 @@ from lossscope.probes.selfcheck.problems import (
 )
 from lossscope.probes.sharpness.directional import directional_sharpness
 from lossscope.probes.sharpness.invariant import adaptive_trace
-from lossscope.probes.spectrum.measure import measure_spectrum
 
 __all__ = ["PRODUCT_CHECKS"]
 

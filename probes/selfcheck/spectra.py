@@ -7,15 +7,15 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from lossscope.probes.eigenvalues.block_krylov import BlockKrylov
+from lossscope.probes.eigenvalues.measure import measure_spectrum
+from lossscope.probes.eigenvalues.ritz import ritz
 from lossscope.probes.operators.base import from_matrix
 from lossscope.probes.operators.hessian import hessian
 from lossscope.probes.selfcheck.check import Place, Reading, check
 from lossscope.probes.selfcheck.problems import gaussian, not_none, quadratic, rotated
-from lossscope.probes.spectrum.block_krylov import BlockKrylov
-from lossscope.probes.spectrum.measure import measure_spectrum
-from lossscope.probes.spectrum.ritz import ritz
 from lossscope.probes.statistics.estimate import Estimate
-from lossscope.probes.steps.singular_values import singular_spectrum
+from lossscope.probes.step_tensors.singular_values import singular_spectrum
 
 __all__ = ["SPECTRUM_CHECKS"]
 

@@ -9,10 +9,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from lossscope.probes.eigenvalues.results import EigenPairs
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.objective.objective import Objective
 from lossscope.probes.operators.hessian import hessian
-from lossscope.probes.spectrum.results import EigenPairs
 from lossscope.probes.statistics.estimate import Estimate, exact_estimate
 
 __all__ = ["GradientAlignment", "gradient_alignment"]
@@ -54,7 +54,7 @@ def gradient_alignment(objective: Objective, top: EigenPairs) -> GradientAlignme
         G. Gur-Ari, D. Roberts, E. Dyer (2018), Gradient descent happens in a tiny subspace, arXiv:1812.04754, for chi.
 
     Example:
-        >>> from lossscope.probes.spectrum.measure import measure_spectrum
+        >>> from lossscope.probes.eigenvalues.measure import measure_spectrum
         >>> net = torch.nn.Linear(1, 1, bias=False)
         >>> objective = Objective(net, lambda model, x: model(x).square().mean(), [torch.ones(1, 1)])
         >>> found = gradient_alignment(objective, measure_spectrum(hessian(objective), top=1).top)

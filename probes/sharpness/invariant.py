@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from lossscope.probes.eigenvalues.measure import measure_spectrum
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.objective.objective import Objective
 from lossscope.probes.operators.base import SymmetricOperator, scaled
 from lossscope.probes.operators.cached_products import reason
 from lossscope.probes.operators.hessian import hessian
-from lossscope.probes.spectrum.measure import measure_spectrum
 from lossscope.probes.statistics.estimate import Estimate, exact_estimate
 
 __all__ = ["adaptive_trace", "log_fisher_rao", "theta_hessian_theta"]

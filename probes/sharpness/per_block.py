@@ -11,12 +11,12 @@ from typing import Final, Literal, get_args
 import torch
 from torch import Tensor
 
+from lossscope.probes.eigenvalues.measure import measure_spectrum
+from lossscope.probes.eigenvalues.results import EigenPairs
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.objective.objective import Objective
 from lossscope.probes.operators.base import ObjectiveOperator, SymmetricOperator, restricted
 from lossscope.probes.operators.hessian import hessian
-from lossscope.probes.spectrum.measure import measure_spectrum
-from lossscope.probes.spectrum.results import EigenPairs
 from lossscope.probes.statistics.estimate import Estimate
 from lossscope.probes.statistics.propagation import (
     balanced_sum_estimate,

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lossscope.probes.eigenvalues.measure import measure_spectrum
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.objective.objective import Objective
 from lossscope.probes.operators.hessian import hessian
-from lossscope.probes.spectrum.measure import measure_spectrum
 from lossscope.probes.statistics.estimate import Estimate, mean_estimate
 from lossscope.probes.statistics.propagation import independent_seeds
 

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import Any, Final, TypeAlias
 
-from lossscope.landscape.curvature.catalogue import group_of, known_measures, limit_of
-from lossscope.landscape.curvature.measure import UNASKED
+from lossscope.landscape.measures.catalogue import group_of, known_measures, limit_of
+from lossscope.landscape.measures.measure import UNASKED
 from lossscope.landscape.reprobe.result import Probed
 from lossscope.landscape.run import Run
 from lossscope.landscape.storage.schema import columns

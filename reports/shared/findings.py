@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from lossscope.landscape.analysis.series import by_arm
-from lossscope.landscape.curvature.catalogue import limit_of
-from lossscope.landscape.curvature.measure import UNASKED
+from lossscope.landscape.measures.catalogue import limit_of
+from lossscope.landscape.measures.measure import UNASKED
 from lossscope.reports.content import Finding
 from lossscope.reports.shared.number_format import percent, plain
 from lossscope.reports.shared.quantities import at_last_evaluation, last_spectra, loss_at_last_evaluation, number

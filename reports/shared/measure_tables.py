@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 from lossscope.landscape.analysis.series import by_arm
-from lossscope.landscape.curvature.catalogue import GROUPS
+from lossscope.landscape.measures.catalogue import GROUPS
 from lossscope.reports.content import Cell, Column, Quantity, Table
 from lossscope.reports.shared.quantities import row_quantity
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from lossscope.landscape.analysis.series import evaluations, loss_at
-from lossscope.landscape.curvature.catalogue import group_of
+from lossscope.landscape.measures.catalogue import group_of
 from lossscope.reports.content import Quantity
 
 if TYPE_CHECKING:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from lossscope.probes.eigenvalues.measure import measure_spectrum
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.objective.losses import CrossEntropy
 from lossscope.probes.objective.objective import Objective
@@ -19,7 +20,6 @@ from lossscope.probes.operators.base import SymmetricOperator, from_matrix, prec
 from lossscope.probes.operators.gauss_newton import fisher, gauss_newton
 from lossscope.probes.operators.hessian import hessian
 from lossscope.probes.sharpness.sampling_error import sampled_eigenvalue
-from lossscope.probes.spectrum.measure import measure_spectrum
 
 
 def net() -> nn.Sequential:

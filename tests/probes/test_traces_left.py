@@ -19,7 +19,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import lossscope.probes
-from lossscope.landscape.curvature.pyhessian_engine import pyhessian_spectrum
+from lossscope.landscape.measures.pyhessian_engine import pyhessian_spectrum
+from lossscope.probes.eigenvalues.eigen_tracker import EigenTracker
+from lossscope.probes.eigenvalues.measure import measure_spectrum
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.objective.losses import CrossEntropy
 from lossscope.probes.objective.objective import Objective
@@ -38,8 +40,6 @@ from lossscope.probes.sharpness.norm_ball import norm_sharpness
 from lossscope.probes.sharpness.per_block import per_module
 from lossscope.probes.sharpness.sampling_error import sampled_eigenvalue
 from lossscope.probes.sharpness.step_quality import layer_remainders, rounding, secant_curvature, step_quality
-from lossscope.probes.spectrum.eigen_tracker import EigenTracker
-from lossscope.probes.spectrum.measure import measure_spectrum
 
 
 class Net(nn.Module):

@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lossscope.landscape.curvature.catalogue import recorded_groups
-from lossscope.landscape.curvature.estimate_rows import Rows
-from lossscope.landscape.curvature.optimizer_metric import step_metric
-from lossscope.landscape.curvature.options import MeasurementTarget, SolverOptions
-from lossscope.landscape.curvature.panel import Panel
+from lossscope.landscape.measures.catalogue import recorded_groups
+from lossscope.landscape.measures.estimate_rows import Rows
+from lossscope.landscape.measures.optimizer_metric import step_metric
+from lossscope.landscape.measures.options import MeasurementTarget, SolverOptions
+from lossscope.landscape.measures.panel import Panel
 from lossscope.landscape.recording.cadence import PRESETS, Cadence
 from lossscope.landscape.recording.curvature_evaluations import CurvatureEvaluations
 from lossscope.optimizer import create

@@ -10,15 +10,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lossscope.landscape.curvature.host_transfer import to_host
 from lossscope.landscape.errors import LandscapeError
+from lossscope.landscape.measures.host_transfer import to_host
 from lossscope.landscape.recording.minibatch_pairs import MinibatchPairs
 from lossscope.landscape.recording.spectrum_rows import finished_spectra
 from lossscope.optimizer import ARS2Neo, StepRecord, create
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.objective.losses import CrossEntropy
 from lossscope.probes.objective.objective import Objective
-from lossscope.probes.steps.singular_values import singular_spectrum
+from lossscope.probes.step_tensors.singular_values import singular_spectrum
 
 
 def network() -> nn.Module:

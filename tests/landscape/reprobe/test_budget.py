@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lossscope.landscape.curvature.catalogue import GROUPS
-from lossscope.landscape.curvature.options import MeasurementTarget, SolverOptions
-from lossscope.landscape.curvature.panel import Panel
 from lossscope.landscape.errors import ConfigError
+from lossscope.landscape.measures.catalogue import GROUPS
+from lossscope.landscape.measures.options import MeasurementTarget, SolverOptions
+from lossscope.landscape.measures.panel import Panel
 from lossscope.landscape.reprobe.selection import check_budget, least_products, select_measures
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.objective.losses import CrossEntropy

@@ -13,9 +13,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lossscope.landscape.curvature.catalogue import known_measures
-from lossscope.landscape.curvature.options import SolverOptions
 from lossscope.landscape.errors import ConfigError, RunError
+from lossscope.landscape.measures.catalogue import known_measures
+from lossscope.landscape.measures.options import SolverOptions
 from lossscope.landscape.recording.checkpoints import checkpoints
 from lossscope.landscape.recording.recorder import Recorder
 from lossscope.landscape.reprobe.checkpoint_probe import probe
@@ -294,8 +294,8 @@ def test_progress_goes_from_nothing_to_all(run):
 
 _KILLED = """
 import os, signal, sys
-from lossscope.landscape.curvature.measure_group import MeasureGroup
-from lossscope.landscape.curvature.options import SolverOptions
+from lossscope.landscape.measures.measure_group import MeasureGroup
+from lossscope.landscape.measures.options import SolverOptions
 from lossscope.landscape.reprobe import checkpoint_probe as probing
 measure, calls = MeasureGroup.measure, []
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from lossscope.landscape.curvature.optimizer_metric import optimizer_name
+from lossscope.landscape.measures.optimizer_metric import optimizer_name
 from lossscope.landscape.recording.run_metadata import run_metadata
 from lossscope.landscape.reprobe.restored_optimizer import OwnOptimizerError, own_optimizer
 from lossscope.landscape.storage.manifest import manifest_text

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from lossscope.landscape.curvature.catalogue import known_measures, limit_of
 from lossscope.landscape.errors import ConfigError
+from lossscope.landscape.measures.catalogue import known_measures, limit_of
 from lossscope.landscape.reprobe.selection import select_measures
 
 

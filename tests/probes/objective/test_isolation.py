@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lossscope.landscape.curvature.pyhessian_engine import pyhessian_spectrum
+from lossscope.landscape.measures.pyhessian_engine import pyhessian_spectrum
+from lossscope.probes.eigenvalues.measure import measure_spectrum
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.objective.isolation import random_modules
 from lossscope.probes.objective.losses import CrossEntropy
@@ -19,7 +20,6 @@ from lossscope.probes.objective.objective import Objective
 from lossscope.probes.operators.hessian import hessian
 from lossscope.probes.sharpness.directional import directional_sharpness
 from lossscope.probes.sharpness.invariant import adaptive_trace, log_fisher_rao
-from lossscope.probes.spectrum.measure import measure_spectrum
 
 
 class Everything(nn.Module):

@@ -12,6 +12,7 @@ from hypothesis import given, settings, strategies as st
 from torch import Tensor
 
 from helpers import gaussian
+from lossscope.probes.eigenvalues.measure import measure_spectrum
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.operators.base import (
     ObjectiveOperator,
@@ -22,7 +23,6 @@ from lossscope.probes.operators.base import (
     scaled,
 )
 from lossscope.probes.operators.hessian import hessian
-from lossscope.probes.spectrum.measure import measure_spectrum
 
 
 def symmetric(n: int, seed: int = 0) -> Tensor:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from lossscope.probes.eigenvalues.measure import measure_spectrum
 from lossscope.probes.objective.losses import CrossEntropy
 from lossscope.probes.objective.objective import Objective
 from lossscope.probes.operators import cached_products, timing
@@ -15,7 +16,6 @@ from lossscope.probes.operators.base import ObjectiveOperator
 from lossscope.probes.operators.gauss_newton import gauss_newton
 from lossscope.probes.operators.hessian import hessian
 from lossscope.probes.operators.timing import signature
-from lossscope.probes.spectrum.measure import measure_spectrum
 
 
 class Machine:

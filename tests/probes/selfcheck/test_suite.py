@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from lossscope.probes.eigenvalues.results import SpectrumEstimate
 from lossscope.probes.operators.base import SymmetricOperator
 from lossscope.probes.selfcheck import (
     oracles as self_check_oracles,
@@ -21,7 +22,6 @@ from lossscope.probes.selfcheck import (
 from lossscope.probes.selfcheck.check import Check, InconclusiveError, Place, check
 from lossscope.probes.selfcheck.problems import NETWORKS, network
 from lossscope.probes.selfcheck.suite import CHECKS, self_check
-from lossscope.probes.spectrum.results import SpectrumEstimate
 from lossscope.probes.statistics.estimate import Estimate
 
 CPU = torch.device("cpu")

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from helpers import Vector, gaussian
+from lossscope.probes.eigenvalues.measure import measure_spectrum
+from lossscope.probes.eigenvalues.results import EigenPairs
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.objective.losses import CrossEntropy
 from lossscope.probes.objective.objective import Objective
 from lossscope.probes.operators.hessian import hessian
 from lossscope.probes.sharpness.alignment import gradient_alignment
-from lossscope.probes.spectrum.measure import measure_spectrum
-from lossscope.probes.spectrum.results import EigenPairs
 
 
 def quadratic(diagonal: Tensor, theta: Tensor) -> Objective:

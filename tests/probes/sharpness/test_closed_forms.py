@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from helpers import dense, gaussian
+from lossscope.probes.eigenvalues.measure import measure_spectrum
 from lossscope.probes.objective.losses import CrossEntropy, MeanSquaredError
 from lossscope.probes.objective.objective import Objective
 from lossscope.probes.operators.base import preconditioned, restricted, scaled
@@ -20,7 +21,6 @@ from lossscope.probes.operators.hessian import hessian
 from lossscope.probes.sharpness.directional import directional_sharpness
 from lossscope.probes.sharpness.invariant import adaptive_trace, log_fisher_rao, theta_hessian_theta
 from lossscope.probes.sharpness.per_block import per_module
-from lossscope.probes.spectrum.measure import measure_spectrum
 
 N, D, C = 40, 5, 3
 SPLIT = (23, 12, 5)

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from lossscope.landscape.curvature.pyhessian_engine import pyhessian_spectrum
+from lossscope.landscape.measures.pyhessian_engine import pyhessian_spectrum
+from lossscope.probes.eigenvalues.measure import measure_spectrum
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.objective.losses import MeanSquaredError
 from lossscope.probes.objective.objective import Objective
@@ -21,7 +22,6 @@ from lossscope.probes.operators.hessian import hessian
 from lossscope.probes.sharpness.directional import directional_sharpness
 from lossscope.probes.sharpness.invariant import log_fisher_rao, theta_hessian_theta
 from lossscope.probes.sharpness.minibatch import batch_sharpness
-from lossscope.probes.spectrum.measure import measure_spectrum
 
 curvlinops = pytest.importorskip("curvlinops")
 

@@ -9,6 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from lossscope.probes.eigenvalues.measure import measure_spectrum
+from lossscope.probes.eigenvalues.results import EigenPairs
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.objective.losses import CrossEntropy
 from lossscope.probes.objective.objective import Objective
@@ -22,8 +24,6 @@ from lossscope.probes.sharpness.per_block import (
     _WholeMeasurement,
     per_module,
 )
-from lossscope.probes.spectrum.measure import measure_spectrum
-from lossscope.probes.spectrum.results import EigenPairs
 from lossscope.probes.statistics.estimate import Estimate, exact_estimate
 
 CLASSES = 3

@@ -1,0 +1,385 @@
+"""One curvature evaluation: all measurements of a loss at the parameters that its model has now."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Collection, Mapping
+from functools import cache, cached_property
+from typing import Final
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from lossscope.landscape.measures.estimate_rows import Rows, density_rows, estimate_row, with_provenance
+from lossscope.landscape.measures.host_transfer import Row
+from lossscope.landscape.measures.measure import BY_PYHESSIAN, EIGENVALUES, FROM_DENSITY
+from lossscope.landscape.measures.optimizer_metric import StepMetric, optimizer_name, step_metric, why_no_metric
+from lossscope.landscape.measures.options import MeasurementTarget, SolverOptions
+from lossscope.landscape.measures.pyhessian_engine import pyhessian_spectrum
+from lossscope.landscape.measures.step_measures import step_rows
+from lossscope.probes.eigenvalues.eigen_tracker import EigenTracker
+from lossscope.probes.eigenvalues.measure import measure_spectrum
+from lossscope.probes.eigenvalues.results import EigenPairs, SpectrumEstimate
+from lossscope.probes.errors import ProbeError
+from lossscope.probes.objective.objective import Objective
+from lossscope.probes.operators.base import SymmetricOperator, preconditioned
+from lossscope.probes.operators.hessian import hessian
+from lossscope.probes.sharpness.alignment import GradientAlignment, gradient_alignment
+from lossscope.probes.sharpness.invariant import adaptive_trace, log_fisher_rao, theta_hessian_theta
+from lossscope.probes.sharpness.logits import logit_scale
+from lossscope.probes.sharpness.minibatch import batch_sharpness
+from lossscope.probes.sharpness.per_block import per_module
+from lossscope.probes.sharpness.sampling_error import sampled_eigenvalue
+from lossscope.probes.sharpness.stability_thresholds import edge_ratio
+from lossscope.probes.statistics.estimate import Estimate, exact_estimate
+
+__all__ = ["Panel", "alignment_rows", "batch_rows", "module_rows", "sampling_rows"]
+
+
+def batch_rows(target: MeasurementTarget, names: frozenset[str]) -> Rows:
+    """Compute batch sharpness by both averages, on minibatches of the size that training uses if they are known."""
+    minibatches = target.minibatches or target.objective
+    found = batch_sharpness(minibatches)
+    both = {
+        "batch_sharpness": found.mean_of_ratios,
+        "batch_sharpness_ratio_of_means": found.ratio_of_means,
+    }
+    provenance = {"data_hash": minibatches.data_hash, "method": "reverse"}  # one graph per batch
+    return Rows([{**estimate_row(name, one), **provenance} for name, one in both.items() if name in names])
+
+
+def alignment_rows(objective: Objective, top: EigenPairs, names: frozenset[str]) -> Rows:
+    """Compute the alignment of the gradient with the top eigenvectors."""
+    found = gradient_alignment(objective, top)
+    share = {f"top{k}_share" if k > 1 else "top_share": k for k in (1, 5) if k <= len(found.chi)}
+    estimates = {name: _share(found, k) for name, k in share.items()}
+    estimates |= {"gradient_cosine": exact_estimate(found.cosine), "gradient_rayleigh": found.share}
+    method = hessian(objective).method
+    return Rows([{**estimate_row(name, one), "method": method} for name, one in estimates.items() if name in names])
+
+
+def _share(found: GradientAlignment, k: int) -> Estimate:
+    """Return the share of the first k eigenvectors; it has no error bound, since eigenvectors have none."""
+    converged = bool(found.converged[k - 1])
+    return Estimate(float(found.chi[k - 1]), math.nan, math.nan, math.nan, 0, "residual", converged=converged)
+
+
+def module_rows(operator: SymmetricOperator, options: SolverOptions) -> Rows:
+    """Measure the diagonal block of each module, and the share of the squared norm between the blocks."""
+    found = per_module(operator, by="module", rel=options.rel, max_products=options.max_products, seed=options.seed)
+    blocks = {
+        row.name: {
+            "trace": row.trace,
+            "lambda_max": row.lambda_max,
+            "frobenius": row.frobenius,
+            "trace_share": row.trace_share,
+            "frobenius_share": row.frobenius_share,
+        }
+        for row in found.rows
+    }
+    rows = [estimate_row(name, one, block) for block, estimates in blocks.items() for name, one in estimates.items()]
+    rows.append(estimate_row("cross_block_share", found.cross_share))
+    cost = {"products": found.products, "seconds": found.seconds, "method": operator.method}
+    return Rows([{**row, **cost} for row in rows])
+
+
+def sampling_rows(target: MeasurementTarget, options: SolverOptions, names: frozenset[str]) -> Rows:
+    """Estimate lambda_max in the sample, cross-fitted, and in the population."""
+    found = sampled_eigenvalue(target.objective, rel=options.rel, max_products=options.max_products, seed=options.seed)
+    three = {
+        "lambda_max_in_sample": found.in_sample,
+        "lambda_max_cross_fitted": found.cross_fitted,
+        "lambda_max_population": found.population,
+    }
+    method = hessian(target.objective).method
+    cost = {"products": math.ceil(found.products), "seconds": found.seconds, "method": method}
+    return Rows([{**estimate_row(name, one), **cost} for name, one in three.items() if name in names])
+
+
+_EDGE: Final = "sharpness_edge_ratio"
+
+
+class Panel:
+    """Measures of a loss at the parameters that its model has now; make another panel after they change.
+
+    Args:
+        target: The loss, its optimizer and the step taken.
+        options: Tolerances, budget, seed and engine.
+        near: Top eigenvectors found at nearby parameters, by group of measures: searches start from them and replace
+            them.
+
+    Attributes:
+        absent: Requested measures that are unavailable here, with the reason.
+        hessian: The Hessian operator.
+    """
+
+    def __init__(
+        self, target: MeasurementTarget, options: SolverOptions, near: dict[str, Tensor] | None = None
+    ) -> None:
+        self.absent: dict[str, str] = {}
+        self.target, self.options, self.objective = target, options, target.objective
+        self.hessian = hessian(target.objective)
+        self._near = {} if near is None else near
+        self._top: EigenPairs | None = None  # eigenpairs of the Hessian measured so far
+
+    def with_provenance(self, rows: Rows, step: int) -> Rows:
+        """Return the rows with the step and the provenance columns."""
+        return with_provenance(rows, step, self.objective, self.options.seed, self._gradient_seconds)
+
+    def tracked(self, tracker: EigenTracker) -> Rows:
+        """Track lambda_max from the last evaluation, and compute its ratio to the stability threshold."""
+        found = tracker.measure(self.hessian)
+        self._top = found.top
+        return self._top_rows(found, frozenset({"lambda_max", _EDGE}))
+
+    @cached_property
+    def metric(self) -> StepMetric | None:
+        """Metric of the optimizer's last step; None if it is unknown.
+
+        Raises:
+            ProbeError: No step has been taken.
+        """
+        optimizer, model = self.target.optimizer, self.objective.model
+        if optimizer is None:
+            return None
+        return step_metric(optimizer, dict(model.named_parameters()), self.objective)
+
+    @cached_property
+    def _gradient_seconds(self) -> float:
+        """Seconds of one gradient, measured by the Hessian or else here; nan if the gradient cannot be computed."""
+        if self.hessian.gradient_seconds > 0:
+            return self.hessian.gradient_seconds
+        begun = time.perf_counter()
+        try:
+            self.objective.gradient()
+        except ProbeError:
+            return math.nan
+        return time.perf_counter() - begun
+
+    def _top_rows(self, found: SpectrumEstimate, names: frozenset[str]) -> Rows:
+        """Return rows of the top eigenvalues, and of the largest over the stability threshold."""
+        if found.top is None or not len(found.top.values):
+            return Rows()
+        top = {name: found.top.estimate(i) for i, name in enumerate(EIGENVALUES[: len(found.top.values)])}
+        if _EDGE in names:
+            top |= self._edge(top["lambda_max"])
+        return _shared({name: one for name, one in top.items() if name in names}, found)
+
+    def loss(self) -> Rows:
+        """Compute the mean loss."""
+        begun = time.perf_counter()
+        value = self.objective.value()
+        return Rows([estimate_row("loss", exact_estimate(value, seconds=time.perf_counter() - begun))])
+
+    def spectrum(self, names: frozenset[str]) -> Rows:
+        """Measure eigenvalues, trace, norm and density with the requested engine; PyHessian has no usable density."""
+        if self.options.engine == "lossscope":
+            return self._own_spectrum(names)
+        ours, theirs = names & {*FROM_DENSITY}, names & {*BY_PYHESSIAN}
+        rows = self._second_opinion(theirs) if theirs else Rows()
+        return rows + (self._own_spectrum(ours) if ours else Rows())
+
+    def _second_opinion(self, names: frozenset[str]) -> Rows:
+        """Measure eigenvalues and trace with PyHessian."""
+        quantities = {"top": names & {*EIGENVALUES}, "trace": names & {"trace"}}
+        found = pyhessian_spectrum(
+            self.objective,
+            self.hessian,
+            top=_top_count(names),
+            rel=self.options.rel,
+            max_products=self.options.max_products,
+            quantities=tuple(quantity for quantity, wanted in quantities.items() if wanted),
+            seed=self.options.seed,
+        )
+        self._remember("spectrum", found)
+        rows = self._top_rows(found, names & {*EIGENVALUES})
+        return rows if found.trace is None else rows + _shared({"trace": found.trace}, found)
+
+    def _own_spectrum(self, names: frozenset[str]) -> Rows:
+        """Measure the named quantities of the spectrum with one Krylov space."""
+        eigenvalues = names & {*EIGENVALUES, _EDGE}
+        quantities = {
+            "top": eigenvalues,
+            "bottom": names & {"lambda_min"},
+            "trace": names & {"trace"},
+            "frobenius": names & {"frobenius"},
+            "density": names & {*FROM_DENSITY},
+        }
+        found = measure_spectrum(
+            self.hessian,
+            top=_top_count(names),
+            rel=self.options.rel,
+            trace_rel=self.options.trace_rel,
+            max_products=self.options.max_products,
+            quantities=tuple(quantity for quantity, wanted in quantities.items() if wanted),
+            seed=self.options.seed,
+            warm_start=self._near.get("spectrum"),
+        )
+        self._remember("spectrum", found)
+        if eigenvalues:
+            self._top = found.top
+        others = {
+            "lambda_min": None if found.bottom is None else found.bottom.estimate(),
+            "trace": found.trace,
+            "frobenius": found.frobenius,
+            "negative_mass": found.negative_mass,
+            "effective_rank": found.effective_rank,
+            "participation_ratio": found.participation_ratio,
+        }
+        rows = self._top_rows(found, eigenvalues)
+        rows += _shared({name: one for name, one in others.items() if one is not None and name in names}, found)
+        if found.density is not None and "density" in names:
+            rows += Rows(densities=[{**row, **_cost(found)} for row in density_rows(found.density)])
+        return rows
+
+    def _edge(self, top: Estimate) -> dict[str, Estimate]:
+        """Return lambda_max over the optimizer's threshold, if the threshold is one of the plain Hessian."""
+        try:
+            metric = self.metric
+        except ProbeError as error:
+            self.absent[_EDGE] = str(error)
+            return {}
+        if metric is None:
+            self.absent[_EDGE] = self._no_metric
+            return {}
+        if metric.diagonal is not None or metric.threshold is None:
+            self.absent[_EDGE] = f"the {self._optimizer} has no threshold of lambda_max: use preconditioned_edge_ratio"
+            return {}
+        return {_EDGE: edge_ratio(top, metric.threshold)}
+
+    def preconditioned(self, names: frozenset[str]) -> Rows:
+        """Measure the sharpness in the optimizer's metric, and its ratio to the stability threshold."""
+        metric = self.metric
+        if metric is None or metric.diagonal is None:
+            plain = f"the {self._optimizer}'s metric is the plain one: use sharpness_edge_ratio"
+            self.absent |= dict.fromkeys(sorted(names), self._no_metric if metric is None else plain)
+            return Rows()
+        found = measure_spectrum(
+            preconditioned(self.hessian, metric.diagonal),
+            top=1,
+            rel=self.options.rel,
+            max_products=self.options.max_products,
+            quantities=("top",),
+            seed=self.options.seed,
+            warm_start=self._near.get("metric"),
+        )
+        self._remember("metric", found)
+        if found.top is None:
+            return Rows()
+        top = {"preconditioned_sharpness": found.top.estimate()}
+        if metric.threshold is None:
+            self.absent["preconditioned_edge_ratio"] = (
+                f"no threshold is known for the {self._optimizer}: read directional_edge_ratio"
+            )
+        else:
+            top["preconditioned_edge_ratio"] = edge_ratio(found.top.estimate(), metric.threshold)
+        return _shared({name: one for name, one in top.items() if name in names}, found)
+
+    def along_step(self, names: frozenset[str]) -> Rows:
+        """Compute measures along the step that was taken.
+
+        Raises:
+            ProbeError: The step is not known.
+        """
+        if self.target.step is None:
+            raise ProbeError("the step is not known: measures along it are recorded during training only")
+        return step_rows(self.objective, self.target.step, names)
+
+    def adaptive_trace(self) -> Rows:
+        """Estimate the adaptive trace."""
+        found = adaptive_trace(
+            self.hessian,
+            parameters=self.objective.parameters(),
+            max_products=self.options.max_products,
+            rel=self.options.trace_rel,
+            seed=self.options.seed,
+        )
+        return Rows([{**estimate_row("adaptive_trace", found), "method": self.hessian.method}])
+
+    def fisher_rao(self) -> Rows:
+        """Compute the logarithm of the Fisher-Rao norm."""
+        _load_forward_mode()
+        return Rows([estimate_row("log_fisher_rao", log_fisher_rao(self.objective))])
+
+    def logits(self, names: frozenset[str]) -> Rows:
+        """Compute the mean logit norm and the mean margin."""
+        found = logit_scale(self.objective)
+        both = {"logit_norm": found.norm, "mean_margin": found.margin}
+        return Rows([estimate_row(name, one) for name, one in both.items() if name in names])
+
+    def radial(self) -> Rows:
+        """Compute the curvature along the parameter vector itself."""
+        found = theta_hessian_theta(self.objective)
+        return Rows([{**estimate_row("theta_hessian_theta", found), "method": hessian(self.objective).method}])
+
+    def batch_sharpness(self, names: frozenset[str]) -> Rows:
+        """Compute batch sharpness."""
+        return batch_rows(self.target, names)
+
+    def per_module(self) -> Rows:
+        """Measure the diagonal block of each module."""
+        return module_rows(self.hessian, self.options)
+
+    def sampling_error(self, names: frozenset[str]) -> Rows:
+        """Estimate the error of lambda_max over samples of data."""
+        return sampling_rows(self.target, self.options, names)
+
+    def alignment(self, names: frozenset[str]) -> Rows:
+        """Compute the alignment of the gradient; measures the eigenvectors that it needs if they are not known yet."""
+        begun, before = time.perf_counter(), self.hessian.products
+        count = 5 if "top5_share" in names else 1
+        if self._top is None or len(self._top.values) < min(count, self.objective.size):
+            self._own_spectrum(frozenset(EIGENVALUES[:count]))
+        if self._top is None or not len(self._top.values):
+            return Rows()
+        rows = alignment_rows(self.objective, self._top, names)
+        cost = {"products": self.hessian.products - before + 1, "seconds": time.perf_counter() - begun}
+        return Rows([{**row, **cost} for row in rows.probes])
+
+    def _remember(self, group: str, found: SpectrumEstimate) -> None:
+        """Keep the top eigenvector as the start of the next search."""
+        if found.top is not None and len(found.top.values):
+            self._near[group] = found.top.vectors[:, 0].detach().clone()
+
+    @property
+    def _optimizer(self) -> str:
+        """Name of the optimizer."""
+        optimizer = self.target.optimizer
+        return "optimizer" if optimizer is None else optimizer_name(optimizer)
+
+    @property
+    def _no_metric(self) -> str:
+        """Reason why the optimizer's metric is unknown, and the measures to use instead."""
+        optimizer = self.target.optimizer
+        why = self.target.no_optimizer if optimizer is None else why_no_metric(optimizer)
+        return f"{why}; use lambda_max, and directional_edge_ratio, which training records for every optimizer"
+
+
+@cache
+def _load_forward_mode() -> None:
+    """Load torch's forward-mode rules, about one second once per process, so that no measure is charged for it."""
+    with forward_ad.dual_level():
+        forward_ad.make_dual(torch.zeros(1), torch.zeros(1))  # type: ignore[no-untyped-call]
+
+
+def _top_count(names: Collection[str]) -> int:
+    """Return the number of top eigenpairs that the named eigenvalues need, at least 1."""
+    return max((1 + i for i, name in enumerate(EIGENVALUES) if name in names), default=1)
+
+
+def _shared(estimates: Mapping[str, Estimate], found: SpectrumEstimate) -> Rows:
+    """Return rows of estimates from one computation; each row states the whole cost."""
+    return Rows([{**estimate_row(name, one), **_cost(found)} for name, one in estimates.items()])
+
+
+def _cost(found: SpectrumEstimate) -> Row:
+    """Return the cost columns."""
+    return {
+        "products": found.products,
+        "seconds": found.seconds,
+        "method": found.method,
+        "engine": found.engine,
+        "gradients": found.gradients,
+    }

@@ -1,0 +1,278 @@
+"""Spectrum of a symmetric operator: extreme eigenpairs, trace, norm and density from one Krylov space."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from lossscope.probes.eigenvalues.block_krylov import StartBlock, start_block
+from lossscope.probes.eigenvalues.density import SpectralDensity, spectral_density
+from lossscope.probes.eigenvalues.extreme_pairs import WHOLE, eigenpairs, grow
+from lossscope.probes.eigenvalues.results import SpectrumEstimate
+from lossscope.probes.eigenvalues.ritz import ritz
+from lossscope.probes.eigenvalues.trace_and_norm import trace_and_frobenius
+from lossscope.probes.errors import ProbeError
+from lossscope.probes.operators.base import SymmetricOperator
+
+__all__ = ["QUANTITIES", "SpectrumRequest", "least_products", "measure_spectrum"]
+
+_SPACE: Final = 4  # smallest dimension of a space
+_SAMPLES: Final = 2  # random vectors needed for a standard error
+_PROBES: Final = 10  # products reserved for the probes, at least
+_PROBES_SHARE: Final = 3  # and one third of the budget
+
+
+@dataclass(frozen=True)
+class SpectrumRequest:
+    """A request for spectral quantities, and the Krylov dimension and budget it implies."""
+
+    wanted: frozenset[str]
+    top: int
+    bottom: int
+    rel: float
+    trace_rel: float
+    max_products: int
+    seed: int
+
+    @property
+    def probes(self) -> tuple[str, ...]:
+        """Requested quantities that are estimated by random probes."""
+        return tuple(name for name in ("trace", "frobenius") if name in self.wanted)
+
+    @property
+    def pairs(self) -> tuple[int, int]:
+        """Number of eigenpairs at the upper and at the lower end."""
+        return self.top * ("top" in self.wanted), self.bottom * ("bottom" in self.wanted)
+
+    @property
+    def krylov(self) -> bool:
+        """True if a quantity is read off the Krylov space itself."""
+        return bool(self.wanted & {"top", "bottom", "density"})
+
+    @property
+    def least(self) -> int:
+        """Smallest dimension of a space with all requested pairs."""
+        return max(sum(self.pairs) + 1, _SPACE)
+
+    def space_budget(self, size: int) -> int:
+        """Return the part of the budget for the space before the probes; all products that a small matrix needs."""
+        if size <= min(WHOLE, self.max_products):
+            return size
+        kept = max(_PROBES, self.max_products // _PROBES_SHARE) if self.probes else 0
+        return max(self.max_products - kept, self.max_products // 2, min(self.least, self.max_products))
+
+    @property
+    def width(self) -> int:
+        """Block width: 2 if multiple eigenvalues or the density matter."""
+        return 2 if max(self.pairs) > 1 or "density" in self.wanted else 1
+
+    @property
+    def only_density(self) -> bool:
+        """True if the density is the only quantity that decides when the space is large enough."""
+        return self.wanted == {"density"}
+
+    def check_budget(self, size: int) -> None:
+        """Raise if the budget is too small for the requested quantities."""
+        least = least_products(size, pairs=sum(self.pairs), space=self.krylov, probes=bool(self.probes))
+        if self.max_products < least:
+            raise ProbeError(
+                f"max_products must be at least {least} for {', '.join(sorted(self.wanted))} "
+                f"(top={self.top}, bottom={self.bottom}), got {self.max_products}: raise it or request less"
+            )
+
+
+def least_products(size: int, *, pairs: int, space: bool, probes: bool) -> int:
+    """Return the smallest possible budget: a space with the pairs and one more, and two probes.
+
+    Args:
+        size: `n`.
+        pairs: Number of eigenpairs at both ends together.
+        space: True if a quantity is read off the Krylov space.
+        probes: True if random probes are needed.
+
+    Returns:
+        The number of products; `measure_spectrum` raises for fewer.
+    """
+    least = min(size, max(pairs + 1, _SPACE)) if space else 0
+    return least + (_SAMPLES if probes and size > least else 0)
+
+
+QUANTITIES: Final = ("top", "bottom", "trace", "frobenius", "density")
+_PROBE_STREAM: Final = 0x9E3779B97F4A7C15  # makes the random probes independent of the start vectors of the same seed
+_DENSITY_STEPS: Final = 8  # block steps of a density, at least
+_MORE_STEPS: Final = 4  # and between two tests of its convergence
+
+
+def measure_spectrum(
+    operator: SymmetricOperator,
+    *,
+    top: int = 5,
+    bottom: int = 1,
+    rel: float = 0.01,
+    trace_rel: float | None = None,
+    max_products: int = 200,
+    quantities: Collection[str] | None = None,
+    seed: int = 0,
+    warm_start: Tensor | None = None,
+) -> SpectrumEstimate:
+    r"""Measure both ends of a spectrum with bounds, trace and Frobenius norm with 95 % intervals, and the density.
+
+    All of it comes from one block Krylov space of Gaussian vectors (`BlockKrylov`): eigenvalues as its Ritz
+    values with the bounds of `Ritz`, the density as its quadrature (`SpectralDensity`), trace and norm exactly on
+    the space and by independent random signs on its orthogonal complement (`trace_and_frobenius`).
+
+    It stops when every requested quantity meets its bound, or when the budget is spent; `unmet` then names those that
+    did not. The bound is `rel` times: the largest :math:`|\theta|` for an eigenvalue (the lower end
+    too, so a `lambda_min` near zero is known to `rel` of the spectrum, not of itself);
+    :math:`\max(|\mathrm{tr} A|, \lVert A\rVert_F)` for the standard error of the trace;
+    :math:`\lVert A\rVert_F` for that of the norm. The density takes at least eight block steps; requested alone it
+    takes steps until its derived quantities converge. With other quantities it takes as many steps as they do, and is
+    named in `unmet` if it has not converged.
+
+    The bound of the outermost eigenvalue encloses the end of the spectrum: no eigenvalue lies further out, with 95 %
+    confidence over the random start, for any matrix. If several eigenvalues or the density are requested, the block has
+    two vectors, so double eigenvalues are found. Up to `n = 32` everything is exact, including multiplicities, if the
+    budget allows.
+
+    Args:
+        operator: `(n, n)`, from `hessian`, `gauss_newton`, `fisher`, `from_matrix`, or of your own.
+        top: Number of eigenpairs at the upper end, at least 1; fewer are returned if `n` is smaller.
+        bottom: Number of eigenpairs at the lower end, at least 1.
+        rel: Relative accuracy, between 0 and 1.
+        trace_rel: Relative accuracy of trace and norm. Default: `rel`.
+        max_products: Budget of matrix-vector products.
+        quantities: None for all, or some of `top`, `bottom`, `trace`, `frobenius`, `density`; only these are
+            computed and only these decide when to stop.
+        seed: Seed of the start vectors and of the probes. Equal seeds give equal vectors for all operators of one
+            size (common random numbers).
+        warm_start: `(n,)` or `(n, j)`, eigenvectors of a similar operator: the bound is reached with fewer products. A
+            random part is added, so the bounds stay valid.
+
+    Returns:
+        The estimates; None for quantities that were not requested.
+
+    Raises:
+        ProbeError: an argument is out of range, the budget is too small for the requested quantities, the operator is
+            not symmetric, or a product is not finite.
+
+    Example:
+        >>> from lossscope.probes.operators.base import from_matrix
+        >>> found = measure_spectrum(from_matrix(torch.diag(torch.tensor([4.0, 1.0, -1.0]))), top=1)
+        >>> [round(float(x), 6) for x in (found.top.values[0], found.bottom.values[0], found.trace.value)]
+        [4.0, -1.0, 4.0]
+    """
+    _check(top, bottom, (rel, rel if trace_rel is None else trace_rel))
+    ask = SpectrumRequest(
+        _wanted(quantities),
+        min(top, operator.size),
+        min(bottom, operator.size),
+        rel,
+        rel if trace_rel is None else trace_rel,
+        max_products,
+        seed,
+    )
+    ask.check_budget(operator.size)
+    return _measured(operator, ask, warm_start)
+
+
+def _measured(operator: SymmetricOperator, request: SpectrumRequest, warm_start: Tensor | None) -> SpectrumEstimate:
+    """Measure all requested quantities, from one Krylov space and probes on its complement."""
+    begun, before = time.perf_counter(), operator.products
+    trace = frobenius = top = bottom = density = None
+    with operator.cached():
+        generator = torch.Generator().manual_seed(request.seed)
+        start = start_block(operator, request.width if request.krylov else 1, warm_start, generator)
+        space, (most, least) = start.space, request.pairs
+        if request.krylov or operator.size <= min(WHOLE, request.max_products):
+            steps = _DENSITY_STEPS if "density" in request.wanted else 0
+            room = request.space_budget(operator.size)
+            grow(start, top=most, bottom=least, rel=request.rel, max_products=room, steps=steps)
+        if request.probes:
+            trace, frobenius = trace_and_frobenius(
+                operator,
+                space,
+                rel=request.trace_rel,
+                max_products=max(2, request.max_products - (operator.products - before)),
+                generator=torch.Generator().manual_seed((request.seed ^ _PROBE_STREAM) % 2**63),
+                decide=request.probes,
+            )
+        if request.krylov:
+            found = ritz(space, start.random)
+            top = eigenpairs(space, found, most, request.rel, largest=True) if most else None
+            bottom = eigenpairs(space, found, least, request.rel, largest=False) if least else None
+            if "density" in request.wanted:
+                density = _density(start, request.space_budget(operator.size) if request.only_density else 0)
+    seconds = time.perf_counter() - begun
+    products = operator.products - before
+    return _complete(
+        SpectrumEstimate(
+            top,
+            bottom,
+            replace(trace, products=products, seconds=seconds) if trace and "trace" in request.probes else None,
+            replace(frobenius, products=products, seconds=seconds)
+            if frobenius and "frobenius" in request.probes
+            else None,
+            density,
+            products,
+            seconds,
+            seconds / operator.gradient_seconds if operator.gradient_seconds > 0 else math.nan,
+            "lossscope",
+            operator.method,
+            (),
+        )
+    )
+
+
+def _density(start: StartBlock, room: int) -> SpectralDensity:
+    """Return the density, growing the space up to `room` dimensions until it converges."""
+    space = start.space
+    while True:
+        half = ritz(space, start.random, dimensions=-(-space.dimension // 2)) if space.dimension > 1 else None
+        density = spectral_density(ritz(space, start.random), half, space.size)
+        if density.converged or space.dimension >= room:
+            return density
+        for _ in range(_MORE_STEPS):
+            if space.dimension < room:
+                space.step(room - space.dimension)
+
+
+def _complete(found: SpectrumEstimate) -> SpectrumEstimate:
+    """Add the names of the quantities that did not meet their bounds."""
+    unmet = [
+        name
+        for name, pairs in (("top", found.top), ("bottom", found.bottom))
+        if pairs is not None and not bool(pairs.converged.all())
+    ]
+    unmet += [
+        name
+        for name, estimate in (("trace", found.trace), ("frobenius", found.frobenius))
+        if estimate is not None and not estimate.converged
+    ]
+    unmet += ["density"] if found.density is not None and not found.density.converged else []
+    return replace(found, unmet=tuple(unmet))
+
+
+def _wanted(quantities: Collection[str] | None) -> frozenset[str]:
+    """Return the set of quantities to compute."""
+    wanted = frozenset(QUANTITIES if quantities is None else quantities)
+    if not wanted or isinstance(quantities, str):
+        raise ProbeError(f"quantities must be None for all, or a tuple of {', '.join(QUANTITIES)}, got {quantities!r}")
+    if unknown := sorted(wanted - set(QUANTITIES)):
+        raise ProbeError(f"unknown quantities {unknown}: use some of {', '.join(QUANTITIES)}")
+    return wanted
+
+
+def _check(top: int, bottom: int, rels: tuple[float, ...]) -> None:
+    """Raise if an argument is out of range."""
+    for name, count in (("top", top), ("bottom", bottom)):
+        if count < 1:
+            raise ProbeError(f"{name} must be at least 1 eigenpair, got {count}: for none, name the other quantities")
+    for rel in rels:
+        if not 0 < rel < 1:
+            raise ProbeError(f"rel must be between 0 and 1, got {rel:g}")

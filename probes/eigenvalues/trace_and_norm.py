@@ -1,0 +1,222 @@
+"""Trace and Frobenius norm: exact on a Krylov space, with Hutchinson probes on its orthogonal complement."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+from dataclasses import replace
+from typing import Final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lossscope.probes.eigenvalues.block_krylov import Array, BlockKrylov
+from lossscope.probes.errors import ProbeError
+from lossscope.probes.operators.base import SymmetricOperator
+from lossscope.probes.statistics.estimate import Estimate, exact_estimate, mean_estimate, root_estimate
+
+__all__ = ["Complement", "trace_and_frobenius"]
+
+_FIRST_TEST: Final = 10  # samples before the first test of convergence
+_MARGIN: Final = 1.25  # margin for the error of a standard error from m samples, in units of 1/sqrt(m)
+_LEAP: Final = 4  # largest ratio of the sample counts of two successive tests
+_CHUNK: Final = 8  # products by which the space is grown at a time
+_BLOCK_ENTRIES: Final = 2**25  # largest number of entries of a block of probes
+
+
+class Complement:
+    r"""Random probes of :math:`B = PAP`, with :math:`P = I - QQ^\top` for a Krylov basis Q.
+
+    As the images :math:`AQ` are stored,
+
+    .. math:: \mathrm{tr} A = \mathrm{tr}\, Q^\top A Q + \mathrm{tr} B, \qquad
+              \lVert A\rVert_F^2 = 2 \lVert AQ\rVert_F^2 - \lVert Q^\top A Q\rVert_F^2 + \lVert B\rVert_F^2
+
+    hold exactly for any orthonormal Q, converged or not. With random signs :math:`z_i = \pm 1` independent of Q,
+    :math:`z^\top B z` and :math:`|Bz|^2` have the means :math:`\mathrm{tr} B` and
+    :math:`\lVert B\rVert_F^2`. (Probes from which Q was grown have no component in the complement: the
+    estimate would be zero.) The space may grow later: AQ is stored, so old probes are updated without a product.
+
+    Source:
+        R. Meyer, C. Musco, C. Musco, D. Woodruff (2021), Hutch++: optimal stochastic trace estimation; M. Hutchinson
+        (1990), Commun. Stat. Simul. Comput. 19(2), 433-450.
+    """
+
+    def __init__(self, operator: SymmetricOperator, space: BlockKrylov, generator: torch.Generator) -> None:
+        self._operator = operator
+        self._space = space
+        self._generator = generator
+        self._probes: list[Tensor] = []  # (m, n) each, P z at the time of the product
+        self._images: list[Tensor] = []
+        self._removed: list[int] = []  # dimensions of Q projected out of them
+        self._cached: list[tuple[Array, Array] | None] = []  # cached forms z'Bz and |Bz|^2 of each block
+        self.samples = 0
+
+    def draw(self, count: int) -> None:
+        """Draw and multiply `count` new probes."""
+        width = max(1, min(count, _BLOCK_ENTRIES // self._operator.size))
+        for begin in range(0, count, width):
+            Z = _signs(min(width, count - begin), self._operator.size, self._generator).to(self._space.basis)
+            Z = Z - (Z @ self._space.basis.mT) @ self._space.basis
+            self._probes.append(Z)
+            self._images.append((self._operator @ Z.mT).mT)
+            self._removed.append(self._space.dimension)
+            self._cached.append(None)
+        self.samples += count
+
+    def estimates(self) -> tuple[Estimate, Estimate]:
+        """Return estimates of the trace and the squared Frobenius norm of A."""
+        forms, squares = self._forms()
+        T = self._space.projected
+        inside = float(np.trace(T))
+        images = self._space.images
+        outside = 2 * float(torch.linalg.vector_norm(images, dtype=torch.float64)) ** 2 - float(np.square(T).sum())
+        square = mean_estimate(squares)
+        # the part on the space is exact and bounds the norm from below
+        square = replace(square, low=max(square.low, 0.0))
+        return _shifted(mean_estimate(forms), inside), _shifted(square, outside)
+
+    def _forms(self) -> tuple[Array, Array]:
+        """Return the forms z'Bz and |Bz|^2 of every probe, for the current space."""
+        found = [self._forms_of(block) for block in range(len(self._probes))]
+        return np.concatenate([forms for forms, _ in found]), np.concatenate([squares for _, squares in found])
+
+    def _forms_of(self, block: int) -> tuple[Array, Array]:
+        """Return the forms of one block of probes, updated only if the space has grown."""
+        removed, cached = self._removed[block], self._cached[block]
+        if cached is not None and removed == self._space.dimension:
+            return cached
+        Z, Y = self._probes[block], self._images[block]
+        if removed < self._space.dimension:
+            new, images = self._space.basis[removed:], self._space.images[removed:]
+            share = Z @ new.mT
+            Z, Y = Z - share @ new, Y - share @ images
+            self._probes[block], self._images[block], self._removed[block] = Z, Y, self._space.dimension
+        rest = Y - (Y @ self._space.basis.mT) @ self._space.basis
+        pair = torch.stack([(Z.double() * Y.double()).sum(1), rest.double().square().sum(1)]).cpu().numpy()
+        self._cached[block] = found = (pair[0], pair[1])
+        return found
+
+
+def trace_and_frobenius(
+    operator: SymmetricOperator,
+    space: BlockKrylov,
+    *,
+    rel: float,
+    max_products: int,
+    generator: torch.Generator,
+    decide: Collection[str] = ("trace", "frobenius"),
+) -> tuple[Estimate, Estimate]:
+    r"""Estimate the trace and the Frobenius norm of A to a requested standard error.
+
+    Testing for convergence after every sample stops on lucky ones, and intervals then cover too seldom. Here the first
+    test comes after ten samples; their standard deviation s predicts how many are needed, with the margin
+    :math:`1 + 1.25/\sqrt m` for the error of s itself, and the next test comes at that number. Before drawing them, the
+    space is grown as long as that saves more probes than it costs products.
+
+    Args:
+        operator: A, `(n, n)`.
+        space: A Krylov space of A, of any dimension; it may be grown in place.
+        rel: The standard error to reach, relative to :math:`\max(|\mathrm{tr} A|, \lVert A\rVert_F)` for the trace and
+            to the norm itself for the norm.
+        max_products: Budget of products, at least 2.
+        generator: CPU generator of the probes; the j-th probe depends on nothing else.
+        decide: Those of `trace` and `frobenius` that must meet `rel`.
+
+    Returns:
+        Trace and Frobenius norm; `converged` is True if the estimate met `rel`.
+
+    Raises:
+        ProbeError: `max_products` is below 2.
+
+    Source:
+        Checked by `test_the_interval_covers_the_truth_with_the_stopping_rule_on`.
+    """
+    if max_products < 2:
+        raise ProbeError(f"max_products must be at least 2 for a standard error, got {max_products}: raise the budget")
+    before = operator.products
+    rest = Complement(operator, space, generator)
+    growing = True
+    goal = min(_FIRST_TEST, max_products)
+    while True:
+        if space.dimension >= operator.size:
+            return _exact(space)
+        rest.draw(goal - rest.samples)
+        missing = _missing(rest, rel, decide)
+        left = max_products - (operator.products - before)
+        while growing and missing > _CHUNK and left > _CHUNK and space.dimension + _CHUNK <= operator.size:
+            _grow(space, _CHUNK)
+            left = max_products - (operator.products - before)
+            fewer = _missing(rest, rel, decide)
+            growing, missing = missing - fewer >= _CHUNK, fewer
+        if space.dimension >= operator.size:
+            continue
+        if missing <= 0 or left <= 0:
+            return _sampled(rest, rel, operator.products - before)
+        if (whole := operator.size - space.dimension) <= min(missing, left):
+            _grow(space, whole)  # the whole matrix costs no more than the missing probes
+            continue
+        goal = rest.samples + min(missing, left, (_LEAP - 1) * rest.samples)
+
+
+def _grow(space: BlockKrylov, products: int) -> None:
+    """Grow the space by a number of products."""
+    goal = space.dimension + products
+    while space.dimension < goal:
+        space.step(goal - space.dimension)
+
+
+def _missing(rest: Complement, rel: float, decide: Collection[str]) -> int:
+    """Return the number of samples still needed; 0 or less if there are enough."""
+    trace, square = rest.estimates()
+    norm = root_estimate(square)
+    targets = {"trace": rel * max(abs(trace.value), norm.value), "frobenius": rel * norm.value}
+    found = {"trace": trace, "frobenius": norm}
+    return max(_needed(found[name], targets[name]) for name in decide) - rest.samples
+
+
+def _needed(estimate: Estimate, target: float) -> int:
+    """Return the number of samples at which the standard error, with its margin, meets the target; 0 if it does now."""
+    if estimate.stderr * _margin(estimate.samples) <= target:
+        return 0
+    deviation, most = estimate.stderr * math.sqrt(estimate.samples), 10**9
+    if not target > deviation * _margin(most) / math.sqrt(most):
+        return most
+    x = deviation / target  # = sqrt(m) / (1 + _MARGIN / sqrt(m))
+    return max(estimate.samples + 1, math.ceil(((x + math.sqrt(x * x + 4 * _MARGIN * x)) / 2) ** 2))
+
+
+def _margin(samples: int) -> float:
+    return 1 + _MARGIN / math.sqrt(samples)
+
+
+def _sampled(rest: Complement, rel: float, products: int) -> tuple[Estimate, Estimate]:
+    """Return both estimates with their cost and convergence."""
+    trace, square = rest.estimates()
+    norm = root_estimate(square)
+    size = rel * max(abs(trace.value), norm.value)
+    return (
+        replace(trace, products=products, converged=_needed(trace, size) == 0),
+        replace(norm, products=products, converged=_needed(norm, rel * norm.value) == 0),
+    )
+
+
+def _exact(space: BlockKrylov) -> tuple[Estimate, Estimate]:
+    """Return both quantities exactly, from the whole matrix."""
+    T = space.projected
+    return (
+        exact_estimate(float(np.trace(T)), products=space.dimension),
+        exact_estimate(float(np.linalg.norm(T)), products=space.dimension),
+    )
+
+
+def _shifted(estimate: Estimate, by: float) -> Estimate:
+    """Return an estimate shifted by an exact number."""
+    return replace(estimate, value=estimate.value + by, low=estimate.low + by, high=estimate.high + by)
+
+
+def _signs(count: int, size: int, generator: torch.Generator) -> Tensor:
+    """Draw random signs `(count, n)`, one probe after the other."""
+    drawn = [torch.randint(2, (size,), generator=generator, dtype=torch.int8) for _ in range(count)]
+    return torch.stack(drawn).double() * 2 - 1
