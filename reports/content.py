@@ -40,7 +40,7 @@ class Quantity:
     error: float | None = None  # standard error or residual bound, as the column states
     low: float | None = None  # interval or range, as the column states
     high: float | None = None
-    gaps: int = 0  # number of missing values among those it summarizes
+    missing: int = 0  # number of missing values among those it summarizes
 
 
 Cell: TypeAlias = str | int | float | Quantity | None

@@ -12,5 +12,11 @@ from .gradient_noise import (
     order_of as order_of,
 )
 from .layers import LayerRecord as LayerRecord, layers_of as layers_of
-from .seed_pooling import GAP as GAP, Estimate as Estimate, Pooled as Pooled, pooled as pooled, seed_of as seed_of
+from .seed_pooling import (
+    MISSING as MISSING,
+    Estimate as Estimate,
+    Pooled as Pooled,
+    pooled as pooled,
+    seed_of as seed_of,
+)
 from .trigger import TriggerRecord as TriggerRecord, trigger_of as trigger_of

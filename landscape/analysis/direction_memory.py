@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from lossscope.landscape.analysis.minibatch_windows import OBJECTS, lagged_cosines_of
-from lossscope.landscape.analysis.seed_pooling import GAP, Pooled, pooled, seed_of
+from lossscope.landscape.analysis.seed_pooling import MISSING, Pooled, pooled, seed_of
 from lossscope.probes.dynamics.direction_memory import (
     DirectionMemory,
     angular_velocity,
@@ -87,7 +87,7 @@ def memory_of_arm(runs: Sequence[Run], *, draws: int = 2000) -> ArmMemory | None
         sum(memory.windows for _, memory in found),
         tuple(lags),
         {kind: _direction([(seed, memory.directions.get(kind)) for seed, memory in found], lags) for kind in kinds},
-        {lag: pooled((seed, memory.differences.get(lag, GAP)) for seed, memory in found) for lag in both},
+        {lag: pooled((seed, memory.differences.get(lag, MISSING)) for seed, memory in found) for lag in both},
     )
 
 
@@ -97,8 +97,8 @@ def _direction(found: Sequence[tuple[object, DirectionMemory | None]], lags: Seq
     return DirectionOfArm(
         {lag: pooled((seed, _at(one, "raw", lag)) for seed, one in found) for lag in lags},
         normalized,
-        pooled((seed, GAP if one is None else one.ceiling) for seed, one in found),
-        angular_velocity(normalized[1].estimate) if 1 in normalized else GAP,
+        pooled((seed, MISSING if one is None else one.ceiling) for seed, one in found),
+        angular_velocity(normalized[1].estimate) if 1 in normalized else MISSING,
         _half_life(normalized),
         next(one.null_sd for _, one in found if one is not None),
     )
@@ -119,6 +119,6 @@ def _half_life(normalized: dict[int, Pooled]) -> tuple[float, float]:
 def _at(memory: DirectionMemory | None, which: Literal["raw", "normalized"], lag: int) -> Estimate:
     """Return the estimate at a lag; missing if it was not sampled."""
     if memory is None or lag not in memory.lags:
-        return GAP
+        return MISSING
     estimates: tuple[Estimate, ...] = getattr(memory, which)
     return estimates[memory.lags.index(lag)]

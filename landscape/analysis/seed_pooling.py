@@ -15,9 +15,9 @@ from lossscope.probes.statistics.estimate import Estimate, exact_estimate
 if TYPE_CHECKING:
     from lossscope.landscape.run import Run
 
-__all__ = ["GAP", "Estimate", "Pooled", "pooled", "seed_of"]
+__all__ = ["MISSING", "Estimate", "Pooled", "pooled", "seed_of"]
 
-GAP: Final = exact_estimate(math.nan)  # missing value of a seed
+MISSING: Final = exact_estimate(math.nan)  # missing value of a seed
 
 _ENOUGH: Final = 5  # windows of one run from which its interval has its nominal coverage, by simulation
 
@@ -28,12 +28,12 @@ class Pooled:
 
     estimate: Estimate  # ends are infinite if they would be unreliable
     seeds: int  # seeds with a value; with 2 or more the interval is over seeds, with one it is that run's own
-    gaps: int = 0  # seeds with a missing value, which the others may not represent
+    missing: int = 0  # seeds with a missing value, which the others may not represent
 
     @property
     def judged(self) -> bool:
         """True if the interval has two finite ends and no seed is missing."""
-        return not self.gaps and math.isfinite(self.estimate.low) and math.isfinite(self.estimate.high)
+        return not self.missing and math.isfinite(self.estimate.low) and math.isfinite(self.estimate.high)
 
 
 def seed_of(run: Run) -> object:
@@ -55,7 +55,7 @@ def pooled(estimates: Iterable[tuple[object, Estimate]]) -> Pooled:
 
     Args:
         estimates: Seed and number of each run; several runs of one seed count once, with their mean. Missing values are
-            left out, and a seed with no other value is counted in `gaps`.
+            left out, and a seed with no other value is counted in `missing`.
 
     Returns:
         The pooled number; its estimate is missing if no run has one.
@@ -68,7 +68,7 @@ def pooled(estimates: Iterable[tuple[object, Estimate]]) -> Pooled:
     there = [numbers for numbers in found.values() if numbers]
     missing = len(found) - len(there)
     if not there:
-        return Pooled(GAP, 0, missing)
+        return Pooled(MISSING, 0, missing)
     if len(there) == 1:
         return Pooled(_of_one_seed(there[0]), 1, missing)
     values = np.array([np.mean([one.value for one in same]) for same in there])

@@ -32,7 +32,7 @@ class TriggerRecord:
     k: int
     first: int = 0  # step
     last: int = 0
-    audit: TriggerTest | None = None
+    test: TriggerTest | None = None
     phi: PhiAutocorrelation | None = None
     why: str = ""
 

@@ -40,12 +40,12 @@ class CurvatureEvaluations:
         seed: Seed of all random vectors.
 
     Attributes:
-        gaps: Evaluations at which a group could not be measured, with the reason.
+        missing: Evaluations at which a group could not be measured, with the reason.
     """
 
     def __init__(self, objective: Objective, preset: Preset, optimizer: Optimizer | None = None, seed: int = 0) -> None:
         self.objective = objective
-        self.gaps: list[Row] = []
+        self.missing: list[Row] = []
         self._preset = preset
         self._target = MeasurementTarget(objective, optimizer)
         self._options = SolverOptions(preset.rel, preset.trace_rel, preset.products, seed)
@@ -89,7 +89,7 @@ class CurvatureEvaluations:
         try:
             return measure()
         except ProbeError as error:
-            self.gaps.append({"step": step, "instrument": "curvature", "why": str(error)})
+            self.missing.append({"step": step, "instrument": "curvature", "why": str(error)})
             return Rows()
 
     def layers(self, step: int, before: ByParameter, displacement: ByParameter) -> LayerRemainders | None:
@@ -98,5 +98,5 @@ class CurvatureEvaluations:
             at = flat_vector(self.objective, before)
             return layer_remainders(self.objective, flat_vector(self.objective, displacement), at=at)
         except ProbeError as error:
-            self.gaps.append({"step": step, "instrument": "layers", "why": str(error)})
+            self.missing.append({"step": step, "instrument": "layers", "why": str(error)})
             return None

@@ -213,7 +213,7 @@ class Recorder:
                 found = self._curvature.layers(self.steps, self._observer.before, self._observer.displacement())
                 if found is not None:
                     self._observer.add_layers(found)
-                self._note_missing(self._curvature.gaps)
+                self._note_missing(self._curvature.missing)
 
     def _sample_pairs(self) -> None:
         """Sample a pair of minibatches if one is due, and store its rows."""
@@ -246,7 +246,7 @@ class Recorder:
                 )
                 for table, row in found.by_table():
                     self._store.append(table, row)
-                self._note_missing(self._curvature.gaps)
+                self._note_missing(self._curvature.missing)
             o = self._overhead
             self._cadence.schedule_next(self.steps, o.seconds["curvature"], o.wall, o.training / max(self.steps, 1))
         self._observer.forget()

@@ -31,7 +31,7 @@ class BatchSharpness:
     ratio_of_means: Estimate  # E[g_B'H_B g_B] / E|g_B|^2, nats
     noise_interaction: Estimate  # E[g_B'H g_B] / |g|^2, nats, with g and H of the whole data
     batches: int  # number of batches with a nonzero gradient
-    gaps: int  # number of batches without a ratio, because their gradient is zero
+    missing: int  # number of batches without a ratio, because their gradient is zero
     batch_sizes: tuple[float, float]  # smallest and largest batch
 
 

@@ -48,7 +48,7 @@ def trigger_beats_noise(triggers: Triggers) -> Finding:
     timers: list[str] = []
     for arm, records in triggers.items():
         adaptive = [(run, one) for run, one in records if one.mode != "timer"]
-        if any(one.audit for _, one in adaptive):
+        if any(one.test for _, one in adaptive):
             judged[arm] = _against_noise(adaptive)
         timers += _timer_in_words(arm, [(run, one) for run, one in records if one.mode == "timer"])
     signs = [sign for sign, _ in judged.values()]
@@ -139,7 +139,7 @@ def _against_noise(records: Sequence[tuple[Run, TriggerRecord]]) -> tuple[int, s
     from lossscope.landscape.analysis import pooled, seed_of
 
     found = pooled((seed_of(run), _enough(record)) for run, record in records)
-    steps = sum(record.audit.share.samples for _, record in records if record.audit is not None)
+    steps = sum(record.test.share.samples for _, record in records if record.test is not None)
     if not found.seeds:
         return 0, f"inconclusive, with {steps} steps before the cap beyond the threshold on either side"
     sign = _sign(found.estimate, 0.5) if found.judged else 0
@@ -150,20 +150,20 @@ def _against_noise(records: Sequence[tuple[Run, TriggerRecord]]) -> tuple[int, s
 
 def _enough(record: TriggerRecord) -> Estimate:
     """Return the share of a run, or a missing value if it has too few steps to be distinguished from noise."""
-    from lossscope.landscape.analysis import GAP
+    from lossscope.landscape.analysis import MISSING
 
-    return record.audit.share if record.audit is not None and record.audit.share.samples >= _FEWEST else GAP
+    return record.test.share if record.test is not None and record.test.share.samples >= _FEWEST else MISSING
 
 
 def _timer_in_words(arm: str, records: Sequence[tuple[Run, TriggerRecord]]) -> list[str]:
     """Return the rate of an arm's random timer and its nominal rate, as text; empty without a timer."""
-    from lossscope.landscape.analysis import GAP, pooled, seed_of
+    from lossscope.landscape.analysis import MISSING, pooled, seed_of
 
-    audits = [one.audit for _, one in records if one.audit is not None]
-    found = pooled((seed_of(run), one.audit.share if one.audit else GAP) for run, one in records)
+    tests = [one.test for _, one in records if one.test is not None]
+    found = pooled((seed_of(run), one.test.share if one.test else MISSING) for run, one in records)
     if number(found.estimate.value) is None:
         return []
-    drawn = percent(audits[0].expected)
+    drawn = percent(tests[0].expected)
     return [
         f"{arm}, random timer: fired at {percent(found.estimate.value)} of the steps before its cap, nominal {drawn}"
     ]
@@ -171,14 +171,14 @@ def _timer_in_words(arm: str, records: Sequence[tuple[Run, TriggerRecord]]) -> l
 
 def _widest(memory: ArmMemory | None) -> Pooled | None:
     """Return the difference with the most missing seeds."""
-    return max(memory.differences.values(), key=lambda one: one.gaps, default=None) if memory is not None else None
+    return max(memory.differences.values(), key=lambda one: one.missing, default=None) if memory is not None else None
 
 
 def _over(found: Pooled | None) -> str:
     """Return the number of seeds behind a value, as text."""
-    if found is None or found.seeds + found.gaps < 2:
+    if found is None or found.seeds + found.missing < 2:
         return "one seed only"
-    return f"over {found.seeds} seeds" + (f", {found.gaps} missing" if found.gaps else "")
+    return f"over {found.seeds} seeds" + (f", {found.missing} missing" if found.missing else "")
 
 
 def _of_runs(count: int) -> str:

@@ -126,7 +126,9 @@ def _by_object(arm: str, memory: ArmMemory) -> Iterable[tuple[Cell, ...]]:
             f"{seeds} seeds" if seeds > 1 else (f"{memory.windows} windows" if bounded else "none"),
             pooled_quantity(found.ceiling),
             _half_life(*found.half_life),
-            replace(estimated(found.angular_velocity, 180 / math.pi), gaps=first.gaps if first is not None else 0),
+            replace(
+                estimated(found.angular_velocity, 180 / math.pi), missing=first.missing if first is not None else 0
+            ),
             found.null_sd,
         )
 

@@ -58,7 +58,7 @@ def triggers_of(runs: Sequence[Run]) -> Triggers:
 
 def trigger_tables(triggers: Triggers) -> tuple[Table, ...]:
     """Return the trigger table, or nothing if no run could be tested."""
-    rows = tuple(_row(run, one) for records in triggers.values() for run, one in records if one.audit is not None)
+    rows = tuple(_row(run, one) for records in triggers.values() for run, one in records if one.test is not None)
     return (Table("trigger", "Sign test of the trigger", _COLUMNS, rows, _NOTE),) if rows else ()
 
 
@@ -68,23 +68,23 @@ def missing_triggers(triggers: Triggers) -> tuple[Missing, ...]:
         Missing(f"The trigger test of {run.name}", f"{record.why[:1].upper()}{record.why[1:]}.")
         for records in triggers.values()
         for run, record in records
-        if record.audit is None
+        if record.test is None
     )
 
 
 def _row(run: Run, record: TriggerRecord) -> tuple[Cell, ...]:
     """Return the table row of a run that has a test."""
-    audit, timer = record.audit, record.mode == "timer"
-    assert audit is not None
+    test, timer = record.test, record.mode == "timer"
+    assert test is not None
     return (
         run.name,
         f"{record.mode}, λ = {record.lamda:g}, k = {record.k}",
         f"{record.first}–{record.last}",
-        audit.syncs,
-        number(audit.rate),
-        number(audit.chance),
-        None if timer else run_quantity(audit.share),  # the timer reads no phi
-        number(audit.expected),
+        test.syncs,
+        number(test.rate),
+        number(test.chance),
+        None if timer else run_quantity(test.share),  # the timer reads no phi
+        number(test.expected),
         *_autocorrelation(record),
     )
 

@@ -77,9 +77,11 @@ def _row(arm: str, name: str, found: Sequence[tuple[object, SpectralOrder | None
 
 def _order(found: Sequence[tuple[object, SpectralOrder | None]], which: str, null: float | None) -> Quantity:
     """Return an order over the seeds, its interval limited to the largest possible value, the entropy of noise."""
-    from lossscope.landscape.analysis import GAP, pooled
+    from lossscope.landscape.analysis import MISSING, pooled
 
-    quantity = pooled_quantity(pooled((seed, GAP if order is None else getattr(order, which)) for seed, order in found))
+    quantity = pooled_quantity(
+        pooled((seed, MISSING if order is None else getattr(order, which)) for seed, order in found)
+    )
     if null is None or quantity.value is None or quantity.high is None or math.isinf(quantity.high):
         return quantity
     return replace(quantity, high=min(quantity.high, max(null, quantity.value)))

@@ -40,12 +40,12 @@ def quantity_text(quantity: Quantity) -> str:
         '12.346 ± 0.050'
         >>> quantity_text(Quantity(12.3456, low=12.11, high=12.52))
         '12.35 [12.11, 12.52]'
-        >>> quantity_text(Quantity(12.0, low=12.0, high=12.0, gaps=2))
+        >>> quantity_text(Quantity(12.0, low=12.0, high=12.0, missing=2))
         '12.00 (2 missing)'
         >>> quantity_text(Quantity(0.5, low=-math.inf, high=math.inf))
         '0.50 [−∞, ∞]'
     """
-    return _value_text(quantity) + (f" ({quantity.gaps} missing)" if quantity.gaps else "")
+    return _value_text(quantity) + (f" ({quantity.missing} missing)" if quantity.missing else "")
 
 
 def _value_text(quantity: Quantity) -> str:

@@ -120,8 +120,8 @@ def _with_range(values: Iterable[float | None], middle: Callable[[list[float]], 
     present = [value for value in every if value is not None and math.isfinite(value)]
     if not present:
         return Quantity(None)
-    gaps = len(every) - len(present)
-    return Quantity(float(middle(present)), low=min(present), high=max(present), gaps=gaps)
+    missing = len(every) - len(present)
+    return Quantity(float(middle(present)), low=min(present), high=max(present), missing=missing)
 
 
 def row_quantity(row: Mapping[Any, Any]) -> Quantity:
@@ -146,7 +146,7 @@ def estimated(estimate: Estimate, factor: float = 1.0) -> Quantity:
 
 def pooled_quantity(found: Pooled) -> Quantity:
     """Return a value over seeds with its interval and the number of seeds without a value."""
-    return replace(estimated(found.estimate), gaps=found.gaps)
+    return replace(estimated(found.estimate), missing=found.missing)
 
 
 def run_quantity(estimate: Estimate) -> Quantity:

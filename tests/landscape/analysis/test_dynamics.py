@@ -134,7 +134,7 @@ def test_two_seeds_are_the_unit_whatever_the_error_of_each() -> None:
 
 def test_a_seed_that_was_run_twice_counts_once_with_the_mean_of_its_runs_and_a_gap_not_at_all() -> None:
     twice = pooled([("a", own(1.0)), ("a", own(3.0)), ("b", own(4.0)), ("c", own(math.nan))])
-    assert (twice.estimate.value, twice.seeds, twice.gaps) == (3.0, 2, 1)
+    assert (twice.estimate.value, twice.seeds, twice.missing) == (3.0, 2, 1)
     assert not twice.judged  # the third seed is missing
     for same in ([1.0, 3.0], [3.0, 1.0]):
         found = pooled([("a", own(value)) for value in same])
@@ -216,9 +216,9 @@ def test_a_seed_without_windows_or_without_a_shear_counts_as_missing(recorded: C
     crashed = recorded([("steps", {"step": 1, "loss": 1.0})], "crashed", seeds={"init": 3})
     memory = memory_of_arm([*both, bare, crashed])
     gradient, shear = memory.directions["gradient"], memory.directions["shear"]
-    assert (gradient.normalized[1].seeds, gradient.normalized[1].gaps, gradient.ceiling.gaps) == (3, 1, 1)
-    assert (shear.normalized[1].gaps, shear.raw[1].gaps, shear.ceiling.gaps) == (2, 2, 2)
-    assert (memory.differences[1].seeds, memory.differences[1].gaps, memory.differences[1].judged) == (2, 2, False)
+    assert (gradient.normalized[1].seeds, gradient.normalized[1].missing, gradient.ceiling.missing) == (3, 1, 1)
+    assert (shear.normalized[1].missing, shear.raw[1].missing, shear.ceiling.missing) == (2, 2, 2)
+    assert (memory.differences[1].seeds, memory.differences[1].missing, memory.differences[1].judged) == (2, 2, False)
 
 
 AGA = {"mode": "aga", "lambda": 1.0, "k": 4}
@@ -239,7 +239,7 @@ def test_the_trigger_test_is_over_all_recorded_steps(recorded: Callable[..., Run
         found = trigger_of(recorded(triggered(steps, irregular), str(first), trigger=AGA))
         assert (found.mode, found.lamda, found.k, found.first, found.last) == ("aga", 1.0, 4, first, first + 299)
         synced, phi = [irregular(step) for step in steps], [math.sin(step) for step in steps]
-        assert found.audit == trigger_test(synced, phi, [0.0] * 300, k=4)
+        assert found.test == trigger_test(synced, phi, [0.0] * 300, k=4)
         assert found.phi.values[0] == pytest.approx(math.cos(1), abs=0.02)
 
 
@@ -260,13 +260,13 @@ def test_a_recorded_trigger_on_noise_is_held_against_its_own_thresholds(
 ) -> None:
     aga = {"mode": "aga", "lambda": 2.0, "k": 10}
     run = recorded(noise(rule, 200, 1), trigger=aga)
-    found = trigger_of(run).audit
+    found = trigger_of(run).test
     assert found.expected == 0.5
     assert found.share.low < 0.5 < found.share.high
     constant = 0.02275  # for a threshold of twice the true deviation
     beyond = found.chance / found.share.value  # share of the steps before the cap
     assert (beyond / 2 > 3 * constant) is (rule == "reference")  # its threshold is too small at first
-    timer = trigger_of(recorded(noise(rule, 200, 1), "timer", trigger={**aga, "mode": "timer"})).audit
+    timer = trigger_of(recorded(noise(rule, 200, 1), "timer", trigger={**aga, "mode": "timer"})).test
     assert timer == timer_test(run.steps["synced"].eq(True).tolist(), lamda=2.0, k=10)
     assert timer.expected == pytest.approx(constant, abs=1e-5)
 
@@ -279,7 +279,7 @@ def test_a_resumed_run_is_one_run(recorded: Callable[..., Run]) -> None:
         store.append(table, row)
     store.close("finished", "the loop ended")
     found = trigger_of(Run.open(part.path))
-    assert found.audit.rate == whole.audit.rate
+    assert found.test.rate == whole.test.rate
 
 
 @pytest.mark.parametrize(
@@ -302,7 +302,7 @@ def test_runs_that_cannot_be_tested_have_a_reason(
     recorded: Callable[..., Run], rows: Rows, trigger: dict[str, object], why: str
 ) -> None:
     found = trigger_of(recorded(rows, trigger=trigger))
-    assert found.audit is None
+    assert found.test is None
     assert why in found.why
 
 

@@ -154,7 +154,7 @@ def test_before_the_first_step_there_is_no_metric_and_that_is_no_gap():
     found = values(probe.rows(0, {}, {}))
     assert "preconditioned_sharpness" not in found
     assert "directional_edge_ratio" not in found
-    assert probe.gaps == []
+    assert probe.missing == []
 
 
 def test_a_short_evaluation_takes_the_loss_the_top_and_the_step_alone():

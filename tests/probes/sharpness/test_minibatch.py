@@ -50,7 +50,7 @@ def test_single_samples_of_least_squares_have_the_trace_as_their_mean_ratio() ->
     weighted = float((squares * x.square().sum(1)).sum() / squares.sum())
     assert found.ratio_of_means.value == pytest.approx(weighted, rel=1e-12)
     assert abs(weighted / trace - 1) > 0.1  # the two averages differ
-    assert (found.batches, found.gaps, found.batch_sizes) == (60, 0, (1.0, 1.0))
+    assert (found.batches, found.missing, found.batch_sizes) == (60, 0, (1.0, 1.0))
 
 
 def test_whole_data_as_a_batch_gives_a_rayleigh_quotient_below_the_largest_eigenvalue() -> None:
@@ -164,7 +164,7 @@ def test_the_interval_of_a_ratio_contains_the_ratio() -> None:
 def test_a_batch_without_a_gradient_is_a_counted_gap() -> None:
     x = torch.cat([gaussian(4, 3), torch.zeros(1, 3).double()])
     found = batch_sharpness(least_squares(x, gaussian(5, seed=1), 1))
-    assert (found.batches, found.gaps) == (4, 1)
+    assert (found.batches, found.missing) == (4, 1)
     assert found.mean_of_ratios.value == pytest.approx(float(x[:4].square().sum(1).mean()), rel=1e-12)
     assert found.mean_of_ratios.samples == 4
     assert not math.isnan(found.ratio_of_means.value)
@@ -172,7 +172,7 @@ def test_a_batch_without_a_gradient_is_a_counted_gap() -> None:
     for estimate in (nothing.mean_of_ratios, nothing.ratio_of_means, nothing.noise_interaction):
         assert math.isnan(estimate.value)
         assert not estimate.converged
-    assert (nothing.batches, nothing.gaps) == (0, 4)
+    assert (nothing.batches, nothing.missing) == (0, 4)
 
 
 def test_two_batches_have_ratios_and_leave_the_interaction_open() -> None:

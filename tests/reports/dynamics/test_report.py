@@ -210,7 +210,7 @@ def test_a_change_of_the_loss_below_its_rounding_is_unknown_and_not_small(dynami
 def test_a_remainder_below_its_rounding_leaves_its_ratio_unknown(dynamic_run, column):
     rows = changing("probes", lambda row: row["measure"] == column and row["step"] > 200, low=0.0, high=100.0)
     row = rows_of(dynamics([dynamic_run("a", rows=rows)]), "step_quality")[0]
-    assert {key: row[key].gaps for key in ("trust_ratio", "relative_first", "relative_second")} == {
+    assert {key: row[key].missing for key in ("trust_ratio", "relative_first", "relative_second")} == {
         "trust_ratio": 0,
         "relative_first": 0,
         "relative_second": 0,
@@ -268,8 +268,8 @@ def test_of_several_seeds_the_interval_is_over_them_and_said_so(dynamic_run):
 def test_missing_seeds_stand_below_the_interval_where_a_table_is_narrow(dynamic_run):
     runs = [dynamic_run("a"), dynamic_run("b", seed=1), dynamic_run("c", seed=2, rows=without("pairs"))]
     report = dynamics(runs)
-    assert {row["gradient"].gaps for row in rows_of(report, "memory")} == {1}
-    assert {row["angular_velocity"].gaps for row in rows_of(report, "directions")} == {1}
+    assert {row["gradient"].missing for row in rows_of(report, "memory")} == {1}
+    assert {row["angular_velocity"].missing for row in rows_of(report, "directions")} == {1}
     text = render(report, "text")
     assert "(1 missing)" in text[text.index("Direction autocorrelation by lag") : text.index("Ceiling, half-life")]
     assert "over 2 seeds, 1 missing" in report.findings[0].numbers
@@ -455,7 +455,7 @@ def test_no_interval_of_an_order_reaches_beyond_that_of_a_single_direction(dynam
 def test_a_seed_without_spectra_counts_as_missing_in_the_order(dynamic_run):
     bare = dynamic_run("c", seed=2, rows=without("spectra"))
     report = spectral_entropy([dynamic_run("a"), dynamic_run("b", seed=1), bare])
-    assert {row["own"].gaps for row in rows_of(report, "order")} == {1}
+    assert {row["own"].missing for row in rows_of(report, "order")} == {1}
 
 
 @pytest.mark.parametrize("report", [dynamics, sharpness, spectral_entropy])

@@ -174,7 +174,7 @@ def test_a_missing_number_is_left_out_and_a_seed_without_any_is_counted(written)
     gone = written("gone", seed=1, rows=without("energy"))
     cell = cells(energy_table([some, gone]))["aga", "b"]["energy"]
     kept = [value("energy", 0, step, 2) for step in (1, 3)]
-    assert cell == Quantity(pytest.approx(sum(kept) / 2), low=kept[0], high=kept[1], gaps=1)
+    assert cell == Quantity(pytest.approx(sum(kept) / 2), low=kept[0], high=kept[1], missing=1)
 
 
 def test_layers_beyond_the_most_are_counted_and_the_summaries_stay(written):

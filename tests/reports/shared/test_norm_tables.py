@@ -63,7 +63,7 @@ def test_a_run_without_norms_has_no_table_and_beside_others_it_is_a_gap(tmp_path
     assert norm_table([bare]) == ()
     assert tensor_norm_table([bare]) == ()
     (table,) = norm_table([bare, run(tmp_path / "full", 3.0)])
-    assert table.rows[0][2] == Quantity(6.0, low=6.0, high=6.0, gaps=1)
+    assert table.rows[0][2] == Quantity(6.0, low=6.0, high=6.0, missing=1)
 
 
 @pytest.mark.parametrize("report", [dynamics, flatness, overview, sharpness, spectral_entropy])
