@@ -111,9 +111,11 @@ def measures(as_json: _Json = False) -> None:
         ]
         typer.echo(json.dumps({"schema": 1, "measures": rows}, indent=2))
         return
-    width = max(map(len, known_measures()))
+    room, width = text_width(), max(map(len, known_measures()))
     for group in GROUPS.values():
         marks = ["legacy"] * group.legacy + ["recorded only"] * group.needs_step + ["probed by default"] * group.usual
         typer.echo(group.name + (f" ({', '.join(marks)})" if marks else ""))
         for measure in group.measures:
-            typer.echo(f"    {measure.name:<{width}}  [{measure.unit}] {measure.meaning}")
+            name = f"    {measure.name:<{width}}  "
+            words = f"[{measure.unit}] {measure.meaning}"
+            typer.echo(textwrap.fill(words, room, initial_indent=name, subsequent_indent=" " * len(name)))

@@ -89,7 +89,7 @@ def test_the_page_on_recording_names_the_cadence_of_every_preset() -> None:
         lags = re.search(r"lags 0, ([\d, ]+)", stated["pairs of minibatches"])
         assert (tuple(map(int, lags[1].split(", "))) if lags else ()) == preset.lags
         assert stated["curvature evaluations"].split(",")[0] == str(preset.evaluations)
-        assert period(stated["the update without the injected shear"]) == preset.counterfactual_every
+        assert period(stated["update without the injected shear"]) == preset.counterfactual_every
 
 
 def period(words: str) -> int | None:

@@ -45,7 +45,7 @@ def own_optimizer(manifest: Mapping[str, Any], state: Mapping[str, Any], model: 
     kind = _CLASSES.get(str(facts.get("class")))
     if kind is None:
         known = ", ".join(_CLASSES)
-        raise OwnOptimizerError(f"its class {facts.get('class')!r} is not one of those that are rebuilt: {known}")
+        raise OwnOptimizerError(f"its class must be one of {known} to be rebuilt, got {facts.get('class')!r}")
     rule: dict[str, Any] = {"rule": facts.get("rule")} if kind is RuleOptimizer else {}
     try:
         optimizer = kind(_groups(facts["groups"], model), **rule)

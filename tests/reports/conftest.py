@@ -28,6 +28,7 @@ def manifest(arm: str, seed: int) -> dict[str, object]:
             "tensors": [{"name": k, "shape": [8, 16], "track": v} for k, v in TENSORS.items()],
         },
         "preset": "full",
+        "loss_unit": "nats",
         "data_hash": "5f0c",
         "trigger": {"mode": "aga", "lambda": 1.0, "k": 6},
         "overhead": {"seconds": 2.0, "share": 0.4, **{f"{kind}_share": 0.4 / len(kinds) for kind in kinds}},

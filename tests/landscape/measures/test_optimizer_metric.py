@@ -400,7 +400,7 @@ def test_what_has_no_metric_is_told_by_name() -> None:
         metric(partly, objective)
     with pytest.raises(ProbeError, match=r"parameter 2.weight is in no group of the SGD"):
         metric(torch.optim.SGD(model[0].parameters(), lr=0.1), objective)
-    with pytest.raises(ProbeError, match="lr=0 is out of range"):
+    with pytest.raises(ProbeError, match="lr must be finite and above 0, got 0"):
         metric(torch.optim.SGD(model.parameters(), lr=0.0), objective)
     with pytest.raises(ProbeError, match="the metric of the SGD must be finite and above 0, got values from -5 to -5"):
         metric(torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=25.0), objective)

@@ -200,7 +200,7 @@ def test_a_remainder_that_is_zero_is_known_to_its_rounding(dynamic_run, rounding
 def test_a_change_of_the_loss_below_its_rounding_is_unknown_and_not_small(dynamic_run):
     drowned = at({"trust_ratio": {"value": 0.95, "low": -8.55, "high": 10.45}})
     report = dynamics([dynamic_run("a", rows=drowned)])
-    assert rows_of(report, "step_quality")[0]["trust_ratio"].gaps == 1
+    assert rows_of(report, "step_quality")[0]["trust_ratio"].missing == 1
     figure = next(figure for figure in report.figures if figure.key == "trust_ratio")
     assert figure.curves[0].median[:3] == (0.95, None, 0.95)
     assert figure.curves[0].error[0] == pytest.approx(0.95e-4)

@@ -18,7 +18,7 @@ REPORTS = (sharpness, flatness, dynamics, overview)
 
 @pytest.fixture
 def run_in(dynamic_run, write_run):
-    """Return runs with every table whose losses have one unit; by default the manifest lacks the key."""
+    """Return runs with every table whose losses have one unit; by default nats."""
     count = itertools.count()
 
     def runs(**facts):
