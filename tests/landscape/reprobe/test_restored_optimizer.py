@@ -143,7 +143,7 @@ def test_a_state_mark_decides_nothing():
         pass
 
     manifest, state = stepped(Mine)
-    with pytest.raises(OwnOptimizerError, match=r"its class '[^']*Mine' is not one of those that are rebuilt: "):
+    with pytest.raises(OwnOptimizerError, match=r"to be rebuilt, got '[^']*Mine'"):
         own_optimizer(manifest, state, network())
 
 
