@@ -1,4 +1,4 @@
-"""How many steps modular addition takes to be grokked: test accuracy of 99 % on (x + y) mod 113.
+"""Steps until modular addition is grokked: test accuracy of 99 % on (x + y) mod 113.
 
 Run it with `python benchmarks/grokking.py [SEED ...]`; seed 42 by default. One markdown row a seed. The
 settings are those of the public ARS2-Neo run: aga, rho 0.1, k 10, lambda 0.1, lr 1e-3, betas (0.9, 0.98),

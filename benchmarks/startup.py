@@ -1,4 +1,4 @@
-"""How fast the command answers: whole processes, medians of eleven, beside an empty Python.
+"""Startup time of the command: whole processes, medians of eleven, beside an empty Python.
 
 Run it with `python benchmarks/startup.py`.
 """

@@ -64,6 +64,8 @@ def test_a_run_of_schema_3_resumes(old: Run) -> None:
     assert run.status == "finished"
     assert len(run.steps) == 62
     assert run.manifest["schema_version"] == SCHEMA_VERSION
+    assert run.manifest["optimizer_facts"]["class"].endswith("ARS2Neo")
+    assert run.manifest["loss_unit"] == "nats"
 
 
 def test_a_checkpoint_of_schema_3_is_probed_again(old: Run) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-FOLDERS = ("optimizer", "probes", "landscape", "reports", "cli", "typings/lossscope")
+FOLDERS = ("optimizer", "probes", "landscape", "reports", "cli", "typings/lossscope", "benchmarks", "examples")
 SOURCES = sorted(
     path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py") if "__pycache__" not in path.parts
 )

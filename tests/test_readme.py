@@ -42,7 +42,7 @@ def test_the_picture_is_small_and_the_table_is_that_of_the_overview() -> None:
     assert len(content) < 150_000
     table = re.search(r"<!-- written by docs/update_readme.py -->\n```text\n(.*?)```", text, re.S)
     assert table is not None
-    for words in ("Each arm at its end", "ars2-base", "ars2-sync", "adamw@rms", "λ_max", "adaptive trace"):
+    for words in ("Each arm at the end of training", "ars2-base", "ars2-sync", "adamw@rms", "λ_max", "adaptive trace"):
         assert words in table[1]
     assert max(map(len, table[1].splitlines())) <= 120
 
@@ -97,3 +97,9 @@ def period(words: str) -> int | None:
     if words == "never":
         return None
     return 1 if words.endswith("every step") else int(re.search(r"every (\d+)", words)[1])  # type: ignore[index]
+
+
+def test_the_pasted_report_is_in_the_words_of_today() -> None:
+    text = (ROOT / "README.md").read_text()
+    assert "directional edge ratio" in text
+    assert not {"R_dir", "recorder's share"} & set(re.findall(r"R_dir|recorder's share", text))

@@ -65,6 +65,7 @@ def test_the_table_has_a_row_for_each_and_ratios_to_adamw(family: ModuleType) ->
     assert all(len(row) == 7 and all(float(cell) > 0 for cell in row[1:]) for row in rows[2:])
 
 
+@pytest.mark.slow
 def test_the_cost_of_recording_is_told_by_instrument(recording: ModuleType) -> None:
     table = recording.recording_table("ars2-lazy", ["economy", "full"], rounds=1, repeats=41)
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]

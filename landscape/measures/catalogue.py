@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["GROUPS", "group_of", "known_measures", "limit_of", "recorded_groups", "register", "reports_of"]
 
+REPORTS: Final = ("overview", "sharpness", "entropy", "flatness", "dynamics")
 TABLE_REPORTS: Final = ("sharpness", "flatness")  # reports with a generic table of measures
 
 
@@ -41,6 +42,8 @@ def register(group: MeasureGroup) -> None:
         raise ConfigError(f"group {group.name!r} needs at least one measure and distinct names, got {group.names}")
     if not group.reports:
         raise ConfigError(f"group {group.name!r} must name at least one report that shows its measures, got none")
+    if unknown := [name for name in group.reports if name not in REPORTS]:
+        raise ConfigError(f"reports of group {group.name!r} must be among {', '.join(REPORTS)}, got {unknown[0]!r}")
     if not group.own_table and not set(group.reports) <= set(TABLE_REPORTS):
         raise ConfigError(
             f"reports of group {group.name!r} must be among {', '.join(map(repr, TABLE_REPORTS))}, got "

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
-__all__ = ["BY_PYHESSIAN", "EIGENVALUES", "FROM_DENSITY", "UNASKED", "Bound", "Limit", "Measure"]
+__all__ = ["BY_PYHESSIAN", "EIGENVALUES", "FROM_DENSITY", "WITHOUT_TOLERANCE", "Bound", "Limit", "Measure"]
 
 EIGENVALUES: Final = ("lambda_max", "lambda_2", "lambda_3", "lambda_4", "lambda_5")
 FROM_DENSITY: Final = ("density", "negative_mass", "effective_rank", "participation_ratio")
@@ -23,7 +23,9 @@ class Limit(StrEnum):
     DATA = "data"  # the data themselves
 
 
-UNASKED: Final[frozenset[Limit]] = frozenset({Limit.EXACT, Limit.BATCHES})  # no error bound is requested for these
+WITHOUT_TOLERANCE: Final[frozenset[Limit]] = frozenset(
+    {Limit.EXACT, Limit.BATCHES}
+)  # no error bound is requested for these
 
 
 class Bound(StrEnum):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from lossscope.probes.objective.objective import Objective
 
 __all__ = ["Recorder"]
+
+_SINCE_SCHEMA_4: Final = ("optimizer_facts", "loss_unit")  # added to the manifest of an older run that is resumed
 
 
 class Recorder:
@@ -114,6 +116,9 @@ class Recorder:
             self._store = RunStore.create(self.path, manifest, force=force)
         else:
             self._store = RunStore.resume(self.path, resume_at)
+            absent = {key: manifest[key] for key in _SINCE_SCHEMA_4 if key not in self._store.manifest}
+            if absent:
+                self._store.update_manifest(**absent)
             forget_checkpoints_after(self.path, resume_at)
         self._overhead = Overhead(self._store.manifest.get("overhead"))
         earlier = self._store.manifest.get("curvature_gaps") or []

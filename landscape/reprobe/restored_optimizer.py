@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer
 
+from lossscope.landscape.errors import LandscapeError
 from lossscope.landscape.recording.run_metadata import class_name
 from lossscope.optimizer import ARS2Neo, OptimizerError, RuleOptimizer
 
@@ -20,7 +21,7 @@ _CLASSES: Final[dict[str, type[Optimizer]]] = {
 }
 
 
-class OwnOptimizerError(ValueError):
+class OwnOptimizerError(LandscapeError):
     """The optimizer of a run cannot be rebuilt; the message completes a sentence with the reason."""
 
 
@@ -50,7 +51,9 @@ def own_optimizer(manifest: Mapping[str, Any], state: Mapping[str, Any], model: 
     try:
         optimizer = kind(_groups(facts["groups"], model), **rule)
         optimizer.load_state_dict(dict(state))
-    except (OptimizerError, ValueError, TypeError, KeyError, RuntimeError) as error:
+    except OwnOptimizerError:
+        raise
+    except (OptimizerError, AttributeError, ValueError, TypeError, KeyError, RuntimeError) as error:
         reason = (str(error).splitlines() or [""])[0]
         raise OwnOptimizerError(f"its facts or its state do not fit the model: {reason}") from error
     _check_shapes(optimizer)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lossscope.landscape.measures.catalogue import limit_of
-from lossscope.landscape.measures.measure import UNASKED
+from lossscope.landscape.measures.measure import WITHOUT_TOLERANCE
 
 __all__ = ["Absent", "Probed"]
 
@@ -41,4 +41,4 @@ class Probed:
     def unmet(self) -> tuple[str, ...]:
         """Measures with a value that missed its requested error bound."""
         missed = [row["measure"] for row in self.rows if row["converged"] is False]
-        return tuple(name for name in dict.fromkeys(missed) if limit_of(name) not in UNASKED)
+        return tuple(name for name in dict.fromkeys(missed) if limit_of(name) not in WITHOUT_TOLERANCE)

@@ -43,8 +43,8 @@ def first_outlier_layer(
         layers: Names of the layers.
         factor: Ratio of a remainder to its running median from which it is an outlier.
         window: Number of steps in the running median, at least 2.
-        rounding: Rounding error bound of the remainders of a step in nats, `StepQuality.rounding`: smaller remainders
-            are never outliers. `(T,)`, since it grows with the loss, or one number for all steps.
+        rounding: Rounding error bound of the remainders of a step in the unit of the loss, `StepQuality.rounding`:
+            smaller remainders are never outliers. `(T,)`, since it grows with the loss, or one number for all steps.
 
     Returns:
         The first outlier; among several at one step the one with the largest ratio. None if there is no outlier.

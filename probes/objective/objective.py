@@ -42,7 +42,7 @@ class Objective:
 
     Args:
         model: Any module. Tied parameters count once, frozen ones are excluded.
-        loss_fn: `loss_fn(model, batch)` returns the mean loss of a batch, a scalar in nats.
+        loss_fn: `loss_fn(model, batch)` returns the mean loss of a batch, a scalar; its unit is that of the curvature.
         batches: The data; read once and kept in memory.
         mode: `eval`; `frozen`, train mode with the same buffers in each forward pass; or `train`, where each batch
             updates the buffers for the next within one evaluation.

@@ -155,6 +155,8 @@ class CachedProducts:
             self._fallback_reason = why
             return found
         self._method, self._width, self._fallbacks = failed, width, fallbacks
+        if self._cache is not None:  # without the graphs of the last fallback
+            self._cache, self._free = {}, self._memory
         raise error
 
     def _batch(self, at: BatchEvaluation, rows: Tensor) -> Tensor:

@@ -137,7 +137,8 @@ def surrogate_gap(loss: Tensor, adversarial_loss: Tensor) -> Tensor:
         adversarial_loss: 0-d, loss at the ascended parameters, same batch.
 
     Returns:
-        A 0-d float64 tensor in nats; its error is the rounding of the losses, 6e-8 relative for each float32 loss.
+        A 0-d float64 tensor in the unit of the loss; its error is the rounding of the losses, 6e-8 relative for each
+        float32 loss.
 
     Source:
         Zhuang et al. (2022), ICLR, GSAM; docs/measures/shear.md.
@@ -163,9 +164,9 @@ def secants(
         gap: 0-d surrogate gap of the whole model; pass it only with lists of all perturbed parameters.
 
     Returns:
-        `secant_gradient` and, with `gap`, `secant_loss`: 0-d float64 tensors in nats; nan if the ascent is zero. For
-        one tensor of several the first includes its cross curvature with the others, which moved too. In float32 the
-        second cannot resolve less than about 2e-7 L / |e|^2.
+        `secant_gradient` and, with `gap`, `secant_loss`: 0-d float64 tensors in the unit of the loss; nan if the ascent
+        is zero. For one tensor of several the first includes its cross curvature with the others, which moved too. In
+        float32 the second cannot resolve less than about 2e-7 L / |e|^2.
 
     Raises:
         ProbeError: The shapes differ.

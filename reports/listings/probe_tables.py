@@ -9,7 +9,7 @@ from dataclasses import asdict
 from typing import Any, Final, TypeAlias
 
 from lossscope.landscape.measures.catalogue import group_of, known_measures, limit_of
-from lossscope.landscape.measures.measure import UNASKED
+from lossscope.landscape.measures.measure import WITHOUT_TOLERANCE
 from lossscope.landscape.reprobe.result import Probed
 from lossscope.landscape.run import Run
 from lossscope.landscape.storage.schema import columns
@@ -75,7 +75,7 @@ def probe_json(probed: Probed) -> str:
 
 def _value(row: Row, loss: str) -> tuple[Cell, ...]:
     """Return the cells of a measured value."""
-    requested = limit_of(row["measure"]) not in UNASKED
+    requested = limit_of(row["measure"]) not in WITHOUT_TOLERANCE
     met = ("yes" if row["converged"] else "no") if requested else None
     unit = _unit(row["measure"], loss)
     return (row["step"], row["measure"], row["tensor"], row_quantity(row), unit, met, row["engine"])

@@ -9,7 +9,7 @@ import numpy as np
 
 from lossscope.landscape.analysis.series import by_arm
 from lossscope.landscape.measures.catalogue import limit_of
-from lossscope.landscape.measures.measure import UNASKED
+from lossscope.landscape.measures.measure import WITHOUT_TOLERANCE
 from lossscope.reports.content import Finding
 from lossscope.reports.shared.number_format import percent, plain
 from lossscope.reports.shared.quantities import at_last_evaluation, last_spectra, loss_at_last_evaluation, number
@@ -66,7 +66,7 @@ def all_bounds_met(runs: Sequence[Run]) -> Finding:
         rows = run.estimates.dropna(subset=["converged"])
         rows = rows[rows["value"].notna() & rows["tensor"].isna()]
         for measure, met in zip(rows["measure"], rows["converged"].astype(bool), strict=True):
-            if limit_of(measure) in UNASKED:
+            if limit_of(measure) in WITHOUT_TOLERANCE:
                 continue
             count = counts.setdefault(str(measure), [0, 0])
             count[0] += bool(met)

@@ -261,7 +261,7 @@ def test_a_dtype_is_given_by_name(tmp_path: Path) -> None:
 
 
 def test_the_demo_leaves_nine_runs_and_one_page_and_prints_two_tables(inside: Command, tmp_path: Path) -> None:
-    arguments = ["demo", "--out", str(tmp_path / "demo"), "--steps", "1"]
+    arguments = ["demo", "--out", str(tmp_path / "demo"), "--steps", "60"]
     result = CliRunner().invoke(app, arguments, catch_exceptions=False)
     assert result.exit_code == 0
     runs = {f"{arm}-s{seed}" for arm in ("ars2-base", "ars2-sync", "adamw@rms") for seed in range(3)}

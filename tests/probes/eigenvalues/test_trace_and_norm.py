@@ -142,7 +142,7 @@ def covers(found: Estimate, truth: float) -> bool:
     return found.low - 1e-9 * abs(truth) <= truth <= found.high + 1e-9 * abs(truth)
 
 
-@pytest.mark.parametrize(("name", "rel"), [("identity", 0.1), ("indefinite", 0.1)])
+@pytest.mark.parametrize(("name", "rel"), [("identity", 0.1), pytest.param("indefinite", 0.1, marks=pytest.mark.slow)])
 def test_the_intervals_of_a_whole_measurement_cover_the_truth(name: str, rel: float) -> None:
     A = rotated(SPECTRA[name])
     trace, norm, operator = float(A.trace()), float(torch.linalg.matrix_norm(A)), from_matrix(A)
