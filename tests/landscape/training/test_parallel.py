@@ -109,6 +109,10 @@ def test_ending_the_parent_alone_leaves_no_process(tmp_path: Path, name: str) ->
     ) as parent:
         assert parent.stdout is not None
         children = [int(pid) for pid in parent.stdout.readline().split()]
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "runs" / "s0" / "run.json").exists():  # on a busy machine the training starts late
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
         parent.send_signal(getattr(signal, name))
         said = parent.communicate(timeout=30)[1]
     assert children
