@@ -5,6 +5,7 @@ import tempfile
 from pathlib import Path
 
 import pyarrow as pa
+import pytest
 from hypothesis import given, settings, strategies as st
 
 from lossscope.landscape.storage.journal import Journal, segment_paths
@@ -61,6 +62,7 @@ def test_a_torn_tail_says_after_which_step_and_byte_it_ends(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_every_flipped_byte_is_noticed_or_cuts_the_file_there(tmp_path):
     path = _small(tmp_path)
     data = path.read_bytes()

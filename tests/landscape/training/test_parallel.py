@@ -50,6 +50,7 @@ def weights(config: TrainConfig, run: Run) -> list[list[float]]:
     return [p.detach().flatten().tolist() for p in job.model.parameters()]
 
 
+@pytest.mark.slow
 def test_runs_are_bit_for_bit_those_made_separately_and_in_order(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

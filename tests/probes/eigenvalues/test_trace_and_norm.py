@@ -178,7 +178,13 @@ STARTS, BUDGET = 50, 90
 
 @pytest.mark.parametrize(
     ("name", "rel"),  # cases with the coverage nearest to a limit; 0.02 is reached at the first test, the others later
-    [("power law", 0.02), ("power law", 0.01), ("outlier and bulk", 0.02), ("indefinite", 0.09), ("indefinite", 0.06)],
+    [
+        ("power law", 0.02),
+        ("power law", 0.01),
+        ("outlier and bulk", 0.02),
+        pytest.param("indefinite", 0.09, marks=pytest.mark.slow),
+        pytest.param("indefinite", 0.06, marks=pytest.mark.slow),
+    ],
 )
 def test_the_interval_covers_the_truth_with_the_stopping_rule_on(name: str, rel: float) -> None:
     A = rotated(SPECTRA[name])
