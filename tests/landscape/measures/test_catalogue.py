@@ -104,8 +104,9 @@ def test_a_registered_group_is_known_to_selection_cost_schedule_and_reports_and_
     [
         (dummy("trace"), "'trace' is already in the catalogue"),
         (dummy("spectrum"), "'spectrum' is already in the catalogue"),
-        (dummy(reports=("dynamics",)), "must be among 'sharpness', 'flatness', got"),
+        (dummy(reports=("dynamics",)), "others have no table for a new measure"),
         (dummy(reports=()), "must name at least one report"),
+        (dummy(reports=("typo",), own_table=True), "must be among .*, got 'typo'"),
         (MeasureGroup("dummy", (), run=lambda panel, names: {}), "needs at least one measure"),
     ],
 )

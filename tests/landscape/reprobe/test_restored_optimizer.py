@@ -197,5 +197,12 @@ def test_a_run_without_the_facts_is_refused_with_the_reason():
 def test_a_parameter_of_another_model_cannot_be_rebuilt():
     model, other = network(), nn.Linear(2, 2)
     optimizer = torch.optim.SGD([*model.parameters(), *other.parameters()], lr=0.1)
-    with pytest.raises(OwnOptimizerError, match="its parameter None is not one of the model's"):
+    with pytest.raises(OwnOptimizerError, match=r"^its parameter None is not one of the model's"):
         own_optimizer(recorded(model, optimizer), optimizer.state_dict(), network())
+
+
+def test_a_damaged_manifest_is_refused_with_the_reason():
+    manifest, state = stepped(MAKERS["AdamW"])
+    manifest["optimizer_facts"]["groups"][0]["settings"] = []
+    with pytest.raises(OwnOptimizerError, match="do not fit the model"):
+        own_optimizer(manifest, state, network())
