@@ -33,13 +33,14 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "reference": set(),
     },
     "probes": {
+        "sums": set(),
         "objective": set(),
         "statistics": set(),
-        "operators": {"objective"},
-        "eigenvalues": {"operators", "statistics"},
-        "sharpness": {"eigenvalues", "operators", "objective", "statistics"},
+        "operators": {"objective", "sums"},
+        "eigenvalues": {"operators", "statistics", "sums"},
+        "sharpness": {"eigenvalues", "operators", "objective", "statistics", "sums"},
         "dynamics": {"statistics"},
-        "step_tensors": {"dynamics", "statistics"},
+        "step_tensors": {"dynamics", "statistics", "sums"},
         "selfcheck": {"sharpness", "eigenvalues", "operators", "objective", "step_tensors", "dynamics", "statistics"},
     },
     "landscape": {

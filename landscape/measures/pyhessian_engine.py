@@ -19,6 +19,7 @@ from lossscope.probes.objective.objective import Objective
 from lossscope.probes.operators.base import SymmetricOperator
 from lossscope.probes.operators.second_derivative import require_second_derivative
 from lossscope.probes.statistics.estimate import Estimate, mean_estimate
+from lossscope.probes.sums import row_norms
 
 __all__ = ["pyhessian_spectrum"]
 
@@ -133,8 +134,8 @@ def _pairs(operator: SymmetricOperator, judge: Any, top: int, budget: int, rel: 
     values, vectors = judge.eigenvalues(maxIter=max(2, (budget - top) // top), tol=rel**2, top_n=top)
     theta = torch.tensor(values, dtype=torch.float64)
     V = torch.stack([torch.cat([part.detach().reshape(-1) for part in vector]) for vector in vectors], 1).double()
-    V = torch.nn.functional.normalize(V, dim=0)
-    residuals = torch.linalg.vector_norm((operator @ V).double() - V * theta.to(V.device), dim=0).cpu()
+    V = V / row_norms(V.mT)
+    residuals = row_norms(((operator @ V).double() - V * theta.to(V.device)).mT).cpu()
     order = theta.argsort(descending=True)
     converged = residuals <= rel * float(theta.abs().max())
     # no spectral gap is known, so the error bound is the residual

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.operators.base import SymmetricOperator
+from lossscope.probes.sums import dot, gram, norm, row_norms, without
 
 __all__ = ["Array", "BlockKrylov", "StartBlock", "start_block"]
 
@@ -123,15 +124,12 @@ class BlockKrylov:
 
     def _orthogonal(self, rows: Tensor) -> tuple[Tensor, Array]:
         """Return the part of the rows orthogonal to the basis, and their coordinates in it."""
-        Q = self.basis
-        lengths = torch.linalg.vector_norm(rows, dim=1)
-        coordinates = rows @ Q.mT
-        rows = rows - coordinates @ Q
-        if bool((torch.linalg.vector_norm(rows, dim=1) < _LOST * lengths).any()):
-            again = rows @ Q.mT
-            rows = rows - again @ Q
+        lengths = row_norms(rows)
+        rows, coordinates = without(rows, self.basis)
+        if bool((row_norms(rows) < _LOST * lengths).any()):
+            rows, again = without(rows, self.basis)
             coordinates = coordinates + again
-        return rows, coordinates.double().cpu().numpy().T
+        return rows, coordinates.cpu().numpy().T
 
     def _independent(self, rows: Tensor, least: float) -> tuple[Tensor, Array]:
         """Orthonormalize rows, dropping remainders up to `least`; return them and the coordinates of the given rows."""
@@ -142,16 +140,16 @@ class BlockKrylov:
             row = given
             for _ in range(2):
                 for place, other in enumerate(kept):
-                    share = torch.dot(other, row)
-                    across[place, index] += float(share)
+                    share = float(dot(other, row))
+                    across[place, index] += share
                     row = row - share * other
-            length = float(torch.linalg.vector_norm(row))
-            if length > max(least, 10 * unit * float(torch.linalg.vector_norm(given))):
+            length = float(norm(row))
+            if length > max(least, 10 * unit * float(norm(given))):
                 row = row / length
                 if self.dimension and length < _SMALL * self._scale:
                     # normalizing has amplified the component in the basis
-                    row = row - (row @ self.basis.mT) @ self.basis
-                    row = row / torch.linalg.vector_norm(row)
+                    row = without(row[None], self.basis)[0][0]
+                    row = row / float(norm(row))
                 across[len(kept), index] = length
                 kept.append(row)
         return (torch.stack(kept) if kept else rows[:0]), across[: len(kept)]
@@ -160,9 +158,8 @@ class BlockKrylov:
         """Return a random unit row orthogonal to the basis."""
         drawn = torch.randn(1, self._operator.size, generator=self._generator, dtype=torch.float64)
         row, _ = self._orthogonal(drawn.to(self._basis))
-        row, _ = self._orthogonal(row / torch.linalg.vector_norm(row))
-        unit: Tensor = row / torch.linalg.vector_norm(row)
-        return unit
+        row, _ = self._orthogonal(row / float(norm(row)))
+        return row / float(norm(row))
 
     def _rounding(self) -> float:
         """Return the length below which a remainder is rounding."""
@@ -172,7 +169,7 @@ class BlockKrylov:
         """Raise if q'Ap and p'Aq differ by more than rounding."""
         if first > _CHECKED:
             return
-        back = (self._images[: self.dimension] @ block.mT).double().cpu().numpy()
+        back = gram(self.images, block).cpu().numpy()
         scale = max(self._scale, float(np.abs(coordinates).max()))
         off = float(np.abs(back - coordinates).max())
         if off > _ASYMMETRY * self._operator.unit * scale and not self._is_rounding():
@@ -186,8 +183,7 @@ class BlockKrylov:
         """Return True if all images are rounding errors, as for the zero operator: they are then not even additive."""
         both = self._operator @ (self._basis[0] + self._basis[1])
         total = self._images[0] + self._images[1]
-        off = torch.linalg.vector_norm(both - total)
-        return float(off) > _NONLINEAR * float(torch.linalg.vector_norm(total))
+        return float(norm(both - total)) > _NONLINEAR * float(norm(total))
 
     def _make_room(self, rows: int) -> None:
         while rows > len(self._basis):
@@ -248,10 +244,9 @@ def _mean_direction(warm_start: Tensor, size: int) -> Tensor:
             f"warm_start must be finite, of shape ({size},) or ({size}, j), got shape {tuple(warm_start.shape)}"
         )
     columns = warm_start.detach().double().reshape(size, -1)
-    return _unit(_unit(columns).sum(1))
+    return _unit(_unit(columns).sum(1, keepdim=True))[:, 0]
 
 
 def _unit(columns: Tensor) -> Tensor:
     """Normalize the columns; zero columns stay zero."""
-    lengths: Tensor = torch.linalg.vector_norm(columns, dim=0)
-    return columns / lengths.clamp_min(torch.finfo(torch.float64).tiny)
+    return columns / row_norms(columns.mT).to(columns.device).clamp_min(torch.finfo(torch.float64).tiny)

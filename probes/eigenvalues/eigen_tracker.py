@@ -15,6 +15,7 @@ from lossscope.probes.eigenvalues.results import EigenPairs, SpectrumEstimate
 from lossscope.probes.eigenvalues.ritz import Ritz, ritz
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.operators.base import SymmetricOperator
+from lossscope.probes.sums import dot
 
 __all__ = ["EigenTracker"]
 
@@ -131,7 +132,7 @@ class EigenTracker:
     def _update(self, pairs: EigenPairs) -> None:
         """Keep vectors for the next evaluation, more of them if eigenvalues are close or have crossed."""
         new, old = pairs.vectors, self._kept
-        crossed = old is not None and abs(float(old[:, 0] @ new[:, 0])) < _SAME
+        crossed = old is not None and abs(float(dot(old[:, 0], new[:, 0]))) < _SAME
         self.crossings += crossed
         close = int((pairs.values > _CLOSE * pairs.values[0]).sum())
         self._keep = min(_MOST, max(_FEWEST, close + 1, self._keep + 1 if crossed else self._keep - 1))

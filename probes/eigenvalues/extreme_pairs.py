@@ -10,6 +10,7 @@ import torch
 from lossscope.probes.eigenvalues.block_krylov import BlockKrylov, StartBlock
 from lossscope.probes.eigenvalues.results import EigenPairs
 from lossscope.probes.eigenvalues.ritz import Ritz, ritz
+from lossscope.probes.sums import row_norms
 
 __all__ = ["WHOLE", "eigenpairs", "grow"]
 
@@ -63,7 +64,7 @@ def eigenpairs(space: BlockKrylov, found: Ritz, count: int, rel: float, *, large
     vectors = space.basis.mT @ coefficients
     defects = space.images.mT @ coefficients - vectors * values.to(vectors)
     rounding = found.rounding
-    residuals = torch.linalg.vector_norm(defects.double(), dim=0).cpu() + rounding
+    residuals = row_norms(defects.mT).cpu() + rounding
     bounds = torch.from_numpy(found.bounds[order])
     if len(bounds):
         bounds[0] = found.reach(largest=largest) + rounding

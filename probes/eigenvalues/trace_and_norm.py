@@ -15,6 +15,7 @@ from lossscope.probes.eigenvalues.block_krylov import Array, BlockKrylov
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.operators.base import SymmetricOperator
 from lossscope.probes.statistics.estimate import Estimate, exact_estimate, mean_estimate, root_estimate
+from lossscope.probes.sums import norm, row_dots, without
 
 __all__ = ["Complement", "trace_and_frobenius"]
 
@@ -58,7 +59,7 @@ class Complement:
         width = max(1, min(count, _BLOCK_ENTRIES // self._operator.size))
         for begin in range(0, count, width):
             Z = _signs(min(width, count - begin), self._operator.size, self._generator).to(self._space.basis)
-            Z = Z - (Z @ self._space.basis.mT) @ self._space.basis
+            Z = without(Z, self._space.basis)[0]
             self._probes.append(Z)
             self._images.append((self._operator @ Z.mT).mT)
             self._removed.append(self._space.dimension)
@@ -71,7 +72,7 @@ class Complement:
         T = self._space.projected
         inside = float(np.trace(T))
         images = self._space.images
-        outside = 2 * float(torch.linalg.vector_norm(images, dtype=torch.float64)) ** 2 - float(np.square(T).sum())
+        outside = 2 * float(norm(images)) ** 2 - float(np.square(T).sum())
         square = mean_estimate(squares)
         # the part on the space is exact and bounds the norm from below
         square = replace(square, low=max(square.low, 0.0))
@@ -90,11 +91,11 @@ class Complement:
         Z, Y = self._probes[block], self._images[block]
         if removed < self._space.dimension:
             new, images = self._space.basis[removed:], self._space.images[removed:]
-            share = Z @ new.mT
-            Z, Y = Z - share @ new, Y - share @ images
+            Z, share = without(Z, new)
+            Y = Y - share.to(Y) @ images
             self._probes[block], self._images[block], self._removed[block] = Z, Y, self._space.dimension
-        rest = Y - (Y @ self._space.basis.mT) @ self._space.basis
-        pair = torch.stack([(Z.double() * Y.double()).sum(1), rest.double().square().sum(1)]).cpu().numpy()
+        rest, _ = without(Y, self._space.basis)
+        pair = torch.stack([row_dots(Z, Y), row_dots(rest, rest)]).cpu().numpy()
         self._cached[block] = found = (pair[0], pair[1])
         return found
 

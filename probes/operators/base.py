@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.objective.objective import Objective
+from lossscope.probes.sums import gram, row_norms
 
 if TYPE_CHECKING:
     import numpy as np
@@ -336,9 +337,11 @@ def asymmetry(operator: SymmetricOperator, seed: int) -> float:
     """
     generator = torch.Generator().manual_seed(seed)
     pair = torch.randn(operator.size, 2, generator=generator, dtype=torch.float64).to(operator.device, operator.dtype)
-    image, pair = (operator @ pair).double(), pair.double()
-    scale = float((torch.linalg.vector_norm(image, dim=0) * torch.linalg.vector_norm(pair.flip(1), dim=0)).max())
-    return abs(float(image[:, 0] @ pair[:, 1] - pair[:, 0] @ image[:, 1])) / scale if scale > 0 else 0.0
+    pair = pair.mT
+    images = (operator @ pair.mT).mT
+    scale = float((row_norms(images) * row_norms(pair).flip(0)).max())
+    crossed = gram(images, pair)
+    return abs(float(crossed[0, 1] - crossed[1, 0])) / scale if scale > 0 else 0.0
 
 
 def _check_diagonal(operator: SymmetricOperator, diagonal: Tensor) -> None:

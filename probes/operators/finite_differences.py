@@ -12,6 +12,7 @@ from lossscope.probes.errors import ProbeError
 from lossscope.probes.objective.evaluation import BatchEvaluation
 from lossscope.probes.objective.objective import Objective
 from lossscope.probes.operators.method import BatchProduct, Method
+from lossscope.probes.sums import norm
 
 __all__ = ["DIFFERENCES", "Differences", "relative_distance"]
 
@@ -59,12 +60,12 @@ class Differences:
             The derivative `(n,)`.
         """
         theta, direction = self.objective.parameters(), direction.to(self.objective.dtype)
-        norm = float(torch.linalg.vector_norm(direction))
-        if norm == 0:
+        length = float(norm(direction))
+        if length == 0:
             return torch.zeros_like(direction)
-        reach = stretch * self.objective.vector.unit**_EXPONENT * (float(torch.linalg.vector_norm(theta)) or 1.0)
-        step = direction * (reach / norm)
-        return self._slope(theta + step).sub(self._slope(theta - step)).mul(norm / (2 * reach))
+        reach = stretch * self.objective.vector.unit**_EXPONENT * (float(norm(theta)) or 1.0)
+        step = direction * (reach / length)
+        return self._slope(theta + step).sub(self._slope(theta - step)).mul(length / (2 * reach))
 
     def converged(self) -> Tensor | None:
         """Return the derivative along `probe` once a ten times smaller step confirms it; None if none does."""
@@ -94,7 +95,7 @@ def relative_distance(expected: Tensor, found: Tensor) -> float:
     Returns:
         The ratio; where the first vector is zero, 1 if the second is another and 0 if it is the same.
     """
-    size, distance = float(torch.linalg.vector_norm(expected)), float(torch.linalg.vector_norm(expected - found))
+    size, distance = float(norm(expected)), float(norm(expected - found))
     return distance / size if size > 0 else float(distance > 0)
 
 

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from lossscope.probes.eigenvalues.results import EigenPairs
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.objective.objective import Objective
 from lossscope.probes.operators.hessian import hessian
 from lossscope.probes.statistics.estimate import Estimate, exact_estimate
+from lossscope.probes.sums import dot, gram, norm
 
 __all__ = ["GradientAlignment", "gradient_alignment"]
 
@@ -69,16 +69,16 @@ def gradient_alignment(objective: Objective, top: EigenPairs) -> GradientAlignme
     k = top.vectors.shape[1]
     with objective.evaluating():
         g = objective.gradient()
-        Hg = (hessian(objective) @ g).double()
-    g = g.double()
-    length, product_norm = float(torch.linalg.vector_norm(g)), float(torch.linalg.vector_norm(Hg))
-    unit = g / length if length > 0 else torch.full_like(g, math.nan)
-    parts = (top.vectors.to(unit).mT @ unit).square().cpu().numpy()
-    rayleigh = float(unit @ Hg) / length if length > 0 else math.nan
+        Hg = hessian(objective) @ g
+    length, product_norm = float(norm(g)), float(norm(Hg))
+    exists = length > 0
+    shares = gram(top.vectors.mT, g[None])[:, 0].cpu().numpy() / (length if exists else math.nan)
+    along = float(dot(g, Hg)) / length if exists else math.nan
+    rayleigh = along / length if exists else math.nan
     return GradientAlignment(
-        np.cumsum(parts),
+        np.cumsum(np.square(shares)),
         np.arange(1, k + 1) / objective.size,
-        float(unit @ Hg) / product_norm if product_norm > 0 else math.nan,
+        along / product_norm if product_norm > 0 else math.nan,
         rayleigh,
         _share(rayleigh, top.estimate(0)),
         np.logical_and.accumulate(top.converged.numpy()),

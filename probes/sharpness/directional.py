@@ -14,6 +14,7 @@ from lossscope.probes.errors import ProbeError
 from lossscope.probes.objective.objective import Objective
 from lossscope.probes.operators.second_derivative import require_second_derivative, second_derivative
 from lossscope.probes.statistics.estimate import Estimate, exact_estimate
+from lossscope.probes.sums import dot, norm
 
 __all__ = ["DirectionalSharpness", "directional_sharpness"]
 
@@ -58,7 +59,7 @@ def directional_sharpness(
     begun = time.perf_counter()
     with objective.at(at) if at is not None else nullcontext():
         slope, curvature = _along(objective, displacement)
-    length = float(torch.linalg.vector_norm(displacement.detach().double())) ** 2
+    length = float(norm(displacement)) ** 2
     seconds = time.perf_counter() - begun
     return DirectionalSharpness(
         *(
@@ -79,11 +80,7 @@ def _along(objective: Objective, displacement: Tensor) -> tuple[float, float]:
     slope = curvature = 0.0
     with objective.evaluating():
         for batch in objective.gradients(graph=True):
-            slope += batch.weight * _inner(batch.gradient.detach(), D)
-            curvature += batch.weight * _inner(second_derivative(batch, D, last=True), D)
+            slope += batch.weight * float(dot(batch.gradient, D))
+            curvature += batch.weight * float(dot(second_derivative(batch, D, last=True), D))
         require_second_derivative(objective)
     return slope, curvature
-
-
-def _inner(left: Tensor, right: Tensor) -> float:
-    return float(left.double() @ right.double())

@@ -18,6 +18,7 @@ from lossscope.probes.operators.base import SymmetricOperator, scaled
 from lossscope.probes.operators.cached_products import reason
 from lossscope.probes.operators.hessian import hessian
 from lossscope.probes.statistics.estimate import Estimate, exact_estimate
+from lossscope.probes.sums import dot
 
 __all__ = ["adaptive_trace", "log_fisher_rao", "theta_hessian_theta"]
 
@@ -155,5 +156,5 @@ def theta_hessian_theta(objective: Objective) -> Estimate:
     """
     begun = time.perf_counter()
     theta = objective.parameters()
-    curvature = (hessian(objective) @ theta).double() @ theta.double()
-    return exact_estimate(float(curvature), products=1, seconds=time.perf_counter() - begun)
+    curvature = float(dot(hessian(objective) @ theta, theta))
+    return exact_estimate(curvature, products=1, seconds=time.perf_counter() - begun)

@@ -14,6 +14,7 @@ from lossscope.probes.errors import ProbeError
 from lossscope.probes.objective.objective import Objective
 from lossscope.probes.sharpness.step_quality import rounding
 from lossscope.probes.statistics.estimate import Estimate
+from lossscope.probes.sums import dot
 
 __all__ = ["KeskarSharpness", "keskar_sharpness"]
 
@@ -192,7 +193,7 @@ def _target(u: Tensor, slope: Tensor, length: float) -> Tensor:
 
 
 def _dot(a: Tensor, b: Tensor) -> float:
-    return float(torch.dot(a.double(), b.double()))
+    return float(dot(a, b))
 
 
 def _check(objective: Objective, epsilon: float, restarts: int, rel: float, max_evaluations: int) -> None:

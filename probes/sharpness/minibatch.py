@@ -17,6 +17,7 @@ from lossscope.probes.objective.evaluation import BatchGradient
 from lossscope.probes.objective.objective import Objective
 from lossscope.probes.operators.second_derivative import require_second_derivative, second_derivative
 from lossscope.probes.statistics.estimate import Estimate, exact_estimate, mean_estimate
+from lossscope.probes.sums import dot
 
 __all__ = ["BatchSharpness", "batch_sharpness"]
 
@@ -143,7 +144,7 @@ def _quadratic_forms(objective: Objective) -> _Forms:
     with objective.evaluating():
         for batch in objective.gradients(graph=True):
             own = batch.gradient.detach()
-            forms.squares.append(_inner(own, own))
+            forms.squares.append(float(dot(own, own)))
             if before is not None:
                 forms.crossed.append(_form(batch, before, last=False))
             forms.curvatures.append(_form(batch, own, last=True))
@@ -155,7 +156,7 @@ def _quadratic_forms(objective: Objective) -> _Forms:
 
 def _form(batch: BatchGradient, direction: Tensor, *, last: bool) -> float:
     """Return the quadratic form of the batch's Hessian along a direction."""
-    found = _inner(second_derivative(batch, direction, last), direction)
+    found = float(dot(second_derivative(batch, direction, last), direction))
     if not math.isfinite(found):
         raise ProbeError(
             f"the curvature of a batch along a gradient is {found}: it overflows {direction.dtype} at these "
@@ -164,13 +165,9 @@ def _form(batch: BatchGradient, direction: Tensor, *, last: bool) -> float:
     return found
 
 
-def _inner(left: Tensor, right: Tensor) -> float:
-    return float(left.double() @ right.double())
-
-
 def _noise_interaction(forms: _Forms, weights: Sequence[float]) -> Estimate:
     """Estimate the noise interaction; nan if fewer than two pairs of batches were measured."""
-    square = _inner(forms.gradient, forms.gradient)
+    square = float(dot(forms.gradient, forms.gradient))
     m = len(weights)
     if m < 3 or square == 0:
         return _missing()

@@ -16,6 +16,7 @@ from lossscope.probes.objective.objective import Objective
 from lossscope.probes.operators.base import ObjectiveOperator, SymmetricOperator
 from lossscope.probes.operators.hessian import hessian
 from lossscope.probes.statistics.estimate import Estimate, exact_estimate
+from lossscope.probes.sums import row_dots
 
 __all__ = ["Norm", "NormSharpness", "dual_norm", "norm_sharpness"]
 
@@ -87,7 +88,7 @@ def norm_sharpness(
     begun, before = time.perf_counter(), operator.products
     with operator.cached():
         best, found, ended = _ascents(operator, norm, parts, restarts, rel, max_products, seed)
-    values = torch.einsum("nk,nk->k", best, found)
+    values = row_dots(best.mT, found.mT)
     winner = int(values.argmax())
     value, direction = float(values[winner]), best[:, winner]
     if value < 0:  # d = 0 is in the ball

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final, Literal, get_args
 
-import torch
 from torch import Tensor
 
 from lossscope.probes.eigenvalues.measure import measure_spectrum
@@ -26,6 +25,7 @@ from lossscope.probes.statistics.propagation import (
     square_estimate,
     sum_estimate,
 )
+from lossscope.probes.sums import dot, norm
 
 __all__ = ["Grouping", "ModuleRow", "ModuleTable", "per_module"]
 
@@ -281,7 +281,7 @@ def _block(
     """Measure one block, and its product with the block's part v of the top eigenvector of the whole."""
     quantities = ("top", "trace", "frobenius")
     found = measure_spectrum(block, top=1, rel=rel, max_products=max_products, quantities=quantities, seed=seed)
-    along = (block @ v).double()
+    along = block @ v
     assert found.top is not None
     assert found.trace is not None
     assert found.frobenius is not None
@@ -292,8 +292,8 @@ def _block(
         found.trace,
         found.top.estimate(0),
         found.frobenius,
-        float(v @ along),
-        float(torch.linalg.vector_norm(along)),
+        float(dot(v, along)),
+        float(norm(along)),
         found.products + 1,
     )
 

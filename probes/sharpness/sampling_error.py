@@ -18,6 +18,7 @@ from lossscope.probes.objective.objective import Objective
 from lossscope.probes.operators.hessian import hessian
 from lossscope.probes.statistics.estimate import Estimate, mean_estimate
 from lossscope.probes.statistics.propagation import independent_seeds
+from lossscope.probes.sums import dot, row_dots
 
 __all__ = ["End", "SampledEigenvalue", "sampled_eigenvalue"]
 
@@ -168,7 +169,7 @@ def sampled_eigenvalue(
     first, second, whole = (
         _search(data, end, rel, max_products, own) for data, own in zip((*halves, objective), seeds, strict=True)
     )
-    alignment = float(first.vector @ second.vector) ** 2
+    alignment = float(dot(first.vector, second.vector)) ** 2
     forms = [_forms(half, whole.vector, other.vector) for half, other in zip(pieces, (second, first), strict=True)]
     found = _cross_fit(whole.eigenvalue, forms, alignment, end)
     _check_mean(whole.eigenvalue.value, found.in_sample.value, forms)
@@ -215,7 +216,7 @@ def _forms(pieces: Sequence[Objective], whole: Tensor, other: Tensor) -> _HalfFo
     """Return the quadratic forms of the parts of one half along the vectors of the whole and of the other half."""
     V = torch.stack([whole, other], 1)
     try:
-        forms = np.array([((hessian(piece) @ V).double() * V).sum(0).tolist() for piece in pieces])
+        forms = np.array([row_dots((hessian(piece) @ V).mT, V.mT).tolist() for piece in pieces])
     except ProbeError:
         raise
     except Exception as error:  # the model itself may reject a small batch, with any exception

@@ -13,6 +13,7 @@ from torch import Tensor
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.objective.objective import Objective
 from lossscope.probes.sharpness.directional import DirectionalSharpness, directional_sharpness
+from lossscope.probes.sums import dot, norm
 
 __all__ = [
     "LayerRemainders",
@@ -145,9 +146,9 @@ def secant_curvature(objective: Objective, displacement: Tensor, *, at: Tensor |
         before, theta = objective.gradient(), objective.parameters()
         with objective.at(theta + s):
             after = objective.gradient()
-    y, s = after.double() - before.double(), s.double()
-    sizes = float(torch.linalg.vector_norm(before.double()) + torch.linalg.vector_norm(after.double()))
-    product, length, change = float(s @ y), float(torch.linalg.vector_norm(s)), float(torch.linalg.vector_norm(y))
+    y = after - before
+    sizes = float(norm(before) + norm(after))
+    product, length, change = float(dot(s, y)), float(norm(s)), float(norm(y))
     error = _ROUNDINGS * objective.vector.unit * sizes  # rounding error bound of |y|
     return SecantCurvature(
         _over(product, length * length),

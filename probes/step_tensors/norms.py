@@ -7,11 +7,11 @@ return one number per tensor. Results are float64 tensors on the device of the i
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
 
 import torch
 from torch import Tensor
 
+from lossscope.probes import sums
 from lossscope.probes.errors import ProbeError
 
 __all__ = [
@@ -27,9 +27,6 @@ __all__ = [
 ]
 
 Vector = Tensor | Sequence[Tensor]
-
-# Up to this size a running float32 sum of squares has an error below 1e-4 of the norm (6e-5 measured, equal entries).
-_FLOAT32_UP_TO: Final = 65536
 
 
 def parts(vector: Vector) -> list[Tensor]:
@@ -85,8 +82,7 @@ def pairs(left: Vector, right: Vector) -> list[tuple[Tensor, Tensor]]:
 def inner(left: Vector, right: Vector) -> Tensor:
     r"""Compute the inner product :math:`\langle a, b\rangle` of two tensors or of two lists of tensors.
 
-    Products are computed in the dtype of the tensors (float32 at least) and summed pairwise, so the error is near 1e-7
-    of the sum of the absolute products even at ten million float32 entries, where a running sum has an error of 1e-3.
+    Products and sums are in float64, see `lossscope.probes.sums`.
 
     Args:
         left: A tensor of any shape, or a list of tensors.
@@ -118,14 +114,13 @@ def inners(left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:
     Raises:
         ProbeError: The shapes differ, or there is no tensor.
     """
-    return torch.stack([(a * b).sum() for a, b in pairs(left, right)]).double()
+    return torch.stack([sums.dot(a, b) for a, b in pairs(left, right)])
 
 
 def norms(tensors: Sequence[Tensor]) -> list[Tensor]:
-    r"""Compute the Euclidean norm of each tensor with fused kernels over the whole list.
+    r"""Compute the Euclidean norm of each tensor, accumulated in float64.
 
-    Tensors of more than 65536 entries are accumulated in float64, because a running float32 sum loses accuracy: 1.5 %
-    of the squared norm at ten million equal entries, under 1e-4 of the norm at 65536.
+    A running float32 sum loses 1.5 % of the squared norm at ten million equal entries.
 
     Args:
         tensors: Floating-point tensors of any shape; an empty list gives an empty list.
@@ -136,14 +131,7 @@ def norms(tensors: Sequence[Tensor]) -> list[Tensor]:
     Source:
         docs/measures/norms.md.
     """
-    small = [i for i, tensor in enumerate(tensors) if tensor.numel() <= _FLOAT32_UP_TO]
-    large = [i for i, tensor in enumerate(tensors) if tensor.numel() > _FLOAT32_UP_TO]
-    found: dict[int, Tensor] = {}
-    for members, dtype in ((small, None), (large, torch.float64)):
-        if members:
-            chosen = [at_least_float32(tensors[i].detach()) for i in members]
-            found |= zip(members, _foreach_norm(chosen, dtype).unbind(), strict=True)
-    return [found[i] for i in range(len(tensors))]
+    return sums.norms(tensors)
 
 
 def norm(tensors: Vector) -> Tensor:
@@ -176,8 +164,3 @@ def ratios(above: Sequence[Tensor], below: Sequence[Tensor]) -> Tensor:
     """
     lower = torch.stack(list(below))
     return torch.stack(list(above)) / torch.where(lower > 0, lower, torch.nan)
-
-
-def _foreach_norm(tensors: list[Tensor], dtype: torch.dtype | None) -> Tensor:
-    """Return the norms of a list, stacked in float64."""
-    return torch.stack(torch._foreach_norm(tensors, 2, dtype)).double()
