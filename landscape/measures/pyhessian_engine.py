@@ -37,10 +37,10 @@ def pyhessian_spectrum(
     r"""Compute the eigenvalues of largest magnitude and the trace with PyHessian 0.1.
 
     PyHessian uses power iteration with deflation: it finds the largest :math:`|\lambda|`, which is `lambda_max` only
-    if no negative eigenvalue has a larger magnitude. It stops when the value changes little between two iterations,
-    which certifies nothing, so the residual of each pair is computed here with one product of `operator`. PyHessian's
-    stopping rule for the trace stops at lucky samples, and at once if the trace is negative; it is switched off and
-    all samples are drawn.
+    if no negative eigenvalue has a larger magnitude; a negative one has not converged as one of the largest. It stops
+    when the value changes little between two iterations, which certifies nothing, so the residual of each pair is
+    computed here with one product of `operator`. PyHessian's stopping rule for the trace stops at lucky samples, and at
+    once if the trace is negative; it is switched off and all samples are drawn.
 
     PyHessian sees a module whose parameters are copies and whose output is the mean loss over all batches, so it
     cannot change the model, its gradients, modes or hooks. The random state is restored and warnings are suppressed.
@@ -137,9 +137,13 @@ def _pairs(operator: SymmetricOperator, judge: Any, top: int, budget: int, rel: 
     V = V / row_norms(V.mT)
     residuals = row_norms(((operator @ V).double() - V * theta.to(V.device)).mT).cpu()
     order = theta.argsort(descending=True)
-    converged = residuals <= rel * float(theta.abs().max())
+    largest = float(theta.abs().max())
+    # the largest modulus is found first: a negative value says of the largest eigenvalues only that they are below it
+    positive = theta > 0
+    converged = (residuals <= rel * largest) & positive
     # no spectral gap is known, so the error bound is the residual
-    return EigenPairs(theta[order], V[:, order.to(V.device)], residuals[order], residuals[order], converged[order])
+    bounds = torch.where(positive, residuals, residuals + theta.abs() + largest)
+    return EigenPairs(theta[order], V[:, order.to(V.device)], residuals[order], bounds[order], converged[order])
 
 
 def _trace(judge: Any, samples: int, rel: float) -> Estimate:

@@ -11,14 +11,19 @@ import torch
 from torch import Tensor
 
 from lossscope.probes.errors import ProbeError
-from lossscope.probes.operators.base import SymmetricOperator
+from lossscope.probes.operators.base import MARGIN, SymmetricOperator
 from lossscope.probes.sums import dot, gram, norm, row_norms, without
 
-__all__ = ["Array", "BlockKrylov", "StartBlock", "start_block"]
+__all__ = ["Array", "BlockKrylov", "StartBlock", "check_size", "start_block"]
 
 Array = np.ndarray[Any, Any]
 _LOST: Final = 0.7  # ratio of lengths below which a vector is orthogonalized a second time
-_ASYMMETRY: Final = 1e4  # largest difference of q'Ap and p'Aq, in rounding units of the largest entry
+# difference of q'Ap and p'Aq, in rounding units of the longest image, below which nothing is suspected
+_SUSPICIOUS: Final = 100.0
+_ASYMMETRY: Final = 1e4  # and above which an operator whose rounding cannot be measured is not symmetric
+_EXPLAINED: Final = 10.0  # largest difference that measured rounding explains, in units of it
+_FLOOR: Final = 16.0  # rounding units that a measured error has at least: of the basis and of the sums
+_SIZES: Final = (1e-70, 1e70)  # products of which fourth powers are representable in float64
 _NONLINEAR: Final = 0.3  # relative error of the image of a sum above which images are rounding only
 _SMALL: Final = 0.1  # a remainder below this share of the largest entry is orthogonalized again
 _CHECKED: Final = 4  # dimensions up to which symmetry is checked
@@ -54,6 +59,8 @@ class BlockKrylov:
         )
         self._projected: Array = np.zeros((_SPARE, _SPARE))
         self._scale = 0.0  # largest absolute entry of T so far
+        self._longest = 0.0  # norm of the longest image so far
+        self._error = math.nan  # measured bound of |E v| for a unit vector v, absolute
         self.dimension = 0
         self.steps = 0  # number of block steps
         self._pending, across = self._independent(start.to(self._basis), 0.0)
@@ -85,10 +92,43 @@ class BlockKrylov:
         """Number of vectors of the next block; 0 if the space is invariant."""
         return len(self._pending)
 
+    def rounding(self, scale: float) -> float:
+        """Return a bound of the 2-norm of the error of a product with a unit vector.
+
+        Args:
+            scale: Largest absolute eigenvalue.
+
+        Returns:
+            The measured bound, at least 16 rounding units; what the operator assumes if nothing was measured.
+        """
+        if math.isnan(self._error):
+            return self._operator.assumed_error * scale
+        return max(self._error, _FLOOR * torch.finfo(self._operator.dtype).eps * scale)
+
     @property
-    def unit(self) -> float:
-        """Rounding unit of a product."""
-        return self._operator.unit
+    def measured_error(self) -> float:
+        """Measured bound of the error of a product with a unit vector; 0 if nothing was measured."""
+        return 0.0 if math.isnan(self._error) else self._error
+
+    def measure_rounding(self, coefficients: Array) -> None:
+        """Measure the error of products with vectors of the space; it enters `rounding` from then on.
+
+        Args:
+            coefficients: `(k, j)`, orthonormal columns, coordinates of the vectors in the basis. Each costs one product
+                with the operator's reference, if there is one.
+        """
+        mix = torch.from_numpy(np.ascontiguousarray(coefficients)).to(self._basis)
+        found = self._operator.product_error(self.basis.mT @ mix, self.images.mT @ mix)
+        if found is not None:
+            self.raise_error(MARGIN * float(found.norms.max()))
+
+    def raise_error(self, error: float) -> None:
+        """Raise the measured error to a larger one.
+
+        Args:
+            error: Bound of the 2-norm of the error of a product with a unit vector, absolute.
+        """
+        self._error = error if math.isnan(self._error) else max(self._error, error)
 
     def step(self, at_most: int) -> None:
         """Multiply the next block, or as many of its vectors as `at_most` > 0 products allow."""
@@ -99,8 +139,10 @@ class BlockKrylov:
         first, last = self.dimension, self.dimension + size
         self._make_room(last)
         images = (self._operator @ block.mT).mT
+        check_size(images)
         self._basis[first:last], self._images[first:last] = block, images
         self.dimension = last
+        self._longest = max(self._longest, float(row_norms(images).max()))
         remainder, coordinates = self._orthogonal(images)
         self._check_symmetric(block, coordinates, first)
         self._projected[:last, first:last] = coordinates
@@ -166,18 +208,30 @@ class BlockKrylov:
         return 10 * self._operator.unit * max(self._scale, math.ulp(0.0))
 
     def _check_symmetric(self, block: Tensor, coordinates: Array, first: int) -> None:
-        """Raise if q'Ap and p'Aq differ by more than rounding."""
+        """Raise if q'Ap and p'Aq differ by more than rounding, on the scale of the images' norms."""
         if first > _CHECKED:
             return
-        back = gram(self.images, block).cpu().numpy()
-        scale = max(self._scale, float(np.abs(coordinates).max()))
-        off = float(np.abs(back - coordinates).max())
-        if off > _ASYMMETRY * self._operator.unit * scale and not self._is_rounding():
-            raise ProbeError(
-                f"the operator is not symmetric: q'Ap and p'Aq differ by {off / scale:.2g} of its largest entry, "
-                f"{_ASYMMETRY * self._operator.unit:.2g} is allowed: "
-                f"{self._operator.asymmetry_hint}"
-            )
+        difference = np.abs(gram(self.images, block).cpu().numpy() - coordinates)
+        off, unit = float(difference.max()), self._operator.unit
+        if not off > _SUSPICIOUS * unit * self._longest:
+            return
+        pair = sorted({int(np.argmax(difference.max(1))), first + int(np.argmax(difference.max(0)))})
+        q, images = self._basis[pair].mT, self._images[pair].mT
+        found = self._operator.product_error(q, images)
+        if found is None:
+            allowed = _ASYMMETRY * unit * self._longest
+        else:
+            error = float(found.norms.max())
+            self.raise_error(MARGIN * error)
+            allowed = max(_EXPLAINED * error, _SUSPICIOUS * unit * self._longest)
+        if off <= allowed or self._is_rounding():
+            return
+        noise = float(row_norms((self._operator @ q - images).mT).max())
+        raise ProbeError(
+            f"the operator is not symmetric: q'Ap and p'Aq differ by {off / self._longest:.2g} of the norm of a "
+            f"product, {allowed / self._longest:.2g} is allowed, and the same product taken twice by "
+            f"{noise / self._longest:.2g}: {self._operator.asymmetry_hint}"
+        )
 
     def _is_rounding(self) -> bool:
         """Return True if all images are rounding errors, as for the zero operator: they are then not even additive."""
@@ -192,6 +246,19 @@ class BlockKrylov:
             larger = np.zeros((len(self._basis), len(self._basis)))
             larger[: len(self._projected), : len(self._projected)] = self._projected
             self._projected = larger
+
+
+def check_size(images: Tensor) -> None:
+    """Raise if powers of the products would not be representable in float64; in a narrower dtype they are."""
+    if images.dtype != torch.float64 or not images.numel():
+        return
+    least, most = images.aminmax()
+    size = max(-float(least), float(most))
+    if size and not _SIZES[0] < size < _SIZES[1]:
+        raise ProbeError(
+            f"products must have entries between {_SIZES[0]:g} and {_SIZES[1]:g} for their powers to be "
+            f"representable, got a largest one of {size:.2g}: multiply the loss or the matrix by {1 / size:.0e}"
+        )
 
 
 _RANDOM_SHARE: Final = 0.3  # random part of a warm start, so that a new largest eigenvalue is found

@@ -24,6 +24,8 @@ _MOST: Final = 5
 _FADING: Final = 0.1  # ratio of the weights of successive vectors in the next start vector
 _RANDOM_SHARE: Final = 0.1  # random part of the next start vector, so that new directions can grow over evaluations
 _CLOSE: Final = 0.8  # a kept eigenvalue above this share of the largest may overtake it
+_REMEASURED: Final = 8  # evaluations after which the error of products is measured again
+_CHANGED: Final = 2.0  # and ratio of two eigenvalues from which on it is measured earlier
 _SAME: Final = 0.5  # overlap above which two top vectors are the same eigenvector
 
 
@@ -37,6 +39,9 @@ class EigenTracker:
     confidence. Later this is likely, not proven: vectors are passed on between evaluations, so an eigenvalue that
     approaches the largest is amplified many times before it overtakes, and a missed one is found some evaluations
     later.
+
+    The rounding of products is part of the residual. It is measured by one product in another precision at the first
+    evaluation, at every eighth after it, and where the eigenvalue has changed by a factor of two since.
 
     Args:
         rel: The residual to reach, relative to the largest absolute Ritz value.
@@ -66,6 +71,10 @@ class EigenTracker:
         self._generator = torch.Generator().manual_seed(seed)
         self._kept: Tensor | None = None  # (n, j), the last top vectors
         self._keep = _FEWEST
+        self._evaluations = 0
+        self._last_measured = 0  # evaluation at which the error of products was measured
+        self._error = 0.0  # that error
+        self._measured_at = math.nan  # largest absolute eigenvalue then
 
     def measure(self, operator: SymmetricOperator) -> SpectrumEstimate:
         """Measure the largest eigenvalue at the current parameters.
@@ -82,6 +91,7 @@ class EigenTracker:
         begun, before = time.perf_counter(), operator.products
         with operator.cached():
             space, found = self._cold(operator) if self._kept is None else self._warm(operator, self._kept)
+            self._evaluations += 1
             pairs = eigenpairs(space, found, self._keep, self._rel, largest=True)
         self._update(pairs)
         seconds = time.perf_counter() - begun
@@ -104,18 +114,41 @@ class EigenTracker:
     def _cold(self, operator: SymmetricOperator) -> tuple[BlockKrylov, Ritz]:
         """Run the first evaluation: from a random vector, until no eigenvalue can lie further out."""
         start = start_block(operator, 1, None, self._generator)
-        grow(start, top=1, bottom=0, rel=self._rel, max_products=self._max_products, steps=0)
+        for _ in range(2):  # a second time with the rounding that was measured
+            grow(start, top=1, bottom=0, rel=self._rel, max_products=self._max_products, steps=0)
+            self._measure_rounding(start.space, ritz(start.space, start.random))
         return start.space, ritz(start.space, start.random)
 
     def _warm(self, operator: SymmetricOperator, kept: Tensor) -> tuple[BlockKrylov, Ritz]:
         """Run a later evaluation: from the kept vectors, until the residual is small enough."""
         space = BlockKrylov(operator, self._start(operator, kept)[None], self._generator)
-        while True:
+        for _ in range(2):
+            self._grow_warm(space)
+            self._measure_rounding(space, ritz(space, space.start))
+        return space, ritz(space, space.start)
+
+    def _grow_warm(self, space: BlockKrylov) -> None:
+        """Take products until the residual is small enough, or no larger than their rounding."""
+        while space.dimension < min(space.size, self._max_products):
+            if space.dimension:
+                found = ritz(space, space.start)
+                residual = found.residuals[-1] - found.rounding
+                if residual <= max(self._rel * found.scale - found.rounding, found.rounding):
+                    return
             space.step(1)
-            found = ritz(space, space.start)
-            met = found.residuals[-1] <= self._rel * found.scale
-            if met or space.dimension >= min(operator.size, self._max_products):
-                return space, found
+
+    def _measure_rounding(self, space: BlockKrylov, found: Ritz) -> None:
+        """Measure the error of products, or keep the last one while eigenvalue and time are near those it was for."""
+        if space.measured_error:
+            return
+        change, age = found.scale / self._measured_at, self._evaluations - self._last_measured
+        if age < _REMEASURED and 1 / _CHANGED < change < _CHANGED:
+            space.raise_error(self._error * max(1.0, change))
+            return
+        space.measure_rounding(found.coefficients[:, -1:])
+        if space.measured_error:
+            self._error, self._measured_at = space.measured_error, found.scale
+            self._last_measured = self._evaluations
 
     def _start(self, operator: SymmetricOperator, kept: Tensor) -> Tensor:
         """Return the start vector: the kept vectors plus a small random one."""

@@ -12,7 +12,7 @@ from lossscope.probes.eigenvalues.results import EigenPairs
 from lossscope.probes.eigenvalues.ritz import Ritz, ritz
 from lossscope.probes.sums import row_norms
 
-__all__ = ["WHOLE", "eigenpairs", "grow"]
+__all__ = ["WHOLE", "eigenpairs", "grow", "measure_rounding"]
 
 WHOLE: Final = 32  # up to this size the space is grown to dimension n, where everything is exact
 # dimensions beyond the requested pairs below which no end is ever enclosed, unless the space is invariant
@@ -34,6 +34,8 @@ def grow(start: StartBlock, *, top: int, bottom: int, rel: float, max_products: 
     space = start.space
     limit = min(space.size, max_products)
     least = limit if limit == space.size <= WHOLE else min(limit, top + bottom)
+    if 0 < space.dimension < limit and _met(ritz(space, start.random), top, bottom, rel):
+        return
     while space.dimension < limit:
         space.step(limit - space.dimension)
         k = space.dimension
@@ -42,6 +44,19 @@ def grow(start: StartBlock, *, top: int, bottom: int, rel: float, max_products: 
             continue
         if _met(ritz(space, start.random), top, bottom, rel):
             return
+
+
+def measure_rounding(start: StartBlock) -> None:
+    """Measure the error of products with both outermost Ritz vectors and with the start of a space.
+
+    Args:
+        start: The space; its `rounding` contains the error from then on.
+    """
+    space = start.space
+    found = ritz(space, start.random)
+    first = np.eye(space.dimension, 1)
+    columns = [found.coefficients[:, -1:], found.coefficients[:, :1], first]
+    space.measure_rounding(np.concatenate(columns[: space.dimension], 1))
 
 
 def eigenpairs(space: BlockKrylov, found: Ritz, count: int, rel: float, *, largest: bool) -> EigenPairs:
@@ -56,7 +71,7 @@ def eigenpairs(space: BlockKrylov, found: Ritz, count: int, rel: float, *, large
 
     Returns:
         The pairs. Residuals are computed from the stored images without another product. As the images have rounding
-        errors, which this residual does not contain, 100 rounding units of the largest Ritz value are added.
+        errors, which this residual does not contain, a bound of these is added.
     """
     order = np.arange(len(found.values))[::-1][:count] if largest else np.arange(len(found.values))[:count]
     values = torch.from_numpy(found.values[order])
@@ -75,11 +90,12 @@ def eigenpairs(space: BlockKrylov, found: Ritz, count: int, rel: float, *, large
 
 def _met(found: Ritz, top: int, bottom: int, rel: float) -> bool:
     """Return True if the requested pairs at both ends meet their bounds."""
-    allowed = rel * found.scale - found.rounding
+    # a space that is known as well as its products needs no more of them
+    allowed = max(rel * found.scale - found.rounding, found.rounding)
     k = len(found.values)
     if top and not found.enclosed(allowed, largest=True):
         return False
     if bottom and not found.enclosed(allowed, largest=False):
         return False
     inner = np.concatenate([np.arange(k - top, k - 1), np.arange(1, bottom)]).astype(int)
-    return bool(np.all(found.bounds[inner] <= rel * found.scale))
+    return bool(np.all(found.bounds[inner] <= allowed + found.rounding))

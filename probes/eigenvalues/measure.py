@@ -8,12 +8,13 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Final
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from lossscope.probes.eigenvalues.block_krylov import StartBlock, start_block
+from lossscope.probes.eigenvalues.block_krylov import BlockKrylov, StartBlock, start_block
 from lossscope.probes.eigenvalues.density import SpectralDensity, spectral_density
-from lossscope.probes.eigenvalues.extreme_pairs import WHOLE, eigenpairs, grow
+from lossscope.probes.eigenvalues.extreme_pairs import WHOLE, eigenpairs, grow, measure_rounding
 from lossscope.probes.eigenvalues.results import SpectrumEstimate
 from lossscope.probes.eigenvalues.ritz import ritz
 from lossscope.probes.eigenvalues.trace_and_norm import trace_and_frobenius
@@ -193,6 +194,9 @@ def _measured(operator: SymmetricOperator, request: SpectrumRequest, warm_start:
             steps = _DENSITY_STEPS if "density" in request.wanted else 0
             room = request.space_budget(operator.size)
             grow(start, top=most, bottom=least, rel=request.rel, max_products=room, steps=steps)
+            if most or least or request.only_density or space.dimension == operator.size:
+                measure_rounding(start)
+                grow(start, top=most, bottom=least, rel=request.rel, max_products=room, steps=steps)
         if request.probes:
             trace, frobenius = trace_and_frobenius(
                 operator,
@@ -210,7 +214,7 @@ def _measured(operator: SymmetricOperator, request: SpectrumRequest, warm_start:
                 density = _density(start, request.space_budget(operator.size) if request.only_density else 0)
     seconds = time.perf_counter() - begun
     products = operator.products - before
-    return _complete(
+    found_all = _complete(
         SpectrumEstimate(
             top,
             bottom,
@@ -227,6 +231,7 @@ def _measured(operator: SymmetricOperator, request: SpectrumRequest, warm_start:
             (),
         )
     )
+    return replace(found_all, cause=_cause(operator, space, found_all, request))
 
 
 def _density(start: StartBlock, room: int) -> SpectralDensity:
@@ -256,6 +261,20 @@ def _complete(found: SpectrumEstimate) -> SpectrumEstimate:
     ]
     unmet += ["density"] if found.density is not None and not found.density.converged else []
     return replace(found, unmet=tuple(unmet))
+
+
+def _cause(operator: SymmetricOperator, space: BlockKrylov, found: SpectrumEstimate, request: SpectrumRequest) -> str:
+    """Return the reason that bounds cannot be met where it is the rounding of products, and a remedy; empty if not."""
+    scale = float(np.abs(np.linalg.eigvalsh(space.projected)).max()) if space.dimension else 0.0
+    share = space.rounding(scale) / scale if scale else 0.0
+    asked = min(request.rel, request.trace_rel) if request.probes else request.rel
+    if not found.unmet or share <= asked:
+        return ""
+    remedy = "raise rel" if operator.dtype == torch.float64 else "measure objective.in_double(), or raise rel"
+    return (
+        f"products with the {operator.dtype} operator are off by up to {share:.2g} of the largest eigenvalue, where "
+        f"{asked:g} was asked: {remedy}"
+    )
 
 
 def _wanted(quantities: Collection[str] | None) -> frozenset[str]:

@@ -66,6 +66,7 @@ class SpectrumEstimate:
     engine: str  # lossscope or pyhessian
     method: str  # method of the products
     unmet: tuple[str, ...]  # quantities whose bound was not met
+    cause: str = ""  # reason that a bound was not met, and a remedy, where it is the rounding of products
 
     @property
     def negative_mass(self) -> Estimate | None:

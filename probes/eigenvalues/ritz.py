@@ -15,7 +15,6 @@ from lossscope.probes.eigenvalues.block_krylov import Array, BlockKrylov
 __all__ = ["Ritz", "ritz"]
 
 _RISK: Final = 0.05  # probability of an eigenvalue outside its bound
-_ROUNDINGS: Final = 100  # rounding units; 1 to 5 occur on ordinary networks, about 20 with a saturated softmax
 _POINTS: Final = 24  # points between two Ritz values, or beyond the last, that are tested for an eigenvalue
 _TINY: Final = 1e-120  # smallest distance of a point from a Ritz value
 _NEAREST, _FARTHEST = 1e-12, 1e6  # distances tested, relative to the largest Ritz value
@@ -45,10 +44,10 @@ class Ritz:
 
     values: Array  # (k,) ascending
     coefficients: Array  # (k, k), columns in the basis
-    residuals: Array  # (k,), |A y - theta y| plus 100 rounding units of the largest value
+    residuals: Array  # (k,), |A y - theta y| plus the rounding of a product
     weights: Array  # (b, k), squared coordinates of each normalized random start vector
     scale: float  # largest absolute Ritz value
-    rounding: float  # 100 rounding units of `scale`: allowed error of a product
+    rounding: float  # bound of the error of a product with a unit vector, see `BlockKrylov.rounding`
     _outwards: Array  # (p, k), C U
     _start: Array  # (k, b), U'S
 
@@ -159,6 +158,6 @@ def ritz(space: BlockKrylov, random: Array, *, dimensions: int | None = None) ->
     start[: len(random)] = random[:k]
     outwards, inwards = outside @ U, U.T @ start
     lengths = np.maximum(np.square(start).sum(0), np.finfo(float).tiny)
-    rounding = _ROUNDINGS * space.unit * scale
+    rounding = space.rounding(scale)
     residuals = np.linalg.norm(outwards, axis=0) + rounding
     return Ritz(values, U, residuals, np.square(inwards).T / lengths[:, None], scale, rounding, outwards, inwards)

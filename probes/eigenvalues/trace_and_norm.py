@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lossscope.probes.eigenvalues.block_krylov import Array, BlockKrylov
+from lossscope.probes.eigenvalues.block_krylov import Array, BlockKrylov, check_size
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.operators.base import SymmetricOperator
 from lossscope.probes.statistics.estimate import Estimate, exact_estimate, mean_estimate, root_estimate
-from lossscope.probes.sums import norm, row_dots, without
+from lossscope.probes.sums import dot, norm, row_dots, without
 
 __all__ = ["Complement", "trace_and_frobenius"]
 
@@ -23,6 +23,8 @@ _FIRST_TEST: Final = 10  # samples before the first test of convergence
 _MARGIN: Final = 1.25  # margin for the error of a standard error from m samples, in units of 1/sqrt(m)
 _LEAP: Final = 4  # largest ratio of the sample counts of two successive tests
 _CHUNK: Final = 8  # products by which the space is grown at a time
+_SPREAD: Final = 3.0  # standard errors, about, of the rounding of a trace measured with one vector
+_FLOOR: Final = 16.0  # rounding units that it has at least
 _BLOCK_ENTRIES: Final = 2**25  # largest number of entries of a block of probes
 
 
@@ -61,10 +63,16 @@ class Complement:
             Z = _signs(min(width, count - begin), self._operator.size, self._generator).to(self._space.basis)
             Z = without(Z, self._space.basis)[0]
             self._probes.append(Z)
-            self._images.append((self._operator @ Z.mT).mT)
+            images = (self._operator @ Z.mT).mT
+            check_size(images)
+            self._images.append(images)
             self._removed.append(self._space.dimension)
             self._cached.append(None)
         self.samples += count
+
+    def first(self) -> tuple[Tensor, Tensor]:
+        """Return the first probe and its product, `(n,)` each."""
+        return self._probes[0][0], self._images[0][0]
 
     def estimates(self) -> tuple[Estimate, Estimate]:
         """Return estimates of the trace and the squared Frobenius norm of A."""
@@ -126,7 +134,8 @@ def trace_and_frobenius(
         decide: Those of `trace` and `frobenius` that must meet `rel`.
 
     Returns:
-        Trace and Frobenius norm; `converged` is True if the estimate met `rel`.
+        Trace and Frobenius norm; `converged` is True if the estimate met `rel`. Their intervals contain the rounding of
+        the products, measured with one more product.
 
     Raises:
         ProbeError: `max_products` is below 2.
@@ -142,7 +151,8 @@ def trace_and_frobenius(
     goal = min(_FIRST_TEST, max_products)
     while True:
         if space.dimension >= operator.size:
-            return _exact(space)
+            first = space.basis[0], space.images[0]
+            return _rounded(_exact(space), operator, first, space.measured_error, rel)
         rest.draw(goal - rest.samples)
         missing = _missing(rest, rel, decide)
         left = max_products - (operator.products - before)
@@ -154,7 +164,8 @@ def trace_and_frobenius(
         if space.dimension >= operator.size:
             continue
         if missing <= 0 or left <= 0:
-            return _sampled(rest, rel, operator.products - before)
+            found = _sampled(rest, rel, operator.products - before)
+            return _rounded(found, operator, rest.first(), space.measured_error, rel)
         if (whole := operator.size - space.dimension) <= min(missing, left):
             _grow(space, whole)  # the whole matrix costs no more than the missing probes
             continue
@@ -210,6 +221,36 @@ def _exact(space: BlockKrylov) -> tuple[Estimate, Estimate]:
         exact_estimate(float(np.trace(T)), products=space.dimension),
         exact_estimate(float(np.linalg.norm(T)), products=space.dimension),
     )
+
+
+def _rounded(
+    found: tuple[Estimate, Estimate],
+    operator: SymmetricOperator,
+    product: tuple[Tensor, Tensor],
+    known: float,
+    rel: float,
+) -> tuple[Estimate, Estimate]:
+    r"""Widen both intervals by the rounding of the products, measured with one random vector.
+
+    With E the error of the operator and z random, :math:`n z^\top E z / |z|^2` estimates its trace with the standard
+    error :math:`\sqrt2 \lVert E\rVert_F`, and :math:`\sqrt n |E z| / |z|` its Frobenius norm. An error `known` from
+    products with other vectors, of which z may contain nothing, bounds both from below.
+    """
+    (trace, norm_), (z, image) = found, product
+    n, error = operator.size, operator.product_error(z[:, None], image[:, None])
+    if error is None:
+        widths = [operator.assumed_error * norm_.value] * 2
+    else:
+        square, least = float(dot(z, z)), _FLOOR * torch.finfo(operator.dtype).eps * norm_.value
+        size = math.sqrt(n / square) * float(error.norms[0]) if square > 0 else 0.0
+        along = n * float(error.forms(z[:, None])[0]) / square if square > 0 else 0.0
+        widths = [max(along + _SPREAD * size, known) + least, max(_SPREAD * size, known) + least]
+    targets = [rel * max(abs(trace.value), norm_.value), rel * norm_.value]
+    wide = [
+        replace(one, low=one.low - width, high=one.high + width, converged=one.converged and width <= target)
+        for one, width, target in zip(found, widths, targets, strict=True)
+    ]
+    return wide[0], replace(wide[1], low=max(wide[1].low, 0.0))
 
 
 def _shifted(estimate: Estimate, by: float) -> Estimate:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from contextlib import nullcontext
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.overrides import TorchFunctionMode
 
 from lossscope.probes.objective.parameters import cast
 
@@ -41,7 +43,37 @@ class Substitution:
         tensors = {f"model.{name}": p for name, p in parameters.items()} | buffers
         # tie_weights=True would not restore the tensors of a module that is registered twice
         everywhere = {place: tensor for name, tensor in tensors.items() for place in self._places.get(name, [name])}
-        return functional_call(self._call, everywhere, (batch,), tie_weights=False)
+        with nullcontext() if self._dtype is None else _Converted(self._dtype):
+            return functional_call(self._call, everywhere, (batch,), tie_weights=False)
+
+
+class _Converted(TorchFunctionMode):
+    """Context in which every conversion of a floating tensor to a floating dtype is one to the given dtype.
+
+    Without it `logits.float()` in a loss would round what the dtype was chosen to keep.
+    """
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self._dtype = dtype
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Call the function, with the dtype replaced if it is a conversion."""
+        kwargs = kwargs or {}
+        if func in _CONVERSIONS and args[0].is_floating_point():
+            return args[0].to(self._dtype)
+        if func is Tensor.to and args[0].is_floating_point():
+            args = tuple(self._dtype if _is_floating(one) else one for one in args)
+            kwargs = {key: self._dtype if _is_floating(one) else one for key, one in kwargs.items()}
+        return func(*args, **kwargs)
+
+
+_CONVERSIONS: Final = (Tensor.float, Tensor.double, Tensor.half, Tensor.bfloat16)
+
+
+def _is_floating(value: Any) -> bool:
+    """Return True for a floating dtype."""
+    return isinstance(value, torch.dtype) and value.is_floating_point
 
 
 class _Call(nn.Module):

@@ -160,12 +160,19 @@ class Objective:
 
     def in_double(self) -> Objective:
         """Return the loss evaluated in float64: parameters, buffers and data are cast, the model is not modified."""
-        wide = copy.copy(self)
-        wide.vector = ParameterVector(self.model, self.names, torch.float64)
-        wide.call = wide.substitution(self.loss_fn)
-        wide.data = self.data.cast(torch.float64)
-        wide._whole, wide._inside = False, False
-        return wide
+        return self.in_dtype(torch.float64)
+
+    def in_dtype(self, dtype: torch.dtype) -> Objective:
+        """Return the loss evaluated in another dtype: parameters, buffers and data are cast, the model is not modified.
+
+        Inside the loss function a conversion to another floating dtype, such as `logits.float()`, is one to this dtype.
+        """
+        other = copy.copy(self)
+        other.vector = ParameterVector(self.model, self.names, dtype)
+        other.call = other.substitution(self.loss_fn)
+        other.data = self.data.cast(dtype)
+        other._whole, other._inside = False, False
+        return other
 
     def split(self, count: int, *, seed: int) -> tuple[Objective, ...]:
         """Return the objective on disjoint random parts of the data of nearly equal size.

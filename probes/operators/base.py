@@ -13,15 +13,18 @@ from torch import Tensor
 
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.objective.objective import Objective
-from lossscope.probes.sums import gram, row_norms
+from lossscope.probes.sums import gram, row_dots, row_norms
 
 if TYPE_CHECKING:
     import numpy as np
     from scipy.sparse.linalg import LinearOperator
 
 __all__ = [
+    "MARGIN",
     "ObjectiveOperator",
+    "ProductError",
     "ProductFacts",
+    "Reference",
     "SymmetricOperator",
     "asymmetry",
     "from_matrix",
@@ -30,6 +33,9 @@ __all__ = [
     "scaled",
 ]
 
+_ASSUMED: Final = 100.0  # rounding units; 1 to 5 occur on ordinary networks that do not fit their data
+MARGIN: Final = 4.0  # ratio of the largest error of any product to a measured one: up to 2.2 was found
+_REFERENCE: Final = 1e-6  # error of a more precise reference, in units of the difference that it shows
 _ASYMMETRY: Final = 1e3  # units in the last place of the largest entry by which a Gram matrix may be asymmetric
 
 
@@ -39,8 +45,39 @@ class ProductFacts:
 
     method: str = "own product"  # name of the method that takes them
     unit: float = math.nan  # relative rounding unit; nan for that of the dtype
+    unit_is_measured: bool = False  # True if `unit` is the measured error of a product
     gradient_seconds: float = math.nan  # time of one gradient; nan if unknown, or if there is no objective
     fallback_reason: str = ""  # why `method` replaced the default method; empty if it did not
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The same operator evaluated with another precision or by another method."""
+
+    operator: SymmetricOperator
+    # the error of a product, as a share of its difference from that of the reference: 1 for a more precise reference,
+    # the ratio of the rounding units for a less precise one
+    share: float = 1.0
+
+
+@dataclass(frozen=True)
+class ProductError:
+    """Measured errors of the products of an operator with some vectors."""
+
+    difference: Tensor  # (n, k) float64, product of the reference minus product of the operator
+    share: float  # see `Reference`
+
+    @property
+    def norms(self) -> Tensor:
+        """`(k,)` float64: 2-norms of the errors of the products."""
+        return row_norms(self.difference.mT) * self.share
+
+    def forms(self, V: Tensor) -> Tensor:
+        r"""Return bounds of the errors of :math:`v^\top A v`, `(k,)` float64, for the vectors `(n, k)` multiplied."""
+        sizes = row_norms(V.mT) * row_norms(self.difference.mT)
+        if self.share < 1:
+            return MARGIN * self.share * sizes
+        return row_dots(self.difference.mT, V.mT).abs() + _REFERENCE * sizes
 
 
 class SymmetricOperator:
@@ -56,9 +93,10 @@ class SymmetricOperator:
         device: Device of the products.
         cached: Returns a context inside which the product may cache what it can reuse.
         facts: Returns the current properties of the products.
+        reference: Returns the operator with which products are compared to measure their error, None if there is none.
 
     Attributes:
-        products: Number of columns multiplied so far.
+        products: Number of columns multiplied so far, those of the reference included.
         cached: Returns a context inside which products share what can be cached.
         asymmetry_hint: Advice that an algorithm gives if it finds the matrix asymmetric.
 
@@ -77,6 +115,7 @@ class SymmetricOperator:
         device: torch.device,
         cached: Callable[[], AbstractContextManager[None]] = nullcontext,
         facts: Callable[[], ProductFacts] = ProductFacts,
+        reference: Callable[[], Reference | None] = lambda: None,
     ) -> None:
         if size < 1:
             raise ProbeError(f"size must be at least 1, got {size}")
@@ -87,9 +126,11 @@ class SymmetricOperator:
         self.device = device
         self.products = 0  # columns multiplied so far
         self.cached = cached
+        self.undefined_hint = "pass a product that is finite there"
         self.asymmetry_hint = "pass a linear product that is deterministic, with <Av, w> = <v, Aw>"
         self._product = product
         self._facts = facts
+        self.reference = reference
 
     @property
     def method(self) -> str:
@@ -101,6 +142,40 @@ class SymmetricOperator:
         """Relative rounding unit of a product: that of the dtype, larger for finite differences."""
         unit = self._facts().unit
         return torch.finfo(self.dtype).eps if math.isnan(unit) else unit
+
+    @property
+    def assumed_error(self) -> float:
+        """Error of a product, relative to the largest absolute eigenvalue, where it cannot be measured.
+
+        It is 100 rounding units; four units where the method has measured its own unit, as differences have.
+        """
+        return (MARGIN if self._facts().unit_is_measured else _ASSUMED) * self.unit
+
+    def product_error(self, V: Tensor, images: Tensor) -> ProductError | None:
+        """Measure the error of products that were taken, by taking them once more in another precision.
+
+        Rounding errors are larger than the rounding unit where terms cancel, such as p (1 - p) in a classifier that
+        fits its data, so they cannot be known without a comparison. The products of an objective are compared with
+        those of its copy in float64, which cost about twice as much each; products that are in float64 already with
+        float32, where all rounding errors are 5e8 times as large.
+
+        Args:
+            V: `(n, k)`, vectors.
+            images: `(n, k)`, their products with the operator.
+
+        Returns:
+            The errors; None without a reference, or where it fails (a model with constants of another dtype, memory).
+        """
+        try:
+            reference = self.reference()
+            if reference is None:
+                return None
+            found = reference.operator @ V
+        except Exception:  # a copy in another dtype may fail in any way, and then there is no comparison
+            self.reference = lambda: None
+            return None
+        self.products += V.shape[1]
+        return ProductError(found.double() - images.double(), reference.share)
 
     @property
     def gradient_seconds(self) -> float:
@@ -130,11 +205,20 @@ class SymmetricOperator:
             raise ProbeError(f"product must return a tensor of the shape {tuple(columns.shape)} it is given, got {got}")
         self.products += columns.shape[1]
         if not _finite(found):
-            raise ProbeError(
-                f"product {self.products} with the operator is not finite: the curvature overflows {self.dtype} "
-                "at these parameters; try the model in float64"
-            )
+            raise ProbeError(f"product {self.products} with the operator {self._defect(found)}")
         return found.reshape(V.shape)
+
+    def _defect(self, found: Tensor) -> str:
+        """Return the reason that a product is not finite, and what may help."""
+        undefined = bool(found.isnan().any())
+        where = "a second derivative of the model is undefined at these parameters (0 / 0, as of sinc or a norm at 0)"
+        if undefined and self.dtype == torch.float64:
+            return f"is not finite (nan): {where}; {self.undefined_hint}"
+        if undefined:
+            wider = f"or the curvature overflows {self.dtype}; {self.undefined_hint}, or try the model in float64"
+            return f"is not finite (nan): {where}, {wider}"
+        remedy = "divide the loss by a constant" if self.dtype == torch.float64 else "try the model in float64"
+        return f"is not finite (inf): the curvature overflows {self.dtype} at these parameters; {remedy}"
 
     def to_scipy(self) -> LinearOperator:
         """Return the matrix as a `scipy.sparse.linalg.LinearOperator`, in float32 at least."""
@@ -159,6 +243,7 @@ class ObjectiveOperator(SymmetricOperator):
         cached: Returns a context inside which graphs are kept. They belong to the parameters at its start: move the
             parameters only outside.
         facts: Returns the current properties of the products.
+        reference: Returns the operator with which products are compared to measure their error, None if there is none.
         is_hessian: True if the matrix is the Hessian of the objective.
     """
 
@@ -172,11 +257,19 @@ class ObjectiveOperator(SymmetricOperator):
         restrict: Callable[[tuple[str, ...]], ObjectiveOperator],
         cached: Callable[[], AbstractContextManager[None]] = nullcontext,
         facts: Callable[[], ProductFacts] = ProductFacts,
+        reference: Callable[[], Reference | None] = lambda: None,
         is_hessian: bool = False,
     ) -> None:
         super().__init__(
-            objective.size, product, dtype=objective.dtype, device=objective.device, cached=cached, facts=facts
+            objective.size,
+            product,
+            dtype=objective.dtype,
+            device=objective.device,
+            cached=cached,
+            facts=facts,
+            reference=reference,
         )
+        self.undefined_hint = "method='differences' of hessian(objective) may help"
         self.objective = objective
         self.restrict = restrict
         self.is_hessian = is_hessian
@@ -248,6 +341,10 @@ def scaled(operator: SymmetricOperator, diagonal: Tensor) -> SymmetricOperator:
         raise ProbeError(f"diagonal must be finite, got {count} of {operator.size} entries that are not")
     d = diagonal.detach().to(operator.device, operator.dtype)[:, None]
 
+    def reference() -> Reference | None:
+        found = operator.reference()
+        return None if found is None else Reference(scaled(found.operator, d[:, 0]), found.share)
+
     def product(V: Tensor) -> Tensor:
         return d * (operator @ (d * V))
 
@@ -259,13 +356,21 @@ def scaled(operator: SymmetricOperator, diagonal: Tensor) -> SymmetricOperator:
             device=operator.device,
             cached=operator.cached,
             facts=operator._facts,
+            reference=reference,
         )
     whole, vector = operator, operator.objective.vector
 
     def block(names: tuple[str, ...]) -> ObjectiveOperator:
         return scaled(whole.restrict(names), d[vector.indices(names).to(d.device), 0])
 
-    return ObjectiveOperator(operator.objective, product, restrict=block, cached=operator.cached, facts=operator._facts)
+    return ObjectiveOperator(
+        operator.objective,
+        product,
+        restrict=block,
+        cached=operator.cached,
+        facts=operator._facts,
+        reference=reference,
+    )
 
 
 @overload

@@ -12,7 +12,7 @@ from torch import Tensor
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.objective.evaluation import BatchEvaluation
 from lossscope.probes.objective.objective import Objective
-from lossscope.probes.operators.base import ObjectiveOperator, ProductFacts
+from lossscope.probes.operators.base import ObjectiveOperator, ProductFacts, Reference
 from lossscope.probes.operators.method import BatchProduct, Method, graph_bytes
 from lossscope.probes.operators.second_derivative import SecondDerivativeError
 from lossscope.probes.operators.timing import GradientTime, now
@@ -60,16 +60,22 @@ class CachedProducts:
     @property
     def facts(self) -> ProductFacts:
         """Current method, rounding unit and cost of the products."""
-        unit = self._objective.vector.unit if math.isnan(self._unit) else self._unit
-        return ProductFacts(self._method.name, unit, self._gradient.seconds, self._fallback_reason)
+        measured = not math.isnan(self._unit)
+        unit = self._unit if measured else self._objective.vector.unit
+        return ProductFacts(self._method.name, unit, measured, self._gradient.seconds, self._fallback_reason)
 
     def operator(
-        self, restrict: Callable[[tuple[str, ...]], ObjectiveOperator], *, is_hessian: bool = False
+        self,
+        restrict: Callable[[tuple[str, ...]], ObjectiveOperator],
+        again: Callable[[Objective], ObjectiveOperator],
+        *,
+        is_hessian: bool = False,
     ) -> ObjectiveOperator:
         """Return these products as an operator.
 
         Args:
             restrict: Makes the diagonal block of some of the parameters, see `restricted`.
+            again: Makes the same operator of the objective in another dtype, by the default method, without a cache.
             is_hessian: True if the matrix is the Hessian of the objective.
 
         Returns:
@@ -81,8 +87,18 @@ class CachedProducts:
             restrict=restrict,
             cached=self.cached,
             facts=lambda: self.facts,
+            reference=lambda: self._reference(again),
             is_hessian=is_hessian,
         )
+
+    def _reference(self, again: Callable[[Objective], ObjectiveOperator]) -> Reference | None:
+        """Return the operator with which products are compared; None for differences, which measure their own error."""
+        if not math.isnan(self._unit):
+            return None
+        wide, narrow = torch.finfo(torch.float64).eps, torch.finfo(torch.float32).eps
+        if self._objective.vector.unit > wide:
+            return Reference(again(self._objective.in_dtype(torch.float64)))
+        return Reference(again(self._objective.in_dtype(torch.float32)), wide / narrow)
 
     @contextmanager
     def cached(self) -> Iterator[None]:

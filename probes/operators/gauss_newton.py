@@ -241,7 +241,10 @@ def _operator(objective: Objective, curvature: OutputCurvature, method: str, mem
     """Return the operator J' S J, with S the curvature of the loss with respect to the outputs."""
     loss = split_loss(objective)
     products = CachedProducts(objective, output_methods(loss, curvature), method=method, memory=memory)
-    return products.operator(lambda names: _operator(objective.restricted(names), curvature, method, memory))
+    return products.operator(
+        lambda names: _operator(objective.restricted(names), curvature, method, memory),
+        lambda other: _operator(other, curvature, "reverse", 0.0),
+    )
 
 
 def _hessian_of_outputs(loss: Any, outputs: Tensor, batch: Any) -> Callable[[Tensor], Tensor]:

@@ -168,5 +168,7 @@ def hessian(objective: Objective, *, method: str = "reverse", memory: float = 2*
     available = [known for known in HESSIAN_METHODS if known.name != "compile" or objective.device.type == "cuda"]
     products = CachedProducts(objective, available, method=method, memory=memory)
     return products.operator(
-        lambda names: hessian(objective.restricted(names), method=method, memory=memory), is_hessian=True
+        lambda names: hessian(objective.restricted(names), method=method, memory=memory),
+        lambda other: hessian(other, memory=0),
+        is_hessian=True,
     )

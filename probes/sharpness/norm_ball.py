@@ -15,6 +15,7 @@ from lossscope.probes.errors import ProbeError
 from lossscope.probes.objective.objective import Objective
 from lossscope.probes.operators.base import ObjectiveOperator, SymmetricOperator
 from lossscope.probes.operators.hessian import hessian
+from lossscope.probes.operators.quadratic_form import form_rounding
 from lossscope.probes.statistics.estimate import Estimate, exact_estimate
 from lossscope.probes.sums import row_dots
 
@@ -91,18 +92,20 @@ def norm_sharpness(
     values = row_dots(best.mT, found.mT)
     winner = int(values.argmax())
     value, direction = float(values[winner]), best[:, winner]
+    rounding = form_rounding(operator, direction, found[:, winner])
     if value < 0:  # d = 0 is in the ball
-        value, direction = 0.0, torch.zeros_like(direction)
+        rounding, value, direction = max(value + rounding, 0.0), 0.0, torch.zeros_like(direction)
+    highest = max(value, lambda_max * _squared_radius(norm, parts)) if math.isfinite(lambda_max) else math.nan
     sharpness = Estimate(
         value,
         math.nan,
-        value,
-        max(value, lambda_max * _squared_radius(norm, parts)) if math.isfinite(lambda_max) else math.nan,
+        max(value - rounding, 0.0),
+        highest,
         restarts,
         "lower bound",
         products=operator.products - before,
         seconds=time.perf_counter() - begun,
-        converged=bool(ended[winner]),
+        converged=bool(ended[winner]) and rounding <= rel * value,
     )
     slope = math.nan
     if isinstance(operator, ObjectiveOperator) and operator.is_hessian:

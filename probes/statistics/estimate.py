@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 import numpy as np
@@ -12,9 +12,10 @@ from scipy.special import stdtrit
 
 from lossscope.probes.errors import ProbeError
 
-__all__ = ["Bound", "Estimate", "exact_estimate", "mean_estimate", "root_estimate"]
+__all__ = ["Bound", "Estimate", "exact_estimate", "mean_estimate", "root_estimate", "rounded_estimate"]
 
 Bound = Literal["exact", "standard error", "residual", "lower bound"]
+_RESOLVED: Final = 0.01  # largest relative rounding of a number that counts as known
 _STEEP: Final = 0.9  # share of the skewness at which Hall's cubic is flat and its inverse undefined
 
 
@@ -63,6 +64,23 @@ def exact_estimate(value: float, *, products: int = 0, seconds: float = 0.0) -> 
     missing = math.isnan(value)
     stderr = math.nan if missing else 0.0
     return Estimate(value, stderr, value, value, 0, "exact", products=products, seconds=seconds, converged=not missing)
+
+
+def rounded_estimate(value: float, rounding: float, *, products: int = 0, seconds: float = 0.0) -> Estimate:
+    """Return an exact estimate with the interval of its rounding.
+
+    Args:
+        value: The number; nan if it does not exist.
+        rounding: Bound of its rounding error, absolute.
+        products: Number of operator products used.
+        seconds: Wall time.
+
+    Returns:
+        The estimate, exact on the fixed data up to rounding; converged if that is at most 1 % of the number.
+    """
+    found = exact_estimate(value, products=products, seconds=seconds)
+    met = rounding <= _RESOLVED * abs(value)
+    return replace(found, low=value - rounding, high=value + rounding, converged=found.converged and met)
 
 
 def mean_estimate(samples: Sequence[float] | np.ndarray[tuple[int], np.dtype[np.float64]]) -> Estimate:

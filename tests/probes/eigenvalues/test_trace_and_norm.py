@@ -112,7 +112,8 @@ def test_probes_do_not_depend_on_the_space_or_on_how_they_are_cut_into_blocks() 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_the_identity_has_its_exact_trace_without_an_error(dtype: torch.dtype) -> None:
     found = measure_spectrum(from_matrix(torch.eye(100, dtype=dtype)), quantities=("trace", "frobenius"))
-    assert (found.trace.value, found.trace.stderr, found.trace.low, found.trace.high) == (100, 0, 100, 100)
+    assert (found.trace.value, found.trace.stderr) == (100, 0)
+    assert 100 - 1e3 * torch.finfo(dtype).eps <= found.trace.low < 100 < found.trace.high
     assert found.frobenius.value == pytest.approx(10, rel=1e-7)
     assert found.frobenius.stderr == 0
     assert found.trace.converged
@@ -168,6 +169,7 @@ class Replayed:
         self.dimension += 1
         self._operator.products += 1
 
+    measured_error = 0.0
     basis = property(lambda self: self._whole.basis[: self.dimension])
     images = property(lambda self: self._whole.images[: self.dimension])
     projected = property(lambda self: self._whole.projected[: self.dimension, : self.dimension])
@@ -243,7 +245,8 @@ def test_the_identity_is_always_covered() -> None:
 
 def test_the_trace_of_a_diagonal_is_exact() -> None:
     trace, frobenius = estimated(torch.diag(torch.arange(100.0) - 30))
-    assert (trace.value, trace.stderr, trace.low, trace.high) == (1950.0, 0.0, 1950.0, 1950.0)
+    assert (trace.value, trace.stderr) == (1950.0, 0.0)
+    assert 1950 - 1e-10 < trace.low < 1950 < trace.high < 1950 + 1e-10
     assert frobenius.value == pytest.approx(float((torch.arange(100.0) - 30).square().sum().sqrt()), rel=1e-6)
     assert trace.converged
 
