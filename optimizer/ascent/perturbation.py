@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from lossscope.optimizer.ascent.seeded_noise import SeededNoise
-from lossscope.optimizer.ascent.surrogate import norm_of
 from lossscope.optimizer.errors import OptimizerError
+from lossscope.optimizer.update import sums
 
 __all__ = ["PERTURBATIONS", "RANDOM", "WHITENED", "Ascent"]
 
@@ -42,8 +42,17 @@ def _root_of_stale_second_moment(ascent: Ascent) -> Tensor:
 
 
 def _over_one_ball(directions: Sequence[Tensor], norms_of: Sequence[Tensor], rhos: Sequence[float]) -> list[Tensor]:
-    norm = norm_of(norms_of) + _FLOOR
-    return [direction * (rho / norm) for direction, rho in zip(directions, rhos, strict=True)]
+    norm = sums.norm(*norms_of) + _FLOOR
+    return [sums.times(direction, rho / norm) for direction, rho in zip(directions, rhos, strict=True)]
+
+
+def _in_range(direction: Tensor, gradient: Tensor) -> Tensor:
+    """Bound a direction by the largest number of its dtype, which huge gradients over small moments would leave.
+
+    Where the gradient itself is not finite, the direction is NaN.
+    """
+    largest = torch.finfo(direction.dtype).max
+    return direction.clamp_(-largest, largest).add_(gradient, alpha=0.0)
 
 
 def ars2(ascents: Sequence[Ascent]) -> list[Tensor]:
@@ -53,14 +62,14 @@ def ars2(ascents: Sequence[Ascent]) -> list[Tensor]:
     """
     moves = []
     for a in ascents:
-        n = a.parameter.abs().mul_(a.gradient).div_(_root_of_stale_second_moment(a))
-        moves.append(n.mul_(a.rho / (torch.linalg.vector_norm(n) + _FLOOR)))
+        n = _in_range(a.parameter.abs().mul_(a.gradient).div_(_root_of_stale_second_moment(a)), a.gradient)
+        moves.append(sums.times(n, a.rho / (sums.norm(n) + _FLOOR)))
     return moves
 
 
 def paper(ascents: Sequence[Ascent]) -> list[Tensor]:
     """Return `rho n / |n|` with `n = g / (sqrt(v) + eps)` over one global ball."""
-    naturals = [a.gradient / _root_of_stale_second_moment(a) for a in ascents]
+    naturals = [_in_range(a.gradient / _root_of_stale_second_moment(a), a.gradient) for a in ascents]
     return _over_one_ball(naturals, naturals, [a.rho for a in ascents])
 
 
@@ -76,8 +85,8 @@ def asam(ascents: Sequence[Ascent]) -> list[Tensor]:
     Source:
         Kwon et al., "ASAM" (2021).
     """
-    scaled = [a.parameter.abs().mul_(a.gradient) for a in ascents]
-    moves = [a.parameter.abs().mul_(s) for a, s in zip(ascents, scaled, strict=True)]
+    scaled = [_in_range(a.parameter.abs().mul_(a.gradient), a.gradient) for a in ascents]
+    moves = [_in_range(a.parameter.abs().mul_(s), s) for a, s in zip(ascents, scaled, strict=True)]
     return _over_one_ball(moves, scaled, [a.rho for a in ascents])
 
 
@@ -87,7 +96,7 @@ def random(ascents: Sequence[Ascent]) -> list[Tensor]:
     Every tensor moves by exactly rho, including a tensor of zeros, which does not move under `ars2`.
     """
     drawn = [a.draw.normal_like(a.parameter) for a in ascents]
-    return [z.mul_(a.rho / (torch.linalg.vector_norm(z) + _FLOOR)) for a, z in zip(ascents, drawn, strict=True)]
+    return [sums.times(z, a.rho / (sums.norm(z) + _FLOOR)) for a, z in zip(ascents, drawn, strict=True)]
 
 
 def random_ball(ascents: Sequence[Ascent]) -> list[Tensor]:

@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, cast
 
-import torch
 from torch import Tensor
 
 from lossscope.optimizer.ascent.seeded_noise import SeededNoise
 from lossscope.optimizer.ascent.two_pass import StepPlan
+from lossscope.optimizer.update import sums
 from lossscope.optimizer.update.adam import ParameterStep
 
 __all__ = ["SHEARS", "SHEAR_STATE", "direction_of", "injected", "misalignment", "placebo", "residual", "store_shears"]
@@ -29,21 +29,18 @@ def residual(adversarial: Tensor, gradient: Tensor) -> Tensor:
     As in the published code 1e-12 is added to `<g, g>`. For gradients with a norm below about 1e-5 that is not small:
     the result then keeps a part of the gradient.
     """
-    overlap = torch.vdot(adversarial.flatten(), gradient.flatten())
-    square = torch.vdot(gradient.flatten(), gradient.flatten())
-    return torch.addcmul(adversarial, gradient, overlap / (square + _FLOOR), value=-1)
+    return sums.plus(adversarial, gradient, -sums.share([adversarial], [gradient], _FLOOR))
 
 
 def placebo(shear: Tensor, gradient: Tensor, draw: SeededNoise) -> Tensor:
     """Return a random vector orthogonal to the gradient with the norm of the shear, as an ablation control."""
     noise = residual(draw.normal_like(shear), gradient)
-    return torch.mul(noise, torch.linalg.vector_norm(shear) / (torch.linalg.vector_norm(noise) + _FLOOR))
+    return sums.times(noise, sums.norm(shear) / (sums.norm(noise) + _FLOOR))
 
 
 def injected(gradient: Tensor, shear: Tensor, alpha: float) -> Tensor:
     """Return `g + alpha |g| / |s| s`: the added term has norm `alpha |g|`, independent of the norm of the shear."""
-    size = torch.linalg.vector_norm(gradient) / (torch.linalg.vector_norm(shear) + _FLOOR)
-    return torch.addcmul(gradient, shear, alpha * size)
+    return sums.plus(gradient, shear, alpha * sums.norm(gradient) / (sums.norm(shear) + _FLOOR))
 
 
 def misalignment(gradients: Sequence[Tensor], shears: Sequence[Tensor]) -> float | None:
@@ -54,12 +51,7 @@ def misalignment(gradients: Sequence[Tensor], shears: Sequence[Tensor]) -> float
     """
     if not shears:
         return None
-    dots = torch.stack([torch.vdot(g.flatten(), s.flatten()) for g, s in zip(gradients, shears, strict=True)])
-    squares = torch.stack(torch._foreach_norm([*gradients, *shears])).square_()
-    half = len(dots)
-    sums = torch.stack([dots.sum(), squares[:half].sum(), squares[half:].sum()])
-    dot, gradient_square, shear_square = (float(x) for x in sums.tolist())
-    return dot / (float((gradient_square * shear_square) ** 0.5) + _FLOOR)
+    return float(sums.cosine(gradients, shears, _FLOOR))
 
 
 def direction_of(settings: Mapping[str, Any], state: Mapping[str, Any]) -> Tensor | None:

@@ -5,18 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Final
 
-import torch
 from torch import Tensor
 
-__all__ = ["SURROGATES", "adversarial", "gsam", "norm_of"]
+from lossscope.optimizer.update import sums
+
+__all__ = ["SURROGATES", "adversarial", "gsam"]
 
 _FLOOR: Final = 1e-12
-
-
-def norm_of(tensors: Sequence[Tensor]) -> Tensor:
-    """Return the norm over all tensors together, 0-d."""
-    norm: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(list(tensors))))
-    return norm
 
 
 def adversarial(raised: Sequence[Tensor], base: Sequence[Tensor], alpha: float) -> list[Tensor]:
@@ -54,10 +49,8 @@ def gsam(raised: Sequence[Tensor], base: Sequence[Tensor], alpha: float) -> list
     Source:
         J. Zhuang et al. (2022), Surrogate gap minimization improves sharpness-aware training, algorithm 1.
     """
-    pairs = list(zip(raised, base, strict=True))
-    overlap = torch.stack([torch.vdot(s.flatten(), g.flatten()) for s, g in pairs]).sum()
-    share = overlap / (norm_of(raised).square() + _FLOOR)
-    return [s - alpha * (g - share * s) for s, g in pairs]
+    share = sums.share(base, raised, _FLOOR)
+    return [s - alpha * sums.plus(g, s, -share) for s, g in zip(raised, base, strict=True)]
 
 
 SURROGATES: Final[dict[str, Callable[[Sequence[Tensor], Sequence[Tensor], float], list[Tensor]]]] = {

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from lossscope.optimizer.ascent.surrogate import SURROGATES, norm_of
+from lossscope.optimizer.ascent.surrogate import SURROGATES
 from lossscope.optimizer.ascent.trigger import Decision
+from lossscope.optimizer.update import sums
 
 __all__ = ["Pass", "RandomState", "StepPlan", "ascended", "own_copy", "untouched_buffers"]
 
@@ -51,7 +52,7 @@ class StepPlan:
         """
         raised = self._raised()
         if raised and settings["surrogate"] != "adversarial":
-            self.raised_norm = norm_of(list(raised.values())) / scale
+            self.raised_norm = sums.norm(*raised.values()) / scale
 
     def follow(self, settings: Mapping[str, Any]) -> None:
         """Compute the followed gradients from both gradients, if they are not the second ones.
@@ -66,8 +67,9 @@ class StepPlan:
         if self.raised_norm is None or not both:
             return
         raised = list(both.values())
-        kept = torch.where(self.raised_norm > 0, norm_of(raised) / self.raised_norm, 1.0)
-        made = SURROGATES[settings["surrogate"]](raised, [self.base[p] * kept for p in both], settings["alpha"])
+        kept = torch.where(self.raised_norm > 0, sums.norm(*raised) / self.raised_norm, 1.0)
+        base = [sums.times(self.base[p], kept) for p in both]
+        made = SURROGATES[settings["surrogate"]](raised, base, settings["alpha"])
         self.followed = dict(zip(both, made, strict=True))
 
     def _raised(self) -> dict[Tensor, Tensor]:

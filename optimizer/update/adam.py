@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lossscope.optimizer.update import newton_schulz as ns
 from lossscope.optimizer.update.matrix_view import direction_scale, matrix_view, track_of
+from lossscope.optimizer.update.sums import arithmetic, plus
 
 __all__ = [
     "ParameterStep",
@@ -81,7 +82,7 @@ def whitened(moments: Sequence[ParameterStep], betas: tuple[float, float], eps: 
     squares = [moment.state["exp_avg_sq"] for moment in moments]
     steps = [moment.state["step"] for moment in moments]
     torch._foreach_add_(steps, 1)
-    if _fusible(gradients, means):
+    if betas[1] > 0 and _fusible(gradients, means):
         # Adam's fused kernel steps w - lr A: from zero, with lr -1, it leaves A in one pass over memory.
         A = [torch.zeros_like(mean) for mean in means]
         torch._fused_adam_(
@@ -101,14 +102,19 @@ def whitened(moments: Sequence[ParameterStep], betas: tuple[float, float], eps: 
         )
         return A
     torch._foreach_lerp_(means, gradients, 1 - betas[0])
+    if betas[1] == 0:  # a square that left the range stays infinite, and 0 times that is NaN
+        torch._foreach_zero_(squares)
     torch._foreach_mul_(squares, betas[1])
     torch._foreach_addcmul_(squares, gradients, gradients, 1 - betas[1])
+    if any(mean.dtype == torch.float16 for mean in means):  # c1 eps may vanish in it
+        means, squares = [mean.to(arithmetic(mean)) for mean in means], [v.to(arithmetic(v)) for v in squares]
     corrections = [(1 - betas[0] ** m.steps, 1 - betas[1] ** m.steps) for m in moments]
     # m_hat / (sqrt(v_hat) + eps) = m / (c1 / sqrt(c2) sqrt(v) + c1 eps)
     denominators = list(torch._foreach_sqrt(squares))
     torch._foreach_mul_(denominators, [first / second**0.5 for first, second in corrections])
     torch._foreach_add_(denominators, [first * eps for first, _ in corrections])
-    return list(torch._foreach_div(means, denominators))
+    A = torch._foreach_div(means, denominators)
+    return [a.to(moment.parameter.dtype) for a, moment in zip(A, moments, strict=True)]
 
 
 def _fusible(gradients: Sequence[Tensor], means: Sequence[Tensor]) -> bool:
@@ -130,7 +136,7 @@ def decay(group: dict[str, Any], moments: Sequence[ParameterStep]) -> None:
 def move(group: dict[str, Any], moment: ParameterStep, update: Update) -> Update:
     """Move the parameter by `-lr * scale * direction` and return the update."""
     if isinstance(update.scale, Tensor):
-        moment.parameter.addcmul_(update.direction, update.scale, value=-group["lr"])
+        _move_by(group, moment.parameter, update.direction, update.scale)
     else:
         moment.parameter.add_(update.direction, alpha=-group["lr"] * update.scale)
     return update
@@ -139,6 +145,8 @@ def move(group: dict[str, Any], moment: ParameterStep, update: Update) -> Update
 def orthogonal_factor(group: dict[str, Any], source: Tensor) -> tuple[Tensor, tuple[int, ...]]:
     """Return the Newton-Schulz image of a tensor in its own shape, and the shape of the matrix view it was made on."""
     view = matrix_view(source, flatten=group["flatten"], convolution=group["convolution"])
+    if not source.numel():  # nothing to orthogonalize, and nothing that moves
+        return source, tuple(view.shape)
     triples = ns.coefficients(group["newton_schulz"], group["ns_steps"])
     O = ns.orthogonal_factor(view, triples, _product_dtype(group["ns_dtype"], source), norm=group["ns_norm"])
     return O.reshape(source.shape), tuple(view.shape)
@@ -153,8 +161,16 @@ def apply_step(group: dict[str, Any], parameter: Tensor, A: Tensor) -> Update:
     O, shape = orthogonal_factor(group, A)
     scale = direction_scale(group["energy"], A, O, shape, orthogonalize=group["orthogonalize"])
     direction = O if group["orthogonalize"] else A
-    parameter.addcmul_(direction, scale, value=-lr)
+    _move_by(group, parameter, direction, scale)
     return Update(direction, scale, O, shape, source=A, whitened=A)
+
+
+def _move_by(group: dict[str, Any], parameter: Tensor, direction: Tensor, scale: Tensor) -> None:
+    """Move a parameter by `-lr scale direction`, whose scale may have no place in float16."""
+    if parameter.dtype == torch.float16:
+        parameter.copy_(plus(parameter, direction, -group["lr"] * scale))
+    else:
+        parameter.addcmul_(direction, scale.to(parameter.dtype), value=-group["lr"])
 
 
 def _product_dtype(setting: torch.dtype | str, A: Tensor) -> torch.dtype:

@@ -9,6 +9,8 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
+from lossscope.optimizer.update import sums
+
 __all__ = ["ADJUSTMENTS", "ENERGIES", "TRACKS", "direction_scale", "matrix_view", "step_factor", "track_of"]
 
 TRACKS: Final = ("matrix", "vector")
@@ -40,18 +42,17 @@ def direction_scale(energy: str, A: Tensor, O: Tensor, shape: Sequence[int], *, 
     """Return the 0-d factor that sets the size of a matrix step.
 
     With `O`: `E`, `E / |O|_F` or `0.2 sqrt(max(m, n))`. Without orthogonalization the step is along `A`, and
-    the factor gives it the norm of the corresponding step along `O`. A zero `A` gives a finite factor.
+    the factor gives it the norm of the corresponding step along `O`. A zero `A` or `O` gives a finite factor.
     """
-    tiny = torch.finfo(A.dtype).tiny
-    E, size = torch.linalg.vector_norm(A), torch.linalg.vector_norm(O)
+    # The root mean square of an Adam step is about 0.2 (Liu et al., 2025, section 2.2).
+    rms, dtype = 0.2 * math.sqrt(max(shape[-2:])), sums.arithmetic(A)
+    if orthogonalize:
+        if energy == "rms":
+            return torch.full((), rms, dtype=dtype, device=A.device)
+        return sums.norm(A).to(dtype) if energy == "reference" else sums.ratio(sums.norm(A), sums.norm(O), dtype)
     if energy == "reference":
-        scale = E
-    elif energy == "unit":
-        scale = E / size.clamp_min(tiny)
-    else:
-        # The root mean square of an Adam step is about 0.2 (Liu et al., 2025, section 2.2).
-        scale = torch.full_like(E, 0.2 * math.sqrt(max(shape[-2:])))
-    return scale if orthogonalize else torch.div(scale * size, E.clamp_min(tiny))
+        return sums.norm(O).to(dtype)
+    return sums.ratio(rms * sums.norm(O), sums.norm(A), dtype) if energy == "rms" else torch.ones((), dtype=dtype, device=A.device)
 
 
 def step_factor(adjust: str, shape: Sequence[int]) -> float:
@@ -67,5 +68,5 @@ def step_factor(adjust: str, shape: Sequence[int]) -> float:
     Returns:
         The factor.
     """
-    m, n = shape[-2:]
+    m, n = shape[-2], max(1, shape[-1])
     return {"keller": math.sqrt(max(1.0, m / n)), "moonlight": 0.2 * math.sqrt(max(m, n)), "none": 1.0}[adjust]

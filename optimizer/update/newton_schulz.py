@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from lossscope.optimizer.errors import OptimizerError
+from lossscope.optimizer.update import sums
 
 __all__ = ["NORMS", "PRESETS", "Triple", "coefficients", "orthogonal_factor"]
 
@@ -130,15 +131,24 @@ def orthogonal_factor(
     Source:
         K. Jordan et al., "Muon" (2024).
     """
-    X = matrix.to(dtype)
-    tall = X.shape[-2] > X.shape[-1]
-    X = X.mT if tall else X
-    X = X / (torch.linalg.matrix_norm(X, keepdim=True) + _NORM_FLOOR)
-    if norm == "schatten4":
-        X = X / torch.linalg.matrix_norm(X @ X.mT, keepdim=True).sqrt().clamp_min(torch.finfo(X.dtype).tiny)
+    tall = matrix.shape[-2] > matrix.shape[-1]
+    X = matrix.mT if tall else matrix
+    size = sums.slice_norms(X)
+    if norm == "frobenius":
+        X = _over(X, size + _NORM_FLOOR, dtype)
+    else:
+        X = _over(X, torch.where(size == 0, 1.0, size), dtype)
+        # of a matrix of norm 1 it is at least the fourth root of 1 / rank; only that of a zero matrix is below
+        X = _over(X, sums.slice_norms(X @ X.mT).sqrt().clamp_min(X.shape[-2] ** -0.25 / 2), dtype)
     small = X.shape[-1] >= 2 * X.shape[-2] and _gram_is_stable(triples, dtype)
     X = _on_gram_matrix(X, triples) if small else _on_matrix(X, triples)
     return (X.mT if tall else X).to(matrix.dtype)
+
+
+def _over(X: Tensor, size: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return `X / size` in a dtype, divided before it is cast: float16 would lose what is small or large."""
+    wide = sums.arithmetic(X)
+    return (X.to(wide) / size.to(wide)).to(dtype)
 
 
 def _on_matrix(X: Tensor, triples: Sequence[Triple]) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lossscope.optimizer.errors import OptimizerError
+from lossscope.optimizer.update import sums
 from lossscope.optimizer.update.adam import ParameterStep, Update, decay, move, orthogonal_factor, whitened, zeros_state
 from lossscope.optimizer.update.matrix_view import matrix_view, step_factor
 from lossscope.optimizer.update.rule import NOT_NEGATIVE, Direction, Group, Rule, zeros
@@ -171,8 +172,8 @@ def _energetic(group: Group, moments: Sequence[ParameterStep], *, unit: bool) ->
     for moment, a in zip(moments, A, strict=True):
         mean = moment.state["exp_avg"] / (1 - group["betas"][0] ** moment.steps)
         O, shape = orthogonal_factor(group, mean)
-        E, size = torch.linalg.vector_norm(a), torch.linalg.vector_norm(O)
-        scale = E / size.clamp_min(torch.finfo(O.dtype).tiny) if unit else E
+        E, dtype = sums.norm(a), sums.arithmetic(O)
+        scale = sums.ratio(E, sums.norm(O), dtype) if unit else E.to(dtype)
         taken.append(move(group, moment, Update(O, scale, O, shape, source=mean, whitened=a)))
     return taken
 
@@ -186,8 +187,8 @@ def adamuon(group: Group, moments: Sequence[ParameterStep]) -> list[Update]:
         S = _sign(U)
         O, shape = orthogonal_factor(group, S)
         V = moment.state["orthogonal_square"].lerp_(O.square(), 1 - group["momentum"])
-        D = O / (V.sqrt() + group["rms_eps"])
-        scale = 0.2 * math.sqrt(D.numel()) / (torch.linalg.vector_norm(D) + group["rms_eps"])
+        D = O / (V.to(sums.arithmetic(V)).sqrt() + group["rms_eps"])  # rms_eps may vanish in half precision
+        scale = (0.2 * math.sqrt(D.numel()) / (sums.norm(D) + group["rms_eps"])).to(D.dtype)
         taken.append(move(group, moment, Update(D, scale, O, shape, source=S)))
     return taken
 
@@ -215,16 +216,19 @@ def normuon(group: Group, moments: Sequence[ParameterStep]) -> list[Update]:
     for moment in moments:
         U = _momentum(group, moment)
         O, shape = orthogonal_factor(group, U)
-        view = O.reshape(shape)
-        q = moment.state["row_square"]
-        q.lerp_(view.square().mean(-1, keepdim=True).to(q), 1 - group["row_beta"])
-        D = view / (q.sqrt() + 1e-10)
-        D = D * (
-            torch.linalg.matrix_norm(view, keepdim=True) / torch.linalg.matrix_norm(D, keepdim=True).clamp_min(1e-30)
-        )
-        D = D.reshape(O.shape)
+        D = _even_rows(O.reshape(shape), moment.state["row_square"], group["row_beta"]).reshape(O.shape)
         taken.append(move(group, moment, Update(D, step_factor(group["adjust"], shape), O, shape, source=U)))
     return taken
+
+
+def _even_rows(O: Tensor, row_square: Tensor, beta: float) -> Tensor:
+    """Update the running mean squares of rows, and return O with rows divided by their roots and its norm restored."""
+    if not O.numel():
+        return O
+    wide = O.to(sums.arithmetic(O))  # 1e-10 vanishes in half precision
+    row_square.lerp_(wide.square().mean(-1, keepdim=True).to(row_square), 1 - beta)
+    D = wide / (row_square.to(wide).sqrt() + 1e-10)
+    return (D * sums.ratio(sums.slice_norms(O), sums.slice_norms(D), D.dtype).to(D)).to(O)
 
 
 def _normuon_state(group: Group, parameter: Tensor) -> dict[str, Any]:
@@ -264,10 +268,10 @@ def muoneq(group: Group, moments: Sequence[ParameterStep]) -> list[Update]:
 
 def _equilibrated(U: Tensor, which: str) -> Tensor:
     """Return U with rows, columns or both divided by their lengths, which are all taken from the given U."""
-    squares = U.square()
+    squares = U.to(sums.arithmetic(U)).square()  # 1e-8 vanishes in half precision
     rows = (squares.sum(-1, keepdim=True) + 1e-8).rsqrt() if "R" in which else 1.0
     columns = (squares.sum(-2, keepdim=True) + 1e-8).rsqrt() if "C" in which else 1.0
-    return U * rows * columns
+    return (U * rows * columns).to(U)
 
 
 RULES["muoneq"] = Rule(
