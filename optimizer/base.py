@@ -19,7 +19,7 @@ from lossscope.optimizer.ascent.shear import SHEAR_STATE, direction_of, injected
 from lossscope.optimizer.ascent.trigger import Decision, TriggerState, decided
 from lossscope.optimizer.ascent.two_pass import Pass, RandomState, StepPlan, ascended, own_copy, untouched_buffers
 from lossscope.optimizer.errors import OptimizerError
-from lossscope.optimizer.hyperparameters import checked_group, refuse_counters, refuse_duplicate_names
+from lossscope.optimizer.hyperparameters import check_floors, checked_group, refuse_counters, refuse_duplicate_names
 from lossscope.optimizer.records.observers import CounterfactualUpdate, Observers, tensor_record
 from lossscope.optimizer.records.step_record import StepRecord, TensorRecord
 from lossscope.optimizer.update.adam import ParameterStep, Update
@@ -91,11 +91,17 @@ class TwoPassOptimizer(Optimizer, ABC):
                 raise OptimizerError(f"{name} is required by {self.rule} and has no default: pass {name}=...")
         checked_group(group, first, {**self.defaults, **dict.fromkeys(rule.required)}, rule.bounds)
         rule.check(group)
+        for parameter in group["params"]:
+            self._check_floors(group, parameter)
         if group["perturbation"] in WHITENED and group["mode"] != "base" and not rule.adam_moments:
             raise OptimizerError(
                 f"perturbation={group['perturbation']!r} needs a second-moment estimate and {self.rule} keeps none; "
                 "use 'sam', 'asam' or 'random_ball'"
             )
+
+    def _check_floors(self, group: dict[str, Any], parameter: Tensor) -> None:
+        rule = self.rule_of(group, parameter)
+        check_floors(group, parameter, ("eps",) * rule.adam_moments + rule.floors)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore a pickled or copied optimizer without its observers; loading a state keeps the observers."""
@@ -328,6 +334,7 @@ class TwoPassOptimizer(Optimizer, ABC):
     def _state(self, group: dict[str, Any], parameter: Tensor) -> dict[str, Any]:
         state = self.state[parameter]
         if not state:
+            self._check_floors(group, parameter)  # a model may have been cast since
             state.update(self.fresh_state(group, parameter))
         return cast("dict[str, Any]", state)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import torch
@@ -14,12 +14,13 @@ from lossscope.optimizer.ascent.surrogate import SURROGATES
 from lossscope.optimizer.ascent.trigger import COUNTERS, MODES, TRIGGERS
 from lossscope.optimizer.errors import OptimizerError
 from lossscope.optimizer.update import newton_schulz as ns
-from lossscope.optimizer.update.matrix_view import ADJUSTMENTS, ENERGIES, TRACKS, track_of
+from lossscope.optimizer.update.matrix_view import ADJUSTMENTS, ENERGIES, TRACKS
 from lossscope.optimizer.update.rule import NOT_NEGATIVE, Bound
 
 __all__ = [
     "DEFAULTS",
     "SHARED",
+    "check_floors",
     "checked_group",
     "checked_number",
     "period_of",
@@ -107,20 +108,21 @@ _CHOICES: Final[dict[str, tuple[object, ...]]] = {
 }
 
 _FRACTION: Final = Bound("in [0, 1)", lambda x: 0 <= x < 1)
-_FINITE: Final = Bound("a finite number", math.isfinite)
+_MOST: Final = 1e18  # products of two settings, and of a setting with a direction, then stay in the range of float32
+_SIZE: Final = Bound(f"{NOT_NEGATIVE.words}, at most {_MOST:.0e}", lambda x: 0 <= x <= _MOST)
 _BOUNDS: Final[dict[str, Bound]] = {
-    "lr": NOT_NEGATIVE,
-    "vector_lr": NOT_NEGATIVE,
-    "eps": NOT_NEGATIVE,
-    "weight_decay": NOT_NEGATIVE,
-    "rho": Bound("at least 0 and finite; 0 disables the ascent", lambda x: 0 <= x < math.inf),
-    "alpha": _FINITE,
+    "lr": _SIZE,
+    "vector_lr": _SIZE,
+    "eps": _SIZE,
+    "weight_decay": _SIZE,
+    "rho": Bound(f"{_SIZE.words}; 0 disables the ascent", _SIZE.holds),
+    "alpha": Bound("a finite number, at most 1e6 in size", lambda x: abs(x) <= 1e6),
     "aga_beta": _FRACTION,
     "aga_lambda": Bound("at least 0", lambda x: x >= 0),  # at infinity only the cap triggers
-    "aga_gamma": _FINITE,
+    "aga_gamma": Bound("a finite number, at most 100 in size", lambda x: abs(x) <= 100),  # 2^gamma multiplies alpha
     "momentum": _FRACTION,
     "row_beta": _FRACTION,
-    "rms_eps": NOT_NEGATIVE,
+    "rms_eps": _SIZE,
 }
 
 
@@ -197,6 +199,30 @@ def checked_group(
             )
 
 
+def check_floors(group: Mapping[str, Any], parameter: torch.Tensor, names: Sequence[str]) -> None:
+    """Raise an `OptimizerError` if a floor of a root of mean squares does not bound the steps of a parameter.
+
+    A square below the smallest number of a dtype is stored as zero. The floor is then all that is divided by: below the
+    root of that number, steps are larger than any ratio that the rule allows, or divide by zero.
+
+    Args:
+        group: The parameter group.
+        parameter: One of its parameters, which gives the dtype of the squares.
+        names: Settings that are such floors.
+
+    Raises:
+        OptimizerError: See above; it names the setting, its value and the bound.
+    """
+    numbers = torch.finfo(parameter.dtype)
+    least = math.sqrt(numbers.tiny * numbers.eps)
+    for name in names:
+        if float(group[name]) < least:
+            raise OptimizerError(
+                f"{name}={group[name]!r} must be at least {least:.1e} for {parameter.dtype}, which holds no smaller "
+                f"square: set {name}, or keep the weights in a dtype with a larger range"
+            )
+
+
 def _check_newton_schulz(group: dict[str, Any]) -> None:
     if isinstance(group["ns_dtype"], str) and group["ns_dtype"] in _DTYPES:
         group["ns_dtype"] = _DTYPES[group["ns_dtype"]]
@@ -205,11 +231,6 @@ def _check_newton_schulz(group: dict[str, Any]) -> None:
             f"ns_dtype={group['ns_dtype']!r} must be 'auto', a floating torch.dtype or one of {', '.join(_DTYPES)}"
         )
     ns.coefficients(group["newton_schulz"], group["ns_steps"])
-    for p in group["params"]:
-        if p.numel() == 0 and track_of(group, p) == "matrix":
-            raise OptimizerError(
-                f"a parameter of shape {tuple(p.shape)} has no elements and therefore no orthogonal factor; remove it"
-            )
 
 
 def user_settings(names: Iterable[str]) -> list[str]:

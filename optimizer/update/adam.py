@@ -82,7 +82,9 @@ def whitened(moments: Sequence[ParameterStep], betas: tuple[float, float], eps: 
     squares = [moment.state["exp_avg_sq"] for moment in moments]
     steps = [moment.state["step"] for moment in moments]
     torch._foreach_add_(steps, 1)
-    if betas[1] > 0 and _fusible(gradients, means):
+    # v may forget gradients that m remembers, which makes A unbounded
+    unbounded = betas[1] == 0 or betas[0] ** 2 >= betas[1]
+    if not unbounded and _fusible(gradients, means):
         # Adam's fused kernel steps w - lr A: from zero, with lr -1, it leaves A in one pass over memory.
         A = [torch.zeros_like(mean) for mean in means]
         torch._fused_adam_(
@@ -114,7 +116,15 @@ def whitened(moments: Sequence[ParameterStep], betas: tuple[float, float], eps: 
     torch._foreach_mul_(denominators, [first / second**0.5 for first, second in corrections])
     torch._foreach_add_(denominators, [first * eps for first, _ in corrections])
     A = torch._foreach_div(means, denominators)
+    if unbounded:
+        A = [_in_range(a, moment.parameter, moment.gradient) for a, moment in zip(A, moments, strict=True)]
     return [a.to(moment.parameter.dtype) for a, moment in zip(A, moments, strict=True)]
+
+
+def _in_range(A: Tensor, parameter: Tensor, gradient: Tensor) -> Tensor:
+    """Bound A, so that it and its norm have a place in the dtypes of a step; NaN where the gradient is not finite."""
+    largest = min(torch.finfo(parameter.dtype).max, 1e-9 * torch.finfo(A.dtype).max)
+    return A.clamp_(-largest, largest).add_(gradient, alpha=0.0)
 
 
 def _fusible(gradients: Sequence[Tensor], means: Sequence[Tensor]) -> bool:

@@ -23,6 +23,7 @@ Triple = tuple[float, float, float]
 
 # Added to the Frobenius norm before dividing, as the published step does.
 _NORM_FLOOR: Final = 1e-7
+_MOST_STEPS: Final = 100
 
 
 def _with_safety(triples: Sequence[Triple], factor: float) -> tuple[Triple, ...]:
@@ -102,8 +103,8 @@ def coefficients(preset: str, steps: int) -> tuple[Triple, ...]:
     """
     if not isinstance(preset, str) or preset not in PRESETS:
         raise OptimizerError(f"newton_schulz={preset!r} must be one of {', '.join(PRESETS)}")
-    if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
-        raise OptimizerError(f"ns_steps={steps} must be an integer >= 1; 5 is usual")
+    if not isinstance(steps, int) or isinstance(steps, bool) or not 1 <= steps <= _MOST_STEPS:
+        raise OptimizerError(f"ns_steps={steps} must be an integer >= 1, at most {_MOST_STEPS}; 5 is usual")
     if steps < _WHOLE.get(preset, 1):
         raise OptimizerError(
             f"ns_steps={steps} omits the last polynomials of newton_schulz={preset!r}: set ns_steps={_WHOLE[preset]}"

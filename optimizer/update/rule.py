@@ -67,6 +67,7 @@ class Rule:
         required: Settings without a default: a user must give them.
         bounds: Bounds of the rule's own numeric settings; those of shared names (`lr`, `momentum`, `eps`, ...) are in
             `hyperparameters`.
+        floors: Settings added to a root of mean squares before something is divided by it, other than Adam's `eps`.
         check: Raises an `OptimizerError` for a group whose settings contradict one another.
         fresh_state: Returns the state of a parameter before its first step, given its group; see `zeros`.
         optional_state: Keys that a saved state may have or lack, since settings may change during training.
@@ -90,6 +91,7 @@ class Rule:
     settings: Mapping[str, Any] = field(default_factory=dict)
     required: tuple[str, ...] = ()
     bounds: Mapping[str, Bound] = field(default_factory=dict)
+    floors: tuple[str, ...] = ()
     check: Callable[[Group], None] = _no_check
     fresh_state: Callable[[Group, Tensor], dict[str, Any]] = _STEP_COUNT_ONLY
     optional_state: frozenset[str] = frozenset()

@@ -200,6 +200,7 @@ RULES["adamuon"] = Rule(
     lr=0.02,
     weight_decay=0.01,
     settings={**_EMA, **_ORTHOGONAL, "rms_eps": 1e-8},
+    floors=("rms_eps",),
     fresh_state=zeros("momentum_buffer", "orthogonal_square"),
     direction=Direction.ORTHOGONAL,
     momentum="momentum_buffer",
