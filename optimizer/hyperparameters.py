@@ -108,14 +108,14 @@ _CHOICES: Final[dict[str, tuple[object, ...]]] = {
 }
 
 _FRACTION: Final = Bound("in [0, 1)", lambda x: 0 <= x < 1)
-_MOST: Final = 1e18  # products of two settings, and of a setting with a direction, then stay in the range of float32
+_MOST: Final = 1e30  # a direction times lr, or a step times rho, then stays in the range of float32
 _SIZE: Final = Bound(f"{NOT_NEGATIVE.words}, at most {_MOST:.0e}", lambda x: 0 <= x <= _MOST)
 _BOUNDS: Final[dict[str, Bound]] = {
     "lr": _SIZE,
     "vector_lr": _SIZE,
     "eps": _SIZE,
     "weight_decay": _SIZE,
-    "rho": Bound(f"{_SIZE.words}; 0 disables the ascent", _SIZE.holds),
+    "rho": Bound(f"{NOT_NEGATIVE.words}; 0 disables the ascent, {_MOST:.0e} is the most", _SIZE.holds),
     "alpha": Bound("a finite number, at most 1e6 in size", lambda x: abs(x) <= 1e6),
     "aga_beta": _FRACTION,
     "aga_lambda": Bound("at least 0", lambda x: x >= 0),  # at infinity only the cap triggers

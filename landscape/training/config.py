@@ -19,11 +19,13 @@ __all__ = ["TrainConfig", "assignment", "from_toml"]
 
 _MOST: Final = 2**31 - 1
 _RENAMED: Final = {"visits": "evaluations"}  # before schema 4
+_BEFORE: Final = {"curvature_samples": 512}  # what runs without the setting have used
 _BOUNDS: Final[dict[str, tuple[float, float]]] = {
     "steps": (1, _MOST),
     "batch_size": (1, _MOST),
     "eval_every": (1, _MOST),
     "evaluations": (0, _MOST),
+    "curvature_samples": (1, _MOST),
     "seed": (0, _MOST),
     "seed_init": (0, _MOST),
     "seed_split": (0, _MOST),
@@ -51,6 +53,7 @@ class TrainConfig:
     seed_order: int | None = None  # batches
     preset: str = "standard"  # how much is recorded
     evaluations: int | None = None  # number of log-spaced curvature evaluations; None: the preset's
+    curvature_samples: int | None = None  # training samples over which curvature is averaged; None: all of them
     eval_every: int | None = None  # period in steps of the evaluation on the test set
     until_accuracy: float | None = None  # stop when the test accuracy reaches it
     threads: int | None = None  # number of CPU threads of torch; None: unchanged
@@ -86,12 +89,12 @@ class TrainConfig:
 
     @classmethod
     def recorded(cls, settings: Mapping[str, Any]) -> TrainConfig:
-        """Return the config in a run's manifest; settings of runs before schema 4 are read under their new names.
+        """Return the config in a run's manifest, with the values that settings had before they were settings.
 
         Raises:
             ConfigError: As `of`.
         """
-        return cls.of({_RENAMED.get(key, key): value for key, value in settings.items()})
+        return cls.of({**_BEFORE, **{_RENAMED.get(key, key): value for key, value in settings.items()}})
 
     def with_settings(self, settings: Mapping[str, Any]) -> TrainConfig:
         """Return a copy with some settings replaced and `options` merged."""

@@ -71,6 +71,6 @@ def job_of(config: TrainConfig) -> Job:
         optimizer = create(config.optimizer, model, **{**seed, **overrides})
     except OptimizerError as error:
         raise ConfigError(str(error)) from error
-    count = task.curvature_samples
+    count = config.curvature_samples  # None takes all
     probe = (split.train[0][:count], split.train[1][:count])
     return Job(config, task, split, model, optimizer, Objective(model, CrossEntropy(), [probe]))

@@ -33,9 +33,15 @@ def resolved(config: TrainConfig) -> TrainConfig:
     """Return the config with its missing settings replaced by the usual ones of its workload.
 
     Raises:
-        ConfigError: The workload, the optimizer or one of its settings is unknown.
+        ConfigError: The workload, the optimizer or one of its settings is unknown, or more training examples are asked
+            for than there are.
     """
     task = workload(config.workload)
+    for key in ("batch_size", "curvature_samples"):
+        if (asked := getattr(config, key) or 0) > task.train_size:
+            raise ConfigError(
+                f"{key} must be at most {task.train_size}, the number of training examples of {task.name}, got {asked}"
+            )
     try:
         known = _read(config)
     except OptimizerError as error:
@@ -45,6 +51,7 @@ def resolved(config: TrainConfig) -> TrainConfig:
         {
             "steps": config.steps or task.steps,
             "batch_size": config.batch_size or task.batch_size,
+            "curvature_samples": config.curvature_samples or task.train_size,
             "eval_every": config.eval_every or task.eval_every,
             "name": config.run_name,
             "options": {**usual, **config.options},

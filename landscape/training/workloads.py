@@ -34,11 +34,11 @@ class Workload:
     description: str
     network: Callable[[], nn.Module]
     examples: Callable[[], Examples]
+    size: int  # number of examples
     train_share: float
     batch_size: int
     steps: int
     eval_every: int  # period in steps of the evaluation on the test set
-    curvature_samples: int  # number of training examples over which curvature is averaged
     options: dict[str, Any] = field(default_factory=dict)  # usual optimizer settings of this workload
     rates: dict[str, float] = field(default_factory=dict)  # learning rates by rule, where the default is too small
 
@@ -50,11 +50,16 @@ class Workload:
         words += [f"lr={rate} for {rule}" for rule, rate in self.rates.items()]
         return ", ".join(words)
 
+    @property
+    def train_size(self) -> int:
+        """The number of training examples."""
+        return int(self.train_share * self.size)
+
     def split(self, seed: int) -> Split:
         """Return train and test examples, shuffled with the split seed."""
         inputs, labels = self.examples()
         order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
-        cut = int(self.train_share * len(labels))
+        cut = self.train_size
         train, test = order[:cut], order[cut:]
         return Split((inputs[train], labels[train]), (inputs[test], labels[test]))
 
@@ -101,11 +106,11 @@ def _digits(name: str, network: Callable[[], nn.Module], words: str, *, flat: bo
         f"{words} on 1797 handwritten digits",
         network,
         lambda: digits(flat=flat),
+        size=1797,
         train_share=0.8,
         batch_size=128,
         steps=400,
         eval_every=20,
-        curvature_samples=512,
         # With their default learning rates the loss has hardly decreased after the default number of steps.
         rates={"sgd": 0.1, "muoneq": 0.01},
     )
@@ -118,11 +123,11 @@ def _modular(prime: int, train_share: float) -> Workload:
         f"a one-layer transformer on (x + y) mod {prime}, {100 * train_share:.0f} % of the pairs: grokking",
         lambda: ModularTransformer(prime),
         lambda: modular_addition(prime),
+        size=prime**2,
         train_share=train_share,
         batch_size=512,
         steps=2000,
         eval_every=8,
-        curvature_samples=512,
         options={"betas": (0.9, 0.98), "weight_decay": 1.0},
     )
 

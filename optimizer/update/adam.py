@@ -115,7 +115,7 @@ def whitened(moments: Sequence[ParameterStep], betas: tuple[float, float], eps: 
     denominators = list(torch._foreach_sqrt(squares))
     torch._foreach_mul_(denominators, [first / second**0.5 for first, second in corrections])
     torch._foreach_add_(denominators, [first * eps for first, _ in corrections])
-    A = torch._foreach_div(means, denominators)
+    A = list(torch._foreach_div(means, denominators))
     if unbounded:
         A = [_in_range(a, moment.parameter, moment.gradient) for a, moment in zip(A, moments, strict=True)]
     return [a.to(moment.parameter.dtype) for a, moment in zip(A, moments, strict=True)]

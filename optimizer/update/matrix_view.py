@@ -52,7 +52,11 @@ def direction_scale(energy: str, A: Tensor, O: Tensor, shape: Sequence[int], *, 
         return sums.norm(A).to(dtype) if energy == "reference" else sums.ratio(sums.norm(A), sums.norm(O), dtype)
     if energy == "reference":
         return sums.norm(O).to(dtype)
-    return sums.ratio(rms * sums.norm(O), sums.norm(A), dtype) if energy == "rms" else torch.ones((), dtype=dtype, device=A.device)
+    return (
+        sums.ratio(rms * sums.norm(O), sums.norm(A), dtype)
+        if energy == "rms"
+        else torch.ones((), dtype=dtype, device=A.device)
+    )
 
 
 def step_factor(adjust: str, shape: Sequence[int]) -> float:

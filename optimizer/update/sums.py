@@ -1,10 +1,10 @@
 """Norms and inner products of parameter-length tensors, summed in float64.
 
-A float32 sum over one long vector loses digits: torch's norm on a CPU is 0.7 % off at 1e7 equal numbers, 7e-5 at 1e5 and
-1e-5 at 16384, so there is no size below which it is taken. Chunks are converted and summed in float64, which holds the
-squares of all narrower numbers; the memory of a chunk is all that is added. Two kinds of tensors are divided by their
-largest element first: float64 ones, whose squares can leave their range, and those on a device without float64, where
-float32 sums are compensated, that is, the rounding of each product and of each addition is carried along.
+A float32 sum over one long vector loses digits: torch's norm on a CPU is 0.7 % off at 1e7 equal numbers, 7e-5 at 1e5
+and 1e-5 at 16384, so there is no size below which it is taken. Chunks are converted and summed in float64, which holds
+the squares of all narrower numbers; the memory of a chunk is all that is added. Two kinds of tensors are divided by
+their largest element first: float64 ones, whose squares can leave their range, and those on a device without float64,
+where float32 sums are compensated, that is, the rounding of each product and of each addition is carried along.
 
 Results are 0-d tensors on the tensors' device, in float64 where it has that. Nothing waits for the device.
 """
@@ -51,7 +51,7 @@ def slice_norms(matrices: Tensor) -> Tensor:
     elif isinstance(_size([matrices]), Tensor):
         found = torch.stack([norm(one) for one in slices])
     else:
-        groups = slices.split(max(1, _chunk(matrices) // slices[0].numel()))
+        groups = torch.split(slices, max(1, _chunk(matrices) // slices[0].numel()))
         found = torch.cat([_norms_of(group) for group in groups])
     return found.reshape(*matrices.shape[:-2], 1, 1)
 
@@ -87,7 +87,7 @@ def plus(tensor: Tensor, other: Tensor, factor: Tensor) -> Tensor:
 
 
 def ratio(numerator: Tensor, denominator: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return the ratio of two norms, within the range of a dtype; 0 if the denominator is 0: nothing has a direction."""
+    """Return the ratio of two norms, within the range of a dtype; 0 if the denominator is 0."""
     return _within(torch.where(denominator > 0, numerator / denominator, 0.0), dtype)
 
 
@@ -146,9 +146,9 @@ def _pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
             if first.numel():
                 yield tuple(t.view(-1) for t in tensors)
         else:
-            yield from zip(*(t.view(-1).split(chunk) for t in tensors), strict=True)
+            yield from zip(*(torch.split(t.view(-1), chunk) for t in tensors), strict=True)
         return
-    axes = sorted(range(first.ndim), key=lambda axis: -first.stride(axis))
+    axes = sorted(range(first.ndim), key=lambda axis: -first.stride()[axis])
     if axes != list(range(first.ndim)):
         yield from _pieces(*(t.permute(axes) for t in tensors))
     elif first.numel() <= chunk:
@@ -164,7 +164,7 @@ def _chunk(tensor: Tensor) -> int:
 
 
 def _size(tensors: Sequence[Tensor]) -> Size:
-    """Return what the tensors are divided by: a power of 2 near their largest element, or 1 if squares keep in range."""
+    """Return what the tensors are divided by: a power of 2 near their largest element, or 1 if none is needed."""
     kept = [t for t in tensors if t.numel()]
     if all(t.dtype != torch.float64 and t.device.type not in _WITHOUT_FLOAT64 for t in kept):
         return 1.0
@@ -205,10 +205,10 @@ def _compensated(sums: Tensor, errors: Tensor) -> tuple[Tensor, Tensor]:
     """Return the sum of all numbers, added in pairs, and the sum of all rounding errors (Knuth's two-sum)."""
     while len(sums) > 1:
         half = len(sums) // 2
-        a, b, rest = sums.split([half, half, len(sums) - 2 * half])
+        a, b, rest = torch.split(sums, [half, half, len(sums) - 2 * half])
         total = a + b
         part = total - a
         error = (a - (total - part)) + (b - part)
-        old, older, last = errors.split([half, half, len(sums) - 2 * half])
+        old, older, last = torch.split(errors, [half, half, len(sums) - 2 * half])
         sums, errors = torch.cat([total, rest]), torch.cat([error + old + older, last])
     return sums[0], errors[0]

@@ -162,8 +162,42 @@ def test_two_parameters_of_one_name_are_refused():
 
 
 @pytest.mark.parametrize("name", [name for name in names() if "newton_schulz" in settings(name)])
-def test_a_matrix_without_elements_is_refused_where_it_would_be_orthogonalized(name):
+def test_a_matrix_without_elements_stands_beside_others(name):
     base = {"base": "muon"} if "base" in settings(name) else {}
-    with pytest.raises(OptimizerError, match=rf"^optimizer {name}: a parameter of shape \(3, 0\) has no elements"):
-        create(name, [("w", parameter(2, 2)), ("none", nn.Parameter(torch.ones(3, 0)))], **base)
-    create("adamw", [("none", nn.Parameter(torch.ones(3, 0)))])
+    pairs = [("w", parameter(2, 2)), ("none", nn.Parameter(torch.ones(3, 0))), ("wide", nn.Parameter(torch.ones(0, 3)))]
+    optimizer, alone = create(name, pairs, **base), create(name, [("w", copy := parameter(2, 2))], **base)
+    with torch.no_grad():
+        copy.copy_(pairs[0][1])
+
+    def closure(used):
+        for p in used:
+            p.grad = torch.arange(1.0, 1 + p.numel()).reshape(p.shape)
+        return torch.zeros(())
+
+    optimizer.step(lambda: closure([p for _, p in pairs]))
+    alone.step(lambda: closure([copy]))
+    assert torch.equal(pairs[0][1], copy)
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "dtype", "words"),
+    [
+        ("adamw", {"eps": 0}, torch.float32, r"eps=0 must be at least 3\.7e-23 for torch\.float32"),
+        ("ars2-sync", {"eps": 1e-30}, torch.float32, r"eps=1e-30 must be at least 3\.7e-23"),
+        ("ars2-base", {}, torch.float16, r"eps=1e-08 must be at least 2\.4e-04 for torch\.float16"),
+        ("adamuon", {"rms_eps": 0.0}, torch.float64, r"rms_eps=0\.0 must be at least 2\.2e-162"),
+    ],
+)
+def test_a_floor_below_the_smallest_root_of_a_square_is_refused(name, given, dtype, words):
+    with pytest.raises(OptimizerError, match=rf"^optimizer {name}: {words}[^\n]*: set (rms_)?eps, or keep the weights"):
+        create(name, [("w", nn.Parameter(torch.ones(2, 2, dtype=dtype)))], **given)
+    create("muon", [("w", nn.Parameter(torch.ones(2, 2, dtype=torch.float16)))])  # no vector uses its eps
+
+
+def test_a_model_that_is_cast_to_float16_later_is_refused_at_its_first_step():
+    w = nn.Parameter(torch.ones(2, 2))
+    optimizer = create("adamw", [("w", w)])
+    w.data = w.data.half()
+    w.grad = torch.ones(2, 2, dtype=torch.float16)
+    with pytest.raises(OptimizerError, match=r"^eps=1e-08 must be at least 2\.4e-04 for torch\.float16"):
+        optimizer.step()
