@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lossscope.optimizer.update import newton_schulz as ns
 from lossscope.optimizer.update.matrix_view import direction_scale, matrix_view, track_of
-from lossscope.optimizer.update.sums import arithmetic, plus
+from lossscope.optimizer.update.sums import arithmetic, norm, plus, slice_norms
 
 __all__ = [
     "ParameterStep",
@@ -152,14 +152,27 @@ def move(group: dict[str, Any], moment: ParameterStep, update: Update) -> Update
     return update
 
 
-def orthogonal_factor(group: dict[str, Any], source: Tensor) -> tuple[Tensor, tuple[int, ...]]:
-    """Return the Newton-Schulz image of a tensor in its own shape, and the shape of the matrix view it was made on."""
-    view = matrix_view(source, flatten=group["flatten"], convolution=group["convolution"])
+def orthogonal_factor(
+    group: dict[str, Any], source: Tensor, sizes: Tensor | None = None
+) -> tuple[Tensor, tuple[int, ...]]:
+    """Return the Newton-Schulz image of a tensor in its own shape, and the shape of the matrix view it was made on.
+
+    Args:
+        group: Settings.
+        source: The tensor.
+        sizes: Norms of the slices of its view, if they are known.
+    """
+    view = _view(group, source)
     if not source.numel():  # nothing to orthogonalize, and nothing that moves
         return source, tuple(view.shape)
     triples = ns.coefficients(group["newton_schulz"], group["ns_steps"])
-    O = ns.orthogonal_factor(view, triples, _product_dtype(group["ns_dtype"], source), norm=group["ns_norm"])
+    dtype = _product_dtype(group["ns_dtype"], source)
+    O = ns.orthogonal_factor(view, triples, dtype, norm=group["ns_norm"], sizes=sizes)
     return O.reshape(source.shape), tuple(view.shape)
+
+
+def _view(group: dict[str, Any], source: Tensor) -> Tensor:
+    return matrix_view(source, flatten=group["flatten"], convolution=group["convolution"])
 
 
 def apply_step(group: dict[str, Any], parameter: Tensor, A: Tensor) -> Update:
@@ -168,8 +181,10 @@ def apply_step(group: dict[str, Any], parameter: Tensor, A: Tensor) -> Update:
     if track_of(group, parameter) == "vector":
         parameter.add_(A, alpha=-lr)
         return Update(A, 1.0, whitened=A)
-    O, shape = orthogonal_factor(group, A)
-    scale = direction_scale(group["energy"], A, O, shape, orthogonalize=group["orthogonalize"])
+    sizes = slice_norms(_view(group, A)) if A.numel() else A.new_zeros(1, 1)
+    O, shape = orthogonal_factor(group, A, sizes)
+    E = sizes[0, 0] if sizes.numel() == 1 and sizes.ndim == 2 else norm(sizes)
+    scale = direction_scale(group["energy"], E, O, shape, orthogonalize=group["orthogonalize"])
     direction = O if group["orthogonalize"] else A
     _move_by(group, parameter, direction, scale)
     return Update(direction, scale, O, shape, source=A, whitened=A)

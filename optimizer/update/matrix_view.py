@@ -38,25 +38,21 @@ def matrix_view(tensor: Tensor, *, flatten: bool, convolution: bool) -> Tensor:
     return tensor.flatten(1)
 
 
-def direction_scale(energy: str, A: Tensor, O: Tensor, shape: Sequence[int], *, orthogonalize: bool) -> Tensor:
+def direction_scale(energy: str, E: Tensor, O: Tensor, shape: Sequence[int], *, orthogonalize: bool) -> Tensor:
     """Return the 0-d factor that sets the size of a matrix step.
 
-    With `O`: `E`, `E / |O|_F` or `0.2 sqrt(max(m, n))`. Without orthogonalization the step is along `A`, and
+    `E` is the norm of Adam's direction `A`. With `O`: `E`, `E / |O|_F` or `0.2 sqrt(max(m, n))`. Without orthogonalization the step is along `A`, and
     the factor gives it the norm of the corresponding step along `O`. A zero `A` or `O` gives a finite factor.
     """
     # The root mean square of an Adam step is about 0.2 (Liu et al., 2025, section 2.2).
-    rms, dtype = 0.2 * math.sqrt(max(shape[-2:])), sums.arithmetic(A)
+    rms, dtype = 0.2 * math.sqrt(max(shape[-2:])), sums.arithmetic(O)
     if orthogonalize:
         if energy == "rms":
-            return torch.full((), rms, dtype=dtype, device=A.device)
-        return sums.norm(A).to(dtype) if energy == "reference" else sums.ratio(sums.norm(A), sums.norm(O), dtype)
+            return torch.full((), rms, dtype=dtype, device=O.device)
+        return E.to(dtype) if energy == "reference" else sums.ratio(E, sums.norm(O), dtype)
     if energy == "reference":
         return sums.norm(O).to(dtype)
-    return (
-        sums.ratio(rms * sums.norm(O), sums.norm(A), dtype)
-        if energy == "rms"
-        else torch.ones((), dtype=dtype, device=A.device)
-    )
+    return sums.ratio(rms * sums.norm(O), E, dtype) if energy == "rms" else torch.ones((), dtype=dtype, device=O.device)
 
 
 def step_factor(adjust: str, shape: Sequence[int]) -> float:

@@ -114,7 +114,12 @@ def coefficients(preset: str, steps: int) -> tuple[Triple, ...]:
 
 
 def orthogonal_factor(
-    matrix: Tensor, triples: Sequence[Triple], dtype: torch.dtype, *, norm: str = "frobenius"
+    matrix: Tensor,
+    triples: Sequence[Triple],
+    dtype: torch.dtype,
+    *,
+    norm: str = "frobenius",
+    sizes: Tensor | None = None,
 ) -> Tensor:
     """Return an approximation of `U V'`, where `matrix = U S V'`.
 
@@ -128,13 +133,14 @@ def orthogonal_factor(
         dtype: Dtype of the products; the result has the dtype of `matrix`.
         norm: Norm by which the matrix is divided first: `frobenius`, or `schatten4`, the fourth root of the sum of the
             fourth powers of the singular values. It also bounds them by one and is smaller, so fewer remain small.
+        sizes: Frobenius norms of the slices, `sums.slice_norms(matrix)`, if they are known.
 
     Source:
         K. Jordan et al., "Muon" (2024).
     """
     tall = matrix.shape[-2] > matrix.shape[-1]
     X = matrix.mT if tall else matrix
-    size = sums.slice_norms(X)
+    size = sums.slice_norms(matrix) if sizes is None else sizes
     if norm == "frobenius":
         X = _over(X, size + _NORM_FLOOR, dtype)
     else:

@@ -30,6 +30,10 @@ Size = Tensor | float  # what tensors are divided by; 1.0 if they need not be
 
 def norm(*tensors: Tensor) -> Tensor:
     """Return the norm over all tensors together."""
+    first = tensors[0] if tensors else None
+    if len(tensors) == 1 and first is not None and _is_one_chunk(first):
+        numbers = first.view(-1).double()
+        return torch.dot(numbers, numbers).sqrt()
     size = _size(tensors)
     if isinstance(size, Tensor):
         if _wide(tensors[0].device) == torch.float32:
@@ -157,6 +161,12 @@ def _pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
         longest = max(range(first.ndim), key=first.size)
         for parts in zip(*(t.tensor_split(2, longest) for t in tensors), strict=True):
             yield from _pieces(*parts)
+
+
+def _is_one_chunk(tensor: Tensor) -> bool:
+    """Return True for a tensor that needs no care: the short way for it is several times faster than the long one."""
+    narrow = tensor.dtype != torch.float64 and tensor.device.type == "cpu" and "cpu" not in _WITHOUT_FLOAT64
+    return narrow and 0 < tensor.numel() <= _CHUNK and tensor.is_contiguous()
 
 
 def _chunk(tensor: Tensor) -> int:
