@@ -181,9 +181,10 @@ def apply_step(group: dict[str, Any], parameter: Tensor, A: Tensor) -> Update:
     if track_of(group, parameter) == "vector":
         parameter.add_(A, alpha=-lr)
         return Update(A, 1.0, whitened=A)
-    sizes = slice_norms(_view(group, A)) if A.numel() else A.new_zeros(1, 1)
+    E = sizes = norm(A)  # also the norm that Newton-Schulz divides by, if the tensor is one matrix
+    if A.numel() and _view(group, A).ndim > 2:
+        sizes = slice_norms(_view(group, A))
     O, shape = orthogonal_factor(group, A, sizes)
-    E = sizes[0, 0] if sizes.numel() == 1 and sizes.ndim == 2 else norm(sizes)
     scale = direction_scale(group["energy"], E, O, shape, orthogonalize=group["orthogonalize"])
     direction = O if group["orthogonalize"] else A
     _move_by(group, parameter, direction, scale)

@@ -41,8 +41,9 @@ def matrix_view(tensor: Tensor, *, flatten: bool, convolution: bool) -> Tensor:
 def direction_scale(energy: str, E: Tensor, O: Tensor, shape: Sequence[int], *, orthogonalize: bool) -> Tensor:
     """Return the 0-d factor that sets the size of a matrix step.
 
-    `E` is the norm of Adam's direction `A`. With `O`: `E`, `E / |O|_F` or `0.2 sqrt(max(m, n))`. Without orthogonalization the step is along `A`, and
-    the factor gives it the norm of the corresponding step along `O`. A zero `A` or `O` gives a finite factor.
+    `E` is the norm of Adam's direction `A`. With `O`: `E`, `E / |O|_F` or `0.2 sqrt(max(m, n))`. Without
+    orthogonalization the step is along `A`, and the factor gives it the norm of the corresponding step along `O`. A
+    zero `A` or `O` gives a finite factor.
     """
     # The root mean square of an Adam step is about 0.2 (Liu et al., 2025, section 2.2).
     rms, dtype = 0.2 * math.sqrt(max(shape[-2:])), sums.arithmetic(O)

@@ -49,6 +49,8 @@ def norm(*tensors: Tensor) -> Tensor:
 
 def slice_norms(matrices: Tensor) -> Tensor:
     """Return the Frobenius norm of each matrix of a tensor `(..., m, n)`, as `(..., 1, 1)`."""
+    if matrices.ndim == 2:
+        return norm(matrices).view(1, 1)
     slices = matrices.reshape(-1, *matrices.shape[-2:])
     if len(slices) == 1:
         found = norm(matrices)
