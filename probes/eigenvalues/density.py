@@ -37,8 +37,8 @@ class SpectralDensity:
     :math:`m\, x^\top f(A) x`, over an m-dimensional rest, has the variance
     :math:`\frac2b \big(\sum f^2 - (\sum f)^2/m\big)`; both sums are estimated from the same quadrature, which gives
     an error bar even from one vector. Intervals are t-intervals with :math:`b (\sum f^2)^2/\sum f^4`
-    degrees of freedom, widened by the change over the second half of the steps; if that change
-    exceeds the interval, the quantity has not converged.
+    degrees of freedom, widened by the change over the second half of the steps. A quantity has converged if neither
+    its own change nor those of negative mass, effective rank and participation ratio exceed their intervals.
 
     Source:
         G. Golub, G. Meurant (2010), Matrices, Moments and Quadrature; S. Ubaru, J. Chen, Y. Saad (2017), Fast
@@ -60,10 +60,14 @@ class SpectralDensity:
         total, left = rest.sum(), 1.0 - self.settled.sum() / self.size
         return np.where(self.settled, 1.0 / self.size, rest * (left / total if total > 0 else 0.0))
 
-    @property
+    @cached_property
     def converged(self) -> bool:
-        """True if negative mass, effective rank and participation ratio have converged, as far as they are defined."""
-        numbers = (self.negative_mass, self.effective_rank, self.participation_ratio)
+        """True if negative mass, effective rank and participation ratio all agree with those after half of the steps.
+
+        One of them alone may agree by chance while the density still changes, and its interval then covers too seldom;
+        so a derived quantity has converged only if all three have, as far as they are defined.
+        """
+        numbers = (self._negative_mass, self._effective_rank, self._participation_ratio)
         return all(one.converged or math.isnan(one.value) for one in numbers)
 
     def curve(self, grid: Array, width: float) -> tuple[Array, Array, Array]:
@@ -90,22 +94,17 @@ class SpectralDensity:
         If none was found but some are not excluded, `high` is the share of n of them at the lowest possible value, and
         the quantity has not converged.
         """
-        found = self._estimate(lambda d: d._ratio(d._negative(), np.abs(d.nodes)), 0.0, 1.0)
-        # compare with the dead zone alone: eigenvalues within the noise may turn out to be negative
-        if found.value > 0 or self.settled.all() or self.lowest >= -self._dead:
-            return found
-        total = self.size * float(self.shares @ np.abs(self.nodes))
-        return replace(found, high=min(1.0, max(found.high, -self.lowest * self.size / total)), converged=False)
+        return self._jointly(self._negative_mass)
 
     @property
     def participation_ratio(self) -> Estimate:
         r"""Participation ratio of the positive eigenvalues: :math:`(\sum\lambda^+)^2/\sum(\lambda^+)^2`."""
-        return self._estimate(SpectralDensity._participation, 1.0, self.size)
+        return self._jointly(self._participation_ratio)
 
     @property
     def effective_rank(self) -> Estimate:
         r"""Effective rank :math:`\exp(-\sum p \ln p)`, :math:`p = \lambda^+/\sum\lambda^+` (Roy and Vetterli 2007)."""
-        return self._estimate(SpectralDensity._entropy_rank, 1.0, self.size)
+        return self._jointly(self._effective_rank)
 
     def effective_parameters(self, alpha: float) -> Estimate:
         r"""Return MacKay's effective number of parameters :math:`\sum_i \lambda_i^+/(\lambda_i^+ + \alpha)`.
@@ -118,7 +117,33 @@ class SpectralDensity:
         """
         if not alpha > 0:
             raise ProbeError(f"alpha must be a positive prior precision, got {alpha:g}")
-        return self._estimate(lambda d: d._sum(_positive(d.nodes) / (_positive(d.nodes) + alpha)), 0.0, self.size)
+        return self._jointly(
+            self._estimate(lambda d: d._sum(_positive(d.nodes) / (_positive(d.nodes) + alpha)), 0.0, self.size)
+        )
+
+    @cached_property
+    def _negative_mass(self) -> Estimate:
+        """Negative mass, with its own convergence."""
+        found = self._estimate(lambda d: d._ratio(d._negative(), np.abs(d.nodes)), 0.0, 1.0)
+        # compare with the dead zone alone: eigenvalues within the noise may turn out to be negative
+        if found.value > 0 or self.settled.all() or self.lowest >= -self._dead:
+            return found
+        total = self.size * float(self.shares @ np.abs(self.nodes))
+        return replace(found, high=min(1.0, max(found.high, -self.lowest * self.size / total)), converged=False)
+
+    @cached_property
+    def _participation_ratio(self) -> Estimate:
+        """Participation ratio, with its own convergence."""
+        return self._estimate(SpectralDensity._participation, 1.0, self.size)
+
+    @cached_property
+    def _effective_rank(self) -> Estimate:
+        """Effective rank, with its own convergence."""
+        return self._estimate(SpectralDensity._entropy_rank, 1.0, self.size)
+
+    def _jointly(self, found: Estimate) -> Estimate:
+        """Return an estimate that has converged only if the density has."""
+        return replace(found, converged=found.converged and self.converged)
 
     def condition(self, quantile: float = 0.5) -> Estimate:
         r"""Return the ratio of the largest eigenvalue to a quantile of the absolute eigenvalues.
@@ -128,8 +153,8 @@ class SpectralDensity:
 
         Returns:
             The ratio. Its interval is given by the points at which the distribution, minus or plus its own error and
-            one node of the quadrature, reaches `quantile`. It is nan if that quantile is zero up to rounding, and
-            `high` is nan if there is no upper bound.
+            one node of the quadrature for each vector of the block, reaches `quantile`. It is nan if that quantile is
+            zero up to rounding, and `high` is nan if there is no upper bound.
         """
         if not 0 < quantile < 1:
             raise ProbeError(f"quantile must be between 0 and 1, got {quantile:g}")
@@ -140,15 +165,16 @@ class SpectralDensity:
         below[order[: at + 1]] = 1.0
         reach = self._reach(below / self.size)
         places = np.searchsorted(up_to, [quantile, quantile - reach, quantile + reach])
-        if not self.settled.all():  # between two nodes the distribution is known to the weight of one node
-            places += [0, -1, 1]
+        if not self.settled.all():  # the distribution is known to the weight of one node of each vector
+            places += len(self.weights) * np.array([0, -1, 1])
         value, high, low = (self._over(sizes, int(place)) for place in places)
         if self.nodes[-1] < 0:  # for a negative definite matrix the ratio grows with the size
             low, high = high, low
         if math.isnan(value):
             return exact_estimate(math.nan)
         agrees = self.half is None or low <= self.half.condition(quantile).value <= high
-        return Estimate(value, math.nan, low, high, len(self.weights), "standard error", converged=agrees)
+        found = Estimate(value, math.nan, low, high, len(self.weights), "standard error", converged=agrees)
+        return self._jointly(found)
 
     def _over(self, sizes: Array, place: int) -> float:
         """Return the largest eigenvalue over one of the sizes; nan if that is rounding, or there is none."""
