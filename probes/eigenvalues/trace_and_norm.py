@@ -19,8 +19,10 @@ from lossscope.probes.sums import dot, norm, row_dots, without
 
 __all__ = ["Complement", "trace_and_frobenius"]
 
-_FIRST_TEST: Final = 10  # samples before the first test of convergence
+_FIRST_TEST: Final = 10  # samples before the first test of convergence; fewer never count as converged
 _MARGIN: Final = 1.25  # margin for the error of a standard error from m samples, in units of 1/sqrt(m)
+_SIDES: Final = 2.0  # length of a side of the 95 % interval, in requested standard errors
+_MORE: Final = 1.25  # growth of the number of samples if only the interval is too wide
 _LEAP: Final = 4  # largest ratio of the sample counts of two successive tests
 _CHUNK: Final = 8  # products by which the space is grown at a time
 _SPREAD: Final = 3.0  # standard errors, about, of the rounding of a trace measured with one vector
@@ -134,8 +136,9 @@ def trace_and_frobenius(
         decide: Those of `trace` and `frobenius` that must meet `rel`.
 
     Returns:
-        Trace and Frobenius norm; `converged` is True if the estimate met `rel`. Their intervals contain the rounding of
-        the products, measured with one more product.
+        Trace and Frobenius norm; `converged` is True if at least ten samples were drawn, the standard error met `rel`
+        with its margin and both sides of the 95 % interval twice that. Their intervals contain the rounding of the
+        products, measured with one more product.
 
     Raises:
         ProbeError: `max_products` is below 2.
@@ -189,9 +192,14 @@ def _missing(rest: Complement, rel: float, decide: Collection[str]) -> int:
 
 
 def _needed(estimate: Estimate, target: float) -> int:
-    """Return the number of samples at which the standard error, with its margin, meets the target; 0 if it does now."""
+    """Return the number of samples at which the error meets the target; 0 if it does now.
+
+    The standard error must meet the target with its margin, and both sides of the 95 % interval twice the target: from
+    a few samples a standard error may be small by luck, and the interval accounts for that.
+    """
     if estimate.stderr * _margin(estimate.samples) <= target:
-        return 0
+        wide = max(estimate.high - estimate.value, estimate.value - estimate.low) > _SIDES * target
+        return math.ceil(_MORE * estimate.samples) if wide else 0
     deviation, most = estimate.stderr * math.sqrt(estimate.samples), 10**9
     if not target > deviation * _margin(most) / math.sqrt(most):
         return most
@@ -208,9 +216,10 @@ def _sampled(rest: Complement, rel: float, products: int) -> tuple[Estimate, Est
     trace, square = rest.estimates()
     norm = root_estimate(square)
     size = rel * max(abs(trace.value), norm.value)
+    enough = rest.samples >= _FIRST_TEST
     return (
-        replace(trace, products=products, converged=_needed(trace, size) == 0),
-        replace(norm, products=products, converged=_needed(norm, rel * norm.value) == 0),
+        replace(trace, products=products, converged=enough and _needed(trace, size) == 0),
+        replace(norm, products=products, converged=enough and _needed(norm, rel * norm.value) == 0),
     )
 
 

@@ -345,3 +345,26 @@ def test_the_error_falls_with_the_root_of_the_budget() -> None:
         rest.draw(samples)
         errors.append(rest.estimates()[0].stderr)
     assert errors[1] == pytest.approx(errors[0] / 4, rel=0.15)
+
+
+@pytest.mark.parametrize("budget", [2, 3, 5, 9])
+def test_fewer_than_ten_probes_never_count_as_converged(budget: int) -> None:
+    for seed in range(5):
+        found = measure_spectrum(
+            from_matrix(torch.eye(100) + 1e-4), quantities=("trace",), max_products=budget, rel=0.5, seed=seed
+        )
+        assert found.trace is not None
+        assert not found.trace.converged
+        assert found.unmet == ("trace",)
+
+
+def test_a_converged_trace_of_few_probes_misses_twice_its_error_rarely() -> None:
+    values = 1.0 / torch.arange(1, 101, dtype=torch.float64)
+    Q = torch.linalg.qr(torch.randn(100, 100, generator=torch.Generator().manual_seed(0), dtype=torch.float64))[0]
+    A = (Q * values) @ Q.mT
+    A, true, size, missed = (A + A.mT) / 2, float(values.sum()), float(values.sum()), 0
+    for seed in range(150):
+        found = measure_spectrum(from_matrix(A), quantities=("trace",), max_products=12, rel=0.1, seed=seed).trace
+        assert found is not None
+        missed += found.converged and abs(found.value - true) > 2 * 0.1 * size
+    assert missed <= 2
