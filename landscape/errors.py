@@ -2,7 +2,7 @@
 
 from lossscope.errors import LossscopeError
 
-__all__ = ["ConfigError", "LandscapeError", "RunError", "SchemaError", "TrainingError"]
+__all__ = ["ConfigError", "LandscapeError", "RecordingWarning", "RunError", "SchemaError", "TrainingError"]
 
 
 class LandscapeError(LossscopeError):
@@ -23,3 +23,7 @@ class SchemaError(RunError):
 
 class TrainingError(LandscapeError):
     """A training run ended early. Everything recorded until then is kept."""
+
+
+class RecordingWarning(UserWarning):
+    """Something could not be recorded; the training goes on."""

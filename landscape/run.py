@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Run", "Status", "open_runs", "run_folders"]
 
-Status: TypeAlias = Literal["running", "finished", "failed", "crashed"]
+Status: TypeAlias = Literal["running", "finished", "failed", "stopped", "crashed"]
 
 
 class Run:
@@ -34,7 +34,8 @@ class Run:
         path: The run's folder.
         name: The folder's name.
         manifest: The contents of `run.json`.
-        status: `running`, `finished`, `failed`, or `crashed` (not ended, but no process is recording it).
+        status: `running`, `finished`, `failed`, `stopped` (by SIGTERM), or `crashed` (not ended, but no process is
+            recording it).
     """
 
     def __init__(self, path: Path, manifest: dict[str, Any], status: Status, tables: RunTables) -> None:
@@ -121,7 +122,7 @@ class Run:
                 return f"Still recording; flushed so far: {'up to' + last[5:] if last[:5] == 'after' else 'no step'}."
             case "crashed":
                 return " ".join([f"The recording process died; the record ends {last}.", *self._torn()])
-            case "finished" | "failed":
+            case "finished" | "failed" | "stopped":
                 return f"{self.status.capitalize()} {last}: {how}."
 
     def _torn(self) -> list[str]:
@@ -199,6 +200,8 @@ def _status(manifest: dict[str, Any], recorded: bool) -> Status:
             return "finished"
         case "failed":
             return "failed"
+        case "stopped":
+            return "stopped"
     sessions = manifest.get("sessions") or [{}]
     probed = isinstance(sessions[-1], dict) and sessions[-1].get("purpose") == PROBING
     return "running" if recorded and not probed else "crashed"

@@ -15,6 +15,7 @@ from torch import nn
 from torch.optim.optimizer import Optimizer
 
 from lossscope.landscape.errors import RunError
+from lossscope.landscape.recording.recorded_optimizer import Together
 
 __all__ = [
     "checkpoints",
@@ -41,7 +42,7 @@ def checkpoints(run: Path) -> dict[int, Path]:
     return dict(sorted(found.items()))
 
 
-def save_checkpoint(run: Path, step: int, model: nn.Module, optimizer: Optimizer) -> Path:
+def save_checkpoint(run: Path, step: int, model: nn.Module, optimizer: Optimizer | Together) -> Path:
     """Save weights, optimizer state and random state after `step` steps, and return the folder.
 
     The folder is written under a temporary name and renamed, so a checkpoint is complete or absent. An existing

@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from lossscope.optimizer import StepRecord, TensorRecord
 
-__all__ = ["ParameterSnapshot", "from_hooks", "from_record"]
+__all__ = ["ParameterSnapshot", "copied_gradients", "from_hooks", "from_record", "real"]
 
 
 @dataclass(frozen=True)
 class ParameterSnapshot:
-    """One parameter before and after a step of any optimizer."""
+    """One parameter before and after a step of any optimizer. Complex tensors are real views of shape (..., 2)."""
 
     name: str
+    track: str  # "matrix" or "vector"
     parameter: Tensor  # after the step
     before: Tensor  # copy from before the step
     gradient: Tensor | None
     displacement: Tensor  # after minus before, weight decay included
     record: TensorRecord | None  # tensors of the step, which only lossscope's optimizers provide
-
-    @property
-    def track(self) -> str:
-        """`matrix` or `vector`."""
-        return self.record.track if self.record else ("matrix" if self.parameter.ndim >= 2 else "vector")
+    no_spectrum: str = ""  # the reason why its singular values cannot be measured
 
     def as_matrix(self, tensor: Tensor) -> Tensor:
         """Return a tensor in the matrix view of the parameter that the step used: `(m, n)` or `(batch, m, n)`."""
@@ -34,7 +33,9 @@ class ParameterSnapshot:
         return tensor if tensor.ndim in (2, 3) else tensor.flatten(1)
 
 
-def from_record(record: StepRecord, names: dict[Tensor, str], before: dict[Tensor, Tensor]) -> list[ParameterSnapshot]:
+def from_record(
+    record: StepRecord, names: Mapping[Tensor, str], before: Mapping[Tensor, Tensor]
+) -> list[ParameterSnapshot]:
     """Return the snapshots of a step of one of lossscope's optimizers.
 
     Args:
@@ -42,25 +43,67 @@ def from_record(record: StepRecord, names: dict[Tensor, str], before: dict[Tenso
         names: Names of the model's parameters. Parameters of the record that are not among them are left out.
         before: Copies of the parameters from before the step.
     """
-    mine = [t for t in record.tensors if t.parameter in before]
+    mine = [t for t in record.tensors if t.parameter in before and t.parameter in names]
     return [_snapshot(names[t.parameter], t.parameter, before[t.parameter], t.gradient, t) for t in mine]
 
 
 def from_hooks(
-    names: dict[Tensor, str], before: dict[Tensor, Tensor], gradients: dict[Tensor, Tensor]
+    names: Mapping[Tensor, str], before: Mapping[Tensor, Tensor], gradients: Mapping[Tensor, Tensor]
 ) -> list[ParameterSnapshot]:
     """Return the snapshots of a step of any optimizer.
 
     Args:
-        names: Names of the model's parameters.
+        names: Names of the parameters of the optimizer.
         before: Copies of the parameters from before the step.
         gradients: The gradients that the step used; a parameter without one is missing.
     """
-    return [_snapshot(names[p], p, old, gradients.get(p), None) for p, old in before.items()]
+    return [_snapshot(name, p, before[p], gradients.get(p), None) for p, name in names.items() if p in before]
+
+
+def copied_gradients(parameters: Iterable[Tensor], scale: Tensor | float | None = None) -> dict[Tensor, Tensor]:
+    """Return dense copies of the current gradients.
+
+    Args:
+        parameters: The parameters; one without a gradient is left out.
+        scale: The factor of the loss by which a GradScaler has scaled the gradients; None if they are unscaled.
+    """
+    found = {}
+    for p in parameters:
+        if p.grad is not None:
+            gradient = p.grad.detach()
+            # a sparse gradient lists rows, some of them twice: to_dense adds them up
+            dense = gradient.clone() if gradient.layout == torch.strided else gradient.to_dense()
+            found[p] = dense if scale is None else dense / scale
+    return found
+
+
+def real(tensor: Tensor) -> Tensor:
+    """Return a tensor, or the real view of a complex one, whose norm is the same."""
+    return torch.view_as_real(tensor.detach().resolve_conj()) if tensor.is_complex() else tensor
 
 
 def _snapshot(
     name: str, parameter: Tensor, before: Tensor, gradient: Tensor | None, record: TensorRecord | None
 ) -> ParameterSnapshot:
     """Return a snapshot with its displacement."""
-    return ParameterSnapshot(name, parameter, before, gradient, parameter.detach() - before, record)
+    moved = parameter.detach() - before
+    return ParameterSnapshot(
+        name=name,
+        track=record.track if record is not None else "matrix" if parameter.ndim >= 2 else "vector",
+        parameter=real(parameter),
+        before=real(before),
+        gradient=None if gradient is None else real(gradient),
+        displacement=real(moved),
+        record=record,
+        no_spectrum=_no_spectrum(name, parameter),
+    )
+
+
+def _no_spectrum(name: str, parameter: Tensor) -> str:
+    """Return the reason why the singular values of a matrix cannot be measured, "" if they can."""
+    shape = tuple(parameter.shape)
+    if parameter.ndim >= 2 and parameter.numel() == 0:
+        return f"parameter {name!r} of shape {shape} has no entries, and so no singular values"
+    if parameter.ndim >= 2 and parameter.is_complex():
+        return f"parameter {name!r} of shape {shape} is complex, and only real matrices are decomposed"
+    return ""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-import sys
+import contextlib
+import shutil
+import weakref
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -10,25 +13,30 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer
 
-from lossscope.landscape.errors import LandscapeError
-from lossscope.landscape.measures.host_transfer import Row, to_host
+from lossscope.landscape.measures.host_transfer import to_host
 from lossscope.landscape.recording.cadence import Cadence, preset_of
-from lossscope.landscape.recording.checkpoints import forget_checkpoints_after, save_checkpoint
+from lossscope.landscape.recording.checkpoints import save_checkpoint
 from lossscope.landscape.recording.curvature_evaluations import CurvatureEvaluations
+from lossscope.landscape.recording.faults import Faults, reason_of, say
+from lossscope.landscape.recording.kept_state import kept_state
 from lossscope.landscape.recording.minibatch_pairs import MinibatchPairs
 from lossscope.landscape.recording.overhead import Overhead
+from lossscope.landscape.recording.recorded_optimizer import Together, joint_name, recorded_optimizers
+from lossscope.landscape.recording.recorder_checks import check_model, one_number
+from lossscope.landscape.recording.run_claim import claimed, earlier_facts
+from lossscope.landscape.recording.run_ends import forget, watch
 from lossscope.landscape.recording.run_metadata import run_metadata
+from lossscope.landscape.recording.run_writer import RunWriter
 from lossscope.landscape.recording.spectrum_rows import finished_spectra
 from lossscope.landscape.recording.step_observer import StepObserver
-from lossscope.landscape.storage.run_store import RunStore
-from lossscope.probes.errors import ProbeError
+from lossscope.landscape.storage.manifest import manifest_text
 
 if TYPE_CHECKING:
     from lossscope.probes.objective.objective import Objective
 
 __all__ = ["Recorder"]
 
-_SINCE_SCHEMA_4: Final = ("optimizer_facts", "loss_unit")  # added to the manifest of an older run that is resumed
+_ORDER_CHECKS: Final = 3  # first rows at which the order of optimizer.step() and recorder.step() is checked
 
 
 class Recorder:
@@ -45,13 +53,21 @@ class Recorder:
     lossscope's own optimizers also provide momentum, whitening, shear and adversarial gradient. Recording does not
     change the training: the parameters are bit for bit those of an unrecorded run.
 
+    What cannot be recorded is a missing value with step and reason, in the manifest and in reports; the first of its
+    kind is a `RecordingWarning`, and the training goes on. That holds for an exception of the objective's loss
+    function, for memory that runs out, a full disk and a removed folder as well.
+
+    A run whose recorder is not closed is ended when the interpreter ends: as finished, as failed with the name of the
+    exception that nothing caught, or as stopped by SIGTERM. In a distributed training the recorder may be made on every
+    rank; one of them records.
+
     The recorded unit of the loss is the attribute `unit` of the objective's loss function ("nats" for `CrossEntropy`),
     unknown if it has none. `note(loss_unit="nats")` records it for any other loss.
 
     Args:
         path: The run's folder. It must not exist yet, except with `force` or `resume_at`.
         model: The network that is trained.
-        optimizer: Its optimizer.
+        optimizer: Its optimizer, a list of several that step it together, or a wrapper that holds one (Accelerate).
         objective: The loss on fixed data, for curvature. Without it no curvature is recorded, and reports say so.
         preset: `economy`, `standard` or `full`.
         minibatches: The training loss on minibatches of the training's batch size; the two of each pair (first and
@@ -64,19 +80,21 @@ class Recorder:
         arm: Name of the arm, the group of runs that differ in their seeds only. Default: `optimizer_name(optimizer)`.
         config: Settings of the run, kept in the manifest.
         seeds: The init, split and order seeds, kept in the manifest.
-        force: Replace an existing run.
+        force: Replace an existing run, also one that an earlier recorder of this process has not closed.
         resume_at: Continue an existing run after this many steps.
+        strict: Raise the exception of an instrument instead of recording a missing value.
 
     Raises:
         RunError: The folder exists, cannot be written, or is being recorded.
         ConfigError: The preset is unknown.
+        LandscapeError: There is no optimizer, or nothing that can be recorded. Nothing is left behind.
     """
 
     def __init__(
         self,
         path: str | Path,
         model: nn.Module,
-        optimizer: Optimizer,
+        optimizer: Optimizer | Sequence[Optimizer],
         objective: Objective | None = None,
         preset: str = "standard",
         *,
@@ -88,44 +106,46 @@ class Recorder:
         seeds: dict[str, int] | None = None,
         force: bool = False,
         resume_at: int | None = None,
+        strict: bool = False,
     ) -> None:
         self.preset = preset_of(preset)
         self.path = Path(path)
-        self._model, self._optimizer = model, optimizer
-        self._closed = False
-        self._names: dict[Tensor, str] = {p: name for name, p in model.named_parameters() if p.requires_grad}
-        self._planned = steps
-        self._require_parameters(objective, minibatches)
+        self._folder = self.path.absolute()  # the program may change its directory
+        self._model, self._start = model, resume_at or 0
+        optimizers = recorded_optimizers(optimizer)
+        self._optimizers = [one.optimizer for one in optimizers]
+        check_model(model, objective, minibatches)
+        times, earlier = earlier_facts(self._folder, resume_at)
+        self._faults = Faults(str(path), strict=strict, earlier=earlier)
+        self._overhead = Overhead(times)
         measured = objective is not None
-        start = resume_at or 0
-        self._cadence = Cadence(self.preset, steps, evaluations if measured else 0, start, layers=measured)
-        self._curvature = CurvatureEvaluations(objective, self.preset, optimizer) if objective is not None else None
+        self._cadence = Cadence(self.preset, steps, evaluations if measured else 0, self._start, layers=measured)
+        self._curvature = self._curvature_of(objective)
         self._pairs = self._minibatch_pairs(minibatches)
+        self._modules = [model, *(one.model for one in (objective, minibatches) if one is not None)]
         if objective is not None:
             objective.value()  # raises now, not at the first evaluation, if the objective cannot be evaluated
-        metadata = run_metadata(model, optimizer, objective.data_hash if objective is not None else None)
-        manifest = {
-            "arm": arm or metadata["optimizer"],
-            **metadata,
-            "loss_unit": _loss_unit(objective or minibatches),
-            "config": config or {},
-            "seeds": seeds or {},
-            "preset": self.preset.name,
-        }
-        if resume_at is None:
-            self._store = RunStore.create(self.path, manifest, force=force)
-        else:
-            self._store = RunStore.resume(self.path, resume_at)
-            absent = {key: manifest[key] for key in _SINCE_SCHEMA_4 if key not in self._store.manifest}
-            if absent:
-                self._store.update_manifest(**absent)
-            forget_checkpoints_after(self.path, resume_at)
-        self._overhead = Overhead(self._store.manifest.get("overhead"))
-        earlier = self._store.manifest.get("curvature_gaps") or []
-        self._missing: list[Row] = [one for one in earlier if one["step"] <= start]  # later ones are measured again
-        self._observer = StepObserver(optimizer, self._names, self._cadence, self._overhead, start)
-        if resume_at is None:
-            self._evaluate_and_save()
+        self._calls = self._rows_written = 0
+        self._closed = False
+        self._observer: StepObserver | None = None
+        self._writer: RunWriter | None = None
+        manifest = self._manifest(objective, minibatches, arm=arm, config=config or {}, seeds=seeds or {})
+        # last: whatever failed before has left nothing
+        self._writer = claimed(
+            self._folder, manifest, self._faults, self._overhead, planned=steps, force=force, resume_at=resume_at
+        )
+        if self._writer is None:
+            return
+        self._writer.steps = self._start
+        try:
+            self._observer = StepObserver(optimizers, model, self._cadence, self._overhead, self._faults, self._start)
+            if resume_at is None:
+                self._evaluate_and_save(self._observer, self._writer)
+            watch(self._writer)
+        except BaseException as error:
+            self._abandon(error, new=resume_at is None)
+            raise
+        weakref.finalize(self, self._writer.flush)
 
     # -- public interface ---------------------------------------------------------------------------
 
@@ -146,44 +166,82 @@ class Recorder:
             test_loss: Mean loss on a test set.
             test_accuracy: Accuracy on a test set in [0, 1].
         """
-        if not self._observer.taken():
+        observer, writer = self._observer, self._writer
+        if observer is None or writer is None or self._closed:
             return
-        self._sample_layers()
-        measured = {"train_accuracy": train_accuracy, "test_loss": test_loss, "test_accuracy": test_accuracy}
-        self._write_step(loss.detach().reshape(()) if isinstance(loss, Tensor) else loss, measured)
-        self._evaluate_and_save()
+        if writer.ended:  # a new recorder has taken the folder
+            self._detach()
+            return
+        self._calls += 1
+        if not observer.taken():
+            self._say_no_step(observer)
+            return
+        if self._rows_written < _ORDER_CHECKS and observer.ran_backward():
+            self._faults.tell(
+                "recorder.step(loss) was called after the backward pass of the next step, so this is the loss of the "
+                "next step: call it right after optimizer.step()",
+                topic="order",
+            )
+        self._rows_written += 1
+        writer.steps = observer.steps
+        numbers = {"train_accuracy": train_accuracy, "test_loss": test_loss, "test_accuracy": test_accuracy}
+        self._sample_layers(observer)
+        self._write_step(observer, writer, {"loss": loss, **numbers})
+        self._evaluate_and_save(observer, writer)
 
     @property
     def steps(self) -> int:
-        """Number of optimizer steps taken so far."""
-        return self._observer.steps
+        """Number of optimizer steps taken so far; 0 if another rank records them."""
+        return 0 if self._observer is None else self._observer.steps
 
     @property
     def overhead(self) -> dict[str, float]:
         """Seconds and shares of the wall time since construction that recording took, in total and by kind."""
         return self._overhead.summary()
 
+    @property
+    def lost(self) -> str:
+        """The reason why rows could not be written when the run ended; "" if all were."""
+        return "" if self._writer is None else self._writer.lost
+
     def note(self, **facts: Any) -> None:
-        """Add facts to the manifest."""
-        self._store.update_manifest(**facts)
+        """Add facts to the manifest.
+
+        Raises:
+            ValueError: A fact has no JSON form.
+        """
+        manifest_text(facts)
+        if self._writer is not None and not self._writer.ended:
+            self._writer.update(**facts)
 
     def close(
         self, status: Literal["finished", "failed"] = "finished", how: str = "the loop ended", *, quiet: bool = False
     ) -> None:
-        """End the run: detach from the optimizer, write the tables, and print the recording overhead on stderr."""
-        if self._closed:
+        """End the run: detach from the optimizer, write the tables, and print the recording overhead on stderr.
+
+        A run of which no step was recorded though steps were taken, or though `step` was called, is failed.
+        """
+        observer, writer = self._observer, self._writer
+        if self._closed or observer is None or writer is None:
             return
         self._closed = True
-        self._observer.close()
-        self._pairs = None
-        if status == "finished" and self._planned is not None:
-            with self._overhead.counted("checkpoints"):
-                self._save()
+        planned = status == "finished" and writer.planned is not None and not writer.ended
+        if planned:
+            self._save(observer, writer)
+        self._say_unrecorded(observer)
+        nothing = self._nothing_recorded(observer)
+        self._detach()
+        if writer.ended:
+            return
+        if nothing and status == "finished":
+            status, how = "failed", nothing
         overhead = self._overhead.sentence(self.steps)  # before the tables are compacted, the same as in the manifest
-        self._store.update_manifest(steps=self.steps, overhead=self.overhead)
-        self._store.close(status, how)
+        writer.end(status, how)
+        forget(writer)
+        if writer.error is not None and self._faults.strict:
+            raise writer.error
         if not quiet:
-            sys.stderr.write(f"{self.path}: {overhead}{self._missing_in_words()}\n")
+            say(f"{self.path}: {overhead}{self._faults.in_words()}")
 
     def __enter__(self) -> Recorder:
         """Return the recorder. Leaving the block closes the run, as failed if an exception leaves the block."""
@@ -201,108 +259,157 @@ class Recorder:
 
     # -- after a step -------------------------------------------------------------------------------
 
-    def _write_step(self, loss: Tensor | float | None, measured: dict[str, float | None]) -> None:
+    def _write_step(self, observer: StepObserver, writer: RunWriter, given: dict[str, Tensor | float | None]) -> None:
         """Store the rows of the step just taken."""
-        for table, row in self._observer.rows(loss, measured):
+        row: dict[str, Any] = dict.fromkeys(given)
+        for name, value in given.items():
+            with self._faults.guarded("steps", self.steps, [name]):
+                row[name] = one_number(name, value)
+        for table, found in observer.rows(row):
             with self._overhead.counted("instruments"):
                 if table == "steps":
-                    row["seconds"] = self._overhead.wall
-                    if row.get("adversarial_loss") is not None and row["loss"] is not None:
-                        row["surrogate_gap"] = row["adversarial_loss"] - row["loss"]
-                self._store.append(table, {"step": self.steps, **row})
+                    found["seconds"] = self._overhead.wall
+                    if found.get("adversarial_loss") is not None and found.get("loss") is not None:
+                        found["surrogate_gap"] = found["adversarial_loss"] - found["loss"]
+                writer.append(table, {"step": self.steps, **found})
 
-    def _sample_layers(self) -> None:
+    def _sample_layers(self, observer: StepObserver) -> None:
         """Measure the Taylor remainders of the layers if they are due."""
-        if self._curvature is not None and self._observer.before and self._cadence.layers(self.steps):
-            with self._overhead.counted("layers"):
-                found = self._curvature.layers(self.steps, self._observer.before, self._observer.displacement())
-                if found is not None:
-                    self._observer.add_layers(found)
-                self._note_missing(self._curvature.missing)
+        if self._curvature is None or not observer.copies or not self._cadence.layers(self.steps):
+            return
+        with (
+            self._overhead.counted("layers"),
+            self._faults.guarded("layers", self.steps),
+            kept_state(*self._modules),
+        ):
+            found = self._curvature.layers(self.steps, observer.copies, observer.displacement())
+            if found is not None:
+                observer.add_layers(found)
 
-    def _sample_pairs(self) -> None:
+    def _sample_pairs(self, writer: RunWriter) -> None:
         """Sample a pair of minibatches if one is due, and store its rows."""
         due = self._cadence.window(self.steps)
         if self._pairs is None or due is None:
             return
-        with self._overhead.counted("minibatches"):
-            try:
-                pairs, spectra = self._pairs.rows(self.steps, *due)
-            except ProbeError as error:  # a missing value, which must not stop the training
-                self._note_missing([{"step": self.steps, "instrument": "minibatches", "why": str(error)}])
-                return
+        with (
+            self._overhead.counted("minibatches"),
+            self._faults.guarded("minibatches", self.steps),
+            kept_state(*self._modules),
+        ):
+            pairs, spectra = self._pairs.rows(self.steps, *due)
             found = to_host([*pairs, *spectra])
             for row in found[: len(pairs)]:
-                self._store.append("pairs", row)
+                writer.append("pairs", row)
             for row in finished_spectra(found[len(pairs) :]):
                 if row["norm"] > 0:  # a parameter that the loss does not depend on has no gradient: no row
-                    self._store.append("spectra", {"step": self.steps, **row})
+                    writer.append("spectra", {"step": self.steps, **row})
 
-    def _evaluate_and_save(self) -> None:
+    def _evaluate_and_save(self, observer: StepObserver, writer: RunWriter) -> None:
         """Take the samples that need no step, and the checkpoint, if they are due; flush once a second."""
-        self._sample_pairs()
+        self._sample_pairs(writer)
         if self._curvature is not None and self._cadence.evaluation(self.steps):
             with self._overhead.counted("curvature"):
-                found = self._curvature.rows(
-                    self.steps,
-                    self._observer.before,
-                    self._observer.displacement(),
-                    long=self._cadence.long(self.steps),
-                )
-                for table, row in found.by_table():
-                    self._store.append(table, row)
-                self._note_missing(self._curvature.missing)
+                self._evaluate(self._curvature, observer, writer)
             o = self._overhead
             self._cadence.schedule_next(self.steps, o.seconds["curvature"], o.wall, o.training / max(self.steps, 1))
-        self._observer.forget()
+        observer.forget()
         if self._cadence.checkpoint(self.steps):
-            with self._overhead.counted("checkpoints"):
-                self._save()
+            self._save(observer, writer)
         with self._overhead.counted("instruments"):
-            self._store.flush_if_due()
+            writer.flush(due=True)
 
-    def _note_missing(self, missing: list[Row]) -> None:
-        """Add missing measurements with their reasons to the manifest, and clear the list."""
-        if missing:
-            self._missing += missing
-            missing.clear()
-            self._store.update_manifest(curvature_gaps=self._missing)
+    def _evaluate(self, curvature: CurvatureEvaluations, observer: StepObserver, writer: RunWriter) -> None:
+        """Evaluate the curvature and store its rows."""
+        with self._faults.guarded("curvature", self.steps), kept_state(*self._modules):
+            found = curvature.rows(
+                self.steps, observer.copies, observer.displacement(), long=self._cadence.long(self.steps)
+            )
+            for table, row in found.by_table():
+                writer.append(table, row)
 
-    def _missing_in_words(self) -> str:
-        """Return a clause for the closing line that names the instruments with missing measurements."""
-        if not self._missing:
+    def _save(self, observer: StepObserver, writer: RunWriter) -> None:
+        """Save a checkpoint."""
+        with self._overhead.counted("checkpoints"), self._faults.guarded("checkpoints", self.steps):
+            writer.flush()  # so that a run resumed from this checkpoint has every row before it
+            whole = self._optimizers[0] if len(self._optimizers) == 1 else Together(self._optimizers)
+            save_checkpoint(self._folder, observer.steps, self._model, whole)
+            writer.update(steps=observer.steps, overhead=self.overhead)
+
+    # -- words --------------------------------------------------------------------------------------
+
+    def _say_no_step(self, observer: StepObserver) -> None:
+        """Say that `step` was called before any step of the optimizer was seen."""
+        if observer.steps == self._start:
+            self._faults.tell(
+                f"recorder.step() was called and no step of {joint_name(self._optimizers)} was seen yet: call it after "
+                "optimizer.step() of the optimizer that the recorder was given (while gradients accumulate before the "
+                "first step this is as it should be)",
+                topic="no step",
+            )
+
+    def _say_unrecorded(self, observer: StepObserver) -> None:
+        """Say that the last step of the optimizer has no row."""
+        if self._calls and observer.taken():
+            self._faults.tell(
+                "the last optimizer step has no row, as recorder.step(loss) was not called after it", topic="last"
+            )
+
+    def _nothing_recorded(self, observer: StepObserver) -> str:
+        """Return the reason why no step was recorded though there was one; "" otherwise."""
+        if self._rows_written:
             return ""
-        steps: dict[str, set[int]] = {}
-        for one in self._missing:
-            steps.setdefault(one.get("instrument", "curvature"), set()).add(one["step"])
-        where = ", ".join(f"{instrument} at {len(at)} step{'s' * (len(at) > 1)}" for instrument, at in steps.items())
-        return f"; not measured: {where}; first reason: {self._missing[0]['why']}"
+        if self._calls:
+            why = f"recorder.step() was called {self._calls} times and no optimizer step was seen"
+        elif observer.steps > self._start:
+            why = f"recorder.step() was never called in {observer.steps - self._start} optimizer steps"
+        else:
+            return ""
+        self._faults.tell(f"nothing was recorded: {why}", topic="nothing")
+        return why
+
+    # -- making and ending --------------------------------------------------------------------------
+
+    def _manifest(self, objective: Objective | None, minibatches: Objective | None, **given: Any) -> dict[str, Any]:
+        """Return the manifest of a new run."""
+        metadata = run_metadata(self._model, self._optimizers, objective)
+        return {
+            **metadata,
+            **given,
+            "arm": given["arm"] or metadata["optimizer"],
+            "loss_unit": _loss_unit(objective or minibatches),
+            "preset": self.preset.name,
+        }
+
+    def _curvature_of(self, objective: Objective | None) -> CurvatureEvaluations | None:
+        """Return the evaluations of an objective. The metric of several optimizers together is unknown."""
+        if objective is None:
+            return None
+        only = self._optimizers[0] if len(self._optimizers) == 1 else None
+        return CurvatureEvaluations(objective, self.preset, only, faults=self._faults)
 
     def _minibatch_pairs(self, minibatches: Objective | None) -> MinibatchPairs | None:
         """Return the sampler of pairs; None without minibatches, or with a preset that samples none."""
         lags = self.preset.lags
-        return MinibatchPairs(minibatches, self._optimizer, lags[-1]) if minibatches is not None and lags else None
+        if minibatches is None or not lags:
+            return None
+        return MinibatchPairs(minibatches, self._optimizers[0], lags[-1])
 
-    def _require_parameters(self, *objectives: Objective | None) -> None:
-        """Raise LandscapeError for a model without trainable parameters, or an objective with other parameters."""
-        if not self._names:
-            raise LandscapeError(
-                f"{type(self._model).__name__} has no parameter with requires_grad=True, so there is nothing to record"
-            )
-        for objective in objectives:
-            parameters = dict(objective.model.named_parameters()) if objective is not None else {}
-            for name in objective.names if objective is not None else ():
-                if parameters.get(name) not in self._names:
-                    raise LandscapeError(
-                        f"the objective's parameter {name!r} is not one of the {len(self._names)} trainable parameters "
-                        "of the recorded model: create the objective of this model, after freezing what is not trained"
-                    )
+    def _detach(self) -> None:
+        """Detach from the optimizers, and release what the instruments keep."""
+        if self._observer is not None:
+            self._observer.close()
+        self._pairs = self._curvature = None
 
-    def _save(self) -> None:
-        """Save a checkpoint."""
-        self._store.flush()  # so that a run resumed from this checkpoint has every row before it
-        save_checkpoint(self.path, self.steps, self._model, self._optimizer)
-        self._store.update_manifest(steps=self.steps, overhead=self.overhead)
+    def _abandon(self, error: BaseException, *, new: bool) -> None:
+        """Undo a constructor that failed after the folder was made."""
+        self._closed = True
+        self._detach()
+        if self._writer is not None:
+            self._writer.end("failed", reason_of(error))
+            forget(self._writer)
+            if new:
+                with contextlib.suppress(OSError):
+                    shutil.rmtree(self._folder)
 
 
 def _loss_unit(objective: Objective | None) -> str | None:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import math
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer
 
-from lossscope.landscape.measures.optimizer_metric import optimizer_name
+from lossscope.landscape.recording.recorded_optimizer import joint_name
 from lossscope.optimizer import TwoPassOptimizer
 from lossscope.optimizer.hyperparameters import user_settings
+
+if TYPE_CHECKING:
+    from lossscope.probes.objective.objective import Objective
 
 __all__ = ["class_name", "code_version", "environment", "run_metadata"]
 
@@ -40,25 +43,31 @@ def environment() -> dict[str, Any]:
     }
 
 
-def run_metadata(model: nn.Module, optimizer: Optimizer, data_hash: str | None) -> dict[str, Any]:
+def run_metadata(model: nn.Module, optimizers: Sequence[Optimizer], objective: Objective | None) -> dict[str, Any]:
     """Return the facts of the model, the optimizer, the data and the machine for the manifest.
 
     Args:
         model: The model, with at least one trainable parameter.
-        optimizer: Any optimizer.
-        data_hash: Hash of the fixed data on which curvature is measured.
+        optimizers: The optimizers that step the model.
+        objective: The loss on fixed data on which curvature is measured.
     """
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
     tensors = [
         {"name": name, "shape": list(p.shape), "track": "matrix" if p.ndim >= 2 else "vector"}
         for name, p in trainable.items()
     ]
+    names: dict[Tensor, str] = {p: name for name, p in model.named_parameters()}
+    facts = [_optimizer_facts(optimizer, names) for optimizer in optimizers]
     return {
-        "optimizer": optimizer_name(optimizer),
-        "optimizer_facts": _optimizer_facts(optimizer, {p: name for name, p in model.named_parameters()}),
-        "trigger": _trigger(optimizer),
+        "optimizer": joint_name(optimizers),
+        # several optimizers cannot be rebuilt as one
+        "optimizer_facts": facts[0] if len(facts) == 1 else {"class": None, "optimizers": facts},
+        "trigger": _trigger(optimizers[0]),
         "model": {"parameters": sum(p.numel() for p in trainable.values()), "tensors": tensors},
-        "data_hash": data_hash,
+        "data_hash": None if objective is None else objective.data_hash,
+        # of how many coordinates the curvature is: parameters thawed later are not among them
+        "curvature_of": None if objective is None else {"tensors": len(objective.names), "parameters": objective.size},
+        "torch_seed": torch.initial_seed(),  # of the last torch.manual_seed; a random number without one
         "environment": environment(),
         "code_version": code_version(),
         "dtype": str(next(iter(trainable.values())).dtype).removeprefix("torch."),

@@ -28,10 +28,10 @@ def spectrum_rows(snapshots: Sequence[ParameterSnapshot], step: StepRecord | Non
     spectrum. The deviation from the actual spectrum is measured for every matrix and recorded as `error`.
 
     Args:
-        snapshots: The parameters of the step; vectors are skipped.
+        snapshots: The parameters of the step; vectors are skipped, and matrices that have no real singular values.
         step: The record of the step, if the optimizer provides one.
     """
-    matrices = [s for s in snapshots if s.track == "matrix"]
+    matrices = [s for s in snapshots if s.track == "matrix" and not s.no_spectrum]
     objects = [(s, name, tensor) for s in matrices for name, tensor in _objects(s)]
     cuts = [s.as_matrix(tensor) for s, _, tensor in objects]
     rows: list[Row] = [

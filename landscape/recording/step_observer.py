@@ -1,247 +1,249 @@
-"""Observation of optimizer steps: hooks on any optimizer, and the rows of each sampled step."""
+"""Observation of optimizer steps: the steps of one or several optimizers, and the rows of each sampled step."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
-from typing import Any
+import weakref
+from collections.abc import Mapping, Sequence
+from typing import Final
 
-from torch import Tensor
-from torch.optim.optimizer import Optimizer
-from torch.utils.hooks import RemovableHandle
+from torch import Tensor, nn
 
-from lossscope.landscape.measures.host_transfer import Row, to_host
+from lossscope.landscape.measures.host_transfer import Row
 from lossscope.landscape.recording.cadence import Cadence
+from lossscope.landscape.recording.faults import Faults
+from lossscope.landscape.recording.optimizer_watch import OptimizerWatch
 from lossscope.landscape.recording.overhead import Overhead
-from lossscope.landscape.recording.parameter_snapshot import ParameterSnapshot, from_hooks, from_record
-from lossscope.landscape.recording.spectrum_rows import finished_spectra, spectrum_rows
-from lossscope.landscape.recording.step_rows import injection_angles, step_numbers, tensor_rows
+from lossscope.landscape.recording.parameter_snapshot import ParameterSnapshot
+from lossscope.landscape.recording.recorded_optimizer import RecordedOptimizer, shared_settings
+from lossscope.landscape.recording.step_sample import StepSample
 from lossscope.optimizer import StepRecord, TwoPassOptimizer
 from lossscope.probes.sharpness.step_quality import LayerRemainders
 
 __all__ = ["StepObserver"]
 
-
-class StepSample:
-    """The numbers of one sampled step, kept on the device until `rows` copies all of them to the host.
-
-    Args:
-        parameters: All trainable parameters.
-        cadence: The recording schedule.
-        overhead: Accumulates the time of each instrument.
-    """
-
-    def __init__(self, parameters: Collection[Tensor], cadence: Cadence, overhead: Overhead) -> None:
-        self._parameters, self._cadence, self._overhead = parameters, cadence, overhead
-        self._numbers: Row = {}
-        self._tensors: list[Row] = []
-        self._spectra: list[Row] = []
-
-    def take(
-        self,
-        step: int,
-        snapshots: Sequence[ParameterSnapshot],
-        losses: tuple[Tensor | None, Tensor | None],
-        record: StepRecord | None,
-    ) -> None:
-        """Measure whatever is due at a step.
-
-        Args:
-            step: Number of the step, from 1.
-            snapshots: The parameters of the step; if there are none, nothing is measured.
-            losses: Losses of the first and of the second pass, if known.
-            record: The record of the step, which only lossscope's optimizers provide.
-        """
-        if not snapshots:
-            return
-        if self._cadence.tensors(step):
-            with self._overhead.counted("instruments"):
-                self._tensors = tensor_rows(snapshots)
-                self._numbers = step_numbers(snapshots, losses, self._parameters)
-            if record is not None and record.uninjected is not None:
-                with self._overhead.counted("counterfactual"):
-                    whole, angles = injection_angles(snapshots, record.uninjected())
-                    self._numbers["injection_angle"] = whole
-                    self._add("injection_angle", angles)
-        if self._cadence.spectra(step):
-            with self._overhead.counted("spectra"):
-                self._spectra = spectrum_rows(snapshots, record)
-
-    def add_layers(self, found: LayerRemainders) -> None:
-        """Add the Taylor remainders of the layers to the rows of the step."""
-        self._numbers["remainder_rounding"] = found.rounding
-        self._add("remainder", found.by_name)
-
-    def rows(self, row: Row) -> list[tuple[str, Row]]:
-        """Return the rows of the step, each with the name of its table, `steps` last, and reset the sample.
-
-        Args:
-            row: Further columns of the row of `steps`; they take precedence over numbers measured here.
-        """
-        tensors, spectra, numbers = self._tensors, self._spectra, self._numbers
-        self._numbers, self._tensors, self._spectra = {}, [], []
-        with self._overhead.counted("instruments"):
-            (step_row, *others) = to_host([{**numbers, **row}, *tensors, *spectra])
-        with self._overhead.counted("spectra"):
-            finished = finished_spectra(others[len(tensors) :])
-        found = {"tensors": others[: len(tensors)], "spectra": finished, "steps": [step_row]}
-        return [(table, one) for table, rows in found.items() for one in rows]
-
-    def _add(self, column: str, by_name: dict[str, Tensor] | dict[str, float]) -> None:
-        """Set a column of the rows of `tensors`."""
-        for row in self._tensors:
-            if row["tensor"] in by_name:
-                row[column] = by_name[row["tensor"]]
+_UNCALLED: Final = 10  # optimizer steps without any call of `Recorder.step` after which the observer says so
+_SHOWN: Final = 5  # names of parameters in a sentence
 
 
 class StepObserver:
-    """Observer of an optimizer's steps, through its step hooks. It changes no number of the training.
+    """Observer of the steps of optimizers, through their step hooks. It changes no number of the training.
 
-    lossscope's optimizers provide a record of each step. For any other optimizer, parameters and gradients are copied:
-    parameters before the step; gradients also before it, as some optimizers overwrite them, or after the first call of
-    the closure.
+    The steps of several optimizers between two calls of `taken` are one step. The recorded parameters are those that
+    are trainable and in a group of an optimizer, at each sampled step anew.
 
     Args:
-        optimizer: Any optimizer.
-        names: Names of all trainable parameters.
+        optimizers: The optimizers.
+        model: The network whose parameters they step.
         cadence: The recording schedule.
         overhead: Accumulates the time of each instrument.
+        faults: Collects what cannot be measured.
         steps: Number of steps taken so far.
 
     Attributes:
         steps: Number of steps taken so far.
-        before: Copies of the parameters from before the step; empty if nothing is due at it.
+        copies: Copies of all trainable parameters from before the step; empty if nothing is due at it.
     """
 
     def __init__(
-        self, optimizer: Optimizer, names: dict[Tensor, str], cadence: Cadence, overhead: Overhead, steps: int
+        self,
+        optimizers: Sequence[RecordedOptimizer],
+        model: nn.Module,
+        cadence: Cadence,
+        overhead: Overhead,
+        faults: Faults,
+        steps: int,
     ) -> None:
+        self.faults = faults
         self.steps = steps
-        self.before: dict[Tensor, Tensor] = {}
-        self._optimizer, self._names, self._cadence, self._overhead = optimizer, names, cadence, overhead
-        self._sample = StepSample(names.keys(), cadence, overhead)
-        self._depth = 0  # of nested step hooks: they fire once for each class whose step() calls super().step()
-        self._taken = False
-        self._sample_is_due = False
-        self._handle: RemovableHandle | None = None
-        self._calls: int | None = None  # of the step's closure; None if it has none
-        self._settings: Row = {}  # hyperparameters of the first group, as the step uses them
-        self._gradients: dict[Tensor, Tensor] = {}
-        self._hooks = [
-            optimizer.register_step_pre_hook(self._before_step),
-            optimizer.register_step_post_hook(self._after_step),
-        ]
+        self.copies: dict[Tensor, Tensor] = {}
+        self._model, self._cadence, self._overhead = model, cadence, overhead
+        self._optimizers = [one.optimizer for one in optimizers]
+        self._sample = StepSample(cadence, overhead, faults)
+        self._start = steps  # of the present round: the steps at the last call of `taken`
+        self._prepared = -1  # the step whose copies were made
+        self._begun: set[int] = set()  # watches whose optimizers have begun it
+        self._sampled = False
+        self._called = False  # True once `taken` was called
+        self._settings: Row = {}  # hyperparameters as the step uses them
+        self._gradient_after: tuple[Tensor, weakref.ref[Tensor], int] | None = None
+        self._names: dict[Tensor, str] | None = None
+        self._own: dict[int, dict[Tensor, str]] = {}  # by watch
+        self._watches = [OptimizerWatch(one, self) for one in optimizers]
+        self._refresh(steps)
+
+    # -- for the recorder ---------------------------------------------------------------------------
 
     def taken(self) -> bool:
         """Return True if a step was taken since the last call."""
-        self._depth = 0  # a step that raised left its post hook unfired
-        found, self._taken = self._taken, False
+        found = self.steps > self._start
+        for watch in self._watches:
+            watch.settle()
+            watch.steps = 0
+        self._start, self._called = self.steps, True
         return found
 
+    def ran_backward(self) -> bool:
+        """Return True if a backward pass ran between the last step and this call, so that the call comes too late."""
+        if self._gradient_after is None:
+            return False
+        parameter, gradient, version = self._gradient_after
+        now = parameter.grad
+        if now is None or (now is gradient() and now._version == version):
+            return False
+        return bool(now.detach().abs().sum() > 0)
+
     def displacement(self) -> dict[Tensor, Tensor]:
-        """Return the displacement by the step of each parameter in `before`."""
-        return {p: p.detach() - old for p, old in self.before.items()}
+        """Return the displacement by the step of each parameter in `copies`."""
+        return {p: p.detach() - old for p, old in self.copies.items()}
 
     def add_layers(self, found: LayerRemainders) -> None:
         """Add the Taylor remainders of the layers to the rows of the step."""
         self._sample.add_layers(found)
 
-    def rows(self, loss: Tensor | float | None, measured: Row) -> list[tuple[str, Row]]:
+    def rows(self, row: Row) -> list[tuple[str, Row]]:
         """Return the rows of the step, each with the name of its table, `steps` last.
 
         Args:
-            loss: The training loss of the step.
-            measured: Further columns of the row of `steps`.
+            row: Columns of the row of `steps`, the loss among them.
         """
         # numbers that the optimizer based its decision on take precedence over the same numbers measured here
         decided = {key: value for key, value in self._decision().items() if value is not None}
-        return self._sample.rows({"loss": loss, **self._settings, **decided, **measured})
+        return self._sample.rows(self.steps, {**self._settings, **decided, **row})
 
     def forget(self) -> None:
         """Release the copies from before the step."""
-        self.before = {}
+        self.copies = {}
 
     def close(self) -> None:
-        """Detach from the optimizer."""
-        for hook in self._hooks:
-            hook.remove()
-        self._release()
+        """Detach from the optimizers."""
+        for watch in self._watches:
+            watch.close()
+        self._gradient_after = None
         self.forget()
+        self._sample.clear()
 
-    def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
-        """Prepare for a step, and wrap the closure of an optimizer that provides no record (pre-step hook)."""
-        self._depth += 1
-        if self._depth > 1:
-            return None
-        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)  # args[0] is the optimizer
-        foreign = not isinstance(optimizer, TwoPassOptimizer)
+    # -- for the watches ----------------------------------------------------------------------------
+
+    def begin(self, watch: OptimizerWatch) -> bool:
+        """Prepare for a step of an optimizer, the first of its round; return True if its tensors are due."""
+        step = self._next(watch)
+        if step == self._prepared and id(watch) not in self._begun:
+            self._begun.add(id(watch))
+            return self._sampled
         with self._overhead.counted("instruments"):
-            first = optimizer.param_groups[0]
-            self._settings = {"lr": float(first["lr"]), **_decay(first)}
-            self._calls = 0 if closure is not None and foreign else None
-            self._prepare(optimizer, self.steps + 1)
-        if self._calls is None:
-            return None
-        watched = self._watched(closure)
-        return ((args[0], watched, *args[2:]), kwargs) if len(args) > 1 else (args, {**kwargs, "closure": watched})
+            self._prepared, self._begun, self._sampled = step, {id(watch)}, False
+            self._sample.clear()
+            self.forget()
+            self._settings = self._settings_at(step)
+            due = self._cadence.tensors(step) or self._cadence.spectra(step)
+            if due or self._cadence.evaluation(step):
+                self._refresh(step)
+                self.copies = {p: p.detach().clone() for p in self._names or {}}
+            self._sampled = due
+        return self._sampled
 
-    def _watched(self, closure: Callable[[], Any]) -> Callable[[], Any]:
-        """Wrap a closure to count its calls and to copy the gradients of the first call."""
+    def counterfactual_due(self, watch: OptimizerWatch) -> bool:
+        """Return True if the update without the injected shear is due at this step of an optimizer."""
+        return self._cadence.counterfactual(self._next(watch))
 
-        def watched() -> Any:
-            loss = closure()
-            if self._calls == 0 and self._sample_is_due:
-                self._gradients = self._copy_gradients()
-            self._calls = (self._calls or 0) + 1
-            return loss
+    def sampled_next(self, watch: OptimizerWatch) -> bool:
+        """Return True if tensors are due at the next step of an optimizer."""
+        step = self._next(watch)
+        return self._cadence.tensors(step) or self._cadence.spectra(step)
 
-        return watched
+    def names_of(self, watch: OptimizerWatch) -> Mapping[Tensor, str]:
+        """Return the names of the recorded parameters of an optimizer."""
+        return self._own.get(id(watch), {})
 
-    def _prepare(self, optimizer: Optimizer, step: int) -> None:
-        """Copy, or request, what is due at the step."""
-        self._sample_is_due = self._cadence.tensors(step) or self._cadence.spectra(step)
-        self.forget()
-        self._release()
-        if self._sample_is_due or self._cadence.evaluation(step):
-            self.before = {p: p.detach().clone() for p in self._names}
-        if self._sample_is_due and isinstance(optimizer, TwoPassOptimizer):
-            self._handle = optimizer.observe(self._on_record, counterfactual=self._cadence.counterfactual(step))
-        elif self._sample_is_due and self._calls is None:
-            # some optimizers overwrite the gradient in place, so it is copied before the step
-            self._gradients = self._copy_gradients()
+    def before(self) -> Mapping[Tensor, Tensor]:
+        """Return copies of the parameters from before the step."""
+        return self.copies
 
-    def _copy_gradients(self) -> dict[Tensor, Tensor]:
-        """Return copies of the current gradients."""
-        return {p: p.grad.detach().clone() for p in self._names if p.grad is not None}
-
-    def _release(self) -> None:
-        """Stop observing the record of the step and release the copied gradients."""
-        if self._handle is not None:
-            self._handle.remove()
-        self._handle, self._gradients = None, {}
-
-    def _on_record(self, record: StepRecord) -> None:
-        """Measure a step from its record, while its tensors exist."""
+    def measure(
+        self,
+        watch: OptimizerWatch,
+        snapshots: list[ParameterSnapshot],
+        record: StepRecord | None,
+        second: Mapping[Tensor, tuple[Tensor, Tensor]],
+    ) -> None:
+        """Measure the step of an optimizer."""
+        losses = (None, None) if record is None else (record.loss, record.adversarial_loss)
+        parameters = [p for own in self._own.values() for p in own]
         with self._overhead.counted("instruments"):
-            snapshots = from_record(record, self._names, self.before)
-        self._sample.take(self.steps + 1, snapshots, (record.loss, record.adversarial_loss), record)
+            settings = self._settings_of(watch)
+        self._sample.take(
+            self._next(watch),
+            snapshots,
+            parameters,
+            losses=losses,
+            record=record,
+            second=second,
+            settings=settings,
+        )
 
-    def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        """Count the step and measure it, unless `_on_record` has (post-step hook)."""
-        self._depth -= 1
-        if self._depth:
-            return
-        if self._sample_is_due and self._handle is None:
-            snapshots = from_hooks(self._names, self.before, self._gradients)
-            self._sample.take(self.steps + 1, snapshots, (None, None), None)
-        self._release()
-        self.steps += 1
-        self._taken = True
+    def count(self, watch: OptimizerWatch) -> None:
+        """Count a step of an optimizer."""
+        self.steps = max(self.steps, self._start + watch.steps)
+        self._note_gradient(watch)
+        if not self._called and self.steps - self._start == _UNCALLED:
+            self.faults.tell(
+                f"{_UNCALLED} optimizer steps were taken and recorder.step() was never called: call it "
+                "after each of them, as nothing is recorded otherwise",
+                topic="uncalled",
+            )
+
+    # -- private ------------------------------------------------------------------------------------
+
+    def _next(self, watch: OptimizerWatch) -> int:
+        """Return the number of an optimizer's next step."""
+        return self._start + watch.steps + 1
+
+    def _note_gradient(self, watch: OptimizerWatch) -> None:
+        """Remember one gradient after the step, to see whether a backward pass runs before `Recorder.step`."""
+        for p in watch.recorded.parameters:
+            if p.grad is not None:
+                self._gradient_after = (p, weakref.ref(p.grad), p.grad._version)
+                return
+
+    def _settings_at(self, step: int) -> Row:
+        """Return the columns of learning rate and weight decay."""
+        found, absent = shared_settings([group for one in self._optimizers for group in one.param_groups])
+        if "lr" in absent:
+            self.faults.note_once(
+                "settings", step, "no parameter group of the optimizer has a setting 'lr' (at all steps)", ["lr"]
+            )
+        return found
+
+    def _settings_of(self, watch: OptimizerWatch) -> dict[str, Row]:
+        """Return learning rate and weight decay of each parameter of an optimizer, by name."""
+        names = self.names_of(watch)
+        found: dict[str, Row] = {}
+        for group in watch.optimizer.param_groups:
+            row, _ = shared_settings([group])
+            found |= {names[p]: row for p in group["params"] if p in names}
+        return found
+
+    def _refresh(self, step: int) -> None:
+        """Read anew which parameters are trainable and which optimizer steps them, and say what has changed."""
+        names: dict[Tensor, str] = {p: name for name, p in self._model.named_parameters() if p.requires_grad}
+        own = {id(w): {p: names[p] for p in w.recorded.parameters if p in names} for w in self._watches}
+        recorded = {name for part in own.values() for name in part.values()}
+        if self._names is None:
+            outside = [name for name in names.values() if name not in recorded]
+            if outside:
+                self.faults.note_once("tensors", step, _outside_of_groups(outside), outside[:_SHOWN])
+        else:
+            earlier = {name for part in self._own.values() for name in part.values()}
+            _tell_changes(self.faults, step, sorted(recorded - earlier), sorted(earlier - recorded))
+        self._names, self._own = names, own
 
     def _decision(self) -> Row:
-        """Return the passes of the step, and the trigger's numbers if the optimizer has one."""
-        last = self._optimizer.last if isinstance(self._optimizer, TwoPassOptimizer) else None
+        """Return the passes of the step, and the trigger's numbers if an optimizer has one."""
+        own = [one.optimizer for one in self._watches if isinstance(one.optimizer, TwoPassOptimizer)]
+        last = own[0].last if own else None
         if last is None:
-            return {"passes": 1 if self._calls is None else self._calls}
+            passes = max(one.passes for one in self._watches)
+            return {"passes": passes, "synced": True if any(one.two_steps for one in self._watches) else None}
         decision = last.decision
         return {
             "passes": 1 + decision.sync,
@@ -253,7 +255,26 @@ class StepObserver:
         }
 
 
-def _decay(group: dict[str, Any]) -> Row:
-    """Return the weight decay of a parameter group, if the group has one."""
-    decay = group.get("weight_decay")
-    return {} if decay is None else {"weight_decay": float(decay)}
+def _outside_of_groups(names: Sequence[str]) -> str:
+    """Return the reason why parameters outside of all groups have no rows."""
+    return (
+        f"{_listed(names)} of the model {'is' if len(names) == 1 else 'are'} trainable and in no group of the recorded "
+        "optimizer: pass a list of all optimizers if another one steps them"
+    )
+
+
+def _tell_changes(faults: Faults, step: int, joined: Sequence[str], left: Sequence[str]) -> None:
+    """Say which parameters have joined or left the recording."""
+    words = [f"{_listed(names)} {verb}" for names, verb in ((joined, "joined"), (left, "left")) if names]
+    if words:
+        faults.tell(
+            f"{' and '.join(words)} the recorded parameters before step {step} (added, thawed or frozen); curvature "
+            "remains that of the parameters of the objective",
+            topic=("membership", step),
+        )
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Return a sentence's list of parameters, shortened."""
+    shown = ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
+    return f"parameter{'s' * (len(names) != 1)} {shown}"

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from lossscope.landscape.measures.host_transfer import Row
-from lossscope.landscape.recording.parameter_snapshot import ParameterSnapshot
+from lossscope.landscape.recording.parameter_snapshot import ParameterSnapshot, real
 from lossscope.optimizer import TensorRecord
 from lossscope.probes.step_tensors.energy import energies
 from lossscope.probes.step_tensors.norms import norm, norms, ratios
 from lossscope.probes.step_tensors.shear_geometry import angle, angles, cosine, cosines, secants, surrogate_gap
 
-__all__ = ["injection_angles", "step_numbers", "tensor_rows"]
+__all__ = ["injection_angles", "joined_numbers", "second_gradient", "step_numbers", "tensor_rows"]
 
 
 def tensor_rows(snapshots: Sequence[ParameterSnapshot]) -> list[Row]:
@@ -93,7 +93,10 @@ def step_numbers(
         parameters: All trainable parameters, also those without a gradient in this step.
     """
     with_gradient = [s for s in snapshots if s.gradient is not None]
-    row: Row = {"weight_norm": norm(list(parameters)), "update_norm": norm([s.displacement for s in snapshots])}
+    row: Row = {
+        "weight_norm": norm([real(p) for p in parameters]),
+        "update_norm": norm([s.displacement for s in snapshots]),
+    }
     if with_gradient:
         row["gradient_norm"] = norm([cast(Tensor, s.gradient) for s in with_gradient])
     records = [s.record for s in snapshots if s.record is not None]
@@ -123,6 +126,27 @@ def _second_pass_numbers(records: Sequence[TensorRecord], losses: tuple[Tensor |
     if pairs:
         row["freshness"] = cosine([old for old, _ in pairs], [new for _, new in pairs])
     return row
+
+
+def second_gradient(first: Sequence[Tensor], second: Sequence[Tensor]) -> Row:
+    """Return the columns of `steps` on the second gradient of a two-step SAM of another package."""
+    return {"adversarial_norm": norm(second), "adversarial_angle": angle(first, second)}
+
+
+def joined_numbers(parts: Sequence[Row]) -> Row:
+    """Return the columns of `steps` of several optimizers that stepped disjoint parameters, from those of each.
+
+    Norms add up in squares, `weight_norm` is that of all parameters already. Of other columns, those that one part
+    alone has are kept: an angle between parts is unknown.
+    """
+    found: Row = {}
+    for key in dict.fromkeys(key for part in parts for key in part):
+        values = [part[key] for part in parts if key in part]
+        if key == "weight_norm" or len(values) == 1:
+            found[key] = values[-1]
+        elif key in ("update_norm", "gradient_norm", "adversarial_norm", "perturbation_norm", "shear_norm"):
+            found[key] = norm([value.reshape(1) for value in values])
+    return found
 
 
 def injection_angles(

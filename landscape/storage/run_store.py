@@ -183,22 +183,22 @@ class RunStore:
         write_manifest(self.path, manifest)
         self.manifest, self._begun = manifest, True
 
-    def close(self, status: Literal["finished", "failed"], how: str) -> None:
+    def close(self, status: Literal["finished", "failed", "stopped"], how: str) -> None:
         """End the run: flush, compact into Parquet, and write status and reason to the manifest.
 
         A second call does nothing. The manifest is written and the lock released in any case; a table that cannot be
         compacted stays readable in the journal.
 
         Args:
-            status: `finished` or `failed`.
+            status: `finished`, `failed` or `stopped`.
             how: A sentence that says how the run ended.
 
         Raises:
             RunError: Rows could not be written (the run is then `failed`) or compacted.
-            ValueError: The status is neither of the two.
+            ValueError: The status is none of these.
         """
-        if status not in ("finished", "failed"):
-            raise ValueError(f"status must be one of 'finished', 'failed', got {status!r}")
+        if status not in ("finished", "failed", "stopped"):
+            raise ValueError(f"status must be one of 'finished', 'failed', 'stopped', got {status!r}")
         if self.closed:
             return
         try:

@@ -18,6 +18,7 @@ from lossscope.landscape.recording.checkpoints import checkpoints, load_checkpoi
 from lossscope.landscape.recording.recorder import Recorder
 from lossscope.landscape.run import Run
 from lossscope.landscape.storage.manifest import run_path
+from lossscope.landscape.storage.run_folder import check_free
 from lossscope.landscape.training.config import TrainConfig
 from lossscope.landscape.training.setup import Job, job_of
 from lossscope.landscape.training.workloads import Examples, Workload, batch_at, workload
@@ -101,6 +102,8 @@ def train(config: TrainConfig, *, resume: bool = False, force: bool = False, pro
         torch.set_num_threads(config.threads)
     job = job_of(config)
     start = _resume_point(path, config, job) if resume else None
+    if start is None:
+        check_free(path, force)  # in the words of the command line
     recorder = Recorder(
         path,
         job.model,
@@ -123,6 +126,8 @@ def train(config: TrainConfig, *, resume: bool = False, force: bool = False, pro
             _loop(job, recorder, start or 0, progress)
     except (OptimizerError, ProbeError) as error:
         raise TrainingError(f"{error}; the rows recorded until then are kept in {path}") from error
+    if recorder.lost:
+        raise RunError(recorder.lost)
     return Run.open(path)
 
 

@@ -527,7 +527,7 @@ def test_an_existing_run_is_not_changed_without_force(tmp_path: Path) -> None:
     optimizer = create("sgd", model, lr=1e-2)
     with Recorder(tmp_path / "run", model, optimizer) as recorder:
         steps(model, optimizer, 2, recorder)
-    with pytest.raises(RunError, match=r"--resume.*--force"):
+    with pytest.raises(RunError, match=r"force=True.*resume_at="):
         Recorder(tmp_path / "run", model, optimizer)
     assert len(Run.open(tmp_path / "run").steps) == 2
 

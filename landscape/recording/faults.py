@@ -1,0 +1,184 @@
+"""Faults of instruments: a missing value with measure, step and reason in place of an exception in the training."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import traceback
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+import torch
+
+from lossscope.errors import LossscopeError
+from lossscope.landscape.errors import RecordingWarning
+from lossscope.landscape.measures.host_transfer import Row
+
+__all__ = ["MOST_LISTED", "Faults", "reason_of", "release", "say"]
+
+MOST_LISTED: Final = 100  # missing values of one kind with an entry each; later ones are counted in the last entry
+_MOST_MEASURES: Final = 3  # named in the closing line
+_PACKAGES: Final = (str(Path(__file__).resolve().parents[2]), str(Path(torch.__file__).parent))
+
+
+class Faults:
+    """Missing values of a recording, and the words about them.
+
+    An exception of an instrument is caught, released with the tensors that its frames hold, and noted. Exceptions that
+    end a program (KeyboardInterrupt, SystemExit, GeneratorExit) pass.
+
+    Args:
+        name: Name of the run in warnings.
+        strict: Raise the exception instead.
+        earlier: Missing values of the earlier sessions of a resumed run.
+
+    Attributes:
+        missing: One row for each missing value: step, instrument, measures if some of the instrument are meant, why.
+        words: The warnings so far.
+        changed: True if one of these has changed since this was set to False.
+    """
+
+    def __init__(self, name: str, *, strict: bool = False, earlier: Sequence[Row] = ()) -> None:
+        self.missing: list[Row] = list(earlier)
+        self.words: list[str] = []
+        self.changed = False
+        self.strict = strict
+        self._name = name
+        self._kinds: dict[tuple[str, tuple[str, ...]], list[Row]] = {}
+        self._told: set[object] = set()
+
+    @contextmanager
+    def guarded(self, instrument: str, step: int, measures: Sequence[str] = ()) -> Iterator[None]:
+        """Note an exception of the block as a missing value; the program continues after the block.
+
+        Args:
+            instrument: Name of the instrument that measures in the block.
+            step: Steps taken so far.
+            measures: What is missing if the block fails; empty for all that the instrument measures.
+
+        Yields:
+            Nothing.
+        """
+        try:
+            yield
+        except Exception as error:
+            if self.strict:
+                raise
+            known = isinstance(error, LossscopeError)
+            why = reason_of(error)
+            release(error)
+            self.note(instrument, step, why, measures, topic=(instrument, known))
+
+    def note(self, instrument: str, step: int, why: str, measures: Sequence[str] = (), *, topic: object = None) -> None:
+        """Add a missing value, and warn about the first of its topic.
+
+        Args:
+            instrument: Name of the instrument.
+            step: Steps taken so far.
+            why: The reason.
+            measures: What is missing; empty for all that the instrument measures.
+            topic: Missing values of one topic warn once. Default: the instrument.
+        """
+        entry: Row = {"step": step, "instrument": instrument, "why": why}
+        if measures:
+            entry["measures"] = list(measures)
+        alike = self._kinds.setdefault((instrument, tuple(measures)), [])
+        if len(alike) < MOST_LISTED:
+            alike.append(entry)
+            self.missing.append(entry)
+        else:
+            alike[-1].update(until=step, more=alike[-1].get("more", 0) + 1)
+        self.changed = True
+        what = f"{', '.join(measures)} ({instrument})" if 0 < len(measures) <= _MOST_MEASURES else instrument
+        self.tell(
+            f"{what} could not be measured at step {step}: {why}; such values are missing and the training goes on",
+            topic=instrument if topic is None else topic,
+        )
+
+    def note_once(self, instrument: str, step: int, why: str, measures: Sequence[str]) -> None:
+        """Add a missing value that is missing at all later steps too, unless it was added before."""
+        if (instrument, tuple(measures)) not in self._kinds:
+            self.note(instrument, step, why, measures, topic=(instrument, *measures))
+
+    def tell(self, text: str, *, topic: object) -> None:
+        """Warn once about a topic. A warning that a filter turns into an exception is printed on stderr instead."""
+        if topic in self._told:
+            return
+        self._told.add(topic)
+        self.words.append(text)
+        self.changed = True
+        text = f"{self._name}: {text}"
+        try:
+            warnings.warn(text, RecordingWarning, stacklevel=_outside())
+        except RecordingWarning:
+            say(text)
+
+    def in_words(self) -> str:
+        """Return a clause for the closing line that names what is missing, and the first reason; "" if nothing is."""
+        if not self.missing:
+            return ""
+        steps: dict[str, set[int]] = {}
+        more: dict[str, int] = {}
+        for one in self.missing:
+            label = _label(one)
+            steps.setdefault(label, set()).add(one["step"])
+            more[label] = more.get(label, 0) + int(one.get("more", 0))
+        counts = {label: len(at) + more[label] for label, at in steps.items()}
+        where = ", ".join(f"{label} at {count} step{'s' * (count > 1)}" for label, count in counts.items())
+        return f"; not measured: {where}; first reason: {self.missing[0].get('why')}"
+
+
+def _label(one: Row) -> str:
+    """Return the measures of a missing value if they are few, else its instrument."""
+    measures = one.get("measures") or []
+    instrument = str(one.get("instrument", "curvature"))
+    return ", ".join(measures) if 0 < len(measures) <= _MOST_MEASURES else instrument
+
+
+def reason_of(error: BaseException) -> str:
+    """Return the reason that an exception gives, on one line; the class is named if the error is not lossscope's."""
+    try:
+        lines = str(error).splitlines()
+    except Exception:  # an exception whose text cannot be made
+        lines = []
+    text = next((line.strip() for line in lines if line.strip()), "")
+    if isinstance(error, LossscopeError) and text:
+        return text
+    return f"{type(error).__name__}: {text}".rstrip(": ")
+
+
+def release(error: BaseException) -> None:
+    """Release the tensors held by the frames of an exception and of those that led to it; free cached GPU memory."""
+    exhausted = False
+    seen: set[int] = set()
+    waiting: list[BaseException | None] = [error]
+    while waiting:
+        one = waiting.pop()
+        if one is None or id(one) in seen:
+            continue
+        seen.add(id(one))
+        exhausted = exhausted or isinstance(one, torch.OutOfMemoryError)
+        waiting += [one.__cause__, one.__context__]
+        traceback.clear_frames(one.__traceback__)
+        one.__traceback__ = None
+    if exhausted and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.empty_cache()
+
+
+def say(text: str) -> None:
+    """Write a line on stderr, if there is one."""
+    with contextlib.suppress(AttributeError, OSError, ValueError):
+        sys.stderr.write(f"{text}\n")
+
+
+def _outside() -> int:
+    """Return the stack level of the first caller outside this package and torch, as `warnings.warn` counts it."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None:
+        level, frame = level + 1, frame.f_back
+        if not frame.f_code.co_filename.startswith((*_PACKAGES, "<")) and "contextlib" not in frame.f_code.co_filename:
+            break
+    return level - 1
