@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
@@ -93,12 +93,14 @@ class StepMetric:
         diagonal: `(n,)` float64 in the order of the objective's names, above 0: P; None for `lambda_max`.
         threshold: Value of the quantity above which the frozen iteration is unstable; None if no such value
             is known (orthogonalized steps, ascents): use the directional edge ratio instead.
+        no_threshold: The reason for this if it is that of the present step alone; else "".
     """
 
     name: str
     quantity: Literal["lambda_max", "preconditioned_sharpness"]
     diagonal: Tensor | None
     threshold: float | None
+    no_threshold: str = ""
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,10 @@ class _CoordinateThreshold:
 
 
 def step_metric(
-    optimizer: Optimizer, parameters: Mapping[str, nn.Parameter], objective: Objective
+    optimizer: Optimizer,
+    parameters: Mapping[str, nn.Parameter],
+    objective: Objective,
+    groups: Sequence[Mapping[str, Any]] | None = None,
 ) -> StepMetric | None:
     r"""Return the metric of the optimizer's last step, and the threshold of the sharpness in it.
 
@@ -148,6 +153,8 @@ def step_metric(
         optimizer: `torch.optim.SGD`, `Adam` or `AdamW`, or `ARS2Neo` or `RuleOptimizer` in any mode.
         parameters: The parameters of the model by name: `dict(model.named_parameters())`.
         objective: Gives the parameters that are the coordinates, and their order.
+        groups: Parameter groups with the settings that the step used. Default: those that the optimizer has now, which
+            a scheduler may have changed since.
 
     Returns:
         The metric; None if the optimizer is of another class, ascends the loss (`maximize`), or has neither a
@@ -165,21 +172,56 @@ def step_metric(
     if any(group.get("maximize") for group in optimizer.param_groups):
         return None
     name = optimizer_name(optimizer)
-    groups = {p: group for group in optimizer.param_groups for p in group["params"]}
+    group_of = {p: dict(group) for group in groups or optimizer.param_groups for p in group["params"]}
     found = []
     for label in objective.names:
         p = parameters.get(label)
-        if p is None or p not in groups:
+        if p is None or p not in group_of:
             raise ProbeError(f"parameter {label} is in no group of the {name}, so the metric of its step is not known")
-        found.append((label, p, groups[p]))
+        found.append((label, p, group_of[p]))
     rules = [_rule_of(optimizer, group, p) for _, p, group in found]
     if takes_second_gradient(optimizer) or not all(rule.direction in _WITH_THRESHOLD for rule in rules):
         if not all(rule.adam_moments for rule in rules):
             return None
         diagonal = torch.cat([_whitening(optimizer, *entry)[0].flatten() for entry in found])
         return StepMetric(name, "preconditioned_sharpness", _validated(diagonal, name), None)
+    still = next((group for _, _, group in found if _setting(group, "lr") == 0), None)
+    if still is not None:
+        return _of_still_step(optimizer, name, list(zip(rules, found, strict=True)))
     thresholds = [_coordinate_threshold(optimizer, rule, *entry) for rule, entry in zip(rules, found, strict=True)]
     return _in_units_of_one_threshold(name, thresholds, [p for _, p, _ in found])
+
+
+def _of_still_step(
+    optimizer: Optimizer, name: str, found: list[tuple[Rule, tuple[str, nn.Parameter, dict[str, Any]]]]
+) -> StepMetric:
+    """Return the metric of a step with a learning rate of 0, at the end of a schedule: it has no threshold."""
+    why = f"the learning rate of the {name} is 0 at this step, so no curvature makes it unstable"
+    if all(rule.direction is Direction.GRADIENT for rule, _ in found):
+        return StepMetric(name, "lambda_max", None, None, why)
+    parts = [
+        torch.ones_like(entry[1], dtype=torch.float64)
+        if rule.direction is Direction.GRADIENT
+        else _adam_metric(optimizer, *entry)
+        for rule, entry in found
+    ]
+    diagonal = torch.cat([part.detach().flatten() for part in parts])
+    return StepMetric(name, "preconditioned_sharpness", _validated(diagonal, name), None, why)
+
+
+def _setting(group: Mapping[str, Any], name: str) -> float:
+    """Return a setting of a parameter group as a number; 0 for a weight decay of None.
+
+    Raises:
+        ProbeError: The group has no such setting.
+    """
+    value = group.get(name)
+    if value is None and name == "weight_decay":
+        return 0.0
+    try:
+        return float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        raise ProbeError(f"{name} of a parameter group must be a number, got {value!r}") from None
 
 
 def _in_units_of_one_threshold(
@@ -205,19 +247,24 @@ def _coordinate_threshold(
     optimizer: Optimizer, rule: Rule, label: str, p: nn.Parameter, group: dict[str, Any]
 ) -> _CoordinateThreshold:
     """Return the stability threshold of the coordinates of a parameter at the settings of its group."""
-    lr, decay = float(group["lr"]), float(group["weight_decay"])
-    metric, first = None, 1.0
+    lr, decay, metric = _setting(group, "lr"), _setting(group, "weight_decay"), None
     if rule.direction is Direction.GRADIENT:
         threshold = _of_momentum(lr, group)
     else:
-        whitening, first = _whitening(optimizer, label, p, group)
         threshold = frozen_adam(lr, float(group["betas"][0])).value
-        metric = first * whitening
-        if isinstance(optimizer, ARS2Neo):
-            metric = metric / _step_factor(optimizer.state[p]["exp_avg"] / metric, group, p)
+        metric = _adam_metric(optimizer, label, p, group)
     if rule.decoupled_decay:
         return _CoordinateThreshold(metric, threshold * (1 - lr * decay / 2), 0.0)
     return _CoordinateThreshold(metric, threshold, decay)
+
+
+def _adam_metric(optimizer: Optimizer, label: str, p: nn.Parameter, group: dict[str, Any]) -> Tensor:
+    """Return P of a parameter that steps along Adam's direction, in float64."""
+    whitening, first = _whitening(optimizer, label, p, group)
+    metric = first * whitening
+    if isinstance(optimizer, ARS2Neo):
+        metric = metric / _step_factor(optimizer.state[p]["exp_avg"] / metric, group, p)
+    return metric
 
 
 def _of_momentum(lr: float, group: dict[str, Any]) -> float:

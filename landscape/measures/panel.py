@@ -144,7 +144,8 @@ class Panel:
         optimizer, model = self.target.optimizer, self.objective.model
         if optimizer is None:
             return None
-        return step_metric(optimizer, dict(model.named_parameters()), self.objective)
+        groups = None if self.target.step is None else self.target.step.groups
+        return step_metric(optimizer, dict(model.named_parameters()), self.objective, groups)
 
     @cached_property
     def _gradient_seconds(self) -> float:
@@ -245,7 +246,8 @@ class Panel:
             self.absent[_EDGE] = self._no_metric
             return {}
         if metric.diagonal is not None or metric.threshold is None:
-            self.absent[_EDGE] = f"the {self._optimizer} has no threshold of lambda_max: use preconditioned_edge_ratio"
+            other = f"the {self._optimizer} has no threshold of lambda_max: use preconditioned_edge_ratio"
+            self.absent[_EDGE] = metric.no_threshold or other
             return {}
         return {_EDGE: edge_ratio(top, metric.threshold)}
 
@@ -270,9 +272,8 @@ class Panel:
             return Rows()
         top = {"preconditioned_sharpness": found.top.estimate()}
         if metric.threshold is None:
-            self.absent["preconditioned_edge_ratio"] = (
-                f"no threshold is known for the {self._optimizer}: read directional_edge_ratio"
-            )
+            unknown = f"no threshold is known for the {self._optimizer}: read directional_edge_ratio"
+            self.absent["preconditioned_edge_ratio"] = metric.no_threshold or unknown
         else:
             top["preconditioned_edge_ratio"] = edge_ratio(found.top.estimate(), metric.threshold)
         return _shared({name: one for name, one in top.items() if name in names}, found)

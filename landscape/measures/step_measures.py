@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
 from lossscope.landscape.measures.estimate_rows import Rows, estimate_row
+from lossscope.probes.errors import ProbeError
 from lossscope.probes.objective.objective import Objective
 from lossscope.probes.sharpness.directional import DirectionalSharpness, directional_sharpness
 from lossscope.probes.sharpness.step_quality import SecantCurvature, StepQuality, secant_curvature, step_quality
@@ -22,15 +24,33 @@ ByParameter = Mapping[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class RecordedStep:
-    """One optimizer step: each parameter before it, and the displacement."""
+    """One optimizer step: each parameter before it, the displacement, and the parameter groups with the settings used.
+
+    A scheduler may have changed the settings of the optimizer since.
+    """
 
     before: ByParameter
     displacement: ByParameter
+    groups: Sequence[Mapping[str, Any]] | None = None
 
 
 def flat_vector(objective: Objective, by_parameter: ByParameter) -> Tensor:
-    """Return tensors given by parameter as a flat vector `(n,)` of the objective."""
+    """Return tensors given by parameter as a flat vector `(n,)` of the objective.
+
+    Raises:
+        ProbeError: The model has lost a parameter of the objective, or has another one in its place.
+    """
     parameters = dict(objective.model.named_parameters())
+    for name in objective.names:
+        if name not in parameters:
+            raise ProbeError(
+                f"parameter {name!r} of the objective is no longer in the model: make a new Objective after changing it"
+            )
+        if parameters[name] not in by_parameter:
+            raise ProbeError(
+                f"parameter {name!r} of the objective has no recorded step: it was replaced or frozen after the "
+                "objective was made; make a new Objective of the model"
+            )
     return objective.vector.joined([by_parameter[parameters[name]] for name in objective.names])
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 from torch import Tensor
 from torch.optim.optimizer import Optimizer
@@ -62,7 +63,15 @@ class CurvatureEvaluations:
         """Groups that could not be measured, with step and reason."""
         return self._faults.missing
 
-    def rows(self, step: int, before: ByParameter, displacement: ByParameter, *, long: bool = True) -> Rows:
+    def rows(
+        self,
+        step: int,
+        before: ByParameter,
+        displacement: ByParameter,
+        *,
+        long: bool = True,
+        groups: Sequence[Mapping[str, Any]] | None = None,
+    ) -> Rows:
         """Return the rows of an evaluation after `step` steps.
 
         A group that cannot be measured (weights that are not finite, memory that runs out, an exception of the loss
@@ -73,8 +82,9 @@ class CurvatureEvaluations:
             before: Each parameter before the step.
             displacement: Displacement of each parameter; empty if no step was taken.
             long: Whether the whole panel is due.
+            groups: Parameter groups of the optimizer with the settings of the step. Default: its present ones.
         """
-        taken = RecordedStep(before, displacement) if displacement else None
+        taken = RecordedStep(before, displacement, groups) if displacement else None
         panel, found = self._panel(taken), Rows()
         for names, measure in self._due(long, stepped=taken is not None):
             rows = self._attempt(step, names, partial(measure, panel))

@@ -322,7 +322,11 @@ class Recorder:
         """Evaluate the curvature and store its rows."""
         with self._faults.guarded("curvature", self.steps), kept_state(*self._modules):
             found = curvature.rows(
-                self.steps, observer.copies, observer.displacement(), long=self._cadence.long(self.steps)
+                self.steps,
+                observer.copies,
+                observer.displacement(),
+                long=self._cadence.long(self.steps),
+                groups=observer.groups,
             )
             for table, row in found.by_table():
                 writer.append(table, row)

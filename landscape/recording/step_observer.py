@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Mapping, Sequence
-from typing import Final
+from typing import Any, Final
 
 from torch import Tensor, nn
 
@@ -41,7 +41,9 @@ class StepObserver:
 
     Attributes:
         steps: Number of steps taken so far.
-        copies: Copies of all trainable parameters from before the step; empty if nothing is due at it.
+        copies: Copies from before the step of all parameters that are trainable, or were so at an earlier step; empty
+            if nothing is due at it.
+        groups: Parameter groups with the settings of that step; None if there are no copies.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class StepObserver:
         self.faults = faults
         self.steps = steps
         self.copies: dict[Tensor, Tensor] = {}
+        self.groups: list[dict[str, Any]] | None = None
         self._model, self._cadence, self._overhead = model, cadence, overhead
         self._optimizers = [one.optimizer for one in optimizers]
         self._sample = StepSample(cadence, overhead, faults)
@@ -66,7 +69,7 @@ class StepObserver:
         self._called = False  # True once `taken` was called
         self._settings: Row = {}  # hyperparameters as the step uses them
         self._gradient_after: tuple[Tensor, weakref.ref[Tensor], int] | None = None
-        self._names: dict[Tensor, str] | None = None
+        self._known: dict[Tensor, str] = {}  # parameters of the model that are trainable, or were so before
         self._own: dict[int, dict[Tensor, str]] = {}  # by watch
         self._watches = [OptimizerWatch(one, self) for one in optimizers]
         self._refresh(steps)
@@ -112,7 +115,7 @@ class StepObserver:
 
     def forget(self) -> None:
         """Release the copies from before the step."""
-        self.copies = {}
+        self.copies, self.groups = {}, None
 
     def close(self) -> None:
         """Detach from the optimizers."""
@@ -138,7 +141,8 @@ class StepObserver:
             due = self._cadence.tensors(step) or self._cadence.spectra(step)
             if due or self._cadence.evaluation(step):
                 self._refresh(step)
-                self.copies = {p: p.detach().clone() for p in self._names or {}}
+                self.copies = {p: p.detach().clone() for p in self._known}
+                self.groups = [_as_used(group) for one in self._optimizers for group in one.param_groups]
             self._sampled = due
         return self._sampled
 
@@ -225,17 +229,19 @@ class StepObserver:
 
     def _refresh(self, step: int) -> None:
         """Read anew which parameters are trainable and which optimizer steps them, and say what has changed."""
-        names: dict[Tensor, str] = {p: name for name, p in self._model.named_parameters() if p.requires_grad}
+        all_names: dict[Tensor, str] = {p: name for name, p in self._model.named_parameters()}
+        names = {p: name for p, name in all_names.items() if p.requires_grad}
         own = {id(w): {p: names[p] for p in w.recorded.parameters if p in names} for w in self._watches}
         recorded = {name for part in own.values() for name in part.values()}
-        if self._names is None:
+        if not self._known:
             outside = [name for name in names.values() if name not in recorded]
             if outside:
                 self.faults.note_once("tensors", step, _outside_of_groups(outside), outside[:_SHOWN])
         else:
             earlier = {name for part in self._own.values() for name in part.values()}
             _tell_changes(self.faults, step, sorted(recorded - earlier), sorted(earlier - recorded))
-        self._names, self._own = names, own
+        self._known = {p: name for p, name in all_names.items() if p.requires_grad or p in self._known}
+        self._own = own
 
     def _decision(self) -> Row:
         """Return the passes of the step, and the trigger's numbers if an optimizer has one."""
@@ -253,6 +259,13 @@ class StepObserver:
             "alpha": None if decision.sync else decision.alpha or None,
             "adversarial_loss": last.losses[1],
         }
+
+
+def _as_used(group: dict[str, Any]) -> dict[str, Any]:
+    """Return a copy of a parameter group with its present settings."""
+    return {
+        key: value.item() if isinstance(value, Tensor) and value.numel() == 1 else value for key, value in group.items()
+    }
 
 
 def _outside_of_groups(names: Sequence[str]) -> str:

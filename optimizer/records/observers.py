@@ -35,20 +35,30 @@ class CounterfactualUpdate:
     def __init__(self, take: Callable[[Group, Sequence[ParameterStep]], list[Update]]) -> None:
         self._take = take
         self._copies: list[tuple[Group, list[ParameterStep]]] | None = []
+        self._failure: str | None = None
         self._found: dict[str, Tensor] | None = None
 
     def copy(self, group: Group, moments: Sequence[ParameterStep]) -> None:
-        """Copy the parameters and the state of a group before its step."""
-        if self._copies is not None:
+        """Copy the parameters and the state of a group before its step.
+
+        A copy that fails, as memory runs out, is an error of the call that needs it and not of the step.
+        """
+        if self._copies is None:
+            return
+        try:
             self._copies.append((dict(group), [_copied(moment) for moment in moments]))
+        except Exception as error:
+            self._failure, self._copies = f"{type(error).__name__}: {error}".splitlines()[0], None
 
     @torch.no_grad()
     def __call__(self) -> dict[str, Tensor]:
         """Return `lr * scale * direction` by parameter name, without the decay.
 
         Raises:
-            OptimizerError: The callback that got the record has returned.
+            OptimizerError: The callback that got the record has returned, or the copies could not be made.
         """
+        if self._failure is not None:
+            raise OptimizerError(f"the state before the step could not be copied: {self._failure}")
         if self._copies is None:
             raise OptimizerError("uninjected() was called after its callback returned; call it inside the callback")
         if self._found is None:

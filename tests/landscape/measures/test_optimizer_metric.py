@@ -384,6 +384,34 @@ def test_other_optimizers_are_not_guessed_at() -> None:
         assert step_metric(optimizer, parameters, objective) is None
 
 
+def test_a_step_with_a_learning_rate_of_0_has_its_metric_and_no_threshold() -> None:
+    objective = network()
+    model = objective.model
+    still = metric(torch.optim.SGD(model.parameters(), lr=0.0), objective)
+    assert still is not None
+    assert (still.quantity, still.threshold) == ("lambda_max", None)
+    assert "learning rate of the SGD is 0" in still.no_threshold
+    adam = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    adam.step()
+    moving = metric(adam, objective)
+    for group in adam.param_groups:
+        group["lr"] = 0.0
+    resting = metric(adam, objective)
+    assert moving is not None
+    assert resting is not None
+    assert resting.threshold is None
+    ratio = moving.diagonal / resting.diagonal  # the decay of the moving one enters its metric as one factor
+    assert torch.allclose(ratio, ratio[0].expand_as(ratio))
+
+
+def test_a_weight_decay_of_none_is_none() -> None:
+    objective = network()
+    groups = [{"params": list(objective.model.parameters()), "weight_decay": None}]
+    assert metric(torch.optim.SGD(groups, lr=0.1), objective).threshold == pytest.approx(20.0)
+
+
 def test_what_has_no_metric_is_told_by_name() -> None:
     objective = network()
     model = objective.model
@@ -400,8 +428,8 @@ def test_what_has_no_metric_is_told_by_name() -> None:
         metric(partly, objective)
     with pytest.raises(ProbeError, match=r"parameter 2.weight is in no group of the SGD"):
         metric(torch.optim.SGD(model[0].parameters(), lr=0.1), objective)
-    with pytest.raises(ProbeError, match="lr must be finite and above 0, got 0"):
-        metric(torch.optim.SGD(model.parameters(), lr=0.0), objective)
+    with pytest.raises(ProbeError, match="lr must be finite and above 0, got -1"):
+        metric(torch.optim.SGD([{"params": list(model.parameters()), "lr": torch.tensor(-1.0)}]), objective)
     with pytest.raises(ProbeError, match="the metric of the SGD must be finite and above 0, got values from -5 to -5"):
         metric(torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=25.0), objective)
     blind = torch.optim.AdamW(model.parameters(), eps=0.0)
