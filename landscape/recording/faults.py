@@ -8,7 +8,6 @@ import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Final
 
 import torch
@@ -21,7 +20,7 @@ __all__ = ["MOST_LISTED", "Faults", "reason_of", "release", "say"]
 
 MOST_LISTED: Final = 100  # missing values of one kind with an entry each; later ones are counted in the last entry
 _MOST_MEASURES: Final = 3  # named in the closing line
-_PACKAGES: Final = (str(Path(__file__).resolve().parents[2]), str(Path(torch.__file__).parent))
+_INSIDE: Final = frozenset({"lossscope", "torch", "contextlib"})  # packages whose lines no warning points at
 
 
 class Faults:
@@ -94,7 +93,7 @@ class Faults:
         self.changed = True
         what = f"{', '.join(measures)} ({instrument})" if 0 < len(measures) <= _MOST_MEASURES else instrument
         self.tell(
-            f"{what} could not be measured at step {step}: {why}; such values are missing and the training goes on",
+            f"{what} could not be recorded at step {step}: {why}; the training goes on",
             topic=instrument if topic is None else topic,
         )
 
@@ -177,8 +176,6 @@ def say(text: str) -> None:
 def _outside() -> int:
     """Return the stack level of the first caller outside this package and torch, as `warnings.warn` counts it."""
     level, frame = 1, sys._getframe(1)
-    while frame.f_back is not None:
+    while frame.f_globals.get("__name__", "").partition(".")[0] in _INSIDE and frame.f_back is not None:
         level, frame = level + 1, frame.f_back
-        if not frame.f_code.co_filename.startswith((*_PACKAGES, "<")) and "contextlib" not in frame.f_code.co_filename:
-            break
-    return level - 1
+    return level

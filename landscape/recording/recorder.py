@@ -334,6 +334,7 @@ class Recorder:
     def _save(self, observer: StepObserver, writer: RunWriter) -> None:
         """Save a checkpoint."""
         with self._overhead.counted("checkpoints"), self._faults.guarded("checkpoints", self.steps):
+            writer.require_folder()
             writer.flush()  # so that a run resumed from this checkpoint has every row before it
             whole = self._optimizers[0] if len(self._optimizers) == 1 else Together(self._optimizers)
             save_checkpoint(self._folder, observer.steps, self._model, whole)

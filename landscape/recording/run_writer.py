@@ -10,8 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, Literal
 
+from lossscope.landscape.errors import RunError
 from lossscope.landscape.recording.faults import Faults, reason_of
 from lossscope.landscape.recording.overhead import Overhead
+from lossscope.landscape.storage.manifest import MANIFEST
 from lossscope.landscape.storage.run_store import RunStore
 
 __all__ = ["RunWriter", "Status"]
@@ -79,6 +81,7 @@ class RunWriter:
             return
         self._retry = time.monotonic() + _RETRY  # until the attempt has succeeded
         with self._guarded("files"), _interrupts_held():
+            self.require_folder()
             flushed = self._store.flush_if_due() if due else self._flush()
             if flushed and self._faults.changed:
                 self._store.update_manifest(**self._facts())
@@ -90,6 +93,7 @@ class RunWriter:
     def update(self, **facts: Any) -> None:
         """Set keys of the manifest."""
         with self._guarded("files"), _interrupts_held():
+            self.require_folder()
             self._store.update_manifest(**facts)
 
     def end(self, status: Status, how: str) -> None:
@@ -101,16 +105,29 @@ class RunWriter:
             self._retry = float("-inf")
             self.flush()
             try:
+                self.require_folder()
                 self._store.update_manifest(**self._facts(), steps=self.steps, overhead=self._overhead.summary())
             except Exception as error:
                 self.error = error
             try:
                 self._store.close(status, how)
             except Exception as error:
-                self.error = error
+                self.error = self.error or error
         self.lost = "" if self.error is None else reason_of(self.error)
         if self.lost:
             self._faults.tell(f"the run could not be written to its end: {self.lost}", topic="end")
+
+    def require_folder(self) -> None:
+        """Check that the run is still where it was made, as nothing may make its folder again.
+
+        Raises:
+            RunError: It was removed or renamed.
+        """
+        if not (self.path / MANIFEST).exists():
+            raise RunError(
+                f"{self.path} was removed or renamed while it was recorded: rows from then on are lost; record into "
+                "another folder, or close the recorder before"
+            )
 
     def _facts(self) -> dict[str, Any]:
         """Return the keys of the manifest on what could not be recorded."""
