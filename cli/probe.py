@@ -81,6 +81,8 @@ def probe(
         return
     for table in probe_tables(found):
         typer.echo(table_text(table, text_width()))
+    for note in found.notes:
+        typer.echo(f"Note: {note}.")
     typer.echo(_added(found))
 
 

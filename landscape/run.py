@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from lossscope.landscape.errors import RunError
-from lossscope.landscape.storage.manifest import MANIFEST, PROBING, read_manifest
+from lossscope.landscape.storage.manifest import MANIFEST, read_manifest
 from lossscope.landscape.storage.run_folder import is_recorded
 from lossscope.landscape.storage.run_tables import RunTables
 from lossscope.landscape.storage.schema import RENAMED_MEASURES, TABLES
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Run", "Status", "open_runs", "run_folders"]
 
-Status: TypeAlias = Literal["running", "finished", "failed", "stopped", "crashed"]
+Status: TypeAlias = Literal["running", "finished", "stopped", "failed", "crashed"]
 
 
 class Run:
@@ -34,13 +35,13 @@ class Run:
         path: The run's folder.
         name: The folder's name.
         manifest: The contents of `run.json`.
-        status: `running`, `finished`, `failed`, `stopped` (by SIGTERM), or `crashed` (not ended, but no process is
-            recording it).
+        status: `running`, `finished`, `stopped` (ended early on purpose), `failed`, or `crashed` (not ended, but no
+            process is recording it).
     """
 
     def __init__(self, path: Path, manifest: dict[str, Any], status: Status, tables: RunTables) -> None:
         self.path = path
-        self.name = path.resolve().name
+        self.name = os.path.basename(os.path.realpath(path))
         self.manifest = manifest
         self.status: Status = status
         self._tables = tables
@@ -50,13 +51,16 @@ class Run:
         """Open the run in a folder, whether it is live, crashed or finished.
 
         Raises:
-            RunError: There is no run, or its manifest cannot be read. A corrupted table raises when it is read.
+            RunError: There is no run, or its manifest cannot be read or holds a wrong type. A corrupted table raises
+                when it is read.
             SchemaError: A newer lossscope wrote the run.
         """
         path = Path(path)
         recorded = is_recorded(path)  # checked again below: the run may be closed or resumed in between
         manifest = read_manifest(path)
-        return cls(path, manifest, _status(manifest, recorded or is_recorded(path)), RunTables(path))
+        return cls(
+            path, manifest, _status(manifest, recorded or is_recorded(path)), RunTables(path, manifest.get("id"))
+        )
 
     @property
     def loss_unit(self) -> str:
@@ -86,8 +90,14 @@ class Run:
 
     @cached_property
     def probes(self) -> pd.DataFrame:
-        """One row per estimate, repeated measurements included. Raises RunError if its files are corrupted."""
+        """One row per estimate, repeated measurements included. Raises RunError if its files are corrupted.
+
+        Rows written before `parameters` was a column are of all trained parameters.
+        """
         rows = self._frame("probes")
+        trained = (self.manifest.get("model") or {}).get("parameters")
+        if trained is not None:
+            rows["parameters"] = rows["parameters"].fillna(trained)
         rows["measure"] = rows["measure"].replace(RENAMED_MEASURES)
         return rows
 
@@ -122,7 +132,7 @@ class Run:
                 return f"Still recording; flushed so far: {'up to' + last[5:] if last[:5] == 'after' else 'no step'}."
             case "crashed":
                 return " ".join([f"The recording process died; the record ends {last}.", *self._torn()])
-            case "finished" | "failed" | "stopped":
+            case "finished" | "stopped" | "failed":
                 return f"{self.status.capitalize()} {last}: {how}."
 
     def _torn(self) -> list[str]:
@@ -162,7 +172,7 @@ def run_folders(path: str | Path) -> list[Path]:
     """
     path = Path(path)
     try:
-        if not path.is_dir() or (path / MANIFEST).exists():
+        if not os.path.isdir(path) or _is_run(path):
             return [path]
         inside = _subfolders(path)
     except OSError as error:
@@ -180,7 +190,7 @@ def run_folders(path: str | Path) -> list[Path]:
 def _subfolders(path: Path, *, skip_unreadable: bool = False) -> list[Path]:
     """Return the folders directly inside a folder, sorted by name, without the hidden ones."""
     try:
-        inside = sorted(path.iterdir()) if path.is_dir() else []
+        inside = sorted(path.iterdir()) if os.path.isdir(path) else []
     except OSError:
         if not skip_unreadable:
             raise
@@ -189,8 +199,8 @@ def _subfolders(path: Path, *, skip_unreadable: bool = False) -> list[Path]:
 
 
 def _is_run(folder: Path) -> bool:
-    """Return True if the folder has a manifest."""
-    return (folder / MANIFEST).is_file()
+    """Return True if the folder has a manifest, were it a link to nothing: `Run.open` says what is wrong with it."""
+    return os.path.lexists(folder / MANIFEST)
 
 
 def _status(manifest: dict[str, Any], recorded: bool) -> Status:
@@ -198,10 +208,8 @@ def _status(manifest: dict[str, Any], recorded: bool) -> Status:
     match manifest.get("status"):
         case "finished":
             return "finished"
-        case "failed":
-            return "failed"
         case "stopped":
             return "stopped"
-    sessions = manifest.get("sessions") or [{}]
-    probed = isinstance(sessions[-1], dict) and sessions[-1].get("purpose") == PROBING
-    return "running" if recorded and not probed else "crashed"
+        case "failed":
+            return "failed"
+    return "running" if recorded else "crashed"

@@ -93,7 +93,7 @@ def last_density(run: Run) -> Density | None:
     rows = run.densities.dropna(subset=["size"])
     if not len(rows):
         return None
-    rows = rows[of_one_function(rows.assign(measure="density"), run.manifest.get("data_hash"))]
+    rows = rows[of_one_function(rows.assign(measure="density", parameters=rows["size"]), run.manifest.get("data_hash"))]
     rows = rows[rows["step"] == rows["step"].max()]
     begins = rows["probe"].eq(0)
     rows = rows[begins.cumsum() == begins.sum()]  # if measured twice, the last one written

@@ -79,7 +79,12 @@ def with_provenance(rows: Rows, step: int, objective: Objective, seed: int, grad
         "seed": seed,
         "data_hash": objective.data_hash,
     }
-    more = {"gauge": "raw", "dtype": str(objective.dtype).removeprefix("torch."), "engine": "lossscope"}
+    more = {
+        "gauge": "raw",
+        "dtype": str(objective.dtype).removeprefix("torch."),
+        "engine": "lossscope",
+        "parameters": objective.size,
+    }
     return Rows(
         [{**shared, **more, **row, "gradients": _gradients(row, gradient_seconds)} for row in rows.probes],
         [{**shared, **row, "gradients": _gradients(row, gradient_seconds)} for row in rows.densities],

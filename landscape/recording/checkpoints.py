@@ -1,21 +1,28 @@
-"""Checkpoints: weights (safetensors), optimizer state and random state, written atomically."""
+"""Checkpoints: weights (safetensors), optimizer state and random state, written atomically with their checksums."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import pickle
+import re
 import shutil
+from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_model, save_model
 from torch import nn
 from torch.optim.optimizer import Optimizer
 
 from lossscope.landscape.errors import RunError
 from lossscope.landscape.recording.recorded_optimizer import Together
+from lossscope.landscape.storage.compaction import CHECKPOINTS, UNFINISHED
+from lossscope.landscape.storage.files import folder_entries, open_regular, read_regular
+from lossscope.landscape.storage.manifest import read_manifest
 
 __all__ = [
     "checkpoints",
@@ -23,22 +30,39 @@ __all__ = [
     "load_checkpoint",
     "load_optimizer",
     "load_weights",
+    "name_prefixes",
     "optimizer_state",
     "save_checkpoint",
 ]
 
-_WEIGHTS = "weights.safetensors"
-_STATE = "optimizer.pt"
-_DAMAGE = (OSError, RuntimeError, ValueError, TypeError, KeyError, EOFError, SafetensorError, pickle.UnpicklingError)
+_WEIGHTS: Final = "weights.safetensors"
+_STATE: Final = "optimizer.pt"
+_FACTS: Final = "checkpoint.json"  # identity of the run, step, and SHA-256 of the two files
+_LONGEST_FACTS: Final = 2**16  # bytes
+_NAME: Final = re.compile("step-([0-9]{1,15})")
+_DAMAGE: Final = (
+    OSError,
+    RuntimeError,
+    ValueError,
+    TypeError,
+    KeyError,
+    EOFError,
+    SafetensorError,
+    pickle.UnpicklingError,
+)
 
 
 def checkpoints(run: Path) -> dict[int, Path]:
-    """Return the checkpoint folders of a run by step, in ascending order."""
+    """Return the checkpoint folders of a run by step, in ascending order.
+
+    Raises:
+        RunError: The folder of checkpoints cannot be listed.
+    """
     found = {}
-    for path in sorted((run / "checkpoints").glob("step-*")):
-        number = path.name.removeprefix("step-")
-        if number.isdecimal() and (path / _WEIGHTS).is_file() and (path / _STATE).is_file():
-            found[int(number)] = path
+    for path in folder_entries(run / CHECKPOINTS):
+        match = _NAME.fullmatch(path.name)
+        if match and os.path.lexists(path / _WEIGHTS) and os.path.lexists(path / _STATE):
+            found[int(match[1])] = path
     return dict(sorted(found.items()))
 
 
@@ -47,16 +71,36 @@ def save_checkpoint(run: Path, step: int, model: nn.Module, optimizer: Optimizer
 
     The folder is written under a temporary name and renamed, so a checkpoint is complete or absent. An existing
     checkpoint is kept: the same run reaches the same step with the same numbers.
+
+    Raises:
+        RunError: It cannot be written, or the run's folder is gone; nothing of it stays behind.
     """
-    folder = run / "checkpoints" / f"step-{step:09d}"
-    if folder.exists():
+    folder = run / CHECKPOINTS / f"step-{step:09d}"
+    if os.path.isdir(folder):
         return folder
-    aside = folder.with_name(f".{folder.name}.{os.getpid()}")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    save_model(model, str(aside / _WEIGHTS))
-    torch.save({"optimizer": optimizer.state_dict(), "random": torch.get_rng_state()}, aside / _STATE)
-    aside.rename(folder)
+    aside = folder.with_name(f"{UNFINISHED}{step:09d}.{os.getpid()}")
+    try:
+        folder.parent.mkdir(exist_ok=True)  # not its parents: a run that was removed stays removed
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir()
+        save_model(model, str(aside / _WEIGHTS))
+        torch.save({"optimizer": optimizer.state_dict(), "random": torch.get_rng_state()}, aside / _STATE)
+        facts = {
+            "run": read_manifest(run).get("id"),
+            "step": step,
+            "sha256": {name: _checksum(aside / name) for name in (_WEIGHTS, _STATE)},
+        }
+        (aside / _FACTS).write_text(json.dumps(facts, indent=2) + "\n")
+        os.chmod(aside / _WEIGHTS, os.stat(aside / _FACTS).st_mode & 0o777)  # safetensors lets only the owner read
+        aside.rename(folder)
+    except BaseException as error:
+        shutil.rmtree(aside, ignore_errors=True)
+        if isinstance(error, _DAMAGE):
+            reason = getattr(error, "strerror", None) or (str(error).splitlines() or [type(error).__name__])[0]
+            raise RunError(
+                f"cannot write checkpoint {folder}: {reason}; free some space, or record elsewhere"
+            ) from error
+        raise
     return folder
 
 
@@ -64,8 +108,11 @@ def load_checkpoint(folder: Path, model: nn.Module, optimizer: Optimizer) -> Non
     """Restore model, optimizer and the global random generator from a checkpoint.
 
     Raises:
-        RunError: A file of the checkpoint cannot be read, or does not fit the model or the optimizer.
+        RunError: A file of the checkpoint cannot be read, was altered, is another run's, or does not fit the model or
+            the optimizer.
     """
+    _verify(folder, _WEIGHTS)
+    _verify(folder, _STATE)
     try:
         load_model(model, str(folder / _WEIGHTS))
         state = torch.load(folder / _STATE, weights_only=True)
@@ -78,19 +125,91 @@ def load_checkpoint(folder: Path, model: nn.Module, optimizer: Optimizer) -> Non
         ) from error
 
 
-def load_weights(folder: Path, model: nn.Module) -> None:
+def load_weights(folder: Path, model: nn.Module) -> str | None:
     """Load the weights of a checkpoint into a model. Optimizer and random state are not restored.
 
+    Returns:
+        A sentence if the names of one side have a prefix that those of the other lack, such as the `_orig_mod.` of a
+        compiled model or the `module.` of a parallel one; the prefix is then ignored. None if the names are the same.
+
     Raises:
-        RunError: The file cannot be read, or its tensors do not fit the model.
+        RunError: The file cannot be read, was altered, is another run's, or its tensors do not fit the model.
     """
+    _verify(folder, _WEIGHTS)
+    file = str(folder / _WEIGHTS)
     try:
-        load_model(model, str(folder / _WEIGHTS))
+        with safe_open(file, framework="pt") as saved:
+            ours, theirs = name_prefixes(saved.keys(), model.state_dict().keys())
+        load_model(_below(model, ours) if ours else model.get_submodule(theirs.removesuffix(".")), file)
     except RuntimeError as error:  # the message of torch names every tensor that does not fit
         reasons = [line.strip() for line in str(error).splitlines()[1:]] or [str(error)]
         raise RunError(f"the weights of checkpoint {folder} do not fit the model: {reasons[0]}") from error
     except _DAMAGE as error:
         raise RunError(f"checkpoint {folder} cannot be read: it is truncated or corrupted; use another one") from error
+    if not (ours or theirs):
+        return None
+    which = "the checkpoint" if ours else "the model"
+    return f"the names of {which} begin with {ours or theirs!r} and the others do not: the prefix was ignored"
+
+
+def name_prefixes(saved: Collection[str], wanted: Collection[str]) -> tuple[str, str]:
+    """Return the prefix of the saved names and that of the wanted ones, without which the saved ones are wanted.
+
+    At most one is not empty; both are if the names already fit or no prefix makes them fit.
+    """
+    if not saved or set(saved) <= set(wanted):
+        return "", ""
+    first = min(saved)
+    for name in wanted:
+        if first.endswith(f".{name}"):
+            prefix = first.removesuffix(name)
+            if all(one.startswith(prefix) and one.removeprefix(prefix) in wanted for one in saved):
+                return prefix, ""
+        if name.endswith(f".{first}"):
+            prefix = name.removesuffix(first)
+            if all(prefix + one in wanted for one in saved) and all(one.startswith(prefix) for one in wanted):
+                return "", prefix
+    return "", ""
+
+
+def _below(model: nn.Module, prefix: str) -> nn.Module:
+    """Return a module in which the names of the model have a prefix."""
+    for part in reversed(prefix.removesuffix(".").split(".")):
+        outer = nn.Module()
+        outer.add_module(part, model)
+        model = outer
+    return model
+
+
+def _checksum(path: Path) -> str:
+    """Return the SHA-256 of a regular file."""
+    with open_regular(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _verify(folder: Path, name: str) -> None:
+    """Check a file of a checkpoint: it is a regular one, has its checksum, and belongs to the run that it lies in.
+
+    Checkpoints of runs without identity, recorded by earlier versions, have no checksums.
+    """
+    try:
+        run = read_manifest(folder.parents[1]).get("id")
+        found = _checksum(folder / name)
+        if run is None:
+            return
+        facts = json.loads(read_regular(folder / _FACTS, _LONGEST_FACTS))
+        owner, expected = facts["run"], facts["sha256"][name]
+    except FileNotFoundError as error:
+        raise RunError(f"checkpoint {folder} lacks {Path(error.filename).name}: use another one") from error
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise RunError(f"{folder / _FACTS} cannot be read: it is corrupted; use another checkpoint") from error
+    if owner != run:
+        raise RunError(f"checkpoint {folder} belongs to another run: move it away, and use another one")
+    if found != expected:
+        raise RunError(
+            f"{folder / name} was altered: its checksum is {found[:12]}, {str(expected)[:12]} was written; "
+            "restore it, or use another checkpoint"
+        )
 
 
 def load_optimizer(folder: Path, optimizer: Optimizer) -> None:
@@ -113,8 +232,9 @@ def optimizer_state(folder: Path) -> dict[str, Any]:
     """Return the optimizer's `state_dict()` from a checkpoint.
 
     Raises:
-        RunError: The file cannot be read.
+        RunError: The file cannot be read, was altered, or is another run's.
     """
+    _verify(folder, _STATE)
     try:
         state: dict[str, Any] = torch.load(folder / _STATE, weights_only=True)["optimizer"]
     except _DAMAGE as error:
@@ -126,9 +246,14 @@ def optimizer_state(folder: Path) -> dict[str, Any]:
 
 
 def forget_checkpoints_after(run: Path, step: int) -> None:
-    """Remove the checkpoints beyond a step, which a resumed run reaches again, and the remains of interrupted saves."""
-    for saved, path in checkpoints(run).items():
-        if saved > step:
+    """Remove the checkpoints beyond a step, which a resumed run reaches again, and the remains of interrupted saves.
+
+    Raises:
+        RunError: One cannot be removed.
+    """
+    left = [path for path in folder_entries(run / CHECKPOINTS) if path.name.startswith(UNFINISHED)]
+    for path in [*(path for saved, path in checkpoints(run).items() if saved > step), *left]:
+        try:
             shutil.rmtree(path)
-    for left in (run / "checkpoints").glob(".step-*"):
-        shutil.rmtree(left)
+        except OSError as error:
+            raise RunError(f"cannot remove checkpoint {path}: {error.strerror}; remove it by hand") from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import platform
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -107,8 +106,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, tuple | list):
         items = [_plain(item) for item in value]
         return NotImplemented if NotImplemented in items else items
-    if isinstance(value, float) and not math.isfinite(value):
-        return NotImplemented
     return value if value is None or isinstance(value, bool | int | float | str) else NotImplemented
 
 

@@ -74,9 +74,10 @@ def probe(
     first = next(iter(saved.values()))
     target = _rebuild(run, effort.seed) if objective is None else _own_target(run, objective, first)
     check_budget(chosen, effort, target.objective.size)
-    _load(first, target)
+    renamed = _load(first, target)
     if objective is not None:
         evaluated_once(target.objective, objective, slope=set(chosen) != {"loss"})
+    notes = tuple(note for note in (renamed, _of_fewer(run, target.objective.size)) if note is not None)
     done = _Result(Rows(), [], measures is not None or target.optimizer is None)
     store = RunStore.extend(path, {"code_version": code_version()})
     try:
@@ -99,6 +100,7 @@ def probe(
         tuple(found.densities),
         tuple(done.absent),
         time.perf_counter() - begun,
+        notes,
     )
 
 
@@ -160,11 +162,24 @@ def _own_target(run: Run, place: str, folder: Path) -> MeasurementTarget:
         return MeasurementTarget(objective, no_optimizer=f"the run's optimizer cannot be rebuilt: {error}")
 
 
-def _load(folder: Path, target: MeasurementTarget) -> None:
-    """Load a checkpoint into the model and the optimizer."""
-    load_weights(folder, target.objective.model)
+def _load(folder: Path, target: MeasurementTarget) -> str | None:
+    """Load a checkpoint into the model and the optimizer. Return a sentence if names have a prefix on one side."""
+    renamed = load_weights(folder, target.objective.model)
     if target.optimizer is not None:
         load_optimizer(folder, target.optimizer)
+    return renamed
+
+
+def _of_fewer(run: Run, size: int) -> str | None:
+    """Return a sentence if the measured parameters are not as many as the recorded rows are of."""
+    recorded = run.probes["parameters"].dropna()
+    trained = int(recorded.iloc[0]) if len(recorded) else (run.manifest.get("model") or {}).get("parameters")
+    if trained is None or trained == size:
+        return None
+    return (
+        f"these rows are of {size} parameters and the recorded ones of {trained}, so reports show them in no curve "
+        "together: freeze the same parameters as in training for comparable numbers"
+    )
 
 
 def _measure(

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer
 
 from lossscope.landscape.errors import LandscapeError
+from lossscope.landscape.recording.checkpoints import name_prefixes
 from lossscope.landscape.recording.run_metadata import class_name
 from lossscope.optimizer import ARS2Neo, OptimizerError, RuleOptimizer
 
@@ -62,7 +63,9 @@ def own_optimizer(manifest: Mapping[str, Any], state: Mapping[str, Any], model: 
 
 def _groups(recorded: list[dict[str, Any]], model: nn.Module) -> list[dict[str, Any]]:
     """Return the recorded parameter groups with the parameters of the model."""
-    known = dict(model.named_parameters())
+    named = dict(model.named_parameters())
+    ours, theirs = name_prefixes([name for group in recorded for name in group["parameters"] if name], named)
+    known = {ours + name.removeprefix(theirs): p for name, p in named.items()}
     groups = []
     for group in recorded:
         missing = [name for name in group["parameters"] if name not in known]

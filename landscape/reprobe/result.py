@@ -31,6 +31,7 @@ class Probed:
     densities: tuple[dict[str, Any], ...]  # rows of the table `densities`, one for each random vector
     absent: tuple[Absent, ...]
     seconds: float
+    notes: tuple[str, ...] = ()  # sentences about the rows that a reader of them needs
 
     @property
     def whole_densities(self) -> tuple[dict[str, Any], ...]:

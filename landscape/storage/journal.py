@@ -8,6 +8,7 @@ preserves this guarantee while the run is being recorded.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import time
@@ -18,9 +19,10 @@ from typing import Final
 import pyarrow as pa
 
 from lossscope.landscape.errors import RunError
+from lossscope.landscape.storage.files import folder_entries
 from lossscope.landscape.storage.row_codec import Cells, cells, record_batch
 from lossscope.landscape.storage.schema import arrow_schema
-from lossscope.landscape.storage.segment import BLANK_SEAL, SEGMENT_NAME, sealed
+from lossscope.landscape.storage.segment import BLANK_SEAL, LARGEST_NUMBER, SEGMENT_NAME, sealed
 
 __all__ = ["FLUSH_SECONDS", "JOURNAL", "WRITE_ORDER", "Journal", "segment_paths"]
 
@@ -37,15 +39,20 @@ class Journal:
         session: The number of this recording session, from 1.
         segment: The number in the segments' file names; larger than any number used before in this run.
         resumed_at: The step at which this session resumes; None for the first session.
+        run: The identity of the run, kept in every segment; None for a run that has none.
     """
 
-    def __init__(self, folder: Path, session: int, segment: int, resumed_at: int | None = None) -> None:
+    def __init__(
+        self, folder: Path, session: int, segment: int, resumed_at: int | None = None, run: str | None = None
+    ) -> None:
         self._folder = folder / JOURNAL
         self._origin = {"session": str(session)} | ({} if resumed_at is None else {"resumed_at": str(resumed_at)})
+        self._origin |= {} if run is None else {"run": run}
         self._segment = segment
+        self._largest = segment - 1  # of the numbers used
         self._pending: dict[str, list[Cells]] = {table: [] for table in WRITE_ORDER}
         self._writers: dict[str, _SegmentWriter] = {}
-        self._flushed = float("-inf")
+        self._tried = float("-inf")
         self._process = os.getpid()
 
     def append(self, table: str, row: Mapping[str, object]) -> None:
@@ -57,12 +64,9 @@ class Journal:
         values = cells(table, row)
         self._pending[table].append(values)
 
-    def flush_if_due(self, seconds: float = FLUSH_SECONDS) -> bool:
-        """Flush if no flush happened in the last `seconds`. Return True if it flushed."""
-        due = time.monotonic() - self._flushed >= seconds
-        if due:
-            self.flush()
-        return due
+    def due(self, seconds: float = FLUSH_SECONDS) -> bool:
+        """Return True if no flush was tried in the last `seconds`."""
+        return time.monotonic() - self._tried >= seconds
 
     def flush(self) -> None:
         """Write all pending rows to the operating system, so that they survive this process.
@@ -75,16 +79,17 @@ class Journal:
         """
         if os.getpid() != self._process:
             return
+        self._tried = time.monotonic()
         for table in WRITE_ORDER:
             if self._pending[table]:
                 self._write(table)
-        self._flushed = time.monotonic()
 
     def close(self) -> None:
-        """Close the files without writing pending rows."""
+        """Close the files without writing pending rows. Rows flushed afterwards begin segments of a larger number."""
         for writer in self._writers.values():
             writer.close()
         self._writers.clear()
+        self._segment = self._largest + 1
 
     def _write(self, table: str) -> None:
         """Write a table's pending rows, creating its segment if necessary."""
@@ -96,7 +101,7 @@ class Journal:
         except OSError as error:
             broken = self._writers.pop(table, None)
             if broken is not None:
-                broken.close()
+                broken.abandon()
             raise RunError(
                 f"cannot write into {self._folder}: {error.strerror}; free some space, no row is lost yet"
             ) from error
@@ -106,17 +111,21 @@ class Journal:
         """Create a segment under an unused name: the session's number, or a later one after a failed write."""
         self._folder.mkdir(exist_ok=True)
         number = max([self._segment, *(n + 1 for name, n, _ in segment_paths(self._folder.parent) if name == table)])
-        return _SegmentWriter(self._folder / f"{table}-{number:06d}.arrows", table, self._origin)
+        if number > LARGEST_NUMBER:
+            raise RunError(f"{self._folder} has a segment of number {number - 1}, at most {LARGEST_NUMBER} are allowed")
+        self._largest = max(self._largest, number)
+        name = f"{table}-{number:06d}.arrows"
+        return _SegmentWriter(self._folder / name, table, {**self._origin, "segment": name})
 
 
 def segment_paths(folder: Path) -> list[tuple[str, int, Path]]:
-    """Return table, number and path of every segment in a run's journal, sorted by number. Other files are ignored."""
-    found = []
-    journal = folder / JOURNAL
-    for path in journal.iterdir() if journal.is_dir() else ():
-        match = SEGMENT_NAME.fullmatch(path.name)
-        if match:
-            found.append((match[1], int(match[2]), path))
+    """Return table, number and path of every segment in a run's journal, sorted by number. Other files are ignored.
+
+    Raises:
+        RunError: The journal is no folder, or cannot be listed.
+    """
+    matches = ((SEGMENT_NAME.fullmatch(path.name), path) for path in folder_entries(folder / JOURNAL))
+    found = [(match[1], int(match[2]), path) for match, path in matches if match]
     return sorted(found, key=lambda one: (one[1], one[2].name))
 
 
@@ -128,6 +137,8 @@ class _SegmentWriter:
         metadata = {**schema.metadata, **origin, "seal": BLANK_SEAL}
         self._stream = io.BytesIO()
         self._writer = pa.ipc.new_stream(self._stream, schema.with_metadata(metadata))
+        self._path = path
+        self._whole = 0  # batches written completely
         self._file = path.open("xb", buffering=0)
 
     def write(self, batch: pa.RecordBatch) -> None:
@@ -139,6 +150,14 @@ class _SegmentWriter:
         rest = memoryview(b"".join(sealed(message) for message in _messages(messages)))
         while rest:
             rest = rest[self._file.write(rest) :]
+        self._whole += 1
+
+    def abandon(self) -> None:
+        """Close the file after a failed write, and remove it if it has no complete batch."""
+        self.close()
+        if not self._whole:
+            with contextlib.suppress(OSError):
+                self._path.unlink()
 
     def close(self) -> None:
         """Close the file. The stream needs no end marker to be readable."""

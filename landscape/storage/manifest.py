@@ -11,13 +11,16 @@ from pathlib import Path
 from typing import Any, Final
 
 from lossscope.landscape.errors import RunError, SchemaError
+from lossscope.landscape.storage.files import atomic_write, read_regular
+from lossscope.landscape.storage.manifest_types import check_types
 from lossscope.landscape.storage.schema import SCHEMA_VERSION
 
 __all__ = [
+    "DEEPEST",
+    "LONGEST_MANIFEST",
     "LONGEST_NAME",
     "MANIFEST",
     "PROBING",
-    "atomic_write",
     "check_name",
     "manifest_text",
     "read_manifest",
@@ -28,6 +31,8 @@ __all__ = [
 
 MANIFEST: Final = "run.json"
 LONGEST_NAME: Final = 100
+LONGEST_MANIFEST: Final = 16 * 2**20  # bytes; a network of 10,000 tensors needs 3 MiB
+DEEPEST: Final = 50  # objects and lists inside each other
 PROBING: Final = "probe"  # purpose of a session that measures checkpoints without training
 
 
@@ -64,12 +69,21 @@ def utc_now() -> str:
 
 
 def manifest_text(manifest: Mapping[str, Any]) -> str:
-    """Return the manifest as JSON, in the order of its keys. A float that is not finite becomes null.
+    """Return the manifest as strict JSON, in the order of its keys.
+
+    NaN becomes null, a missing value; an infinite float, which may be a setting, becomes `{"float": "inf"}` or
+    `{"float": "-inf"}`, and `read_manifest` returns the float again.
 
     Raises:
-        ValueError: A value has no JSON form; the message names its position.
+        ValueError: A value has no JSON form or a known key the wrong type, the message names it; or the text is longer
+            than `LONGEST_MANIFEST`.
     """
-    return json.dumps(_plain(manifest, "manifest"), indent=2, allow_nan=False) + "\n"
+    plain = _plain(manifest, "manifest", DEEPEST)
+    check_types(plain)
+    text = json.dumps(_without_infinity(plain), indent=2, allow_nan=False) + "\n"
+    if len(text) > LONGEST_MANIFEST:
+        raise ValueError(f"the manifest has {len(text):,} bytes, at most {LONGEST_MANIFEST:,} are allowed: shorten it")
+    return text
 
 
 def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
@@ -77,48 +91,22 @@ def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
     atomic_write(folder / MANIFEST, manifest_text(manifest).encode())
 
 
-def atomic_write(path: Path, content: bytes) -> None:
-    """Replace a file atomically: write `.<name>.tmp-<pid>`, sync it to disk, then rename it.
-
-    Raises:
-        RunError: The disk is full or the folder cannot be written; the old file is unchanged.
-    """
-    aside = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    try:
-        with aside.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
-        _sync_folder(path.parent)
-    except OSError as error:
-        aside.unlink(missing_ok=True)
-        raise RunError(f"cannot write {path}: {error.strerror}; free some space or choose another folder") from error
-
-
-def _sync_folder(folder: Path) -> None:
-    """Sync the folder, so that a rename is on disk before anything that relies on it."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def read_manifest(folder: str | Path) -> dict[str, Any]:
-    """Read the manifest of the run in a folder.
+    """Read the manifest of the run in a folder, and check the types of the keys that lossscope reads.
 
     Raises:
-        RunError: The folder does not exist or holds no run, or the manifest is not valid JSON.
+        RunError: The folder does not exist or holds no run, or the manifest is no regular file, longer than
+            `LONGEST_MANIFEST`, deeper than `DEEPEST`, not valid JSON, or has a value of the wrong type.
         SchemaError: A newer lossscope wrote the run.
     """
     path = Path(folder) / MANIFEST
     try:
-        manifest = json.loads(path.read_bytes(), parse_constant=lambda _: None)
+        data = read_regular(path, LONGEST_MANIFEST)
     except (FileNotFoundError, NotADirectoryError):
         raise RunError(_absence(Path(folder))) from None
-    except OSError as error:
-        raise RunError(f"cannot read {path}: {error.strerror}; check its permissions") from error
+    try:
+        manifest = json.loads(data, parse_constant=lambda _: None, object_hook=_with_floats)
+        _check_depth(manifest)
     except (ValueError, RecursionError) as error:
         raise RunError(
             f"{path} is not valid JSON ({_where(error)}): restore it, the run's tables are intact"
@@ -126,7 +114,36 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
     if not isinstance(manifest, dict):
         raise RunError(f"{path} must be a JSON object, got {_kind(manifest)}: restore it, the run's tables are intact")
     _check_version(path, manifest.get("schema_version"))
+    try:
+        check_types(manifest)
+    except ValueError as error:
+        raise RunError(f"{path}: {error}; restore it, the run's tables are intact") from error
     return manifest
+
+
+def _without_infinity(value: Any) -> Any:
+    """Return the value with its infinite floats as the objects that `_with_floats` reads."""
+    if isinstance(value, dict):
+        return {key: _without_infinity(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_without_infinity(inner) for inner in value]
+    return {"float": str(value)} if isinstance(value, float) and math.isinf(value) else value
+
+
+def _with_floats(found: dict[str, Any]) -> Any:
+    """Return the float that `manifest_text` wrote as an object; any other object as it is."""
+    return float(found["float"]) if found.keys() == {"float"} and found["float"] in ("inf", "-inf") else found
+
+
+def _check_depth(value: Any) -> None:
+    """Raise ValueError if objects and lists lie deeper inside each other than `DEEPEST`."""
+    level = [value]
+    for _ in range(DEEPEST + 1):
+        inside = [one.values() if isinstance(one, dict) else one for one in level if isinstance(one, dict | list)]
+        level = [one for values in inside for one in values]
+        if not level:
+            return
+    raise ValueError(f"more than {DEEPEST} objects and lists inside each other")
 
 
 def _check_version(path: Path, found: object) -> None:
@@ -141,16 +158,21 @@ def _check_version(path: Path, found: object) -> None:
 
 def _absence(folder: Path) -> str:
     """Return one line that explains why a folder has no manifest."""
-    if folder.is_dir():
+    if os.path.isdir(folder):
         return f"{folder} holds no run (no {MANIFEST}): pass the folder of a run"
-    if folder.exists():
+    if os.path.exists(folder):
         return f"{folder} is a file, not the folder of a run: pass the folder that holds {MANIFEST}"
     return f"{folder} does not exist: check the path, or record a run there with lossscope train"
 
 
 def _where(error: Exception) -> str:
-    """Return the position of a JSON error, on one line."""
-    return f"line {error.lineno}" if isinstance(error, json.JSONDecodeError) else type(error).__name__
+    """Return the position or the reason of an error, on one line."""
+    match error:
+        case json.JSONDecodeError():
+            return f"line {error.lineno}"
+        case ValueError() if not isinstance(error, UnicodeError):
+            return str(error).splitlines()[0][:200]
+    return type(error).__name__
 
 
 def _kind(value: object) -> str:
@@ -158,18 +180,20 @@ def _kind(value: object) -> str:
     return "null" if value is None else f"a {type(value).__name__}"
 
 
-def _plain(value: object, place: str) -> Any:
-    """Return the value in JSON types: numpy scalars as numbers, tuples as lists, non-finite floats as None."""
+def _plain(value: object, place: str, deeper: int) -> Any:
+    """Return the value in JSON types: numpy scalars as numbers, tuples as lists, NaN as None."""
+    if not deeper:
+        raise ValueError(f"{place[:100]} has more than {DEEPEST} objects and lists inside each other: flatten it")
     if isinstance(value, Mapping):
-        return {str(key): _plain(inner, f"{place}.{key}") for key, inner in value.items()}
+        return {str(key): _plain(inner, f"{place}.{key}", deeper - 1) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(inner, f"{place}[{index}]") for index, inner in enumerate(value)]
+        return [_plain(inner, f"{place}[{index}]", deeper - 1) for index, inner in enumerate(value)]
     if isinstance(value, Path):
         return str(value)
     if not isinstance(value, bool | int | float | str | None) and hasattr(value, "item"):
         value = value.item()
     if isinstance(value, float):
-        return float(value) if math.isfinite(value) else None
+        return None if math.isnan(value) else float(value)
     if value is None or isinstance(value, bool | int | str):
         return value
     raise ValueError(f"{place} has type {type(value).__name__}, which has no JSON form: use text or numbers")

@@ -5,13 +5,25 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
+import numpy as np
 import pyarrow as pa
 
 from lossscope.landscape.errors import RunError
-from lossscope.landscape.storage.manifest import atomic_write
-from lossscope.landscape.storage.segment import UNREADABLE, conformed
+from lossscope.landscape.storage.files import atomic_write, open_regular
+from lossscope.landscape.storage.schema import TABLES
+from lossscope.landscape.storage.segment import (
+    LARGEST_TABLE,
+    SEGMENT_NAME,
+    UNREADABLE,
+    check_lengths,
+    conformed,
+    text_lengths,
+)
+
+if TYPE_CHECKING:
+    import pyarrow.parquet as pq
 
 __all__ = ["CompactedTable", "parquet_path", "read_parquet", "write_parquet"]
 
@@ -32,8 +44,8 @@ def parquet_path(folder: Path, table: str) -> Path:
     return folder / f"{table}.parquet"
 
 
-def write_parquet(folder: Path, table: str, compacted: CompactedTable) -> None:
-    """Replace a table's Parquet file atomically, with page checksums.
+def write_parquet(folder: Path, table: str, compacted: CompactedTable, run: str | None) -> None:
+    """Replace a table's Parquet file atomically, with page checksums and the identity of the run.
 
     Raises:
         RunError: The file cannot be written; the old file and the journal are unchanged.
@@ -43,6 +55,7 @@ def write_parquet(folder: Path, table: str, compacted: CompactedTable) -> None:
     provenance = {
         "segments": sorted(compacted.segments),
         "sessions": [[session, resumed_at] for session, resumed_at in sorted(compacted.sessions.items())],
+        "run": run,
     }
     metadata = {**compacted.rows.schema.metadata, _PROVENANCE: json.dumps(provenance)}
     sink = pa.BufferOutputStream()
@@ -50,27 +63,37 @@ def write_parquet(folder: Path, table: str, compacted: CompactedTable) -> None:
     atomic_write(parquet_path(folder, table), sink.getvalue().to_pybytes())
 
 
-def read_parquet(folder: Path, table: str, *, rows: bool = True) -> CompactedTable | None:
+def read_parquet(folder: Path, table: str, run: str | None, *, rows: bool = True) -> CompactedTable | None:
     """Read a table's Parquet file; return None if it does not exist.
 
     Args:
         folder: The run's folder.
         table: A key of `TABLES`.
+        run: The identity of the run, which the file must have; None for runs recorded before they had one.
         rows: False reads the provenance only, and returns an empty table.
 
     Raises:
-        RunError: The file is truncated or corrupted.
+        RunError: The file is truncated or corrupted, unpacks to more than `LARGEST_TABLE` bytes, or is another run's.
     """
     import pyarrow.parquet as pq
 
     path = parquet_path(folder, table)
+    text = [column.name for column in TABLES[table] if column.type == "text"]
+    lists = [column.name for column in TABLES[table] if column.type == "floats"]
     try:
-        with path.open("rb") as raw, pq.ParquetFile(raw, page_checksum_verification=True) as file:
+        # Text stays a dictionary until its size is known: a few bytes can unpack to gigabytes of it.
+        with (
+            open_regular(path) as raw,
+            pq.ParquetFile(raw, page_checksum_verification=True, read_dictionary=_present(raw, text)) as file,
+        ):
             provenance = json.loads(file.schema_arrow.metadata[_PROVENANCE])
+            _check_size(8 * max(file.metadata.num_rows * file.metadata.num_columns, *_list_entries(file, lists)))
             content = file.read() if rows else file.schema_arrow.empty_table()
+        if run is not None and provenance.get("run") != run:
+            raise RunError(f"{path} belongs to another run: move it away, the other tables still read")
         content.validate(full=True)
         return CompactedTable(
-            conformed(table, content), frozenset(map(str, provenance["segments"])), _sessions(provenance["sessions"])
+            conformed(table, _with_text(content)), _segments(provenance["segments"]), _sessions(provenance["sessions"])
         )
     except FileNotFoundError:
         return None
@@ -78,6 +101,60 @@ def read_parquet(folder: Path, table: str, *, rows: bool = True) -> CompactedTab
         raise RunError(
             f"{path} cannot be read ({_reason(error)}): restore it, or move it away and the other tables still read"
         ) from error
+
+
+def _present(raw: BinaryIO, names: list[str]) -> list[str]:
+    """Return those of the columns that a Parquet file has; earlier versions wrote fewer."""
+    import pyarrow.parquet as pq
+
+    present = set(pq.read_schema(raw).names)
+    raw.seek(0)
+    return [name for name in names if name in present]
+
+
+def _list_entries(file: pq.ParquetFile, lists: list[str]) -> tuple[int, int]:
+    """Return 0 and the number of entries in all lists of a Parquet file, which a few bytes can repeat endlessly."""
+    paths = [file.metadata.schema.column(index).path for index in range(file.metadata.num_columns)]
+    found = {path: index for index, path in enumerate(paths) if path.split(".")[0] in lists}
+    if not found or not file.metadata.num_rows:
+        return 0, 0
+    # The scan decodes in pieces. It is needed because pyarrow ends the process if the metadata of a column are altered
+    # and read through `column()`, while the scan raises an error.
+    file.scan_contents(columns=list(found))
+    groups = [file.metadata.row_group(index) for index in range(file.metadata.num_row_groups)]
+    return 0, sum(group.column(index).num_values for group in groups for index in found.values())
+
+
+def _with_text(content: pa.Table) -> pa.Table:
+    """Return the table with its dictionaries of text unpacked, after checking the size of the result."""
+    for index, field in enumerate(content.schema):
+        if not pa.types.is_dictionary(field.type):
+            continue
+        column = content.column(index)
+        _check_size(sum(_text_bytes(chunk) for chunk in column.chunks))
+        content = content.set_column(index, field.with_type(pa.string()), column.cast(pa.string()))
+    return content
+
+
+def _text_bytes(chunk: pa.DictionaryArray) -> int:
+    """Return the bytes of a dictionary of text, unpacked. Raise ValueError if a text is longer than any written."""
+    lengths = text_lengths(chunk.dictionary)
+    check_lengths(lengths)
+    used = chunk.indices.drop_null().to_numpy()
+    return int(np.bincount(used, minlength=len(lengths)) @ lengths.astype(np.int64)) if len(used) else 0
+
+
+def _check_size(size: int) -> None:
+    """Raise ValueError for a table that is too large to read."""
+    if size > LARGEST_TABLE:
+        raise ValueError(f"it unpacks to {size:,} bytes, at most {LARGEST_TABLE:,} are read")
+
+
+def _segments(names: list[Any]) -> frozenset[str]:
+    """Return the names of the journal segments that the file contains."""
+    if not all(isinstance(name, str) and SEGMENT_NAME.fullmatch(name) for name in names):
+        raise ValueError("its list of segments holds another name")
+    return frozenset(names)
 
 
 def _sessions(pairs: list[list[Any]]) -> dict[int, int | None]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 import numpy as np
 import pyarrow as pa
 
-from lossscope.landscape.storage.schema import TABLES, Column, arrow_schema
+from lossscope.landscape.storage.schema import LONGEST_CELL, TABLES, Column, arrow_schema
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -105,8 +105,8 @@ def _bool(value: object) -> object:
 
 
 def _text(value: object) -> object:
-    """Return a string that UTF-8 can encode."""
-    if not isinstance(value, str):
+    """Return a string that UTF-8 can encode and readers accept."""
+    if not isinstance(value, str) or len(value) > LONGEST_CELL:
         return NotImplemented
     try:
         value.encode()

@@ -3,20 +3,32 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import uuid
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias, get_args
 
 from lossscope.landscape.errors import RunError
 from lossscope.landscape.storage.compaction import compact, unused_segment
 from lossscope.landscape.storage.journal import Journal
-from lossscope.landscape.storage.manifest import PROBING, manifest_text, read_manifest, utc_now, write_manifest
+from lossscope.landscape.storage.manifest import (
+    PROBING,
+    check_name,
+    manifest_text,
+    read_manifest,
+    utc_now,
+    write_manifest,
+)
+from lossscope.landscape.storage.manifest_types import LONGEST_TEXT
 from lossscope.landscape.storage.run_folder import RunLock, claim_folder
 from lossscope.landscape.storage.run_tables import RunTables
 from lossscope.landscape.storage.schema import SCHEMA_VERSION, TABLES
 
-__all__ = ["RunStore"]
+__all__ = ["Ending", "RunStore"]
+
+Ending: TypeAlias = Literal["finished", "stopped", "failed"]
 
 
 class RunStore:
@@ -25,8 +37,11 @@ class RunStore:
     If the process ends without `close`, the run reads as crashed and has every row up to the last flush; a process
     that exits normally still flushes. A store must not be shared between threads or processes.
 
+    Every write first checks that the folder is still the one that was opened. If it was removed, renamed or replaced,
+    the write is a `RunError`, and nothing of the folder now at that path is touched. A forked child writes nothing.
+
     Attributes:
-        path: The run's folder.
+        path: The run's folder, absolute, so that changing the working directory does not matter.
         manifest: The contents of `run.json`; change them with `update_manifest`.
         session: The number of this recording session, 1 for a new run.
     """
@@ -51,19 +66,22 @@ class RunStore:
         Args:
             path: The run's folder; its last component is the run's name. Missing parents are created.
             manifest: Facts of the caller: config, arm, seeds, model, data hash, environment. The store adds
-                schema_version, name, status, how_it_ended, created, ended and sessions.
-            force: Replace a finished or crashed run. Files that are not a run are never removed.
+                schema_version, id, name, status, how_it_ended, created, ended and sessions.
+            force: Replace a run that has ended, or whose recorder in this process was not closed. Files that are not a
+                run are never removed, nor is a run that another process is recording.
 
         Raises:
             RunError: The name is not allowed, or the folder is taken or cannot be written.
-            ValueError: A value of the manifest has no JSON form.
+            ValueError: A value of the manifest has no JSON form, or a known key the wrong type.
         """
         manifest_text(manifest)  # raises before any file is changed
-        path = Path(path)
+        check_name(Path(path).name)
+        path = Path(path).absolute()
         lock = claim_folder(path, force=force)
         now = utc_now()
-        own = {
+        own: dict[str, Any] = {
             "schema_version": SCHEMA_VERSION,
+            "id": uuid.uuid4().hex,
             "name": path.name,
             "status": "running",
             "how_it_ended": None,
@@ -71,7 +89,8 @@ class RunStore:
             "ended": None,
         }
         sessions = [{"session": 1, "started": now, "resumed_at": None}]
-        return _opened(cls, path, {**own, **manifest, **own, "sessions": sessions}, lock, Journal(path, 1, 1))
+        journal = Journal(path, 1, 1, run=own["id"])
+        return _opened(cls, path, {**own, **manifest, **own, "sessions": sessions}, lock, journal)
 
     @classmethod
     def resume(cls, path: str | Path, at_step: int) -> RunStore:
@@ -83,12 +102,13 @@ class RunStore:
                 soon as this session has a row.
 
         Raises:
-            RunError: There is no run, it is being recorded, or its tables cannot be read.
+            RunError: There is no run, it is being recorded, or its manifest or tables cannot be read; it is unchanged.
             SchemaError: A newer lossscope wrote the run.
             ValueError: `at_step` is negative.
         """
         if at_step < 0:
             raise ValueError(f"a run cannot be resumed at step {at_step}: at_step must be >= 0")
+        _check_segments(Path(path).absolute())
         return cls._next_session(
             Path(path), int(at_step), {}, {"status": "running", "how_it_ended": None, "ended": None}
         )
@@ -108,9 +128,8 @@ class RunStore:
             RunError: There is no run, it is being recorded, or one of its tables is corrupted.
             SchemaError: A newer lossscope wrote the run.
         """
-        path = Path(path)
-        _check_segments(path)
-        return cls._next_session(path, None, {**facts, "purpose": PROBING}, {}, at_once=False)
+        _check_segments(Path(path).absolute())
+        return cls._next_session(Path(path), None, {**facts, "purpose": PROBING}, {}, at_once=False)
 
     @classmethod
     def _next_session(
@@ -123,14 +142,14 @@ class RunStore:
         at_once: bool = True,
     ) -> RunStore:
         """Lock a run and return the store of its next session, with changes to its manifest."""
+        path = path.absolute()
         read_manifest(path)
-        lock = RunLock(path)
+        lock = RunLock(path, probing=not at_once)
         try:
             manifest = read_manifest(path)
-            sessions = [one for one in manifest.get("sessions") or [] if isinstance(one, dict)]
-            known = [*(int(one.get("session") or 0) for one in sessions), *RunTables(path).sessions()]
-            session = max(known, default=0) + 1
-            journal = Journal(path, session, unused_segment(path), resumed_at)
+            run, sessions = manifest.get("id"), list(manifest.get("sessions") or [])
+            session = max([*(one["session"] for one in sessions), *RunTables(path, run).sessions()], default=0) + 1
+            journal = Journal(path, session, unused_segment(path, run), resumed_at, run)
         except BaseException:
             lock.release()
             raise
@@ -152,6 +171,7 @@ class RunStore:
 
         Raises:
             ValueError: The row does not match the table's columns, or the store is closed.
+            RunError: This is the first row, and the manifest cannot be written.
         """
         self._check_open()
         self._journal.append(table, row)
@@ -161,88 +181,125 @@ class RunStore:
         """Write all pending rows to the operating system, so that they survive this process.
 
         Raises:
-            RunError: The rows cannot be written; they stay in memory for the next flush.
+            RunError: They cannot be written, or the folder is no longer this run's; they stay in memory for the next
+                flush.
         """
         self._check_open()
+        self._lock.check()
         self._journal.flush()
 
     def flush_if_due(self) -> bool:
-        """Flush if no flush happened in the last second. Return True if it flushed."""
+        """Flush if no flush was tried in the last second. Return True if it flushed."""
         self._check_open()
-        return self._journal.flush_if_due()
+        due = self._journal.due()
+        if due:
+            self.flush()
+        return due
 
     def update_manifest(self, **changes: Any) -> None:
         """Set keys of the manifest; `run.json` is replaced atomically.
 
         Raises:
-            RunError: The file cannot be written.
-            ValueError: A value has no JSON form, or the store is closed.
+            RunError: The file cannot be written, or the folder is no longer this run's.
+            ValueError: A value has no JSON form, a known key has the wrong type, or the store is closed.
         """
         self._check_open()
-        manifest = {**self.manifest, **changes}
-        write_manifest(self.path, manifest)
-        self.manifest, self._begun = manifest, True
+        self._write(changes)
 
-    def close(self, status: Literal["finished", "failed", "stopped"], how: str) -> None:
+    def close(self, status: Ending, how: str) -> None:
         """End the run: flush, compact into Parquet, and write status and reason to the manifest.
 
-        A second call does nothing. The manifest is written and the lock released in any case; a table that cannot be
-        compacted stays readable in the journal.
+        Rows are flushed before anything else. If they or the manifest cannot be written, on a full disk for example,
+        the store stays open with its rows in memory, the manifest says `failed` where that can be written, and `close`
+        can be called again. A table that cannot be compacted stays readable in the journal. A second call after a
+        successful one does nothing, nor does a call in a forked child.
 
         Args:
-            status: `finished`, `failed` or `stopped`.
+            status: `finished`, `stopped` (ended early on purpose) or `failed`.
             how: A sentence that says how the run ended.
 
         Raises:
-            RunError: Rows could not be written (the run is then `failed`) or compacted.
-            ValueError: The status is none of these.
+            RunError: Rows or the manifest could not be written, or a table could not be compacted.
+            ValueError: The status is none of the three.
         """
-        if status not in ("finished", "failed", "stopped"):
-            raise ValueError(f"status must be one of 'finished', 'failed', 'stopped', got {status!r}")
-        if self.closed:
+        if status not in get_args(Ending):
+            raise ValueError(f"status must be one of 'finished', 'stopped', 'failed', got {status!r}")
+        if self._over():
             return
-        try:
-            lost, kept = self._settle()
-            how = "; ".join([how, *map(str, lost + kept)])
-            self.update_manifest(status="failed" if lost else status, how_it_ended=how, ended=utc_now())
-        finally:
-            self._release()
-        if lost or kept:
-            raise [*lost, *kept][0]
+        with self._released_unless_it_can_be_repeated():
+            kept = self._settle(how)
+            how = "; ".join([how, *map(str, kept)])
+            self._write({"status": status, "how_it_ended": how[:LONGEST_TEXT], "ended": utc_now()})
+        if kept:
+            raise kept[0]
 
     def leave(self) -> None:
-        """End an extension: flush and compact. The manifest keeps the run's status and end. A second call does nothing.
+        """End an extension: flush and compact. The manifest keeps the run's status and end.
+
+        If rows cannot be written, the store stays open, as in `close`. A second call after a successful one does
+        nothing.
 
         Raises:
             RunError: Rows could not be written or compacted.
         """
-        if self.closed:
+        if self._over():
             return
-        try:
-            lost, kept = self._settle() if self._begun else ([], [])
-        finally:
+        with self._released_unless_it_can_be_repeated():
+            kept = self._settle(None) if self._begun else []
+        if kept:
+            raise kept[0]
+
+    def _over(self) -> bool:
+        """Return True if there is nothing to end: the store is closed, or this is a forked child, which lets go."""
+        if not self.closed and os.getpid() != self._lock.process:
             self._release()
-        if lost or kept:
-            raise [*lost, *kept][0]
+        return self.closed
+
+    @contextlib.contextmanager
+    def _released_unless_it_can_be_repeated(self) -> Iterator[None]:
+        """Release the run after the block, and on every error but RunError."""
+        try:
+            yield
+        except RunError:
+            raise
+        except BaseException:
+            self._release()
+            raise
+        self._release()
 
     def _begin(self) -> None:
         """Write the manifest that lists this session, on the first call only."""
         if not self._begun:
-            write_manifest(self.path, self.manifest)
-            self._begun = True
+            self._write({})
 
-    def _settle(self) -> tuple[list[RunError], list[RunError]]:
-        """Flush and compact. Return the errors by which rows are lost, and those by which rows stay in the journal."""
-        lost, kept = [], []
+    def _write(self, changes: Mapping[str, Any]) -> None:
+        """Write the manifest with changes, after checking that the folder is still this run's."""
+        manifest = {**self.manifest, **changes}
+        self._lock.check()
+        write_manifest(self.path, manifest)
+        self.manifest, self._begun = manifest, True
+
+    def _settle(self, how: str | None) -> list[RunError]:
+        """Flush and compact. Return the errors by which rows stay in the journal.
+
+        Raises:
+            RunError: Rows could not be flushed. If `how` is given, the manifest says so where it can be written.
+        """
         try:
+            self._lock.check()
             self._journal.flush()
         except RunError as error:
-            lost.append(error)
+            if how is not None:
+                with contextlib.suppress(RunError):
+                    reason = f"{how}; {error}"[:LONGEST_TEXT]
+                    self._write({"status": "failed", "how_it_ended": reason, "ended": utc_now()})
+            raise
+        self._journal.close()  # Windows removes no open file; a later flush opens new segments
         try:
-            compact(self.path)
+            compact(self.path, self.manifest.get("id"))
         except RunError as error:
-            kept.append(error)
-        return lost, kept
+            return [error]
+        return []
 
     def _release(self) -> None:
         """Close the files and release the lock."""
@@ -275,7 +332,7 @@ def _opened(
 
 def _check_segments(path: Path) -> None:
     """Raise RunError if a segment of the journal is corrupted, which would prevent the compaction of new rows."""
-    tables = RunTables(path)
+    tables = RunTables(path, read_manifest(path).get("id"))
     problems = [one.problem for table in TABLES for one in tables.segments(table) if one.problem]
     if problems:
         raise RunError(problems[0])
@@ -284,6 +341,7 @@ def _check_segments(path: Path) -> None:
 def _leave(journal: Journal, lock: RunLock) -> None:
     """Flush and release the run when the process exits, or the store is garbage-collected, without `close`."""
     with contextlib.suppress(RunError):
+        lock.check()
         journal.flush()
     journal.close()
     lock.release()

@@ -7,6 +7,7 @@ least one row in any table. So a session that died before it wrote a row superse
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Final
 
@@ -14,10 +15,10 @@ import numpy as np
 import pyarrow as pa
 
 from lossscope.landscape.errors import RunError
-from lossscope.landscape.storage.journal import WRITE_ORDER, segment_paths
+from lossscope.landscape.storage.journal import JOURNAL, WRITE_ORDER, segment_paths
 from lossscope.landscape.storage.parquet import parquet_path, read_parquet
 from lossscope.landscape.storage.schema import TABLES, arrow_schema
-from lossscope.landscape.storage.segment import Segment, read_segment
+from lossscope.landscape.storage.segment import LARGEST_TABLE, Segment, read_segment
 
 __all__ = ["RunTables"]
 
@@ -33,11 +34,13 @@ class RunTables:
     between, a new snapshot is taken.
 
     Args:
-        folder: The run's folder.
+        folder: The run's folder; a relative path is resolved now.
+        run: The identity of the run, which all its files must have; None for runs recorded before they had one.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, run: str | None) -> None:
+        self.folder = folder.absolute()
+        self.run = run
         self._sizes: dict[str, dict[Path, int]] = {}
         self._numbers: set[int] = set()
         self._cache: dict[Path, Segment] = {}
@@ -59,7 +62,7 @@ class RunTables:
 
     def segments(self, table: str) -> list[Segment]:
         """Return the table's segments that are not in its Parquet file yet, oldest first."""
-        compacted = read_parquet(self.folder, table, rows=False)
+        compacted = read_parquet(self.folder, table, self.run, rows=False)
         done = compacted.segments if compacted else frozenset()
         return [self._segment(path) for path in self._sizes[table] if path.name not in done]
 
@@ -68,7 +71,7 @@ class RunTables:
         if self._sessions is None:
             found: dict[int, int | None] = {}
             for table in TABLES:
-                compacted = read_parquet(self.folder, table, rows=False)
+                compacted = read_parquet(self.folder, table, self.run, rows=False)
                 found |= compacted.sessions if compacted else {}
                 for segment in self.segments(table):
                     if segment.session is not None and len(segment.rows):
@@ -88,7 +91,8 @@ class RunTables:
 
     def _rows(self, table: str) -> pa.Table:
         """Read a table once, without retrying."""
-        compacted = read_parquet(self.folder, table)
+        compacted = read_parquet(self.folder, table, self.run)
+        self._check_size(table)
         segments = self.segments(table)
         for segment in segments:
             if segment.problem:
@@ -97,9 +101,18 @@ class RunTables:
         pieces += [self._current(segment.rows, segment.session) for segment in segments if segment.session is not None]
         return _by_step(pa.concat_tables([arrow_schema(table).empty_table(), *pieces]))
 
+    def _check_size(self, table: str) -> None:
+        """Raise RunError if the segments of a table are together too large to read."""
+        size = sum(self._sizes[table].values())
+        if size > LARGEST_TABLE:
+            raise RunError(
+                f"the segments of {table} in {self.folder / JOURNAL} have {size:,} bytes, at most {LARGEST_TABLE:,} "
+                "are read: move some out of journal/ to read the rest"
+            )
+
     def _current(self, rows: pa.Table, session: int) -> pa.Table:
         """Return the rows of a session, or of all sessions up to it, that no later session superseded."""
-        compacted = any(parquet_path(self.folder, table).exists() for table in TABLES)
+        compacted = any(os.path.exists(parquet_path(self.folder, table)) for table in TABLES)
         if len(self._numbers) + compacted <= 1:
             return rows  # a single session: no need to read the other tables
         later = [at for other, at in self.sessions().items() if other > session and at is not None]
@@ -110,15 +123,15 @@ class RunTables:
         """Return a segment up to its length at the snapshot."""
         if path not in self._cache:
             size = next(sizes[path] for sizes in self._sizes.values() if path in sizes)
-            self._cache[path] = read_segment(path, size)
+            self._cache[path] = read_segment(path, size, self.run)
         return self._cache[path]
 
 
 def _size(path: Path) -> int:
-    """Return the length of a file in bytes; 0 for a removed file (reading it raises later)."""
+    """Return the length of a file in bytes; 0 for one that is gone or leads nowhere (reading it says so later)."""
     try:
         return path.stat().st_size
-    except FileNotFoundError:
+    except OSError:
         return 0
 
 

@@ -10,12 +10,13 @@ from typing import Final
 
 import pyarrow as pa
 
-__all__ = ["RENAMED_MEASURES", "SCHEMA_VERSION", "TABLES", "Column", "arrow_schema", "columns"]
+__all__ = ["LONGEST_CELL", "RENAMED_MEASURES", "SCHEMA_VERSION", "TABLES", "Column", "arrow_schema", "columns"]
 
 # 2: cost in gradients, method, identity of a density. 3: pairs of minibatches, Newton-Schulz, excess order, injection,
 # layers. 4: `directional_edge_ratio` in place of `edge_ratio`. Earlier versions are read under the new names; columns
 # they do not have are missing values.
 SCHEMA_VERSION: Final = 4
+LONGEST_CELL: Final = 10_000  # characters of a text in a table
 RENAMED_MEASURES: Final = {"edge_ratio": "directional_edge_ratio"}  # old name -> name since schema 4
 
 
@@ -169,6 +170,7 @@ _PROBES: Final = (
     Column("seed", "int", "", "seed of the random probes"),
     Column("engine", "text", "", "lossscope or pyhessian"),
     Column("data_hash", "text", "", "hash of the data over which the loss is averaged"),
+    Column("parameters", "int", "", "number of parameters over which the loss was differentiated; frozen ones are not"),
     Column("converged", "bool", "", "true if the requested accuracy was reached"),
 )
 

@@ -9,19 +9,38 @@ differs), and trusts no length before comparing it with the length of the file.
 from __future__ import annotations
 
 import re
+import struct
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
-from lossscope.landscape.storage.schema import TABLES, arrow_schema
+from lossscope.landscape.errors import RunError
+from lossscope.landscape.storage.files import read_regular
+from lossscope.landscape.storage.schema import LONGEST_CELL, TABLES, arrow_schema
 
-__all__ = ["BLANK_SEAL", "SEGMENT_NAME", "UNREADABLE", "Segment", "conformed", "read_segment", "sealed"]
+__all__ = [
+    "BLANK_SEAL",
+    "LARGEST_NUMBER",
+    "LARGEST_TABLE",
+    "SEGMENT_NAME",
+    "UNREADABLE",
+    "Segment",
+    "check_lengths",
+    "conformed",
+    "read_segment",
+    "sealed",
+    "text_lengths",
+]
 
 BLANK_SEAL: Final = "crc32=00000000 bytes=000000000000"
-SEGMENT_NAME: Final = re.compile(rf"({'|'.join(TABLES)})-([0-9]{{6,}})\.arrows")
+SEGMENT_NAME: Final = re.compile(rf"({'|'.join(TABLES)})-([0-9]{{6,9}})\.arrows")
+LARGEST_NUMBER: Final = 999_999_999
+LARGEST_TABLE: Final = 2 * 2**30  # bytes of a table in memory; 10 million steps fit
 UNREADABLE: Final = (pa.ArrowException, OSError, ValueError, KeyError, TypeError, IndexError, MemoryError)
 
 _SEAL: Final = re.compile(rb"crc32=([0-9a-f]{8}) bytes=([0-9]{12})")
@@ -39,7 +58,7 @@ class Segment:
     rows: pa.Table
     end: int  # bytes; all records before this position are complete
     size: int  # bytes of the file
-    problem: str | None  # one line if a record was altered; None if the file is complete or truncated
+    problem: str | None  # one line if a record was altered or is not this run's; None if complete or truncated
 
     @property
     def last_step(self) -> int | None:
@@ -69,17 +88,25 @@ def sealed(message: bytes) -> bytes:
     return bytes(content)
 
 
-def read_segment(path: Path, limit: int | None = None) -> Segment:
+def read_segment(path: Path, limit: int | None = None, run: str | None = None) -> Segment:
     """Read the complete records among the first `limit` bytes of a segment (by default the whole file).
 
-    Invalid contents never raise: an altered record is described by `Segment.problem`.
+    Invalid contents never raise: an altered record, a file of another run, a copy under another name and anything but a
+    regular file of at most `LARGEST_TABLE` bytes are described by `Segment.problem`.
+
+    Args:
+        path: The file.
+        limit: Bytes to read at most.
+        run: The identity of the run, which every segment must have; None for runs recorded before they had one.
 
     Raises:
-        OSError: The file cannot be read.
+        FileNotFoundError: There is no such file.
     """
-    with path.open("rb") as file:
-        data = file.read() if limit is None else file.read(limit)
     table = path.name.rsplit("-", 1)[0]
+    try:
+        data = read_regular(path, LARGEST_TABLE)[:limit]
+    except RunError as error:
+        return Segment(path, None, None, _empty(table), 0, 0, str(error))
     batches: list[pa.RecordBatch] = []
     schema: pa.Schema | None = None
     end, problem = 0, None
@@ -89,6 +116,9 @@ def read_segment(path: Path, limit: int | None = None) -> Segment:
             try:
                 if schema is None:
                     schema = _header(message, table)
+                    problem = _foreign(schema, path, run)
+                    if problem:
+                        break
                 else:
                     batches.append(_batch(message, schema))
             except UNREADABLE as error:
@@ -161,11 +191,72 @@ def _header(message: pa.Buffer, table: str) -> pa.Schema:
     return schema
 
 
+def _foreign(schema: pa.Schema, path: Path, run: str | None) -> str | None:
+    """Return one line if the segment is of another run or was written under another name; None if it is in place."""
+    if run is None:
+        return None
+    own, name = (schema.metadata.get(key, b"").decode("utf-8", "replace") for key in (b"run", b"segment"))
+    if own != run:
+        return f"{path} belongs to another run: move it out of journal/ to read the rest"
+    return None if name == path.name else f"{path} is a copy of {name[:40]}: move it out of journal/ to read the rest"
+
+
 def _batch(message: pa.Buffer, schema: pa.Schema) -> pa.RecordBatch:
-    """Return a record batch, after checking that all its offsets are in bounds."""
-    batch = pa.ipc.read_record_batch(pa.ipc.read_message(message), schema)
+    """Return a record batch, after checking that it is not compressed and that all its offsets are in bounds.
+
+    The store writes no compressed batches, and a small one can unpack to gigabytes.
+    """
+    parsed = pa.ipc.read_message(message)
+    if _compressed(parsed.metadata.to_pybytes()):
+        raise ValueError("compressed record batch")
+    batch = pa.ipc.read_record_batch(parsed, schema)
     batch.validate(full=True)
+    _check_text(batch)
     return batch
+
+
+def _compressed(metadata: bytes) -> bool:
+    """Return True if the metadata of a record batch name a compression, which is the fourth field of its flatbuffer.
+
+    Arrow has verified the flatbuffer. Format: `Message.fbs` in the Arrow specification; a table begins with the
+    distance back to its vtable, whose 16-bit entries after the first two are the positions of the fields.
+    """
+
+    def field(table: int, index: int) -> int:
+        """Return the position of a field; 0 if the table lacks it."""
+        (back,) = struct.unpack_from("<i", metadata, table)
+        (size,) = struct.unpack_from("<H", metadata, table - back)
+        if 4 + 2 * index >= size:
+            return 0
+        (offset,) = struct.unpack_from("<H", metadata, table - back + 4 + 2 * index)
+        return table + offset if offset else 0
+
+    (root,) = struct.unpack_from("<I", metadata, 0)
+    header = field(root, 2)
+    (distance,) = struct.unpack_from("<I", metadata, header)
+    return bool(header) and bool(field(header + distance, 3))
+
+
+def _check_text(batch: pa.RecordBatch) -> None:
+    """Raise ValueError for a text longer than any that the store writes."""
+    for column in batch.columns:
+        if pa.types.is_string(column.type):
+            check_lengths(text_lengths(column))
+
+
+def text_lengths(texts: pa.StringArray) -> NDArray[np.int32]:
+    """Return the length of each text in bytes of UTF-8."""
+    if not len(texts):
+        return np.zeros(0, np.int32)
+    offsets = np.frombuffer(texts.buffers()[1], np.int32)
+    return np.diff(offsets[texts.offset : texts.offset + len(texts) + 1])
+
+
+def check_lengths(lengths: NDArray[np.int32]) -> None:
+    """Raise ValueError if a text is longer than any that the store writes."""
+    longest = int(lengths.max(initial=0))
+    if longest > 4 * LONGEST_CELL:  # a character has at most four bytes
+        raise ValueError(f"a text of {longest:,} bytes, at most {4 * LONGEST_CELL:,} are allowed")
 
 
 def _provenance(schema: pa.Schema) -> tuple[int, int | None]:

@@ -104,6 +104,9 @@ def _failure(configs: Sequence[TrainConfig], jobs: int, force: bool, progress: P
 @contextmanager
 def _not_interrupted() -> Iterator[None]:
     """Block interrupts; a process started meanwhile blocks them for good, as `counts` tells it to stop."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield

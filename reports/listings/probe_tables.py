@@ -67,6 +67,7 @@ def probe_json(probed: Probed) -> str:
         "densities": len(probed.whole_densities),
         "unmet": list(probed.unmet),
         "absent": [asdict(one) for one in probed.absent],
+        "notes": list(probed.notes),
         "products": sum(rows[0]["products"] for rows in _groups(probed)),
         "seconds": probed.seconds,
     }

@@ -53,7 +53,7 @@ def test_rows_are_added_and_how_the_run_ended_stays(tmp_path, small, status):
 
 def test_a_live_run_cannot_be_extended(tmp_path, small):
     store = small.store(tmp_path / "a")
-    with pytest.raises(RunError, match="is being recorded by another process"):
+    with pytest.raises(RunError, match="is being recorded by this process: close that recorder first"):
         RunStore.extend(store.path, {})
     store.close("finished", "done")
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from pathlib import Path
 
@@ -29,19 +30,21 @@ def test_an_ordinary_name_is_one_folder_below_the_root(tmp_path, name):
     assert run_path(tmp_path, name).parent == tmp_path
 
 
-def test_what_is_not_finite_becomes_null_and_numpy_becomes_plain(tmp_path):
+def test_nan_becomes_null_and_numpy_becomes_plain_while_infinite_settings_are_kept(tmp_path):
     manifest = {
         "schema_version": 1,
         "loss": float("nan"),
-        "top": [np.float32(0.5), float("inf")],
+        "top": [np.float32(0.5), float("inf"), np.float64("-inf")],
         "n": np.int64(3),
         "path": Path("a/b"),
         "on": np.bool_(True),
         "nested": {"nan": np.float64("nan")},
     }
     write_manifest(tmp_path, manifest)
-    expected = {"schema_version": 1, "loss": None, "top": [0.5, None], "n": 3, "path": "a/b", "on": True}
+    expected = {"schema_version": 1, "loss": None, "top": [0.5, math.inf, -math.inf], "n": 3, "path": "a/b", "on": True}
     assert read_manifest(tmp_path) == expected | {"nested": {"nan": None}}
+    text = (tmp_path / "run.json").read_text()
+    json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not strict JSON"))
 
 
 def test_the_keys_keep_their_order(tmp_path):
@@ -63,7 +66,19 @@ def test_a_newer_schema_names_both_versions_and_the_command_to_upgrade(tmp_path)
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"{", b"\xff\xfe", b"[" * 100_000, b"{}", b"[]", b"null", b'{"schema_version": "1"}', b"\0" * 20]
+    "content",
+    [
+        b"",
+        b"{",
+        b"\xff\xfe",
+        b"[" * 100_000,
+        b"[" * 90 + b"]" * 90,
+        b"{}",
+        b"[]",
+        b"null",
+        b'{"schema_version": "1"}',
+        b"\0" * 20,
+    ],
 )
 def test_a_corrupted_manifest_is_one_line(tmp_path, content):
     (tmp_path / "run.json").write_bytes(content)

@@ -3,8 +3,10 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 
 import pytest
+from filelock import lock_descriptor, unlock_descriptor
 
 from lossscope.landscape.errors import RunError, SchemaError
 from lossscope.landscape.run import Run
@@ -107,26 +109,24 @@ def test_an_empty_folder_may_become_a_run(tmp_path):
     assert Run.open(tmp_path / "a").status == "finished"
 
 
-def test_a_run_that_is_being_recorded_is_neither_resumed_nor_replaced(tmp_path, small):
-    store = small.store(tmp_path / "a")
-    with pytest.raises(RunError, match="is being recorded by another process"):
-        RunStore.resume(store.path, 1)
-    with pytest.raises(RunError, match="is being recorded by another process"):
-        RunStore.create(store.path, {}, force=True)
-    store.append("steps", {"step": 4})
-    store.close("finished", "done")
-    assert len(small.recorded(tmp_path / "a")["steps"]) == 4
+def test_a_run_that_another_process_records_is_neither_resumed_nor_replaced(tmp_path, small):
+    small.crash(small.store(tmp_path / "a"))
+    with (tmp_path / "a" / ".lock").open("r+b") as file:
+        assert lock_descriptor(file.fileno(), blocking=False)
+        assert Run.open(tmp_path / "a").status == "running"
+        with pytest.raises(RunError, match="is being recorded by another process"):
+            RunStore.resume(tmp_path / "a", 1)
+        with pytest.raises(RunError, match="is being recorded by another process"):
+            RunStore.create(tmp_path / "a", {}, force=True)
+    assert len(small.recorded(tmp_path / "a")["steps"]) == 3
 
 
 def test_a_reader_that_asks_for_the_lock_does_not_keep_a_recorder_out(tmp_path, small):
-    import fcntl
-    import threading
-
     store = small.store(tmp_path / "a")
     small.crash(store)
     with (store.path / ".lock").open("rb") as file:
-        fcntl.flock(file, fcntl.LOCK_SH)
-        timer = threading.Timer(0.1, fcntl.flock, (file, fcntl.LOCK_UN))
+        assert lock_descriptor(file.fileno(), blocking=False)
+        timer = threading.Timer(0.1, unlock_descriptor, (file.fileno(),))
         timer.start()
         lock = RunLock(store.path)
         timer.join()
