@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
-import json
+import math
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +16,8 @@ from torch import nn
 from lossscope.landscape.measures.optimizer_metric import optimizer_name
 from lossscope.landscape.recording.run_metadata import run_metadata
 from lossscope.landscape.reprobe.restored_optimizer import OwnOptimizerError, own_optimizer
-from lossscope.landscape.storage.manifest import manifest_text
+from lossscope.landscape.storage.manifest import read_manifest, write_manifest
+from lossscope.landscape.storage.schema import SCHEMA_VERSION
 from lossscope.optimizer import ARS2Neo, RuleOptimizer, TwoPassOptimizer, create, names, settings
 from required_settings import required
 
@@ -27,7 +30,9 @@ def network(width: int = 4) -> nn.Sequential:
 
 def recorded(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """The manifest as it is read again."""
-    return json.loads(manifest_text(run_metadata(model, optimizer, None)))
+    with tempfile.TemporaryDirectory() as folder:
+        write_manifest(Path(folder), {"schema_version": SCHEMA_VERSION, **run_metadata(model, optimizer, None)})
+        return read_manifest(folder)
 
 
 def stepped(
@@ -72,6 +77,7 @@ def test_the_class_and_its_groups_are_those_of_the_manifest_and_the_present_sett
     found = own_optimizer(manifest, state, network())
     assert type(found).__name__ == name.partition(",")[0]
     assert float(found.param_groups[0]["lr"]) == 0.25
+    assert name != "ARS2Neo" or found.param_groups[0]["aga_lambda"] == math.inf
     assert len(found.state) == 4
     for key, value in state["param_groups"][0].items():
         assert key == "params" or found.param_groups[0][key] == value
