@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+import pickle
+import random
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from lossscope.probes.errors import ProbeError
+from lossscope.probes.objective.batch_tree import leaves, length, mapped
 from lossscope.probes.objective.parameters import cast
 
 __all__ = ["FixedData", "fixed_data"]
+
+_SAMPLED: Final = 1024  # entries of each tensor in the check for changed data
 
 
 @dataclass(frozen=True)
@@ -26,6 +33,8 @@ class FixedData:
     batches: tuple[Any, ...]
     counts: tuple[float, ...]
     count: Callable[[Any], float] | None = None  # returns the terms of a batch; None for the length of its first tensor
+    additive: bool = True  # False if the loss is a mean over batches: the plain one without a count
+    marks: list[tuple[Any, ...]] = field(default_factory=list, compare=False)  # state of each leaf when it was read
 
     @property
     def samples(self) -> int:
@@ -35,19 +44,21 @@ class FixedData:
     @property
     def weights(self) -> tuple[float, ...]:
         """Share of each batch in the mean; they sum to 1."""
+        if not self.additive and self.count is None:
+            return (1 / len(self.batches),) * len(self.batches)
         total = math.fsum(self.counts)
         return tuple(count / total for count in self.counts)
 
     @property
     def devices(self) -> set[torch.device]:
         """Devices of the tensors in the batches."""
-        return {leaf.device for batch in self.batches for _, leaf in _leaves(batch) if isinstance(leaf, Tensor)}
+        return {leaf.device for batch in self.batches for _, leaf in leaves(batch) if isinstance(leaf, Tensor)}
 
     @property
     def shapes(self) -> tuple[tuple[tuple[str, tuple[int, ...]], ...], ...]:
         """Path and shape of each tensor of each batch."""
         return tuple(
-            tuple((path, tuple(leaf.shape)) for path, leaf in _leaves(batch) if isinstance(leaf, Tensor | np.ndarray))
+            tuple((path, tuple(leaf.shape)) for path, leaf in leaves(batch) if isinstance(leaf, Tensor | np.ndarray))
             for batch in self.batches
         )
 
@@ -78,36 +89,94 @@ class FixedData:
         owners = torch.split(owner, lengths)
         return tuple(self._part([(own == part).nonzero()[:, 0] for own in owners]) for part in range(parts))
 
+    def batch(self, index: int) -> FixedData:
+        """Return the data of one batch."""
+        return replace(self, batches=(self.batches[index],), counts=(self.counts[index],), marks=[])
+
     def _part(self, indices: list[Tensor]) -> FixedData:
         """Return the samples at these indices of each batch."""
         triples = zip(self.batches, indices, map(_length, self.batches), strict=True)
-        cut = [
-            _mapped(batch, partial(_select, indices=own, length=length)) for batch, own, length in triples if len(own)
-        ]
+        cut = [mapped(batch, partial(_select, indices=own, length=count)) for batch, own, count in triples if len(own)]
         # a batch may have ignored terms only
         counting = [batch for batch in cut if self.count is None or self.count(batch)]
-        return fixed_data(counting or cut, self.count)
+        return fixed_data(counting or cut, self.count, additive=self.additive)
 
     def cast(self, dtype: torch.dtype) -> FixedData:
         """Return the data with floating tensors in another dtype."""
-        return replace(self, batches=tuple(_mapped(batch, partial(cast, dtype=dtype)) for batch in self.batches))
+        batches = tuple(mapped(batch, partial(cast, dtype=dtype)) for batch in self.batches)
+        return replace(self, batches=batches, marks=[])
 
     @cached_property
     def hash(self) -> str:
         """SHA-256 over path, dtype, shape and bytes of everything in the batches, in hexadecimal."""
         digest = hashlib.sha256()
         for index, batch in enumerate(self.batches):
-            for path, leaf in _leaves(batch, str(index)):
+            for path, leaf in leaves(batch, str(index)):
                 _feed(digest, path, leaf)
         return digest.hexdigest()
 
+    def mark(self, *, changed_only: bool = False) -> None:
+        """Note the state of the data, which `require_unchanged` compares.
 
-def fixed_data(batches: Iterable[Any], count: Callable[[Any], float] | None = None) -> FixedData:
+        Args:
+            changed_only: Note only tensors that were written since: a loss may write into its batch.
+        """
+        found = [leaf for batch in self.batches for _, leaf in leaves(batch)]
+        if not changed_only or len(self.marks) != len(found):
+            self.marks[:] = [(_version(leaf), _sample(leaf)) for leaf in found]
+            return
+        for place, leaf in enumerate(found):
+            if self.marks[place][0] != (version := _version(leaf)):
+                self.marks[place] = (version, _sample(leaf))
+
+    def require_unchanged(self, *, thorough: bool = False) -> None:
+        """Raise if the data are not those that were noted last.
+
+        Every write through torch counts a version of its tensor. Where one was counted, 1024 entries or more of the
+        tensor, evenly spaced, are compared if it is on the CPU, or all data by their hash if that is known.
+
+        Args:
+            thorough: Compare such entries of all tensors: writes through numpy are not counted.
+
+        Raises:
+            ProbeError: they changed.
+        """
+        if not self.marks:
+            self.mark()
+        places = [(index, leaf) for index, batch in enumerate(self.batches) for _, leaf in leaves(batch)]
+        written = False
+        for (index, leaf), (version, sampled) in zip(places, self.marks, strict=True):
+            counted = version != _version(leaf)
+            written |= counted
+            if (counted or thorough) and sampled != _sample(leaf):
+                raise _changed(index)
+        if written:
+            known = self.__dict__.get("hash")
+            if known is not None and replace(self).hash != known:
+                raise _changed(None)
+            self.mark(changed_only=True)
+
+
+def _changed(index: int | None) -> ProbeError:
+    what = "the data" if index is None else f"batch {index} of the data"
+    return ProbeError(
+        f"{what} changed since the objective was made: give the objective a copy of the data, or make a new Objective"
+    )
+
+
+def fixed_data(
+    batches: Iterable[Any], count: Callable[[Any], float] | None = None, *, additive: bool = True
+) -> FixedData:
     """Read batches once and count the terms of each.
 
+    Random generators (torch's, numpy's, Python's, and the loader's own) are left as they were: a shuffled loader gives
+    one order, and the next training epoch is unchanged.
+
     Args:
-        batches: Any iterable; tensors are kept by reference.
+        batches: Any iterable. The tensors of a list or a tuple are kept by reference; those of a loader or another
+            iterator are copied, as it may fill the same tensors again.
         count: Returns the terms of a batch (tokens, say). Default: the length of its first tensor.
+        additive: False for a mean over batches, the plain one without `count`; a batch without a tensor then counts 1.
 
     Returns:
         The data.
@@ -118,57 +187,82 @@ def fixed_data(batches: Iterable[Any], count: Callable[[Any], float] | None = No
     """
     if not isinstance(batches, Iterable):
         raise ProbeError(f"batches must be iterable, got {type(batches).__name__}: pass a list or a loader")
-    kept = tuple(batches)
+    with _random_numbers_kept(batches):
+        kept = tuple(batches) if isinstance(batches, tuple | list) else tuple(_copied(batch) for batch in batches)
     if not kept:
         raise ProbeError(
             "batches must have at least 1 batch, got 0: an exhausted iterator, perhaps; pass a list or a new loader"
         )
-    counts = tuple(_number((count or _length)(batch), index) for index, batch in enumerate(kept))
-    for index, terms in enumerate(counts):
-        if not (math.isfinite(terms) and terms > 0):
-            raise ProbeError(
-                f"the terms of a batch must be finite and positive, got {terms:g} for batch {index}: drop the batch"
-            )
-    return FixedData(kept, counts, count)
+    if count is None and not additive:
+        counts = tuple(float(length(batch) or 1) for batch in kept)
+    else:
+        counts = tuple(_counted(count or _length, batch, index) for index, batch in enumerate(kept))
+    found = FixedData(kept, counts, count, additive)
+    found.mark()
+    return found
 
 
-def _number(terms: Any, index: int) -> float:
-    """Convert the return value of `count` to a number."""
+def _counted(count: Callable[[Any], float], batch: Any, index: int) -> float:
+    """Return the number of terms of a batch after checking it."""
     try:
-        return float(terms)
+        terms = count(batch)
+    except ProbeError:
+        raise
+    except Exception as error:  # the user's own function
+        line = next(iter(str(error).splitlines()), "")
+        raise ProbeError(
+            f"count(batch) raised {type(error).__name__}: {line} for batch {index}: it must return the number of terms"
+        ) from error
+    try:
+        number = float(terms)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise ProbeError(f"count must return the number of terms, got {terms!r} for batch {index}") from error
+        shape = f" of shape {tuple(terms.shape)}" if hasattr(terms, "shape") else ""
+        raise ProbeError(
+            f"count must return one number, the terms of a batch, got {type(terms).__name__}{shape} for batch {index}"
+        ) from error
+    if not (math.isfinite(number) and number > 0):
+        raise ProbeError(
+            f"the terms of a batch must be finite and positive, got {number:g} for batch {index}: drop the batch"
+        )
+    return number
 
 
 def _length(batch: Any) -> int:
     """Return the length of the first tensor in the batch."""
-    for _, leaf in _leaves(batch):
-        if isinstance(leaf, Tensor | np.ndarray) and leaf.ndim:
-            return len(leaf)
-    raise ProbeError(f"a batch ({type(batch).__name__}) has no tensor with a length: pass count=lambda batch: ...")
+    found = length(batch)
+    if found is None:
+        raise ProbeError(f"a batch ({type(batch).__name__}) has no tensor with a length: pass count=lambda batch: ...")
+    return found
 
 
-def _leaves(batch: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield every leaf of nested mappings, tuples and lists with its path."""
-    if isinstance(batch, Mapping):
-        for key, value in batch.items():
-            yield from _leaves(value, f"{path}.{key}")
-    elif isinstance(batch, tuple | list):
-        for index, value in enumerate(batch):
-            yield from _leaves(value, f"{path}.{index}")
-    else:
-        yield path, batch
+@contextmanager
+def _random_numbers_kept(batches: Any) -> Iterator[None]:
+    """Restore the states of the global generators and of those of a loader."""
+    owners = [batches, getattr(batches, "sampler", None), getattr(batches, "batch_sampler", None)]
+    owners.append(getattr(owners[-1], "sampler", None))
+    mine = {id(own): own for one in owners if isinstance(own := getattr(one, "generator", None), torch.Generator)}
+    before = [(own, own.get_state()) for own in mine.values()]
+    drawn, of_python = np.random.get_state(legacy=False), random.getstate()
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
+    try:
+        with torch.random.fork_rng(devices=devices):
+            yield
+    finally:
+        np.random.set_state(drawn)
+        random.setstate(of_python)
+        for own, state in before:
+            own.set_state(state)
 
 
-def _mapped(batch: Any, function: Callable[[Any], Any]) -> Any:
-    """Apply a function to each leaf of a batch, keeping its structure."""
-    if isinstance(batch, Mapping):
-        values = {key: _mapped(value, function) for key, value in batch.items()}
-        return values if type(batch) is dict else type(batch)(values)  # type: ignore[call-arg]
-    if isinstance(batch, tuple | list):
-        items = [_mapped(value, function) for value in batch]
-        return type(batch)(*items) if hasattr(batch, "_fields") else type(batch)(items)
-    return function(batch)
+def _copied(batch: Any) -> Any:
+    """Return a copy of a batch with tensors and arrays of its own."""
+    return mapped(batch, _own)
+
+
+def _own(leaf: Any) -> Any:
+    if isinstance(leaf, Tensor):
+        return leaf.detach().clone().requires_grad_() if leaf.requires_grad else leaf.clone()
+    return leaf.copy() if isinstance(leaf, np.ndarray) else leaf
 
 
 def _select(leaf: Any, indices: Tensor, length: int) -> Any:
@@ -181,9 +275,48 @@ def _select(leaf: Any, indices: Tensor, length: int) -> Any:
 def _feed(digest: Any, path: str, leaf: Any) -> None:
     """Add one leaf to the digest."""
     if isinstance(leaf, np.ndarray) and leaf.dtype.kind in "biufc":
-        leaf = torch.from_numpy(np.ascontiguousarray(leaf))
+        leaf = torch.from_numpy(np.array(np.ascontiguousarray(leaf)))  # a copy: it may be read-only
     if isinstance(leaf, Tensor):
         digest.update(f"{path}|{leaf.dtype}|{tuple(leaf.shape)}|".encode())
-        digest.update(leaf.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        for part in _strided(leaf.detach()):
+            digest.update(part.resolve_conj().resolve_neg().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     else:
-        digest.update(f"{path}|{type(leaf).__name__}|{leaf!r}|".encode())
+        digest.update(f"{path}|{type(leaf).__name__}|".encode() + _written(leaf) + b"|")
+
+
+def _strided(tensor: Tensor) -> tuple[Tensor, ...]:
+    """Return the plain tensors that hold the entries of a tensor of any layout."""
+    if tensor.is_nested:
+        return tuple(part for one in tensor.unbind() for part in _strided(one))
+    if tensor.layout == torch.sparse_coo:
+        whole = tensor.coalesce()
+        return whole.indices(), whole.values()
+    return (tensor,) if tensor.layout == torch.strided else (tensor.to_dense(),)
+
+
+def _written(leaf: Any) -> bytes:
+    """Return bytes that hold the value of a leaf without tensors, and no address."""
+    if isinstance(leaf, set | frozenset):
+        return repr(sorted(map(repr, leaf))).encode()
+    if " at 0x" in repr(leaf):
+        try:
+            return pickle.dumps(leaf, protocol=4)
+        except Exception:  # a function, a handle: its name must do
+            return str(getattr(leaf, "__qualname__", type(leaf).__qualname__)).encode()
+    return repr(leaf).encode()
+
+
+def _version(leaf: Any) -> int | None:
+    """Return the number of writes that torch has counted for a tensor; None if none are counted."""
+    return None if not isinstance(leaf, Tensor) or leaf.is_inference() else leaf._version
+
+
+def _sample(leaf: Any) -> int | None:
+    """Return a checksum of evenly spaced entries of a tensor on the CPU; None for anything else."""
+    if isinstance(leaf, Tensor) and leaf.device.type == "cpu" and leaf.layout == torch.strided and not leaf.is_nested:
+        flat = leaf.detach().resolve_conj().resolve_neg().reshape(-1)
+        return zlib.crc32(flat[:: max(1, len(flat) // _SAMPLED)].contiguous().view(torch.uint8).numpy().tobytes())
+    if isinstance(leaf, np.ndarray) and leaf.dtype.kind in "biufc":
+        entries = leaf.reshape(-1)
+        return zlib.crc32(entries[:: max(1, len(entries) // _SAMPLED)].tobytes())
+    return None

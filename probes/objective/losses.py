@@ -2,27 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lossscope.probes.errors import ProbeError
 
-__all__ = ["CrossEntropy", "MeanSquaredError", "SplitLoss", "own_count", "rows"]
+__all__ = [
+    "BinaryCrossEntropy",
+    "CrossEntropy",
+    "HuggingFaceLoss",
+    "MeanSquaredError",
+    "SplitLoss",
+    "averaging_shares",
+    "class_logits",
+    "override_depth",
+    "own_count",
+    "row_shares",
+    "rows",
+]
 
 
 @runtime_checkable
 class SplitLoss(Protocol):
     """A `loss_fn(model, batch)` that is `of_outputs(outputs(model, batch), batch)`.
 
-    The terms of the mean are the rows of the outputs, `outputs.reshape(-1, C)` (samples, or tokens); a loss that
-    ignores some of them also needs a method `terms(outputs, batch)`. Two methods are optional and return a function
-    u -> S u of tensors shaped like the outputs: `hessian_of_outputs(outputs, batch)`, with S the Hessian with respect
-    to the outputs, and `model_fisher(outputs, batch)`, with S their Fisher matrix if the loss is a negative
-    log-likelihood.
+    The terms of the mean are the rows of the outputs, `outputs.reshape(-1, C)` (samples, or tokens). A loss that
+    ignores some of them, or weighs them, also needs a method `shares(outputs, batch)` that returns the share of each
+    row in the mean, `(N,)`; `terms(outputs, batch)`, their number, is enough if the others are ignored. A method
+    `count(batch)` returns the weight of a batch. Two more are optional and return a function u -> S u of tensors shaped
+    like the outputs: `hessian_of_outputs(outputs, batch)`, with S the Hessian with respect to the outputs, and
+    `model_fisher(outputs, batch)`, with S their Fisher matrix if the loss is a negative log-likelihood.
     """
 
     def __call__(self, model: Any, batch: Any, /) -> Tensor:
@@ -38,78 +53,252 @@ class SplitLoss(Protocol):
         ...
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class CrossEntropy:
     """Mean softmax cross-entropy of `(inputs, labels)` batches, in nats, as a `loss_fn(model, batch)`.
 
-    Logits have the classes on their last axis, `(..., C)`; labels are class indices of shape `(...)` or
-    probabilities of shape `(..., C)`. The mean is over all leading axes (samples, or tokens); terms with the class
-    index -100 are ignored, as in torch.
+    Logits have the classes on their last axis, `(..., C)`, unless `class_axis` says otherwise; labels are class
+    indices of shape `(...)` or probabilities of the shape of the logits. The mean is over all other axes (samples, or
+    tokens), as in `torch.nn.functional.cross_entropy`; a batch weighs as much as the sum that its mean is divided by.
 
     For a model with another signature, subclass it and override `logits`, or pass any callable that returns the loss
     and has a method `logits(model, batch)`.
+
+    Args:
+        weight: Weight of each class, `(C,)`; a mean over class indices is divided by the sum of their weights.
+        ignore_index: Class index of terms that are left out.
+        label_smoothing: Share of each label that is spread over all classes, in [0, 1].
+        class_axis: Axis of the classes in the model's output: -1 or 1, as in `(N, C, H, W)`. Default: the last,
+            after checking that the labels do not fit axis 1 as well.
+
+    Raises:
+        ProbeError: a setting is out of range. A batch raises it if its labels do not fit the logits.
     """
 
+    weight: Tensor | None = None
+    ignore_index: int = -100
+    label_smoothing: float = 0.0
+    class_axis: int | None = None
+
     unit: ClassVar[str | None] = "nats"
+
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        if not 0 <= self.label_smoothing <= 1:
+            raise ProbeError(f"label_smoothing must be in [0, 1], got {self.label_smoothing}")
+        if self.weight is not None and not (
+            isinstance(self.weight, Tensor)
+            and self.weight.ndim == 1
+            and self.weight.is_floating_point()
+            and bool(((self.weight >= 0) & self.weight.isfinite()).all())
+        ):
+            raise ProbeError("weight must be a floating tensor (C,) of finite numbers, none negative")
 
     def __call__(self, model: nn.Module, batch: Any) -> Tensor:
         """Return the mean loss, a 0-d tensor."""
         return self.of_outputs(self.outputs(model, batch), batch)
 
     def outputs(self, model: nn.Module, batch: Any) -> Tensor:
-        """Return the logits, see `logits`."""
-        return self.logits(model, batch)
+        """Return the logits with the classes last, see `logits`."""
+        found = self.logits(model, batch)
+        if self.class_axis in (None, -1) or not isinstance(found, Tensor):
+            return found
+        if not -found.ndim <= self.class_axis < found.ndim:
+            raise ProbeError(f"class_axis {self.class_axis} is not among the axes of logits {tuple(found.shape)}")
+        return found.movedim(self.class_axis, -1)
 
     def of_outputs(self, outputs: Tensor, batch: Any) -> Tensor:
-        """Return the mean loss of logits, a 0-d tensor."""
-        labels = self.labels(batch)
-        classes = outputs.shape[-1]
-        flat = labels.reshape(-1, classes) if labels.is_floating_point() else labels.reshape(-1)
-        return F.cross_entropy(outputs.reshape(-1, classes), flat)
+        """Return the mean loss of logits with the classes last, a 0-d tensor."""
+        flat = self._labels(outputs, batch)
+        weight = None if self.weight is None else self.weight.to(outputs)
+        return F.cross_entropy(
+            outputs.reshape(-1, outputs.shape[-1]),
+            flat,
+            weight=weight,
+            ignore_index=self.ignore_index,
+            label_smoothing=self.label_smoothing,
+        )
 
     def terms(self, outputs: Tensor, batch: Any) -> int:
         """Return the number of terms of the mean: rows of logits that are not ignored."""
-        return self.count(batch)
+        return int((self.shares(outputs, batch) > 0).sum())
 
-    def count(self, batch: Any) -> int:
-        """Return the number of terms from the labels alone."""
+    def count(self, batch: Any) -> float:
+        """Return the sum that the mean is divided by, from the labels alone: terms, or the weights of their classes."""
         labels = self.labels(batch)
-        return labels[..., 0].numel() if labels.is_floating_point() else int((labels != _IGNORED).sum())
+        if labels.is_floating_point():
+            classes = labels.shape[-1 if self.class_axis is None else self.class_axis]
+            return labels.numel() // classes if classes else 0
+        counted = labels[labels != self.ignore_index]
+        if self.weight is None:
+            return counted.numel()
+        self._require_in_range(labels, len(self.weight))
+        return float(self.weight.to(counted.device, torch.float64)[counted.long()].sum())
+
+    def shares(self, outputs: Tensor, batch: Any) -> Tensor:
+        """Return the share of each row of logits in the mean, `(N,)` float64; 0 for ignored ones.
+
+        For a subclass with another `of_outputs` they are measured: the Hessian of a mean of cross-entropies by the
+        logits is the share of a row times `diag p - p p'`.
+        """
+        if _depth(self, "of_outputs") < _depth(self, "shares"):
+            return _measured_shares(self, outputs, batch)
+        labels = self._labels(outputs, batch)
+        if labels.is_floating_point():
+            return torch.full((len(labels),), 1 / len(labels), dtype=torch.float64, device=outputs.device)
+        counted = labels != self.ignore_index
+        if self.weight is None:
+            parts = counted.double()
+        else:
+            parts = self.weight.to(labels.device, torch.float64)[labels.where(counted, 0)] * counted
+        return parts / parts.sum()
 
     def hessian_of_outputs(self, outputs: Tensor, batch: Any) -> Callable[[Tensor], Tensor]:
         """Return the Hessian of `of_outputs`, as a function u -> S u of tensors shaped like the logits."""
-        labels = self.labels(batch)
-        mass = labels.sum(-1, keepdim=True) if labels.is_floating_point() else None  # of the probabilities, usually 1
-        return self._curvature(outputs, batch, mass)
+        labels, classes = self._labels(outputs, batch), outputs.shape[-1]
+        w = torch.ones(classes).to(outputs) if self.weight is None else self.weight.to(outputs)
+        smooth = self.label_smoothing
+        if labels.is_floating_point():
+            mass = (w * (labels * (1 - smooth) + smooth / classes)).sum(-1) / len(labels)
+        else:
+            counted = labels != self.ignore_index
+            own = w[labels.where(counted, 0)] * counted
+            mass = ((1 - smooth) * own + smooth * w.mean() * counted) / own.sum()
+        return self._curvature(outputs, mass)
 
     def model_fisher(self, outputs: Tensor, batch: Any) -> Callable[[Tensor], Tensor]:
-        """Return the Fisher matrix of the model's softmax, `(diag p - p p') / N` per term, as a function u -> F u."""
-        return self._curvature(outputs, batch, None)
+        """Return the Fisher matrix of the model's softmax, as a function u -> F u.
 
-    def _curvature(self, outputs: Tensor, batch: Any, mass: Tensor | None) -> Callable[[Tensor], Tensor]:
-        """Return the product with `(diag p - p p') / N` times the mass of each term; zero for ignored terms."""
-        labels, p = self.labels(batch), outputs.softmax(-1)
-        share = p / self.terms(outputs, batch)
-        if mass is not None:
-            share = share * mass
-        if not labels.is_floating_point():
-            share = share * (labels != _IGNORED)[..., None]
+        It is the sum over the rows of `diag p - p p'` times the row's share in the mean.
+        """
+        return self._curvature(outputs, self.shares(outputs, batch).to(outputs))
+
+    def _curvature(self, outputs: Tensor, mass: Tensor) -> Callable[[Tensor], Tensor]:
+        """Return the product with `diag p - p p'` times the mass of each row, `(N,)`."""
+        p = outputs.softmax(-1)
+        share = p * mass.reshape(outputs.shape[:-1])[..., None]
         return lambda u: share * (u - (p * u).sum(-1, keepdim=True))
 
     def logits(self, model: nn.Module, batch: Any) -> Tensor:
-        """Return the logits `(..., C)` of the batch."""
+        """Return the logits of the batch as the model returns them, classes on `class_axis`."""
         found = model(_pair(batch)[0])
         if not isinstance(found, Tensor):
             raise ProbeError(
                 f"the model must return a tensor of logits (..., C), got {type(found).__name__}: "
-                "subclass CrossEntropy and override logits(model, batch)"
+                f"subclass CrossEntropy and override logits(model, batch){_hugging_face(found)}"
             )
         return found
 
     def labels(self, batch: Any) -> Tensor:
         """Return the labels of the batch."""
         labels: Tensor = _pair(batch)[1]
+        if not isinstance(labels, Tensor):
+            raise ProbeError(f"labels must be a tensor, got {type(labels).__name__}: convert them")
         return labels
+
+    def _labels(self, outputs: Tensor, batch: Any) -> Tensor:
+        """Return the labels as `(N,)` int64 or `(N, C)` after checking that they fit logits with the classes last."""
+        labels, shape = self.labels(batch), tuple(outputs.shape)
+        if not shape or shape[-1] < 2:
+            raise ProbeError(
+                f"logits must have at least 2 classes on their last axis, got {shape}: use BinaryCrossEntropy() for "
+                "one logit, or class_axis=1 if the classes are there"
+            )
+        if self.weight is not None and len(self.weight) != shape[-1]:
+            raise ProbeError(f"weight must have one entry for each of {shape[-1]} classes, got {len(self.weight)}")
+        if labels.is_floating_point():
+            return self._probabilities(labels, shape)
+        self._require_fitting(tuple(labels.shape), shape)
+        self._require_in_range(labels, shape[-1])
+        return labels.reshape(-1).long()
+
+    def _probabilities(self, labels: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """Return labels that are probabilities as `(N, C)`."""
+        if self.class_axis not in (None, -1) and labels.ndim == len(shape):
+            labels = labels.movedim(self.class_axis, -1)
+        elif self.class_axis is None and len(shape) > 2 and _sums_to_one(labels, 1) and not _sums_to_one(labels, -1):
+            raise ProbeError("the labels are probabilities along axis 1, not along the last axis: pass class_axis=1")
+        if tuple(labels.shape) != shape and labels.numel() != math.prod(shape):
+            raise ProbeError(
+                f"labels of floating dtype are probabilities and must have the shape of the logits {shape}, got "
+                f"{tuple(labels.shape)}: class indices are integers, labels.long()"
+            )
+        return labels.reshape(-1, shape[-1])
+
+    def _require_fitting(self, labels: tuple[int, ...], logits: tuple[int, ...]) -> None:
+        """Raise if class indices do not fit logits with the classes last."""
+        rows, ends = logits[:-1], (logits[:1] + logits[2:])
+        flat = len(logits) == 2 and math.prod(labels) == logits[0]  # a model may flatten samples and tokens
+        fits_last = labels == rows or labels == (*rows, 1) or flat
+        fits_first = len(logits) > 2 and labels == ends
+        if fits_last and fits_first and self.class_axis is None:
+            raise ProbeError(
+                f"labels {labels} fit logits {logits} with the classes on axis 1 and on the last: pass "
+                "CrossEntropy(class_axis=1), which is torch's convention, or class_axis=-1"
+            )
+        if fits_last:
+            return
+        known = self.class_axis not in (None, -1)
+        remedy = "pass CrossEntropy(class_axis=1)" if fits_first and not known else "reshape one of them"
+        if labels == logits:
+            remedy = "pass class indices, or probabilities as floats"
+        raise ProbeError(
+            f"labels must have the shape {rows} of the logits {logits} without classes, got {labels}: {remedy}"
+        )
+
+    def _require_in_range(self, labels: Tensor, classes: int) -> None:
+        """Raise if a class index is neither a class nor ignored."""
+        wrong = labels[((labels < 0) | (labels >= classes)) & (labels != self.ignore_index)]
+        if wrong.numel():
+            raise ProbeError(
+                f"labels must be in 0 to {classes - 1} or {self.ignore_index}, got {int(wrong[0])}: pass "
+                f"ignore_index={int(wrong[0])} if such terms are left out, or correct them"
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class HuggingFaceLoss(CrossEntropy):
+    """The loss that a Hugging Face model computes from a batch with `labels`, averaged over its label tokens.
+
+    The value is `model(**batch).loss`; a batch weighs as many tokens as it has labels that are not `ignore_index`, so
+    padded batches add up to the mean over all tokens. `logits` and Gauss-Newton read `model(**batch).logits`, and raise
+    if their mean cross-entropy is not that loss.
+
+    Args:
+        shift: True for causal language models, which predict label t + 1 at token t; False for masked language
+            models, translation, and token or sequence classification.
+    """
+
+    shift: bool = True
+
+    def __call__(self, model: Any, batch: Any) -> Tensor:
+        """Return the model's own loss, a 0-d tensor."""
+        loss: Tensor = _field(model(**self._items(batch)), "loss")
+        return loss
+
+    def count(self, batch: Any) -> float:
+        """Return the number of label tokens that the model's loss averages over."""
+        return super().count(batch)
+
+    def logits(self, model: Any, batch: Any) -> Tensor:
+        """Return the model's logits `(B, T, V)`, without those of the last token if they are shifted."""
+        logits: Tensor = _field(model(**self._items(batch)), "logits")
+        return logits[:, :-1] if self.shift else logits
+
+    def labels(self, batch: Any) -> Tensor:
+        """Return the labels `(B, T)`, without those of the first token if they are shifted."""
+        labels: Tensor = self._items(batch)["labels"]
+        if self.shift and labels.ndim < 2:
+            raise ProbeError(f"labels of a causal model must be (B, T), got {tuple(labels.shape)}: pass shift=False")
+        return labels[:, 1:] if self.shift else labels
+
+    def _items(self, batch: Any) -> Mapping[str, Any]:
+        """Return the batch after checking that it is a mapping with labels."""
+        if isinstance(batch, Mapping) and batch.get("labels") is not None:
+            return batch
+        raise ProbeError(
+            f"a batch must be a mapping with 'labels', got {type(batch).__name__}: a model returns no loss without them"
+        )
 
 
 @dataclass(frozen=True)
@@ -127,23 +316,17 @@ class MeanSquaredError:
 
     def outputs(self, model: nn.Module, batch: Any) -> Tensor:
         """Return the predictions for the batch."""
-        found = model(_pair(batch)[0])
-        if not isinstance(found, Tensor):
-            raise ProbeError(
-                f"the model must return a tensor, got {type(found).__name__}: "
-                "subclass MeanSquaredError and override outputs(model, batch)"
-            )
-        return found
+        return _tensor(model(_pair(batch)[0]), "MeanSquaredError")
 
     def of_outputs(self, outputs: Tensor, batch: Any) -> Tensor:
         """Return the mean loss of predictions, a 0-d tensor."""
-        targets = self.targets(batch)
-        if targets.shape != outputs.shape:
-            raise ProbeError(
-                f"targets must have the shape of the outputs {tuple(outputs.shape)}, got {tuple(targets.shape)}: "
-                "reshape one of them, as broadcasting would compare each with all"
-            )
+        targets = _like(self.targets(batch), outputs)
         return (outputs - targets).square().mean()  # mse_loss has a derivative without a forward-mode rule
+
+    def count(self, batch: Any) -> float:
+        """Return the number of terms, rows of the targets."""
+        targets = self.targets(batch)
+        return targets.numel() / targets.shape[-1] if targets.ndim > 1 and targets.shape[-1] else targets.numel()
 
     def hessian_of_outputs(self, outputs: Tensor, batch: Any) -> Callable[[Tensor], Tensor]:
         """Return the Hessian of `of_outputs`, `2 / (N C)` times the identity, as a function u -> S u."""
@@ -160,7 +343,81 @@ class MeanSquaredError:
         return targets
 
 
-_IGNORED = -100  # torch's ignore_index
+@dataclass(frozen=True, eq=False)
+class BinaryCrossEntropy:
+    """Mean binary cross-entropy of `(inputs, targets)` batches, in nats, as a `loss_fn(model, batch)`.
+
+    The model returns logits of any shape (one per sample, several labels per sample, a mask); targets have the same
+    shape and are 0 or 1, or probabilities. Each logit is a term of the mean, as in
+    `torch.nn.functional.binary_cross_entropy_with_logits`.
+
+    Args:
+        pos_weight: Weight of the positive class, a number or one for each entry of the last axis of the logits.
+
+    Raises:
+        ProbeError: a batch raises it if its targets have another shape or are out of range.
+    """
+
+    pos_weight: Tensor | float | None = None
+
+    unit: ClassVar[str | None] = "nats"
+
+    def __call__(self, model: nn.Module, batch: Any) -> Tensor:
+        """Return the mean loss, a 0-d tensor."""
+        return self.of_outputs(self.outputs(model, batch), batch)
+
+    def outputs(self, model: nn.Module, batch: Any) -> Tensor:
+        """Return the logits with an axis of length 1 added: a row for each term."""
+        return _tensor(model(_pair(batch)[0]), "BinaryCrossEntropy")[..., None]
+
+    def of_outputs(self, outputs: Tensor, batch: Any) -> Tensor:
+        """Return the mean loss of logits, a 0-d tensor."""
+        z = outputs[..., 0]
+        y = self._labels(z, batch)
+        return (self._positive(z) * y * F.softplus(-z) + (1 - y) * F.softplus(z)).mean()
+
+    def count(self, batch: Any) -> float:
+        """Return the number of terms, entries of the targets."""
+        return self.targets(batch).numel()
+
+    def hessian_of_outputs(self, outputs: Tensor, batch: Any) -> Callable[[Tensor], Tensor]:
+        """Return the Hessian of `of_outputs`, which is diagonal, as a function u -> S u."""
+        z = outputs[..., 0]
+        y = self._labels(z, batch)
+        share = ((self._positive(z) * y + 1 - y) * z.sigmoid() * (-z).sigmoid() / z.numel())[..., None]
+        return lambda u: share * u
+
+    def model_fisher(self, outputs: Tensor, batch: Any) -> Callable[[Tensor], Tensor]:
+        """Return the Fisher matrix of the model's independent Bernoulli variables, `p (1 - p) / N` for each term."""
+        share = outputs.sigmoid() * (-outputs).sigmoid() / outputs.numel()
+        return lambda u: share * u
+
+    def targets(self, batch: Any) -> Tensor:
+        """Return the targets of the batch."""
+        targets: Tensor = _pair(batch)[1]
+        return targets
+
+    def _positive(self, z: Tensor) -> Tensor:
+        """Return the weight of the positive class as a tensor that broadcasts over logits."""
+        return torch.as_tensor(1.0 if self.pos_weight is None else self.pos_weight).to(z)
+
+    def _labels(self, z: Tensor, batch: Any) -> Tensor:
+        """Return the targets in the dtype of the logits after checking them."""
+        targets = _like(self.targets(batch), z).to(z.dtype)
+        if bool(((targets < 0) | (targets > 1)).any()):
+            raise ProbeError(
+                f"targets must be in [0, 1], got {float(targets.min()):g} to {float(targets.max()):g}: use 0 and 1"
+            )
+        return targets
+
+
+def override_depth(thing: Any, name: str) -> float:
+    """Return the position in the method resolution order where a method is defined; infinity if it is not."""
+    found = (depth for depth, kind in enumerate(type(thing).__mro__) if name in vars(kind))
+    return next(found, math.inf)
+
+
+_depth = override_depth
 
 
 def own_count(loss_fn: Any) -> Callable[[Any], float] | None:
@@ -170,12 +427,28 @@ def own_count(loss_fn: Any) -> Callable[[Any], float] | None:
         loss_fn: Any loss.
 
     Returns:
-        `CrossEntropy.count`; None for another loss, and for a subclass that overrides the mean.
+        Its method `count`; None for a loss without one, and for a subclass that overrides the mean alone.
     """
-    mine, kind = (CrossEntropy.__call__, CrossEntropy.of_outputs), type(loss_fn)
-    if isinstance(loss_fn, CrossEntropy) and (kind.__call__, kind.of_outputs) == mine:
-        return loss_fn.count
-    return None
+    counted = _depth(loss_fn, "count")
+    if math.isinf(counted) or counted > min(_depth(loss_fn, "__call__"), _depth(loss_fn, "of_outputs")):
+        return None
+    count: Callable[[Any], float] = loss_fn.count
+    return count
+
+
+def class_logits(loss_fn: Any) -> Callable[[Any, Any], Tensor] | None:
+    """Return the function of model and batch that gives the logits of a loss, with the classes last.
+
+    Args:
+        loss_fn: Any loss.
+
+    Returns:
+        `outputs` of a cross-entropy, the method `logits` of another loss, None if it has none.
+    """
+    if isinstance(loss_fn, CrossEntropy):
+        return loss_fn.outputs
+    logits: Callable[[Any, Any], Tensor] | None = getattr(loss_fn, "logits", None)
+    return logits
 
 
 def rows(outputs: Tensor) -> Tensor:
@@ -188,6 +461,113 @@ def rows(outputs: Tensor) -> Tensor:
         `(N, C)`, a view where possible.
     """
     return outputs.reshape(-1, outputs.shape[-1] if outputs.ndim > 1 else 1)
+
+
+def row_shares(loss: Any, outputs: Tensor, batch: Any) -> Tensor:
+    """Return the share of each row of the outputs in the mean of a loss.
+
+    Args:
+        loss: The loss; its method `shares`, or else `terms`, is read, and without them all rows count alike.
+        outputs: `(..., C)`.
+        batch: The batch.
+
+    Returns:
+        `(N,)` float64. With `terms` alone every row has the share 1 / terms: those that are ignored have no gradient.
+
+    Raises:
+        ProbeError: the shares do not fit the rows, or are negative.
+    """
+    count = len(rows(outputs))
+    if hasattr(loss, "shares"):
+        found = torch.as_tensor(loss.shares(outputs, batch)).to(outputs.device, torch.float64).reshape(-1)
+        if len(found) != count or not bool((found >= 0).all()):
+            raise ProbeError(f"shares must be {count} numbers, one for each row of the outputs, none negative")
+        return found
+    terms = loss.terms(outputs, batch) if hasattr(loss, "terms") else count
+    return torch.full((count,), 1 / terms, dtype=torch.float64, device=outputs.device)
+
+
+def averaging_shares(loss: Any, outputs: Tensor, batch: Any) -> Tensor:
+    """Return the weights with which a number of each row of logits is averaged as the loss averages its terms.
+
+    Args:
+        loss: The loss; without a method `shares`, the rows whose class index in `labels(batch)`, if it has that method,
+            is -100 are left out, and all others count alike.
+        outputs: Logits `(..., C)`.
+        batch: The batch.
+
+    Returns:
+        `(N,)` float64; they sum to 1.
+    """
+    if hasattr(loss, "shares"):
+        return row_shares(loss, outputs, batch)
+    count = len(rows(outputs))
+    labels = loss.labels(batch) if hasattr(loss, "labels") else None
+    if isinstance(labels, Tensor) and not labels.is_floating_point() and labels.numel() == count:
+        counted = (labels.reshape(-1) != CrossEntropy.ignore_index).to(outputs.device, torch.float64)
+        return counted / counted.sum()
+    return torch.full((count,), 1 / count, dtype=torch.float64, device=outputs.device)
+
+
+def _measured_shares(loss: CrossEntropy, outputs: Tensor, batch: Any) -> Tensor:
+    """Return the share of each row in the mean from the Hessian by the logits, where all classes are equally likely."""
+    classes = outputs.shape[-1]
+    with torch.enable_grad():
+        z = torch.zeros_like(outputs.detach(), dtype=torch.float64).requires_grad_()
+        slope = torch.autograd.grad(loss.of_outputs(z, batch), z, create_graph=True)[0]
+        first = torch.zeros_like(z)
+        first[..., 0] = 1
+        curved = torch.autograd.grad(slope, z, first)[0] if slope.requires_grad else first
+    curved = curved.reshape(-1, classes)
+    found = curved[:, 0] / curved[:, 0].sum()
+    even = torch.allclose(curved[:, 1:], -curved[:, :1] / (classes - 1), rtol=1e-4, atol=1e-12)
+    if not even or not bool((found >= 0).all()):
+        raise ProbeError(
+            f"{type(loss).__name__} overrides of_outputs, which is no weighted mean of cross-entropies: give it a "
+            "method shares(outputs, batch) that returns the share of each row of logits in the mean"
+        )
+    return found
+
+
+def _sums_to_one(labels: Tensor, axis: int) -> bool:
+    """Return True if labels are probabilities along an axis."""
+    return labels.ndim > 1 and bool(((labels.sum(axis) - 1).abs() < 1e-2).all())
+
+
+def _tensor(found: Any, name: str) -> Tensor:
+    """Return the output of a model after checking that it is a tensor."""
+    if not isinstance(found, Tensor):
+        raise ProbeError(
+            f"the model must return a tensor, got {type(found).__name__}: "
+            f"subclass {name} and override outputs(model, batch)"
+        )
+    return found
+
+
+def _like(targets: Tensor, outputs: Tensor) -> Tensor:
+    """Return targets after checking that they have the shape of the outputs."""
+    if targets.shape != outputs.shape:
+        raise ProbeError(
+            f"targets must have the shape of the outputs {tuple(outputs.shape)}, got {tuple(targets.shape)}: "
+            "reshape one of them, as broadcasting would compare each with all"
+        )
+    return targets
+
+
+def _field(found: Any, name: str) -> Tensor:
+    """Return the loss or the logits of a model's output, an attribute or an item."""
+    value = found.get(name) if isinstance(found, Mapping) else getattr(found, name, None)
+    if not isinstance(value, Tensor):
+        raise ProbeError(
+            f"the model's output ({type(found).__name__}) has no {name}: HuggingFaceLoss needs a model that returns "
+            "loss and logits by name"
+        )
+    return value
+
+
+def _hugging_face(found: Any) -> str:
+    """Return a hint for the output of a Hugging Face model."""
+    return ", or use HuggingFaceLoss()" if hasattr(found, "logits") else ""
 
 
 def _pair(batch: Any) -> Any:

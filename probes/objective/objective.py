@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any, Final, get_args
 
 import torch
 from torch import Tensor, nn
 
-from lossscope.probes.errors import ProbeError
+from lossscope.probes.errors import ProbeError, ProbeWarning
+from lossscope.probes.objective.additivity import BATCHES, UNCHECKED, Additivity, BatchLosses, checked_additivity
 from lossscope.probes.objective.autograd_guards import custom_functions, no_reentrant_checkpoint
+from lossscope.probes.objective.batch_tree import mapped
 from lossscope.probes.objective.data import FixedData, fixed_data
 from lossscope.probes.objective.evaluation import (
     ULPS,
@@ -24,8 +28,8 @@ from lossscope.probes.objective.evaluation import (
 )
 from lossscope.probes.objective.functional import Substitution
 from lossscope.probes.objective.isolation import Mode, isolated, random_state
-from lossscope.probes.objective.losses import own_count
-from lossscope.probes.objective.parameters import ParameterVector
+from lossscope.probes.objective.losses import MeanSquaredError, own_count
+from lossscope.probes.objective.parameters import ParameterVector, cast
 
 __all__ = ["LossFunction", "Objective"]
 
@@ -43,18 +47,23 @@ class Objective:
     Args:
         model: Any module. Tied parameters count once, frozen ones are excluded.
         loss_fn: `loss_fn(model, batch)` returns the mean loss of a batch, a scalar; its unit is that of the curvature.
-        batches: The data; read once and kept in memory.
+        batches: The data; read once and kept in memory. Tensors in a list are kept by reference and must not change;
+            those of a loader are copied.
         mode: `eval`; `frozen`, train mode with the same buffers in each forward pass; or `train`, where each batch
             updates the buffers for the next within one evaluation.
         count: `count(batch)` returns the number of terms over which the loss of a batch is a mean (tokens, say).
-            Default: the count of `CrossEntropy` for that loss, the length of the first tensor in the batch for any
-            other. Unequal batches are weighted by it.
+            Default: the method `count` of the loss (`CrossEntropy` has one), or else the length of the first tensor in
+            the batch. Batches are weighted by it. On first use the loss of two joined batches is compared with their
+            weighted mean, see `additivity`.
+        additive: False for a loss that is no mean over the samples of a batch, such as a contrastive one: the objective
+            is then the mean over the batches, weighted by `count` if that is given, and nothing is compared.
 
     Raises:
         ProbeError: there is no batch or no trainable parameter, one is not real and floating or not initialized, or the
             mode is unknown. Using the objective raises it if the loss is not a finite scalar, if two evaluations differ
             by more than 100 units in the last place (at the parameters or, if random numbers are drawn, at nearby
-            ones), or if the model uses a reentrant checkpoint.
+            ones), if the loss of joined batches is not their weighted mean, if the data changed, or if the model uses a
+            reentrant checkpoint.
 
     Example:
         >>> net = torch.nn.Linear(1, 1, bias=False)
@@ -73,6 +82,7 @@ class Objective:
         *,
         mode: Mode = "eval",
         count: Callable[[Any], float] | None = None,
+        additive: bool = True,
     ) -> None:
         if mode not in get_args(Mode):
             raise ProbeError(f"mode must be one of {', '.join(get_args(Mode))}, got {mode!r}")
@@ -80,7 +90,13 @@ class Objective:
         self.loss_fn = loss_fn
         self.mode: Mode = mode
         self.vector = ParameterVector(model)
-        self.data: FixedData = fixed_data(batches, count or own_count(loss_fn))
+        self.data: FixedData = fixed_data(
+            batches, count or (own_count(loss_fn) if additive else None), additive=additive
+        )
+        # the rows of targets are the terms of a mean over all entries only if all have one length
+        self._counted = count is not None or (self.data.count is not None and not isinstance(loss_fn, MeanSquaredError))
+        self._additivity: list[Additivity] = [] if additive else [Additivity(BATCHES)]  # empty until it is checked
+        self._of_parts: list[Additivity] = []  # shared by all parts that are evaluated before the whole
         self.call = self.substitution(loss_fn)
         self.custom: list[str] | None = None  # custom autograd functions in the graph; None until a first gradient
         self.second_derivative_checked = False  # True once it was found right
@@ -98,6 +114,15 @@ class Objective:
     def data_hash(self) -> str:
         """SHA-256 over path, dtype, shape and bytes of the data, in hexadecimal."""
         return self.data.hash
+
+    @property
+    def additivity(self) -> str:
+        """How the batches make up the loss.
+
+        `mean of samples`: on first use the loss of joined batches was found to be their weighted mean. `mean of
+        batches`: declared by `additive=False`, or the loss of one batch as a whole. `unchecked`: not known (yet).
+        """
+        return self._additivity[0].kind if self._additivity else UNCHECKED
 
     @property
     def samples(self) -> int:
@@ -130,6 +155,8 @@ class Objective:
 
     def value(self) -> float:
         """Return the mean loss."""
+        if not self._inside:
+            self.data.require_unchanged(thorough=True)
         with self.evaluating(), torch.no_grad():
             return math.fsum(weight * float(loss) for weight, loss in self.losses(self.copies()))
 
@@ -167,10 +194,15 @@ class Objective:
 
         Inside the loss function a conversion to another floating dtype, such as `logits.float()`, is one to this dtype.
         """
+        other = self._function_in(dtype)
+        other.data = self.data.cast(dtype)
+        return other
+
+    def _function_in(self, dtype: torch.dtype) -> Objective:
+        """Return the loss evaluated in another dtype, with the data as they are."""
         other = copy.copy(self)
         other.vector = ParameterVector(self.model, self.names, dtype)
         other.call = other.substitution(self.loss_fn)
-        other.data = self.data.cast(dtype)
         other._whole, other._inside = False, False
         return other
 
@@ -189,9 +221,7 @@ class Objective:
         """
         parts = []
         for data in self.data.split(count, seed=seed):
-            part = copy.copy(self)
-            part.data, part._inside = data, False
-            parts.append(part)
+            parts.append(self._part(data))
         return tuple(parts)
 
     def batch(self, index: int) -> Objective:
@@ -203,8 +233,14 @@ class Objective:
         Returns:
             The objective; its loss is that batch's own mean.
         """
+        return self._part(self.data.batch(index))
+
+    def _part(self, data: FixedData) -> Objective:
+        """Return the objective on a part of its data; what is known of the whole need not be found again."""
         part = copy.copy(self)
-        part.data, part._inside = fixed_data([self.data.batches[index]], self.data.count), False
+        part.data, part._inside = data, False
+        part._additivity = self._additivity or self._of_parts
+        part._counted = True  # the note belongs to the whole
         return part
 
     @contextmanager
@@ -237,12 +273,18 @@ class Objective:
         if self._inside:
             yield
             return
-        with isolated(self.model, training=self.mode != "eval", devices={self.device} | self.data.devices):
+        self.data.require_unchanged()
+        with self._isolated():
             self._inside = True
             try:
                 yield
             finally:
                 self._inside = False
+                self.data.mark(changed_only=True)  # a loss may write into its batch
+
+    def _isolated(self) -> AbstractContextManager[None]:
+        """Return the context of an evaluation."""
+        return isolated(self.model, training=self.mode != "eval", devices={self.device} | self.data.devices)
 
     def copies(self) -> list[Tensor]:
         """Return copies of the parameters, which a model may modify in place."""
@@ -268,10 +310,16 @@ class Objective:
     def evaluated(self, function: Substitution, leaves: Sequence[Tensor], at: BatchEvaluation) -> Any:
         """Evaluate a function of model and batch at the leaves, without any check."""
         buffers = at.buffers if self.mode == "train" else function.buffers()
+        return self._evaluated_on(self.data.batches[at.index], function, leaves, buffers)
+
+    def _evaluated_on(
+        self, batch: Any, function: Substitution, leaves: Sequence[Tensor], buffers: dict[str, Tensor]
+    ) -> Any:
+        """Evaluate a function of model and batch at the leaves, on any batch."""
         parameters = dict(zip(self.names, leaves, strict=True))
         if not self._whole:
             parameters |= self.vector.others()
-        return function(parameters, buffers, self.data.batches[at.index])
+        return function(parameters, buffers, batch)
 
     def validated_loss(self, loss: Any, at: BatchEvaluation) -> Tensor:
         """Return the loss of a batch after checking that it is finite and equal to that of the earlier evaluation."""
@@ -343,16 +391,54 @@ class Objective:
             copies, before = self.copies(), random_state(devices)
             with no_reentrant_checkpoint():
                 found = [float(self.loss(copies, at)) for at in self._starts(None)]
-            if random_state(devices) != before:
+            drawn = random_state(devices) != before
+            if drawn:
                 self._require_unused_random_numbers()
+            self._check_additivity(found, drawn=drawn)
             return found
 
-    def _require_unused_random_numbers(self) -> None:
-        """Raise if random numbers change the loss at nearby parameters: dropout before a layer of zeros, say."""
+    def _check_additivity(self, values: list[float], *, drawn: bool) -> None:
+        """Compare the loss of joined batches with their weighted mean, once; give the note of a check that fails."""
+        if self._additivity:
+            return
+        if drawn:  # the random numbers of joined batches are others
+            self._additivity.append(Additivity(UNCHECKED))
+            return
+        with self._isolated():
+            self._additivity.append(checked_additivity(self._batch_losses(values)))
+        if note := self._additivity[0].note:
+            warnings.warn(note, ProbeWarning, stacklevel=2)
+
+    def _batch_losses(self, values: Sequence[float], theta: Tensor | None = None) -> BatchLosses:
+        """Return the losses of any batches at given parameters, the present ones by default."""
+
+        def evaluate(batch: Any, of: Objective = self) -> float:
+            leaves = of.copies() if theta is None else of.vector.views(theta.to(of.dtype, copy=True), apart=True)
+            with torch.enable_grad():  # a loss may differentiate by its inputs
+                return float(of._evaluated_on(batch, of.call, leaves, of.call.buffers()))
+
+        return BatchLosses(
+            self.data,
+            values,
+            evaluate,
+            lambda batch: evaluate(mapped(batch, partial(cast, dtype=torch.float64)), self._function_in(torch.float64)),
+            self.vector.unit,
+            self._counted,
+            self.mode != "eval",
+            self.loss_fn,
+            lambda: self._batch_losses(values, self._close()),
+        )
+
+    def _close(self) -> Tensor:
+        """Return parameters near the present ones."""
         theta = self.parameters()
         size = float(theta.square().mean().sqrt()) or 1.0
         moved = torch.randn(self.size, generator=torch.Generator().manual_seed(0)).to(theta)
-        theta.add_(moved, alpha=_CLOSE * size)
+        return theta.add_(moved, alpha=_CLOSE * size)
+
+    def _require_unused_random_numbers(self) -> None:
+        """Raise if random numbers change the loss at nearby parameters: dropout before a layer of zeros, say."""
+        theta = self._close()
         first, again = ([self._near(theta, at) for at in self._starts(None)] for _ in range(2))
         for at, number in zip(self._starts(first), again, strict=True):
             if math.isfinite(number):  # otherwise a comparison is meaningless

@@ -14,7 +14,15 @@ from torch.autograd import forward_ad
 
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.objective.evaluation import BatchEvaluation
-from lossscope.probes.objective.losses import CrossEntropy, MeanSquaredError, SplitLoss, rows
+from lossscope.probes.objective.losses import (
+    BinaryCrossEntropy,
+    CrossEntropy,
+    MeanSquaredError,
+    SplitLoss,
+    override_depth,
+    row_shares,
+    rows,
+)
 from lossscope.probes.objective.objective import Objective
 from lossscope.probes.operators.base import ObjectiveOperator
 from lossscope.probes.operators.cached_products import CachedProducts
@@ -44,7 +52,7 @@ def split_loss(objective: Objective) -> SplitLoss:
             f"loss_fn must have the methods outputs(model, batch) and of_outputs(outputs, batch), got "
             f"{objective.loss_kind}: add them, or use CrossEntropy() or MeanSquaredError()"
         )
-    if type(loss).__call__ in (CrossEntropy.__call__, MeanSquaredError.__call__):
+    if type(loss).__call__ in (CrossEntropy.__call__, MeanSquaredError.__call__, BinaryCrossEntropy.__call__):
         return loss  # whose value is computed that way
     with objective.evaluating(), torch.no_grad():
         at, again = next(objective.passes()), next(objective.passes())
@@ -205,8 +213,9 @@ def fisher(
 
     The empirical Fisher is :math:`\frac1N \sum_i g_i g_i^\top`, with :math:`g_i` the gradient of the i-th term of
     the mean (a sample, or a token): the second moment of the gradients, which approximates the Fisher matrix only at
-    a perfect fit. The gradients are never formed: with :math:`r_i` the gradient of a term with respect to its outputs
-    it is the mean of :math:`J_i^\top r_i r_i^\top J_i`.
+    a perfect fit. Where the mean is weighted (class weights), so is this one: a weight of 2 is a sample twice.
+    The gradients are never formed: with :math:`r_i` the gradient of a term with respect to its outputs it is the mean
+    of :math:`J_i^\top r_i r_i^\top J_i`.
 
     Args:
         objective: The loss; its `loss_fn` must split into `outputs` and `of_outputs`, and for the true Fisher have
@@ -250,7 +259,7 @@ def _operator(objective: Objective, curvature: OutputCurvature, method: str, mem
 def _hessian_of_outputs(loss: Any, outputs: Tensor, batch: Any) -> Callable[[Tensor], Tensor]:
     """Return the product with the Hessian of the loss with respect to the outputs."""
     # a subclass that overrides of_outputs alone inherits a closed form that no longer fits
-    if _depth(loss, "hessian_of_outputs") <= _depth(loss, "of_outputs"):
+    if override_depth(loss, "hessian_of_outputs") <= override_depth(loss, "of_outputs"):
         closed: Callable[[Tensor], Tensor] = loss.hessian_of_outputs(outputs, batch)
         return closed
     z = outputs.clone().requires_grad_()
@@ -260,14 +269,13 @@ def _hessian_of_outputs(loss: Any, outputs: Tensor, batch: Any) -> Callable[[Ten
     return lambda u: torch.autograd.grad(slope, z, u, retain_graph=True)[0]
 
 
-def _depth(loss: Any, name: str) -> float:
-    """Return the position in the method resolution order where a method is defined; infinity if it is not."""
-    found = (depth for depth, kind in enumerate(type(loss).__mro__) if name in vars(kind))
-    return next(found, math.inf)
-
-
 def _fisher_of_model(loss: Any, outputs: Tensor, batch: Any) -> Callable[[Tensor], Tensor]:
     """Return the product with the Fisher matrix of the model's own label distribution, with respect to the outputs."""
+    inherited = override_depth(loss, "model_fisher") > override_depth(loss, "of_outputs")
+    if inherited and not isinstance(loss, CrossEntropy):  # which measures what its subclass averages
+        raise ProbeError(
+            f"{type(loss).__name__} overrides of_outputs and not model_fisher, which no longer fits: override both"
+        )
     closed: Callable[[Tensor], Tensor] = loss.model_fisher(outputs, batch)
     return closed
 
@@ -275,7 +283,12 @@ def _fisher_of_model(loss: Any, outputs: Tensor, batch: Any) -> Callable[[Tensor
 def _outer_products(loss: Any, outputs: Tensor, batch: Any) -> Callable[[Tensor], Tensor]:
     """Return the product with the mean over the terms of r r', r the gradient of one term by its outputs."""
     z = outputs.clone().requires_grad_()
-    slope = rows(torch.autograd.grad(loss.of_outputs(z, batch), z)[0])  # r / N
-    count = getattr(loss, "terms", None)
-    terms = len(slope) if count is None else count(outputs, batch)
-    return lambda u: (terms * slope * (slope * rows(u)).sum(1, keepdim=True)).reshape(u.shape)
+    slope = rows(torch.autograd.grad(loss.of_outputs(z, batch), z)[0])  # r times the share of its term
+    shares = row_shares(loss, outputs, batch)[:, None]
+    if bool(slope[shares[:, 0] == 0].any()):
+        raise ProbeError(
+            "the empirical Fisher matrix needs a positive share of every term with a gradient: a class of weight 0 has "
+            "one under label smoothing"
+        )
+    inverse = torch.where(shares > 0, 1 / shares, 0).to(slope)
+    return lambda u: (inverse * slope * (slope * rows(u)).sum(1, keepdim=True)).reshape(u.shape)

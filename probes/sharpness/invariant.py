@@ -13,6 +13,7 @@ from torch.autograd import forward_ad
 
 from lossscope.probes.eigenvalues.measure import measure_spectrum
 from lossscope.probes.errors import ProbeError
+from lossscope.probes.objective.losses import averaging_shares, class_logits
 from lossscope.probes.objective.objective import Objective
 from lossscope.probes.operators.base import SymmetricOperator, scaled
 from lossscope.probes.operators.cached_products import reason
@@ -71,8 +72,9 @@ def adaptive_trace(
 def log_fisher_rao(objective: Objective) -> Estimate:
     r"""Compute the log of the Fisher-Rao norm :math:`\theta^\top F \theta`, with F the Fisher matrix of the model.
 
-    For a softmax over logits z, :math:`\theta^\top F \theta` is the mean over the data of the variance, under the
-    model's own probabilities, of the derivative :math:`u = J\theta` of the logits along the parameters:
+    For a softmax over logits z, :math:`\theta^\top F \theta` is the mean over the terms of the loss (weighted as in the
+    loss, ignored ones left out) of the variance, under the model's own probabilities, of the derivative
+    :math:`u = J\theta` of the logits along the parameters:
     :math:`\sum_c p_c u_c^2 - (\sum_c p_c u_c)^2`. The derivative takes one forward-mode pass per batch, so nothing is
     sampled. It is invariant under any linear map of the parameters that preserves the function. Only trainable
     parameters count as :math:`\theta`.
@@ -89,11 +91,11 @@ def log_fisher_rao(objective: Objective) -> Estimate:
     Source:
         T. Liang et al. (2019), Fisher-Rao metric, geometry, and complexity of neural networks, arXiv:1711.01530.
     """
-    logits = getattr(objective.loss_fn, "logits", None)
+    logits = class_logits(objective.loss_fn)
     if logits is None:
         raise ProbeError(
             f"the Fisher-Rao norm requires a loss with logits, got {objective.loss_kind}: use CrossEntropy(), or "
-            "give your loss a method logits(model, batch)"
+            "give your loss a method logits(model, batch); all other measures do without"
         )
     begun = time.perf_counter()
     with objective.evaluating():
@@ -108,7 +110,7 @@ def log_fisher_rao(objective: Objective) -> Estimate:
 
 
 def _fisher_rao(objective: Objective, logits: Callable[[Any, Any], Tensor]) -> float:
-    """Return the mean over the data of the variance of the logits' derivative."""
+    """Return the mean over the terms of the loss of the variance of the logits' derivative."""
     call = objective.substitution(logits)
     total = 0.0
     # torch.func.jvp would forbid a module to update its buffers in place
@@ -117,7 +119,8 @@ def _fisher_rao(objective: Objective, logits: Callable[[Any, Any], Tensor]) -> f
         for at in objective.passes():
             z, u = forward_ad.unpack_dual(objective.evaluated(call, moving, at))  # type: ignore[no-untyped-call]
             if u is not None:
-                total += at.weight * float(_variance(z.double(), u.double()).mean())
+                shares = averaging_shares(objective.loss_fn, z, objective.data.batches[at.index])
+                total += at.weight * float(_variance(z.double(), u.double()).reshape(-1) @ shares)
     return total
 
 

@@ -4,25 +4,22 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from lossscope.probes.errors import ProbeError
+from lossscope.probes.objective.losses import averaging_shares, class_logits
 from lossscope.probes.objective.objective import Objective
 from lossscope.probes.statistics.estimate import Estimate, exact_estimate
 
 __all__ = ["LogitScale", "logit_scale"]
 
-_IGNORE_INDEX = -100  # torch's default
-
 
 @dataclass(frozen=True)
 class LogitScale:
-    """Means over the terms of the loss (samples, or tokens)."""
+    """Means over the terms of the loss (samples, or tokens), weighted as in the loss."""
 
     norm: Estimate  # |z - mean z|, dimensionless
     margin: Estimate  # z_y minus the largest other logit, dimensionless; nan if labels are probabilities
@@ -59,41 +56,39 @@ def logit_scale(objective: Objective) -> LogitScale:
         >>> round(found.norm.value, 6), found.margin.value
         (0.707107, 1.0)
     """
-    logits, labels = (getattr(objective.loss_fn, name, None) for name in ("logits", "labels"))
-    if logits is None or labels is None:
+    if class_logits(objective.loss_fn) is None or not hasattr(objective.loss_fn, "labels"):
         raise ProbeError(
             f"logit_scale requires a loss with logits and labels, got {objective.loss_kind}: use CrossEntropy(), or "
-            "give your loss methods logits(model, batch) and labels(batch)"
+            "give your loss methods logits(model, batch) and labels(batch); all other measures do without"
         )
     begun = time.perf_counter()
     with objective.evaluating(), torch.no_grad():
         objective.require_repeatable()
-        norm, margin = _means(objective, logits, labels)
+        norm, margin = _means(objective)
     if not math.isfinite(norm):
         raise ProbeError(f"the mean norm of the logits is {norm}: they overflow at these parameters")
     seconds = time.perf_counter() - begun
     return LogitScale(exact_estimate(norm, seconds=seconds), exact_estimate(margin, seconds=seconds))
 
 
-def _means(
-    objective: Objective, logits: Callable[[Any, Any], Tensor], labels: Callable[[Any], Tensor]
-) -> tuple[float, float]:
-    """Return the mean norm and the mean margin, batches weighted as in the loss."""
+def _means(objective: Objective) -> tuple[float, float]:
+    """Return the mean norm and the mean margin, terms and batches weighted as in the loss."""
+    loss, logits = objective.loss_fn, class_logits(objective.loss_fn)
+    assert logits is not None
     call, copies = objective.substitution(logits), objective.copies()
     norm = margin = 0.0
     for at in objective.passes():
-        right = labels(objective.data.batches[at.index])
-        z = objective.evaluated(call, copies, at).double()
-        classes = z.shape[-1]
-        z = z.reshape(-1, classes)
-        counted = torch.ones(len(z), dtype=torch.bool, device=z.device)  # terms that the loss averages over
-        lead = torch.full_like(z[:, 0], math.nan)
-        if not right.is_floating_point():
-            flat = right.reshape(-1)
-            counted = flat != _IGNORE_INDEX
-            lead = _margins(z, flat.where(counted, 0))
-        norm += at.weight * float((z - z.mean(-1, keepdim=True)).norm(dim=-1)[counted].mean())
-        margin += at.weight * float(lead[counted].mean())
+        batch = objective.data.batches[at.index]
+        labels: Tensor = loss.labels(batch)  # type: ignore[attr-defined]
+        outputs = objective.evaluated(call, copies, at).double()
+        shares = averaging_shares(loss, outputs, batch)
+        counted = shares > 0  # terms that the loss averages over
+        z, shares = outputs.reshape(-1, outputs.shape[-1])[counted], shares[counted]
+        lead = torch.full_like(shares, math.nan)
+        if not labels.is_floating_point():
+            lead = _margins(z, labels.reshape(-1)[counted].long())
+        norm += at.weight * float((z - z.mean(-1, keepdim=True)).norm(dim=-1) @ shares)
+        margin += at.weight * float(lead @ shares)
     return norm, margin
 
 
@@ -101,6 +96,11 @@ def _margins(z: Tensor, right: Tensor) -> Tensor:
     """Return the logit of the correct class minus the largest other logit, `(N,)`; nan with a single class."""
     if z.shape[-1] < 2:
         return torch.full_like(z[:, 0], math.nan)
+    if bool(((right < 0) | (right >= z.shape[-1])).any()):
+        raise ProbeError(
+            f"labels must be in 0 to {z.shape[-1] - 1} or -100: give your loss a method shares(outputs, batch) that is "
+            "0 for terms that are left out"
+        )
     correct = z.gather(-1, right[:, None])[:, 0]
     others = z.scatter(-1, right[:, None], -math.inf).amax(-1)
     return correct - others
