@@ -26,9 +26,14 @@ from .eigenvalues.results import (
     EigenPairs as EigenPairs,
     SpectrumEstimate as SpectrumEstimate,
 )
-from .errors import ProbeError as ProbeError
+from .errors import (
+    ProbeError as ProbeError,
+    ProbeWarning as ProbeWarning,
+)
 from .objective.losses import (
+    BinaryCrossEntropy as BinaryCrossEntropy,
     CrossEntropy as CrossEntropy,
+    HuggingFaceLoss as HuggingFaceLoss,
     MeanSquaredError as MeanSquaredError,
 )
 from .objective.objective import Objective as Objective

@@ -78,6 +78,7 @@ def with_provenance(rows: Rows, step: int, objective: Objective, seed: int, grad
         "loss_kind": objective.loss_kind,
         "seed": seed,
         "data_hash": objective.data_hash,
+        "additivity": objective.additivity,
     }
     more = {
         "gauge": "raw",

@@ -46,7 +46,8 @@ def batch_rows(target: MeasurementTarget, names: frozenset[str]) -> Rows:
         "batch_sharpness": found.mean_of_ratios,
         "batch_sharpness_ratio_of_means": found.ratio_of_means,
     }
-    provenance = {"data_hash": minibatches.data_hash, "method": "reverse"}  # one graph per batch
+    provenance = {"data_hash": minibatches.data_hash, "additivity": minibatches.additivity}
+    provenance["method"] = "reverse"  # one graph per batch
     return Rows([{**estimate_row(name, one), **provenance} for name, one in both.items() if name in names])
 
 

@@ -20,6 +20,7 @@ from lossscope.landscape.measures.step_measures import ByParameter, RecordedStep
 from lossscope.landscape.recording.cadence import Preset
 from lossscope.landscape.recording.faults import Faults
 from lossscope.probes.eigenvalues.eigen_tracker import EigenTracker
+from lossscope.probes.objective.fixed_loss import batch_norm_note
 from lossscope.probes.objective.objective import Objective
 from lossscope.probes.sharpness.step_quality import LayerRemainders, layer_remainders
 
@@ -118,6 +119,11 @@ class CurvatureEvaluations:
         with self._faults.guarded("curvature", step, names):
             found = measure()
         return found
+
+    def note(self, found: Rows, training_loss: float) -> str | None:
+        """Return a sentence if the loss on the fixed data is not the one that is trained, see `batch_norm_note`."""
+        values = [float(row["value"]) for row in found.probes if row["measure"] == "loss"]
+        return batch_norm_note(self.objective, values[0], training_loss) if values else None
 
     def layers(self, step: int, before: ByParameter, displacement: ByParameter) -> LayerRemainders | None:
         """Return the Taylor remainder of each layer as if it alone took its part of the step; None if it failed."""

@@ -147,6 +147,7 @@ class MinibatchPairs:
             "loss_kind": self._minibatches.loss_kind,
             "dtype": str(self._parameters[0].dtype).removeprefix("torch."),
             "data_hash": self._minibatches.data_hash,
+            "additivity": self._parts[self._place].additivity,
         }
 
     def _spectra(self, pair: _Pair) -> list[Row]:

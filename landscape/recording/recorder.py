@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer
 
+from lossscope.landscape.measures.estimate_rows import Rows
 from lossscope.landscape.measures.host_transfer import to_host
 from lossscope.landscape.recording.cadence import Cadence, preset_of
 from lossscope.landscape.recording.checkpoints import save_checkpoint
@@ -126,6 +127,7 @@ class Recorder:
         if objective is not None:
             objective.value()  # raises now, not at the first evaluation, if the objective cannot be evaluated
         self._calls = self._rows_written = 0
+        self._loss: Tensor | float | None = None  # of the last step
         self._closed = False
         self._observer: StepObserver | None = None
         self._writer: RunWriter | None = None
@@ -183,6 +185,7 @@ class Recorder:
                 topic="order",
             )
         self._rows_written += 1
+        self._loss = loss.detach() if isinstance(loss, Tensor) else loss
         writer.steps = observer.steps
         numbers = {"train_accuracy": train_accuracy, "test_loss": test_loss, "test_accuracy": test_accuracy}
         self._sample_layers(observer)
@@ -330,6 +333,15 @@ class Recorder:
             )
             for table, row in found.by_table():
                 writer.append(table, row)
+            self._compare_losses(curvature, found, writer)
+
+    def _compare_losses(self, curvature: CurvatureEvaluations, found: Rows, writer: RunWriter) -> None:
+        """Say once, on stderr and in the manifest, if the loss on the fixed data is not the one that is trained."""
+        if self._loss is None or "fixed_loss" in writer.manifest:
+            return
+        if note := curvature.note(found, float(self._loss)):
+            writer.update(fixed_loss=f"step {self.steps}: {note}")
+            say(f"{self.path}: step {self.steps}: {note}")
 
     def _save(self, observer: StepObserver, writer: RunWriter) -> None:
         """Save a checkpoint."""

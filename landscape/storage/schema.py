@@ -171,6 +171,7 @@ _PROBES: Final = (
     Column("engine", "text", "", "lossscope or pyhessian"),
     Column("data_hash", "text", "", "hash of the data over which the loss is averaged"),
     Column("parameters", "int", "", "number of parameters over which the loss was differentiated; frozen ones are not"),
+    Column("additivity", "text", "", "how batches make up the loss: mean of samples, mean of batches, unchecked"),
     Column("converged", "bool", "", "true if the requested accuracy was reached"),
 )
 
@@ -190,6 +191,7 @@ _DENSITIES: Final = (
     Column("loss_kind", "text", "", "name of the loss function"),
     Column("seed", "int", "", "seed of the random probes"),
     Column("data_hash", "text", "", "hash of the data over which the loss is averaged"),
+    Column("additivity", "text", "", "how batches make up the loss: mean of samples, mean of batches, unchecked"),
 )
 
 _PAIRS: Final = (
@@ -216,6 +218,7 @@ _PAIRS: Final = (
     Column("loss_kind", "text", "", "name of the loss function"),
     Column("dtype", "text", "", "dtype of the vectors"),
     Column("data_hash", "text", "", "hash of all minibatches together"),
+    Column("additivity", "text", "", "how batches make up the loss: mean of samples, mean of batches, unchecked"),
 )
 
 TABLES: Final[dict[str, tuple[Column, ...]]] = {

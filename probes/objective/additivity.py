@@ -296,7 +296,10 @@ def _judged(losses: BatchLosses, at: _Comparison, counts: tuple[float, float]) -
         return _unchecked(losses, "the loss depends on the order of its samples, or rounds too coarsely to tell")
     slack = max(_floor(at.scale), _MARGIN * rounding)
     if abs(at.whole - at.mean(counts)) <= slack:
-        return Additivity(SAMPLES)
+        other = losses.attempt(at.swapped())  # rounding hardly depends on the order of samples
+        if other is not None and abs(other - at.whole) <= _floor(at.scale):
+            return Additivity(SAMPLES)
+        return _unchecked(losses, "the loss depends on the order of its samples")
     for one in suggested_counts(at.parts, losses.loss_fn):
         if abs(at.whole - at.mean(one.values)) <= slack:
             raise ProbeError(_wrong_weights(at, counts, one.source))

@@ -19,6 +19,7 @@ _MOST_NAMES: Final = 6
 _PROBE_COLUMNS: Final = (
     ("mode", "mode of the model"),
     ("loss_kind", "loss differentiated"),
+    ("additivity", "loss over batches"),
     ("gauge", "gauge"),
     ("dtype", "dtype of the products"),
     ("engine", "engine"),
@@ -39,10 +40,11 @@ def provenance(runs: Sequence[Run]) -> Table:
 
 
 def ending_notes(runs: Sequence[Run]) -> tuple[str, ...]:
-    """Return a note for each run that did not finish, with its end, and for each run without steps."""
+    """Return a note for each run that did not finish, has no steps, or whose fixed data have another loss."""
     ended = [f"{run.name}: {run.status}. {run.ends}" for run in runs if run.status != "finished"]
     empty = [f"{run.name}: no step was recorded." for run in runs if not len(run.steps)]
-    return (*ended, *empty)
+    other = [f"{run.name}: {note}." for run in runs if isinstance(note := run.manifest.get("fixed_loss"), str)]
+    return (*ended, *empty, *other)
 
 
 def runs_in_words(runs: Sequence[Run]) -> str:
