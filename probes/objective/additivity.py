@@ -297,7 +297,7 @@ def _judged(losses: BatchLosses, at: _Comparison, counts: tuple[float, float]) -
     slack = max(_floor(at.scale), _MARGIN * rounding)
     if abs(at.whole - at.mean(counts)) <= slack:
         other = losses.attempt(at.swapped())  # rounding hardly depends on the order of samples
-        if other is not None and abs(other - at.whole) <= _floor(at.scale):
+        if other is not None and abs(other - at.whole) <= max(_floor(at.scale), 4 * losses.unit * at.scale):
             return Additivity(SAMPLES)
         return _unchecked(losses, "the loss depends on the order of its samples")
     for one in suggested_counts(at.parts, losses.loss_fn):
