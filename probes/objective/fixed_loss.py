@@ -46,8 +46,8 @@ def batch_norm_note(objective: Objective, value: float, training_loss: float) ->
         return None
     return (
         f"the loss on the fixed data is {value:.4g} in eval mode, by the running statistics of batch norm, and "
-        f"{fresh:.4g} by those of its batch, near the training loss {training_loss:.4g}: curvature in eval mode is that "
-        "of another function; pass Objective(..., mode='frozen'), or 'train'"
+        f"{fresh:.4g} by those of its batch, near the training loss {training_loss:.4g}: curvature in eval mode is "
+        "that of another function; pass Objective(..., mode='frozen'), or 'train'"
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, Final, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +26,9 @@ __all__ = [
     "row_shares",
     "rows",
 ]
+
+
+_TORCHS: Final = -100  # torch's ignore_index
 
 
 @runtime_checkable
@@ -76,7 +79,7 @@ class CrossEntropy:
     """
 
     weight: Tensor | None = None
-    ignore_index: int = -100
+    ignore_index: int = _TORCHS
     label_smoothing: float = 0.0
     class_axis: int | None = None
 
@@ -115,7 +118,7 @@ class CrossEntropy:
             outputs.reshape(-1, outputs.shape[-1]),
             flat,
             weight=weight,
-            ignore_index=self.ignore_index,
+            ignore_index=_TORCHS if flat.is_floating_point() else self.ignore_index,
             label_smoothing=self.label_smoothing,
         )
 
@@ -504,7 +507,7 @@ def averaging_shares(loss: Any, outputs: Tensor, batch: Any) -> Tensor:
     count = len(rows(outputs))
     labels = loss.labels(batch) if hasattr(loss, "labels") else None
     if isinstance(labels, Tensor) and not labels.is_floating_point() and labels.numel() == count:
-        counted = (labels.reshape(-1) != CrossEntropy.ignore_index).to(outputs.device, torch.float64)
+        counted = (labels.reshape(-1) != _TORCHS).to(outputs.device, torch.float64)
         return counted / counted.sum()
     return torch.full((count,), 1 / count, dtype=torch.float64, device=outputs.device)
 

@@ -249,7 +249,7 @@ def test_what_cannot_be_compared_is_used_with_one_note(loss: Any) -> None:
     objective = Objective(net(), loss, pairs(5, 9))
     with pytest.warns(ProbeWarning, match=r"additivity: unchecked.*\(5, 9\).*Pass count=lambda batch: \.\.\.") as given:
         value = objective.value()
-        assert objective.value() == value
+    assert objective.value() == value
     assert len(given) == 1
     assert objective.additivity == "unchecked"
     assert Objective(net(), loss, pairs(5, 9), count=lambda b: len(b[1])).value() == value  # declared: no note
