@@ -2,47 +2,50 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, Final
+from dataclasses import dataclass
+from typing import Any
 
+import torch
 from torch import Tensor
 from torch.autograd.function import BackwardCFunction
+from torch.utils.checkpoint import CheckpointFunction
 
 from lossscope.probes.errors import ProbeError
+from lossscope.probes.objective.verified_functions import STRAIGHT_THROUGH, VERIFIED
 
-__all__ = ["custom_functions", "graph_nodes", "no_reentrant_checkpoint"]
+__all__ = ["GraphFacts", "graph_facts", "graph_nodes", "no_reentrant_checkpoint"]
 
 
 @contextmanager
 def no_reentrant_checkpoint() -> Iterator[None]:
     """Raise inside this context on `torch.utils.checkpoint.checkpoint(..., use_reentrant=True)`.
 
-    Such a checkpoint raises under `torch.autograd.grad`. If its inputs require no gradient, it has no derivative with
-    respect to the parameters inside, and torch only warns.
+    Such a checkpoint raises under `torch.autograd.grad`, or has no derivative with respect to the parameters inside:
+    silently in forward mode, and where its inputs require no gradient.
 
     Yields:
         Nothing.
-
-    Raises:
-        ProbeError: there is such a checkpoint.
     """
+    inherited = "apply" not in vars(CheckpointFunction)
+    before = CheckpointFunction.apply
+    CheckpointFunction.apply = staticmethod(_refuse_checkpoint)  # type: ignore[method-assign]
     try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("error", message="None of the inputs have requires_grad=True")
-            yield
-    except (RuntimeError, UserWarning) as error:
-        if "use_reentrant" in str(error) or "None of the inputs have requires_grad" in str(error):
-            raise ProbeError(
-                "the model uses checkpoint(..., use_reentrant=True), which has no derivative under "
-                "torch.autograd.grad: pass use_reentrant=False"
-            ) from error
-        raise
+        yield
+    finally:
+        if inherited:
+            del CheckpointFunction.apply
+        else:
+            CheckpointFunction.apply = staticmethod(before)  # type: ignore[method-assign]
 
 
-# node names; torch._weight_norm, behind both weight norms of torch, is 44 % off in torch 2.13
-_WRONG_IN_TORCH: Final = ("WeightNormInterfaceBackward0",)
+def _refuse_checkpoint(*_: Any) -> Any:
+    """Raise the error that names a reentrant checkpoint."""
+    raise ProbeError(
+        "the model uses checkpoint(..., use_reentrant=True), which has no derivative under "
+        "torch.autograd.grad: pass use_reentrant=False"
+    )
 
 
 def graph_nodes(ends: Iterable[Tensor]) -> Iterator[Any]:
@@ -64,23 +67,35 @@ def graph_nodes(ends: Iterable[Tensor]) -> Iterator[Any]:
             pending += [before for before, _ in node.next_functions]
 
 
-def custom_functions(end: Tensor) -> list[str]:
-    """Return the functions in the graph of a tensor whose second derivative must be checked.
+@dataclass(frozen=True)
+class GraphFacts:
+    """What the autograd graph of a loss tells about its derivatives."""
 
-    These are the subclasses of `torch.autograd.Function`, because autograd differentiates their backward passes: one
-    that reads a precomputed number from the forward pass, or that is marked `once_differentiable`, has no derivative;
-    torch raises only where the incoming gradient has one, and treats it as zero otherwise. Functions of torch itself
-    whose second derivative is known to be wrong are included.
+    unverified: tuple[str, ...]  # functions whose second derivative must be checked, in alphabetical order
+    unit: float  # rounding unit of the coarsest dtype of a result on the way from the parameters; 0 without a graph
+
+
+def graph_facts(end: Tensor) -> GraphFacts:
+    """Return the functions in the graph of a tensor whose second derivative must be checked, and its coarsest dtype.
+
+    Not to be checked are the functions of torch in `VERIFIED`, whose second derivatives the tests compare with
+    differences. Others are: subclasses of `torch.autograd.Function`, because autograd differentiates their backward
+    passes (one that reads a precomputed number from the forward pass, or that is marked `once_differentiable`, has no
+    derivative; torch raises only where the incoming gradient has one, and treats it as zero otherwise); derivatives
+    inside the loss, of which a third derivative is taken; functions whose second derivative depends on the values
+    (a product with zeros); and functions that are known to be wrong, or not known.
 
     Args:
         end: Output of the graph, the loss.
 
     Returns:
-        Their names, each once, in alphabetical order; empty if there are none.
+        Their names, each once, and the rounding unit.
     """
-    names = {type(node).__name__ for node in graph_nodes([end]) if _is_custom(node)}
-    return sorted(name.removesuffix("0").removesuffix("Backward") for name in names)
-
-
-def _is_custom(node: Any) -> bool:
-    return isinstance(node, BackwardCFunction) or type(node).__name__ in _WRONG_IN_TORCH
+    names, unit = set(), 0.0
+    for node in graph_nodes([end]):
+        name = type(node).__name__.rstrip("0123456789").removesuffix("Backward")
+        if isinstance(node, BackwardCFunction) or not (name in VERIFIED or name.startswith(STRAIGHT_THROUGH)):
+            names.add(name)
+        dtypes = (result.dtype for result in node._input_metadata)
+        unit = max([unit, *(torch.finfo(dtype).eps for dtype in dtypes if dtype.is_floating_point)])
+    return GraphFacts(tuple(sorted(names)), unit)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any, Final
 
@@ -11,27 +11,45 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.overrides import TorchFunctionMode
 
+from lossscope.probes.objective.module_state import ModuleState
 from lossscope.probes.objective.parameters import cast
+from lossscope.probes.objective.reached import Reached
 
 __all__ = ["Substitution"]
+
+_CAST: Final = 10  # parameters of other networks that are cast to another dtype, at most, per parameter of the model
 
 
 class Substitution:
     """`function(model, batch)` as a function of the model's parameters and buffers.
 
-    The model's own tensors are restored when a call returns. They are not written and are in no graph, so hooks on
-    them do not fire and `.grad` is unchanged.
+    The model's own tensors are restored when a call returns, and so are attributes, lists and dictionaries of modules:
+    each call finds them as they were. Parameters and buffers are not written and are in no graph, so hooks on them do
+    not fire and `.grad` is unchanged. Networks beside the model that the function reaches are treated alike.
 
     Args:
         model: The model.
         function: Any function that calls the model it is given, such as a loss.
         dtype: Dtype to which floating buffers are cast; None to keep theirs.
+        reached: What the function reaches beside the model.
     """
 
-    def __init__(self, model: nn.Module, function: Callable[[Any, Any], Any], dtype: torch.dtype | None = None) -> None:
-        self._call = _Call(model, function)
+    def __init__(
+        self,
+        model: nn.Module,
+        function: Callable[[Any, Any], Any],
+        dtype: torch.dtype | None = None,
+        reached: Reached | None = None,
+    ) -> None:
+        beside = reached or Reached()
+        self._call = _Call(model, function, beside.modules)
         self._dtype = dtype
+        self._objects = beside.objects
         self._places = _places(self._call)
+        own = sum(p.numel() for p in model.parameters())
+        others = {name: p for name, p in self._call.named_parameters() if not name.startswith("model.")}
+        few = sum(p.numel() for p in others.values()) <= _CAST * own
+        self._others = others if dtype is not None and few else {}
 
     def buffers(self) -> dict[str, Tensor]:
         """Return copies of the model's buffers, which calls may update."""
@@ -41,10 +59,15 @@ class Substitution:
     def __call__(self, parameters: dict[str, Tensor], buffers: dict[str, Tensor], batch: Any) -> Any:
         """Evaluate the function; the given buffers are updated in place as the model would update its own."""
         tensors = {f"model.{name}": p for name, p in parameters.items()} | buffers
+        tensors |= {name: cast(p.detach(), self._dtype) for name, p in self._others.items()}
         # tie_weights=True would not restore the tensors of a module that is registered twice
         everywhere = {place: tensor for name, tensor in tensors.items() for place in self._places.get(name, [name])}
-        with nullcontext() if self._dtype is None else _Converted(self._dtype):
-            return functional_call(self._call, everywhere, (batch,), tie_weights=False)
+        state = ModuleState(self._call.modules(), self._objects)
+        try:
+            with nullcontext() if self._dtype is None else _Converted(self._dtype):
+                return functional_call(self._call, everywhere, (batch,), tie_weights=False)
+        finally:
+            state.restore()
 
 
 class _Converted(TorchFunctionMode):
@@ -77,12 +100,13 @@ def _is_floating(value: Any) -> bool:
 
 
 class _Call(nn.Module):
-    """The function as a module whose only submodule is the model."""
+    """The function as a module whose submodules are the model and the networks beside it."""
 
-    def __init__(self, model: nn.Module, function: Callable[[Any, Any], Any]) -> None:
+    def __init__(self, model: nn.Module, function: Callable[[Any, Any], Any], beside: Sequence[nn.Module]) -> None:
         super().__init__()
         self.model = model
         self.function = function
+        self.beside = nn.ModuleList(beside)
 
     def forward(self, batch: Any) -> Any:
         """Return the function of model and batch."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pickle
 import random
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -13,65 +14,110 @@ import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from lossscope.probes.errors import ProbeError
+from lossscope.probes.objective.autograd_guards import no_reentrant_checkpoint
+from lossscope.probes.objective.module_state import ModuleState
+from lossscope.probes.objective.reached import Reached
+
 __all__ = ["Mode", "isolated", "random_modules", "random_state"]
 
 Mode = Literal["eval", "frozen", "train"]
 
 
 @contextmanager
-def isolated(model: nn.Module, *, training: bool, devices: Iterable[torch.device]) -> Iterator[None]:
+def isolated(
+    model: nn.Module, *, training: bool, devices: Iterable[torch.device], reached: Reached | None = None
+) -> Iterator[None]:
     """Allow the model to be differentiated twice inside this context, and restore all state at its end.
 
-    Attention uses its math kernel (the fused ones have no second derivative); autocast and inference mode are off. At
-    exit these switches, the random states of torch (CPU and the devices), numpy and Python, and every plain attribute
-    of every module are restored: its mode, and attributes set by a forward pass, such as the weight that the hook of
-    `torch.nn.utils.weight_norm` computes, with its graph. (Parameters and buffers are never touched inside: losses are
-    evaluated on substitutes, see `Objective`.) Changes a module makes inside its own lists or dictionaries are kept.
+    Attention uses its math kernel (the fused ones have no second derivative); autocast and inference mode are off;
+    no gradient is synchronized between processes; a reentrant checkpoint raises. At exit these switches, the random
+    states of torch (CPU and the devices), numpy and Python, and of the model and of what the loss reaches beside it
+    the following are restored: modes and other attributes, with the lists and dictionaries among them; `.grad` and
+    `requires_grad` of parameters; generators of random numbers. (Parameters and buffers are never written inside:
+    losses are evaluated on substitutes, see `Objective`.)
 
     Args:
         model: The model.
         training: The training mode of its modules inside.
         devices: The devices in use.
+        reached: What the loss reaches beside the model; its networks keep their modes.
 
     Yields:
         Nothing.
     """
+    beside = reached or Reached()
     cuda = sorted({device.index or 0 for device in devices if device.type == "cuda"})
     kinds = {"cpu", *(device.type for device in devices)}
-    attributes = [(module, vars(module).copy()) for module in model.modules()]
+    modules = list(dict.fromkeys(part for root in (model, *beside.modules) for part in root.modules()))
+    state = ModuleState(modules, beside.objects)
     drawn, of_python = np.random.get_state(legacy=False), random.getstate()
+    generators = [_generator_state(generator) for generator in beside.generators]
     fast_path = torch.backends.mha.get_fastpath_enabled()
-    try:
-        with torch.random.fork_rng(devices=cuda), _autocast_off(kinds), sdpa_kernel(SDPBackend.MATH):
-            torch.backends.mha.set_fastpath_enabled(False)
-            model.train(training)
-            with torch.inference_mode(False), torch.enable_grad():
-                yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast_path)
-        np.random.set_state(drawn)
-        random.setstate(of_python)
-        for module, before in attributes:
-            _restore(module, before)
-
-
-def _restore(module: nn.Module, before: dict[str, Any]) -> None:
-    """Restore the attributes of a module, bypassing `setattr`, which would register tensors among them."""
-    present = vars(module)
-    for name in present.keys() - before.keys():
-        del present[name]
-    present.update(before)
+    with ExitStack() as stack:
+        stack.callback(torch.backends.mha.set_fastpath_enabled, fast_path)
+        stack.callback(np.random.set_state, drawn)
+        stack.callback(random.setstate, of_python)
+        stack.callback(state.restore)
+        for put_back in generators:
+            stack.callback(put_back)
+        stack.enter_context(torch.random.fork_rng(devices=cuda))
+        stack.enter_context(_gradients_apart(modules))
+        for kind in sorted(kinds):
+            stack.enter_context(torch.autocast(kind, enabled=False))
+        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        stack.enter_context(no_reentrant_checkpoint())
+        torch.backends.mha.set_fastpath_enabled(False)
+        model.train(training)
+        for module in modules:
+            if hasattr(module, "require_backward_grad_sync"):  # DistributedDataParallel would wait for other processes
+                vars(module).update(require_backward_grad_sync=False, require_forward_param_sync=False)
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        yield
 
 
 @contextmanager
-def _autocast_off(kinds: Iterable[str]) -> Iterator[None]:
-    """Disable autocast on these device types."""
-    from contextlib import ExitStack
+def _gradients_apart(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Take `.grad` off all parameters inside this context; at its end put it back, as it was.
 
-    with ExitStack() as stack:
-        for kind in sorted(kinds):
-            stack.enter_context(torch.autocast(kind, enabled=False))
+    Raises:
+        ProbeError: a parameter has got a gradient inside.
+    """
+    parameters = {id(p): (name, p) for m in modules for name, p in m.named_parameters(recurse=False)}.values()
+    kept = [(p, p.grad, p.requires_grad) for _, p in parameters]
+    for p, grad, _ in kept:
+        if grad is not None:
+            p.grad = None
+    written = ""
+    try:
         yield
+        written = next((name for name, p in parameters if p.grad is not None), "")
+    finally:
+        for p, grad, needed in kept:
+            if p.grad is not None:
+                p.grad = None
+            if grad is not None:
+                p.grad = grad
+            if p.is_leaf and p.requires_grad != needed:
+                p.requires_grad_(needed)
+    if written:
+        raise ProbeError(
+            f"a backward pass inside the loss has written .grad of a parameter ({written}), past torch.autograd.grad: "
+            "its derivatives would be missing; take .backward() out of the loss and of functions with their own "
+            "backward pass, such as a reentrant checkpoint"
+        )
+
+
+def _generator_state(generator: Any) -> Callable[[], Any]:
+    """Return a function that sets a generator of random numbers back to its present state."""
+    if isinstance(generator, torch.Generator):
+        return partial(generator.set_state, generator.get_state())
+    if isinstance(generator, random.Random):
+        return partial(generator.setstate, generator.getstate())
+    if isinstance(generator, np.random.RandomState):
+        return partial(generator.set_state, generator.get_state(legacy=False))
+    return partial(setattr, generator.bit_generator, "state", generator.bit_generator.state)
 
 
 def random_state(devices: Iterable[torch.device]) -> bytes:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from lossscope.probes.errors import ProbeError, ProbeWarning
 from lossscope.probes.objective.additivity import BATCHES, UNCHECKED, Additivity, BatchLosses, checked_additivity
-from lossscope.probes.objective.autograd_guards import custom_functions, no_reentrant_checkpoint
+from lossscope.probes.objective.autograd_guards import GraphFacts, graph_facts
 from lossscope.probes.objective.batch_tree import mapped
 from lossscope.probes.objective.data import FixedData, fixed_data
 from lossscope.probes.objective.evaluation import (
@@ -30,6 +30,7 @@ from lossscope.probes.objective.functional import Substitution
 from lossscope.probes.objective.isolation import Mode, isolated, random_state
 from lossscope.probes.objective.losses import MeanSquaredError, own_count
 from lossscope.probes.objective.parameters import ParameterVector, cast
+from lossscope.probes.objective.reached import reached
 
 __all__ = ["LossFunction", "Objective"]
 
@@ -97,9 +98,11 @@ class Objective:
         self._counted = count is not None or (self.data.count is not None and not isinstance(loss_fn, MeanSquaredError))
         self._additivity: list[Additivity] = [] if additive else [Additivity(BATCHES)]  # empty until it is checked
         self._of_parts: list[Additivity] = []  # shared by all parts that are evaluated before the whole
+        self.reached = reached(loss_fn, model)
         self.call = self.substitution(loss_fn)
-        self.custom: list[str] | None = None  # custom autograd functions in the graph; None until a first gradient
-        self.second_derivative_checked = False  # True once it was found right
+        self.graph: GraphFacts | None = None  # what the graph of the loss tells; None until a first gradient
+        self.verified: frozenset[str] = frozenset()  # methods whose products were found right
+        self._differentiated = False  # True if the loss itself differentiates by the parameters
         self._whole = True  # True if the coordinates are all trainable parameters, in their own dtype
         self._inside = False
         self._checked = False
@@ -157,8 +160,8 @@ class Objective:
         """Return the mean loss."""
         if not self._inside:
             self.data.require_unchanged(thorough=True)
-        with self.evaluating(), torch.no_grad():
-            return math.fsum(weight * float(loss) for weight, loss in self.losses(self.copies()))
+        with self.evaluating():
+            return math.fsum(at.weight * float(self.loss(self.copies(), at).detach()) for at in self.passes())
 
     def gradient(self) -> Tensor:
         """Return the gradient of the mean loss as a flat vector `(n,)`."""
@@ -181,7 +184,8 @@ class Objective:
             ProbeError: a name is unknown, or there is none.
         """
         part = copy.copy(self)
-        part.vector = ParameterVector(self.model, self.vector.known(names))
+        part.vector = ParameterVector(self.model, self.vector.known(names), self.vector.cast_to)
+        part.vector.unit = max(part.vector.unit, self.graph.unit if self.graph else 0.0)
         part._whole, part._inside = False, False
         return part
 
@@ -203,6 +207,7 @@ class Objective:
         other = copy.copy(self)
         other.vector = ParameterVector(self.model, self.names, dtype)
         other.call = other.substitution(self.loss_fn)
+        other.graph = None
         other._whole, other._inside = False, False
         return other
 
@@ -259,7 +264,11 @@ class Objective:
             self.vector.place(new)
             yield
         finally:
-            self.vector.place(old)
+            try:
+                self.vector.place(old)
+            except BaseException:  # an interruption in between
+                self.vector.place(old)
+                raise
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
@@ -274,6 +283,8 @@ class Objective:
             yield
             return
         self.data.require_unchanged()
+        self.reached = reached(self.loss_fn, self.model)
+        self.call = self.substitution(self.loss_fn)
         with self._isolated():
             self._inside = True
             try:
@@ -284,11 +295,15 @@ class Objective:
 
     def _isolated(self) -> AbstractContextManager[None]:
         """Return the context of an evaluation."""
-        return isolated(self.model, training=self.mode != "eval", devices={self.device} | self.data.devices)
+        devices = {self.device} | self.data.devices
+        return isolated(self.model, training=self.mode != "eval", devices=devices, reached=self.reached)
 
     def copies(self) -> list[Tensor]:
-        """Return copies of the parameters, which a model may modify in place."""
-        return self.vector.views(self.parameters(), apart=True)
+        """Return copies of the parameters, which a model may modify in place; call it after `passes`.
+
+        They require grad only if the loss itself differentiates by the parameters, so that no graph is kept for others.
+        """
+        return self.vector.views(self.leaf() if self._differentiated else self.parameters(), apart=True)
 
     def leaf(self) -> Tensor:
         """Return a copy of the parameters as the leaf of a graph, `(n,)`."""
@@ -296,7 +311,7 @@ class Objective:
 
     def substitution(self, function: Callable[[Any, Any], Any]) -> Substitution:
         """Return another function of model and batch, evaluated in the dtype of the loss."""
-        return Substitution(self.model, function, self.vector.cast_to)
+        return Substitution(self.model, function, self.vector.cast_to, self.reached)
 
     def passes(self) -> Iterator[BatchEvaluation]:
         """Yield the batches in the order in which they must be evaluated.
@@ -344,10 +359,7 @@ class Objective:
         """Return the derivative of a scalar by a leaf, `(n,)`; `graph` gives it a graph, `keep` retains the old one."""
         found = None
         if of.requires_grad:
-            with no_reentrant_checkpoint():
-                found = torch.autograd.grad(
-                    of, theta, create_graph=graph, retain_graph=graph or keep, allow_unused=True
-                )[0]
+            found = torch.autograd.grad(of, theta, create_graph=graph, retain_graph=graph or keep, allow_unused=True)[0]
         if found is None and self._whole:
             raise ProbeError(
                 f"the loss depends on none of the {len(self.names)} trainable parameters: does loss_fn use "
@@ -357,10 +369,30 @@ class Objective:
 
     def slope(self, theta: Tensor, at: BatchEvaluation, *, graph: bool = False) -> BatchGradient:
         """Return the gradient of one batch by a leaf, with its graph if requested; call it inside `evaluating`."""
-        loss = self.loss(self.vector.views(theta, apart=True), at)
-        if self.custom is None:
-            self.custom = custom_functions(loss)
-        return BatchGradient(at.weight, theta, self.derivative(loss, theta, graph=graph))
+
+        def gradient(found: Any) -> Tensor:
+            loss = self.validated_loss(found, at)
+            self.inspect(loss)
+            return self.derivative(loss, theta, graph=graph)
+
+        return BatchGradient(at.weight, theta, self.within(gradient, theta, at))
+
+    def within(self, compute: Callable[[Any], Tensor], theta: Tensor, at: BatchEvaluation) -> Tensor:
+        """Return what a function makes of the loss of one batch, computed while a leaf is in the model.
+
+        A checkpoint inside the model recomputes its activations in the backward pass, with the parameters that are
+        there at that time.
+        """
+        call = self.substitution(lambda model, batch: compute(self.loss_fn(model, batch)))
+        found: Tensor = self.evaluated(call, self.vector.views(theta, apart=True), at)
+        return found
+
+    def inspect(self, loss: Tensor) -> GraphFacts:
+        """Return what the graph of the loss tells, once; the unit of `vector` is made that of its coarsest dtype."""
+        if self.graph is None:
+            self.graph = graph_facts(loss)
+            self.vector.unit = max(self.vector.unit, self.graph.unit)
+        return self.graph
 
     def gradients(self, *, graph: bool = False) -> Iterator[BatchGradient]:
         """Yield the gradient of each batch by a new leaf, with its graph if requested.
@@ -385,17 +417,29 @@ class Objective:
             yield BatchEvaluation(index, weight, where, buffers, before[index] if before else None, slack)
 
     def _values(self) -> list[float]:
-        """Return the loss of each batch."""
+        """Return the loss of each batch; find out whether it can be evaluated without a graph of the parameters."""
         devices = {self.device} | self.data.devices
-        with torch.no_grad():
-            copies, before = self.copies(), random_state(devices)
-            with no_reentrant_checkpoint():
-                found = [float(self.loss(copies, at)) for at in self._starts(None)]
-            drawn = random_state(devices) != before
-            if drawn:
-                self._require_unused_random_numbers()
-            self._check_additivity(found, drawn=drawn)
-            return found
+        before = random_state(devices)
+        try:
+            found = self._plain_values()
+        except RuntimeError as error:
+            if "grad" not in str(error):
+                raise
+            self._differentiated = True  # the loss differentiates by the parameters
+            try:
+                found = self._plain_values()
+            except RuntimeError:
+                self._differentiated = False
+                raise error from None
+        drawn = random_state(devices) != before
+        if drawn:
+            self._require_unused_random_numbers()
+        self._check_additivity(found, drawn=drawn)
+        return found
+
+    def _plain_values(self) -> list[float]:
+        """Return the loss of each batch, without a comparison."""
+        return [float(self.loss(self.copies(), at).detach()) for at in self._starts(None)]
 
     def _check_additivity(self, values: list[float], *, drawn: bool) -> None:
         """Compare the loss of joined batches with their weighted mean, once; give the note of a check that fails."""
@@ -414,8 +458,7 @@ class Objective:
 
         def evaluate(batch: Any, of: Objective = self) -> float:
             leaves = of.copies() if theta is None else of.vector.views(theta.to(of.dtype, copy=True), apart=True)
-            with torch.enable_grad():  # a loss may differentiate by its inputs
-                return float(of._evaluated_on(batch, of.call, leaves, of.call.buffers()))
+            return float(of._evaluated_on(batch, of.call, leaves, of.call.buffers()).detach())
 
         return BatchLosses(
             self.data,
@@ -446,4 +489,5 @@ class Objective:
 
     def _near(self, theta: Tensor, at: BatchEvaluation) -> float:
         """Return the loss of one batch at other parameters."""
-        return float(self.evaluated(self.call, self.vector.views(theta.clone(), apart=True), at))
+        leaf = theta.clone().requires_grad_(self._differentiated)
+        return float(self.evaluated(self.call, self.vector.views(leaf, apart=True), at).detach())

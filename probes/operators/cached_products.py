@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -18,6 +19,8 @@ from lossscope.probes.operators.second_derivative import SecondDerivativeError
 from lossscope.probes.operators.timing import GradientTime, now
 
 __all__ = ["CachedProducts", "out_of_memory", "reason"]
+
+_UNSETTLED: Final = 0.01  # relative error of differences above which they are no derivative
 
 
 class CachedProducts:
@@ -126,10 +129,16 @@ class CachedProducts:
         rows = V.mT.contiguous()
         with self._objective.evaluating():
             try:
-                return self._product(rows).mT
+                found = self._product(rows)
             except Exception as error:  # torch raises many types where a derivative is missing
                 self._raise_if_final(error)
                 return self._product_by_fallback(rows, error).mT
+            if self._fallbacks and not _finite(found):  # a formula of autograd fails at a point, such as sinc at 0
+                try:
+                    return self._product_by_fallback(rows, ArithmeticError("the product is not finite")).mT
+                except ArithmeticError:
+                    pass  # no method has a finite product: the operator says so
+            return found.mT
 
     def _raise_if_final(self, error: Exception) -> None:
         """Raise if no other method could succeed: the loss is invalid, or memory ran out."""
@@ -163,11 +172,11 @@ class CachedProducts:
             if self._cache is not None:
                 self._cache, self._free = {}, self._memory
             try:
-                if method.fallback_check is not None:
-                    method.fallback_check(self._objective)
                 found = self._product(rows)
             except Exception:  # the first error names the cause
                 continue
+            if not _finite(found) or (isinstance(error, ArithmeticError) and self._unit > _UNSETTLED):
+                continue  # differences that grow as the step shrinks: there is no second derivative
             self._fallback_reason = why
             return found
         self._method, self._width, self._fallbacks = failed, width, fallbacks
@@ -216,6 +225,11 @@ class CachedProducts:
         if self._objective.mode == "train" and self._cache:
             self._cache.clear()
             self._free = -1.0
+
+
+def _finite(rows: Tensor) -> bool:
+    """Return True if all entries are finite."""
+    return math.isfinite(float(rows.sum())) or bool(rows.isfinite().all())
 
 
 def reason(error: Exception) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from typing import Final
 
 import torch
@@ -18,8 +17,6 @@ __all__ = ["DIFFERENCES", "Differences", "relative_distance"]
 
 # exponent of the rounding unit in the step: 1/3 balances rounding and truncation, but crosses more kinks
 _EXPONENT: Final = 0.4
-_CONVERGED: Final = 1e-3  # relative distance below which two differences are accepted as the derivative
-_STRETCHES: Final = (1.0, 0.1, 0.01)  # factors on the step that are compared
 
 
 class Differences:
@@ -67,11 +64,14 @@ class Differences:
         step = direction * (reach / length)
         return self._slope(theta + step).sub(self._slope(theta - step)).mul(length / (2 * reach))
 
-    def converged(self) -> Tensor | None:
-        """Return the derivative along `probe` once a ten times smaller step confirms it; None if none does."""
-        found = [self.along(self.probe, stretch) for stretch in _STRETCHES]
-        pairs = itertools.pairwise(found)
-        return next((fine for coarse, fine in pairs if relative_distance(coarse, fine) < _CONVERGED), None)
+    def sides(self, direction: Tensor, stretch: float) -> tuple[Tensor, Tensor]:
+        """Return the derivatives of the gradient along a direction from above and from below, `(n,)` each."""
+        theta, direction = self.objective.parameters(), direction.to(self.objective.dtype)
+        here, central = self._slope(theta.clone()), self.along(direction, stretch)
+        sizes = [float(vector.square().mean().sqrt()) for vector in (theta, direction)]
+        scale = stretch * self.objective.vector.unit**_EXPONENT * (sizes[0] or 1.0) / sizes[1]
+        above = self._slope(theta + direction * scale).sub(here).div(scale)
+        return above, 2 * central - above
 
     def error(self) -> float:
         """Estimate the relative error: the change along `probe` when the step is doubled, at least rounding."""
@@ -81,8 +81,12 @@ class Differences:
     def _slope(self, theta: Tensor) -> Tensor:
         """Return the gradient at other parameters."""
         objective, moved = self.objective, theta.requires_grad_()
-        loss = objective.evaluated(objective.call, objective.vector.views(moved, apart=True), self._at)
-        return objective.derivative(loss.reshape(()), moved)
+
+        def gradient(found: Tensor) -> Tensor:
+            objective.inspect(found)
+            return objective.derivative(found.reshape(()), moved)
+
+        return objective.within(gradient, moved, self._at)
 
 
 def relative_distance(expected: Tensor, found: Tensor) -> float:

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from lossscope.probes.errors import ProbeError
+from lossscope.probes.objective.autograd_guards import graph_facts
 from lossscope.probes.objective.evaluation import BatchEvaluation
 from lossscope.probes.objective.losses import (
     BinaryCrossEntropy,
@@ -27,6 +28,7 @@ from lossscope.probes.objective.objective import Objective
 from lossscope.probes.operators.base import ObjectiveOperator
 from lossscope.probes.operators.cached_products import CachedProducts
 from lossscope.probes.operators.method import BatchProduct, Method
+from lossscope.probes.operators.second_derivative import check_adjoint
 
 __all__ = ["FisherKind", "OutputCurvature", "fisher", "gauss_newton", "output_methods", "split_loss"]
 
@@ -54,7 +56,7 @@ def split_loss(objective: Objective) -> SplitLoss:
         )
     if type(loss).__call__ in (CrossEntropy.__call__, MeanSquaredError.__call__, BinaryCrossEntropy.__call__):
         return loss  # whose value is computed that way
-    with objective.evaluating(), torch.no_grad():
+    with objective.evaluating():
         at, again = next(objective.passes()), next(objective.passes())
         whole = float(objective.loss(objective.copies(), at))
         outputs = objective.evaluated(objective.substitution(loss.outputs), objective.copies(), again)
@@ -114,10 +116,13 @@ def _reverse(loss: SplitLoss, curvature: OutputCurvature, objective: Objective, 
     w = torch.zeros_like(made.outputs, requires_grad=True)
     pulled = made.pullback(w, graph=True)
 
-    def column(row: Tensor) -> Tensor:
-        u = torch.autograd.grad(torch.dot(pulled, row), w, retain_graph=True)[0]
-        return made.pullback(made.multiply(u))
+    def push(row: Tensor) -> Tensor:
+        return torch.autograd.grad(torch.dot(pulled, row), w, retain_graph=True)[0]
 
+    def column(row: Tensor) -> Tensor:
+        return made.pullback(made.multiply(push(row)))
+
+    _check_jacobian(made, push if pulled.requires_grad else None, "reverse")
     return BatchProduct(_by_columns(column, pulled.requires_grad), [pulled], [made.theta])
 
 
@@ -127,6 +132,9 @@ def _batched(loss: SplitLoss, curvature: OutputCurvature, objective: Objective, 
     w = torch.zeros_like(made.outputs, requires_grad=True)
     pulled = made.pullback(w, graph=True)
 
+    def push(row: Tensor) -> Tensor:
+        return torch.autograd.grad(torch.dot(pulled, row), w, retain_graph=True)[0]
+
     def multiply(rows: Tensor, keep: bool) -> Tensor:
         if not pulled.requires_grad:
             return torch.zeros_like(rows)
@@ -134,6 +142,7 @@ def _batched(loss: SplitLoss, curvature: OutputCurvature, objective: Objective, 
         curved = torch.stack([made.multiply(one) for one in u])
         return torch.autograd.grad(made.outputs, made.theta, curved, retain_graph=True, is_grads_batched=True)[0]
 
+    _check_jacobian(made, push if pulled.requires_grad else None, "reverse")
     return BatchProduct(multiply, [pulled], [made.theta])
 
 
@@ -142,11 +151,31 @@ def _forward(loss: SplitLoss, curvature: OutputCurvature, objective: Objective, 
     if objective.mode == "train":
         raise ProbeError("method='forward' does not support mode='train', which updates buffers: use mode='frozen'")
     made = _outputs(loss, curvature, objective, at)
+    push = partial(_pushforward, loss, objective, at)
 
     def column(row: Tensor) -> Tensor:
-        return made.pullback(made.multiply(_pushforward(loss, objective, at, row)))
+        return made.pullback(made.multiply(push(row)))
 
+    _check_jacobian(made, push if made.outputs.requires_grad else None, "forward")
     return BatchProduct(_by_columns(column, made.outputs.requires_grad), [made.outputs], [made.theta])
+
+
+def _check_jacobian(made: _Outputs, push: Callable[[Tensor], Tensor] | None, method: str) -> None:
+    """Raise if a method gets J v silently wrong: it is compared with J'w once per objective, by one backward pass.
+
+    For backward passes only this is done where a function in the graph is not known to be right.
+    """
+    objective, name = made.objective, f"Jacobian by {method}"
+    if push is None or name in objective.verified:
+        return
+    facts = graph_facts(made.outputs)
+    objective.vector.unit = max(objective.vector.unit, facts.unit)
+    if facts.unverified or method != "reverse":
+        drawn = torch.randn(objective.size, generator=torch.Generator().manual_seed(0))
+        direction = drawn.to(made.theta.device, made.theta.dtype)
+        image = push(direction).detach()
+        check_adjoint(objective, image, made.pullback(image), direction, method)
+    objective.verified |= {name}
 
 
 def _by_columns(column: Callable[[Tensor], Tensor], depends: bool) -> Callable[[Tensor, bool], Tensor]:
@@ -162,11 +191,11 @@ def _pushforward(loss: SplitLoss, objective: Objective, at: BatchEvaluation, dir
     """Return J v."""
     function, tangents = objective.substitution(loss.outputs), objective.vector.split(direction)
     # not torch.func.jvp, inside which a module cannot update its buffers in place
-    with torch.no_grad(), forward_ad.dual_level():
+    with forward_ad.dual_level():
         pairs = zip(objective.copies(), tangents, strict=True)
         moving = [forward_ad.make_dual(p, t) for p, t in pairs]  # type: ignore[no-untyped-call]
         z, u = forward_ad.unpack_dual(objective.evaluated(function, moving, at))  # type: ignore[no-untyped-call]
-    return torch.zeros_like(z) if u is None else u
+    return torch.zeros_like(z) if u is None else u.detach()
 
 
 FisherKind = Literal["true", "empirical"]

@@ -16,7 +16,7 @@ from lossscope.probes.operators.base import ObjectiveOperator
 from lossscope.probes.operators.cached_products import CachedProducts
 from lossscope.probes.operators.finite_differences import DIFFERENCES
 from lossscope.probes.operators.method import BatchProduct, Method, graph_bytes
-from lossscope.probes.operators.second_derivative import check_product, require_second_derivative, second_derivative
+from lossscope.probes.operators.second_derivative import require_agreement, require_second_derivative, second_derivative
 
 __all__ = ["HESSIAN_METHODS", "hessian"]
 
@@ -74,8 +74,7 @@ def _derivative(objective: Objective, at: BatchEvaluation, name: str) -> Callabl
     """Return the derivative of the gradient of one batch along a direction."""
     gradient, theta = _gradient(objective, at, name), objective.parameters()
     if at.before is not None:  # the first two evaluations are compared, which cannot be done inside a transform
-        with torch.no_grad():
-            objective.loss(objective.copies(), at)
+        objective.loss(objective.copies(), at)
 
     def derivative(direction: Tensor) -> Tensor:
         found: Tensor = torch.func.jvp(gradient, (theta,), (direction,))[1]
@@ -115,19 +114,21 @@ def _mapped(derivative: Callable[[Tensor], Tensor]) -> Callable[[Tensor, bool], 
     return multiply
 
 
-def _require_forward_derivative(objective: Objective) -> None:
-    """Raise if forward mode gets the second derivative of the objective silently wrong, as a wrong `jvp` rule does."""
-    check_product(
-        objective, lambda frozen, at, direction: _forward(frozen, at).multiply(direction[None], False)[0], "forward"
-    )
+def _agreement(name: str, prepare: Callable[[Objective, BatchEvaluation], BatchProduct]) -> Callable[[Objective], None]:
+    """Return the check that a method gets the second derivative right, which torch's transforms may get wrong."""
+
+    def product(objective: Objective, at: BatchEvaluation, direction: Tensor) -> Tensor:
+        return prepare(objective, at).multiply(direction[None], False)[0]
+
+    return lambda objective: require_agreement(objective, product, name)
 
 
 HESSIAN_METHODS: Final = (
     Method("reverse", _reverse, is_gradient=True, check=require_second_derivative),
     Method("batched", _batched, width=8, is_gradient=True, check=require_second_derivative),
-    Method("forward", _forward, width=8, fallback=True, fallback_check=_require_forward_derivative),
-    Method("linearize", _linearize, width=8),
-    Method("compile", _compile),
+    Method("forward", _forward, width=8, fallback=True, check=_agreement("forward", _forward)),
+    Method("linearize", _linearize, width=8, check=_agreement("linearize", _linearize)),
+    Method("compile", _compile, check=_agreement("compile", _compile)),
     DIFFERENCES,
 )
 

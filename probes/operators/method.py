@@ -36,7 +36,6 @@ class Method:
     check: Callable[[Objective], None] | None = None  # raises if its products are silently wrong
     unit: Callable[[Objective, BatchEvaluation], float] | None = None  # its relative error; None if exact to rounding
     fallback: bool = False  # True if it may replace the default method where that one raises
-    fallback_check: Callable[[Objective], None] | None = None  # a check made only before it does
 
 
 def graph_bytes(product: BatchProduct) -> int:

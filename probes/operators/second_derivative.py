@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Final
+from typing import Final, TypeAlias
 
 import torch
 from torch import Tensor
@@ -15,9 +16,25 @@ from lossscope.probes.objective.evaluation import BatchEvaluation, BatchGradient
 from lossscope.probes.objective.objective import Objective
 from lossscope.probes.operators.finite_differences import Differences, relative_distance
 
-__all__ = ["SecondDerivativeError", "check_product", "require_second_derivative", "second_derivative"]
+__all__ = [
+    "HessianProduct",
+    "SecondDerivativeError",
+    "check_adjoint",
+    "check_product",
+    "require_agreement",
+    "require_second_derivative",
+    "second_derivative",
+]
 
-_WRONG: Final = 0.01  # relative error above which a product contradicts converged finite differences
+HessianProduct: TypeAlias = Callable[[Objective, BatchEvaluation, Tensor], Tensor]  # H v of one batch
+
+_WRONG: Final = 0.01  # relative error above which a product contradicts settled differences
+_AGREE: Final = 1e-3  # relative distance below which two differences are settled, or two products the same
+_MARGIN: Final = 10.0  # disagreements of two differences by which a product may be off
+_FLOOR: Final = 1e-6  # share of the whole product below which a part is not resolved
+_STRETCHES: Final = (0.1, 0.01)  # factors on the step of differences; the first is compared with the full step
+_FINE: Final = 1e-12  # rounding unit below which two exact products are equal
+_ROUNDINGS: Final = 16.0  # rounding units by which the two sides of an adjoint identity may differ
 
 
 class SecondDerivativeError(ProbeError):
@@ -45,10 +62,8 @@ def second_derivative(batch: BatchGradient, direction: Tensor, last: bool) -> Te
 def require_second_derivative(objective: Objective) -> None:
     """Raise if autograd gets the second derivative of an objective silently wrong.
 
-    The backward pass of a `torch.autograd.Function` that reads precomputed values from the forward pass (a fused loss,
-    say), or that is marked `once_differentiable`, has no derivative: torch raises only where the incoming gradient has
-    one, and treats it as zero otherwise. The second derivative of torch's own weight norm is wrong. Where the graph
-    contains such functions, one product of the first batch is compared with finite differences, once per objective.
+    Where the graph of the loss has functions that are not known to be right (see `graph_facts`), one product of the
+    first batch is compared with differences of gradients, once per objective: at most nine gradients of that batch.
 
     Args:
         objective: The loss.
@@ -56,19 +71,55 @@ def require_second_derivative(objective: Objective) -> None:
     Raises:
         SecondDerivativeError: the two differ.
     """
-    if objective.second_derivative_checked:
+    if "reverse" in objective.verified:
         return
-    check_product(objective, _by_reverse, "reverse")
-    objective.second_derivative_checked = True
+    with objective.evaluating():
+        if objective.graph is None:
+            next(objective.gradients())
+        if objective.graph is None or objective.graph.unverified:
+            check_product(objective, _by_reverse, "reverse")
+    objective.verified |= {"reverse"}
 
 
-def check_product(
-    objective: Objective, product: Callable[[Objective, BatchEvaluation, Tensor], Tensor], method: str
-) -> None:
-    """Raise if a Hessian product of an objective with custom functions differs from finite differences.
+def require_agreement(objective: Objective, product: HessianProduct, method: str) -> None:
+    """Raise if a method gets the Hessian of an objective silently wrong.
 
-    Without custom autograd functions in the graph nothing is compared; neither where kinks keep the differences from
-    converging.
+    One product of the first batch is compared with one by `reverse`, once per objective and method; where that one is
+    missing, wrong or another, with differences of gradients.
+
+    Args:
+        objective: The loss.
+        product: Multiplies a vector `(n,)` by the Hessian of one batch of the given objective.
+        method: Name of the method.
+
+    Raises:
+        SecondDerivativeError: they differ.
+    """
+    if method in objective.verified:
+        return
+    with objective.evaluating():
+        frozen, at = _first_batch(objective)
+        differences = Differences(frozen, at)
+        wide, probe = differences.objective, differences.probe
+        found = product(wide, at, probe)
+        expected = _verified_reverse(objective, differences, at)
+        if expected is None or relative_distance(expected, found) > _AGREE:
+            confirmed = _compare(objective, differences, found, method)
+            if not confirmed and expected is not None and wide.vector.unit < _FINE:
+                error = relative_distance(expected, found)
+                if error > _WRONG:
+                    raise SecondDerivativeError(
+                        f"a product with the Hessian by method={method!r} differs from one by method='reverse' by "
+                        f"{error:.0%}: use hessian(objective)"
+                    )
+    objective.verified |= {method}
+
+
+def check_product(objective: Objective, product: HessianProduct, method: str) -> None:
+    """Raise if a Hessian product of an objective differs from differences of gradients.
+
+    They are compared parameter by parameter. Where differences do not settle as the step shrinks (a kink within it,
+    rounding), or differ on the two sides of the parameters (a junction of two pieces), nothing is concluded.
 
     Args:
         objective: The loss.
@@ -76,31 +127,114 @@ def check_product(
         method: The name of the method, for the message.
 
     Raises:
-        SecondDerivativeError: the two differ by more than 1 %.
+        SecondDerivativeError: the two differ by more than 1 % and by more than ten times what differences of two
+            step sizes do.
     """
     with objective.evaluating():
-        if objective.custom is None:
-            next(objective.gradients())
-        if not objective.custom:
-            return
-        # the first batch sees the same buffers in train and frozen mode, and frozen mode does not update them
-        frozen = copy.copy(objective)
-        frozen.mode = "frozen" if objective.mode == "train" else objective.mode
-        at = replace(next(frozen.passes()), before=None)
+        frozen, at = _first_batch(objective)
         differences = Differences(frozen, at)
-        if (expected := differences.converged()) is None:
-            return
-        wide = differences.objective
-        if (error := relative_distance(expected, product(wide, at, differences.probe))) > _WRONG:
-            setting = "mode='frozen' and " if objective.mode == "train" else ""
-            raise SecondDerivativeError(
-                f"a product with the Hessian by method={method!r} differs from finite differences by {error:.0%}: the "
-                f"backward pass of {' or '.join(objective.custom)} has no derivative of its own, or a wrong one; use "
-                f"{setting}hessian(objective), which falls back to finite differences"
-            )
+        found = product(differences.objective, at, differences.probe)
+        _compare(objective, differences, found, method)
+
+
+def check_adjoint(objective: Objective, image: Tensor, back: Tensor, direction: Tensor, method: str) -> None:
+    r"""Raise if a product with the Jacobian of the outputs is not that of the backward pass.
+
+    With :math:`u = Jv` the backward pass gives :math:`J^\top u`, and :math:`|u|^2 = \langle J^\top u, v\rangle`.
+
+    Args:
+        objective: The loss.
+        image: u, of any shape.
+        back: :math:`J^\top u`, `(n,)`.
+        direction: v, `(n,)`.
+        method: Name of the method that computed u, for the message.
+
+    Raises:
+        SecondDerivativeError: the two sides differ by more than 1 % and by more than rounding.
+    """
+    size, found = _inner(image, image), _inner(back, direction)
+    if abs(size - found) > max(_WRONG, _ROUNDINGS * objective.vector.unit) * max(size, abs(found)):
+        raise SecondDerivativeError(
+            f"the derivative of the outputs by {method} differs from that of the backward pass by "
+            f"{abs(size - found) / max(size, abs(found)):.0%}: a function of the model has a wrong derivative there"
+        )
+
+
+def _compare(objective: Objective, differences: Differences, found: Tensor, method: str) -> bool:
+    """Raise if a product differs from differences of gradients; return True if all of it was confirmed by them."""
+    split = differences.objective.vector.split
+    coarse = differences.along(differences.probe)
+    product = split(found)
+    open_parts = set(range(len(product)))
+    for stretch in _STRETCHES:
+        fine = differences.along(differences.probe, stretch)
+        total = float(torch.linalg.vector_norm(fine))
+        settled = {}
+        for i, (a, b) in enumerate(zip(split(coarse), split(fine), strict=True)):
+            noise, size = float((a - b).norm()), float(b.norm())
+            if i in open_parts and math.isfinite(noise) and noise <= _AGREE * size + _FLOOR * total:
+                off = float((product[i] - b).norm())
+                settled[i] = off if size and off > max(_WRONG * size, _MARGIN * noise) + _FLOOR * total else 0.0
+        if any(settled.values()):
+            sides = [split(side) for side in differences.sides(differences.probe, stretch)]
+            gaps = {i: float((sides[0][i] - sides[1][i]).norm()) for i, off in settled.items() if off}
+            if any(2 * gap < settled[i] for i, gap in gaps.items()):
+                _raise_wrong(objective, differences, relative_distance(fine, found), method)
+            settled = {i: off for i, off in settled.items() if not off}
+        open_parts -= settled.keys()
+        if not open_parts:
+            return True
+        coarse = fine
+    return False
+
+
+def _raise_wrong(objective: Objective, differences: Differences, error: float, method: str) -> None:
+    """Raise the error of a product that contradicts differences."""
+    graph = objective.graph or differences.objective.graph
+    names = graph.unverified if graph else ()
+    cause = f"the backward pass of {' or '.join(names[:3])}" if names else "a function of the loss"
+    setting = "mode='frozen' and " if objective.mode == "train" else ""
+    raise SecondDerivativeError(
+        f"a product with the Hessian by method={method!r} differs from finite differences by {error:.0%}: "
+        f"{cause} has no derivative of its own, or a wrong one; use {setting}hessian(objective), which falls "
+        "back to finite differences"
+    )
+
+
+def _first_batch(objective: Objective) -> tuple[Objective, BatchEvaluation]:
+    """Return the objective in a mode that updates no buffers, and its first batch.
+
+    The first batch sees the same buffers in train and frozen mode.
+    """
+    frozen = copy.copy(objective)
+    frozen.mode = "frozen" if objective.mode == "train" else objective.mode
+    return frozen, replace(next(frozen.passes()), before=None)
+
+
+def _verified_reverse(objective: Objective, differences: Differences, at: BatchEvaluation) -> Tensor | None:
+    """Return the product by two backward passes; None where it is missing or wrong."""
+    wide = differences.objective
+    try:
+        found = _by_reverse(wide, at, differences.probe)
+        if "reverse" not in objective.verified and (wide.graph is None or wide.graph.unverified):
+            _compare(objective, differences, found, "reverse")
+    except Exception:  # torch raises many types where a derivative is missing
+        return None
+    objective.verified |= {"reverse"}
+    return found
 
 
 def _by_reverse(objective: Objective, at: BatchEvaluation, direction: Tensor) -> Tensor:
     """Return the product of a vector with the Hessian of one batch, by two backward passes."""
-    batch = objective.slope(objective.leaf(), at, graph=True)
-    return second_derivative(batch, direction, last=True)
+    theta = objective.leaf()
+
+    def product(loss: Tensor) -> Tensor:
+        batch = BatchGradient(1.0, theta, objective.derivative(loss.reshape(()), theta, graph=True))
+        return second_derivative(batch, direction, last=True)
+
+    return objective.within(product, theta, at)
+
+
+def _inner(u: Tensor, v: Tensor) -> float:
+    """Return the inner product of two tensors of equal size, in float64."""
+    return float(u.detach().double().reshape(-1) @ v.detach().double().reshape(-1))

@@ -13,12 +13,15 @@ from torch.autograd import forward_ad
 
 from lossscope.probes.eigenvalues.measure import measure_spectrum
 from lossscope.probes.errors import ProbeError
+from lossscope.probes.objective.evaluation import BatchEvaluation
+from lossscope.probes.objective.functional import Substitution
 from lossscope.probes.objective.losses import averaging_shares, class_logits
 from lossscope.probes.objective.objective import Objective
 from lossscope.probes.operators.base import SymmetricOperator, scaled
 from lossscope.probes.operators.cached_products import reason
 from lossscope.probes.operators.hessian import hessian
 from lossscope.probes.operators.quadratic_form import form_rounding
+from lossscope.probes.operators.second_derivative import check_adjoint
 from lossscope.probes.statistics.estimate import Estimate, exact_estimate, rounded_estimate
 from lossscope.probes.sums import dot
 
@@ -76,8 +79,8 @@ def log_fisher_rao(objective: Objective) -> Estimate:
     loss, ignored ones left out) of the variance, under the model's own probabilities, of the derivative
     :math:`u = J\theta` of the logits along the parameters:
     :math:`\sum_c p_c u_c^2 - (\sum_c p_c u_c)^2`. The derivative takes one forward-mode pass per batch, so nothing is
-    sampled. It is invariant under any linear map of the parameters that preserves the function. Only trainable
-    parameters count as :math:`\theta`.
+    sampled; on first use one backward pass of the first batch confirms it. It is invariant under any linear map of the
+    parameters that preserves the function. Only trainable parameters count as :math:`\theta`.
 
     Args:
         objective: The loss; its `loss_fn` must have `logits(model, batch)`, classes last, as `CrossEntropy` has.
@@ -113,15 +116,27 @@ def _fisher_rao(objective: Objective, logits: Callable[[Any, Any], Tensor]) -> f
     """Return the mean over the terms of the loss of the variance of the logits' derivative."""
     call = objective.substitution(logits)
     total = 0.0
-    # torch.func.jvp would forbid a module to update its buffers in place
-    with torch.no_grad(), forward_ad.dual_level():
-        moving = [forward_ad.make_dual(p, p) for p in objective.copies()]  # type: ignore[no-untyped-call]
-        for at in objective.passes():
+    for at in objective.passes():
+        # torch.func.jvp would forbid a module to update its buffers in place
+        with forward_ad.dual_level():
+            moving = [forward_ad.make_dual(p, p.detach()) for p in objective.copies()]  # type: ignore[no-untyped-call]
             z, u = forward_ad.unpack_dual(objective.evaluated(call, moving, at))  # type: ignore[no-untyped-call]
-            if u is not None:
-                shares = averaging_shares(objective.loss_fn, z, objective.data.batches[at.index])
-                total += at.weight * float(_variance(z.double(), u.double()).reshape(-1) @ shares)
+        if u is None:
+            u = torch.zeros_like(z)
+        if "logits" not in objective.verified and objective.mode != "train":
+            _check_derivative(objective, call, at, u.detach())
+            objective.verified |= {"logits"}
+        shares = averaging_shares(objective.loss_fn, z.detach(), objective.data.batches[at.index])
+        total += at.weight * float(_variance(z.detach().double(), u.detach().double()).reshape(-1) @ shares)
     return total
+
+
+def _check_derivative(objective: Objective, call: Substitution, at: BatchEvaluation, u: Tensor) -> None:
+    """Raise unless the derivative of the logits along the parameters is that of a backward pass."""
+    theta = objective.leaf()
+    z = objective.evaluated(call, objective.vector.views(theta, apart=True), at)
+    back = objective.derivative(torch.dot(z.reshape(-1), u.reshape(-1)), theta)
+    check_adjoint(objective, u, back, theta.detach(), "forward mode")
 
 
 def _variance(logits: Tensor, derivative: Tensor) -> Tensor:

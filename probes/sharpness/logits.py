@@ -62,7 +62,7 @@ def logit_scale(objective: Objective) -> LogitScale:
             "give your loss methods logits(model, batch) and labels(batch); all other measures do without"
         )
     begun = time.perf_counter()
-    with objective.evaluating(), torch.no_grad():
+    with objective.evaluating():
         objective.require_repeatable()
         norm, margin = _means(objective)
     if not math.isfinite(norm):
@@ -80,7 +80,7 @@ def _means(objective: Objective) -> tuple[float, float]:
     for at in objective.passes():
         batch = objective.data.batches[at.index]
         labels: Tensor = loss.labels(batch)  # type: ignore[attr-defined]
-        outputs = objective.evaluated(call, copies, at).double()
+        outputs = objective.evaluated(call, copies, at).detach().double()
         shares = averaging_shares(loss, outputs, batch)
         counted = shares > 0  # terms that the loss averages over
         z, shares = outputs.reshape(-1, outputs.shape[-1])[counted], shares[counted]

@@ -28,7 +28,12 @@ from lossscope.probes.objective.objective import Objective
 from lossscope.probes.operators.base import ObjectiveOperator, SymmetricOperator, preconditioned, restricted, scaled
 from lossscope.probes.operators.gauss_newton import fisher, gauss_newton, split_loss
 from lossscope.probes.operators.hessian import hessian
-from lossscope.probes.operators.second_derivative import check_product, require_second_derivative
+from lossscope.probes.operators.second_derivative import (
+    check_adjoint,
+    check_product,
+    require_agreement,
+    require_second_derivative,
+)
 from lossscope.probes.operators.timing import signature
 from lossscope.probes.sharpness.alignment import gradient_alignment
 from lossscope.probes.sharpness.directional import directional_sharpness
@@ -125,6 +130,16 @@ def aligned(objective: Objective) -> None:
     gradient_alignment(objective, top)
 
 
+def refused_product(objective: Objective) -> None:
+    with pytest.raises(ProbeError, match=r"method='own' differs from finite differences by \d+%"):
+        check_product(objective, lambda *_: vector(objective), "own")
+
+
+def refused_agreement(objective: Objective) -> None:
+    with pytest.raises(ProbeError, match=r"method='own' differs from"):
+        require_agreement(objective, lambda *_: vector(objective), "own")
+
+
 METHODS = ("reverse", "batched", "forward", "differences")
 # keys: the public name of a probe; "name: variant" for one that has several variants
 PROBES: dict[str, Callable[[Objective], Any]] = {
@@ -168,7 +183,9 @@ PROBES: dict[str, Callable[[Objective], Any]] = {
     "split_loss": own_split,
     "signature": signature,
     "require_second_derivative": require_second_derivative,
-    "check_product": lambda o: check_product(o, lambda *_: vector(o), "own"),
+    "check_product": refused_product,
+    "require_agreement": refused_agreement,
+    "check_adjoint": lambda o: check_adjoint(o, torch.ones(1), vector(o) / vector(o).square().sum(), vector(o), "own"),
 }
 REFUSES = {("sampled_eigenvalue", "frozen"), ("sampled_eigenvalue", "train")}  # batch norm: no mean over samples
 REFUSES |= {(f"hessian: {name}", "train") for name in ("forward", "differences")}  # buffers that move in between

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lossscope.probes.objective.autograd_guards import custom_functions, graph_nodes
+from lossscope.probes.objective.autograd_guards import graph_facts, graph_nodes
 from lossscope.probes.objective.losses import CrossEntropy
 from lossscope.probes.objective.objective import Objective
 from lossscope.probes.operators.method import BatchProduct, graph_bytes
@@ -49,12 +49,26 @@ class Double(torch.autograd.Function):
         return 2 * slope
 
 
-def test_functions_of_ones_own_are_found_in_a_graph() -> None:
+def test_functions_whose_second_derivative_is_not_known_are_found_in_a_graph() -> None:
     x = torch.ones(3, requires_grad=True)
-    assert custom_functions(x.exp().sum()) == []
-    assert custom_functions(Double.apply(Double.apply(x)).sum()) == ["Double"]
-    assert custom_functions(torch._weight_norm(x[:, None], x[:, None], 0).sum()) == ["WeightNormInterface"]
+    assert graph_facts(x.exp().sum()).unverified == ()
+    assert graph_facts(Double.apply(Double.apply(x)).sum()).unverified == ("Double",)
+    assert graph_facts(torch._weight_norm(x[:, None], x[:, None], 0).sum()).unverified == ("WeightNormInterface",)
+    assert graph_facts(x.prod() + x.sinc().sum()).unverified == ("Prod", "Sinc")
+    slope = torch.autograd.grad(x.tanh().sum(), x, create_graph=True)[0]
+    assert graph_facts(slope.square().sum()).unverified == ("TanhBackward",)  # a derivative inside the loss
     objective = Objective(nn.Linear(2, 3), CrossEntropy(), [(torch.ones(2, 2), torch.zeros(2, dtype=torch.long))])
-    assert objective.custom is None
+    assert objective.graph is None
     objective.gradient()
-    assert objective.custom == []
+    assert objective.graph is not None
+    assert objective.graph.unverified == ()
+
+
+def test_the_unit_of_a_graph_is_that_of_its_coarsest_result_on_the_way_from_the_parameters() -> None:
+    x = torch.ones(3, requires_grad=True, dtype=torch.float64)
+    assert graph_facts(x.exp().sum()).unit == torch.finfo(torch.float64).eps
+    assert graph_facts(x.float().exp().double().sum()).unit == torch.finfo(torch.float32).eps
+    assert graph_facts((x * torch.ones(3, dtype=torch.bfloat16)).sum()).unit == torch.finfo(torch.float64).eps
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        product = x.float()[None] @ x.float()[:, None]
+    assert graph_facts(product.double().sum()).unit == torch.finfo(torch.bfloat16).eps
