@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from torch.utils.checkpoint import CheckpointFunction
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.objective.verified_functions import STRAIGHT_THROUGH, VERIFIED
 
-__all__ = ["GraphFacts", "graph_facts", "graph_nodes", "no_reentrant_checkpoint"]
+__all__ = ["GraphFacts", "graph_facts", "graph_nodes", "no_reentrant_checkpoint", "refuse_backward"]
 
 
 @contextmanager
@@ -45,6 +45,22 @@ def _refuse_checkpoint(*_: Any) -> Any:
     raise ProbeError(
         "the model uses checkpoint(..., use_reentrant=True), which has no derivative under "
         "torch.autograd.grad: pass use_reentrant=False"
+    )
+
+
+def refuse_backward(where: str) -> NoReturn:
+    """Raise the error that a backward pass inside the loss has written `.grad`.
+
+    Args:
+        where: The parameter.
+
+    Raises:
+        ProbeError: always.
+    """
+    raise ProbeError(
+        f"a backward pass inside the loss has written .grad of a parameter ({where}), past torch.autograd.grad, so "
+        "that derivatives are missing: take .backward() out of the loss, and out of functions with their own backward "
+        "pass, such as a reentrant checkpoint"
     )
 
 

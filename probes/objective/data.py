@@ -50,9 +50,14 @@ class FixedData:
         return tuple(count / total for count in self.counts)
 
     @property
+    def tensors(self) -> list[Tensor]:
+        """All tensors in the batches."""
+        return [leaf for batch in self.batches for _, leaf in leaves(batch) if isinstance(leaf, Tensor)]
+
+    @property
     def devices(self) -> set[torch.device]:
         """Devices of the tensors in the batches."""
-        return {leaf.device for batch in self.batches for _, leaf in leaves(batch) if isinstance(leaf, Tensor)}
+        return {tensor.device for tensor in self.tensors}
 
     @property
     def shapes(self) -> tuple[tuple[tuple[str, tuple[int, ...]], ...], ...]:

@@ -11,11 +11,10 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from lossscope.probes.errors import ProbeError
-from lossscope.probes.objective.autograd_guards import no_reentrant_checkpoint
+from lossscope.probes.objective.autograd_guards import no_reentrant_checkpoint, refuse_backward
 from lossscope.probes.objective.module_state import ModuleState
 from lossscope.probes.objective.reached import Reached
 
@@ -26,7 +25,12 @@ Mode = Literal["eval", "frozen", "train"]
 
 @contextmanager
 def isolated(
-    model: nn.Module, *, training: bool, devices: Iterable[torch.device], reached: Reached | None = None
+    model: nn.Module,
+    *,
+    training: bool,
+    devices: Iterable[torch.device],
+    reached: Reached | None = None,
+    inputs: Iterable[Tensor] = (),
 ) -> Iterator[None]:
     """Allow the model to be differentiated twice inside this context, and restore all state at its end.
 
@@ -34,7 +38,7 @@ def isolated(
     no gradient is synchronized between processes; a reentrant checkpoint raises. At exit these switches, the random
     states of torch (CPU and the devices), numpy and Python, and of the model and of what the loss reaches beside it
     the following are restored: modes and other attributes, with the lists and dictionaries among them; `.grad` and
-    `requires_grad` of parameters; generators of random numbers. (Parameters and buffers are never written inside:
+    `requires_grad` of parameters and inputs; generators of random numbers. (Parameters and buffers are never written inside:
     losses are evaluated on substitutes, see `Objective`.)
 
     Args:
@@ -42,6 +46,7 @@ def isolated(
         training: The training mode of its modules inside.
         devices: The devices in use.
         reached: What the loss reaches beside the model; its networks keep their modes.
+        inputs: The tensors of the data.
 
     Yields:
         Nothing.
@@ -62,7 +67,7 @@ def isolated(
         for put_back in generators:
             stack.callback(put_back)
         stack.enter_context(torch.random.fork_rng(devices=cuda))
-        stack.enter_context(_gradients_apart(modules))
+        stack.enter_context(_gradients_apart(modules, inputs))
         for kind in sorted(kinds):
             stack.enter_context(torch.autocast(kind, enabled=False))
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
@@ -78,35 +83,34 @@ def isolated(
 
 
 @contextmanager
-def _gradients_apart(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Take `.grad` off all parameters inside this context; at its end put it back, as it was.
+def _gradients_apart(modules: Iterable[nn.Module], inputs: Iterable[Tensor]) -> Iterator[None]:
+    """Take `.grad` off all parameters and inputs inside this context; at its end put it back, as it was.
 
     Raises:
         ProbeError: a parameter has got a gradient inside.
     """
-    parameters = {id(p): (name, p) for m in modules for name, p in m.named_parameters(recurse=False)}.values()
-    kept = [(p, p.grad, p.requires_grad) for _, p in parameters]
-    for p, grad, _ in kept:
-        if grad is not None:
-            p.grad = None
+    named = {id(p): (name, p) for m in modules for name, p in m.named_parameters(recurse=False) if p.is_leaf}.values()
+    leaves = [*(p for _, p in named), *(tensor for tensor in inputs if tensor.is_leaf)]
+    kept = [(leaf, leaf.grad, leaf.requires_grad) for leaf in leaves]
+    _set_gradients((leaf, None) for leaf, _, _ in kept)
     written = ""
     try:
         yield
-        written = next((name for name, p in parameters if p.grad is not None), "")
+        written = next((name for name, p in named if p.grad is not None), "")
     finally:
-        for p, grad, needed in kept:
-            if p.grad is not None:
-                p.grad = None
-            if grad is not None:
-                p.grad = grad
-            if p.is_leaf and p.requires_grad != needed:
-                p.requires_grad_(needed)
+        _set_gradients((leaf, grad) for leaf, grad, _ in kept)
+        for leaf, _, needed in kept:
+            if leaf.requires_grad != needed:
+                leaf.requires_grad_(needed)
     if written:
-        raise ProbeError(
-            f"a backward pass inside the loss has written .grad of a parameter ({written}), past torch.autograd.grad: "
-            "its derivatives would be missing; take .backward() out of the loss and of functions with their own "
-            "backward pass, such as a reentrant checkpoint"
-        )
+        refuse_backward(written)
+
+
+def _set_gradients(pairs: Iterable[tuple[Tensor, Tensor | None]]) -> None:
+    """Set `.grad` of leaves where it is another."""
+    for leaf, grad in pairs:
+        if leaf.grad is not grad:
+            leaf.grad = grad
 
 
 def _generator_state(generator: Any) -> Callable[[], Any]:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from lossscope.probes.errors import ProbeError, ProbeWarning
 from lossscope.probes.objective.additivity import BATCHES, UNCHECKED, Additivity, BatchLosses, checked_additivity
-from lossscope.probes.objective.autograd_guards import GraphFacts, graph_facts
+from lossscope.probes.objective.autograd_guards import GraphFacts, graph_facts, refuse_backward
 from lossscope.probes.objective.batch_tree import mapped
 from lossscope.probes.objective.data import FixedData, fixed_data
 from lossscope.probes.objective.evaluation import (
@@ -295,8 +295,9 @@ class Objective:
 
     def _isolated(self) -> AbstractContextManager[None]:
         """Return the context of an evaluation."""
-        devices = {self.device} | self.data.devices
-        return isolated(self.model, training=self.mode != "eval", devices=devices, reached=self.reached)
+        inputs = self.data.tensors
+        devices = {self.device, *(tensor.device for tensor in inputs)}
+        return isolated(self.model, training=self.mode != "eval", devices=devices, reached=self.reached, inputs=inputs)
 
     def copies(self) -> list[Tensor]:
         """Return copies of the parameters, which a model may modify in place; call it after `passes`.
@@ -333,7 +334,7 @@ class Objective:
         """Evaluate a function of model and batch at the leaves, on any batch."""
         parameters = dict(zip(self.names, leaves, strict=True))
         if not self._whole:
-            parameters |= self.vector.others()
+            parameters |= self.vector.others(differentiable=self._differentiated)
         return function(parameters, buffers, batch)
 
     def validated_loss(self, loss: Any, at: BatchEvaluation) -> Tensor:
@@ -360,6 +361,8 @@ class Objective:
         found = None
         if of.requires_grad:
             found = torch.autograd.grad(of, theta, create_graph=graph, retain_graph=graph or keep, allow_unused=True)[0]
+        if theta.grad is not None:
+            refuse_backward(self.names[0] if len(self.names) == 1 else f"one of {len(self.names)}")
         if found is None and self._whole:
             raise ProbeError(
                 f"the loss depends on none of the {len(self.names)} trainable parameters: does loss_fn use "
@@ -467,7 +470,7 @@ class Objective:
             lambda batch: evaluate(mapped(batch, partial(cast, dtype=torch.float64)), self._function_in(torch.float64)),
             self.vector.unit,
             self._counted,
-            self.mode != "eval",
+            self.mode != "eval" or any(network.training for network in self.reached.modules),
             self.loss_fn,
             lambda: self._batch_losses(values, self._close()),
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from functools import reduce
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,8 @@ from torch.nn.parameter import is_lazy
 from lossscope.probes.errors import ProbeError
 
 __all__ = ["ParameterVector", "cast"]
+
+_SHARDED: Final = ("DTensor", "FlatParameter")  # of FSDP2 and FSDP
 
 
 class ParameterVector:
@@ -44,6 +46,11 @@ class ParameterVector:
         if names is not None:
             found = [(name, p) for name, p in found if name in names]
         for name, p in found:
+            if type(p).__name__ in _SHARDED:
+                raise ProbeError(
+                    f"parameters must be whole on this process, got {name} ({type(p).__name__}), of which it has a part: "
+                    "measure a copy of the model that was not sharded, with the full state dictionary"
+                )
             if not p.is_floating_point():
                 raise ProbeError(f"parameters must be real and floating, got {name} of {p.dtype}: freeze or convert it")
         if len(devices := {str(p.device) for _, p in found}) > 1:
@@ -82,10 +89,18 @@ class ParameterVector:
             found.append(p.detach())
         return found
 
-    def others(self) -> dict[str, Tensor]:
-        """Return the parameters that are not part of the vector, detached, by name."""
+    def others(self, *, differentiable: bool = False) -> dict[str, Tensor]:
+        """Return the parameters that are not part of the vector, detached, by name.
+
+        Args:
+            differentiable: True if those that require grad shall do so here, as leaves of their own.
+        """
         mine = set(self.names)
-        return {name: cast(p.detach(), self.cast_to) for name, p in self._model.named_parameters() if name not in mine}
+        others = {name: p for name, p in self._model.named_parameters() if name not in mine}
+        return {
+            name: cast(p.detach(), self.cast_to).requires_grad_(differentiable and p.requires_grad)
+            for name, p in others.items()
+        }
 
     def known(self, names: Collection[str]) -> tuple[str, ...]:
         """Return names in the order of the vector after checking that each is known."""

@@ -118,7 +118,9 @@ def _agreement(name: str, prepare: Callable[[Objective, BatchEvaluation], BatchP
     """Return the check that a method gets the second derivative right, which torch's transforms may get wrong."""
 
     def product(objective: Objective, at: BatchEvaluation, direction: Tensor) -> Tensor:
-        return prepare(objective, at).multiply(direction[None], False)[0]
+        prepared = prepare(objective, at)
+        prepared.multiply(direction[None], True)  # a linearized program may write into its own constants
+        return prepared.multiply(direction[None], False)[0]
 
     return lambda objective: require_agreement(objective, product, name)
 

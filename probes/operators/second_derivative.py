@@ -103,15 +103,10 @@ def require_agreement(objective: Objective, product: HessianProduct, method: str
         wide, probe = differences.objective, differences.probe
         found = product(wide, at, probe)
         expected = _verified_reverse(objective, differences, at)
-        if expected is None or relative_distance(expected, found) > _AGREE:
-            confirmed = _compare(objective, differences, found, method)
-            if not confirmed and expected is not None and wide.vector.unit < _FINE:
-                error = relative_distance(expected, found)
-                if error > _WRONG:
-                    raise SecondDerivativeError(
-                        f"a product with the Hessian by method={method!r} differs from one by method='reverse' by "
-                        f"{error:.0%}: use hessian(objective)"
-                    )
+        known = expected is not None and bool(expected.isfinite().all())
+        error = relative_distance(expected, found) if expected is not None and known else math.nan
+        if not error <= _AGREE and not _compare(objective, differences, found, method):
+            _require_doubt(expected, error, wide, method)
     objective.verified |= {method}
 
 
@@ -174,11 +169,12 @@ def _compare(objective: Objective, differences: Differences, found: Tensor, meth
             noise, size = float((a - b).norm()), float(b.norm())
             if i in open_parts and math.isfinite(noise) and noise <= _AGREE * size + _FLOOR * total:
                 off = float((product[i] - b).norm())
-                settled[i] = off if size and off > max(_WRONG * size, _MARGIN * noise) + _FLOOR * total else 0.0
+                right = off <= max(_WRONG * size, _MARGIN * noise) + _FLOOR * total
+                settled[i] = 0.0 if right or not size else off
         if any(settled.values()):
             sides = [split(side) for side in differences.sides(differences.probe, stretch)]
             gaps = {i: float((sides[0][i] - sides[1][i]).norm()) for i, off in settled.items() if off}
-            if any(2 * gap < settled[i] for i, gap in gaps.items()):
+            if any(not 2 * gap >= settled[i] for i, gap in gaps.items()):  # also for a product that is not finite
                 _raise_wrong(objective, differences, relative_distance(fine, found), method)
             settled = {i: off for i, off in settled.items() if not off}
         open_parts -= settled.keys()
@@ -186,6 +182,29 @@ def _compare(objective: Objective, differences: Differences, found: Tensor, meth
             return True
         coarse = fine
     return False
+
+
+def _require_doubt(expected: Tensor | None, error: float, wide: Objective, method: str) -> None:
+    """Raise unless rounding may be why a product differs from that by two backward passes, and differences from both.
+
+    Args:
+        expected: The product by two backward passes; None where it is missing.
+        error: Relative distance of the two.
+        wide: The objective with which they were taken.
+        method: Name of the method, for the message.
+
+    Raises:
+        SecondDerivativeError: one of the two products is wrong, or there is no second derivative.
+    """
+    if expected is None:
+        return
+    if math.isnan(error):
+        raise SecondDerivativeError(f"the product by method='reverse' is not finite, and that by {method!r} is another")
+    if error > _WRONG and wide.vector.unit < _FINE:
+        raise SecondDerivativeError(
+            f"a product with the Hessian by method={method!r} differs from one by method='reverse' by {error:.0%}: use "
+            "hessian(objective)"
+        )
 
 
 def _raise_wrong(objective: Objective, differences: Differences, error: float, method: str) -> None:
@@ -220,7 +239,8 @@ def _verified_reverse(objective: Objective, differences: Differences, at: BatchE
             _compare(objective, differences, found, "reverse")
     except Exception:  # torch raises many types where a derivative is missing
         return None
-    objective.verified |= {"reverse"}
+    if bool(found.isfinite().all()):
+        objective.verified |= {"reverse"}
     return found
 
 
