@@ -38,8 +38,8 @@ def isolated(
     no gradient is synchronized between processes; a reentrant checkpoint raises. At exit these switches, the random
     states of torch (CPU and the devices), numpy and Python, and of the model and of what the loss reaches beside it
     the following are restored: modes and other attributes, with the lists and dictionaries among them; `.grad` and
-    `requires_grad` of parameters and inputs; generators of random numbers. (Parameters and buffers are never written inside:
-    losses are evaluated on substitutes, see `Objective`.)
+    `requires_grad` of parameters and inputs; generators of random numbers. (Parameters and buffers are never written
+    inside: losses are evaluated on substitutes, see `Objective`.)
 
     Args:
         model: The model.

@@ -48,8 +48,8 @@ class ParameterVector:
         for name, p in found:
             if type(p).__name__ in _SHARDED:
                 raise ProbeError(
-                    f"parameters must be whole on this process, got {name} ({type(p).__name__}), of which it has a part: "
-                    "measure a copy of the model that was not sharded, with the full state dictionary"
+                    f"parameters must be whole on this process, got {name} ({type(p).__name__}), of which it has a "
+                    "part: measure a copy of the model that was not sharded, with the full state dictionary"
                 )
             if not p.is_floating_point():
                 raise ProbeError(f"parameters must be real and floating, got {name} of {p.dtype}: freeze or convert it")

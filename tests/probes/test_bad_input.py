@@ -19,6 +19,7 @@ from lossscope.probes.objective.objective import Objective
 from lossscope.probes.operators.base import SymmetricOperator, from_matrix, preconditioned, restricted, scaled
 from lossscope.probes.operators.gauss_newton import fisher, gauss_newton
 from lossscope.probes.operators.hessian import hessian
+from lossscope.probes.sharpness.invariant import log_fisher_rao
 from lossscope.probes.sharpness.sampling_error import sampled_eigenvalue
 
 
@@ -127,6 +128,11 @@ def through_a_checkpoint(take: Callable[[Objective], Any], first: type[nn.Module
     return attempt
 
 
+def with_inputs_that_require_grad(take: Callable[[Objective], Any]) -> Callable[[], Any]:
+    batches = [(x.requires_grad_(), y) for x, y in data()]
+    return lambda: take(objective(Checkpointed(reentrant=True, first=nn.Identity), batches=batches))
+
+
 def out_of_range(attempt: Any) -> Callable[[], Any]:
     return lambda: SymmetricOperator(3, lambda V: V, dtype=attempt, device=torch.device("cpu"))
 
@@ -204,6 +210,18 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
             "gradient": Objective.gradient,
             "spectrum": spectrum,
             "Gauss-Newton": lambda of: gauss_newton(of) @ torch.ones(of.size),
+        }.items()
+    },
+    **{
+        f"a reentrant checkpoint whose input requires grad: {name}": (
+            with_inputs_that_require_grad(take),
+            r"use_reentrant=True.*=False",
+        )
+        for name, take in {
+            "value": Objective.value,
+            "gradient": Objective.gradient,
+            "Gauss-Newton": lambda of: gauss_newton(of) @ torch.ones(of.size),
+            "Fisher-Rao": log_fisher_rao,
         }.items()
     },
     "an unknown Fisher matrix": (

@@ -193,11 +193,11 @@ def test_generators_of_a_model_are_where_they_were(make: Any, state: Any) -> Non
     assert state(model.generator) == before
 
 
-class Own(Exception):
+class OwnError(Exception):
     """An error of the user's loss."""
 
 
-@pytest.mark.parametrize("error", [Own, KeyboardInterrupt])
+@pytest.mark.parametrize("error", [OwnError, KeyboardInterrupt])
 def test_a_loss_that_raises_leaves_everything_too(error: type[BaseException]) -> None:
     net, model = critic(), Filling()
     model.net.weight.grad = torch.ones(3, 4).double()
