@@ -85,7 +85,7 @@ def graph_nodes(ends: Iterable[Tensor]) -> Iterator[Any]:
 
 @dataclass(frozen=True)
 class GraphFacts:
-    """What the autograd graph of a loss tells about its derivatives."""
+    """Facts that the autograd graph of a loss tells about its derivatives."""
 
     unverified: tuple[str, ...]  # functions whose second derivative must be checked, in alphabetical order
     unit: float  # rounding unit of the coarsest dtype of a result on the way from the parameters; 0 without a graph

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any, Final
@@ -50,6 +51,13 @@ class Substitution:
         others = {name: p for name, p in self._call.named_parameters() if not name.startswith("model.")}
         few = sum(p.numel() for p in others.values()) <= _CAST * own
         self._others = others if dtype is not None and few else {}
+
+    def of(self, function: Callable[[Any, Any], Any]) -> Substitution:
+        """Return the same for another function that reaches nothing else."""
+        other = copy.copy(self)
+        other._call = copy.copy(self._call)
+        vars(other._call)["function"] = function
+        return other
 
     def buffers(self) -> dict[str, Tensor]:
         """Return copies of the model's buffers, which calls may update."""
@@ -105,12 +113,12 @@ class _Call(nn.Module):
     def __init__(self, model: nn.Module, function: Callable[[Any, Any], Any], beside: Sequence[nn.Module]) -> None:
         super().__init__()
         self.model = model
-        self.function = function
+        vars(self)["function"] = function  # not as a submodule, which it is among those beside the model
         self.beside = nn.ModuleList(beside)
 
     def forward(self, batch: Any) -> Any:
         """Return the function of model and batch."""
-        return self.function(self.model, batch)
+        return vars(self)["function"](self.model, batch)
 
 
 def _places(module: nn.Module) -> dict[str, list[str]]:

@@ -99,7 +99,7 @@ class Objective:
         self._additivity: list[Additivity] = [] if additive else [Additivity(BATCHES)]  # empty until it is checked
         self._of_parts: list[Additivity] = []  # shared by all parts that are evaluated before the whole
         self.reached = reached(loss_fn, model)
-        self.call = self.substitution(loss_fn)
+        self.call = Substitution(model, loss_fn, None, self.reached)
         self.graph: GraphFacts | None = None  # what the graph of the loss tells; None until a first gradient
         self.verified: frozenset[str] = frozenset()  # methods whose products were found right
         self._differentiated = False  # True if the loss itself differentiates by the parameters
@@ -206,7 +206,7 @@ class Objective:
         """Return the loss evaluated in another dtype, with the data as they are."""
         other = copy.copy(self)
         other.vector = ParameterVector(self.model, self.names, dtype)
-        other.call = other.substitution(self.loss_fn)
+        other.call = Substitution(self.model, self.loss_fn, dtype, self.reached)
         other.graph = None
         other._whole, other._inside = False, False
         return other
@@ -283,8 +283,9 @@ class Objective:
             yield
             return
         self.data.require_unchanged()
-        self.reached = reached(self.loss_fn, self.model)
-        self.call = self.substitution(self.loss_fn)
+        before, self.reached = self.reached, reached(self.loss_fn, self.model)
+        if before.identity != self.reached.identity:
+            self.call = Substitution(self.model, self.loss_fn, self.vector.cast_to, self.reached)
         with self._isolated():
             self._inside = True
             try:
@@ -312,7 +313,7 @@ class Objective:
 
     def substitution(self, function: Callable[[Any, Any], Any]) -> Substitution:
         """Return another function of model and batch, evaluated in the dtype of the loss."""
-        return Substitution(self.model, function, self.vector.cast_to, self.reached)
+        return self.call.of(function)
 
     def passes(self) -> Iterator[BatchEvaluation]:
         """Yield the batches in the order in which they must be evaluated.

@@ -28,11 +28,16 @@ _GENERATORS: Final = torch.Generator | np.random.Generator | np.random.RandomSta
 
 @dataclass(frozen=True)
 class Reached:
-    """What a loss reaches beside its model."""
+    """Networks, generators and objects that a loss reaches beside its model."""
 
     modules: tuple[nn.Module, ...] = ()  # networks that are no part of the model, each without those inside another
     generators: tuple[Any, ...] = ()  # generators of random numbers that are not global
     objects: tuple[Any, ...] = ()  # the loss, where it is an object, and the objects to which its methods are bound
+
+    @property
+    def identity(self) -> list[int]:
+        """Identities of the networks, and of the objects."""
+        return [*map(id, self.modules), 0, *map(id, self.objects)]
 
 
 def reached(function: Any, model: nn.Module) -> Reached:
@@ -71,7 +76,8 @@ def reached(function: Any, model: nn.Module) -> Reached:
 
 def own_attributes(module: nn.Module) -> dict[str, Any]:
     """Return the attributes of a module that not every module has."""
-    return {name: value for name, value in vars(module).items() if name not in _STANDARD}
+    present = vars(module)
+    return {name: present[name] for name in present.keys() - _STANDARD}
 
 
 def _is_plain(item: Any) -> bool:
@@ -94,11 +100,11 @@ def _followed(item: Any) -> Iterator[Any]:
     elif isinstance(item, nn.Module):
         yield from item.children()
         yield from own_attributes(item).values()
-        yield from (*item._forward_hooks.values(), *item._forward_pre_hooks.values())
-        yield from _methods(type(item))
+        yield from (*item._forward_hooks.values(), *item._forward_pre_hooks.values(), type(item))
+    elif isinstance(item, type):
+        yield from _methods(item)
     elif _is_plain(item) and not _is_foreign(type(item)):
-        yield from vars(item).values()
-        yield from _methods(type(item))
+        yield from (*vars(item).values(), type(item))
 
 
 def _of_function(function: types.FunctionType) -> Iterator[Any]:

@@ -1,4 +1,4 @@
-"""What a loss reaches beside its model is as it was after a measurement, and each evaluation finds it so."""
+"""Networks that a loss reaches beside its model are as they were after a measurement, and in each evaluation."""
 
 from __future__ import annotations
 

@@ -230,7 +230,9 @@ RIGHT: dict[str, Callable[[], tuple[nn.Module, Any]]] = {
     "coarse rounding inside": lambda: (
         deep(nn.Tanh, torch.float32), lambda m, b: F.cross_entropy(m(b[0]).bfloat16().float(), b[1])
     ),
-    "interpolation": lambda: (deep(nn.Tanh, torch.float32), lambda m, b: F.cross_entropy(90 * m(b[0]), m(b[0]).argmax(1))),
+    "interpolation": lambda: (
+        deep(nn.Tanh, torch.float32), lambda m, b: F.cross_entropy(90 * m(b[0]), m(b[0]).argmax(1))
+    ),
     "float32 alone": lambda: (
         deep(nn.ReLU, torch.float32), lambda m, b: F.cross_entropy(m(b[0].float()) + torch.ones(3), b[1])
     ),
