@@ -128,28 +128,30 @@ def mapped(batch: Any, function: Callable[[Any], Any], _seen: dict[int, Any] | N
     if children is None:
         result = function(batch)
     else:
-        seen[id(batch)] = batch  # a circle keeps its old end
-        result = _rebuilt(batch, [mapped(child, function, seen) for _, child, _ in children])
+        made = seen[id(batch)] = _shell(batch)  # before its parts, which may lead back to it
+        result = _rebuilt(batch, [mapped(child, function, seen) for _, child, _ in children], made)
     seen[id(batch)] = result
     return result
 
 
-def _rebuilt(node: Any, parts: Sequence[Any]) -> Any:
-    """Return a container like another with other parts, in the order of `_children`."""
+def _shell(node: Any) -> Any:
+    """Return the copy of a container or object into which its new parts are written; itself if that is impossible."""
+    fixed = isinstance(node, tuple) or (isinstance(node, Mapping) and not isinstance(node, MutableMapping))
+    return node if fixed else copy.copy(node)
+
+
+def _rebuilt(node: Any, parts: Sequence[Any], made: Any = None) -> Any:
+    """Return a container like another with other parts, in the order of `_children`; `made` is its shell."""
+    made = _shell(node) if made is None else made
     if isinstance(node, Mapping):
-        values = dict(zip(node, parts, strict=True))
-        if type(node) is dict or not isinstance(node, MutableMapping):
-            return values
-        made = copy.copy(node)
-        for key, value in values.items():
+        if not isinstance(node, MutableMapping):
+            return dict(zip(node, parts, strict=True))
+        for key, value in zip(list(node), parts, strict=True):
             made[key] = value
         return made
     if isinstance(node, tuple):
         return type(node)(*parts) if hasattr(node, "_fields") else type(node)(parts)
-    if isinstance(node, list):
-        return type(node)(parts)
-    made = copy.copy(node)
-    if isinstance(node, np.ndarray):
+    if isinstance(node, list | np.ndarray):
         made[:] = parts
         return made
     for name, value in zip(_attributes(node), parts, strict=True):

@@ -120,6 +120,11 @@ class FixedData:
                 _feed(digest, path, leaf)
         return digest.hexdigest()
 
+    @property
+    def hashed(self) -> bool:
+        """True once the hash was read."""
+        return "hash" in vars(self)
+
     def mark(self, *, changed_only: bool = False) -> None:
         """Note the state of the data, which `require_unchanged` compares.
 
@@ -156,8 +161,7 @@ class FixedData:
             if (counted or thorough) and sampled != _sample(leaf):
                 raise _changed(index)
         if written:
-            known = self.__dict__.get("hash")
-            if known is not None and replace(self).hash != known:
+            if self.hashed and replace(self).hash != self.hash:
                 raise _changed(None)
             self.mark(changed_only=True)
 
@@ -221,10 +225,8 @@ def _counted(count: Callable[[Any], float], batch: Any, index: int) -> float:
     try:
         number = float(terms)
     except (TypeError, ValueError, RuntimeError) as error:
-        shape = f" of shape {tuple(terms.shape)}" if hasattr(terms, "shape") else ""
-        raise ProbeError(
-            f"count must return one number, the terms of a batch, got {type(terms).__name__}{shape} for batch {index}"
-        ) from error
+        got = f"{type(terms).__name__} of shape {tuple(terms.shape)}" if hasattr(terms, "shape") else repr(terms)[:60]
+        raise ProbeError(f"count must return the number of terms, got {got} for batch {index}") from error
     if not (math.isfinite(number) and number > 0):
         raise ProbeError(
             f"the terms of a batch must be finite and positive, got {number:g} for batch {index}: drop the batch"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final, Protocol, runtime_checkable
 
@@ -21,6 +21,7 @@ __all__ = [
     "SplitLoss",
     "averaging_shares",
     "class_logits",
+    "counts_exactly",
     "override_depth",
     "own_count",
     "row_shares",
@@ -437,6 +438,28 @@ def own_count(loss_fn: Any) -> Callable[[Any], float] | None:
         return None
     count: Callable[[Any], float] = loss_fn.count
     return count
+
+
+def counts_exactly(loss_fn: Any, batches: Iterable[Any]) -> bool:
+    """Return True for a loss whose own count makes batches add up to the mean over all terms, whatever the model.
+
+    Args:
+        loss_fn: Any loss.
+        batches: The batches.
+
+    Returns:
+        True for the losses of this module and their subclasses with the same mean, but not for `HuggingFaceLoss`, whose
+        mean is the model's, nor for squared errors with rows of several lengths.
+    """
+    ready = (CrossEntropy, BinaryCrossEntropy, MeanSquaredError)
+    kind = next((kind for kind in ready if isinstance(loss_fn, kind)), None)
+    if kind is None or any(
+        getattr(type(loss_fn), name) is not getattr(kind, name) for name in ("__call__", "of_outputs", "count")
+    ):
+        return False
+    if not isinstance(loss_fn, MeanSquaredError):
+        return True
+    return len({targets.shape[1:][-1:] for targets in map(loss_fn.targets, batches)}) == 1
 
 
 def class_logits(loss_fn: Any) -> Callable[[Any, Any], Tensor] | None:

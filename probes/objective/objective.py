@@ -15,7 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from lossscope.probes.errors import ProbeError, ProbeWarning
-from lossscope.probes.objective.additivity import BATCHES, UNCHECKED, Additivity, BatchLosses, checked_additivity
+from lossscope.probes.objective.additivity import (
+    BATCHES,
+    SAMPLES,
+    UNCHECKED,
+    Additivity,
+    BatchLosses,
+    checked_additivity,
+)
 from lossscope.probes.objective.autograd_guards import GraphFacts, graph_facts, refuse_backward
 from lossscope.probes.objective.batch_tree import mapped
 from lossscope.probes.objective.data import FixedData, fixed_data
@@ -28,7 +35,7 @@ from lossscope.probes.objective.evaluation import (
 )
 from lossscope.probes.objective.functional import Substitution
 from lossscope.probes.objective.isolation import Mode, isolated, random_state
-from lossscope.probes.objective.losses import MeanSquaredError, own_count
+from lossscope.probes.objective.losses import counts_exactly, own_count
 from lossscope.probes.objective.parameters import ParameterVector, cast
 from lossscope.probes.objective.reached import reached
 
@@ -55,7 +62,7 @@ class Objective:
         count: `count(batch)` returns the number of terms over which the loss of a batch is a mean (tokens, say).
             Default: the method `count` of the loss (`CrossEntropy` has one), or else the length of the first tensor in
             the batch. Batches are weighted by it. On first use the loss of two joined batches is compared with their
-            weighted mean, see `additivity`.
+            weighted mean, unless the loss is one of lossscope's that counts its terms; see `additivity`.
         additive: False for a loss that is no mean over the samples of a batch, such as a contrastive one: the objective
             is then the mean over the batches, weighted by `count` if that is given, and nothing is compared.
 
@@ -94,9 +101,10 @@ class Objective:
         self.data: FixedData = fixed_data(
             batches, count or (own_count(loss_fn) if additive else None), additive=additive
         )
-        # the rows of targets are the terms of a mean over all entries only if all have one length
-        self._counted = count is not None or (self.data.count is not None and not isinstance(loss_fn, MeanSquaredError))
-        self._additivity: list[Additivity] = [] if additive else [Additivity(BATCHES)]  # empty until it is checked
+        exact = count is None and additive and counts_exactly(loss_fn, self.data.batches)
+        self._counted = exact or count is not None  # the note is for weights that nobody declared
+        known = [Additivity(SAMPLES)] if exact else []
+        self._additivity: list[Additivity] = known if additive else [Additivity(BATCHES)]  # empty until it is checked
         self._of_parts: list[Additivity] = []  # shared by all parts that are evaluated before the whole
         self.reached = reached(loss_fn, model)
         self.call = Substitution(model, loss_fn, None, self.reached)
@@ -120,10 +128,11 @@ class Objective:
 
     @property
     def additivity(self) -> str:
-        """How the batches make up the loss.
+        """Relation of the loss to its batches.
 
-        `mean of samples`: on first use the loss of joined batches was found to be their weighted mean. `mean of
-        batches`: declared by `additive=False`, or the loss of one batch as a whole. `unchecked`: not known (yet).
+        `mean of samples`: the loss is one of lossscope's, which count their terms, or on first use that of joined
+        batches was found to be their weighted mean. `mean of batches`: declared by `additive=False`, or the loss of a
+        single batch as a whole. `unchecked`: not known, or not yet.
         """
         return self._additivity[0].kind if self._additivity else UNCHECKED
 
@@ -159,7 +168,7 @@ class Objective:
     def value(self) -> float:
         """Return the mean loss."""
         if not self._inside:
-            self.data.require_unchanged(thorough=True)
+            self._require_same_data(thorough=True)
         with self.evaluating():
             return math.fsum(at.weight * float(self.loss(self.copies(), at).detach()) for at in self.passes())
 
@@ -282,7 +291,7 @@ class Objective:
         if self._inside:
             yield
             return
-        self.data.require_unchanged()
+        self._require_same_data()
         before, self.reached = self.reached, reached(self.loss_fn, self.model)
         if before.identity != self.reached.identity:
             self.call = Substitution(self.model, self.loss_fn, self.vector.cast_to, self.reached)
@@ -293,6 +302,13 @@ class Objective:
             finally:
                 self._inside = False
                 self.data.mark(changed_only=True)  # a loss may write into its batch
+
+    def _require_same_data(self, *, thorough: bool = False) -> None:
+        """Raise if the data changed since they were first evaluated or hashed."""
+        if self._checked or self.data.hashed:
+            self.data.require_unchanged(thorough=thorough)
+        else:
+            self.data.mark()
 
     def _isolated(self) -> AbstractContextManager[None]:
         """Return the context of an evaluation."""

@@ -23,6 +23,7 @@ from lossscope.landscape.measures.pyhessian_engine import pyhessian_spectrum
 from lossscope.probes.eigenvalues.eigen_tracker import EigenTracker
 from lossscope.probes.eigenvalues.measure import measure_spectrum
 from lossscope.probes.errors import ProbeError
+from lossscope.probes.objective.fixed_loss import batch_norm_note
 from lossscope.probes.objective.losses import CrossEntropy
 from lossscope.probes.objective.objective import Objective
 from lossscope.probes.operators.base import ObjectiveOperator, SymmetricOperator, preconditioned, restricted, scaled
@@ -147,6 +148,7 @@ PROBES: dict[str, Callable[[Objective], Any]] = {
     "Objective: gradient": Objective.gradient,
     "Objective: at": moved,
     "Objective: restricted": lambda o: o.restricted(["head.weight"]).gradient(),
+    "batch_norm_note": lambda o: batch_norm_note(o, 100.0, 0.1),
     "Objective: split": lambda o: [part.value() for part in o.split(2, seed=0)],
     "SymmetricOperator": own_operator,
     "ObjectiveOperator": lambda o: ObjectiveOperator(o, lambda V: 2 * V, restrict=hessian(o).restrict) @ vector(o),

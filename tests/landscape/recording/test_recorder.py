@@ -190,7 +190,7 @@ def test_curvature_is_measured_at_log_spaced_steps_and_along_the_step_taken(tmp_
     ratio = probes[probes["measure"] == "directional_edge_ratio"]
     assert 0 not in set(ratio["step"])  # no step was taken yet
     assert ratio["value"].notna().all()
-    for column in ("seed", "mode", "loss_kind", "dtype", "data_hash", "engine", "products", "converged"):
+    for column in ("seed", "mode", "loss_kind", "additivity", "dtype", "data_hash", "engine", "products", "converged"):
         assert probes[column].notna().all(), column
     assert set(probes["measure"]) >= {"lambda_max", "lambda_min", "trace", "adaptive_trace", "log_fisher_rao"}
 

@@ -126,7 +126,18 @@ def test_every_number_of_a_probe_is_known_and_has_a_certificate(run):
     found = probe(run, effort=EFFORT, measures=["spectrum", "metric", "batch_sharpness"])
     assert {row["measure"] for row in found.rows} <= set(known_measures())
     probes = Run.open(run).probes.tail(len(found.rows))
-    for column in ("mode", "loss_kind", "dtype", "seed", "engine", "data_hash", "seconds", "products", "converged"):
+    for column in (
+        "mode",
+        "loss_kind",
+        "additivity",
+        "dtype",
+        "seed",
+        "engine",
+        "data_hash",
+        "seconds",
+        "products",
+        "converged",
+    ):
         assert probes[column].notna().all(), column
     assert {"preconditioned_sharpness", "preconditioned_edge_ratio", "lambda_5"} <= {r["measure"] for r in found.rows}
     assert {row["probe"] for row in found.densities} == {0, 1}

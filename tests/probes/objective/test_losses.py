@@ -277,7 +277,7 @@ def test_binary_cross_entropy_has_a_term_for_each_logit(pos_weight: Any) -> None
         BinaryCrossEntropy()(model, (x, y[..., :1]))
 
 
-class Fivefold(MeanSquaredError):
+class Fivefold(MeanSquaredError):  # noqa: N818
     def of_outputs(self, outputs: Tensor, batch: Any) -> Tensor:
         return 5 * super().of_outputs(outputs, batch)
 
