@@ -9,7 +9,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from lossscope.cli.terminal import text_width
+from lossscope.cli.terminal import echo, text_width
 
 __all__ = ["list_app"]
 
@@ -23,11 +23,11 @@ _Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 def _print(kind: str, descriptions: dict[str, str], as_json: bool) -> None:
     if as_json:
         rows = [{"name": name, "description": text} for name, text in descriptions.items()]
-        typer.echo(json.dumps({"schema": 1, kind: rows}, indent=2))
+        echo(json.dumps({"schema": 1, kind: rows}, indent=2), format="json")
         return
     width = max(map(len, descriptions))
     for name, text in descriptions.items():
-        typer.echo(
+        echo(
             textwrap.fill(
                 f"{name:<{width}}  {text}", text_width(), subsequent_indent=" " * (width + 2), break_on_hyphens=False
             )
@@ -55,12 +55,12 @@ def optimizers(as_json: _Json = False) -> None:
             }
             for name, entry in ENTRIES.items()
         ]
-        typer.echo(json.dumps({"schema": 1, "optimizers": rows}, indent=2))
+        echo(json.dumps({"schema": 1, "optimizers": rows}, indent=2), format="json")
         return
     width = text_width()
     for name, entry in ENTRIES.items():
-        typer.echo(f"{name}\n{_filled(entry.words, width)}\n{_filled(f'source: {entry.source}', width)}")
-        typer.echo(_filled(_settings(entry.usual, entry.required), width))
+        echo(f"{name}\n{_filled(entry.words, width)}\n{_filled(f'source: {entry.source}', width)}")
+        echo(_filled(_settings(entry.usual, entry.required), width))
 
 
 def _settings(usual: Mapping[str, Any], required: Sequence[str]) -> str:
@@ -109,13 +109,13 @@ def measures(as_json: _Json = False) -> None:
             for group in GROUPS.values()
             for measure in group.measures
         ]
-        typer.echo(json.dumps({"schema": 1, "measures": rows}, indent=2))
+        echo(json.dumps({"schema": 1, "measures": rows}, indent=2), format="json")
         return
     room, width = text_width(), max(map(len, known_measures()))
     for group in GROUPS.values():
         marks = ["legacy"] * group.legacy + ["recorded only"] * group.needs_step + ["probed by default"] * group.usual
-        typer.echo(group.name + (f" ({', '.join(marks)})" if marks else ""))
+        echo(group.name + (f" ({', '.join(marks)})" if marks else ""))
         for measure in group.measures:
             name = f"    {measure.name:<{width}}  "
             words = f"[{measure.unit}] {measure.meaning}"
-            typer.echo(textwrap.fill(words, room, initial_indent=name, subsequent_indent=" " * len(name)))
+            echo(textwrap.fill(words, room, initial_indent=name, subsequent_indent=" " * len(name)))

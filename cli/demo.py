@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from lossscope.cli.terminal import text_width
+from lossscope.cli.terminal import echo, text_width
 
 __all__ = ["demo"]
 
@@ -36,8 +36,11 @@ def demo(
     from lossscope.reports.render.output import write_text
     from lossscope.reports.render.text import table_text
 
+    page = out / "report.html"
     if (out / "run.json").exists():
         raise RunError(f"{out} is a run itself; choose another folder for the demo with --out")
+    if os.path.lexists(page) and not force:
+        raise RunError(f"{page} exists; add --force to replace the demo, or choose another folder with --out")
     configs = [
         TrainConfig(
             workload="digits-mlp",
@@ -55,12 +58,11 @@ def demo(
     with progress_bar("demo") as progress:
         runs = train_all(configs, jobs=min(_MAX_JOBS, os.cpu_count() or 1), force=force, progress=progress)
     report = overview(runs)
-    page = out / "report.html"
     write_text(page, render(report, "html"), force=True)
     if as_json:
-        typer.echo(render(report, "json"))
+        echo(render(report, "json"), format="json")
         return
     for table in report.tables:
-        typer.echo(table_text(table, text_width()))
-    typer.echo(f"report with figures and findings: {page}")
-    typer.echo(f"training dynamics: `lossscope report dynamics {out}`")
+        echo(table_text(table, text_width()))
+    echo(f"report with figures and findings: {page}")
+    echo(f"training dynamics: `lossscope report dynamics {out}`")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 import typer
 
 from lossscope.cli.options import JsonOption
-from lossscope.cli.terminal import text_width
+from lossscope.cli.terminal import echo, text_width
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -58,12 +58,12 @@ def doctor(
     products = _products(place, checks)
     counts = {words: sum(_OUTCOMES[one.passed] == words for one in checks) for words in _OUTCOMES.values()}
     if as_json:
-        typer.echo(_json(facts, untested, checks, products, counts))
+        echo(_json(facts, untested, checks, products, counts), format="json")
     else:
         optional = (*([_untested_table(untested)] if untested else []), _check_table(checks))
         for table in (_facts_table(facts), *optional, *([_product_table(products)] if products else [])):
-            typer.echo(table_text(table, text_width()))
-        typer.echo(", ".join(f"{count} {words}" for words, count in counts.items()))
+            echo(table_text(table, text_width()))
+        echo(", ".join(f"{count} {words}" for words, count in counts.items()))
     if counts["FAIL"]:
         raise typer.Exit(_FAILED)
 

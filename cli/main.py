@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import sys
-from typing import Annotated
+from contextlib import suppress
+from typing import Annotated, Final
 
 import typer
 
@@ -13,10 +15,13 @@ from lossscope.cli.doctor import doctor
 from lossscope.cli.probe import probe
 from lossscope.cli.report import report_app
 from lossscope.cli.runs import runs
+from lossscope.cli.terminal import OutputError, echo, safe_streams
 from lossscope.cli.train import train
 from lossscope.errors import LossscopeError
 
 __all__ = ["app", "main"]
+
+_LONG_WORD: Final = re.compile(r"(\S{100})\S{200,}(\S{40})")
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -32,7 +37,7 @@ def _print_version(requested: bool) -> None:
     if requested:
         from lossscope import __version__
 
-        typer.echo(f"lossscope {__version__}")
+        echo(f"lossscope {__version__}")
         raise typer.Exit
 
 
@@ -56,12 +61,25 @@ app.add_typer(list_app, name="list")
 
 def main() -> None:
     """Run the command in `sys.argv`; a known error becomes one line on stderr and exit code 1."""
-    try:
-        app()
-    except LossscopeError as error:
-        message = " ".join(str(error).split())
-        sys.stderr.write(f"error: {message}\n")
-        sys.exit(1)
+    with safe_streams():
+        try:
+            app()
+        except LossscopeError as error:
+            if not (isinstance(error, OutputError) and error.quiet):
+                _say(str(error))
+            sys.exit(1)
+        except OSError as error:
+            what = f"{error.filename}: " if error.filename is not None else ""
+            _say(f"{what}{error.strerror or error}; check the path and its permissions")
+            sys.exit(1)
+
+
+def _say(message: str) -> None:
+    """Write an error as one line to stderr, if that can be written; words of hundreds of letters are shortened."""
+    line = _LONG_WORD.sub(r"\1…\2", " ".join(message.split()))
+    with suppress(OutputError, AttributeError):
+        sys.stderr.write(f"error: {line}\n")
+        sys.stderr.flush()
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal
 import typer
 
 from lossscope.cli.options import JsonOption
-from lossscope.cli.terminal import text_width
+from lossscope.cli.terminal import echo, text_width
 
 if TYPE_CHECKING:
     from lossscope.landscape.measures.options import SolverOptions
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 __all__ = ["probe", "share_of"]
 
+_MOST: Final = 2**31 - 1
+_MOST_DIGITS: Final = 18
 _NEXT_STEPS: Final = {  # by Limit
     "effort": "Bounds not met: {}; raise --max-products or --rel",
     "depth": "The Krylov space is too small for {}, as their intervals show: measure density alone, with more "
@@ -53,7 +55,7 @@ def probe(
         Literal["lossscope", "pyhessian"],
         typer.Option(help="pyhessian gives a second opinion on eigenvalues and trace."),
     ] = "lossscope",
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the random vectors.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the random vectors.")] = 0,
     as_json: JsonOption = False,
 ) -> None:
     """Measure checkpoints of a run and append the numbers to it; prints them with bounds and cost.
@@ -77,13 +79,13 @@ def probe(
     from lossscope.reports.render.text import table_text
 
     if as_json:
-        typer.echo(probe_json(found), nl=False)
+        echo(probe_json(found), format="json")
         return
     for table in probe_tables(found):
-        typer.echo(table_text(table, text_width()))
+        echo(table_text(table, text_width()))
     for note in found.notes:
-        typer.echo(f"Note: {note}.")
-    typer.echo(_added(found))
+        echo(f"Note: {note}.")
+    echo(_added(found))
 
 
 def _added(found: Probed) -> str:
@@ -126,10 +128,12 @@ def _effort(rel: str, max_products: int, seed: int, engine: Literal["lossscope",
     """Return the solver options, checked before anything is loaded."""
     from lossscope.landscape.errors import ConfigError
     from lossscope.landscape.measures.options import SolverOptions
+    from lossscope.landscape.training.config import shown
 
     share = share_of(rel)
-    if max_products < 1:
-        raise ConfigError(f"--max-products {max_products} is out of range: need at least 1")
+    for flag, value, least in (("--max-products", max_products, 1), ("--seed", seed, 0)):
+        if not least <= value <= _MOST:
+            raise ConfigError(f"{flag} {shown(value)} is out of range: need at least {least} and at most {_MOST}")
     return SolverOptions(share, share, max_products, seed, engine)
 
 
@@ -140,20 +144,24 @@ def share_of(text: str) -> float:
         ConfigError: The text is no number, or not between 0 and 1.
     """
     from lossscope.landscape.errors import ConfigError
+    from lossscope.landscape.training.config import shown
 
     bare = text.strip().removesuffix("%")
     try:
         share = float(bare) / (100 if bare != text.strip() else 1)
     except ValueError:
-        raise ConfigError(f"--rel {text!r} is no number: write 1% or 0.01") from None
+        raise ConfigError(f"--rel {shown(text)} is no number: write 1% or 0.01") from None
     if not 0 < share < 1:
-        raise ConfigError(f"--rel {text} is out of range: need more than 0 % and less than 100 %, such as 1% or 0.01")
+        raise ConfigError(
+            f"--rel {text[:20]} is out of range: need more than 0 % and less than 100 %, such as 1% or 0.01"
+        )
     return share
 
 
 def _steps(given: list[str] | None) -> list[int] | Literal["last", "all"]:
     """Return the requested steps, given as several options or one list."""
     from lossscope.landscape.errors import ConfigError
+    from lossscope.landscape.training.config import shown
 
     words = [word.strip() for one in given or [] for word in one.split(",") if word.strip()]
     if not words:
@@ -163,6 +171,8 @@ def _steps(given: list[str] | None) -> list[int] | Literal["last", "all"]:
     for word in words:
         if word == "all":
             raise ConfigError(f"--checkpoint {','.join(words)}: all cannot be combined with steps")
-        if not word.isdecimal():
-            raise ConfigError(f"--checkpoint {word!r} is no step: give numbers of steps, or all")
+        if not (word.isascii() and word.isdecimal()) or len(word) > _MOST_DIGITS:
+            raise ConfigError(
+                f"--checkpoint {shown(word)} is no step: give steps of at most {_MOST_DIGITS} digits, or all"
+            )
     return [int(word) for word in words]

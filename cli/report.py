@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from lossscope.cli.options import ForceOption, FormatOption, OutputOption, RunPaths
-from lossscope.cli.terminal import text_width
+from lossscope.cli.terminal import echo, text_width
 
 if TYPE_CHECKING:
     from lossscope.landscape.run import Run
@@ -132,6 +132,6 @@ def _write(
         refuse_taken(output, force=force)
     made = report(opened(paths))
     if output is None:
-        typer.echo(render(made, format, width=text_width()), nl=False)
+        echo(render(made, format, width=text_width()), format=format)
     else:
         write_text(output, render(made, format), force=force)

@@ -6,10 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-import typer
-
 from lossscope.cli.options import JsonOption, RunsFolder
-from lossscope.cli.terminal import text_width
+from lossscope.cli.terminal import echo, text_width
 
 if TYPE_CHECKING:
     from lossscope.landscape.run import Run
@@ -29,17 +27,17 @@ def runs(folder: RunsFolder = _FOLDER, as_json: JsonOption = False) -> None:
     """
     import json
 
-    from lossscope.reports.listings.run_list import run_list
+    from lossscope.reports.listings.run_list import run_alert, run_list
     from lossscope.reports.render.json_format import table_object
     from lossscope.reports.render.text import table_text
 
-    table = run_list(_opened(folder), folder)
+    found = _opened(folder)
+    table, alert = run_list(found, folder), run_alert(found, folder)
     if as_json:
-        typer.echo(
-            json.dumps({"schema": 1, "folder": str(folder), **table_object(table)}, ensure_ascii=False, indent=2)
-        )
+        content = {"schema": 1, "folder": str(folder), "alert": alert, **table_object(table)}
+        echo(json.dumps(content, ensure_ascii=False, indent=2), format="json")
     else:
-        typer.echo(table_text(table, text_width()), nl=False)
+        echo((f"{alert}\n\n" if alert else "") + table_text(table, text_width()))
 
 
 def _opened(folder: Path) -> Sequence[Run | Unreadable]:

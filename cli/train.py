@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from lossscope.cli.terminal import echo
+
 __all__ = ["train"]
 
 
@@ -92,9 +94,9 @@ def _run(given: dict[str, Any], *, resume: bool, force: bool, as_json: bool) -> 
             "first_step_at_99_percent": reached,
             "overhead": run.manifest.get("overhead"),
         }
-        typer.echo(json.dumps(fact, indent=2))
+        echo(json.dumps(fact, indent=2), format="json")
         return
     loss = f"loss {last.iloc[-1]:.4g}" if len(last) else "no loss"
     accurate = f", test accuracy {100 * accuracy.iloc[-1]:.2f} %" if len(accuracy) else ""
     accurate += f" (99 % first at step {reached})" if reached is not None else ""
-    typer.echo(f"{run.path}: {loss}{accurate}; read it with `lossscope report sharpness {run.path}`")
+    echo(f"{run.path}: {loss}{accurate}; read it with `lossscope report sharpness {run.path}`")

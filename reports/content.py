@@ -24,10 +24,12 @@ __all__ = [
     "Spectrum",
     "Table",
     "Threshold",
+    "drawn",
     "outcome_words",
 ]
 
 REPORT_SCHEMA: Final = 1
+_DRAWN: Final = (1e-100, 1e100)
 
 Numbers: TypeAlias = tuple[float | None, ...]
 
@@ -197,7 +199,7 @@ class Missing:
 
 @dataclass(frozen=True)
 class Report:
-    """A report: notes, findings, tables and figures, in this order."""
+    """A report: its alert, notes, findings, tables and figures, in this order."""
 
     kind: str
     title: str
@@ -208,7 +210,16 @@ class Report:
     notes: tuple[str, ...]
     missing: tuple[Missing, ...]
     provenance: Table
+    alert: str = ""  # first line of every format, if not empty: the runs that diverged
     schema: int = REPORT_SCHEMA
+
+
+def drawn(value: float) -> bool:
+    """Return True for a number that a figure draws: 0, or a size from 1e-100 to 1e100.
+
+    The arithmetic of axes over- or underflows beyond. Other renderers show every finite number.
+    """
+    return value == 0 or _DRAWN[0] <= abs(value) <= _DRAWN[1]
 
 
 def outcome_words(outcome: bool | None) -> str:

@@ -89,7 +89,10 @@ def _half_distance(places: FloatArray) -> FloatArray:
 
 
 def last_density(run: Run) -> Density | None:
-    """Return the last density measured on the data set of the run's other estimates; None if there is none."""
+    """Return the last density measured on the data set of the run's other estimates; None if there is none.
+
+    A density whose nodes are not finite or whose rows do not fit together is none.
+    """
     rows = run.densities.dropna(subset=["size"])
     if not len(rows):
         return None
@@ -97,10 +100,10 @@ def last_density(run: Run) -> Density | None:
     rows = rows[rows["step"] == rows["step"].max()]
     begins = rows["probe"].eq(0)
     rows = rows[begins.cumsum() == begins.sum()]  # if measured twice, the last one written
-    return Density(
-        step=int(rows["step"].iloc[0]),
-        nodes=np.asarray(rows["nodes"].iloc[0], dtype=np.float64),
-        weights=np.array([np.asarray(one, dtype=np.float64) for one in rows["weights"]]),
-        settled=np.asarray(rows["settled"].iloc[0], dtype=np.float64) > 0,
-        size=int(rows["size"].iloc[0]),
-    )
+    nodes, settled, size = rows["nodes"].iloc[0], rows["settled"].iloc[0], int(rows["size"].iloc[0])
+    weights = [np.asarray(one, dtype=np.float64) for one in rows["weights"]]
+    if size < 1 or settled is None or not np.size(nodes) or not np.isfinite(nodes).all():
+        return None
+    if any(one.shape != nodes.shape or not np.isfinite(one).all() for one in (settled, *weights)):
+        return None
+    return Density(int(rows["step"].iloc[0]), nodes, np.array(weights), settled > 0, size)

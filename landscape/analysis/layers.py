@@ -72,7 +72,7 @@ def layers_of(run: Run) -> LayerRecord | None:
 def _rounding(run: Run, steps: npt.NDArray[np.int64]) -> FloatArray:
     """Return the rounding error of each sample, which grows with the loss; 0 where none was recorded."""
     series = step_series(run, "remainder_rounding")
-    recorded = {int(step): float(value) for step, value in zip(series.x, series.y, strict=True) if np.isfinite(value)}
+    recorded = {int(step): float(value) for step, value in zip(series.x, series.y, strict=True) if value >= 0}
     return np.array([recorded.get(int(step), 0.0) for step in steps], dtype=np.float64)
 
 

@@ -6,7 +6,7 @@ deduplicated by `Run.estimates`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, TypeAlias
 
@@ -22,7 +22,6 @@ __all__ = [
     "Band",
     "Series",
     "against_loss",
-    "by_arm",
     "evaluations",
     "first_step",
     "loss_at",
@@ -60,14 +59,6 @@ class Band:
     high: FloatArray  # (n,) largest seed
     error: FloatArray  # (n,) largest measurement error among the seeds; nan if there is none
     steps_per_point: int  # number of steps merged into one point
-
-
-def by_arm(runs: Iterable[Run]) -> dict[str, list[Run]]:
-    """Group runs by arm, in the order in which arms first appear."""
-    arms: dict[str, list[Run]] = {}
-    for run in runs:
-        arms.setdefault(str(run.manifest.get("arm") or run.name), []).append(run)
-    return arms
 
 
 def evaluations(run: Run) -> FloatArray:

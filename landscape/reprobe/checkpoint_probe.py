@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
@@ -18,7 +19,7 @@ from lossscope.landscape.recording.run_metadata import code_version
 from lossscope.landscape.reprobe.restored_optimizer import OwnOptimizerError, own_optimizer
 from lossscope.landscape.reprobe.result import Absent, Probed
 from lossscope.landscape.reprobe.selection import check_budget, select_measures
-from lossscope.landscape.reprobe.user_objective import evaluated_once, objective_from
+from lossscope.landscape.reprobe.user_objective import errors_of_loss, evaluated_once, objective_from
 from lossscope.landscape.run import Run
 from lossscope.landscape.storage.run_store import RunStore
 from lossscope.landscape.training.config import TrainConfig
@@ -83,7 +84,8 @@ def probe(
     try:
         for count, (step, folder) in enumerate(saved.items()):
             _load(folder, target)
-            rows = _measure(target, effort, chosen, step, done, _reporter(progress, count, len(saved), chosen))
+            with errors_of_loss(objective) if objective is not None else nullcontext():
+                rows = _measure(target, effort, chosen, step, done, _reporter(progress, count, len(saved), chosen))
             for table, row in rows.by_table():
                 store.append(table, row)
             store.flush()

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Final, cast
 
+from lossscope.errors import LossscopeError
 from lossscope.landscape.errors import ConfigError
+from lossscope.landscape.training.config import shown
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.objective.objective import Objective
 
-__all__ = ["evaluated_once", "objective_from"]
+__all__ = ["errors_of_loss", "evaluated_once", "objective_from"]
+
+_DESCRIPTORS: Final = (1, 2)  # of standard output and standard error
+_LONGEST: Final = 500  # characters of an error's message
 
 
 def objective_from(place: str) -> Objective:
@@ -31,11 +37,11 @@ def objective_from(place: str) -> Objective:
     """
     file, colon, name = place.rpartition(":")
     if not colon or not file or not name:
-        raise ConfigError(f"--objective {place!r} is not FILE.py:NAME, such as probes/mine.py:objective")
+        raise ConfigError(f"--objective {shown(place)} is not FILE.py:NAME, such as probes/mine.py:objective")
     path = Path(file)
-    if not path.is_file():
-        raise ConfigError(f"--objective: there is no file {path}; check the path")
-    with _import_path(path.parent):
+    if not _is_file(path):
+        raise ConfigError(f"--objective: there is no file {shown(file)}; check the path")
+    with _import_path(path.parent), own_streams():
         module = _load(path)
         found = _call(_member(module, name, path), f"{name}() of {path}")
     if not isinstance(found, Objective):
@@ -61,19 +67,101 @@ def evaluated_once(objective: Objective, place: str, *, slope: bool) -> None:
         ConfigError: The loss raised something, or does not depend on the parameters.
     """
     try:
-        objective.value()
+        with errors_of_loss(place, "it is called as loss_fn(model, batch)"):
+            objective.value()
     except ProbeError:
         return
-    except (Exception, SystemExit) as error:
-        raise ConfigError(f"loss of {place} raised {_summary(error)}; it is called as loss_fn(model, batch)") from error
     if not slope:
         return
     try:
-        objective.gradient()
+        with errors_of_loss(place, of="the gradient of the loss"):
+            objective.gradient()
     except ProbeError as error:
         raise ConfigError(f"loss of {place}: {error}") from error
-    except (Exception, SystemExit) as error:
-        raise ConfigError(f"the gradient of the loss of {place} raised {_summary(error)}") from error
+
+
+@contextmanager
+def errors_of_loss(place: str, hint: str = "", of: str = "loss") -> Iterator[None]:
+    """Turn whatever the user's loss raises within the context into a ConfigError, and keep the standard streams.
+
+    Errors of the probes pass, as does an interrupt.
+
+    Args:
+        place: `FILE.py:NAME`.
+        hint: What the message adds.
+        of: What raised, in words.
+
+    Raises:
+        ConfigError: The code raised something.
+    """
+    try:
+        with own_streams():
+            yield
+    except (LossscopeError, KeyboardInterrupt):
+        raise
+    except BaseException as error:  # the user's own code may raise anything
+        raise ConfigError(f"{of} of {place} raised {_summary(error)}{f'; {hint}' if hint else ''}") from error
+
+
+@contextmanager
+def own_streams() -> Iterator[None]:
+    """Keep the standard streams of the process as they are, whatever the code within the context does to them.
+
+    The code gets streams of its own, which it may close or replace; descriptors that it closes are opened again.
+    """
+    streams = sys.stdout, sys.stderr, sys.stdin
+    saved = [_duplicate(number) for number in _DESCRIPTORS]
+    try:
+        sys.stdout, sys.stderr = (cast(Any, None if one is None else _Borrowed(one)) for one in streams[:2])
+        yield
+    finally:
+        for number, copy in zip(_DESCRIPTORS, saved, strict=True):
+            if copy is not None:
+                os.dup2(copy, number)
+                os.close(copy)
+        sys.stdout, sys.stderr = map(_open_again, streams[:2], _DESCRIPTORS)
+        sys.stdin = streams[2]
+
+
+def _open_again(stream: Any, descriptor: int) -> Any:
+    """Return the stream; a new one on its descriptor if it was closed."""
+    if not getattr(stream, "closed", False):
+        return stream
+    return os.fdopen(descriptor, "w", encoding="utf-8", errors="replace", closefd=False)
+
+
+class _Borrowed:
+    """A stream whose closing closes nothing; its other attributes are those of the stream."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def close(self) -> None:
+        """Do nothing."""
+
+    def detach(self) -> Any:
+        """Return the stream below, which stays attached."""
+        return self._stream
+
+    def __getattr__(self, name: str) -> Any:
+        """Return an attribute of the stream."""
+        return getattr(self._stream, name)
+
+
+def _duplicate(number: int) -> int | None:
+    """Return a copy of an open file descriptor; None if it is not open."""
+    try:
+        return os.dup(number)
+    except OSError:
+        return None
+
+
+def _is_file(path: Path) -> bool:
+    """Return True if there is a regular file at the path."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
 
 
 def _load(path: Path) -> ModuleType:
@@ -84,7 +172,9 @@ def _load(path: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:  # the user's own code may raise anything
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # the user's own code may raise anything
         raise ConfigError(f"{path} cannot be loaded: {_summary(error)}") from error
     return module
 
@@ -108,13 +198,18 @@ def _call(function: Any, what: str) -> Any:
         )
     try:
         return function()
-    except (Exception, SystemExit) as error:  # the user's own code may raise anything
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # the user's own code may raise anything
         raise ConfigError(f"{what} raised {_summary(error)}") from error
 
 
 def _summary(error: BaseException) -> str:
-    """Return type and first line of an error."""
-    lines = str(error).strip().splitlines()
+    """Return type and first line of an error, also of one that cannot be printed."""
+    try:
+        lines = str(error).strip()[:_LONGEST].splitlines()
+    except BaseException:  # the user's own code may raise anything
+        lines = ["its message cannot be printed"]
     return f"{type(error).__name__}: {lines[0].rstrip('.')}" if lines else type(error).__name__
 
 
@@ -126,4 +221,5 @@ def _import_path(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        sys.path.remove(entry)
+        if entry in sys.path:  # the user's code may have changed it
+            sys.path.remove(entry)

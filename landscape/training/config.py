@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import tomllib
 import types
 from collections.abc import Mapping
@@ -14,23 +13,27 @@ from typing import Any, Final, Union, get_args, get_origin, get_type_hints
 
 from lossscope.landscape.errors import ConfigError
 
-__all__ = ["TrainConfig", "assignment", "from_toml"]
+__all__ = ["TrainConfig", "assignment", "from_toml", "shown"]
 
 
 _MOST: Final = 2**31 - 1
+_LONGEST: Final = 4096  # characters of a text or of an assignment
+_LARGEST_FILE: Final = 2**20  # bytes of a TOML file
+_DEEPEST: Final = 20  # levels of lists and tables in a value
+_SHOWN: Final = 60  # characters of a wrong value in a message
 _RENAMED: Final = {"visits": "evaluations"}  # before schema 4
 _BEFORE: Final = {"curvature_samples": 512}  # what runs without the setting have used
 _BOUNDS: Final[dict[str, tuple[float, float]]] = {
     "steps": (1, _MOST),
     "batch_size": (1, _MOST),
     "eval_every": (1, _MOST),
-    "evaluations": (0, _MOST),
+    "evaluations": (0, 100_000),
     "curvature_samples": (1, _MOST),
     "seed": (0, _MOST),
     "seed_init": (0, _MOST),
     "seed_split": (0, _MOST),
     "seed_order": (0, _MOST),
-    "lr": (0.0, sys.float_info.max),
+    "lr": (0.0, 1e30),
     "until_accuracy": (0.0, 1.0),
     "threads": (1, os.cpu_count() or 1),
 }
@@ -84,7 +87,7 @@ class TrainConfig:
         for key, (low, high) in _BOUNDS.items():
             value = getattr(config, key)
             if value is not None and not low <= value <= high:
-                raise ConfigError(f"{key} must lie between {low} and {high}, got {value}")
+                raise ConfigError(f"{key} must lie between {low} and {high}, got {shown(value)}")
         return config
 
     @classmethod
@@ -108,10 +111,38 @@ def _checked(key: str, value: Any, types_of: Mapping[str, Any]) -> Any:
     if key not in types_of:
         close = get_close_matches(key, list(types_of), n=2, cutoff=0.5)
         hint = f"did you mean {' or '.join(close)}?" if close else f"known keys: {', '.join(types_of)}"
-        raise ConfigError(f"unknown key {key!r}; {hint}")
+        raise ConfigError(f"unknown key {shown(key)}; {hint}")
     if not _fits(value, types_of[key]):
-        raise ConfigError(f"{key} must be {_words(types_of[key])}, got {value!r} of type {type(value).__name__}")
-    return float(value) if _base(types_of[key]) is float and value is not None else value
+        kind = type(value).__name__
+        raise ConfigError(f"{key} must be {_words(types_of[key])}, got {shown(value)} of type {kind}")
+    _check_size(key, value)
+    if _base(types_of[key]) is not float or value is None:
+        return value
+    try:
+        return float(value)
+    except OverflowError:
+        raise ConfigError(f"{key} is too large for a number, got {shown(value)}: write fewer digits") from None
+
+
+def _check_size(key: str, value: Any, depth: int = 0) -> None:
+    """Raise ConfigError for a text, an integer or a nesting that is out of bounds, at any depth of a value."""
+    if depth > _DEEPEST:
+        raise ConfigError(f"{key} must have at most {_DEEPEST} levels of lists and tables: make it flat")
+    if isinstance(value, str) and (len(value) > _LONGEST or "\0" in value):
+        raise ConfigError(f"{key} must be a text of at most {_LONGEST} characters without NUL, got {shown(value)}")
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise ConfigError(f"{key} must be an integer of at most 64 bits, got {shown(value)}")
+    inside = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    for one in inside:
+        _check_size(key, one, depth + 1)
+
+
+def shown(value: object) -> str:
+    """Return a value for a message, shortened to about 60 characters; an integer of any size is allowed."""
+    if isinstance(value, int) and abs(value) >= 10**_SHOWN:
+        return f"an integer of {value.bit_length()} bits"
+    words = repr(value[: _SHOWN + 1] if isinstance(value, str) else value)
+    return words if len(words) <= _SHOWN + 2 else f"{words[:_SHOWN]}…"
 
 
 def _base(hint: Any) -> Any:
@@ -142,11 +173,25 @@ def from_toml(path: Path) -> dict[str, Any]:
         ConfigError: The file cannot be read, or is not valid TOML.
     """
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        if not path.is_file() and path.exists():
+            raise ConfigError(f"config {path} is no regular file; check the path")
+        with path.open("rb") as file:
+            content = file.read(_LARGEST_FILE + 1)
     except OSError as error:
         raise ConfigError(f"config {path} cannot be read ({error.strerror}); check the path") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"config {path} is not valid TOML: {error}") from error
+    if len(content) > _LARGEST_FILE:
+        raise ConfigError(f"config {path} has more than {_LARGEST_FILE} bytes; check the path")
+    try:
+        return tomllib.loads(content.decode("utf-8"))
+    except RecursionError:
+        raise ConfigError(f"config {path} is nested too deeply, at most {_DEEPEST} levels: make it flat") from None
+    except ValueError as error:  # of the syntax, the encoding, or an integer of thousands of digits
+        raise ConfigError(f"config {path} is not valid TOML: {_reason(error)}") from error
+
+
+def _reason(error: ValueError) -> str:
+    """Return the first sentence of an error's message."""
+    return str(error).partition(";")[0].partition("\n")[0][:200]
 
 
 def assignment(text: str) -> dict[str, Any]:
@@ -159,11 +204,18 @@ def assignment(text: str) -> dict[str, Any]:
     """
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
-        raise ConfigError(f"--set must be key=value, such as --set steps=500 or --set options.rho=0.1, got {text!r}")
+        example = "--set steps=500 or --set options.rho=0.1"
+        raise ConfigError(f"--set must be key=value, such as {example}, got {shown(text)}")
+    if len(text) > _LONGEST:
+        raise ConfigError(f"--set {shown(key)} has {len(text)} characters, at most {_LONGEST} allowed: shorten it")
     try:
         parsed = tomllib.loads(f"x = {value}")["x"]
     except tomllib.TOMLDecodeError:
         parsed = value.strip()
+    except RecursionError:
+        raise ConfigError(f"--set {shown(key)} is nested too deeply, at most {_DEEPEST} levels: make it flat") from None
+    except ValueError as error:  # an integer of thousands of digits
+        raise ConfigError(f"--set {shown(key)} cannot be read: {_reason(error)}") from error
     outer, _, inner = key.strip().partition(".")
     if outer == "options" and inner:
         return {"options": {inner: parsed}}

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import _thread
 import io
+import math
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, redirect_stderr
 from ctypes import Array, c_longlong
-from multiprocessing import get_context, parent_process
-from threading import Thread
+from multiprocessing import active_children, get_context, parent_process
+from threading import Event, Thread
 from typing import Final, TypeAlias
 
 import torch
@@ -31,6 +34,8 @@ Ending: TypeAlias = tuple[str, LandscapeError | KeyboardInterrupt | None]  # std
 Progress: TypeAlias = Callable[[int, int, str], None]
 
 _POLL_SECONDS: Final = 0.2  # between two reports of progress
+_STEP_SECONDS: Final = 1.0  # from an interrupt until a training that has not ended its step is interrupted within it
+_GRACE_SECONDS: Final = 5.0  # from an interrupt until processes that have not ended are terminated
 
 _counts: Counts | None = None  # set in worker processes only
 
@@ -42,7 +47,8 @@ def train_all(
 
     Each run is bit for bit the one of `train` with the same number of threads: the processes share only their step
     counts. After a training has failed no other is started; those already running continue to their end. An interrupt,
-    or an exception in `progress`, stops them after their current step. A script must call this under
+    or an exception in `progress`, stops them after their current step, or within an evaluation that takes long; what
+    they recorded is kept. A process that has not ended five seconds later is terminated. A script must call this under
     `if __name__ == "__main__":`, as every process imports it.
 
     Args:
@@ -82,6 +88,7 @@ def _failure(configs: Sequence[TrainConfig], jobs: int, force: bool, progress: P
     counts: Counts = context.RawArray(c_longlong, len(configs) + 1)
     waiting, under_way, failures = list(enumerate(configs)), set[Future[Ending]](), list[BaseException]()
     steps, ended = sum(config.steps or 0 for config in configs), 0
+    others, deadline = set(active_children()), math.inf
     with ProcessPoolExecutor(jobs, context, initializer=_begin, initargs=(counts,)) as pool:
         while under_way or (waiting and not failures):
             try:
@@ -95,16 +102,31 @@ def _failure(configs: Sequence[TrainConfig], jobs: int, force: bool, progress: P
                     failures += [] if failure is None else [failure]
                 if progress is not None:
                     progress(sum(counts[:-1]), steps, f"{ended} of {len(configs)} runs")
+                if time.monotonic() > deadline:
+                    _terminate(others)
             except BaseException as failure:
+                if not counts[len(configs)]:
+                    sys.stderr.write(f"stopping {len(under_way)} training{'s' * (len(under_way) != 1)}\n")
+                    sys.stderr.flush()
+                    deadline = time.monotonic() + _GRACE_SECONDS
+                elif isinstance(failure, KeyboardInterrupt):
+                    _terminate(others)  # asked twice
                 failures.append(failure)
-                counts[len(configs)] = True  # running trainings stop after their current step
+                counts[len(configs)] = True  # see `_stopped_when_told`
     return failures[0] if failures else None
+
+
+def _terminate(others: Collection[object]) -> None:
+    """Terminate the processes of this pool, which are all children of this process but the others."""
+    for child in active_children():
+        if child not in others:
+            child.terminate()
 
 
 @contextmanager
 def _not_interrupted() -> Iterator[None]:
     """Block interrupts; a process started meanwhile blocks them for good, as `counts` tells it to stop."""
-    if not hasattr(signal, "pthread_sigmask"):  # Windows
+    if not hasattr(signal, "pthread_sigmask"):  # on Windows
         yield
         return
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
@@ -129,9 +151,35 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
+@contextmanager
+def _stopped_when_told(counts: Counts, noticed: Event) -> Iterator[None]:
+    """Raise KeyboardInterrupt in the main thread within the context once all trainings must stop.
+
+    A training that has noticed at the end of a step is left alone. The signal itself is blocked in worker processes.
+    """
+    over = Event()
+
+    def watch() -> None:
+        """Wait for the end of the context or for the stop."""
+        while not over.wait(_POLL_SECONDS):
+            if counts[len(counts) - 1]:
+                if not noticed.wait(_STEP_SECONDS) and not over.is_set():
+                    _thread.interrupt_main()
+                return
+
+    watcher = Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        over.set()
+        noticed.set()
+        watcher.join()
+
+
 def _trained(slot: int, config: TrainConfig, force: bool) -> Ending:
     """Train in a worker process. Return its stderr, kept so that lines do not mix, and its error if it failed."""
-    counts, threads = _counts, torch.get_num_threads()
+    counts, threads, noticed = _counts, torch.get_num_threads(), Event()
     if counts is None:
         raise RuntimeError("_trained must run in a worker process of train_all")
 
@@ -139,12 +187,14 @@ def _trained(slot: int, config: TrainConfig, force: bool) -> Ending:
         """Publish the step, and stop if all trainings must stop."""
         counts[slot] = step
         if counts[len(counts) - 1]:
+            noticed.set()
             raise KeyboardInterrupt
 
     with redirect_stderr(io.StringIO()) as output:
         try:
             count(0, 0, 0.0)  # a process takes seconds to start, and a stop may have been requested meanwhile
-            train(config, force=force, progress=count)
+            with _stopped_when_told(counts, noticed):
+                train(config, force=force, progress=count)
         except (LandscapeError, KeyboardInterrupt) as failure:
             return output.getvalue(), failure
         finally:

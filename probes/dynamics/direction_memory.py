@@ -84,7 +84,7 @@ def direction_memory(
         _ratio(values[0], np.ones_like(values[0]), 1, block, draws, seed),
         float(below[0]) if below else math.nan,
         angular_velocity(normalized[0]) if lags[0] == 1 else exact_estimate(math.nan),
-        1 / math.sqrt(cosines.size),
+        1 / math.sqrt(cosines.size) if cosines.size > 0 else math.nan,
     )
 
 

@@ -29,7 +29,7 @@ def block_length(series: Array) -> int:
     With lag-1 correlation r and T steps it is :math:`(6 r^2 / (1 - r^2)^2 \cdot T)^{1/3}`, from 1 to T / 3.
 
     Args:
-        series: `(T,)`; nan values are excluded from the correlation.
+        series: `(T,)` of any scale; values that are not finite are excluded from the correlation.
 
     Returns:
         Steps.
@@ -42,10 +42,15 @@ def block_length(series: Array) -> int:
         >>> block_length(np.tile([1.0, -1.0, -1.0, 1.0], 25))
         1
     """
-    centered = series - np.nanmean(series)
+    known = np.isfinite(series)
+    largest = float(np.abs(series[known]).max()) if known.any() else 0.0
+    if largest == 0.0:
+        return 1
+    scaled = np.where(known, series / largest, math.nan)  # no square over- or underflows
+    centered = scaled - np.nanmean(scaled)
     square = float(np.nanmean(centered * centered))
     along = centered[1:] * centered[:-1]
-    if not square > (_ROUNDING * float(np.nanmax(np.abs(series)))) ** 2 or not np.isfinite(along).any():
+    if not square > _ROUNDING**2 or not np.isfinite(along).any():
         return 1
     r = min(max(float(np.nanmean(along)) / square, -_STEEPEST), _STEEPEST)
     best = (6 * r * r / (1 - r * r) ** 2 * len(series)) ** (1 / 3)
@@ -72,7 +77,8 @@ def block_bootstrap(
 
     Returns:
         The estimate; its value is the statistic of all steps and lies in the interval. If the statistic is undefined
-        for more than 2.5 % of the draws, both ends are infinite. `samples` is T; `converged` is True if there are at
+        or infinite for more than 2.5 % of the draws, both ends are infinite; if it is for all steps, the value is nan.
+        `samples` is T; `converged` is True if there are at
         least 10 blocks and finite ends.
 
     Raises:
@@ -90,12 +96,14 @@ def block_bootstrap(
     T = rows.shape[1]
     if not 1 <= block <= T:
         raise ProbeError(f"block must be from 1 to {T} steps, the length of the run, got {block}")
-    value = float(statistic(rows.sum(1, keepdims=True))[0])
-    if math.isnan(value):
-        return exact_estimate(math.nan)
-    blocks = math.ceil(T / block)
-    found = statistic(_drawn(rows, block, blocks, draws, seed))
-    lost, kept = int(np.isnan(found).sum()), found[~np.isnan(found)]
+    with np.errstate(over="ignore", invalid="ignore"):  # sums over a diverged run overflow: such draws are lost
+        value = float(statistic(rows.sum(1, keepdims=True))[0])
+        if not math.isfinite(value):
+            return exact_estimate(math.nan)
+        blocks = math.ceil(T / block)
+        found = statistic(_drawn(rows, block, blocks, draws, seed))
+    kept = found[np.isfinite(found)]
+    lost = len(found) - len(kept)
     if lost > draws / 40 or blocks < 2:
         return Estimate(value, math.inf, -math.inf, math.inf, T, "standard error", converged=False)
     scale = float(stdtrit(blocks - 1, 0.975)) / _NORMAL * math.sqrt(blocks / (blocks - 1))

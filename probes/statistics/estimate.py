@@ -16,6 +16,7 @@ __all__ = ["Bound", "Estimate", "exact_estimate", "mean_estimate", "root_estimat
 
 Bound = Literal["exact", "standard error", "residual", "lower bound"]
 _RESOLVED: Final = 0.01  # largest relative rounding of a number that counts as known
+_FAR: Final = (1e-90, 1e90)  # samples outside are scaled before their powers are taken
 _STEEP: Final = 0.9  # share of the skewness at which Hall's cubic is flat and its inverse undefined
 
 
@@ -122,6 +123,11 @@ def mean_estimate(samples: Sequence[float] | np.ndarray[tuple[int], np.dtype[np.
     m = len(x)
     if m < 2:
         raise ProbeError(f"a standard error requires at least 2 samples, got {m}: increase the number of samples")
+    largest = float(np.abs(x).max())
+    if _FAR[1] < largest < math.inf or 0.0 < largest < _FAR[0]:  # squares would over- or underflow
+        near = mean_estimate(x / largest)
+        value, stderr, low, high = (largest * one for one in (near.value, near.stderr, near.low, near.high))
+        return Estimate(value, stderr, low, high, m, "standard error")
     mean = float(x.sum()) / m
     centered = x - mean
     squares = centered * centered
@@ -129,7 +135,7 @@ def mean_estimate(samples: Sequence[float] | np.ndarray[tuple[int], np.dtype[np.
     deviation = math.sqrt(total / (m - 1))
     reach = float(stdtrit(max(1.0, (m - 1) / 2), 0.975)) / math.sqrt(m)
     skewness, most = 0.0, _STEEP / reach
-    if total > m * (1e-14 * float(np.abs(x).max())) ** 2:  # otherwise the samples agree up to rounding
+    if total > m * (1e-14 * largest) ** 2:  # otherwise the samples agree up to rounding
         skewness = min(max(math.sqrt(m) * float(centered @ squares) / total**1.5, -most), most)
     return Estimate(
         mean,

@@ -53,7 +53,7 @@ def sum_estimate(terms: Sequence[Estimate]) -> Estimate:
     Returns:
         The sum.
     """
-    return linear_estimate(math.fsum(term.value for term in terms), [(1.0, term) for term in terms])
+    return linear_estimate(_total([term.value for term in terms]), [(1.0, term) for term in terms])
 
 
 def part_shares(terms: Sequence[Estimate]) -> list[Estimate]:
@@ -93,8 +93,9 @@ def balanced_sum_estimate(terms: Sequence[Estimate]) -> Estimate:
     if any(not term.value > 0 for term in terms):
         return linear_estimate(math.nan, [(1.0, term) for term in terms])
     logs = [(1 / len(terms), _log(term)) for term in terms]
-    mean = linear_estimate(math.fsum(slope * term.value for slope, term in logs), logs)
-    value, low, high = (len(terms) * math.exp(end) for end in (mean.value, mean.low, mean.high))
+    mean = linear_estimate(_total([slope * term.value for slope, term in logs]), logs)
+    with np.errstate(over="ignore"):
+        value, low, high = (len(terms) * float(np.exp(end)) for end in (mean.value, mean.low, mean.high))
     return replace(mean, value=value, stderr=value * mean.stderr, low=low, high=high)
 
 
@@ -107,8 +108,16 @@ def square_estimate(root: Estimate) -> Estimate:
     Returns:
         Its square.
     """
-    low, high = max(root.low, 0.0) ** 2, root.high**2
-    return replace(root, value=root.value**2, stderr=2 * root.value * root.stderr, low=low, high=high)
+    low, high = max(root.low, 0.0) * max(root.low, 0.0), root.high * root.high
+    return replace(root, value=root.value * root.value, stderr=2 * root.value * root.stderr, low=low, high=high)
+
+
+def _total(values: Sequence[float]) -> float:
+    """Return the sum of the values; the plain sum, infinite or nan, where an exact one does not exist."""
+    try:
+        return math.fsum(values)
+    except (OverflowError, ValueError):
+        return sum(values)
 
 
 def _reach(slope: float, term: Estimate) -> float:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 from lossscope.reports.content import Finding
 from lossscope.reports.dynamics.minibatch_tables import Memories
 from lossscope.reports.dynamics.trigger_tables import Triggers
+from lossscope.reports.shared.gaps import missing_in_words
 from lossscope.reports.shared.number_format import percent
 from lossscope.reports.shared.quantities import number
 from lossscope.reports.shared.step_quality import step_evaluations
@@ -86,7 +87,9 @@ def model_predicted(runs: Sequence[Run]) -> Finding:
     if known:
         _, most, name, step = max(known, key=lambda one: one[1])
         numbers += f"; largest at most {percent(most)} ({name}, step {step})"
-    return Finding(claim, False if outside else (None if open_ones else True), numbers, source)
+    missing = missing_in_words(runs, ("trust_ratio", "relative_second"))
+    numbers += f"; {missing}" if missing else ""
+    return Finding(claim, False if outside else (None if open_ones or missing else True), numbers, source)
 
 
 def layers_stayed(records: Sequence[tuple[Run, LayerRecord]]) -> Finding:

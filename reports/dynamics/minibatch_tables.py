@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final, TypeAlias
 
-from lossscope.landscape.analysis.series import by_arm
+from lossscope.landscape.analysis.arms import by_arm
 from lossscope.reports.content import Axis, Cell, Column, Curve, Curves, Missing, Quantity, Table
 from lossscope.reports.shared.loss_unit import LOSS_SQUARED
 from lossscope.reports.shared.number_format import quantity_text

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Final
 
+import numpy as np
+
 from lossscope.reports.content import FigureData, Missing, Report
 from lossscope.reports.dynamics.findings import layers_stayed, model_predicted, shear_keeps_longer, trigger_beats_noise
 from lossscope.reports.dynamics.minibatch_tables import (
@@ -25,6 +27,7 @@ from lossscope.reports.dynamics.step_tables import (
     step_quality_table,
 )
 from lossscope.reports.dynamics.trigger_tables import missing_triggers, trigger_tables, triggers_of
+from lossscope.reports.shared.completed import completed
 from lossscope.reports.shared.cost_tables import overhead_table
 from lossscope.reports.shared.figures import (
     energy_figure,
@@ -54,6 +57,7 @@ _EVALUATIONS: Final = "An earlier lossscope recorded the curvature without it: r
 _ANGLES: Final = "Record with preset standard or full: the update is then also computed without the shear."
 
 
+@np.errstate(all="ignore")  # numbers of a diverged run overflow; what is not finite is shown as missing
 def dynamics(runs: Sequence[Run]) -> Report:
     """Return the dynamics report: autocorrelation, trigger, noise, step quality, alignment, shear, energy and layers.
 
@@ -65,7 +69,7 @@ def dynamics(runs: Sequence[Run]) -> Report:
     """
     memories, triggers = memories_of(runs), triggers_of(runs)
     noises, layers = noise_records(runs), layer_records(runs)
-    return Report(
+    report = Report(
         kind="dynamics",
         title="Training dynamics",
         subtitle=runs_in_words(runs),
@@ -96,6 +100,7 @@ def dynamics(runs: Sequence[Run]) -> Report:
         missing=(*_missing(runs), *missing_shear_and_energy(runs), *missing_triggers(triggers), *missing_noise(noises)),
         provenance=provenance(runs),
     )
+    return completed(report, runs)
 
 
 def _figures(runs: Sequence[Run], memories: Memories) -> tuple[FigureData, ...]:

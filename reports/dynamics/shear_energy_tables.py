@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
-from lossscope.landscape.analysis.series import by_arm
+from lossscope.landscape.analysis.arms import by_arm
 from lossscope.reports.content import Cell, Column, Missing, Table
 from lossscope.reports.shared.loss_unit import LOSS, LOSS_SQUARED
 from lossscope.reports.shared.provenance import listed

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
-from lossscope.landscape.analysis.series import by_arm
+from lossscope.landscape.analysis.arms import by_arm
 from lossscope.reports.content import Cell, Column, Quantity, Table
 from lossscope.reports.shared.loss_unit import LOSS
 from lossscope.reports.shared.quantities import median_and_range, number

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
-from lossscope.landscape.analysis.series import by_arm
+import numpy as np
+
+from lossscope.landscape.analysis.arms import by_arm
 from lossscope.reports.content import Cell, Column, Report, Table
 from lossscope.reports.entropy.tables import newton_schulz_table, order_table
+from lossscope.reports.shared.completed import completed
 from lossscope.reports.shared.figures import entropy_figure
 from lossscope.reports.shared.findings import entropy_raised, spectra_precise
 from lossscope.reports.shared.loss_unit import in_loss_unit
@@ -55,6 +58,7 @@ _TENSOR_COLUMNS: Final = (
 _MOST_TENSORS: Final = 40
 
 
+@np.errstate(all="ignore")  # numbers of a diverged run overflow; what is not finite is shown as missing
 def spectral_entropy(runs: Sequence[Run]) -> Report:
     """Return the spectral entropy report: entropies, ranks and condition, before and after Newton-Schulz.
 
@@ -64,7 +68,7 @@ def spectral_entropy(runs: Sequence[Run]) -> Report:
     Returns:
         The report as data. Vectors have no spectral entropy: the table of tensors shows it as missing.
     """
-    return Report(
+    report = Report(
         kind="entropy",
         title="Spectral entropy",
         subtitle=runs_in_words(runs),
@@ -85,6 +89,7 @@ def spectral_entropy(runs: Sequence[Run]) -> Report:
         missing=missing_spectra(runs),
         provenance=provenance(runs),
     )
+    return completed(report, runs)
 
 
 def _entropy_table(runs: Sequence[Run]) -> Table:

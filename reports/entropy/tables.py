@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-from lossscope.landscape.analysis.series import by_arm
+from lossscope.landscape.analysis.arms import by_arm
 from lossscope.reports.content import Cell, Column, Quantity, Table
 from lossscope.reports.shared.notes import INTERVAL_NOTE
 from lossscope.reports.shared.quantities import last_spectra, median_and_range, number, pooled_quantity

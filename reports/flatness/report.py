@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
+import numpy as np
+
 from lossscope.reports.content import Column, Missing, Report
+from lossscope.reports.shared.completed import completed
 from lossscope.reports.shared.evaluation_tables import arm_table, of_run, over_seeds, run_table, widest_error_over_seeds
 from lossscope.reports.shared.figures import adaptive_trace_figure, loss_figure
 from lossscope.reports.shared.findings import losses_matched, precise
@@ -33,6 +36,7 @@ _NOT_HERE: Final = (
 _NORM: Final = Column("weight_norm", "‖θ‖", "1", "norm of all parameters at the last recorded step")
 
 
+@np.errstate(all="ignore")  # numbers of a diverged run overflow; what is not finite is shown as missing
 def flatness(runs: Sequence[Run]) -> Report:
     """Return the flatness report: adaptive trace and log Fisher-Rao norm, and the measures not yet available.
 
@@ -42,7 +46,7 @@ def flatness(runs: Sequence[Run]) -> Report:
     Returns:
         The report as data. It does not compare arms and states why.
     """
-    return Report(
+    report = Report(
         kind="flatness",
         title="Flatness",
         subtitle=runs_in_words(runs),
@@ -62,6 +66,7 @@ def flatness(runs: Sequence[Run]) -> Report:
         missing=(*missing_curvature(runs), *_NOT_HERE),
         provenance=provenance(runs),
     )
+    return completed(report, runs)
 
 
 def _weight_norm(run: Run) -> float | None:

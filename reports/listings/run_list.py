@@ -7,15 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from lossscope.landscape.analysis.divergence import Divergence, divergence_of
 from lossscope.landscape.errors import RunError
 from lossscope.reports.content import Cell, Column, Table
+from lossscope.reports.shared.divergence import alert, in_words
 from lossscope.reports.shared.loss_unit import LOSS, in_loss_unit
 from lossscope.reports.shared.quantities import last_number
 
 if TYPE_CHECKING:
     from lossscope.landscape.run import Run
 
-__all__ = ["Unreadable", "run_list"]
+__all__ = ["Unreadable", "run_alert", "run_list"]
 
 _COLUMNS: Final = (
     Column("name", "run", words=True),
@@ -34,6 +36,17 @@ class Unreadable:
 
     path: Path
     why: str
+
+
+def run_alert(runs: Sequence[Run | Unreadable], folder: Path) -> str:
+    """Return the first line of a list of runs: which of them diverged, and at which step; "" if none did.
+
+    Args:
+        runs: The runs; one with unreadable steps is left out.
+        folder: The folder that contains them.
+    """
+    found = [(run, _divergence(run)) for run in runs if not isinstance(run, Unreadable)]
+    return alert([(_name(run, folder), one) for run, one in found if one is not None])
 
 
 def run_list(runs: Sequence[Run | Unreadable], folder: Path) -> Table:
@@ -55,8 +68,22 @@ def _row(run: Run | Unreadable, folder: Path) -> tuple[Cell, ...]:
     """Return the row of one run, or of an unreadable one."""
     if isinstance(run, Unreadable):
         return (run.path.relative_to(folder).as_posix(), None, "unreadable", None, None, None, run.why)
-    name = run.name if run.path == folder else run.path.relative_to(folder).as_posix()
-    return (name, str(run.manifest.get("arm") or "") or None, run.status, *_progress(run), run.ends)
+    diverged = _divergence(run)
+    ends = run.ends if diverged is None else f"Diverged: {in_words(diverged)}. {run.ends}"
+    return (_name(run, folder), str(run.manifest.get("arm") or "") or None, run.status, *_progress(run), ends)
+
+
+def _name(run: Run, folder: Path) -> str:
+    """Return the name of a run: its path relative to the folder."""
+    return run.name if run.path == folder else run.path.relative_to(folder).as_posix()
+
+
+def _divergence(run: Run) -> Divergence | None:
+    """Return the divergence of a run; None if its table of steps cannot be read."""
+    try:
+        return divergence_of(run)
+    except RunError:  # `ends` states the reason
+        return None
 
 
 def _progress(run: Run) -> tuple[Cell, Cell, Cell]:

@@ -6,8 +6,11 @@ import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final
 
-from lossscope.landscape.analysis.series import by_arm
+import numpy as np
+
+from lossscope.landscape.analysis.arms import by_arm
 from lossscope.reports.content import Cell, Column, Report, Table
+from lossscope.reports.shared.completed import completed
 from lossscope.reports.shared.evaluation_tables import repeated_seeds
 from lossscope.reports.shared.figures import (
     adaptive_trace_figure,
@@ -56,6 +59,7 @@ __all__ = ["overview"]
 _ARMS_PER_TABLE: Final = 4
 
 
+@np.errstate(all="ignore")  # numbers of a diverged run overflow; what is not finite is shown as missing
 def overview(runs: Sequence[Run]) -> Report:
     """Return the overview: a table of medians over seeds, norm controls, and the figures of the other reports.
 
@@ -65,7 +69,7 @@ def overview(runs: Sequence[Run]) -> Report:
     Returns:
         The report as data. A measure that an arm did not record is missing.
     """
-    return Report(
+    report = Report(
         kind="overview",
         title="Overview",
         subtitle=runs_in_words(runs),
@@ -92,6 +96,7 @@ def overview(runs: Sequence[Run]) -> Report:
         missing=(*missing_curvature(runs), *missing_spectra(runs)),
         provenance=provenance(runs),
     )
+    return completed(report, runs)
 
 
 def _tables(runs: Sequence[Run]) -> tuple[Table, ...]:

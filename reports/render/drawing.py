@@ -19,6 +19,7 @@ from lossscope.reports.content import (
     Spectra,
     Spectrum,
     Threshold,
+    drawn,
 )
 from lossscope.reports.render.axes import dress
 from lossscope.reports.render.style import HEIGHT, RC, WIDTH, hue_color
@@ -232,8 +233,8 @@ def _name(name: str) -> str:
 
 
 def _array(values: Numbers) -> Any:
-    """Return the values as float64, missing values as nan."""
-    return np.array([np.nan if value is None else value for value in values], dtype=np.float64)
+    """Return the values as float64, with nan for missing ones and for those that no figure draws."""
+    return np.array([np.nan if value is None or not drawn(value) else value for value in values], dtype=np.float64)
 
 
 def _ink() -> str:

@@ -33,6 +33,7 @@ def report_json(report: Report) -> str:
         "kind": report.kind,
         "title": report.title,
         "subtitle": report.subtitle,
+        "alert": report.alert,
         "notes": list(report.notes),
         "findings": [_finding(finding) for finding in report.findings],
         "tables": {table.key: table_object(table) for table in report.tables},

@@ -23,7 +23,8 @@ __all__ = ["NARROWEST", "WIDEST", "report_text", "table_text"]
 NARROWEST: Final = 80  # columns; every table of a report fits
 WIDEST: Final = 120  # columns; longer lines are hard to read
 _FIGURES_NOTE: Final = (
-    "Values are medians ± the largest measurement error [range over seeds], unless stated otherwise. "
+    "Values are medians ± the largest measurement error [range over the runs of an arm], unless stated "
+    "otherwise. "
     "--format html draws the figures."
 )
 _OUTCOME: Final = 12  # columns; the longest outcome is "inconclusive"
@@ -42,6 +43,8 @@ def report_text(report: Report, width: int = WIDEST) -> str:
         The text, ending in a newline.
     """
     out, console = _console(width)
+    if report.alert:
+        console.print(_plain(report.alert))
     _heading(console, report.title, "=")
     console.print(_plain(f"{report.subtitle}\n"))
     for note in report.notes:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Final, Literal
 
 import numpy as np
 
-from lossscope.landscape.analysis.series import Band, FloatArray, Series, by_arm, evaluations, over_seeds
-from lossscope.reports.content import Axis, Cloud, Curve, Curves, Numbers, Points, Quantity, Threshold
+from lossscope.landscape.analysis.arms import by_arm
+from lossscope.landscape.analysis.series import Band, FloatArray, Series, evaluations, over_seeds
+from lossscope.reports.content import Axis, Cloud, Curve, Curves, Numbers, Points, Quantity, Threshold, drawn
 from lossscope.reports.shared.number_format import plain, quantity_text
 from lossscope.reports.shared.quantities import number
 
@@ -161,6 +162,8 @@ def _caption(caption: str, lines: Sequence[Curve]) -> str:
     gathered = max((line.steps_per_point for line in lines), default=1)
     if gathered > 1:
         parts.append(f"Each point summarizes {gathered} steps by their median and range.")
+    if not all(drawn(value) for line in lines for value in (*line.low, *line.high) if value is not None):
+        parts.append("Values of a size above 1e100 or below 1e-100 are not drawn.")
     return " ".join(part for part in parts if part)
 
 
@@ -170,8 +173,8 @@ def _scaled(y: Axis, lines: Sequence[Curve], thresholds: Sequence[Threshold]) ->
     An axis whose scale is "log" is logarithmic with thresholds too. With negative values it is symmetric logarithmic:
     linear up to the power of ten below the median absolute value.
     """
-    lows = [value for line in lines for value in line.low if value is not None]
-    highs = [value for line in lines for value in line.high if value is not None]
+    lows = [value for line in lines for value in line.low if value is not None and drawn(value)]
+    highs = [value for line in lines for value in line.high if value is not None and drawn(value)]
     logarithmic = y.scale == "log"
     if (thresholds and not logarithmic) or not lows:
         return replace(y, scale="linear")
@@ -186,7 +189,8 @@ def _scaled(y: Axis, lines: Sequence[Curve], thresholds: Sequence[Threshold]) ->
 
 def _log_if_positive(values: Sequence[float | None]) -> Literal["linear", "log"]:
     """Return "log" if every value is positive, else "linear"."""
-    return "log" if values and all(value is not None and value > 0 for value in values) else "linear"
+    there = [value for value in values if value is None or drawn(value)]
+    return "log" if there and all(value is not None and value > 0 for value in there) else "linear"
 
 
 def _last_in_words(line: Curve, styles: tuple[str, str] | None, unit: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final, TypeAlias
 
-from lossscope.landscape.analysis.series import by_arm
+from lossscope.landscape.analysis.arms import by_arm
 from lossscope.reports.content import Cell, Column, Quantity, Table
 from lossscope.reports.shared.loss_unit import LOSS
 from lossscope.reports.shared.notes import LOSS_NOTE

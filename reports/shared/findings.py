@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from lossscope.landscape.analysis.series import by_arm
+from lossscope.landscape.analysis.arms import by_arm
+from lossscope.landscape.analysis.divergence import divergence_of
 from lossscope.landscape.measures.catalogue import limit_of
 from lossscope.landscape.measures.measure import WITHOUT_TOLERANCE
 from lossscope.reports.content import Finding
+from lossscope.reports.shared.gaps import missing_evaluations, missing_in_words
 from lossscope.reports.shared.number_format import percent, plain
+from lossscope.reports.shared.provenance import listed
 from lossscope.reports.shared.quantities import at_last_evaluation, last_spectra, loss_at_last_evaluation, number
 
 if TYPE_CHECKING:
@@ -48,12 +52,17 @@ def runs_finished(runs: Sequence[Run]) -> Finding:
 
 def bounds_met(runs: Sequence[Run], measure: str = "lambda_max") -> Finding:
     """Check that every value of a measure met its requested error bound."""
-    flags = [flag for run in runs for flag in _rows(run, measure)["converged"].dropna().astype(bool)]
-    return Finding(
-        f"Every {measure} met its error bound.",
-        all(flags) if flags else None,
-        f"{sum(flags)} of {len(flags)} evaluations" if flags else _NOTHING,
-        f"probes.parquet: {measure}, converged",
+    rows = [_rows(run, measure) for run in runs]
+    flags = [flag for one in rows for flag in one[one["value"].notna()]["converged"].dropna().astype(bool)]
+    return _whole(
+        Finding(
+            f"Every {measure} met its error bound.",
+            all(flags) if flags else None,
+            f"{sum(flags)} of {len(flags)} evaluations" if flags else _NOTHING,
+            f"probes.parquet: {measure}, converged",
+        ),
+        runs,
+        measure,
     )
 
 
@@ -75,16 +84,20 @@ def all_bounds_met(runs: Sequence[Run]) -> Finding:
         return Finding(claim, None, _NOTHING, source)
     missed = {measure: count for measure, count in counts.items() if count[0] < count[1]}
     numbers = "; ".join(f"{measure} met {met} of {all_of_it}" for measure, (met, all_of_it) in missed.items())
-    return Finding(claim, not missed, numbers if missed else f"{len(counts)} measures", source)
+    return _whole(
+        Finding(claim, not missed, numbers if missed else f"{len(counts)} measures", source), runs, *_all_measures(runs)
+    )
 
 
 def edge_below_one(runs: Sequence[Run]) -> Finding:
     """Check that the directional edge ratio stayed below 1 in the last quarter of each run's steps.
 
     A step that is not a descent direction on the fixed data has no directional edge ratio. If the evaluations include
-    such a step, the finding can be violated or inconclusive, but not held.
+    such a step, the finding can be violated or inconclusive, but not held. Nor is it held if a loss rose far above its
+    start, or if a late evaluation is missing.
     """
-    evaluated = [(value, run.name, step) for run in runs for value, step in _late(run, "directional_edge_ratio")]
+    measure = "directional_edge_ratio"
+    evaluated = [(value, run.name, step) for run in runs for value, step in _late(run, measure)]
     found = [(value, name, step) for value, name, step in evaluated if value is not None]
     claim = "The directional edge ratio stayed below 1 in the last quarter of the steps."
     source = "probes.parquet: directional_edge_ratio"
@@ -96,7 +109,13 @@ def edge_below_one(runs: Sequence[Run]) -> Finding:
     uphill = len(evaluated) - len(found)
     if uphill:
         numbers += f"; {uphill} more without a value: the step was not a descent direction on the fixed data"
-    return Finding(claim, False if above else (None if uphill else True), numbers, source)
+    known = {(name, step) for _, name, step in evaluated}
+    late = [(run.name, step) for run in runs for step in missing_evaluations(run, measure) if step >= _late_from(run)]
+    lost = len(set(late) - known)
+    numbers += f"; missing at {lost} more" if lost else ""
+    risen = [run.name for run in runs if (one := divergence_of(run)) is not None and one.finite]
+    numbers += f"; but the loss of {listed(risen)} rose far above its start" if risen else ""
+    return Finding(claim, False if above else (None if uphill or lost or risen else True), numbers, source)
 
 
 def precise(runs: Sequence[Run], measure: str, words: str) -> Finding:
@@ -115,7 +134,7 @@ def precise(runs: Sequence[Run], measure: str, words: str) -> Finding:
     largest, name, step = max(found)
     good = sum(share < _LARGEST_RELATIVE_ERROR for share, _, _ in found)
     numbers = f"{good} of {len(found)} evaluations; largest {percent(largest)} ({name}, step {step})"
-    return Finding(claim, good == len(found), numbers, source)
+    return _whole(Finding(claim, good == len(found), numbers, source), runs, measure)
 
 
 def no_negative_curvature(runs: Sequence[Run]) -> Finding:
@@ -133,7 +152,7 @@ def no_negative_curvature(runs: Sequence[Run]) -> Finding:
     lowest, _, name = min(bounds)
     numbers = f"negative beyond the bound in {below} of {len(bounds)} runs; lowest {plain(lowest, 3)} ({name})"
     outcome = False if below else (True if above == len(bounds) else None)
-    return Finding(claim, outcome, numbers, "probes.parquet: lambda_min")
+    return _whole(Finding(claim, outcome, numbers, "probes.parquet: lambda_min"), runs, "lambda_min")
 
 
 def entropy_raised(runs: Sequence[Run]) -> Finding:
@@ -171,10 +190,26 @@ def losses_matched(runs: Sequence[Run]) -> Finding:
         if (present := [loss for run in members if (loss := loss_at_last_evaluation(run)) is not None])
     }
     if len(medians) < 2:
-        return Finding(claim, None, f"{len(medians)} arm(s) with a recorded train loss", "probes.parquet: loss")
+        numbers = f"{len(medians)} arm(s) with a recorded train loss"
+        return _whole(Finding(claim, None, numbers, "probes.parquet: loss"), runs, "loss")
     numbers = "; ".join(f"{arm} {plain(loss)}" for arm, loss in medians.items())
     matched = max(medians.values()) <= (1 + _LOSS_TOLERANCE) * min(medians.values())
-    return Finding(claim, matched, numbers, "probes.parquet: loss")
+    return _whole(Finding(claim, matched, numbers, "probes.parquet: loss"), runs, "loss")
+
+
+def _whole(finding: Finding, runs: Sequence[Run], *measures: str) -> Finding:
+    """Return a finding about every evaluation with the number of those missing, inconclusive instead of held if any."""
+    missing = missing_in_words(runs, measures)
+    if not missing:
+        return finding
+    outcome = None if finding.outcome is True else finding.outcome
+    return replace(finding, outcome=outcome, numbers=f"{finding.numbers}; {missing}")
+
+
+def _all_measures(runs: Sequence[Run]) -> list[str]:
+    """Return every measure of the whole model in the runs."""
+    rows = (run.estimates for run in runs)
+    return list(dict.fromkeys(str(name) for one in rows for name in one[one["tensor"].isna()]["measure"]))
 
 
 def _rows(run: Run, measure: str) -> pd.DataFrame:
@@ -185,9 +220,14 @@ def _rows(run: Run, measure: str) -> pd.DataFrame:
 def _late(run: Run, measure: str) -> list[tuple[float | None, int]]:
     """Return the values of a measure in the last quarter of the run, with their steps."""
     rows = _rows(run, measure)
-    last = run.steps["step"].max() if len(run.steps) else rows["step"].max()
-    late = rows[rows["step"] >= 0.75 * last]
+    late = rows[rows["step"] >= _late_from(run)]
     return [(number(value), int(step)) for value, step in zip(late["value"], late["step"], strict=True)]
+
+
+def _late_from(run: Run) -> float:
+    """Return the step at which the last quarter of a run begins."""
+    rows = run.steps if len(run.steps) else run.estimates
+    return 0.75 * float(rows["step"].max()) if len(rows) else 0.0
 
 
 def _with_stderr(run: Run, measure: str) -> list[tuple[float, float, int]]:

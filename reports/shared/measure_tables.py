@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
-from lossscope.landscape.analysis.series import by_arm
+from lossscope.landscape.analysis.arms import by_arm
 from lossscope.landscape.measures.catalogue import GROUPS
 from lossscope.reports.content import Cell, Column, Quantity, Table
 from lossscope.reports.shared.quantities import row_quantity

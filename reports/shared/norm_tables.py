@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeGuard
 
-from lossscope.landscape.analysis.series import by_arm
+from lossscope.landscape.analysis.arms import by_arm
 from lossscope.reports.content import Cell, Column, Table
 from lossscope.reports.shared.loss_unit import LOSS
 from lossscope.reports.shared.notes import LOSS_NOTE
@@ -43,6 +43,7 @@ _TENSOR: Final = (
     Column("update_ratio", "‖ΔW‖/‖W‖", "1", "relative size of the step"),
 )
 _MOST_ROWS: Final = 40
+_LARGEST_SIZE: Final = 2**40  # of a dimension; anything above is no shape of a tensor
 _NOTE: Final = (
     "Raw curvature depends on these norms: it decreases as the weights before a normalization grow, and as logits "
     "grow. Arms that differ here are not comparable by raw curvature."
@@ -126,7 +127,9 @@ def _largest_singular_values(run: Run) -> dict[str, float]:
     found: dict[str, float] = {}
     for name, of_one in rows.groupby("tensor"):
         last = of_one[of_one["step"] == of_one["step"].max()]
-        found[str(name)] = max(float(values[0]) for values in last["values"])
+        largest = [one for values in last["values"] if len(values) and (one := number(values[0])) is not None]
+        if largest:
+            found[str(name)] = max(largest)
     return found
 
 
@@ -135,4 +138,10 @@ def _sizes(run: Run) -> dict[str, int]:
     model = run.manifest.get("model")
     tensors = model.get("tensors") if isinstance(model, Mapping) else None
     entries = [one for one in tensors if isinstance(one, Mapping)] if isinstance(tensors, list) else []
-    return {str(one.get("name")): math.prod(one["shape"]) for one in entries if isinstance(one.get("shape"), list)}
+    shapes = {str(one.get("name")): one.get("shape") for one in entries}
+    return {name: math.prod(shape) for name, shape in shapes.items() if _is_shape(shape)}
+
+
+def _is_shape(shape: object) -> TypeGuard[list[int]]:
+    """Return True for a list of sizes."""
+    return isinstance(shape, list) and all(isinstance(size, int) and 0 <= size < _LARGEST_SIZE for size in shape)

@@ -13,6 +13,7 @@ _MISSING: Final = "–"
 _MOST_DIGITS: Final = 6  # significant digits of a value, however small its error
 _RANGE_DIGITS: Final = 4  # significant digits of a value with a range only
 _SMALL, _LARGE = 1e-3, 1e6  # outside this interval, scientific notation
+_TINY, _HUGE = 1e-290, 1e290  # outside this interval, arithmetic of values and errors could over- or underflow
 
 
 def plain(value: float | None, digits: int = 4) -> str:
@@ -53,6 +54,8 @@ def _value_text(quantity: Quantity) -> str:
     value, error, low, high = quantity.value, quantity.error, quantity.low, quantity.high
     if value is None or not math.isfinite(value):
         return _MISSING
+    if any(one and math.isfinite(one) and not _TINY < abs(one) < _HUGE for one in (value, error, low, high)):
+        return _far_text(value, error, low, high)
     written = [_with_error(value, error)] if error else []
     if low is not None and high is not None and low < high:
         if math.isinf(low) or math.isinf(high):
@@ -60,6 +63,12 @@ def _value_text(quantity: Quantity) -> str:
         middle, left, right = _interval(value, low, high, _MOST_DIGITS if written else _RANGE_DIGITS)
         return f"{written[0] if written else middle} [{left}, {right}]"
     return written[0] if written else plain(value)
+
+
+def _far_text(value: float, error: float | None, low: float | None, high: float | None) -> str:
+    """Return a quantity of extreme size with three digits for each of its numbers."""
+    written = plain(value, 3) + (f" ± {plain(error, 2)}" if error else "")
+    return written + (f" [{_end(low)}, {_end(high)}]" if low is not None and high is not None and low < high else "")
 
 
 def percent(share: float) -> str:

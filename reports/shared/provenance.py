@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from lossscope.landscape.analysis.series import by_arm
+from lossscope.landscape.analysis.arms import by_arm
 from lossscope.reports.content import Column, Missing, Table
+from lossscope.reports.shared.gaps import gaps_of, is_curvature, label_of
 from lossscope.reports.shared.quantities import curvature_cost
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ def runs_in_words(runs: Sequence[Run]) -> str:
 
 def missing_curvature(runs: Sequence[Run]) -> tuple[Missing, ...]:
     """Return an entry for each run or evaluation without curvature."""
-    without = [run.name for run in runs if not len(run.probes) and not any(map(_is_curvature, _failures(run)))]
+    without = [run.name for run in runs if not len(run.probes) and not any(map(is_curvature, gaps_of(run)))]
     how = "Pass objective=Objective(model, loss_fn, batches) to the Recorder; curvature is measured on its fixed data."
     absent = (Missing(f"Curvature of {listed(without)}", how),) if without else ()
     return (*absent, *(one for run in runs for one in _failed_measurements(run)))
@@ -99,30 +100,28 @@ def _probe_facts(run: Run) -> Iterable[tuple[str, str]]:
 
 
 def _failed_measurements(run: Run) -> Iterable[Missing]:
-    """Return the failed measurements of a run by instrument, with their steps and the first reason."""
-    by_instrument: dict[str, list[Mapping[str, object]]] = {}
-    for failure in _failures(run):
-        by_instrument.setdefault(str(failure.get("instrument", "curvature")), []).append(failure)
+    """Return the missing values of a run by what is missing, with their steps and the first reason."""
+    by_label: dict[str, list[Mapping[str, Any]]] = {}
+    for gap in gaps_of(run):
+        by_label.setdefault(label_of(gap), []).append(gap)
     names = {"curvature": "Part of the curvature" if len(run.probes) else "Curvature"}
     names |= {"layers": "Layer-wise remainders", "minibatches": "Minibatch pairs"}
-    for instrument, failures in by_instrument.items():
-        steps = list(dict.fromkeys(str(failure.get("step", "?")) for failure in failures))
-        samples = _counted(len(steps), "evaluation" if instrument == "curvature" else "sample")
-        where = f"at {samples} (step {listed(steps)})"
-        reason = failures[0].get("why") or "no reason was recorded"
-        what = f"{names.get(instrument, instrument)} of {run.name} {where}"
-        yield Missing(what, f"{'First reason: ' if len(failures) > 1 else ''}{reason}")
+    for label, gaps in by_label.items():
+        steps = list(dict.fromkeys(str(gap.get("step", "?")) for gap in gaps))
+        count = len(steps) + sum(more for gap in gaps if isinstance(more := gap.get("more"), int))
+        samples = _counted(count, "evaluation" if is_curvature(gaps[0]) else "sample")
+        where = f"at {samples} (step {listed(steps)}){_with_top(run, gaps) if label == 'curvature' else ''}"
+        reason = gaps[0].get("why") or "no reason was recorded"
+        yield Missing(f"{names.get(label, label)} of {run.name} {where}", f"{'First reason: ' * (count > 1)}{reason}")
 
 
-def _is_curvature(failure: Mapping[str, object]) -> bool:
-    """Return True for a failed curvature evaluation; earlier versions recorded no others."""
-    return failure.get("instrument", "curvature") == "curvature"
-
-
-def _failures(run: Run) -> list[Mapping[str, object]]:
-    """Return the failed measurements listed in the manifest, which live and crashed runs have too."""
-    failures = run.manifest.get("curvature_gaps")
-    return [one for one in failures if isinstance(one, Mapping)] if isinstance(failures, list) else []
+def _with_top(run: Run, gaps: Sequence[Mapping[str, Any]]) -> str:
+    """Return at how many of the evaluations with an unnamed missing value λ_max is there, as text; "" if at none."""
+    rows = run.estimates
+    there = set(rows.loc[(rows["measure"] == "lambda_max") & rows["value"].notna(), "step"])
+    steps = {gap.get("step") for gap in gaps}
+    count = len(steps & there)
+    return f", {'all' if count == len(steps) else count} of which have λ_max" if count else ""
 
 
 def _seeds(run: Run) -> str:

@@ -183,6 +183,9 @@ def _spent(rows: pd.DataFrame, calls: Sequence[str]) -> Iterable[tuple[int, str,
 
 
 def _sum(values: Iterable[float | None]) -> float | None:
-    """Return the sum of the values present; None if there are none."""
+    """Return the sum of the values present; None if there are none, or if their sum overflows."""
     there = [value for value in values if value is not None]
-    return math.fsum(there) if there else None
+    try:
+        return math.fsum(there) if there else None
+    except OverflowError:
+        return None

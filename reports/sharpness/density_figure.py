@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from lossscope.landscape.analysis.arms import by_arm
 from lossscope.landscape.analysis.density import Density, SignedLog, last_density
-from lossscope.landscape.analysis.series import FloatArray, by_arm
-from lossscope.reports.content import Axis, Spectra, Spectrum
+from lossscope.landscape.analysis.series import FloatArray
+from lossscope.reports.content import Axis, Spectra, Spectrum, drawn
 from lossscope.reports.shared.loss_unit import loss_unit
 from lossscope.reports.shared.notes import HESSIAN_NOTE
 from lossscope.reports.shared.number_format import plain
@@ -52,8 +53,14 @@ def density_figure(runs: Sequence[Run]) -> Spectra:
 
 
 def _first(runs: Sequence[Run]) -> tuple[Run, Density] | None:
-    """Return the first run with a density, and that density."""
-    return next(((run, density) for run in runs if (density := last_density(run)) is not None), None)
+    """Return the first run with a density that can be drawn, and that density."""
+    found = ((run, last_density(run)) for run in runs)
+    return next(((run, one) for run, one in found if one is not None and _drawable(one)), None)
+
+
+def _drawable(density: Density) -> bool:
+    """Return True if every node and every number of eigenvalues has a size that a figure draws."""
+    return all(map(drawn, (*density.nodes.tolist(), *density.masses.tolist())))
 
 
 def _common_axis(densities: Sequence[Density]) -> tuple[SignedLog, FloatArray]:

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
+import numpy as np
+
 from lossscope.reports.content import Column, FigureData, Report
+from lossscope.reports.shared.completed import completed
 from lossscope.reports.shared.cost_tables import cost_table, overhead_table
 from lossscope.reports.shared.evaluation_tables import arm_table, of_run, over_seeds, run_table, widest_error_over_seeds
 from lossscope.reports.shared.figures import (
@@ -66,6 +69,7 @@ _ARM_CELLS: Final = (
 )
 
 
+@np.errstate(all="ignore")  # numbers of a diverged run overflow; what is not finite is shown as missing
 def sharpness(runs: Sequence[Run]) -> Report:
     """Return the sharpness report: spectra with bounds, edge ratios, results of `lossscope probe`, and their cost.
 
@@ -77,7 +81,7 @@ def sharpness(runs: Sequence[Run]) -> Report:
     Returns:
         The report as data.
     """
-    return Report(
+    report = Report(
         kind="sharpness",
         title="Sharpness",
         subtitle=runs_in_words(runs),
@@ -109,6 +113,7 @@ def sharpness(runs: Sequence[Run]) -> Report:
         missing=missing_curvature(runs),
         provenance=provenance(runs),
     )
+    return completed(report, runs)
 
 
 def _figures(runs: Sequence[Run]) -> tuple[FigureData, ...]:

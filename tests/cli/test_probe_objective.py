@@ -96,6 +96,49 @@ def integers():
 
 def leaving():
     sys.exit(5)
+
+class Unprintable(BaseException):
+    def __str__(self):
+        raise RuntimeError("no words")
+
+def unprintable():
+    raise Unprintable
+
+def generator_exit():
+    raise GeneratorExit
+
+def stopping():
+    raise StopIteration("\\x1b]0;title\\x07 said")
+
+class Loud(BaseException):
+    pass
+
+def loud():
+    def loss(model, batch):
+        raise Loud("in the loss")
+    return of(loss)
+
+def second_call():
+    calls = []
+    def loss(model, batch):
+        calls.append(1)
+        if len(calls) > 3:
+            raise RuntimeError("not again")
+        return F.cross_entropy(model(batch[0]), batch[1])
+    return of(loss)
+
+def closing():
+    import os
+    sys.stdout.close()
+    sys.stderr.close()
+    sys.stdout = None
+    os.close(1)
+    os.close(2)
+    return objective()
+
+def replacing():
+    sys.stdout = sys.stderr = 5
+    return objective()
 """
 
 
@@ -175,6 +218,11 @@ def contents(run: str) -> dict[Path, bytes]:
         ("dropout", "1.1 (Dropout) is active; use mode='eval'"),
         ("integers", "parameters must be real and floating, got 0.weight of torch.int64"),
         ("leaving", "leaving() of mine.py raised SystemExit: 5"),
+        ("unprintable", "unprintable() of mine.py raised Unprintable: its message cannot be printed"),
+        ("generator_exit", "generator_exit() of mine.py raised GeneratorExit"),
+        ("stopping", "stopping() of mine.py raised StopIteration: \N{REPLACEMENT CHARACTER}]0;title"),
+        ("loud", "loss of mine.py:loud raised Loud: in the loss"),
+        ("second_call", "loss of mine.py:second_call raised RuntimeError: not again"),
         ("objectve", "mine.py has no 'objectve'; did you mean objective?"),
         ("zzz", "mine.py has no 'zzz'; it defines network, batch, minibatches, of, objective"),
     ],
@@ -187,6 +235,34 @@ def test_a_loss_that_cannot_be_measured_is_one_line_and_nothing_is_written(probe
     assert err.count("\n") == 1
     assert words in err
     assert contents("AdamW") == before
+
+
+@pytest.mark.parametrize("objective", ["closing", "replacing"])
+def test_a_file_that_closes_or_replaces_the_streams_is_measured_all_the_same(probe, objective):
+    said = probe("AdamW", objective, "--measures", "loss")
+    assert (said.code, said.err) == (0, "")
+    assert "Added 1 row; read it with" in said.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (
+            ("--seed", 25 * "1"),
+            "--seed 1111111111111111111111111 is out of range: need at least 0 and at most 2147483647",
+        ),
+        (("--max-products", 25 * "1"), "--max-products 1111111111111111111111111 is out of range"),
+        (("--checkpoint", 40 * "1"), "is no step: give steps of at most 18 digits, or all"),
+        (("--checkpoint", 5000 * "1"), "is no step: give steps of at most 18 digits, or all"),
+        (("--rel", "nan"), "--rel nan is out of range"),
+    ],
+)
+def test_a_number_out_of_bounds_is_one_short_line(probe, arguments, words):
+    said = probe("AdamW", "objective", *arguments)
+    assert said.code == 1
+    assert words in said.err
+    assert said.err.count("\n") == 1
+    assert len(said.err) < 300
 
 
 def test_a_budget_that_is_too_small_is_told_at_once_and_nothing_is_written(probe):

@@ -1,21 +1,25 @@
-"""Width of text output."""
+"""Text output: its width, its encoding, and the characters that never reach a terminal."""
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import io
+import json
 import os
 import pty
 import struct
 import subprocess
 import sys
 import termios
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
-from lossscope.cli.main import app
-from lossscope.cli.terminal import text_width
+from lossscope.cli.main import app, main
+from lossscope.cli.progress import progress_bar
+from lossscope.cli.terminal import SafeStream, text_width
 
 LISTS = ("optimizers", "workloads", "measures")
 
@@ -75,3 +79,90 @@ def test_a_report_in_a_file_does_not_depend_on_the_terminal(demo_runs, tmp_path,
     CliRunner().invoke(app, ["report", "sharpness", run, "--output", str(tmp_path / "page.txt")])
     saved = (tmp_path / "page.txt").read_text()
     assert max(map(len, shown.splitlines())) <= 80 < max(map(len, saved.splitlines())) <= 120
+
+
+COMMANDS = (
+    *(["report", kind, "RUNS", "--format", form] for kind in ("overview", "dynamics") for form in ("text", "json")),
+    ["runs", "RUNS"],
+    ["runs", "RUNS", "--json"],
+    *(["list", kind] for kind in LISTS),
+    ["report", "--help"],
+    ["train", "--lr", "λ\x1b]0;title\x07"],
+    ["runs", "missing-\x1b[2J-ü-漢\x9b"],
+)
+
+
+def written(arguments, encoding, monkeypatch):
+    """Run the command on streams of an encoding; return what they got."""
+    streams = [io.TextIOWrapper(io.BytesIO(), encoding=encoding, newline="") for _ in range(2)]
+    monkeypatch.setattr(sys, "argv", ["lossscope", *arguments])
+    monkeypatch.setattr(sys, "stdout", streams[0])
+    monkeypatch.setattr(sys, "stderr", streams[1])
+    with contextlib.suppress(SystemExit):
+        main()
+    for stream in streams:
+        stream.flush()
+    return [stream.buffer.getvalue().decode(encoding) for stream in streams]
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])
+def test_every_command_writes_to_a_terminal_that_is_not_utf_8(encoding, write_run, tmp_path, monkeypatch):
+    write_run("plain", "arm \x1b[31mü").path.rename(tmp_path / "λ-\x1b]0;title\x07-漢")
+    for command in COMMANDS:
+        out, err = written([str(tmp_path) if one == "RUNS" else one for one in command], encoding, monkeypatch)
+        assert out or err
+        assert "Traceback" not in out + err
+        assert not {letter for letter in out + err if not letter.isprintable()} - {"\n", "\t"}
+        if "json" in command or "--json" in command:
+            assert "漢" in json.dumps(json.loads(out), ensure_ascii=False)
+
+
+def test_symbols_have_names_in_ascii(demo_runs, monkeypatch):
+    out, _ = written(["report", "sharpness", str(demo_runs[0].path)], "ascii", monkeypatch)
+    assert "lambda_max +- bound" in out
+    assert "?" not in out
+
+
+@pytest.mark.parametrize("control", ["\x1b", "\x07", "\x9b", "\u202e", "\r", "\x00", "\x7f"])
+def test_control_characters_do_not_reach_a_stream(control):
+    shown = io.StringIO()
+    SafeStream(shown).write(f"a{control}[2Jb\n\t.")
+    assert shown.getvalue() == "a\N{REPLACEMENT CHARACTER}[2Jb\n\t."
+
+
+def test_a_progress_bar_shows_a_name_as_it_is(monkeypatch):
+    shown = io.StringIO()
+    monkeypatch.setattr(shown, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stderr", SafeStream(shown))
+    monkeypatch.setattr("lossscope.cli.progress._DELAY", 0.0)
+    monkeypatch.setenv("TERM", "xterm")
+    with progress_bar("[red]a[/b]\x07") as advance:
+        advance(1, 3, "[/]")
+        advance(2, 3, "[/]")
+    assert "[red]a[/b]\N{REPLACEMENT CHARACTER}" in shown.getvalue()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no full device here")
+def test_a_full_device_is_one_line_and_a_closed_pipe_is_quiet(demo_runs):
+    command = [sys.executable, "-c", "from lossscope.cli.main import main; main()", "runs", str(demo_runs[0].path)]
+    with Path("/dev/full").open("w") as full:
+        said = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert said.returncode == 1
+    assert said.stderr.startswith("error: cannot write to standard output: No space left on device")
+    assert said.stderr.count("\n") == 1
+    reader, writer = os.pipe()
+    os.close(reader)
+    said = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writer)
+    assert (said.returncode, said.stderr) == (1, "")
+
+
+def test_an_error_of_the_system_is_one_line(demo_runs, monkeypatch, capsys):
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("lossscope.landscape.run.run_folders", refuse)
+    monkeypatch.setattr(sys, "argv", ["lossscope", "report", "overview", "runs"])
+    with pytest.raises(SystemExit):
+        main()
+    assert capsys.readouterr().err == "error: runs: Permission denied; check the path and its permissions\n"

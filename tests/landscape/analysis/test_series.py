@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from lossscope.landscape.analysis.arms import by_arm
 from lossscope.landscape.analysis.series import (
     Series,
     against_loss,
-    by_arm,
     evaluations,
     loss_at,
     over_seeds,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -76,3 +77,39 @@ def test_a_toml_file_has_the_same_keys(tmp_path: Path) -> None:
         from_toml(path)
     with pytest.raises(ConfigError, match="cannot be read"):
         from_toml(tmp_path / "absent.toml")
+
+
+LIMITS = {
+    "steps=" + 3000 * "[": "is nested too deeply, at most 20 levels",
+    "steps=" + 5000 * "9": "has 5006 characters, at most 4096 allowed",
+    "options.k=" + 2000 * "9": "options must be an integer of at most 64 bits, got an integer of 6644 bits",
+    "lr=1e308": "lr must lie between 0.0 and 1e+30, got 1e+308",
+    "lr=" + 4000 * "9": "lr must be an integer of at most 64 bits",
+    "batch_size=2147483648": "batch_size must lie between 1 and 2147483647, got 2147483648",
+    "evaluations=2147483647": "evaluations must lie between 0 and 100000, got 2147483647",
+    'out="a\\u0000b"': "out must be a text of at most 4096 characters without NUL",
+    "seed=1234567890123456789012345": "seed must be an integer of at most 64 bits, got 1234567890123456789012345",
+    "options.x=" + 30 * "[" + 30 * "]": "options must have at most 20 levels of lists and tables",
+    5000 * "a": "--set must be key=value",
+    5000 * "a" + "=1": "has 5002 characters, at most 4096 allowed",
+    50 * "a" + "=1": "unknown key 'aaaa",
+}
+
+
+@pytest.mark.parametrize(("text", "words"), LIMITS.items(), ids=range(len(LIMITS)))
+def test_a_setting_out_of_bounds_is_one_short_line_with_the_bound(text, words):
+    with pytest.raises(ConfigError, match=re.escape(words)) as caught:
+        TrainConfig.of(assignment(text))
+    assert len(str(caught.value)) < 300
+
+
+def test_a_file_of_settings_is_bounded_before_it_is_read(tmp_path):
+    path = tmp_path / "big.toml"
+    path.write_bytes(b"#" * (2**20 + 1))
+    with pytest.raises(ConfigError, match="has more than 1048576 bytes"):
+        from_toml(path)
+    path.write_text("x = " + "[" * 3000)
+    with pytest.raises(ConfigError, match="nested too deeply"):
+        from_toml(path)
+    with pytest.raises(ConfigError, match="is no regular file"):
+        from_toml(tmp_path)

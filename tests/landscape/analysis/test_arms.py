@@ -1,0 +1,110 @@
+"""Arms: runs of one name are pooled only where their recorded settings agree."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from lossscope.landscape.analysis.arms import by_arm, with_seeds
+from lossscope.landscape.run import Run
+from lossscope.reports import overview, render
+
+Write = Callable[..., Run]
+
+
+def facts(kind: str = "torch.optim.AdamW", rule: str | None = None, **settings: Any) -> dict[str, Any]:
+    group = {"parameters": ["w"], "settings": {"lr": 1e-2, "betas": [0.9, 0.999], "seed": 0, **settings}}
+    return {"class": kind, "rule": rule, "groups": [group]}
+
+
+def config(**settings: Any) -> dict[str, Any]:
+    usual = {"workload": "digits-mlp", "optimizer": "adamw", "seed": 0, "name": "a", "steps": 40, "options": {}}
+    return {**usual, **settings}
+
+
+DIFFERENT = {
+    "lr": ({"optimizer_facts": facts()}, {"optimizer_facts": facts(lr=1e-4)}, ["x (lr=0.01)", "x (lr=0.0001)"]),
+    "option": (
+        {"optimizer_facts": facts(shear="looksam"), "config": config()},
+        {"optimizer_facts": facts(shear="placebo"), "config": config(options={"shear": "placebo"})},
+        ["x (shear=looksam)", "x (shear=placebo)"],
+    ),
+    "option, in an older manifest": (
+        {"config": config(options={"rho": 0.1})},
+        {"config": config(options={"rho": 0.2})},
+        ["x (rho=0.1)", "x (rho=0.2)"],
+    ),
+    "class": (
+        {"optimizer_facts": facts("torch.optim.AdamW")},
+        {"optimizer_facts": facts("torch.optim.Adam")},
+        ["x (class=torch.optim.AdamW)", "x (class=torch.optim.Adam)"],
+    ),
+    "workload": (
+        {"config": config()},
+        {"config": config(workload="digits-conv")},
+        ["x (workload=digits-mlp)", "x (workload=digits-conv)"],
+    ),
+    "batch": (
+        {"config": config(batch_size=8)},
+        {"config": config(batch_size=16)},
+        ["x (batch_size=8)", "x (batch_size=16)"],
+    ),
+    "group of another optimizer": (
+        {"optimizer_facts": [facts(), facts(momentum=0.9)]},
+        {"optimizer_facts": [facts(), facts(momentum=0.5)]},
+        ["x (momentum=[None, 0.9])", "x (momentum=[None, 0.5])"],
+    ),
+}
+
+
+@pytest.mark.parametrize(("first", "second", "names"), DIFFERENT.values(), ids=DIFFERENT)
+def test_runs_of_different_settings_are_different_arms_named_by_the_difference(write_run: Write, first, second, names):
+    runs = [write_run("a", "x", 0, **first), write_run("b", "x", 1, **second), write_run("c", "x", 2, **first)]
+    arms = by_arm(runs)
+    assert list(arms) == names
+    assert [[run.name for run in members] for members in arms.values()] == [["a", "c"], ["b"]]
+
+
+EQUAL = {
+    "seeds, names and what is recorded": (
+        config(),
+        config(seed=1, seed_order=5, name="b", out="else", preset="full", evaluations=3, threads=1),
+    ),
+    "the seed of the optimizer": (config(options={"seed": 0}), config(options={"seed": 1})),
+    "nothing recorded": ({}, config()),
+    "a setting that an earlier version did not have": (config(), config(until_accuracy=0.9)),
+}
+
+
+@pytest.mark.parametrize(("first", "second"), EQUAL.values(), ids=EQUAL)
+def test_runs_that_differ_in_nothing_that_counts_are_one_arm(write_run: Write, first, second):
+    runs = [write_run("a", "x", 0, config=first), write_run("b", "x", 1, config=second)]
+    assert {name: len(members) for name, members in by_arm(runs).items()} == {"x": 2}
+
+
+def test_values_of_the_wrong_type_in_a_manifest_are_no_settings(write_run: Write) -> None:
+    odd = {"config": [1], "optimizer_facts": "x", "model": {"tensors": 3}, "seeds": [0]}
+    assert len(by_arm([write_run("a", "x", 0, **odd), write_run("b", "x", 1, **odd)])) == 1
+
+
+def test_every_report_shows_the_arms_apart(write_run: Write) -> None:
+    runs = [
+        write_run(name, "x", seed, optimizer_facts=facts(lr=lr))
+        for seed, (name, lr) in enumerate((("a", 0.1), ("b", 0.2)))
+    ]
+    assert "2 runs of 2 arms: x (lr=0.1), x (lr=0.2)" in render(overview(runs), "text")
+
+
+def test_without_recorded_seeds_a_report_speaks_of_runs(write_run: Write) -> None:
+    known = [write_run(f"a{seed}", "my seed", seed) for seed in range(2)]
+    unknown = [write_run(f"b{seed}", "my seed", seed, seeds=None) for seed in range(2)]
+    assert with_seeds(known)
+    assert "range over seeds" in render(overview(known), "text")
+    assert not with_seeds(unknown)
+    text = render(overview(unknown), "text")
+    assert "range over seeds" not in text
+    assert "range over runs" in text
+    assert "Seeds were not recorded" in text
+    assert "1 arm: my seed" in text
