@@ -122,8 +122,9 @@ class Run:
     def ends(self) -> str:
         """One or two sentences that say where and how the run ends. A corrupted table is named in them, not raised."""
         try:
-            rows = self._tables.rows("steps")
-            last = f"after step {rows['step'][-1].as_py()}" if len(rows) else "before any step was recorded"
+            loaded = "steps" in vars(self)  # reading the table twice doubles the time of `lossscope runs`
+            steps = self.steps["step"].to_numpy() if loaded else self._tables.rows("steps")["step"].to_numpy()
+            last = f"after step {steps[-1]}" if len(steps) else "before any step was recorded"
         except RunError as error:
             last = f"at an unknown step ({error})"
         how = str(self.manifest.get("how_it_ended") or "no reason given")
@@ -134,6 +135,11 @@ class Run:
                 return " ".join([f"The recording process died; the record ends {last}.", *self._torn()])
             case "finished" | "stopped" | "failed":
                 return f"{self.status.capitalize()} {last}: {how}."
+
+    def forget(self) -> None:
+        """Forget the tables read so far; they are read again on the next use. Long lists of runs would fill memory."""
+        for table in (*TABLES, "estimates"):
+            vars(self).pop(table, None)
 
     def _torn(self) -> list[str]:
         """Return a sentence for each segment truncated by a crash, with the position of its end."""

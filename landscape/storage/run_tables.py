@@ -137,4 +137,5 @@ def _size(path: Path) -> int:
 
 def _by_step(rows: pa.Table) -> pa.Table:
     """Return the rows sorted by step; rows of equal steps keep their order."""
-    return rows.take(np.argsort(rows["step"].to_numpy(), kind="stable"))
+    steps = rows["step"].to_numpy()
+    return rows if (np.diff(steps) >= 0).all() else rows.take(np.argsort(steps, kind="stable"))

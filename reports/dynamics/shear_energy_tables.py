@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
+import numpy as np
+
 from lossscope.landscape.analysis.arms import by_arm
+from lossscope.landscape.analysis.series import FloatArray
 from lossscope.reports.content import Cell, Column, Missing, Table
 from lossscope.reports.shared.loss_unit import LOSS, LOSS_SQUARED
 from lossscope.reports.shared.provenance import listed
-from lossscope.reports.shared.quantities import median_and_range, number
+from lossscope.reports.shared.quantities import median_and_range
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -162,18 +164,22 @@ def _rows(
     """Return one row per part of the model with a value; each part has one frame per seed."""
     rows: list[tuple[Cell, ...]] = []
     for part, seeds in parts.items():
-        values = [[one for seed in seeds for one in _numbers(seed, column.key)] for column in columns]
-        if any(one is not None for of_column in values for one in of_column):
+        values = [np.concatenate([_numbers(seed, column.key) for seed in seeds]) for column in columns]
+        if any(np.isfinite(of_column).any() for of_column in values):
             samples = sum(int(seed[list(counted)].notna().any(axis=1).sum()) for seed in seeds)
             rows.append((arm, part, samples, *map(median_and_range, values)))
     return rows
 
 
-def _numbers(rows: pd.DataFrame, column: str) -> list[float | None]:
-    """Return the values of a seed's rows, angles in degrees; one missing value if the seed has none."""
-    values = rows.get(column, ())
-    there = [one for value in values if (one := number(value)) is not None]
-    return [math.degrees(one) if column == "adversarial_angle" else one for one in there] or [None]
+def _numbers(rows: pd.DataFrame, column: str) -> FloatArray:
+    """Return the finite values of a seed's rows, angles in degrees; one nan if the seed has none."""
+    if column not in rows:
+        return np.array([np.nan])
+    values = rows[column].to_numpy(dtype=np.float64, na_value=np.nan)
+    there = values[np.isfinite(values)]
+    if not len(there):
+        return np.array([np.nan])
+    return np.degrees(there) if column == "adversarial_angle" else there
 
 
 def _whole(run: Run) -> pd.DataFrame:

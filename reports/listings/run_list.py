@@ -68,9 +68,10 @@ def _row(run: Run | Unreadable, folder: Path) -> tuple[Cell, ...]:
     """Return the row of one run, or of an unreadable one."""
     if isinstance(run, Unreadable):
         return (run.path.relative_to(folder).as_posix(), None, "unreadable", None, None, None, run.why)
-    diverged = _divergence(run)
+    diverged, progress = _divergence(run), _progress(run)
     ends = run.ends if diverged is None else f"Diverged: {in_words(diverged)}. {run.ends}"
-    return (_name(run, folder), str(run.manifest.get("arm") or "") or None, run.status, *_progress(run), ends)
+    run.forget()
+    return (_name(run, folder), str(run.manifest.get("arm") or "") or None, run.status, *progress, ends)
 
 
 def _name(run: Run, folder: Path) -> str:

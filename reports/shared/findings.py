@@ -193,7 +193,8 @@ def losses_matched(runs: Sequence[Run]) -> Finding:
         numbers = f"{len(medians)} arm(s) with a recorded train loss"
         return _whole(Finding(claim, None, numbers, "probes.parquet: loss"), runs, "loss")
     numbers = "; ".join(f"{arm} {plain(loss)}" for arm, loss in medians.items())
-    matched = max(medians.values()) <= (1 + _LOSS_TOLERANCE) * min(medians.values())
+    apart = max(medians.values()) - min(medians.values())
+    matched = apart <= _LOSS_TOLERANCE * min(map(abs, medians.values()))  # a likelihood may be negative
     return _whole(Finding(claim, matched, numbers, "probes.parquet: loss"), runs, "loss")
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from lossscope.landscape.analysis.series import evaluations, loss_at
+from lossscope.landscape.analysis.series import FloatArray, evaluations, loss_at
 from lossscope.landscape.measures.catalogue import group_of
 from lossscope.reports.content import Quantity
 
@@ -85,7 +85,7 @@ def last_spectra(run: Run) -> pd.DataFrame:
     return rows
 
 
-def median_and_range(values: Iterable[float | None]) -> Quantity:
+def median_and_range(values: Iterable[float | None] | FloatArray) -> Quantity:
     """Return the median, minimum and maximum of the values present; a missing value if there are none."""
     return _with_range(values, np.median)
 
@@ -114,14 +114,17 @@ def seed_count(runs: Sequence[Run]) -> int:
     return len(known) + sum(not (isinstance(one, dict) and one) for one in said)
 
 
-def _with_range(values: Iterable[float | None], middle: Callable[[list[float]], np.floating]) -> Quantity:
+def _with_range(values: Iterable[float | None] | FloatArray, middle: Callable[[FloatArray], np.floating]) -> Quantity:
     """Return a central value, the minimum and the maximum of the values present."""
-    every = list(values)
-    present = [value for value in every if value is not None and math.isfinite(value)]
-    if not present:
+    if isinstance(values, np.ndarray):
+        every: FloatArray = values
+    else:
+        every = np.array([np.nan if value is None else value for value in values], dtype=np.float64)
+    present = every[np.isfinite(every)]
+    if not len(present):
         return Quantity(None)
     missing = len(every) - len(present)
-    return Quantity(float(middle(present)), low=min(present), high=max(present), missing=missing)
+    return Quantity(float(middle(present)), low=float(present.min()), high=float(present.max()), missing=missing)
 
 
 def row_quantity(row: Mapping[Any, Any]) -> Quantity:

@@ -260,6 +260,15 @@ def test_a_dtype_is_given_by_name(tmp_path: Path) -> None:
     assert half_run.steps["loss"].tolist() != full_run.steps["loss"].tolist()
 
 
+def test_the_demo_replaces_no_page_without_force(inside: Command, tmp_path: Path) -> None:
+    (tmp_path / "report.html").write_text("mine")
+    said = inside("demo", "--out", str(tmp_path), "--steps", "1")
+    assert said.returncode == 1
+    assert "report.html exists; add --force" in said.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
+    assert (tmp_path / "report.html").read_text() == "mine"
+
+
 def test_the_demo_leaves_nine_runs_and_one_page_and_prints_two_tables(inside: Command, tmp_path: Path) -> None:
     arguments = ["demo", "--out", str(tmp_path / "demo"), "--steps", "60"]
     result = CliRunner().invoke(app, arguments, catch_exceptions=False)

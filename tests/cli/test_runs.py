@@ -159,3 +159,18 @@ def test_runs_and_report_explain_in_the_same_words_where_they_searched(tmp_path)
         invoke(tmp_path)
     with pytest.raises(RunError, match=words):
         CliRunner().invoke(report_app, ["overview", str(tmp_path)], catch_exceptions=False)
+
+
+def test_the_first_line_names_the_runs_that_diverged_and_their_rows_say_it_too(write_run, tmp_path):
+    def lost(table, row):
+        return {**row, "loss": float("inf")} if table == "steps" and row["step"] >= 3 else row
+
+    write_run("good")
+    assert invoke(tmp_path).stdout.startswith("Runs in ")
+    write_run("demo/gone", rows=lost)
+    words = "demo/gone: the loss stopped being finite at step 3 (before: 1.000)"
+    assert invoke(tmp_path).stdout.startswith(f"Diverged: {words}\n")
+    assert json.loads(invoke(tmp_path, "--json").stdout)["alert"] == f"Diverged: {words}"
+    found = rows(tmp_path)
+    assert found["demo/gone"]["ends"].startswith("Diverged: the loss stopped being finite at step 3")
+    assert "Diverged" not in found["good"]["ends"]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ import pytest
 from lossscope.landscape.errors import ConfigError, RunError, TrainingError
 from lossscope.landscape.recording.checkpoints import checkpoints, load_checkpoint
 from lossscope.landscape.run import Run
+from lossscope.landscape.training import parallel
 from lossscope.landscape.training.config import TrainConfig
 from lossscope.landscape.training.parallel import train_all
 from lossscope.landscape.training.setup import job_of
@@ -98,6 +101,23 @@ def test_an_interrupt_stops_trainings_and_keeps_their_rows(tmp_path: Path, capsy
     assert Run.open(tmp_path / "s0").manifest["how_it_ended"] == "KeyboardInterrupt"
     assert "of which recording took" in capsys.readouterr().err
     assert not (tmp_path / "s1").exists()
+
+
+@pytest.mark.parametrize("at_the_end_of_a_step", [False, True])
+def test_a_training_is_interrupted_within_a_long_step_and_left_alone_once_it_has_noticed(
+    at_the_end_of_a_step: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parallel, "_POLL_SECONDS", 0.01)
+    monkeypatch.setattr(parallel, "_STEP_SECONDS", 0.05)
+    noticed, done = threading.Event(), threading.Event()
+    if at_the_end_of_a_step:
+        noticed.set()
+    told = multiprocessing.get_context("spawn").RawArray("q", [5, 1])  # steps of a training, and the stop
+    with contextlib.suppress(KeyboardInterrupt), parallel._stopped_when_told(told, noticed):
+        for _ in range(2000 if not at_the_end_of_a_step else 30):
+            time.sleep(0.005)
+        done.set()
+    assert done.is_set() == at_the_end_of_a_step
 
 
 @pytest.mark.slow
