@@ -20,6 +20,7 @@ _MOST: Final = 2**31 - 1
 _LONGEST: Final = 4096  # characters of a text or of an assignment
 _LARGEST_FILE: Final = 2**20  # bytes of a TOML file
 _DEEPEST: Final = 20  # levels of lists and tables in a value
+_LARGEST: Final = 10**300  # an integer that every float holds
 _SHOWN: Final = 60  # characters of a wrong value in a message
 _RENAMED: Final = {"visits": "evaluations"}  # before schema 4
 _BEFORE: Final = {"curvature_samples": 512}  # what runs without the setting have used
@@ -115,13 +116,11 @@ def _checked(key: str, value: Any, types_of: Mapping[str, Any]) -> Any:
     if not _fits(value, types_of[key]):
         kind = type(value).__name__
         raise ConfigError(f"{key} must be {_words(types_of[key])}, got {shown(value)} of type {kind}")
-    _check_size(key, value)
-    if _base(types_of[key]) is not float or value is None:
-        return value
-    try:
-        return float(value)
-    except OverflowError:
-        raise ConfigError(f"{key} is too large for a number, got {shown(value)}: write fewer digits") from None
+    if key not in _BOUNDS:
+        _check_size(key, value)
+    if _base(types_of[key]) is not float or value is None or abs(value) > _LARGEST:
+        return value  # `of` states the bound
+    return float(value)
 
 
 def _check_size(key: str, value: Any, depth: int = 0) -> None:

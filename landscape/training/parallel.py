@@ -29,13 +29,14 @@ from lossscope.landscape.training.training import resolved, train
 
 __all__ = ["train_all"]
 
-Counts: TypeAlias = "Array[c_longlong]"  # the steps of each training; the last entry is 1 if all must stop
+# the steps of each training, then the process of each that is under way (else 0); the last entry is 1 if all must stop
+Counts: TypeAlias = "Array[c_longlong]"
 Ending: TypeAlias = tuple[str, LandscapeError | KeyboardInterrupt | None]  # stderr of a training, and its error
 Progress: TypeAlias = Callable[[int, int, str], None]
 
 _POLL_SECONDS: Final = 0.2  # between two reports of progress
 _STEP_SECONDS: Final = 1.0  # from an interrupt until a training that has not ended its step is interrupted within it
-_GRACE_SECONDS: Final = 5.0  # from an interrupt until processes that have not ended are terminated
+_GRACE_SECONDS: Final = 30.0  # from an interrupt until trainings that have not ended are terminated
 
 _counts: Counts | None = None  # set in worker processes only
 
@@ -48,8 +49,8 @@ def train_all(
     Each run is bit for bit the one of `train` with the same number of threads: the processes share only their step
     counts. After a training has failed no other is started; those already running continue to their end. An interrupt,
     or an exception in `progress`, stops them after their current step, or within an evaluation that takes long; what
-    they recorded is kept. A process that has not ended five seconds later is terminated. A script must call this under
-    `if __name__ == "__main__":`, as every process imports it.
+    they recorded is kept. After a second interrupt, or half a minute, their processes are terminated. A script must
+    call this under `if __name__ == "__main__":`, as every process imports it.
 
     Args:
         configs: The configs; no two may write the same run.
@@ -85,7 +86,8 @@ def train_all(
 def _failure(configs: Sequence[TrainConfig], jobs: int, force: bool, progress: Progress | None) -> BaseException | None:
     """Train all configs and return the error of the first that failed."""
     context = get_context("spawn")  # a forked process may inherit a lock held by torch
-    counts: Counts = context.RawArray(c_longlong, len(configs) + 1)
+    count = len(configs)
+    counts: Counts = context.RawArray(c_longlong, 2 * count + 1)
     waiting, under_way, failures = list(enumerate(configs)), set[Future[Ending]](), list[BaseException]()
     steps, ended = sum(config.steps or 0 for config in configs), 0
     others, deadline = set(active_children()), math.inf
@@ -100,19 +102,21 @@ def _failure(configs: Sequence[TrainConfig], jobs: int, force: bool, progress: P
                 for output, failure in (future.result() for future in done):
                     sys.stderr.write(output)
                     failures += [] if failure is None else [failure]
-                if progress is not None:
-                    progress(sum(counts[:-1]), steps, f"{ended} of {len(configs)} runs")
-                if time.monotonic() > deadline:
-                    _terminate(others)
+                if progress is not None and not counts[-1]:
+                    progress(sum(counts[:count]), steps, f"{ended} of {len(configs)} runs")
+                if counts[-1] and (not any(counts[count:-1]) or time.monotonic() > deadline):
+                    _terminate(others)  # what is left is still loading torch, or does not react
             except BaseException as failure:
-                if not counts[len(configs)]:
-                    sys.stderr.write(f"stopping {len(under_way)} training{'s' * (len(under_way) != 1)}\n")
-                    sys.stderr.flush()
-                    deadline = time.monotonic() + _GRACE_SECONDS
-                elif isinstance(failure, KeyboardInterrupt):
+                if isinstance(failure, KeyboardInterrupt) and counts[-1]:
                     _terminate(others)  # asked twice
+                elif isinstance(failure, KeyboardInterrupt):
+                    sys.stderr.write("stopping: what was recorded is kept; interrupt again to stop at once\n")
+                    sys.stderr.flush()
                 failures.append(failure)
-                counts[len(configs)] = True  # see `_stopped_when_told`
+                deadline = min(deadline, time.monotonic() + _GRACE_SECONDS)
+                counts[2 * count] = True  # see `_stopped_when_told`
+        if counts[-1]:
+            _terminate(others)
     return failures[0] if failures else None
 
 
@@ -182,6 +186,8 @@ def _trained(slot: int, config: TrainConfig, force: bool) -> Ending:
     counts, threads, noticed = _counts, torch.get_num_threads(), Event()
     if counts is None:
         raise RuntimeError("_trained must run in a worker process of train_all")
+    own = len(counts) // 2 + slot
+    counts[own] = os.getpid()
 
     def count(step: int, steps: int, loss: float) -> None:
         """Publish the step, and stop if all trainings must stop."""
@@ -199,4 +205,5 @@ def _trained(slot: int, config: TrainConfig, force: bool) -> Ending:
             return output.getvalue(), failure
         finally:
             torch.set_num_threads(threads)  # the next training in this process may not set a number
+            counts[own] = 0
     return output.getvalue(), None

@@ -176,7 +176,7 @@ def _numbers(rows: pd.DataFrame, column: str) -> FloatArray:
     if column not in rows:
         return np.array([np.nan])
     values = rows[column].to_numpy(dtype=np.float64, na_value=np.nan)
-    there = values[np.isfinite(values)]
+    there: FloatArray = values[np.isfinite(values)]
     if not len(there):
         return np.array([np.nan])
     return np.degrees(there) if column == "adversarial_angle" else there
