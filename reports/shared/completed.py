@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["completed", "curvature_samples", "sample_notes"]
 
 _SEED: Final = re.compile(r"(?<![\w-])seed(s?)(?![\w-])")
+_COUNTED: Final = re.compile(r"\b(\d+|one) seed(s?)\b")  # beside names of arms
 _COUNT: Final = re.compile(r"(\d+ )?seeds?")
 _RUNS_NOTE: Final = (
     "Seeds were not recorded, so ranges and intervals are over runs: whether these are independent is not known. Pass "
@@ -30,24 +31,23 @@ _RUNS_NOTE: Final = (
 
 
 def completed(report: Report, runs: Sequence[Run]) -> Report:
-    """Return a report with its first line and first finding on divergence, and its words for seeds and samples.
+    """Return a report with its first line and its finding on divergence, and its words for seeds and samples.
 
     Args:
         report: The report of the runs.
         runs: The runs.
 
     Returns:
-        The report. A finding that held is inconclusive if the loss of a run stopped being finite. Where a run recorded
-        no seeds, the report speaks of runs.
+        The report. The finding on divergence is the first if a run diverged, else the last. A finding that held is
+        inconclusive if the loss of a run stopped being finite. Where a run recorded no seeds, the report speaks of
+        runs.
     """
     diverged = [(run.name, found) for run in runs if (found := divergence_of(run)) is not None]
+    kept, others = losses_kept_finite(runs, diverged), [without_lost_evaluations(f, diverged) for f in report.findings]
     report = replace(
         report,
         alert=alert(diverged),
-        findings=(
-            losses_kept_finite(runs, diverged),
-            *(without_lost_evaluations(one, diverged) for one in report.findings),
-        ),
+        findings=(kept, *others) if diverged else (*others, kept),
         notes=(*report.notes, *sample_notes(runs), *([DIVERGENCE_NOTE] if diverged else [])),
     )
     if with_seeds(runs):
@@ -55,7 +55,8 @@ def completed(report: Report, runs: Sequence[Run]) -> Report:
     report = replace(
         report,
         findings=tuple(
-            replace(one, claim=_of_runs(one.claim), numbers=_of_runs(one.numbers)) for one in report.findings
+            replace(one, claim=_of_runs(one.claim), numbers=_COUNTED.sub(r"\1 run\2", one.numbers))
+            for one in report.findings
         ),
         tables=tuple(map(_table_of_runs, report.tables)),
         figures=tuple(map(_figure_of_runs, report.figures)),
