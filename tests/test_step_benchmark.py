@@ -10,6 +10,8 @@ from types import ModuleType
 
 import pytest
 
+from lossscope.optimizer.update import sums
+
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 SHAPES = [(300, 200), (300,), (2, 200, 100)]
 
@@ -20,6 +22,12 @@ def imported(name: str) -> Iterator[ModuleType]:
         yield importlib.import_module(name)
     finally:
         sys.path.remove(str(BENCHMARKS))
+
+
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sum in chunks that are small beside these weights, as they are beside those of a network."""
+    monkeypatch.setattr(sums, "_CHUNK", 1024)
 
 
 @pytest.fixture(scope="module")
