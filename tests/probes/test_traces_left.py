@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
-import inspect
-import pkgutil
 import random
-import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from functools import partial
 from typing import Any
@@ -18,7 +14,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import lossscope.probes
 from lossscope.landscape.measures.pyhessian_engine import pyhessian_spectrum
 from lossscope.probes.eigenvalues.eigen_tracker import EigenTracker
 from lossscope.probes.eigenvalues.measure import measure_spectrum
@@ -46,6 +41,7 @@ from lossscope.probes.sharpness.norm_ball import norm_sharpness
 from lossscope.probes.sharpness.per_block import per_module
 from lossscope.probes.sharpness.sampling_error import sampled_eigenvalue
 from lossscope.probes.sharpness.step_quality import layer_remainders, rounding, secant_curvature, step_quality
+from zoo.public import public, takes
 
 
 class Net(nn.Module):
@@ -191,28 +187,6 @@ PROBES: dict[str, Callable[[Objective], Any]] = {
 }
 REFUSES = {("sampled_eigenvalue", "frozen"), ("sampled_eigenvalue", "train")}  # batch norm: no mean over samples
 REFUSES |= {(f"hessian: {name}", "train") for name in ("forward", "differences")}  # buffers that move in between
-
-
-def takes(function: Any, kinds: str) -> bool:
-    """Return True if a parameter of the function, or of a public method of the class, is annotated with a kind."""
-    if inspect.isclass(function):
-        methods = [m for name, m in vars(function).items() if inspect.isfunction(m) and name[0] != "_"]
-        return any(takes(m, kinds) for m in [function.__init__, *methods])
-    if not inspect.isfunction(function):
-        return False
-    parameters = inspect.signature(function).parameters.values()
-    return any(re.search(rf"\b({kinds})\b", str(p.annotation)) for p in parameters)
-
-
-def public() -> Iterator[tuple[str, Any, str]]:
-    """Yield every public name of the probes, with the argument types for which it must be in the table."""
-    for name in lossscope.probes.__all__:
-        yield name, getattr(lossscope.probes, name), "Objective|SymmetricOperator"
-    for module in pkgutil.walk_packages(lossscope.probes.__path__, "lossscope.probes."):
-        loaded = importlib.import_module(module.name)
-        for name in getattr(loaded, "__all__", ()):
-            if inspect.isfunction(getattr(loaded, name)):
-                yield name, getattr(loaded, name), "Objective"
 
 
 def test_every_probe_that_takes_an_objective_is_in_the_table() -> None:

@@ -52,6 +52,8 @@ class Member:
     refuses: Mapping[str, str] = field(default_factory=dict)
     twin: Callable[[], Parts] | None = None
     slow: bool = False
+    sampled: bool = False  # measures that draw random numbers run in the fast suite too
+    seeds: tuple[int, int, int] = (3, 4, 5)  # of the measures that draw random numbers
     digits: float = 1e-6  # rounding unit of its own arithmetic, if coarser than that of the parameters
 
     def objective(self, parts: Parts | None = None, **more: Any) -> Objective:
@@ -62,6 +64,16 @@ class Member:
         return Objective(
             parts.model, parts.loss_fn, parts.batches, **{key: value for key, value in options.items() if key in known}
         )
+
+    def refusal(self, measure: str) -> str | None:
+        """Return words of the true reason for which a measure cannot be had; None if it can.
+
+        A key of `refuses` is a measure with its variant, a measure with all its variants, or empty for all measures.
+        """
+        for key in (measure, measure.partition(":")[0], ""):
+            if key in self.refuses:
+                return self.refuses[key]
+        return None
 
     def double(self) -> Parts:
         """Return the float64 twin."""

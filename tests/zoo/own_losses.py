@@ -27,7 +27,7 @@ def residual(model: nn.Module, batch: Tensor) -> Tensor:
 def pinn() -> Parts:
     """A physics-informed network."""
     model = nn.Sequential(nn.Linear(1, 6), nn.Tanh(), nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 1))
-    return Parts(model, residual, [torch.rand(n, 1) * 2 for n in (8, 6, 4, 5)])
+    return Parts(model, residual, [torch.rand(n, 1) * 2 for n in (8, 6, 4)])
 
 
 def critic_loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
@@ -46,7 +46,7 @@ def gradient_penalty() -> Parts:
     with torch.no_grad():
         for p in model.parameters():
             p.add_(0.1 * torch.randn(p.shape))
-    return Parts(model, critic_loss, [(torch.randn(n, 3), torch.randn(n, 3) + 0.5) for n in (8, 6, 4, 5)])
+    return Parts(model, critic_loss, [(torch.randn(n, 3), torch.randn(n, 3) + 0.5) for n in (8, 6, 4)])
 
 
 class Generator:
@@ -98,7 +98,7 @@ def contrastive(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
 @seeded
 def simclr() -> Parts:
     """A contrastive loss, which is no mean over its batches."""
-    views = [torch.randn(n, 4) for n in (6, 5, 4, 4)]
+    views = [torch.randn(n, 4) for n in (6, 5, 4)]
     return Parts(net(), contrastive, [(x, x + 0.1 * torch.randn_like(x)) for x in views])
 
 
@@ -127,7 +127,7 @@ def of_graphs(model: nn.Module, batch: Any) -> Tensor:
 def graphs() -> Parts:
     """Batches of graphs, nodes first: the first axis counts nodes and the loss is a mean over graphs."""
     batches = []
-    for sizes in ((3, 5, 2), (4, 6), (5,), (2, 2, 3, 3)):
+    for sizes in ((3, 5, 2), (4,), (2, 2, 3, 3)):
         nodes = sum(sizes)
         graph = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
         ring = torch.arange(nodes)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from zoo import own_losses, sequence, unusual, vision
+from zoo import layers, more_losses, own_losses, sequence, unusual, vision
 from zoo.member import Member, same
 
 __all__ = ["MEMBERS"]
@@ -30,36 +30,103 @@ def graph_count(batch: Any) -> float:
     return float(len(batch["y"]))
 
 
-REENTRANT = "use_reentrant"
+# reasons for which a measure cannot be had of a member, by measure
+NO_OUTPUTS = {
+    "gauss_newton": "outputs(model, batch)",
+    "fisher": "outputs(model, batch)",
+    "fisher: true": "model_fisher",
+    "log_fisher_rao": "requires a loss with logits",
+    "logit_scale": "requires a loss with logits",
+}
+NO_LOGITS = {"log_fisher_rao": "requires a loss with logits", "logit_scale": "requires a loss with logits"}
+NO_FORWARD = {
+    "hessian: forward": "forward AD",
+    "gauss_newton: forward": "forward AD",
+    "log_fisher_rao": "forward-mode derivative",
+}
+WRONG_BACKWARD = dict.fromkeys(
+    ("hessian: batched", "pyhessian_spectrum", "batch_sharpness", "directional_sharpness", "step_quality"),
+    "WeightNormInterface",
+)
+BATCH_STATISTICS = {"sampled_eigenvalue": "batch norm"}
+REENTRANT = {"": "use_reentrant"}
 
 MEMBERS: dict[str, Member] = {
-    "mlp": Member(vision.mlp),
-    "mlp_double": Member(vision.mlp_double, digits=1e-14),
-    "regression": Member(vision.regression),
+    "mlp": Member(vision.mlp, slow=True),
+    "mlp_double": Member(vision.mlp_double, digits=1e-14, sampled=True),
+    "regression": Member(vision.regression, refuses=NO_LOGITS),
     "resnet": Member(vision.resnet),
-    "resnet_frozen": Member(vision.resnet, options={"mode": "frozen"}),
-    "segmentation": Member(vision.segmentation, options={"count": pixels}, terms=pixels),
-    "weight_norm": Member(vision.weight_norm),
-    "weight_norm_legacy": Member(vision.weight_norm_legacy),
+    "resnet_frozen": Member(vision.resnet, options={"mode": "frozen"}, refuses=BATCH_STATISTICS, slow=True),
+    "segmentation": Member(vision.segmentation, options={"count": pixels}, terms=pixels, refuses=NO_OUTPUTS),
+    "weight_norm": Member(vision.weight_norm, refuses=NO_FORWARD | WRONG_BACKWARD),
+    "weight_norm_legacy": Member(vision.weight_norm_legacy, refuses=NO_FORWARD | WRONG_BACKWARD, slow=True),
     "gpt": Member(sequence.gpt, terms=labels),
     "gpt_11m": Member(sequence.gpt_11m, terms=labels, slow=True),
-    "lstm": Member(sequence.lstm),
+    "lstm": Member(sequence.lstm, refuses=NO_FORWARD),
     "gru": Member(sequence.gru),
-    "lora": Member(sequence.lora),
+    "lora": Member(sequence.lora, sampled=True),
     "sparse_embedding": Member(sequence.sparse_embedding),
-    "pinn": Member(own_losses.pinn),
-    "gradient_penalty": Member(own_losses.gradient_penalty),
-    "gan": Member(own_losses.gan),
-    "class_weighted": Member(own_losses.class_weighted, options={"count": summed_weights}, terms=summed_weights),
-    "simclr": Member(own_losses.simclr, options={"additive": False}, terms=same),
-    "graphs": Member(own_losses.graphs, options={"count": graph_count}, terms=graph_count),
-    "bf16": Member(unusual.bf16, digits=1e-2),
-    "autocast_loss": Member(unusual.autocast_loss, twin=unusual.without_autocast, digits=1e-2),
-    "autocast_forward": Member(unusual.autocast_forward, twin=unusual.without_autocast, digits=1e-2),
-    "checkpointed": Member(unusual.checkpointed),
-    "checkpointed_reentrant": Member(
-        unusual.checkpointed_reentrant, twin=unusual.checkpointed, refuses={"": REENTRANT}
+    "pinn": Member(own_losses.pinn, refuses=NO_OUTPUTS),
+    "gradient_penalty": Member(own_losses.gradient_penalty, refuses=NO_OUTPUTS),
+    "gan": Member(
+        own_losses.gan,
+        refuses=NO_OUTPUTS
+        | BATCH_STATISTICS
+        | {"hessian: forward": "in-place operation", "batch_sharpness": "requires at least 2 batches"},
     ),
-    "compiled": Member(unusual.compiled),
-    "odd_shapes": Member(unusual.odd_shapes),
+    "class_weighted": Member(
+        own_losses.class_weighted,
+        options={"count": summed_weights},
+        terms=summed_weights,
+        refuses=NO_OUTPUTS,
+        sampled=True,
+    ),
+    "simclr": Member(
+        own_losses.simclr,
+        options={"additive": False},
+        terms=same,
+        refuses=NO_OUTPUTS | {"sampled_eigenvalue": "mean over samples"},
+    ),
+    "graphs": Member(own_losses.graphs, options={"count": graph_count}, terms=graph_count, refuses=NO_OUTPUTS),
+    "bf16": Member(unusual.bf16, digits=1e-3, refuses={"keskar_sharpness": "dtype of these parameters"}),
+    "autocast_loss": Member(unusual.autocast_loss, twin=unusual.without_autocast, digits=1e-3, refuses=NO_OUTPUTS),
+    "autocast_forward": Member(unusual.autocast_forward, twin=unusual.without_autocast, digits=1e-3, slow=True),
+    "checkpointed": Member(
+        unusual.checkpointed,
+        refuses={"hessian: forward": "saved tensor hooks"},
+    ),
+    "checkpointed_reentrant": Member(unusual.checkpointed_reentrant, twin=unusual.checkpointed, refuses=REENTRANT),
+    "compiled": Member(unusual.compiled, twin=vision.mlp),
+    "odd_shapes": Member(unusual.odd_shapes, seeds=(6, 7, 8)),
 }
+
+# members of the slow suite, but for these
+FAST = {"experts", "forces", "captured"}
+# reasons beyond those that all losses of people's own share
+FURTHER: dict[str, dict[str, str]] = {
+    "group_norm": {"hessian: batched": "size of tensor"},
+    "custom_right": {
+        "hessian: forward": "setup_context",
+        "gauss_newton: forward": "jvp function",
+        "log_fisher_rao": "forward-mode derivative",
+    },
+    "custom_once": {
+        "hessian: forward": "setup_context",
+        "gauss_newton: forward": "jvp function",
+        "log_fisher_rao": "forward-mode derivative",
+        **dict.fromkeys(WRONG_BACKWARD, "backward pass of Once"),
+    },
+    "packed": {"hessian: forward": "data pointer"},
+    "huber": {"hessian: forward": "forward AD"},
+    "ctc": {"hessian: batched": "_ctc_loss_backward", "hessian: forward": "forward AD"},
+    "forces": {"hessian: forward": "requires_grad_"},
+    "teacher": {
+        "hessian: forward": "in-place operation",
+        "batch_sharpness": "requires at least 2 batches",
+        **BATCH_STATISTICS,
+    },
+}
+for _name, _build in (layers.LAYERS | more_losses.LOSSES | more_losses.REACHING).items():
+    _own = _name not in layers.LAYERS
+    _reasons = (NO_OUTPUTS if _own else {}) | FURTHER.get(_name, {})
+    MEMBERS[_name] = Member(_build, refuses=_reasons, slow=_name not in FAST)

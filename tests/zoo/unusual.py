@@ -74,7 +74,7 @@ class Checkpointed(nn.Module):
     def __init__(self, reentrant: bool) -> None:
         super().__init__()
         self.reentrant = reentrant
-        self.first, self.head = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 6)), nn.Linear(6, 3)
+        self.first, self.head = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 4)), nn.Linear(4, 3)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(torch.tanh(checkpoint(self.first, x, use_reentrant=self.reentrant)))
