@@ -70,6 +70,28 @@ def smooth(x: Tensor) -> Tensor:
     return torch.cat([F.gelu(x), F.silu(x), F.softplus(x), F.mish(x), F.elu(x), F.celu(x), F.selu(x)], -1)
 
 
+class Masked(nn.Module):
+    """Attention with a mask of keys that depends on the data."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.head = nn.Linear(2, 4), nn.Linear(4, 3)
+        self.attention = nn.MultiheadAttention(4, 2, batch_first=True, dropout=0.1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        e = self.embed(x.reshape(len(x), 2, 2))
+        mask = torch.stack([torch.zeros(len(x), dtype=torch.bool), x[:, 1] > 0], 1)
+        return self.head(self.attention(e, e, e, key_padding_mask=mask)[0].mean(1))
+
+
+def channels_last() -> Parts:
+    """Return a convolution whose weight lies in another memory order."""
+    model = nn.Sequential(nn.Conv2d(2, 3, 2), nn.Tanh(), nn.Flatten(), nn.Linear(12, 3))
+    batches = [(torch.randn(n, 2, 3, 3), torch.randint(0, 3, (n,))) for n in (5, 4, 3)]
+    ordered = [(x.contiguous(memory_format=torch.channels_last), y) for x, y in batches]
+    return Parts(model.to(memory_format=torch.channels_last), CrossEntropy(), ordered)
+
+
 class Experts(nn.Module):
     """Mixture of experts with one expert for each row."""
 
@@ -220,4 +242,12 @@ LAYERS: dict[str, Callable[[], Parts]] = {
     "spectral_norm": sequential(spectral_norm, nn.Tanh, lambda: nn.Linear(4, 3)),
     "data_parallel": seeded(lambda: Parts(nn.DataParallel(net()), CrossEntropy(), vectors())),
     "packed": seeded(packed),
+    "batch_norm_without_statistics": sequential(
+        lambda: nn.Linear(4, 4),
+        lambda: nn.BatchNorm1d(4, track_running_stats=False),
+        nn.Tanh,
+        lambda: nn.Linear(4, 3),
+    ),
+    "masked_attention": seeded(lambda: Parts(Masked(), CrossEntropy(), vectors())),
+    "channels_last": seeded(channels_last),
 }

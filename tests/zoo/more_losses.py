@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lossscope.probes.objective.losses import CrossEntropy
 from zoo.member import Parts, seeded
 from zoo.vision import COUNTS, net, points, vectors
 
@@ -107,6 +108,30 @@ def forces() -> Parts:
     return Parts(Energy(), loss, [(torch.randn(n, 3), torch.randn(n), torch.randn(n, 3)) for n in COUNTS])
 
 
+def with_gradient_norm(model: nn.Module, batch: Any) -> Tensor:
+    """Return the loss plus the squared norm of its own gradient."""
+    loss = F.cross_entropy(model(batch[0]), batch[1])
+    slopes = torch.autograd.grad(loss, list(model.parameters()), create_graph=True)
+    return loss + 0.1 * torch.stack([slope.square().sum() for slope in slopes]).sum()
+
+
+def after_one_step(model: nn.Module, batch: Any) -> Tensor:
+    """Return the loss on one half of the batch after a step on the other half, as meta-learning does."""
+    (x, y), half = batch, len(batch[0]) // 2
+    names, tensors = zip(*model.named_parameters(), strict=True)
+    slopes = torch.autograd.grad(F.cross_entropy(model(x[:half]), y[:half]), tensors, create_graph=True)
+    state = {name: p - 0.5 * slope for name, p, slope in zip(names, tensors, slopes, strict=True)}
+    return F.cross_entropy(torch.func.functional_call(model, state, (x[half:],)), y[half:])
+
+
+def by_backward(model: nn.Module, batch: Any) -> Tensor:
+    """Return the mean square of a slope that `backward` puts into the inputs."""
+    x = batch[0].detach().clone().requires_grad_()
+    model(x).square().sum().backward(create_graph=True, inputs=[x])
+    assert x.grad is not None
+    return x.grad.square().mean()
+
+
 LOSSES: dict[str, Callable[[], Parts]] = {
     "kl": on(divergence),
     "focal": on(focal),
@@ -118,6 +143,9 @@ LOSSES: dict[str, Callable[[], Parts]] = {
     "ctc": seeded(ctc),
     "functional_pinn": seeded(by_functions),
     "forces": seeded(forces),
+    "gradient_norm": seeded(lambda: Parts(net(), with_gradient_norm, vectors()[:1])),
+    "one_step": seeded(lambda: Parts(net(), after_one_step, vectors()[:1])),
+    "by_backward": seeded(lambda: Parts(net(), by_backward, vectors())),
 }
 
 
@@ -155,6 +183,23 @@ def globally() -> Parts:
     return Parts(model, lambda m, b: F.cross_entropy(model(b[0]), b[1]), vectors())
 
 
+class TiedByList(nn.Module):
+    """Language model whose head is its embedding, kept in a list so that it is not registered twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(6, 4)
+        self.head = [self.embedding.weight]
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return F.linear(torch.tanh(self.embedding(ids)), self.head[0])
+
+
+def tied_by_list() -> Parts:
+    """Return the tied model; `double` keeps the parameter object, so the list holds it afterwards too."""
+    return Parts(TiedByList(), CrossEntropy(), [(torch.randint(0, 6, (n,)), torch.randint(0, 6, (n,))) for n in COUNTS])
+
+
 def teacher() -> Parts:
     """Distillation from a teacher in train mode, with batch norm and dropout off; one batch, as its statistics are."""
     other = nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(5, 3))
@@ -172,6 +217,7 @@ REACHING: dict[str, Callable[[], Parts]] = {
     "by_state": seeded(lambda: Parts(net(), by_state, vectors())),
     "by_layer": seeded(lambda: Parts(net(), by_layer, vectors())),
     "captured": seeded(captured),
+    "tied_by_list": seeded(tied_by_list),
     "global_model": seeded(globally),
     "teacher": seeded(teacher),
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from zoo import layers, more_losses, own_losses, sequence, unusual, vision
-from zoo.member import Member, same
+from zoo.member import Member, first_length, same
 
 __all__ = ["MEMBERS"]
 
@@ -101,7 +101,8 @@ MEMBERS: dict[str, Member] = {
 }
 
 # members of the slow suite, but for these
-FAST = {"experts", "forces", "captured"}
+NO_MEAN = {"batch_norm_without_statistics", "one_step"}  # losses that are no weighted mean of their batches
+FAST = {"experts", "forces", "captured", "tied_by_list"}
 # reasons beyond those that all losses of people's own share
 FURTHER: dict[str, dict[str, str]] = {
     "group_norm": {"hessian: batched": "size of tensor"},
@@ -120,6 +121,9 @@ FURTHER: dict[str, dict[str, str]] = {
     "huber": {"hessian: forward": "forward AD"},
     "ctc": {"hessian: batched": "_ctc_loss_backward", "hessian: forward": "forward AD"},
     "forces": {"hessian: forward": "requires_grad_"},
+    "batch_norm_without_statistics": {"sampled_eigenvalue": "mean over samples"},
+    "gradient_norm": {"batch_sharpness": "requires at least 2 batches"},
+    "one_step": {"batch_sharpness": "requires at least 2 batches", "sampled_eigenvalue": "mean over samples"},
     "teacher": {
         "hessian: forward": "in-place operation",
         "batch_sharpness": "requires at least 2 batches",
@@ -127,6 +131,12 @@ FURTHER: dict[str, dict[str, str]] = {
     },
 }
 for _name, _build in (layers.LAYERS | more_losses.LOSSES | more_losses.REACHING).items():
-    _own = _name not in layers.LAYERS
+    _own = _name not in layers.LAYERS and _name != "tied_by_list"
     _reasons = (NO_OUTPUTS if _own else {}) | FURTHER.get(_name, {})
-    MEMBERS[_name] = Member(_build, refuses=_reasons, slow=_name not in FAST)
+    MEMBERS[_name] = Member(
+        _build,
+        refuses=_reasons,
+        options={"additive": False} if _name in NO_MEAN else {},
+        terms=same if _name in NO_MEAN else first_length,
+        slow=_name not in FAST,
+    )
