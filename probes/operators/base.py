@@ -35,6 +35,7 @@ __all__ = [
 
 _ASSUMED: Final = 100.0  # rounding units; 1 to 5 occur on ordinary networks that do not fit their data
 MARGIN: Final = 4.0  # ratio of the largest error of any product to a measured one: up to 2.2 was found
+_LOST: Final = 1e-12  # loss of a classifier below which 1 - p keeps less than four digits in float64
 _REFERENCE: Final = 1e-6  # error of a more precise reference, in units of the difference that it shows
 _ASYMMETRY: Final = 1e3  # units in the last place of the largest entry by which a Gram matrix may be asymmetric
 
@@ -98,7 +99,6 @@ class SymmetricOperator:
     Attributes:
         products: Number of columns multiplied so far, those of the reference included.
         cached: Returns a context inside which products share what can be cached.
-        asymmetry_hint: Advice that an algorithm gives if it finds the matrix asymmetric.
 
     Raises:
         ProbeError: the size is below 1, or the dtype is not real and floating.
@@ -127,10 +127,14 @@ class SymmetricOperator:
         self.products = 0  # columns multiplied so far
         self.cached = cached
         self.undefined_hint = "pass a product that is finite there"
-        self.asymmetry_hint = "pass a linear product that is deterministic, with <Av, w> = <v, Aw>"
         self._product = product
         self._facts = facts
         self.reference = reference
+
+    @property
+    def asymmetry_hint(self) -> str:
+        """Advice that an algorithm gives if it finds the matrix asymmetric."""
+        return "pass a linear product that is deterministic, with <Av, w> = <v, Aw>"
 
     @property
     def method(self) -> str:
@@ -273,10 +277,19 @@ class ObjectiveOperator(SymmetricOperator):
         self.objective = objective
         self.restrict = restrict
         self.is_hessian = is_hessian
-        if is_hessian:
-            self.asymmetry_hint = (
-                "a layer of the model has a wrong second derivative; measure with method='differences'"
+
+    @property
+    def asymmetry_hint(self) -> str:
+        """Advice that an algorithm gives if it finds the matrix asymmetric."""
+        loss = self.objective.value()
+        if 0 <= loss < _LOST:
+            return (
+                f"the loss is {loss:.2g}, so near 0 that its curvature has lost all digits (1 - p rounds to 0, also in "
+                "float64); measure at an earlier step"
             )
+        if not self.is_hessian:
+            return super().asymmetry_hint
+        return "a layer of the model has a wrong second derivative; measure with method='differences'"
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -234,6 +234,11 @@ def test_networks_that_fit_their_data_are_not_called_asymmetric(dtype: torch.dty
     assert found.top.estimate().value > 0
 
 
+def test_a_loss_whose_curvature_has_no_digit_left_is_not_blamed_on_a_layer() -> None:
+    with pytest.raises(ProbeError, match=r"the loss is \S+, so near 0 that its curvature has lost all digits"):
+        measure_spectrum(hessian(separable(30.0)), top=1)
+
+
 def test_saturated_units_are_not_called_asymmetric() -> None:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(10, 40), nn.Tanh(), nn.Linear(40, 40), nn.Tanh(), nn.Linear(40, 3))
