@@ -51,6 +51,11 @@ class Objective:
     The model is unchanged bit for bit afterwards: a loss is evaluated on substitutes (detached views of the parameters,
     copies of the buffers) that are in the model during a forward pass only, so parameters, their `.grad`,
     `requires_grad` and hooks, and the buffers are never written. Modes and random state are restored by `evaluating`.
+    Attributes, lists and dictionaries that a forward pass changes are put back after each evaluation, so that all find
+    the same state. The same holds for networks beside the model that the loss reaches through closures, globals,
+    defaults, bound methods and attributes; they keep their own modes.
+
+    A loss may differentiate: by its inputs (PINN, gradient penalty, forces) or by the parameters (an inner step).
 
     Args:
         model: Any module. Tied parameters count once, frozen ones are excluded.
@@ -70,8 +75,8 @@ class Objective:
         ProbeError: there is no batch or no trainable parameter, one is not real and floating or not initialized, or the
             mode is unknown. Using the objective raises it if the loss is not a finite scalar, if two evaluations differ
             by more than 100 units in the last place (at the parameters or, if random numbers are drawn, at nearby
-            ones), if the loss of joined batches is not their weighted mean, if the data changed, or if the model uses a
-            reentrant checkpoint.
+            ones), if the loss of joined batches is not their weighted mean, if the data changed, if the model uses a
+            reentrant checkpoint, or if a backward pass inside the loss writes `.grad`.
 
     Example:
         >>> net = torch.nn.Linear(1, 1, bias=False)
