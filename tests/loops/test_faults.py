@@ -44,7 +44,7 @@ STEPS = 4
 def often(monkeypatch: pytest.MonkeyPatch) -> None:
     """Take every instrument within four steps."""
     every = {"tensors_every": 1, "spectra_every": 1, "layers_every": 2, "counterfactual_every": 1}
-    windows = {"windows_every": 3, "lags": (1,), "products": 16, "top": 1, "long_every": 2}
+    windows = {"windows_every": 3, "lags": (1,), "products": 16, "top": 1, "long_every": 2, "checkpoints": 1}
     monkeypatch.setitem(PRESETS, "full", replace(PRESETS["full"], **every, **windows))
 
 

@@ -33,7 +33,15 @@ WITH_CURVATURE = {"mnist", "two_optimizers"}  # in the fast run
 @pytest.fixture(autouse=True)
 def every_step(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sample tensors and spectra at every step, and evaluate curvature with few products at two steps."""
-    every = {"tensors_every": 1, "spectra_every": 2, "products": 16, "top": 1, "layers_every": 3, "long_every": 2}
+    every = {
+        "tensors_every": 1,
+        "spectra_every": 2,
+        "products": 16,
+        "top": 1,
+        "layers_every": 3,
+        "long_every": 2,
+        "checkpoints": 1,
+    }
     monkeypatch.setitem(PRESETS, "full", replace(PRESETS["full"], **every))
 
 
