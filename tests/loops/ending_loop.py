@@ -5,10 +5,12 @@ Reads lines `mode path` from stdin; writes the process id of each training, then
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -39,7 +41,7 @@ def loop(path: str, mode: str) -> None:
         recorder.close()
         assert signal.getsignal(signal.SIGTERM) is own_handler
         return
-    if mode == "block":
+    if mode in ("block", "block_5"):
         with recorder:
             train(recorder, model, optimizer, count)
         return
@@ -71,6 +73,12 @@ def train(recorder: Recorder, model: nn.Module, optimizer: torch.optim.Optimizer
             break
 
 
+def warm_up() -> None:
+    """Load what a training loads on its way, once for all processes."""
+    with TemporaryDirectory() as folder:
+        loop(f"{folder}/run", "block_5")
+
+
 def serve() -> None:
     for line in sys.stdin:
         mode, path = line.rstrip("\n").split(" ", 1)
@@ -91,4 +99,7 @@ def serve() -> None:
 
 if __name__ == "__main__":
     RunStore.flush_if_due = flush_often  # type: ignore[method-assign]
+    warm_up()
+    gc.collect()
+    gc.freeze()  # the end of an interpreter need not visit what was there before the fork
     serve()

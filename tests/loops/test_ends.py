@@ -54,19 +54,24 @@ def ended(trainings: Trainings, mode: str, path: Path) -> tuple[Run, int]:
     return Run.open(path), status
 
 
-def test_a_recorder_that_is_not_closed_ends_with_the_interpreter(trainings: Trainings, tmp_path: Path) -> None:
-    for mode, status, how, code in (
-        ("plain", "finished", "the program ended without recorder.close()", 0),
+@pytest.mark.parametrize(
+    ("mode", "status", "how", "code"),
+    [
         ("caught", "finished", "the program ended without recorder.close()", 0),
-        ("exit", "finished", "the program ended without recorder.close()", 0),
         ("planned", "finished", "stopped at 5 of 9", 0),
-        ("complete", "finished", "the program ended without recorder.close()", 0),
         ("raise", "failed", "ZeroDivisionError: a reason", 1),
-    ):
-        run, found = ended(trainings, mode, tmp_path / mode)
-        assert (run.status, run.manifest["how_it_ended"], found) == (status, how, code), mode
-        assert run.steps["step"].tolist() == [1, 2, 3, 4, 5], mode
-        assert (run.path / "steps.parquet").exists(), mode
+        pytest.param("plain", "finished", "the program ended without recorder.close()", 0, marks=pytest.mark.slow),
+        pytest.param("exit", "finished", "the program ended without recorder.close()", 0, marks=pytest.mark.slow),
+        pytest.param("complete", "finished", "the program ended without recorder.close()", 0, marks=pytest.mark.slow),
+    ],
+)
+def test_a_recorder_that_is_not_closed_ends_with_the_interpreter(
+    mode: str, status: str, how: str, code: int, trainings: Trainings, tmp_path: Path
+) -> None:
+    run, found = ended(trainings, mode, tmp_path / mode)
+    assert (run.status, run.manifest["how_it_ended"], found) == (status, how, code)
+    assert run.steps["step"].tolist() == [1, 2, 3, 4, 5]
+    assert (run.path / "steps.parquet").exists()
 
 
 def seen(path: Path, least: int) -> int:
@@ -133,5 +138,9 @@ def test_a_handler_of_the_user_is_called_and_stays(trainings: Trainings, tmp_pat
     assert code == 0  # the handler ended the loop
     assert run.status == "stopped"
     assert run.manifest["how_it_ended"].startswith("SIGTERM arrived at step ")
+
+
+@pytest.mark.slow
+def test_a_handler_that_the_user_sets_later_is_left_in_place(trainings: Trainings, tmp_path: Path) -> None:
     _, code = ended(trainings, "late_handler", tmp_path / "late")
     assert code == 0
