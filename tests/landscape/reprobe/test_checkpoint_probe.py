@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import signal
 import subprocess
@@ -22,7 +23,7 @@ from lossscope.landscape.reprobe.checkpoint_probe import probe
 from lossscope.landscape.run import Run
 from lossscope.landscape.storage.run_store import RunStore
 from lossscope.landscape.training.config import TrainConfig
-from lossscope.landscape.training.training import train
+from lossscope.landscape.training.training import recorded_config, train
 from lossscope.probes.objective.losses import CrossEntropy
 from lossscope.probes.objective.objective import Objective
 
@@ -47,6 +48,14 @@ def elsewhere():
 
 def wider():
     return Objective(network(5), CrossEntropy(), [batch()])
+
+def frozen():
+    model = network()
+    model[0].requires_grad_(False)
+    return Objective(model, CrossEntropy(), [batch()])
+
+def parallel():
+    return Objective(torch.nn.DataParallel(network()), CrossEntropy(), [batch()])
 
 def squared():
     return Objective(network(), lambda model, batch: model(batch[0]).square().mean(), [batch()])
@@ -242,6 +251,43 @@ def test_other_data_than_the_runs_own_are_kept_out_of_its_curves(mine):
     after = Run.open(mine)
     assert len(after.probes) == len(before) + 1
     assert after.estimates["value"].tolist() == before["value"].tolist()
+
+
+def test_a_partly_frozen_model_is_kept_out_of_the_curves_and_its_rows_say_of_how_many_parameters_they_are(mine):
+    before = Run.open(mine).estimates
+    assert set(before["parameters"].dropna()) == {26}
+    found = probe(mine, measures=["lambda_max"], effort=EFFORT, objective="mine.py:frozen")
+    assert [row["parameters"] for row in found.rows] == [10]
+    assert found.notes == (
+        "these rows are of 10 parameters and the recorded ones of 26, so reports show them in no curve together: "
+        "freeze the same parameters as in training for comparable numbers",
+    )
+    after = Run.open(mine)
+    assert len(after.probes) == len(Run.open(mine).estimates) + 1
+    assert after.estimates["value"].tolist() == before["value"].tolist()
+
+
+def test_a_wrapped_model_is_probed_and_the_prefix_is_named(mine):
+    plain = probe(mine, measures=["lambda_max", "sharpness_edge_ratio"], effort=EFFORT, objective="mine.py:objective")
+    found = probe(mine, measures=["lambda_max", "sharpness_edge_ratio"], effort=EFFORT, objective="mine.py:parallel")
+    assert plain.notes == ()
+    assert found.notes == ("the names of the model begin with 'module.' and the others do not: the prefix was ignored",)
+    assert [row["value"] for row in found.rows] == pytest.approx([row["value"] for row in plain.rows], rel=1e-6)
+    assert found.absent == plain.absent == ()
+
+
+def test_an_infinite_setting_is_stored_resumed_and_probed(tmp_path):
+    options = {"aga_lambda": math.inf}
+    config = TrainConfig(
+        optimizer="ars2-aga", name="a", out=str(tmp_path), steps=2, preset="economy", batch_size=16, options=options
+    )
+    path = train(config).path
+    assert recorded_config(path).options["aga_lambda"] == math.inf
+    assert Run.open(path).manifest["trigger"]["lambda"] == math.inf
+    run = train(config.with_settings({"steps": 3}), resume=True)
+    assert (run.status, len(run.steps)) == ("finished", 3)
+    found = probe(path, measures=["loss"], effort=EFFORT)
+    assert [row["step"] for row in found.rows] == [3]
 
 
 def test_a_loss_without_logits_lacks_what_needs_them_alone(mine):
