@@ -29,6 +29,7 @@ TESTED_VERSIONS: Final = {
     "typer": "0.29.2",
     "rich": "15.0.0",
     "safetensors": "0.8.0",
+    "filelock": "4.3.1",
     "lazy-loader": "0.6",
     "scikit-learn": "1.9.1",
     "pyhessian": "0.1",

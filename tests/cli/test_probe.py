@@ -66,7 +66,9 @@ def test_json_is_one_object_with_every_column_of_the_table(run):
         run, "--measures", "lambda_max,density", "--rel", "0.1", "--max-products", "30", "--seed", "7", "--json"
     )
     found = json.loads(result.stdout)
-    assert set(found) == {*"schema run steps rows densities unmet absent notes products seconds".split()}
+    assert set(found) == {
+        *("schema", "run", "steps", "rows", "densities", "unmet", "absent", "notes", "products", "seconds")
+    }
     assert (found["schema"], found["run"], found["steps"], found["densities"]) == (1, str(run), [3], 1)
     (row,) = found["rows"]
     assert tuple(row) == columns("probes")
