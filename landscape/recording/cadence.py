@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Final
+from typing import Final, Literal, get_args
 
 from lossscope.landscape.errors import ConfigError
 
-__all__ = ["PRESETS", "Cadence", "Preset", "geometric_step", "log_spaced", "preset_of"]
+__all__ = ["PRESETS", "Cadence", "Preset", "Spacing", "geometric_step", "log_spaced", "preset_of"]
 
 
 @dataclass(frozen=True)
@@ -19,9 +20,9 @@ class Preset:
     name: str
     tensors_every: int  # period in steps of norms, energies and shear; curvature evaluations sample them too
     spectra_every: int | None  # the same for singular values; None: never
-    evaluations: int  # number of log-spaced curvature evaluations, if the number of steps is known
+    evaluations: int  # number of curvature evaluations, if the number of steps is known
     growth: float  # ratio of the steps of successive evaluations, if it is unknown
-    cap: float  # share of the wall time that curvature may take, if the number of steps is unknown
+    cap: float  # share of the wall time that recording may take, unless `overhead` says otherwise
     checkpoints: int  # number of log-spaced checkpoints, if the number of steps is known
     products: int  # budget of an evaluation in Hessian products: for the spectrum, and for each other measure
     rel: float  # requested relative accuracy of eigenvalues
@@ -54,12 +55,17 @@ def preset_of(name: str) -> Preset:
     return PRESETS[name]
 
 
+Spacing = Literal["log", "linear"]
+_EARLIEST: Final = 50  # log-spacing starts at the planned number of steps over this: before, no claim reads the loss
+_SECOND: Final = 10  # step of the second evaluation if the number of steps is unknown
+
+
 class Cadence:
     """The steps at which each instrument is due.
 
-    If the number of steps is planned, curvature evaluations and checkpoints are log-spaced over them and all take
-    place. Otherwise the distance between evaluations grows by the preset's factor, and further if they would exceed
-    the preset's share of the wall time.
+    If the number of steps is planned, or the steps of the evaluations are given, curvature evaluations are due at fixed
+    steps. Otherwise the distance between evaluations grows by the preset's factor, and further if the cap on the
+    overhead demands it.
 
     Args:
         preset: Periods of the instruments.
@@ -67,21 +73,44 @@ class Cadence:
         evaluations: Number of curvature evaluations; None for the preset's number, 0 for none.
         start: The step at which recording starts.
         layers: False if Taylor remainders of layers cannot be measured (there is no objective).
+        evaluate_at: The steps of the curvature evaluations, in place of `evaluations` and `spacing`.
+        spacing: Spacing of the evaluations over a planned number of steps.
+        checkpoints: Number of log-spaced checkpoints over a planned number of steps; None for the preset's number.
+
+    Attributes:
+        fixed: True if the steps of the curvature evaluations are fixed.
+        takes_last: True if there is an evaluation wherever the run ends.
+
+    Raises:
+        ConfigError: `evaluate_at` or `spacing` is not allowed.
     """
 
     def __init__(
-        self, preset: Preset, planned: int | None, evaluations: int | None, start: int, *, layers: bool = True
+        self,
+        preset: Preset,
+        planned: int | None,
+        evaluations: int | None,
+        start: int,
+        *,
+        layers: bool = True,
+        evaluate_at: Collection[int] | None = None,
+        spacing: Spacing = "log",
+        checkpoints: int | None = None,
     ) -> None:
         self._preset, self._planned = preset, planned
         count = preset.evaluations if evaluations is None else evaluations
-        spaced = log_spaced(planned, count) if planned is not None else ()
+        spaced = _evaluation_steps(planned, count, evaluate_at, spacing)
+        self.fixed = planned is not None or evaluate_at is not None
         self._evaluations = frozenset(spaced)
         self._long = frozenset(spaced[::-1][:: preset.long_every])  # counted from the end: the last evaluation is long
+        self._last = spaced[-1] if spaced else None
         self._layers_every = _layers_period(preset, planned) if layers else None
         self._windows_every = _windows_period(preset, planned)
         self._made = 0
-        self._saves = frozenset(log_spaced(planned, preset.checkpoints)) if planned is not None else frozenset()
+        saves = preset.checkpoints if checkpoints is None else checkpoints
+        self._saves = frozenset(log_spaced(planned, saves)) if planned is not None else frozenset()
         self._next_evaluation: float = start if count else math.inf
+        self.takes_last = bool(count) and evaluate_at is None
 
     def tensors(self, step: int) -> bool:
         """Return True if norms, energies and shear are due."""
@@ -117,42 +146,78 @@ class Cadence:
 
     def evaluation(self, step: int) -> bool:
         """Return True if a curvature evaluation is due."""
-        return step in self._evaluations if self._planned is not None else step >= self._next_evaluation
+        return step in self._evaluations if self.fixed else step >= self._next_evaluation
+
+    def last(self, step: int) -> bool:
+        """Return True if the evaluation at this step is the last of a fixed schedule."""
+        return step == self._last
 
     def long(self, step: int) -> bool:
         """Return True if an evaluation at this step takes every recorded measure."""
-        return step in self._long if self._planned is not None else self._made % self._preset.long_every == 0
+        return step in self._long if self.fixed else self._made % self._preset.long_every == 0
 
     def checkpoint(self, step: int) -> bool:
         """Return True if a checkpoint is due."""
         return step in self._saves
 
-    def schedule_next(self, step: int, spent: float, wall: float, per_step: float) -> None:
-        """Schedule the next curvature evaluation after one was made.
+    def schedule_next(self, step: int, wait: float = 0.0) -> None:
+        """Schedule the next curvature evaluation after one was made, if the schedule is not fixed.
 
         Args:
             step: The step of the evaluation just made.
-            spent: Seconds that all evaluations so far have taken.
-            wall: Seconds since recording started.
-            per_step: Seconds per training step.
+            wait: Number of training steps until another one fits under the cap on the overhead.
         """
         self._made += 1
-        if step == 0:
-            self._next_evaluation = 1
-            return
-        # steps until the time of all evaluations so far is back under the cap
-        needed = (spent / self._preset.cap - wall) / max(per_step, 1e-9)
-        self._next_evaluation = max(geometric_step(step, self._preset.growth), step + math.ceil(needed))
+        following = _SECOND if step == 0 else geometric_step(step, self._preset.growth)
+        self._next_evaluation = max(following, step + math.ceil(wait))
+
+    def postpone(self, step: int, wait: float) -> None:
+        """Move an evaluation that is due at this step by a number of training steps, if the schedule is not fixed."""
+        self._next_evaluation = step + max(math.ceil(wait), 1)
 
     def _every(self, step: int, every: int | None) -> bool:
         """Return True at multiples of a period, at step 1 and at curvature evaluations."""
         return every is not None and (step % every == 0 or step == 1 or self.evaluation(step))
 
 
-def log_spaced(last: int, count: int) -> tuple[int, ...]:
-    """Return `count` distinct steps from 0 to `last`, evenly spaced in log(step); all steps if there are fewer.
+def _evaluation_steps(
+    planned: int | None, count: int, given: Collection[int] | None, spacing: Spacing
+) -> tuple[int, ...]:
+    """Return the fixed steps of the curvature evaluations, ascending; none if their number is unknown."""
+    if spacing not in get_args(Spacing):
+        raise ConfigError(f"spacing must be one of 'log', 'linear', got {spacing!r}")
+    if given is not None:
+        return _given_steps(planned, given)
+    if planned is None:
+        return ()
+    if spacing == "linear":
+        return _linear_spaced(planned, count)
+    return log_spaced(planned, count, max(round(planned / _EARLIEST), 1))
 
-    The smallest steps are less than one apart on that scale; they move up to the next free step.
+
+def _given_steps(planned: int | None, given: Collection[int]) -> tuple[int, ...]:
+    """Return the steps of `evaluate_at`, ascending and distinct."""
+    steps = sorted(set(given))
+    wrong = [step for step in steps if isinstance(step, bool) or not isinstance(step, int) or step < 0]
+    if wrong:
+        raise ConfigError(f"evaluate_at must be step numbers of at least 0, got {wrong[0]!r}")
+    if planned is not None and steps and steps[-1] > planned:
+        raise ConfigError(f"evaluate_at must lie within the {planned} planned steps, got {steps[-1]}; raise steps=")
+    return tuple(steps)
+
+
+def _linear_spaced(last: int, count: int) -> tuple[int, ...]:
+    """Return `count` distinct steps from 0 to `last`, evenly spaced; all steps if there are fewer."""
+    if count < 2:
+        return log_spaced(last, count)
+    return tuple(range(last + 1)) if last < count else tuple(round(i * last / (count - 1)) for i in range(count))
+
+
+def log_spaced(last: int, count: int, earliest: int = 1) -> tuple[int, ...]:
+    """Return `count` distinct steps from 0 to `last`, evenly spaced in log(step) and, but for 0, not before `earliest`.
+
+    The smallest steps may be less than one apart on that scale; they move up to the next free step. If there are too
+    few steps from `earliest` on, it moves down; if there are too few at all, all steps are returned.
     """
     if count < 1 or last < 0:
         return ()
@@ -161,11 +226,12 @@ def log_spaced(last: int, count: int) -> tuple[int, ...]:
     if last < count:
         return tuple(range(last + 1))
     steps = [0]
+    earliest = min(earliest, last - count + 2)
     for i in range(1, count):
         # equal ratios from the current step to the last one, over the steps that remain to be placed
         start, left = max(steps[-1], 1), count - i
         ratio = (last / start) ** (1 / left) if i > 1 else last ** (1 / (count - 1))
-        steps.append(last if left == 1 else max(steps[-1] + 1, round(start * ratio)))
+        steps.append(last if left == 1 else max(steps[-1] + 1, round(start * ratio), earliest))
     return tuple(steps)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Final, Literal
 
-__all__ = ["INSTRUMENTS", "Overhead"]
+__all__ = ["INSTRUMENTS", "Kind", "Overhead"]
 
 Kind = Literal["instruments", "spectra", "counterfactual", "minibatches", "layers", "curvature", "checkpoints"]
 INSTRUMENTS: Final[dict[Kind, str]] = {
@@ -31,6 +31,7 @@ class Overhead:
     def __init__(self, before: Mapping[str, float] | None = None) -> None:
         past = before or {}
         self._start = time.perf_counter() - past.get("wall_seconds", 0.0)
+        self.latest: dict[Kind, float] = {}  # seconds of the last block of each kind
         self.seconds: dict[Kind, float] = {kind: past.get(f"{kind}_seconds", 0.0) for kind in INSTRUMENTS}
 
     @property
@@ -39,9 +40,14 @@ class Overhead:
         return max(time.perf_counter() - self._start, 1e-9)
 
     @property
+    def total(self) -> float:
+        """Seconds of recording so far; those of a block that is running do not count yet."""
+        return sum(self.seconds.values())
+
+    @property
     def training(self) -> float:
         """Seconds not spent on recording."""
-        return self.wall - sum(self.seconds.values())
+        return self.wall - self.total
 
     @contextmanager
     def counted(self, kind: Kind) -> Iterator[None]:
@@ -50,11 +56,12 @@ class Overhead:
         try:
             yield
         finally:
-            self.seconds[kind] += time.perf_counter() - started
+            self.latest[kind] = time.perf_counter() - started
+            self.seconds[kind] += self.latest[kind]
 
     def summary(self) -> dict[str, float]:
         """Return seconds and shares of the wall time, in total and by kind."""
-        wall, total = self.wall, sum(self.seconds.values())
+        wall, total = self.wall, self.total
         found = {"wall_seconds": wall, "seconds": total, "share": total / wall}
         for kind in INSTRUMENTS:
             found[f"{kind}_seconds"] = self.seconds[kind]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import shutil
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -13,11 +14,15 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer
 
+from lossscope.landscape.errors import LandscapeError
 from lossscope.landscape.measures.estimate_rows import Rows
 from lossscope.landscape.measures.host_transfer import to_host
-from lossscope.landscape.recording.cadence import Cadence, preset_of
+from lossscope.landscape.recording.cadence import Cadence, Spacing, preset_of
 from lossscope.landscape.recording.checkpoints import save_checkpoint
-from lossscope.landscape.recording.curvature_evaluations import CurvatureEvaluations
+from lossscope.landscape.recording.cost_cap import CostCap, overhead_share
+from lossscope.landscape.recording.curvature_evaluations import CurvatureEvaluations, wanted_measures
+from lossscope.landscape.recording.disk_cap import byte_count, checkpoint_bytes, expected_bytes, stored_bytes
+from lossscope.landscape.recording.evaluation_schedule import EvaluationSchedule, Extent
 from lossscope.landscape.recording.faults import Faults, reason_of, say
 from lossscope.landscape.recording.kept_state import kept_state
 from lossscope.landscape.recording.minibatch_pairs import MinibatchPairs
@@ -74,10 +79,22 @@ class Recorder:
         minibatches: The training loss on minibatches of the training's batch size; the two of each pair (first and
             second, third and fourth, ...) drawn independently. Without it no direction autocorrelation and no gradient
             noise is recorded.
-        steps: Planned number of optimizer steps. If given, curvature evaluations and checkpoints are log-spaced over
-            them and all take place; otherwise the distance between evaluations grows geometrically under the preset's
-            cap on their time, and there are no checkpoints.
-        evaluations: Number of log-spaced curvature evaluations. Default: the preset's.
+        steps: Planned number of optimizer steps. If given, curvature evaluations and checkpoints are spaced over them;
+            otherwise the distance between evaluations grows geometrically, and there are no checkpoints.
+        evaluations: Number of curvature evaluations over the planned steps. Default: the preset's. 0: none.
+        evaluate_at: The steps of the curvature evaluations, in place of `evaluations`.
+        spacing: Spacing of the curvature evaluations over the planned steps: "log", from a fiftieth of them on, or
+            "linear". Both begin with step 0 and end with the last step.
+        measures: Names of measures or groups of `lossscope list measures` that the evaluations take. Default: all that
+            are recorded.
+        checkpoints: Number of log-spaced checkpoints over the planned steps. Default: the preset's, or as many as
+            `disk` has place for.
+        overhead: Largest share of the wall time that recording may take, in (0, 1]. An evaluation, a layer sample or a
+            window of minibatch pairs starts only if it is predicted to fit; what is skipped is missing with the reason.
+            The first evaluation is cut to what fits, at least `lambda_max` with eight products, the last one to what
+            is left, at least the loss. Default: the preset's share (0.02, 0.10, 0.50). 1: no cap, and no row depends on
+            the time that anything took.
+        disk: Bound on the size of all checkpoints, in bytes or as text such as "500MB". Place for the last one is kept.
         arm: Name of the arm, the group of runs that differ in their seeds only. Default: `optimizer_name(optimizer)`.
         config: Settings of the run, kept in the manifest.
         seeds: The init, split and order seeds, kept in the manifest.
@@ -87,7 +104,7 @@ class Recorder:
 
     Raises:
         RunError: The folder exists, cannot be written, or is being recorded.
-        ConfigError: The preset is unknown.
+        ConfigError: The preset or a measure is unknown, or a setting is out of bounds.
         LandscapeError: There is no optimizer, or nothing that can be recorded. Nothing is left behind.
     """
 
@@ -102,6 +119,12 @@ class Recorder:
         minibatches: Objective | None = None,
         steps: int | None = None,
         evaluations: int | None = None,
+        evaluate_at: Collection[int] | None = None,
+        spacing: Spacing = "log",
+        measures: Collection[str] | None = None,
+        checkpoints: int | None = None,
+        overhead: float | None = None,
+        disk: int | str = "2GB",
         arm: str | None = None,
         config: dict[str, Any] | None = None,
         seeds: dict[str, int] | None = None,
@@ -120,13 +143,27 @@ class Recorder:
         self._faults = Faults(str(path), strict=strict, earlier=earlier)
         self._overhead = Overhead(times)
         measured = objective is not None
-        self._cadence = Cadence(self.preset, steps, evaluations if measured else 0, self._start, layers=measured)
-        self._curvature = self._curvature_of(objective)
+        self._cap = CostCap(overhead_share(overhead, self.preset.cap), self._overhead)
+        self._disk = byte_count(disk, "disk")
+        fit = self._disk // max(expected_bytes(model), 1)
+        self._cadence = Cadence(
+            self.preset,
+            steps,
+            evaluations if measured else 0,
+            self._start,
+            layers=measured,
+            evaluate_at=evaluate_at if measured else None,
+            spacing=spacing,
+            checkpoints=min(self.preset.checkpoints if checkpoints is None else checkpoints, fit),
+        )
+        self._curvature = self._curvature_of(objective, wanted_measures(measures))
+        self._schedule = self._schedule_of(self._curvature)
         self._pairs = self._minibatch_pairs(minibatches)
         self._modules = [model, *(one.model for one in (objective, minibatches) if one is not None)]
         if objective is not None:
             objective.value()  # raises now, not at the first evaluation, if the objective cannot be evaluated
         self._calls = self._rows_written = 0
+        self._skipped_window: int | None = None  # window of minibatch pairs that does not fit under the cap
         self._loss: Tensor | float | None = None  # of the last step
         self._closed = False
         self._observer: StepObserver | None = None
@@ -192,6 +229,21 @@ class Recorder:
         self._write_step(observer, writer, {"loss": loss, **numbers})
         self._evaluate_and_save(observer, writer)
 
+    def evaluate(self) -> None:
+        """Take a curvature evaluation with every recorded measure now, whatever it costs.
+
+        Raises:
+            LandscapeError: The recorder has no objective, or is closed.
+        """
+        if self._closed:
+            raise LandscapeError("evaluate() was called after close(): the run has ended")
+        observer, writer = self._observer, self._writer
+        if observer is None or writer is None:  # on another rank of a distributed training
+            return
+        if self._curvature is None:
+            raise LandscapeError("evaluate() needs an objective: pass objective= to the Recorder")
+        self._evaluate(self._curvature, observer, writer, Extent())
+
     @property
     def steps(self) -> int:
         """Number of optimizer steps taken so far; 0 if another rank records them."""
@@ -229,8 +281,10 @@ class Recorder:
             return
         self._closed = True
         planned = status == "finished" and writer.planned is not None and not writer.ended
+        if status == "finished" and not writer.ended:
+            self._evaluate_the_end(observer, writer)
         if planned:
-            self._save(observer, writer)
+            self._save(observer, writer, last=True)
         self._say_unrecorded(observer)
         nothing = self._nothing_recorded(observer)
         self._detach()
@@ -238,7 +292,9 @@ class Recorder:
             return
         if nothing and status == "finished":
             status, how = "failed", nothing
-        overhead = self._overhead.sentence(self.steps)  # before the tables are compacted, the same as in the manifest
+        overhead = (
+            self._overhead.sentence(self.steps) + self._cap.excess()
+        )  # before the tables are compacted, the same as in the manifest
         writer.end(status, how)
         forget(writer)
         if writer.error is not None and self._faults.strict:
@@ -280,11 +336,10 @@ class Recorder:
         """Measure the Taylor remainders of the layers if they are due."""
         if self._curvature is None or not observer.copies or not self._cadence.layers(self.steps):
             return
-        with (
-            self._overhead.counted("layers"),
-            self._faults.guarded("layers", self.steps),
-            kept_state(*self._modules),
-        ):
+        if not self._cap.affords("layers"):
+            self._faults.note("layers", self.steps, self._cap.reason(), topic="overhead")
+            return
+        with self._overhead.counted("layers"), self._instrument("layers"):
             found = self._curvature.layers(self.steps, observer.copies, observer.displacement())
             if found is not None:
                 observer.add_layers(found)
@@ -294,11 +349,13 @@ class Recorder:
         due = self._cadence.window(self.steps)
         if self._pairs is None or due is None:
             return
-        with (
-            self._overhead.counted("minibatches"),
-            self._faults.guarded("minibatches", self.steps),
-            kept_state(*self._modules),
-        ):
+        window, lag = due
+        if lag == 0 and not self._cap.affords("minibatches", len(self.preset.lags) + 1):
+            self._faults.note("minibatches", self.steps, self._cap.reason(), topic="overhead")
+            self._skipped_window = window
+        if window == self._skipped_window:
+            return
+        with self._overhead.counted("minibatches"), self._instrument("minibatches"):
             pairs, spectra = self._pairs.rows(self.steps, *due)
             found = to_host([*pairs, *spectra])
             for row in found[: len(pairs)]:
@@ -307,33 +364,53 @@ class Recorder:
                 if row["norm"] > 0:  # a parameter that the loss does not depend on has no gradient: no row
                     writer.append("spectra", {"step": self.steps, **row})
 
+    @contextmanager
+    def _instrument(self, name: str) -> Iterator[None]:
+        """Note an exception of the block as a missing value of an instrument, and restore what it may have changed."""
+        with self._faults.guarded(name, self.steps), kept_state(*self._modules):
+            yield
+
     def _evaluate_and_save(self, observer: StepObserver, writer: RunWriter) -> None:
         """Take the samples that need no step, and the checkpoint, if they are due; flush once a second."""
         self._sample_pairs(writer)
-        if self._curvature is not None and self._cadence.evaluation(self.steps):
-            with self._overhead.counted("curvature"):
-                self._evaluate(self._curvature, observer, writer)
-            o = self._overhead
-            self._cadence.schedule_next(self.steps, o.seconds["curvature"], o.wall, o.training / max(self.steps, 1))
+        if self._curvature is not None and self._schedule is not None:
+            extent: Extent | None = None
+            with self._overhead.counted("curvature"), self._instrument("curvature"):
+                extent = self._schedule.due(self.steps, stepped=bool(observer.copies))
+            if extent is not None:
+                self._evaluate(self._curvature, observer, writer, extent)
+                self._schedule.made(self.steps, extent)
         observer.forget()
         if self._cadence.checkpoint(self.steps):
             self._save(observer, writer)
         with self._overhead.counted("instruments"):
             writer.flush(due=True)
 
-    def _evaluate(self, curvature: CurvatureEvaluations, observer: StepObserver, writer: RunWriter) -> None:
+    def _evaluate(
+        self, curvature: CurvatureEvaluations, observer: StepObserver, writer: RunWriter, extent: Extent
+    ) -> None:
         """Evaluate the curvature and store its rows."""
-        with self._faults.guarded("curvature", self.steps), kept_state(*self._modules):
+        with self._overhead.counted("curvature"), self._instrument("curvature"):
             found = curvature.rows(
                 self.steps,
                 observer.copies,
                 observer.displacement(),
-                long=self._cadence.long(self.steps),
+                long=extent.long,
                 groups=observer.groups,
+                cap=extent.cap,
+                at_least_lambda_max=extent.at_least_lambda_max,
             )
             for table, row in found.by_table():
                 writer.append(table, row)
             self._compare_losses(curvature, found, writer)
+
+    def _evaluate_the_end(self, observer: StepObserver, writer: RunWriter) -> None:
+        """Evaluate the curvature where the run ends, if no evaluation is there already."""
+        if self._curvature is None or self._schedule is None or not self._rows_written:
+            return
+        extent = self._schedule.at_the_end(self.steps)
+        if extent is not None:
+            self._evaluate(self._curvature, observer, writer, extent)
 
     def _compare_losses(self, curvature: CurvatureEvaluations, found: Rows, writer: RunWriter) -> None:
         """Say once, on stderr and in the manifest, if the loss on the fixed data is not the one that is trained."""
@@ -343,9 +420,15 @@ class Recorder:
             writer.update(fixed_loss=f"step {self.steps}: {note}")
             say(f"{self.path}: step {self.steps}: {note}")
 
-    def _save(self, observer: StepObserver, writer: RunWriter) -> None:
-        """Save a checkpoint."""
+    def _save(self, observer: StepObserver, writer: RunWriter, *, last: bool = False) -> None:
+        """Save a checkpoint if the bound on the disk has place for it, and for the last one after it."""
         with self._overhead.counted("checkpoints"), self._faults.guarded("checkpoints", self.steps):
+            size = checkpoint_bytes(self._model, self._optimizers)
+            used = stored_bytes(self._folder / "checkpoints")
+            if used + size * (1 if last else 2) > self._disk:
+                why = f"disk: a checkpoint takes {size} bytes, {used} are used and disk= allows {self._disk}"
+                self._faults.note("checkpoints", self.steps, why)
+                return
             writer.require_folder()
             writer.flush()  # so that a run resumed from this checkpoint has every row before it
             whole = self._optimizers[0] if len(self._optimizers) == 1 else Together(self._optimizers)
@@ -397,12 +480,18 @@ class Recorder:
             "preset": self.preset.name,
         }
 
-    def _curvature_of(self, objective: Objective | None) -> CurvatureEvaluations | None:
+    def _curvature_of(self, objective: Objective | None, wanted: Callable[[str], bool]) -> CurvatureEvaluations | None:
         """Return the evaluations of an objective. The metric of several optimizers together is unknown."""
         if objective is None:
             return None
         only = self._optimizers[0] if len(self._optimizers) == 1 else None
-        return CurvatureEvaluations(objective, self.preset, only, faults=self._faults)
+        return CurvatureEvaluations(objective, self.preset, only, faults=self._faults, wanted=wanted)
+
+    def _schedule_of(self, curvature: CurvatureEvaluations | None) -> EvaluationSchedule | None:
+        """Return the schedule of the evaluations; None if there are none."""
+        if curvature is None:
+            return None
+        return EvaluationSchedule(curvature, self._cadence, self._cap, self._overhead, self._faults, str(self.path))
 
     def _minibatch_pairs(self, minibatches: Objective | None) -> MinibatchPairs | None:
         """Return the sampler of pairs; None without minibatches, or with a preset that samples none."""
@@ -415,7 +504,7 @@ class Recorder:
         """Detach from the optimizers, and release what the instruments keep."""
         if self._observer is not None:
             self._observer.close()
-        self._pairs = self._curvature = None
+        self._pairs = self._curvature = self._schedule = None
 
     def _abandon(self, error: BaseException, *, new: bool) -> None:
         """Undo a constructor that failed after the folder was made."""

@@ -115,6 +115,7 @@ def train(config: TrainConfig, *, resume: bool = False, force: bool = False, pro
         minibatches=job.minibatch_pairs() if preset_of(config.preset).lags else None,
         steps=config.steps,
         evaluations=config.evaluations,
+        overhead=1,  # so that no row depends on the time that anything took
         arm=config.optimizer,
         config=asdict(config),
         seeds=config.seeds,

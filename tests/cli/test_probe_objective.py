@@ -169,7 +169,9 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
         x, y = goal.data.batches[0]
         optimizer = optimizer_class(goal.model.parameters(), lr=1e-2)
         settings = {"steps": 2, "evaluations": 0, "arm": f"my {name}"}
-        with Recorder(folder / "runs" / name, goal.model, optimizer, goal, "economy", **settings) as recorder:
+        with Recorder(
+            folder / "runs" / name, goal.model, optimizer, goal, "economy", **settings, overhead=1
+        ) as recorder:
             for _ in range(2):
                 optimizer.zero_grad()
                 loss = F.cross_entropy(goal.model(x), y)

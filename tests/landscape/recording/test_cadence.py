@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import time
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from hypothesis import given, strategies as st
 
-from lossscope.landscape.recording.cadence import PRESETS, Cadence, Preset, geometric_step, log_spaced
+from lossscope.landscape.errors import ConfigError
+from lossscope.landscape.recording.cadence import PRESETS, Cadence, Preset, Spacing, geometric_step, log_spaced
 from lossscope.landscape.recording.overhead import Overhead
 
 STANDARD = PRESETS["standard"]
@@ -40,30 +43,58 @@ def test_the_geometric_step_always_moves_on(step: int, factor: float) -> None:
     assert geometric_step(step, factor) >= max(step + 1, step * factor)
 
 
-def test_a_planned_run_makes_exactly_its_evaluations_whatever_they_cost() -> None:
-    cadence = Cadence(STANDARD, 400, 20, 0)
-    for step in range(401):
-        if cadence.evaluation(step):
-            cadence.schedule_next(step, spent=1e6, wall=1.0, per_step=1e-3)
-    assert sum(map(cadence.evaluation, range(401))) == 20
-    assert cadence.evaluation(0)
-    assert cadence.evaluation(400)
+def test_log_spacing_may_start_late_and_moves_down_where_there_are_too_few_steps() -> None:
+    steps = log_spaced(1500, 20, 30)
+    assert (steps[0], steps[1], steps[-1], len(steps)) == (0, 30, 1500, 20)
+    assert max(b / a for a, b in pairwise(steps[1:])) / min(b / a for a, b in pairwise(steps[1:])) < 1.1
+    assert log_spaced(10, 10, 8) == (0, 2, 3, 4, 5, 6, 7, 8, 9, 10)
 
 
-def test_an_unplanned_run_waits_until_an_evaluation_fits_under_the_cap() -> None:
+@pytest.mark.parametrize("spacing", ["log", "linear"])
+def test_a_planned_run_is_due_for_exactly_its_evaluations(spacing: Spacing) -> None:
+    cadence = Cadence(STANDARD, 400, 20, 0, spacing=spacing)
+    due = [step for step in range(401) if cadence.evaluation(step)]
+    assert len(due) == 20
+    assert (due[0], due[-1]) == (0, 400)
+    assert due[1] == (8 if spacing == "log" else 21)
+    assert [step for step in due if cadence.last(step)] == [400]
+    cadence.postpone(8, 100)  # moves nothing: the schedule is fixed
+    assert [step for step in range(401) if cadence.evaluation(step)] == due
+
+
+def test_given_steps_replace_the_schedule() -> None:
+    cadence = Cadence(STANDARD, None, None, 0, evaluate_at=[30, 5, 30])
+    assert [step for step in range(100) if cadence.evaluation(step)] == [5, 30]
+    assert cadence.long(5)
+    assert not cadence.takes_last
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"evaluate_at": [3, 101]}, "evaluate_at must lie within the 100 planned steps, got 101; raise steps="),
+        ({"evaluate_at": [-1]}, "evaluate_at must be step numbers of at least 0, got -1"),
+        ({"evaluate_at": [2.5]}, "evaluate_at must be step numbers of at least 0, got 2.5"),
+        ({"spacing": "cubic"}, "spacing must be one of 'log', 'linear', got 'cubic'"),
+    ],
+)
+def test_bad_schedules_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        Cadence(STANDARD, 100, None, 0, **settings)
+
+
+def test_an_unplanned_run_waits_until_an_evaluation_fits() -> None:
     cadence = Cadence(STANDARD, None, None, 0)
-    spent, wall, per_step, made = 0.0, 0.0, 0.01, []
+    made = []
     for step in range(5000):
-        wall += per_step
         if cadence.evaluation(step):
             made.append(step)
-            spent += 0.2
-            wall += 0.2
-            cadence.schedule_next(step, spent, wall, per_step)
-    assert made[:2] == [0, 1]
-    assert spent / wall <= STANDARD.cap * 1.05
-    assert len(made) > 5
-    assert all(later >= STANDARD.growth * earlier for earlier, later in pairwise(made[2:]))
+            cadence.schedule_next(step, wait=100)
+    assert made[:3] == [0, 100, 200]
+    assert all(later >= max(STANDARD.growth * earlier, earlier + 100) for earlier, later in pairwise(made[1:]))
+    cadence.postpone(made[-1], 7.2)
+    assert not cadence.evaluation(made[-1] + 7)
+    assert cadence.evaluation(made[-1] + 8)
 
 
 def test_zero_requested_evaluations_are_none() -> None:

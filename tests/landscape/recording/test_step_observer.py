@@ -52,7 +52,7 @@ def recorded(path: Path, name: str, count: int = 6, *, planned: bool = True, **s
     optimizer = create(name, model, lr=0.02, **settings)
     fixed, pairs = objectives(model)
     with Recorder(
-        path, model, optimizer, fixed, "full", minibatches=pairs, steps=count if planned else None
+        path, model, optimizer, fixed, "full", minibatches=pairs, steps=count if planned else None, overhead=1
     ) as recorder:
         for _ in range(count):
             recorder.step(step(model, optimizer))
@@ -111,7 +111,7 @@ def test_newton_schulz_is_compared_with_the_polar_factor_of_its_actual_output(no
     optimizer = create("ars2-base", model, lr=0.02, ns_norm=norm)
     kept: list[StepRecord] = []
     fixed, _ = objectives(model)
-    with Recorder(tmp_path / "run", model, optimizer, fixed, "full", steps=2) as recorder:
+    with Recorder(tmp_path / "run", model, optimizer, fixed, "full", steps=2, overhead=1) as recorder:
         optimizer.observe(kept.append)
         for _ in range(2):
             recorder.step(step(model, optimizer))
@@ -167,7 +167,9 @@ def test_a_minibatch_that_fails_is_missing_with_its_reason_and_stops_nothing(
         return F.cross_entropy(net(batch[0]), batch[1]) * math.nan
 
     broken = Objective(model, loss, pairs.data.batches)
-    with Recorder(tmp_path / "run", model, optimizer, preset="full", minibatches=broken, steps=4) as recorder:
+    with Recorder(
+        tmp_path / "run", model, optimizer, preset="full", minibatches=broken, steps=4, overhead=1
+    ) as recorder:
         for _ in range(4):
             recorder.step(step(model, optimizer))
     run = Run.open(tmp_path / "run")
@@ -184,7 +186,7 @@ def test_a_layer_sample_that_fails_is_missing_without_any_evaluation(tmp_path: P
     model = network()
     optimizer = create("sgd", model, lr=0.1)
     fixed, _ = objectives(model)
-    with Recorder(tmp_path / "run", model, optimizer, fixed, "full", steps=3, evaluations=0) as recorder:
+    with Recorder(tmp_path / "run", model, optimizer, fixed, "full", steps=3, evaluations=0, overhead=1) as recorder:
         for number in range(3):
             loss = step(model, optimizer)
             if number == 1:
@@ -224,7 +226,9 @@ def test_no_instrument_leaves_a_trace_in_weights_state_buffers_gradients_or_rand
     optimizers = [create(name, model, lr=0.02) for model in (plain, watched)]
     fixed, pairs = objectives(watched)
     generators = []
-    with Recorder(tmp_path / "run", watched, optimizers[1], fixed, "full", minibatches=pairs, steps=6) as recorder:
+    with Recorder(
+        tmp_path / "run", watched, optimizers[1], fixed, "full", minibatches=pairs, steps=6, overhead=1
+    ) as recorder:
         for model, optimizer in zip((plain, watched), optimizers, strict=True):
             torch.manual_seed(5)
             for _ in range(6):
@@ -255,7 +259,9 @@ def test_rows_use_the_names_of_the_model_not_those_of_the_optimizer(tmp_path: Pa
     model = network()
     optimizer = ARS2Neo(model.parameters(), lr=0.02, mode="lazy", k=3)
     fixed, pairs = objectives(model)
-    with Recorder(tmp_path / "run", model, optimizer, fixed, "full", minibatches=pairs, steps=4) as recorder:
+    with Recorder(
+        tmp_path / "run", model, optimizer, fixed, "full", minibatches=pairs, steps=4, overhead=1
+    ) as recorder:
         for _ in range(4):
             recorder.step(step(model, optimizer))
     run = Run.open(tmp_path / "run")
@@ -271,7 +277,7 @@ def test_a_parameter_of_the_optimizer_that_is_not_in_the_model_is_left_out(tmp_p
     optimizer = create("adamw", [*model.named_parameters(), ("temperature", temperature)], lr=0.02)
     x, y = data()
     fixed, _ = objectives(model)
-    with Recorder(tmp_path / "run", model, optimizer, fixed, "full", steps=2) as recorder:
+    with Recorder(tmp_path / "run", model, optimizer, fixed, "full", steps=2, overhead=1) as recorder:
         for _ in range(2):
             optimizer.zero_grad()
             loss = F.cross_entropy(model(x) * temperature, y)
@@ -295,7 +301,7 @@ def test_an_objective_in_double_precision_is_measured(tmp_path: Path) -> None:
     optimizer = create("adamw", model, lr=0.02)
     x, y = data()
     fixed = Objective(model, CrossEntropy(), [(x.float(), y)]).in_double()
-    with Recorder(tmp_path / "run", model, optimizer, fixed, "full", steps=2) as recorder:
+    with Recorder(tmp_path / "run", model, optimizer, fixed, "full", steps=2, overhead=1) as recorder:
         for _ in range(2):
             optimizer.zero_grad()
             loss = F.cross_entropy(model(x.float()), y)

@@ -98,7 +98,9 @@ def mine(tmp_path, monkeypatch) -> Path:
     x, y = scope["batch"]()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     goal = Objective(model, CrossEntropy(), [(x, y)])
-    with Recorder(tmp_path / "mine", model, optimizer, goal, "economy", steps=2, evaluations=2, arm="sgd") as recorder:
+    with Recorder(
+        tmp_path / "mine", model, optimizer, goal, "economy", steps=2, evaluations=2, arm="sgd", overhead=1
+    ) as recorder:
         for _ in range(2):
             optimizer.zero_grad()
             loss = F.cross_entropy(model(x), y)

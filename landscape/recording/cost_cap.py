@@ -1,0 +1,120 @@
+"""Cap on the recording overhead: the seconds that recording may still take, and predictions of what it would take."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from lossscope.landscape.errors import ConfigError
+from lossscope.landscape.recording.overhead import Kind, Overhead
+from lossscope.probes.errors import ProbeError
+from lossscope.probes.operators.base import SymmetricOperator
+
+__all__ = ["CostCap", "MeasurementCosts", "overhead_share"]
+
+
+def overhead_share(given: float | None, usual: float) -> float:
+    """Return the largest share of the wall time that recording may take.
+
+    Args:
+        given: The argument `overhead`; None for the preset's share.
+        usual: The preset's share.
+
+    Raises:
+        ConfigError: The share is not in (0, 1].
+    """
+    if given is None:
+        return usual
+    if isinstance(given, bool) or not isinstance(given, int | float) or not 0 < given <= 1:
+        raise ConfigError(
+            f"overhead must be a share of the wall time in (0, 1], got {given!r}; use overhead=1 for no cap, and "
+            "evaluations=0 to measure no curvature"
+        )
+    return float(given)
+
+
+class CostCap:
+    """The seconds that recording may still take under a cap on its share of the wall time.
+
+    Args:
+        share: Largest share of the wall time, in (0, 1]. Recording never takes more than all of it, so 1 is no cap.
+        overhead: Clock of the recording.
+    """
+
+    def __init__(self, share: float, overhead: Overhead) -> None:
+        self.share = share
+        self._overhead = overhead
+
+    @property
+    def limited(self) -> bool:
+        """Return True if there is a cap."""
+        return self.share < 1
+
+    @property
+    def left(self) -> float:
+        """Seconds that recording may take now; infinite without a cap, negative above it."""
+        return self.share * self._overhead.wall - self._overhead.total if self.limited else math.inf
+
+    def affords(self, kind: Kind, count: int = 1) -> bool:
+        """Return True if samples of a kind are predicted to fit: each takes as long as the last one of its kind."""
+        return count * self._overhead.latest.get(kind, 0.0) <= self.left
+
+    def wait(self, seconds: float) -> float:
+        """Return the seconds of training after which `seconds` of recording fit under the cap."""
+        return max((seconds - self.left) / self.share, 0.0) if self.limited else 0.0
+
+    def reason(self) -> str:
+        """Return the reason of what is missing because it does not fit under the cap."""
+        return f"overhead: it would exceed the cap of {100 * self.share:g} % of the wall time; raise overhead= to measure more"
+
+    def excess(self) -> str:
+        """Return a clause for the closing line if recording took more than the cap, else an empty string."""
+        over = self._overhead.total / self._overhead.wall - self.share
+        return f", {100 * over:.1f} points above the cap of {100 * self.share:g} %" if over > 0 else ""
+
+
+class MeasurementCosts:
+    """Predicted seconds of measurements: those of the last time, or before the first time those of its products."""
+
+    def __init__(self) -> None:
+        self._seconds: dict[tuple[str, ...], float] = {}
+        self._product: float | None = None
+
+    def predicted(self, key: tuple[str, ...], products: int, operator: SymmetricOperator) -> float:
+        """Return the seconds that a measurement is predicted to take.
+
+        Args:
+            key: Names of its measures.
+            products: Hessian products that it takes at most.
+            operator: The Hessian.
+        """
+        known = self._seconds.get(key)
+        return products * self.product_seconds(operator) if known is None else known
+
+    def product_seconds(self, operator: SymmetricOperator) -> float:
+        """Return the seconds of one product, timed at the first call; 0 if it cannot be taken.
+
+        The first product builds graphs and loads kernels, so the second one is timed.
+        """
+        if self._product is None:
+            vector = torch.ones(operator.size, dtype=operator.dtype, device=operator.device)
+            try:
+                with operator.cached():
+                    operator @ vector
+                    begun = time.perf_counter()
+                    operator @ vector
+                    self._product = time.perf_counter() - begun
+            except ProbeError:  # the measurements that need products will be missing, with this error as the reason
+                self._product = 0.0
+        return self._product
+
+    @contextmanager
+    def timed(self, key: tuple[str, ...]) -> Iterator[None]:
+        """Remember the time of the block as that of a measurement."""
+        begun = time.perf_counter()
+        yield
+        self._seconds[key] = time.perf_counter() - begun

@@ -1,0 +1,182 @@
+"""Cap on the recording overhead, with a clock that advances by a fixed time per training step and per product."""
+
+from __future__ import annotations
+
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lossscope.landscape.errors import ConfigError, LandscapeError
+from lossscope.landscape.recording.disk_cap import byte_count
+from lossscope.landscape.recording.recorder import Recorder
+from lossscope.landscape.run import Run
+from lossscope.probes.objective.losses import CrossEntropy
+from lossscope.probes.objective.objective import Objective
+from lossscope.probes.operators.base import ObjectiveOperator
+
+STEP, PRODUCT = 1.0, 0.05  # seconds
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The time, in a list of one number."""
+    now = [100.0]
+    product = ObjectiveOperator.__matmul__
+
+    def timed(self: ObjectiveOperator, V: Tensor) -> Tensor:
+        now[0] += PRODUCT * (V.shape[1] if V.ndim > 1 else 1)
+        return product(self, V)
+
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(ObjectiveOperator, "__matmul__", timed)
+    return now
+
+
+def train(path: Path, clock: list[float], count: int, preset: str = "standard", **settings: Any) -> Run:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3))
+    x, y = torch.randn(16, 4), torch.randint(0, 3, (16,))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with Recorder(path, model, optimizer, Objective(model, CrossEntropy(), [(x, y)]), preset, **settings) as recorder:
+        for _ in range(count):
+            optimizer.zero_grad()
+            loss = F.cross_entropy(model(x), y)
+            loss.backward()
+            optimizer.step()
+            clock[0] += STEP
+            recorder.step(loss)
+    return Run.open(path)
+
+
+def measured(run: Run) -> dict[int, set[str]]:
+    return {int(step): set(rows["measure"]) for step, rows in run.probes.groupby("step")}
+
+
+@pytest.mark.parametrize(("preset", "share"), [("economy", 0.02), ("standard", 0.1), ("full", 0.5)])
+@pytest.mark.parametrize("planned", [True, False])
+def test_recording_stays_under_the_presets_cap(
+    clock: list[float], preset: str, share: float, planned: bool, tmp_path: Path
+) -> None:
+    run = train(tmp_path / "run", clock, 400, preset, steps=400 if planned else None)
+    assert 0 < run.manifest["overhead"]["share"] <= share
+    found = measured(run)
+    assert "trace" not in found[0]  # the first one is cut
+    assert {"loss", "lambda_max"} <= found[0]
+    assert any("trace" in names for names in found.values())
+    assert 400 in found
+
+
+def test_without_a_cap_every_evaluation_takes_place(clock: list[float], tmp_path: Path) -> None:
+    run = train(tmp_path / "run", clock, 40, steps=40, evaluations=6, overhead=1)
+    assert len(measured(run)) == 6
+    assert all({"loss", "lambda_max", "trace"} <= names for names in measured(run).values())
+    assert not run.manifest.get("curvature_gaps")
+    assert run.manifest["overhead"]["share"] > 0.1
+
+
+def test_a_skipped_evaluation_is_missing_with_its_reason(clock: list[float], tmp_path: Path) -> None:
+    run = train(tmp_path / "run", clock, 60, steps=60, evaluations=10, spacing="linear")
+    due = {round(i * 60 / 9) for i in range(10)}
+    gaps = run.manifest["curvature_gaps"]
+    missing = {one["step"]: one["why"] for one in gaps if one["instrument"] == "curvature"}
+    assert set(measured(run)) | set(missing) == due
+    assert all(why.startswith("overhead: ") for why in missing.values())
+    assert "would exceed the cap of 10 % of the wall time" in missing[7]
+    assert {"loss"} <= measured(run)[60]  # the last one takes the loss at least
+
+
+def test_a_cap_that_is_broken_is_named_at_the_end_and_the_price_at_the_start(
+    clock: list[float], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(tmp_path / "run", clock, 3, steps=3, overhead=0.01)
+    told = capsys.readouterr().err
+    assert re.search(r"a curvature evaluation takes up to [\d.]+ s; recording may take 1 % of the time", told)
+    assert re.search(r"of which recording took [\d.]+ %.*, [\d.]+ points above the cap of 1 %", told)
+    train(tmp_path / "free", clock, 3, steps=3, overhead=1)
+    told = capsys.readouterr().err
+    assert "evaluation takes up to" not in told
+    assert "above the cap" not in told
+
+
+def test_an_evaluation_on_demand_takes_every_measure_at_any_step(clock: list[float], tmp_path: Path) -> None:
+    model = nn.Linear(3, 2)
+    data = [(torch.randn(8, 3), torch.randint(0, 2, (8,)))]
+    recorder = Recorder(
+        tmp_path / "run",
+        model,
+        torch.optim.SGD(model.parameters(), lr=0.1),
+        Objective(model, CrossEntropy(), data),
+        evaluations=0,
+    )
+    recorder.evaluate()
+    recorder.close()
+    assert {"loss", "lambda_max", "trace", "adaptive_trace"} <= measured(Run.open(tmp_path / "run"))[0]
+    with pytest.raises(LandscapeError, match=re.escape("evaluate() was called after close(): the run has ended")):
+        recorder.evaluate()
+    plain = Recorder(tmp_path / "plain", model, torch.optim.SGD(model.parameters(), lr=0.1))
+    with pytest.raises(
+        LandscapeError, match=re.escape("evaluate() needs an objective: pass objective= to the Recorde")
+    ):
+        plain.evaluate()
+    plain.close(quiet=True)
+
+
+def test_evaluations_take_the_chosen_measures_at_the_given_steps(clock: list[float], tmp_path: Path) -> None:
+    chosen = {"evaluate_at": [2, 5], "measures": ["trace", "logits"], "overhead": 1}
+    run = train(tmp_path / "run", clock, 6, **chosen)
+    assert measured(run) == {step: {"loss", "trace", "logit_norm", "mean_margin"} for step in (2, 5)}
+
+
+def test_an_early_end_has_an_evaluation(clock: list[float], tmp_path: Path) -> None:
+    run = train(tmp_path / "run", clock, 7, steps=100, evaluations=3, overhead=1)
+    assert 7 in measured(run)
+
+
+def test_checkpoints_stay_below_their_bound_and_the_last_one_is_kept(clock: list[float], tmp_path: Path) -> None:
+    train(tmp_path / "a", clock, 20, steps=20, evaluations=0, disk=55_000, preset="full")
+    saved = sorted(path.name for path in (tmp_path / "a" / "checkpoints").iterdir())
+    assert saved[-1] == "step-000000020"
+    assert 1 <= len(saved) <= 3
+    train(tmp_path / "b", clock, 20, steps=20, evaluations=0, checkpoints=2)
+    assert len(list((tmp_path / "b" / "checkpoints").iterdir())) == 2
+    small = train(tmp_path / "c", clock, 20, steps=20, evaluations=0, disk=10)
+    assert not (tmp_path / "c" / "checkpoints").exists()
+    assert small.manifest["curvature_gaps"][0]["why"].startswith("disk: a checkpoint takes")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"overhead": 0}, "overhead must be a share of the wall time in (0, 1], got 0; use overhead=1 for no cap"),
+        ({"overhead": 5}, "overhead must be a share of the wall time in (0, 1], got 5"),
+        ({"overhead": True}, "overhead must be a share of the wall time in (0, 1], got True"),
+        ({"measures": ["lambda_maxx"]}, "got 'lambda_maxx'; did you mean 'lambda_max'?"),
+        ({"disk": "much"}, "disk must be a positive number of bytes or text such as \"2GB\", got 'much'"),
+        ({"disk": 0}, "disk must be a positive number of bytes"),
+        ({"steps": 5, "evaluate_at": [9]}, "evaluate_at must lie within the 5 planned steps, got 9; raise steps="),
+    ],
+)
+def test_bad_settings_are_one_line_and_leave_no_folder(
+    settings: dict[str, Any], message: str, clock: list[float], tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        train(tmp_path / "run", clock, 1, **settings)
+    assert not (tmp_path / "run").exists()
+
+
+def test_sizes_are_read_with_their_units() -> None:
+    assert byte_count("2GB", "disk") == 2 * 10**9
+    assert byte_count(" 1.5 MiB ", "disk") == 3 * 2**19
+    assert byte_count(7, "disk") == 7
+
+
+def test_a_chosen_measure_is_all_that_a_capped_run_lacks(clock: list[float], tmp_path: Path) -> None:
+    run = train(tmp_path / "run", clock, 10, measures=["lambda_max"], steps=10, evaluations=3)
+    assert pd.unique(run.probes["measure"]).tolist() == ["loss", "lambda_max"]
