@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary
 if TYPE_CHECKING:
     from lossscope.landscape.run import Run
 
-__all__ = ["by_arm", "with_seeds"]
+__all__ = ["by_arm", "has_seeds"]
 
 Settings: TypeAlias = dict[str, Any]  # by name; a setting that was not recorded is left out
 
@@ -44,9 +44,10 @@ def by_arm(runs: Iterable[Run]) -> dict[str, list[Run]]:
     return arms
 
 
-def with_seeds(runs: Iterable[Run]) -> bool:
-    """Return True if every run recorded its seeds, so that ranges over runs are ranges over seeds."""
-    return all(isinstance(seeds := run.manifest.get("seeds"), Mapping) and bool(seeds) for run in runs)
+def has_seeds(run: Run) -> bool:
+    """Return True if a run recorded its seeds, so that a range over such runs is one over seeds."""
+    seeds = run.manifest.get("seeds")
+    return isinstance(seeds, Mapping) and bool(seeds)
 
 
 def _groups(runs: Sequence[Run]) -> list[tuple[Settings, list[Run]]]:

@@ -100,7 +100,7 @@ def _failure(configs: Sequence[TrainConfig], jobs: int, force: bool, progress: P
                 done, under_way = wait(under_way, timeout=_POLL_SECONDS, return_when=FIRST_COMPLETED)
                 ended += len(done)
                 for output, failure in (future.result() for future in done):
-                    sys.stderr.write(output)
+                    _say(output)
                     failures += [] if failure is None else [failure]
                 if progress is not None and not counts[-1]:
                     progress(sum(counts[:count]), steps, f"{ended} of {len(configs)} runs")
@@ -110,14 +110,20 @@ def _failure(configs: Sequence[TrainConfig], jobs: int, force: bool, progress: P
                 if isinstance(failure, KeyboardInterrupt) and counts[-1]:
                     _terminate(others)  # asked twice
                 elif isinstance(failure, KeyboardInterrupt):
-                    sys.stderr.write("stopping: what was recorded is kept; interrupt again to stop at once\n")
-                    sys.stderr.flush()
+                    _say("stopping: what was recorded is kept; interrupt again to stop at once\n")
                 failures.append(failure)
                 deadline = min(deadline, time.monotonic() + _GRACE_SECONDS)
                 counts[2 * count] = True  # see `_stopped_when_told`
         if counts[-1]:
             _terminate(others)
     return failures[0] if failures else None
+
+
+def _say(text: str) -> None:
+    """Write to stderr, if there is one."""
+    if sys.stderr is not None:
+        sys.stderr.write(text)
+        sys.stderr.flush()
 
 
 def _terminate(others: Collection[object]) -> None:

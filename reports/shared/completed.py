@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final, TypeGuard
 
-from lossscope.landscape.analysis.arms import with_seeds
+from lossscope.landscape.analysis.arms import has_seeds
 from lossscope.landscape.analysis.divergence import divergence_of
 from lossscope.reports.content import Cell, Column, FigureData, Report, Table
 from lossscope.reports.shared.divergence import DIVERGENCE_NOTE, alert, losses_kept_finite, without_lost_evaluations
@@ -39,7 +39,7 @@ def completed(report: Report, runs: Sequence[Run]) -> Report:
 
     Returns:
         The report. The finding on divergence is the first if a run diverged, else the last. A finding that held is
-        inconclusive if the loss of a run stopped being finite. Where a run recorded no seeds, the report speaks of
+        inconclusive if the loss of a run stopped being finite. Where no run recorded seeds, the report speaks of
         runs.
     """
     diverged = [(run.name, found) for run in runs if (found := divergence_of(run)) is not None]
@@ -50,8 +50,10 @@ def completed(report: Report, runs: Sequence[Run]) -> Report:
         findings=(kept, *others) if diverged else (*others, kept),
         notes=(*report.notes, *sample_notes(runs), *([DIVERGENCE_NOTE] if diverged else [])),
     )
-    if with_seeds(runs):
-        return report
+    unknown = [run.name for run in runs if not has_seeds(run)]
+    if len(unknown) < len(runs):
+        note = f"{listed(unknown)} recorded no seeds: what is called a seed is a run there."
+        return replace(report, notes=(*report.notes, note)) if unknown else report
     report = replace(
         report,
         findings=tuple(

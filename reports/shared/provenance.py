@@ -110,18 +110,9 @@ def _failed_measurements(run: Run) -> Iterable[Missing]:
         steps = list(dict.fromkeys(str(gap.get("step", "?")) for gap in gaps))
         count = len(steps) + sum(more for gap in gaps if isinstance(more := gap.get("more"), int))
         samples = _counted(count, "evaluation" if is_curvature(gaps[0]) else "sample")
-        where = f"at {samples} (step {listed(steps)}){_with_top(run, gaps) if label == 'curvature' else ''}"
+        where = f"at {samples} (step {listed(steps)})"
         reason = gaps[0].get("why") or "no reason was recorded"
         yield Missing(f"{names.get(label, label)} of {run.name} {where}", f"{'First reason: ' * (count > 1)}{reason}")
-
-
-def _with_top(run: Run, gaps: Sequence[Mapping[str, Any]]) -> str:
-    """Return at how many of the evaluations with an unnamed missing value λ_max is there, as text; "" if at none."""
-    rows = run.estimates
-    there = set(rows.loc[(rows["measure"] == "lambda_max") & rows["value"].notna(), "step"])
-    steps = {gap.get("step") for gap in gaps}
-    count = len(steps & there)
-    return f", {'all' if count == len(steps) else count} of which have λ_max" if count else ""
 
 
 def _seeds(run: Run) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from lossscope.landscape.analysis.arms import by_arm, with_seeds
+from lossscope.landscape.analysis.arms import by_arm, has_seeds
 from lossscope.landscape.run import Run
 from lossscope.reports import overview, render
 
@@ -100,11 +100,14 @@ def test_every_report_shows_the_arms_apart(write_run: Write) -> None:
 def test_without_recorded_seeds_a_report_speaks_of_runs(write_run: Write) -> None:
     known = [write_run(f"a{seed}", "my seed", seed) for seed in range(2)]
     unknown = [write_run(f"b{seed}", "my seed", seed, seeds=None) for seed in range(2)]
-    assert with_seeds(known)
+    assert all(map(has_seeds, known))
     assert "range over seeds" in render(overview(known), "text")
-    assert not with_seeds(unknown)
+    assert not any(map(has_seeds, unknown))
     text = render(overview(unknown), "text")
     assert "range over seeds" not in text
     assert "range over runs" in text
     assert "Seeds were not recorded" in text
     assert "1 arm: my seed" in text
+    mixed = render(overview([*known, *unknown]), "text")
+    assert "b0, b1 recorded no seeds" in mixed
+    assert "range over seeds" in mixed

@@ -100,12 +100,6 @@ def test_a_missing_measure_leaves_the_findings_on_others_alone(write_run):
     assert missing.what == "log_fisher_rao of a at 1 evaluation (step 40)"
 
 
-def test_what_is_missing_beside_a_top_eigenvalue_is_not_called_the_curvature(write_run):
-    run = write_run("a", rows=without("log_fisher_rao", 40), curvature_gaps=gaps(8, 16))
-    (missing,) = [one for one in reports.flatness([run]).missing if one.what.startswith("Part of the curvature")]
-    assert missing.what.endswith("(step 8, 16), all of which have λ_max")
-
-
 def test_a_value_that_is_missing_at_the_last_evaluation_leaves_negative_curvature_open(write_run):
     def above(table, row):
         low = table == "probes" and row["measure"] == "lambda_min"
