@@ -126,6 +126,8 @@ def train(config: TrainConfig, *, resume: bool = False, force: bool = False, pro
         recorder.note(config=asdict(config))
     try:
         with recorder:
+            measured = sum(len(labels) for _, labels in job.objective.data.batches)
+            recorder.note(curvature_samples=measured, training_samples=len(job.split.train[1]))
             _loop(job, recorder, start or 0, progress)
     except (OptimizerError, ProbeError) as error:
         raise TrainingError(f"{error}; the rows recorded until then are kept in {path}") from error

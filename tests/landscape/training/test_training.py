@@ -19,6 +19,7 @@ from lossscope.landscape.run import Run
 from lossscope.landscape.training.setup import job_of
 from lossscope.landscape.training.training import resolved
 from lossscope.optimizer import ENTRIES, Entry
+from lossscope.reports import flatness
 
 EXACT = ["step", "loss", "lr", "phi", "adversarial_loss", "test_accuracy", "test_loss"]
 
@@ -154,6 +155,21 @@ def test_a_setting_rejected_by_the_first_step_is_a_known_error(tmp_path: Path, m
     with pytest.raises(TrainingError, match=r"theirs cannot step with .*differentiable"):
         train(config(tmp_path, name="odd", optimizer="theirs", options={"differentiable": True}))
     assert Run.open(tmp_path / "odd").status == "failed"
+
+
+def test_reports_say_on_how_many_of_the_training_samples_the_curvature_was_measured(tmp_path: Path) -> None:
+    run = train(config(tmp_path, steps=1, evaluations=0))
+    measured, trained = run.manifest["curvature_samples"], run.manifest["training_samples"]
+    assert trained == 1437
+    assert 0 < measured <= trained
+    words = f"all {trained}" if measured == trained else f"{measured} of {trained}"
+    assert f"Curvature is measured on {words} training samples." in flatness([run]).notes
+
+
+def test_a_batch_of_more_examples_than_there_are_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"batch_size must be at most 1437, .* of digits-mlp, got 5000"):
+        train(config(tmp_path, batch_size=5000))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_until_accuracy_stops_early(tmp_path: Path) -> None:
