@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from scipy.sparse.linalg import LinearOperator
 
 __all__ = [
+    "ASSUMED",
     "MARGIN",
     "ObjectiveOperator",
     "ProductError",
@@ -33,7 +34,7 @@ __all__ = [
     "scaled",
 ]
 
-_ASSUMED: Final = 100.0  # rounding units; 1 to 5 occur on ordinary networks that do not fit their data
+ASSUMED: Final = 100.0  # rounding units; 1 to 5 occur on ordinary networks that do not fit their data
 MARGIN: Final = 4.0  # ratio of the largest error of any product to a measured one: up to 2.2 was found
 _LOST: Final = 1e-12  # loss of a classifier below which 1 - p keeps less than four digits in float64
 _REFERENCE: Final = 1e-6  # error of a more precise reference, in units of the difference that it shows
@@ -153,7 +154,7 @@ class SymmetricOperator:
 
         It is 100 rounding units; four units where the method has measured its own unit, as differences have.
         """
-        return (MARGIN if self._facts().unit_is_measured else _ASSUMED) * self.unit
+        return (MARGIN if self._facts().unit_is_measured else ASSUMED) * self.unit
 
     def product_error(self, V: Tensor, images: Tensor) -> ProductError | None:
         """Measure the error of products that were taken, by taking them once more in another precision.

@@ -6,17 +6,23 @@ import math
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
+from typing import Final
 
 import torch
 from torch import Tensor
 
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.objective.objective import Objective
+from lossscope.probes.operators.base import ASSUMED, MARGIN
 from lossscope.probes.operators.second_derivative import require_second_derivative, second_derivative
-from lossscope.probes.statistics.estimate import Estimate, exact_estimate
+from lossscope.probes.statistics.estimate import Estimate, rounded_estimate
 from lossscope.probes.sums import dot, norm
 
 __all__ = ["DirectionalSharpness", "directional_sharpness"]
+
+
+_FLOOR: Final = 16.0  # rounding units of float64 that a sum is off by at least, as another order of its terms shows
 
 
 @dataclass(frozen=True)
@@ -46,7 +52,9 @@ def directional_sharpness(
         at: `(n,)`, parameters before the step. Default: the model's current parameters.
 
     Returns:
-        The four numbers, with standard error 0: nothing is sampled. Cost: one gradient and one product.
+        The four numbers, with standard error 0: nothing is sampled; their intervals contain their rounding, and one
+        has not converged if that exceeds 1 % of it. Cost: one gradient and one product, and both once more in another
+        precision, with which they are compared.
 
     Raises:
         ProbeError: A shape does not match, or the displacement or the loss is not finite.
@@ -58,29 +66,63 @@ def directional_sharpness(
         raise ProbeError("displacement must be finite, got nan or inf: the optimizer step itself failed")
     begun = time.perf_counter()
     with objective.at(at) if at is not None else nullcontext():
-        slope, curvature = _along(objective, displacement)
+        found = _along(objective, displacement)
+        errors = _rounding(objective, displacement, found)
     length = float(norm(displacement)) ** 2
-    seconds = time.perf_counter() - begun
+    rounded = partial(rounded_estimate, products=2, seconds=time.perf_counter() - begun)
+    slope, curvature = found.slope, found.curvature
+    slope_error, curvature_error = errors
+    ratio = -curvature / (2 * slope) if slope < 0 else math.nan
+    # to first order, as of any ratio
+    ratio_error = abs(ratio) * (slope_error / abs(slope) + _share(curvature_error, curvature)) if slope < 0 else 0.0
     return DirectionalSharpness(
-        *(
-            exact_estimate(value, products=1, seconds=seconds)
-            for value in (
-                slope,
-                curvature,
-                curvature / length if length > 0 else math.nan,
-                -curvature / (2 * slope) if slope < 0 else math.nan,
-            )
-        )
+        rounded(slope, slope_error),
+        rounded(curvature, curvature_error),
+        rounded(curvature / length, curvature_error / length) if length > 0 else rounded(math.nan, 0.0),
+        rounded(ratio, ratio_error),
     )
 
 
-def _along(objective: Objective, displacement: Tensor) -> tuple[float, float]:
+@dataclass(frozen=True)
+class _Along:
+    """Slope and curvature along a displacement, and the sizes of the products that they are sums of."""
+
+    slope: float
+    curvature: float
+    sizes: tuple[float, float]  # |g| |D| and |HD| |D|, averaged over the batches
+
+
+def _along(objective: Objective, displacement: Tensor) -> _Along:
     """Return g'D and D'HD, from one graph per batch, summed in float64."""
     D = objective.vector.fitting(displacement)
-    slope = curvature = 0.0
+    slope = curvature = first = second = 0.0
     with objective.evaluating():
         for batch in objective.gradients(graph=True):
             slope += batch.weight * float(dot(batch.gradient, D))
-            curvature += batch.weight * float(dot(second_derivative(batch, D, last=True), D))
+            product = second_derivative(batch, D, last=True)
+            curvature += batch.weight * float(dot(product, D))
+            first += batch.weight * float(norm(batch.gradient))
+            second += batch.weight * float(norm(product))
         require_second_derivative(objective)
-    return slope, curvature
+    length = float(norm(D))
+    return _Along(slope, curvature, (first * length, second * length))
+
+
+def _rounding(objective: Objective, displacement: Tensor, found: _Along) -> tuple[float, float]:
+    """Bound the rounding of slope and curvature by their values in another precision, or by what is assumed."""
+    wide = torch.finfo(torch.float64).eps
+    narrower = objective.vector.unit > wide
+    try:
+        other = _along(objective.in_dtype(torch.float64 if narrower else torch.float32), displacement)
+    except Exception:  # a copy in another dtype may fail in any way, and then there is no comparison
+        first, second = (ASSUMED * objective.vector.unit * size for size in found.sizes)
+        return first, second
+    share = 1.0 if narrower else MARGIN * wide / torch.finfo(torch.float32).eps
+    changes = abs(other.slope - found.slope), abs(other.curvature - found.curvature)
+    first, second = (share * c + _FLOOR * wide * size for c, size in zip(changes, found.sizes, strict=True))
+    return first, second
+
+
+def _share(error: float, value: float) -> float:
+    """Return a relative error; 0 for a number that is 0, whose ratio is 0 too."""
+    return error / abs(value) if value else 0.0

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from helpers import gaussian
+from helpers import Vector, gaussian
 from lossscope.landscape.errors import ConfigError
 from lossscope.landscape.measures.catalogue import GROUPS
 from lossscope.landscape.measures.options import MeasurementTarget, SolverOptions
@@ -85,6 +85,19 @@ class Saddle(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.theta = nn.Parameter(torch.zeros(6, dtype=torch.float64))
+
+
+def test_a_negative_eigenvalue_of_largest_modulus_is_not_reported_as_the_largest() -> None:
+    curvature = torch.tensor([-5.0, 2.0, 1.0, 0.5])
+    objective = Objective(Vector(torch.ones(4)), lambda m, _: (curvature * m.theta**2).sum() / 2, [torch.zeros(1)])
+    for top in (1, 2):
+        found = pyhessian_spectrum(
+            objective, hessian(objective), top=top, rel=0.01, max_products=200, quantities=("top",), seed=0
+        )
+        assert bool(found.top.converged[0]) == (top == 2)  # 2 is the first positive one, and so the largest
+        assert found.unmet == ("top",)
+        assert found.top.estimate(0).low <= 2.0001
+        assert found.top.estimate(0).high >= 1.9999
 
 
 def test_a_negative_trace_does_not_stop_it_early() -> None:

@@ -246,7 +246,7 @@ def test_the_identity_is_always_covered() -> None:
 def test_the_trace_of_a_diagonal_is_exact() -> None:
     trace, frobenius = estimated(torch.diag(torch.arange(100.0) - 30))
     assert (trace.value, trace.stderr) == (1950.0, 0.0)
-    assert 1950 - 1e-10 < trace.low < 1950 < trace.high < 1950 + 1e-10
+    assert 1950 - 1e-2 < trace.low < 1950 < trace.high < 1950 + 1e-2  # rounding in float32
     assert frobenius.value == pytest.approx(float((torch.arange(100.0) - 30).square().sum().sqrt()), rel=1e-6)
     assert trace.converged
 
