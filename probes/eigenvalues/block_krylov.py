@@ -27,7 +27,7 @@ _SIZES: Final = (1e-70, 1e70)  # products of which fourth powers are representab
 _NONLINEAR: Final = 0.3  # relative error of the image of a sum above which images are rounding only
 _SMALL: Final = 0.1  # a remainder below this share of the largest entry is orthogonalized again
 _CHECKED: Final = 4  # dimensions up to which symmetry is checked
-_SPARE: Final = 16  # rows allocated at the start
+_SPARE: Final = 4  # rows allocated at a time, at least; a quarter of those in use if that is more
 
 
 class BlockKrylov:
@@ -241,8 +241,9 @@ class BlockKrylov:
 
     def _make_room(self, rows: int) -> None:
         while rows > len(self._basis):
-            spare = self._basis.new_empty(max(_SPARE, len(self._basis) // 2), self._operator.size)
-            self._basis, self._images = torch.cat([self._basis, spare]), torch.cat([self._images, spare])
+            spare = self._basis.new_empty(max(_SPARE, len(self._basis) // 4), self._operator.size)
+            self._basis = torch.cat([self._basis, spare])
+            self._images = torch.cat([self._images, spare])
             larger = np.zeros((len(self._basis), len(self._basis)))
             larger[: len(self._projected), : len(self._projected)] = self._projected
             self._projected = larger

@@ -46,17 +46,18 @@ def grow(start: StartBlock, *, top: int, bottom: int, rel: float, max_products: 
             return
 
 
-def measure_rounding(start: StartBlock) -> None:
-    """Measure the error of products with both outermost Ritz vectors and with the start of a space.
+def measure_rounding(start: StartBlock, *, top: bool, bottom: bool) -> None:
+    """Measure the error of products with the outermost Ritz vectors and with the start of a space.
 
     Args:
         start: The space; its `rounding` contains the error from then on.
+        top: True for the vector at the upper end.
+        bottom: True for the vector at the lower end.
     """
     space = start.space
     found = ritz(space, start.random)
-    first = np.eye(space.dimension, 1)
-    columns = [found.coefficients[:, -1:], found.coefficients[:, :1], first]
-    space.measure_rounding(np.concatenate(columns[: space.dimension], 1))
+    ends = [found.coefficients[:, -1:]] * top + [found.coefficients[:, :1]] * bottom
+    space.measure_rounding(np.concatenate([*ends, np.eye(space.dimension, 1)][: space.dimension], 1))
 
 
 def eigenpairs(space: BlockKrylov, found: Ritz, count: int, rel: float, *, largest: bool) -> EigenPairs:

@@ -195,7 +195,7 @@ def _measured(operator: SymmetricOperator, request: SpectrumRequest, warm_start:
             room = request.space_budget(operator.size)
             grow(start, top=most, bottom=least, rel=request.rel, max_products=room, steps=steps)
             if most or least or request.only_density or space.dimension == operator.size:
-                measure_rounding(start)
+                measure_rounding(start, top=most > 0, bottom=least > 0)
                 grow(start, top=most, bottom=least, rel=request.rel, max_products=room, steps=steps)
         if request.probes:
             trace, frobenius = trace_and_frobenius(
