@@ -41,7 +41,7 @@ def suggested_counts(batches: Sequence[Any], loss_fn: Any) -> list[SuggestedCoun
     Returns:
         The counts, all positive. Which one fits is for the caller to find.
     """
-    places = [dict(array_places(batch)) for batch in batches]
+    places = [{_shortest(batch, place, x): x for place, x in array_places(batch)} for batch in batches]
     names = [name for name in places[0] if all(name in place for place in places)]
     found = []
     for source, count in (one for name in reversed(names) for one in _of_tensor(name, loss_fn)):
@@ -84,6 +84,13 @@ def _other_than(ignored: int, x: Tensor) -> Tensor:
 def _weight_sum(weight: Tensor, x: Tensor) -> Tensor:
     """Return the sum of the weights of class indices."""
     return weight.to(x.device)[_labels(x)].sum()
+
+
+def _shortest(batch: Any, place: str, x: Tensor) -> str:
+    """Return the expression of a tensor as an attribute of the batch, if it is one: graphs keep theirs in a store."""
+    name = place.replace("'", ".").replace("]", "").split(".")[-2 if place.endswith("']") else -1]
+    same = name.isidentifier() and not isinstance(batch, dict | tuple | list) and getattr(batch, name, None) is x
+    return f"batch.{name}" if same else place
 
 
 def _labels(x: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Final, Protocol, runtime_checkable
 
 import torch
@@ -26,10 +26,12 @@ __all__ = [
     "own_count",
     "row_shares",
     "rows",
+    "settings_in_words",
 ]
 
 
 _TORCHS: Final = -100  # torch's ignore_index
+_MOST_WEIGHTS: Final = 8  # class weights that are written out in names
 
 
 @runtime_checkable
@@ -460,6 +462,30 @@ def counts_exactly(loss_fn: Any, batches: Iterable[Any]) -> bool:
     if not isinstance(loss_fn, MeanSquaredError):
         return True
     return len({targets.shape[1:][-1:] for targets in map(loss_fn.targets, batches)}) == 1
+
+
+def settings_in_words(loss_fn: Any) -> str:
+    """Return the settings of one of these losses that differ from the defaults: two losses have two names in rows.
+
+    Args:
+        loss_fn: Any loss.
+
+    Returns:
+        `(ignore_index=255)`, say; empty for defaults, and for any other loss. A long weight is shortened to its sum.
+    """
+    if not isinstance(loss_fn, CrossEntropy | BinaryCrossEntropy):
+        return ""
+    found = [(f.name, getattr(loss_fn, f.name), f.default) for f in fields(loss_fn)]
+    words = [f"{name}={_written(x)}" for name, x, usual in found if isinstance(x, Tensor) or x != usual]
+    return f"({', '.join(words)})" if words else ""
+
+
+def _written(value: Any) -> str:
+    if not isinstance(value, Tensor):
+        return f"{value:g}"
+    if value.numel() > _MOST_WEIGHTS:
+        return f"{value.numel()} weights of sum {float(value.double().sum()):.9g}"
+    return "[" + ", ".join(f"{x:g}" for x in value.reshape(-1).tolist()) + "]"
 
 
 def class_logits(loss_fn: Any) -> Callable[[Any, Any], Tensor] | None:

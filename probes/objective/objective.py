@@ -35,7 +35,7 @@ from lossscope.probes.objective.evaluation import (
 )
 from lossscope.probes.objective.functional import Substitution
 from lossscope.probes.objective.isolation import Mode, isolated, random_state
-from lossscope.probes.objective.losses import counts_exactly, own_count
+from lossscope.probes.objective.losses import counts_exactly, own_count, settings_in_words
 from lossscope.probes.objective.parameters import ParameterVector, cast
 from lossscope.probes.objective.reached import reached
 
@@ -122,9 +122,9 @@ class Objective:
 
     @property
     def loss_kind(self) -> str:
-        """Name of the loss function, or of its class."""
+        """Name of the loss function, or of its class with its settings."""
         function = getattr(self.loss_fn, "func", self.loss_fn)
-        return str(getattr(function, "__name__", type(function).__name__))
+        return str(getattr(function, "__name__", None) or f"{type(function).__name__}{settings_in_words(function)}")
 
     @property
     def data_hash(self) -> str:

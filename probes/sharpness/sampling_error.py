@@ -162,6 +162,11 @@ def sampled_eigenvalue(
         docs/measures/sampling_error.md, where it is derived; tested by its coverage on least squares.
     """
     _check(end, parts)
+    if not objective.data.additive:
+        raise ProbeError(
+            "sampled_eigenvalue requires a loss that is a mean over samples, got an objective with additive=False: its "
+            "batches cannot be split"
+        )
     begun = time.perf_counter()
     shuffle, *seeds = independent_seeds(seed, 4)
     halves = _split(objective, 2, parts, shuffle)

@@ -313,7 +313,7 @@ def test_graphs_in_objects_are_numbered_on() -> None:
     plain = cases()["graphs"].batches
     batches = [Graphs(*batch) for batch in plain]
     loss = lambda m, b: graphs(m, (b.x, b.batch, b.y))  # noqa: E731
-    with pytest.raises(ProbeError, match=re.escape("count=lambda batch: len(batch.store['y'])")):
+    with pytest.raises(ProbeError, match=re.escape("count=lambda batch: len(batch.y)")):
         Objective(net(), loss, batches).value()
     objective = Objective(net(), loss, batches, count=lambda b: len(b.y))
     assert objective.value() == pytest.approx(1.002312, abs=1e-5)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lossscope.probes.errors import ProbeError
+from lossscope.probes.errors import ProbeError, ProbeWarning
 from lossscope.probes.objective.losses import (
     BinaryCrossEntropy,
     CrossEntropy,
@@ -343,3 +343,29 @@ def test_a_loss_by_sequences_is_refused_with_the_count_of_tokens() -> None:
         Objective(Causal(), lambda m, b: m(**b).loss, texts()[:2]).value()
     with pytest.raises(ProbeError, match="a batch must be a mapping with 'labels', got dict"):
         Objective(Causal(), HuggingFaceLoss(), [{"input_ids": torch.zeros(2, 3)}])
+
+
+def test_the_name_of_a_loss_has_its_settings() -> None:
+    def kind(loss: Any) -> str:
+        return Objective(nn.Linear(4, 3), loss, [(torch.ones(2, 4), torch.zeros(2, dtype=torch.long))]).loss_kind
+
+    assert kind(CrossEntropy()) == "CrossEntropy"
+    assert (
+        kind(CrossEntropy(torch.tensor([1.0, 0.5, 2.0]), 255)) == "CrossEntropy(weight=[1, 0.5, 2], ignore_index=255)"
+    )
+    assert kind(CrossEntropy(class_axis=1)) == "CrossEntropy(class_axis=1)"
+    assert kind(MeanSquaredError()) == "MeanSquaredError"
+
+
+def test_squared_errors_with_rows_of_one_length_are_a_mean_over_samples_and_others_are_not_known_to_be() -> None:
+    model = nn.Linear(3, 3)
+    even = Objective(model, MeanSquaredError(), [(torch.ones(n, 3), torch.zeros(n, 3)) for n in (2, 5)])
+    assert (even.data.counts, even.additivity) == ((2.0, 5.0), "mean of samples")
+    lines = [(torch.randn(4, n, 3), torch.randn(4, n)) for n in (2, 5)]
+    uneven = Objective(nn.Sequential(nn.Linear(3, 1), nn.Flatten()), MeanSquaredError(), lines)
+    with pytest.warns(ProbeWarning, match="additivity: unchecked"):
+        uneven.value()
+    right = Objective(uneven.model, MeanSquaredError(), lines, count=lambda b: b[1].numel())
+    with torch.no_grad():
+        expected = sum(float((uneven.model(x) - y).square().sum()) for x, y in lines) / (8 + 20)
+    assert right.value() == pytest.approx(expected, rel=1e-6)
