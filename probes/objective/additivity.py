@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Final
 
@@ -111,6 +111,7 @@ class _Comparison:
     swapped: Callable[[], Any]  # the whole with its parts in the other order
     clean: bool  # nothing but the tensors depends on the number of samples
     names: tuple[str, str]
+    along_samples: bool = True  # False if samples may lie along another axis than the one that was joined
 
     def mean(self, counts: Sequence[float]) -> float:
         """Return the mean of the parts' losses weighted by counts."""
@@ -198,6 +199,9 @@ def _joined_pair(losses: BatchLosses, pair: tuple[int, int], values: tuple[float
         again = _along(losses, pair, values, other)
         if again is not None and again.fits(counts):
             found = again
+        elif again is None and found.clean:
+            half = cut(first, other, 0, max(1, next(iter(array_places(first)))[1].shape[1] // 2))
+            found = replace(found, along_samples=losses.attempt(half) is None)
     return _judged(losses, found, counts)
 
 
@@ -303,9 +307,11 @@ def _judged(losses: BatchLosses, at: _Comparison, counts: tuple[float, float]) -
     for one in suggested_counts(at.parts, losses.loss_fn):
         if abs(at.whole - at.mean(one.values)) <= slack:
             raise ProbeError(_wrong_weights(at, counts, one.source))
-    if not at.clean:
+    if at.clean and abs(at.whole - sum(at.losses)) <= slack:
+        raise ProbeError(_summed(at))
+    if not (at.clean and at.along_samples):
         return _unchecked(losses, "the loss of a batch may depend on its other samples")
-    raise ProbeError(_no_mean(at, counts, slack))
+    raise ProbeError(_no_mean(at, counts))
 
 
 def _rounding(losses: BatchLosses, at: _Comparison) -> float | None:
@@ -330,15 +336,18 @@ def _wrong_weights(at: _Comparison, counts: tuple[float, float], source: str) ->
     )
 
 
-def _no_mean(at: _Comparison, counts: tuple[float, float], slack: float) -> str:
+def _summed(at: _Comparison) -> str:
+    """Return the message for a sum."""
+    return (
+        f"loss_fn must return the mean over the batch, got a sum: {at.losses[0]:.6g} and {at.losses[1]:.6g}, and "
+        f"{at.whole:.6g} for {at.names[0]} and {at.names[1]} together; take reduction='mean', or pass additive=False "
+        "for the mean over batches"
+    )
+
+
+def _no_mean(at: _Comparison, counts: tuple[float, float]) -> str:
     """Return the message for a loss that is no mean with known weights."""
     first, second = at.losses
-    if abs(at.whole - first - second) <= slack:
-        how = f"of {at.names[0]} and {at.names[1]} together"
-        return (
-            f"loss_fn must return the mean over the batch, got a sum: {first:.6g} and {second:.6g}, and {at.whole:.6g} "
-            f"{how}; take reduction='mean', or pass additive=False for the mean over batches"
-        )
     begin = (
         f"the loss is no mean of batches weighted by {counts[0]:g} and {counts[1]:g}: it is {first:.6g} for "
         f"{at.names[0]}, {second:.6g} for {at.names[1]} and {at.whole:.6g} for both together, not {at.mean(counts):.6g}"

@@ -31,8 +31,8 @@ def suggested_counts(batches: Sequence[Any], loss_fn: Any) -> list[SuggestedCoun
     """Return counts of the terms of batches, the most likely first.
 
     They are the lengths and sizes of the tensors, the labels that are not ignored (also shifted by one, as causal
-    language models do), the sums of masks, and the sums of the weights of the labels' classes where a function refers
-    to such weights by a name.
+    language models do), the sums of masks and weights, and the sums of the weights of the labels' classes where a
+    function refers to such weights by a name.
 
     Args:
         batches: Batches of one structure.
@@ -69,7 +69,7 @@ def _of_tensor(name: str, loss_fn: Any) -> Iterator[tuple[_Source, Callable[[Ten
     for ignored in _IGNORED:
         yield _Source(name, f"int(({name} != {ignored}).sum())"), partial(_other_than, ignored)
     yield _Source(name, f"int(({name}[:, 1:] != -100).sum())"), lambda x: _other_than(-100, x[:, 1:])
-    yield _Source(name, f"int({name}.sum())"), _mask_sum
+    yield _Source(name, f"float({name}.sum())"), _weights_sum
     yield _Source(name, f"{name}.numel()"), lambda x: x.numel()
     yield _Source(name, f"{name}[:, 1:].numel()"), lambda x: x[:, 1:].numel()
     for label, weight in _class_weights(loss_fn):
@@ -100,11 +100,11 @@ def _labels(x: Tensor) -> Tensor:
     return x.long()
 
 
-def _mask_sum(x: Tensor) -> Tensor:
-    """Return the sum of a tensor of zeros and ones."""
-    if x.is_complex() or not bool(((x == 0) | (x == 1)).all()):
+def _weights_sum(x: Tensor) -> Tensor:
+    """Return the sum of a mask, or of weights."""
+    if x.is_complex() or bool((x < 0).any()):
         raise ValueError
-    return x.sum()
+    return x.double().sum()
 
 
 def _class_weights(loss_fn: Any) -> list[tuple[str, Tensor]]:

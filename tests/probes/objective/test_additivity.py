@@ -189,6 +189,7 @@ def legitimate() -> dict[str, Objective]:
     sequences = [
         (torch.randn(6, 3, 4, generator=generator), torch.randint(0, 3, (6, 3), generator=generator)) for _ in range(2)
     ]
+    late = sequences[1]
     return {
         "bfloat16": Objective(net().bfloat16(), mean, pairs(40, 24, dtype=torch.bfloat16)),
         "autocast": Objective(wide, autocast, pairs(60, 40)),
@@ -196,6 +197,9 @@ def legitimate() -> dict[str, Objective]:
         "long sums": Objective(net(), mean, pairs(20000, 3000)),
         "equal losses": Objective(zero, mean, pairs(5, 9)),
         "time first, equal lengths": Objective(Recurrent(), lstm_over_time, sequences),
+        "time first, unequal lengths": Objective(
+            Recurrent(), lstm_over_time, [sequences[0], (late[0][:2], late[1][:2])]
+        ),
         "layer norm in train mode": Objective(
             nn.Sequential(nn.Linear(4, 5), nn.LayerNorm(5), nn.Linear(5, 3)), mean, pairs(8, 3), mode="train"
         ),
@@ -219,7 +223,7 @@ def legitimate() -> dict[str, Objective]:
 @pytest.mark.parametrize("name", list(legitimate()))
 def test_no_legitimate_loss_is_refused(name: str) -> None:
     objective = legitimate()[name]
-    checked = objective.mode == "eval" and name != "divided by a number"
+    checked = objective.mode == "eval" and name not in ("divided by a number", "time first, unequal lengths")
     with warnings.catch_warnings():
         warnings.simplefilter("error" if checked or objective.mode != "eval" else "ignore", ProbeWarning)
         objective.value()
@@ -232,6 +236,39 @@ def test_weights_of_classes_are_found_though_all_losses_are_equal() -> None:
     nn.init.zeros_(model[2].bias)  # type: ignore[index]
     with pytest.raises(ProbeError, match=re.escape("float(W[batch[1]].sum())")):
         Objective(model, weighted, pairs(20, 20)).value()
+
+
+def by_sample(model: nn.Module, batch: Any) -> Tensor:
+    return (batch[2] * F.cross_entropy(model(batch[0]), batch[1], reduction="none")).sum() / batch[2].sum()
+
+
+def ctc(model: nn.Module, batch: Any) -> Tensor:
+    return F.ctc_loss(model(batch[0]).log_softmax(-1), batch[1], batch[2], batch[3])
+
+
+criterion = nn.CrossEntropyLoss(weight=W)
+
+
+def test_other_counts_are_found() -> None:
+    generator = torch.Generator().manual_seed(4)
+    weights = [torch.rand(n, generator=generator) + 0.1 for n in (6, 4)]
+    triples = [(*pair, w) for pair, w in zip(pairs(6, 4), weights, strict=True)]
+    with pytest.raises(ProbeError, match=re.escape("count=lambda batch: float(batch[2].sum())")):
+        Objective(net(), by_sample, triples).value()
+    with pytest.raises(ProbeError, match=re.escape("count=lambda batch: float(criterion.weight[batch[1]].sum())")):
+        Objective(net(), lambda m, b: criterion(m(b[0]), b[1]), pairs(6, 6)).value()
+    spoken = [
+        (
+            torch.randn(12, n, 4, generator=generator),
+            torch.randint(1, 3, (n, 3), generator=generator),
+            torch.full((n,), 12),
+            torch.full((n,), 3),
+        )
+        for n in (5, 2)
+    ]
+    with pytest.raises(ProbeError, match=re.escape("count=lambda batch: len(batch[3])")):
+        Objective(net(), ctc, spoken).value()
+    assert Objective(net(), ctc, spoken, count=lambda batch: len(batch[3])).value() > 0
 
 
 def of_numpy(model: nn.Module, batch: Any) -> Tensor:
