@@ -35,7 +35,7 @@ from lossscope.probes.objective.evaluation import (
 )
 from lossscope.probes.objective.functional import Substitution
 from lossscope.probes.objective.isolation import Mode, isolated, random_state
-from lossscope.probes.objective.losses import counts_exactly, own_count, settings_in_words
+from lossscope.probes.objective.loss_terms import counts_exactly, own_count, settings_in_words
 from lossscope.probes.objective.parameters import ParameterVector, cast
 from lossscope.probes.objective.reached import reached
 

@@ -15,13 +15,13 @@ from torch.autograd import forward_ad
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.objective.autograd_guards import graph_facts
 from lossscope.probes.objective.evaluation import BatchEvaluation
+from lossscope.probes.objective.loss_terms import row_shares
 from lossscope.probes.objective.losses import (
     BinaryCrossEntropy,
     CrossEntropy,
     MeanSquaredError,
     SplitLoss,
     override_depth,
-    row_shares,
     rows,
 )
 from lossscope.probes.objective.objective import Objective

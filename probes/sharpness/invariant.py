@@ -15,7 +15,7 @@ from lossscope.probes.eigenvalues.measure import measure_spectrum
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.objective.evaluation import BatchEvaluation
 from lossscope.probes.objective.functional import Substitution
-from lossscope.probes.objective.losses import averaging_shares, class_logits
+from lossscope.probes.objective.loss_terms import averaging_shares, class_logits
 from lossscope.probes.objective.objective import Objective
 from lossscope.probes.operators.base import SymmetricOperator, scaled
 from lossscope.probes.operators.cached_products import reason

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lossscope.probes.errors import ProbeError
-from lossscope.probes.objective.losses import averaging_shares, class_logits
+from lossscope.probes.objective.loss_terms import averaging_shares, class_logits
 from lossscope.probes.objective.objective import Objective
 from lossscope.probes.statistics.estimate import Estimate, exact_estimate
 
