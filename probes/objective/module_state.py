@@ -13,7 +13,8 @@ from lossscope.probes.objective.reached import own_attributes
 
 __all__ = ["ModuleState"]
 
-_LARGEST: Final = 2**18  # entries of a tensor or a container beyond which no copy is kept
+_LARGEST: Final = 2**18  # entries of a tensor beyond which no copy is kept
+_LONGEST: Final = 1000  # entries of a list or dictionary beyond which no copy is kept: data, a vocabulary
 _NESTED: Final = 3  # containers inside containers
 
 
@@ -64,7 +65,7 @@ class ModuleState:
         if isinstance(value, Tensor):
             if not value.requires_grad and value.numel() <= _LARGEST and not value.is_inference():
                 self._tensors.append((value, value._version, value.detach().clone()))
-        elif isinstance(value, dict | list | set | deque) and len(value) <= _LARGEST:
+        elif isinstance(value, dict | list | set | deque) and len(value) <= _LONGEST:
             self._containers.append((value, value.copy()))
             if depth < _NESTED and not isinstance(value, set):
                 for inner in value.values() if isinstance(value, dict) else value:

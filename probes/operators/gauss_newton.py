@@ -58,9 +58,9 @@ def split_loss(objective: Objective) -> SplitLoss:
         return loss  # whose value is computed that way
     with objective.evaluating():
         at, again = next(objective.passes()), next(objective.passes())
-        whole = float(objective.loss(objective.copies(), at))
+        whole = float(objective.loss(objective.copies(), at).detach())
         outputs = objective.evaluated(objective.substitution(loss.outputs), objective.copies(), again)
-        parts = float(loss.of_outputs(outputs, objective.data.batches[0]))
+        parts = float(loss.of_outputs(outputs, objective.data.batches[0]).detach())
     if not abs(whole - parts) <= math.sqrt(torch.finfo(objective.dtype).eps) * max(abs(whole), abs(parts)):
         raise ProbeError(
             f"loss_fn must equal of_outputs(outputs(model, batch), batch), got {whole:.6g} and {parts:.6g} {at.where} "

@@ -13,6 +13,7 @@ from torch.func import functional_call, grad, vmap
 from helpers import gaussian
 from lossscope.probes.eigenvalues.measure import measure_spectrum
 from lossscope.probes.objective.objective import Objective
+from lossscope.probes.operators.gauss_newton import gauss_newton
 from lossscope.probes.operators.hessian import hessian
 from lossscope.probes.sharpness.directional import directional_sharpness
 from lossscope.probes.sharpness.invariant import adaptive_trace, theta_hessian_theta
@@ -160,3 +161,32 @@ def test_no_graph_is_kept_of_a_loss_without_derivatives_inside() -> None:
     Objective(made("pinn").model, plain, [gaussian(4, 2)]).value()
     assert seen
     assert not any(seen)
+
+
+class Forces:
+    """Outputs that are themselves derivatives."""
+
+    def outputs(self, model: nn.Module, batch: Any) -> Tensor:
+        x = batch.clone().requires_grad_()
+        return slope(model(x), x)
+
+    def of_outputs(self, outputs: Tensor, batch: Any) -> Tensor:
+        return (outputs - 1).square().mean()
+
+    def __call__(self, model: nn.Module, batch: Any) -> Tensor:
+        return self.of_outputs(self.outputs(model, batch), batch)
+
+
+def test_outputs_that_are_derivatives_have_a_gauss_newton_matrix() -> None:
+    objective = Objective(made("pinn").model, Forces(), made("pinn").data.batches)
+    theta, v = objective.parameters(), gaussian(objective.size, seed=3)
+
+    def outputs(x: Tensor, shift: float) -> Tensor:
+        with objective.at(theta + shift * v):
+            return Forces().outputs(objective.model, x).detach()
+
+    batches, weights = objective.data.batches, objective.data.weights
+    tangents = [(outputs(x, 1e-6) - outputs(x, -1e-6)) / 2e-6 for x in batches]
+    expected = sum(w * 2 * float(u.square().mean()) for w, u in zip(weights, tangents, strict=True))
+    for method in ("reverse", "forward"):
+        assert float(v @ (gauss_newton(objective, method=method) @ v)) == pytest.approx(expected, rel=1e-6)

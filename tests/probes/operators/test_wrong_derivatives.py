@@ -251,6 +251,29 @@ def test_a_right_derivative_is_never_refused(name: str) -> None:
     assert checked.graph.unverified == ("Identity",)
 
 
+class Narrow(torch.autograd.Function):
+    """A function whose second backward pass knows no float64, in which it would be compared."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, slope: bool) -> Tensor:
+        ctx.slope = slope
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> Any:
+        if ctx.slope and slope.dtype == torch.float64:
+            raise RuntimeError("out of memory, or no kernel for float64")
+        return Narrow.apply(slope, True), None
+
+
+def test_where_no_comparison_can_be_made_the_method_is_kept() -> None:
+    net, data = deep(nn.Tanh, torch.float32), [(gaussian(8, 4).float(), torch.arange(8) % 3)]
+    H = hessian(Objective(net, lambda m, b: CrossEntropy()(lambda x: Narrow.apply(m(x), False), b), data))
+    v = gaussian(H.size).float()
+    torch.testing.assert_close(H @ v, hessian(Objective(net, CrossEntropy(), data)) @ v)
+    assert H.method == "reverse"
+
+
 class Checkpointed(nn.Module):
     def __init__(self) -> None:
         super().__init__()
