@@ -319,6 +319,7 @@ def test_the_same_loss_in_float64_leaves_the_model_in_its_own_dtype() -> None:
     model[0].bias.requires_grad_(False)
     objective = Objective(model, mean_square, [x.float() for x in rows(9, 4)])
     wide = objective.in_double()
+    assert wide.restricted(wide.names[:1]).dtype == torch.float64
     assert wide.dtype == wide.gradient().dtype == torch.float64
     assert wide.value() == pytest.approx(objective.value(), rel=1e-5)
     assert wide.value() != objective.value()
