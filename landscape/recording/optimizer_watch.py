@@ -26,7 +26,7 @@ _Gradients = dict[Tensor, Tensor]
 
 
 class StepListener(Protocol):
-    """What a watch asks of its observer, and tells it."""
+    """Observer of steps, as a watch sees it."""
 
     faults: Faults
 

@@ -280,21 +280,20 @@ class Recorder:
         if self._closed or observer is None or writer is None:
             return
         self._closed = True
-        planned = status == "finished" and writer.planned is not None and not writer.ended
-        if status == "finished" and not writer.ended:
+        if writer.ended:  # a new recorder has taken the folder
+            self._detach()
+            return
+        if status == "finished":
             self._evaluate_the_end(observer, writer)
-        if planned:
-            self._save(observer, writer, last=True)
+            if writer.planned is not None:
+                self._save(observer, writer, last=True)
         self._say_unrecorded(observer)
         nothing = self._nothing_recorded(observer)
         self._detach()
-        if writer.ended:
-            return
         if nothing and status == "finished":
             status, how = "failed", nothing
-        overhead = (
-            self._overhead.sentence(self.steps) + self._cap.excess()
-        )  # before the tables are compacted, the same as in the manifest
+        # before the tables are compacted, so that it is the same as in the manifest
+        overhead = self._overhead.sentence(self.steps) + self._cap.excess()
         writer.end(status, how)
         forget(writer)
         if writer.error is not None and self._faults.strict:

@@ -73,7 +73,8 @@ def test_a_loop_without_recorder_step_is_told_while_it_runs_and_fails(tmp_path: 
 def test_a_call_before_the_optimizer_step_is_told(tmp_path: Path) -> None:
     model, optimizer = training()
     recorder = Recorder(tmp_path / "run", model, optimizer)
-    with pytest.warns(RecordingWarning) as told:
+
+    def loop() -> None:
         for batch in batches(4):
             loss = loss_of(model, batch)
             optimizer.zero_grad()
@@ -81,6 +82,9 @@ def test_a_call_before_the_optimizer_step_is_told(tmp_path: Path) -> None:
             recorder.step(loss)
             optimizer.step()
         recorder.close(quiet=True)
+
+    with pytest.warns(RecordingWarning) as told:
+        loop()
     words = " ".join(str(one.message) for one in told)
     assert "was called after the backward pass of the next step, so this is the loss of the next step" in words
     assert "the last optimizer step has no row" in words
@@ -202,7 +206,7 @@ CASES: dict[str, tuple[type[Exception], str]] = {
     "other objective": (LandscapeError, "is not one of the 4 trainable parameters"),
     "one minibatch": (LandscapeError, "at least 2 batches"),
     "sharded": (LandscapeError, r"'0\.weight' is a shard of a DTensor \(FSDP2, tensor parallelism\)"),
-    "loss": (LossscopeError, "scalar"),
+    "loss": (LossscopeError, "loss_fn must return one real number"),
     "config": (ValueError, "manifest.config.f has type builtin_function_or_method"),
 }
 
