@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["ending_notes", "listed", "missing_curvature", "missing_spectra", "provenance", "runs_in_words"]
 
 _ENVIRONMENT: Final = ("lossscope", "torch", "python", "numpy", "platform", "threads")
+_MOST_FAILED: Final = 3  # measures named in place of their instrument
 _MOST_NAMES: Final = 6
 _PROBE_COLUMNS: Final = (
     ("mode", "mode of the model"),
@@ -105,14 +106,14 @@ def _failed_measurements(run: Run) -> Iterable[Missing]:
     for gap in gaps_of(run):
         by_label.setdefault(label_of(gap), []).append(gap)
     names = {"curvature": "Part of the curvature" if len(run.probes) else "Curvature"}
-    names |= {"layers": "Layer-wise remainders", "minibatches": "Minibatch pairs"}
+    names |= {"layers": "Layer-wise remainders", "minibatches": "Minibatch pairs", "files": "Writing"}
     for label, gaps in by_label.items():
         steps = list(dict.fromkeys(str(gap.get("step", "?")) for gap in gaps))
         count = len(steps) + sum(more for gap in gaps if isinstance(more := gap.get("more"), int))
         samples = _counted(count, "evaluation" if is_curvature(gaps[0]) else "sample")
         where = f"at {samples} (step {listed(steps)})"
         reason = gaps[0].get("why") or "no reason was recorded"
-        yield Missing(f"{names.get(label, label)} of {run.name} {where}", f"{'First reason: ' * (count > 1)}{reason}")
+        yield Missing(f"{names.get(label, label)} of {run.name} {where}", f"{'First reason: ' * (len(gaps) > 1)}{reason}")
 
 
 def _seeds(run: Run) -> str:
