@@ -72,6 +72,14 @@ def test_the_page_on_recording_a_loop_runs(page: Page) -> None:
     assert resumed.steps["passes"].eq(2).all()
 
 
+def test_the_page_on_a_loop_of_your_own_runs(page: Page) -> None:
+    page("howto/record_your_own_loop.md")
+    faulty, two = Run.open("runs/faulty"), Run.open("runs/two")
+    assert (len(faulty.steps), len(two.steps)) == (6, 6)
+    assert faulty.manifest["curvature_gaps"][0]["why"] == "RuntimeError: a bug of mine"
+    assert set(two.tensors["lr"]) == {0.02, 1e-3}
+
+
 def test_the_page_on_reading_a_report_runs(page: Page) -> None:
     scope = page("howto/read_a_report.md")
     assert scope["outcomes"]
