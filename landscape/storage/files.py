@@ -16,7 +16,15 @@ from typing import Final
 
 from lossscope.landscape.errors import RunError
 
-__all__ = ["atomic_write", "folder_entries", "open_regular", "open_writable", "read_regular", "temporary_files"]
+__all__ = [
+    "atomic_write",
+    "folder_entries",
+    "open_regular",
+    "open_writable",
+    "read_regular",
+    "reason",
+    "temporary_files",
+]
 
 # Windows has no O_NONBLOCK, POSIX no O_BINARY.
 _READ: Final = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
@@ -48,8 +56,8 @@ def open_regular(path: Path) -> io.BufferedReader:
         raise
     except NotADirectoryError:
         raise
-    except OSError as error:
-        raise RunError(f"cannot read {path}: {error.strerror}; check its permissions") from error
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        raise RunError(f"cannot read {path}: {reason(error)}; check its permissions") from error
 
 
 def read_regular(path: Path, limit: int) -> bytes:
@@ -97,8 +105,13 @@ def folder_entries(path: Path) -> list[Path]:
         if os.path.islink(path):
             raise RunError(f"{path} is a link to nothing: restore the folder, or remove the link") from None
         return []
-    except OSError as error:
-        raise RunError(f"cannot list {path}: {error.strerror}; check its permissions") from error
+    except (OSError, ValueError) as error:
+        raise RunError(f"cannot list {path}: {reason(error)}; check its permissions") from error
+
+
+def reason(error: Exception) -> str:
+    """Return the reason that an error of the file system gives."""
+    return str(getattr(error, "strerror", None) or error)
 
 
 def atomic_write(path: Path, content: bytes) -> None:

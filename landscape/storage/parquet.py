@@ -87,7 +87,8 @@ def read_parquet(folder: Path, table: str, run: str | None, *, rows: bool = True
             pq.ParquetFile(raw, page_checksum_verification=True, read_dictionary=_present(raw, text)) as file,
         ):
             provenance = json.loads(file.schema_arrow.metadata[_PROVENANCE])
-            _check_size(8 * max(file.metadata.num_rows * file.metadata.num_columns, *_list_entries(file, lists)))
+            if rows:
+                _check_size(8 * max(file.metadata.num_rows * file.metadata.num_columns, _list_entries(file, lists)))
             content = file.read() if rows else file.schema_arrow.empty_table()
         if run is not None and provenance.get("run") != run:
             raise RunError(f"{path} belongs to another run: move it away, the other tables still read")
@@ -112,17 +113,17 @@ def _present(raw: BinaryIO, names: list[str]) -> list[str]:
     return [name for name in names if name in present]
 
 
-def _list_entries(file: pq.ParquetFile, lists: list[str]) -> tuple[int, int]:
-    """Return 0 and the number of entries in all lists of a Parquet file, which a few bytes can repeat endlessly."""
+def _list_entries(file: pq.ParquetFile, lists: list[str]) -> int:
+    """Return the number of entries in all lists of a Parquet file, which a few bytes can repeat endlessly."""
     paths = [file.metadata.schema.column(index).path for index in range(file.metadata.num_columns)]
     found = {path: index for index, path in enumerate(paths) if path.split(".")[0] in lists}
     if not found or not file.metadata.num_rows:
-        return 0, 0
+        return 0
     # The scan decodes in pieces. It is needed because pyarrow ends the process if the metadata of a column are altered
     # and read through `column()`, while the scan raises an error.
     file.scan_contents(columns=list(found))
     groups = [file.metadata.row_group(index) for index in range(file.metadata.num_row_groups)]
-    return 0, sum(group.column(index).num_values for group in groups for index in found.values())
+    return sum(group.column(index).num_values for group in groups for index in found.values())
 
 
 def _with_text(content: pa.Table) -> pa.Table:

@@ -11,7 +11,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Final, Union, get_args, get_origin, get_type_hints
 
-from lossscope.landscape.errors import ConfigError
+from lossscope.landscape.errors import ConfigError, RunError
+from lossscope.landscape.storage.files import read_regular
 
 __all__ = ["TrainConfig", "assignment", "from_toml", "shown"]
 
@@ -172,14 +173,11 @@ def from_toml(path: Path) -> dict[str, Any]:
         ConfigError: The file cannot be read, or is not valid TOML.
     """
     try:
-        if not path.is_file() and path.exists():
-            raise ConfigError(f"config {path} is no regular file; check the path")
-        with path.open("rb") as file:
-            content = file.read(_LARGEST_FILE + 1)
+        content = read_regular(path, _LARGEST_FILE)
+    except RunError as error:
+        raise ConfigError(f"config: {error}") from error
     except OSError as error:
         raise ConfigError(f"config {path} cannot be read ({error.strerror}); check the path") from error
-    if len(content) > _LARGEST_FILE:
-        raise ConfigError(f"config {path} has more than {_LARGEST_FILE} bytes; check the path")
     try:
         return tomllib.loads(content.decode("utf-8"))
     except RecursionError:

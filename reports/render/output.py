@@ -7,7 +7,7 @@ import stat
 from pathlib import Path
 
 from lossscope.landscape.errors import LandscapeError
-from lossscope.landscape.storage.files import atomic_write
+from lossscope.landscape.storage.files import atomic_write, reason
 
 __all__ = ["refuse_taken", "write_text"]
 
@@ -41,7 +41,7 @@ def refuse_taken(path: Path, *, force: bool) -> None:
     except FileNotFoundError:
         pass
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        raise LandscapeError(f"--output {path}: {_reason(error)}; choose another file") from error
+        raise LandscapeError(f"--output {path}: {reason(error)}; choose another file") from error
     else:
         if not force:
             raise LandscapeError(f"{path} exists; add --force to replace it, or choose another --output")
@@ -51,8 +51,3 @@ def refuse_taken(path: Path, *, force: bool) -> None:
         raise LandscapeError(f"{path.parent} is not a folder; create it first, or choose another --output")
     if not os.access(path.parent, os.W_OK):
         raise LandscapeError(f"{path.parent} cannot be written; choose another --output")
-
-
-def _reason(error: Exception) -> str:
-    """Return the reason that an error of the file system gives."""
-    return getattr(error, "strerror", None) or str(error)

@@ -128,6 +128,11 @@ def test_anything_in_place_of_checkpoints_is_an_error_that_names_it(run: Path, k
     assert Run.open(run).status == "crashed"
 
 
+def test_a_path_with_a_nul_is_one_line():
+    with pytest.raises(RunError, match="embedded null"):
+        open_runs("a\0b")
+
+
 def test_a_folder_of_runs_with_a_link_to_itself_is_listed(run: Path):
     (run.parent / "self").symlink_to("self")
     assert [one.name for one in open_runs(run.parent)] == ["a", "b"]

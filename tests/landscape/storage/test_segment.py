@@ -38,15 +38,18 @@ def test_a_segment_is_a_plain_arrow_stream_that_others_can_read(tmp_path):
     assert pa.ipc.open_stream(path).read_all()["loss"].to_pylist() == [0.5, None]
 
 
-def test_a_file_cut_at_any_byte_gives_exactly_the_whole_records_before_the_cut(tmp_path):
+@pytest.mark.parametrize("every", [pytest.param(1, marks=pytest.mark.slow), 11])
+def test_a_file_cut_at_any_byte_gives_exactly_the_whole_records_before_the_cut(tmp_path, every):
     path = _small(tmp_path)
     data = path.read_bytes()
     whole = read_segment(path).rows.to_pylist()
-    cuts = [_with(path, data[:size]) for size in reversed(range(len(data) + 1))][::-1]
+    borders = [at for at in range(len(data)) if data.startswith(b"\xff\xff\xff\xff", at)] + [len(data)]
+    sizes = [size for size in range(len(data) + 1) if size % every == 0 or any(abs(size - at) < 9 for at in borders)]
+    cuts = [_with(path, data[:size]) for size in reversed(sizes)][::-1]
     ends = sorted({(cut.end, len(cut.rows)) for cut in cuts})
     assert [rows for _, rows in ends] == [0, 0, 1, 2, 3]  # empty, the header, then one row each
     assert ends[-1][0] == len(data)
-    for size, cut in enumerate(cuts):
+    for size, cut in zip(sizes, cuts, strict=True):
         assert cut.problem is None
         assert cut.size == size
         assert (cut.end, len(cut.rows)) == max(end for end in ends if end[0] <= size)
