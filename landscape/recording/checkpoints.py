@@ -111,8 +111,11 @@ def load_checkpoint(folder: Path, model: nn.Module, optimizer: Optimizer) -> Non
         RunError: A file of the checkpoint cannot be read, was altered, is another run's, or does not fit the model or
             the optimizer.
     """
-    _verify(folder, _WEIGHTS)
-    _verify(folder, _STATE)
+    problem = _problem(folder, _WEIGHTS) or _problem(folder, _STATE)
+    if problem is not None:
+        raise RunError(
+            f"checkpoint {folder} cannot be loaded: {problem}; move it away and resume from the previous checkpoint"
+        )
     try:
         load_model(model, str(folder / _WEIGHTS))
         state = torch.load(folder / _STATE, weights_only=True)
@@ -135,7 +138,7 @@ def load_weights(folder: Path, model: nn.Module) -> str | None:
     Raises:
         RunError: The file cannot be read, was altered, is another run's, or its tensors do not fit the model.
     """
-    _verify(folder, _WEIGHTS)
+    _require_intact(folder, _WEIGHTS)
     file = str(folder / _WEIGHTS)
     try:
         with safe_open(file, framework="pt") as saved:
@@ -187,29 +190,37 @@ def _checksum(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _verify(folder: Path, name: str) -> None:
-    """Check a file of a checkpoint: it is a regular one, has its checksum, and belongs to the run that it lies in.
+def _problem(folder: Path, name: str) -> str | None:
+    """Return the reason not to load a file of a checkpoint; None if it has its checksum and is of the run it lies in.
 
     Checkpoints of runs without identity, recorded by earlier versions, have no checksums.
+
+    Raises:
+        RunError: It is no regular file, or cannot be read.
     """
     try:
         run = read_manifest(folder.parents[1]).get("id")
         found = _checksum(folder / name)
         if run is None:
-            return
+            return None
         facts = json.loads(read_regular(folder / _FACTS, _LONGEST_FACTS))
         owner, expected = facts["run"], facts["sha256"][name]
     except FileNotFoundError as error:
-        raise RunError(f"checkpoint {folder} lacks {Path(error.filename).name}: use another one") from error
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise RunError(f"{folder / _FACTS} cannot be read: it is corrupted; use another checkpoint") from error
+        return f"it lacks {Path(error.filename).name}"
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return f"its {_FACTS} is corrupted"
     if owner != run:
-        raise RunError(f"checkpoint {folder} belongs to another run: move it away, and use another one")
+        return "it belongs to another run"
     if found != expected:
-        raise RunError(
-            f"{folder / name} was altered: its checksum is {found[:12]}, {str(expected)[:12]} was written; "
-            "restore it, or use another checkpoint"
-        )
+        return f"{name} was altered: its checksum is {found[:12]}, {str(expected)[:12]} was written"
+    return None
+
+
+def _require_intact(folder: Path, name: str) -> None:
+    """Raise RunError if a file of a checkpoint is not the one that was written."""
+    problem = _problem(folder, name)
+    if problem is not None:
+        raise RunError(f"checkpoint {folder} cannot be read: {problem}; use another one")
 
 
 def load_optimizer(folder: Path, optimizer: Optimizer) -> None:
@@ -234,7 +245,7 @@ def optimizer_state(folder: Path) -> dict[str, Any]:
     Raises:
         RunError: The file cannot be read, was altered, or is another run's.
     """
-    _verify(folder, _STATE)
+    _require_intact(folder, _STATE)
     try:
         state: dict[str, Any] = torch.load(folder / _STATE, weights_only=True)["optimizer"]
     except _DAMAGE as error:
