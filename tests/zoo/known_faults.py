@@ -109,6 +109,16 @@ batch_norm_without_statistics | additive=False is not known: batches are weighte
 tied_by_list | a parameter that the model holds in a list too is a constant to the objective there
     all but: Objective: value; Objective: at; Objective: split; Objective: batch; SymmetricOperator;
     ObjectiveOperator; singular_spectrum; keskar_sharpness; logit_scale;
+encoder | the interval of a norm does not contain its rounding
+    measure_spectrum;
+encoder | a block whose curvature is that of rounding is refused as not symmetric
+    per_module;
+transposed | a block without curvature gets the eigenvalue of its rounding
+    per_module;
+ctc | where torch has no second derivative a raw RuntimeError ends the second opinion
+    pyhessian_spectrum;
+functional_pinn | a parameter that the loss does not contain ends the second opinion with an AssertionError
+    pyhessian_spectrum;
 """
 
 

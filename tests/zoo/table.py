@@ -63,8 +63,8 @@ MEMBERS: dict[str, Member] = {
     "gpt": Member(sequence.gpt, terms=labels),
     "gpt_11m": Member(sequence.gpt_11m, terms=labels, slow=True),
     "lstm": Member(sequence.lstm, refuses=NO_FORWARD),
-    "gru": Member(sequence.gru),
-    "lora": Member(sequence.lora, sampled=True),
+    "gru": Member(sequence.gru, slow=True),
+    "lora": Member(sequence.lora),
     "sparse_embedding": Member(sequence.sparse_embedding),
     "pinn": Member(own_losses.pinn, refuses=NO_OUTPUTS),
     "gradient_penalty": Member(own_losses.gradient_penalty, refuses=NO_OUTPUTS),
@@ -96,13 +96,13 @@ MEMBERS: dict[str, Member] = {
         refuses={"hessian: forward": "saved tensor hooks"},
     ),
     "checkpointed_reentrant": Member(unusual.checkpointed_reentrant, twin=unusual.checkpointed, refuses=REENTRANT),
-    "compiled": Member(unusual.compiled, twin=vision.mlp),
+    "compiled": Member(unusual.compiled, twin=vision.mlp, slow=True),
     "odd_shapes": Member(unusual.odd_shapes, seeds=(6, 7, 8)),
 }
 
 # members of the slow suite, but for these
 NO_MEAN = {"batch_norm_without_statistics", "one_step"}  # losses that are no weighted mean of their batches
-FAST = {"experts", "forces", "captured", "tied_by_list"}
+FAST = {"forces", "captured", "tied_by_list"}
 # reasons beyond those that all losses of people's own share
 FURTHER: dict[str, dict[str, str]] = {
     "group_norm": {"hessian: batched": "size of tensor"},
