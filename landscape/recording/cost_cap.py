@@ -69,7 +69,8 @@ class CostCap:
 
     def reason(self) -> str:
         """Return the reason of what is missing because it does not fit under the cap."""
-        return f"overhead: it would exceed the cap of {100 * self.share:g} % of the wall time; raise overhead= to measure more"
+        cap = f"{100 * self.share:g} % of the wall time"
+        return f"overhead: it would exceed the cap of {cap}; raise overhead= to measure more"
 
     def excess(self) -> str:
         """Return a clause for the closing line if recording took more than the cap, else an empty string."""

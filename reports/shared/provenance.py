@@ -113,7 +113,8 @@ def _failed_measurements(run: Run) -> Iterable[Missing]:
         samples = _counted(count, "evaluation" if is_curvature(gaps[0]) else "sample")
         where = f"at {samples} (step {listed(steps)})"
         reason = gaps[0].get("why") or "no reason was recorded"
-        yield Missing(f"{names.get(label, label)} of {run.name} {where}", f"{'First reason: ' * (len(gaps) > 1)}{reason}")
+        first = "First reason: " if len(gaps) > 1 else ""
+        yield Missing(f"{names.get(label, label)} of {run.name} {where}", f"{first}{reason}")
 
 
 def _seeds(run: Run) -> str:
