@@ -10,10 +10,10 @@ __all__ = ["FAULTS"]
 
 # a member and its finding, then its failing measures, or "all but" the others
 LIST = """
-autocast_loss | autocast: its rounding is not in the bound of differences of losses
-    layer_remainders;
-autocast_forward | autocast: its rounding is not in the bound of differences of losses
-    layer_remainders;
+lora | the method forward is refused for a partly frozen model
+    hessian: forward;
+sparse_embedding | log Fisher-Rao of sparse gradients ends in a raw RuntimeError
+    log_fisher_rao;
 resnet_frozen | split of a loss by batch statistics is another loss
     Objective: split;
 sparse_embedding | sparse gradients raise a raw RuntimeError
@@ -21,94 +21,46 @@ sparse_embedding | sparse gradients raise a raw RuntimeError
     hessian: differences; hessian: cached; gauss_newton; gauss_newton: batched; gauss_newton: forward; fisher: true;
     fisher: empirical; scaled; preconditioned; restricted; measure_spectrum; measure_spectrum: few probes;
     EigenTracker; pyhessian_spectrum; per_module; sampled_eigenvalue; batch_sharpness; norm_sharpness: spectral;
-    norm_sharpness: sign; keskar_sharpness; directional_sharpness; adaptive_trace; theta_hessian_theta; step_quality;
-    secant_curvature; layer_remainders; gradient_alignment;
+    norm_sharpness: sign; keskar_sharpness; directional_sharpness; adaptive_trace; theta_hessian_theta;
+    step_quality; secant_curvature; layer_remainders; gradient_alignment;
 sparse_embedding | sparse gradients have no product by method forward
     hessian: forward;
-pinn | a loss with derivatives inside fails under no_grad
-    Objective: value; Objective: gradient; Objective: at; Objective: restricted; Objective: in_double;
-    Objective: split; Objective: batch; hessian: reverse; hessian: batched; hessian: forward; hessian: differences;
-    hessian: cached; scaled; preconditioned; restricted; measure_spectrum; measure_spectrum: few probes; EigenTracker;
-    pyhessian_spectrum; per_module; sampled_eigenvalue; batch_sharpness; norm_sharpness: spectral;
-    norm_sharpness: sign; keskar_sharpness; directional_sharpness; adaptive_trace; theta_hessian_theta; step_quality;
-    secant_curvature; layer_remainders; gradient_alignment;
-gradient_penalty | a loss with derivatives inside fails under no_grad
-    Objective: value; Objective: gradient; Objective: at; Objective: restricted; Objective: in_double;
-    Objective: split; Objective: batch; hessian: reverse; hessian: batched; hessian: forward; hessian: differences;
-    hessian: cached; scaled; preconditioned; restricted; measure_spectrum; measure_spectrum: few probes; EigenTracker;
-    pyhessian_spectrum; per_module; sampled_eigenvalue; batch_sharpness; norm_sharpness: spectral;
-    norm_sharpness: sign; keskar_sharpness; directional_sharpness; adaptive_trace; theta_hessian_theta; step_quality;
-    secant_curvature; layer_remainders; gradient_alignment;
-gan | the batch norm statistics of the second network are moved
-    Objective: value; Objective: gradient; Objective: at; Objective: restricted; Objective: batch; hessian: reverse;
-    hessian: batched; hessian: forward; hessian: differences; hessian: cached; scaled; preconditioned; restricted;
-    measure_spectrum; measure_spectrum: few probes; EigenTracker; pyhessian_spectrum; sampled_eigenvalue;
-    norm_sharpness: spectral; norm_sharpness: sign; keskar_sharpness; directional_sharpness; adaptive_trace;
-    theta_hessian_theta; step_quality; secant_curvature; layer_remainders; gradient_alignment; per_module;
-gan | in_double does not reach what the loss calls, or the backward pass of a checkpoint
-    Objective: in_double;
+gradient_penalty | layer norm inside a derivative: refused where hessian has a way, or a raw error
+    Objective: in_double; hessian: forward; batch_sharpness; directional_sharpness; step_quality;
 gan | split of a loss by batch statistics is another loss
     Objective: split;
 class_weighted | samples rounds counts that are no integers, by which the parts are weighted
     Objective: split;
 simclr | additive=False is not known: batches are weighted by their length
-    Objective: value; Objective: gradient; Objective: at; Objective: restricted; Objective: in_double;
-    Objective: split; hessian: reverse; hessian: batched; hessian: forward; hessian: differences; hessian: cached;
-    scaled; preconditioned; restricted; measure_spectrum; EigenTracker; per_module; batch_sharpness;
-    norm_sharpness: spectral; norm_sharpness: sign; keskar_sharpness; directional_sharpness; theta_hessian_theta;
-    step_quality; secant_curvature; layer_remainders; gradient_alignment;
+    Objective: split;
 graphs | split cuts samples of batches whose first axis is no axis of terms
     Objective: split; sampled_eigenvalue;
-autocast_loss | autocast is refused as not symmetric, with the reason of a wrong layer
-    measure_spectrum; EigenTracker; per_module; sampled_eigenvalue; adaptive_trace; gradient_alignment;
-autocast_forward | autocast is refused as not symmetric, with the reason of a wrong layer
-    measure_spectrum; EigenTracker; per_module; sampled_eigenvalue; adaptive_trace; gradient_alignment;
-checkpointed | a checkpoint computes again with the model's own parameters, not with the substitutes
-    Objective: restricted; hessian: differences; restricted; per_module; Objective: in_double;
-checkpointed_reentrant | a reentrant checkpoint of a batch that requires grad is not refused
-    Objective: value; Objective: gradient; Objective: at; Objective: restricted; Objective: in_double;
-    Objective: split; Objective: batch; SymmetricOperator; ObjectiveOperator; hessian: reverse; hessian: batched;
-    hessian: forward; hessian: differences; hessian: cached; gauss_newton; gauss_newton: batched;
-    gauss_newton: forward; fisher: true; fisher: empirical; scaled; preconditioned; restricted;
-    measure_spectrum: few probes; pyhessian_spectrum; batch_sharpness; norm_sharpness: spectral; norm_sharpness: sign;
-    keskar_sharpness; directional_sharpness; log_fisher_rao; theta_hessian_theta; logit_scale; step_quality;
-    secant_curvature; layer_remainders; singular_spectrum; measure_spectrum; EigenTracker; per_module;
-    sampled_eigenvalue; adaptive_trace; gradient_alignment;
 odd_shapes | a parameter without entries is a row of its own
     per_module;
 captured | a parameter that the loss holds itself is a constant to the objective
     Objective: gradient; Objective: restricted; Objective: in_double; hessian: reverse; hessian: batched;
     hessian: forward; hessian: differences; hessian: cached; scaled; preconditioned; restricted; measure_spectrum;
-    measure_spectrum: few probes; EigenTracker; batch_sharpness; norm_sharpness: spectral; norm_sharpness: sign;
-    directional_sharpness; adaptive_trace; theta_hessian_theta; step_quality; secant_curvature; layer_remainders;
-    gradient_alignment; pyhessian_spectrum; per_module; sampled_eigenvalue;
+    measure_spectrum: few probes; EigenTracker; pyhessian_spectrum; per_module; sampled_eigenvalue; batch_sharpness;
+    norm_sharpness: spectral; norm_sharpness: sign; directional_sharpness; adaptive_trace; theta_hessian_theta;
+    step_quality; secant_curvature; layer_remainders; gradient_alignment;
 ctc | where torch has no second derivative a raw RuntimeError ends the measure
     batch_sharpness; directional_sharpness; step_quality;
 by_layer | get_parameter of the model fails inside an evaluation
-    all but: SymmetricOperator; ObjectiveOperator; singular_spectrum; gauss_newton; gauss_newton: batched;
-    gauss_newton: forward; fisher: true; fisher: empirical; log_fisher_rao; logit_scale;
-gradient_norm | a loss with derivatives inside fails under no_grad
-    all but: SymmetricOperator; ObjectiveOperator; singular_spectrum; gauss_newton; gauss_newton: batched;
-    gauss_newton: forward; fisher: true; fisher: empirical; log_fisher_rao; logit_scale; batch_sharpness;
-one_step | a loss with derivatives inside fails under no_grad
-    all but: SymmetricOperator; ObjectiveOperator; singular_spectrum; gauss_newton; gauss_newton: batched;
-    gauss_newton: forward; fisher: true; fisher: empirical; log_fisher_rao; logit_scale; batch_sharpness;
-by_backward | a loss with derivatives inside fails under no_grad
-    all but: SymmetricOperator; ObjectiveOperator; singular_spectrum; gauss_newton; gauss_newton: batched;
-    gauss_newton: forward; fisher: true; fisher: empirical; log_fisher_rao; logit_scale;
-teacher | the batch norm statistics of the second network are moved
-    all but: SymmetricOperator; ObjectiveOperator; singular_spectrum; gauss_newton; gauss_newton: batched;
-    gauss_newton: forward; fisher: true; fisher: empirical; log_fisher_rao; logit_scale; Objective: in_double;
-    Objective: split; batch_sharpness;
-teacher | in_double does not reach what the loss calls
-    Objective: in_double
+    Objective: value; Objective: gradient; Objective: at; Objective: restricted; Objective: in_double;
+    Objective: split; Objective: batch; hessian: reverse; hessian: batched; hessian: forward; hessian: differences;
+    hessian: cached; scaled; preconditioned; restricted; measure_spectrum; measure_spectrum: few probes;
+    EigenTracker; pyhessian_spectrum; per_module; sampled_eigenvalue; batch_sharpness; norm_sharpness: spectral;
+    norm_sharpness: sign; keskar_sharpness; directional_sharpness; adaptive_trace; theta_hessian_theta;
+    step_quality; secant_curvature; layer_remainders; gradient_alignment;
 teacher | split of a loss by batch statistics is another loss
-    Objective: split
-batch_norm_without_statistics | additive=False is not known: batches are weighted by their length
-    all but: SymmetricOperator; ObjectiveOperator; singular_spectrum; Objective: batch
+    Objective: split;
 tied_by_list | a parameter that the model holds in a list too is a constant to the objective there
-    all but: Objective: value; Objective: at; Objective: split; Objective: batch; SymmetricOperator;
-    ObjectiveOperator; singular_spectrum; keskar_sharpness; logit_scale;
+    Objective: gradient; Objective: restricted; Objective: in_double; hessian: reverse; hessian: batched;
+    hessian: forward; hessian: differences; hessian: cached; gauss_newton; gauss_newton: batched;
+    gauss_newton: forward; fisher: true; fisher: empirical; scaled; preconditioned; restricted; measure_spectrum;
+    measure_spectrum: few probes; EigenTracker; pyhessian_spectrum; per_module; sampled_eigenvalue; batch_sharpness;
+    norm_sharpness: spectral; norm_sharpness: sign; directional_sharpness; adaptive_trace; log_fisher_rao;
+    theta_hessian_theta; step_quality; secant_curvature; layer_remainders; gradient_alignment;
 encoder | the interval of a norm does not contain its rounding
     measure_spectrum;
 encoder | a block whose curvature is that of rounding is refused as not symmetric
@@ -119,6 +71,12 @@ ctc | where torch has no second derivative a raw RuntimeError ends the second op
     pyhessian_spectrum;
 functional_pinn | a parameter that the loss does not contain ends the second opinion with an AssertionError
     pyhessian_spectrum;
+gan | the second opinion takes the gradients of the critic for a backward pass inside the loss
+    pyhessian_spectrum;
+gradient_norm | split of a loss that is no mean over its samples is another loss
+    Objective: split;
+batch_norm_without_statistics | split of a loss by batch statistics is another loss
+    Objective: split;
 """
 
 

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from lossscope.probes.objective.objective import Objective
 
+UNEVALUATED = {"SymmetricOperator", "ObjectiveOperator", "singular_spectrum"}  # they evaluate no loss
+
 __all__ = ["Member", "Parts", "cast", "first_length", "same", "seeded"]
 
 
@@ -70,7 +72,7 @@ class Member:
 
         A key of `refuses` is a measure with its variant, a measure with all its variants, or empty for all measures.
         """
-        for key in (measure, measure.partition(":")[0], ""):
+        for key in (measure, measure.partition(":")[0], *([] if measure in UNEVALUATED else [""])):
             if key in self.refuses:
                 return self.refuses[key]
         return None

@@ -66,13 +66,11 @@ MEMBERS: dict[str, Member] = {
     "gru": Member(sequence.gru, slow=True),
     "lora": Member(sequence.lora),
     "sparse_embedding": Member(sequence.sparse_embedding),
-    "pinn": Member(own_losses.pinn, refuses=NO_OUTPUTS),
+    "pinn": Member(own_losses.pinn, refuses=NO_OUTPUTS | {"hessian: forward": "requires_grad_"}),
     "gradient_penalty": Member(own_losses.gradient_penalty, refuses=NO_OUTPUTS),
     "gan": Member(
         own_losses.gan,
-        refuses=NO_OUTPUTS
-        | BATCH_STATISTICS
-        | {"hessian: forward": "in-place operation", "batch_sharpness": "requires at least 2 batches"},
+        refuses=NO_OUTPUTS | BATCH_STATISTICS | {"batch_sharpness": "requires at least 2 batches"},
     ),
     "class_weighted": Member(
         own_losses.class_weighted,
@@ -121,11 +119,12 @@ FURTHER: dict[str, dict[str, str]] = {
     "huber": {"hessian: forward": "forward AD"},
     "ctc": {"hessian: batched": "_ctc_loss_backward", "hessian: forward": "forward AD"},
     "forces": {"hessian: forward": "requires_grad_"},
+    "by_backward": {"hessian: forward": "requires_grad_"},
+    "grid_sample": NO_FORWARD,
     "batch_norm_without_statistics": {"sampled_eigenvalue": "mean over samples"},
     "gradient_norm": {"batch_sharpness": "requires at least 2 batches"},
     "one_step": {"batch_sharpness": "requires at least 2 batches", "sampled_eigenvalue": "mean over samples"},
     "teacher": {
-        "hessian: forward": "in-place operation",
         "batch_sharpness": "requires at least 2 batches",
         **BATCH_STATISTICS,
     },

@@ -97,7 +97,7 @@ CASES: dict[str, Callable[[], Parts]] = {
     "batch with a new entry": lambda: Parts(net(), annotating, named()),
     "traced": lambda: Parts(traced(), CrossEntropy(), vectors()),
 }
-FAULTS = set(CASES)
+FAULTS = {"batch changed in place", "batch with a new entry", "traced"}
 
 
 def of_loss(parts: Parts) -> list[Tensor]:
