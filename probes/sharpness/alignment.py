@@ -54,6 +54,7 @@ def gradient_alignment(objective: Objective, top: EigenPairs) -> GradientAlignme
         G. Gur-Ari, D. Roberts, E. Dyer (2018), Gradient descent happens in a tiny subspace, arXiv:1812.04754, for chi.
 
     Example:
+        >>> import torch
         >>> from lossscope.probes.eigenvalues.measure import measure_spectrum
         >>> net = torch.nn.Linear(1, 1, bias=False)
         >>> objective = Objective(net, lambda model, x: model(x).square().mean(), [torch.ones(1, 1)])

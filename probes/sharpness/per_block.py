@@ -236,6 +236,7 @@ def per_module(
         docs/measures/per_module.md, where the sums are derived.
 
     Example:
+        >>> import torch
         >>> net = torch.nn.Linear(2, 1)
         >>> table = per_module(Objective(net, lambda m, x: m(x).square().mean(), [torch.eye(2)]))
         >>> [(row.name, round(row.trace.value, 6)) for row in table.rows], round(table.trace.value, 6)
