@@ -16,6 +16,7 @@ from lossscope.probes.errors import ProbeError
 from lossscope.probes.objective.evaluation import BatchEvaluation, BatchGradient
 from lossscope.probes.objective.objective import Objective
 from lossscope.probes.operators.finite_differences import Differences, relative_distance
+from lossscope.probes.sums import dot, norm
 
 __all__ = [
     "HessianProduct",
@@ -166,17 +167,17 @@ def _compare(objective: Objective, differences: Differences, found: Tensor, meth
     open_parts = set(range(len(product)))
     for stretch in _STRETCHES:
         fine = differences.along(differences.probe, stretch)
-        total = float(torch.linalg.vector_norm(fine))
+        total = float(norm(fine))
         settled = {}
         for i, (a, b) in enumerate(zip(split(coarse), split(fine), strict=True)):
-            noise, size = float((a - b).norm()), float(b.norm())
+            noise, size = float(norm(a - b)), float(norm(b))
             if i in open_parts and math.isfinite(noise) and noise <= _AGREE * size + _FLOOR * total:
-                off = float((product[i] - b).norm())
+                off = float(norm(product[i] - b))
                 right = off <= max(_WRONG * size, _MARGIN * noise) + _FLOOR * total
                 settled[i] = 0.0 if right or not size else off
         if any(settled.values()):
             sides = [split(side) for side in differences.sides(differences.probe, stretch)]
-            gaps = {i: float((sides[0][i] - sides[1][i]).norm()) for i, off in settled.items() if off}
+            gaps = {i: float(norm(sides[0][i] - sides[1][i])) for i, off in settled.items() if off}
             if any(not 2 * gap >= settled[i] for i, gap in gaps.items()):  # also for a product that is not finite
                 _raise_wrong(objective, differences, relative_distance(fine, found), method)
             settled = {i: off for i, off in settled.items() if not off}
@@ -274,4 +275,4 @@ def _by_reverse(objective: Objective, at: BatchEvaluation, direction: Tensor) ->
 
 def _inner(u: Tensor, v: Tensor) -> float:
     """Return the inner product of two tensors of equal size, in float64."""
-    return float(u.detach().double().reshape(-1) @ v.detach().double().reshape(-1))
+    return float(dot(u, v))
