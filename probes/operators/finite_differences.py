@@ -118,7 +118,7 @@ def _prepare(objective: Objective, at: BatchEvaluation) -> BatchProduct:
 
 def _error(objective: Objective, at: BatchEvaluation) -> float:
     """Estimate the relative error of products, which are rounded to the objective's own dtype."""
-    return max(objective.vector.unit, Differences(objective, at).error())
+    return max(torch.finfo(objective.dtype).eps, Differences(objective, at).error())
 
 
 DIFFERENCES: Final = Method("differences", _prepare, unit=_error, is_gradient=True, fallback=True)

@@ -323,7 +323,8 @@ def test_autocast_inside_a_model_shows_in_the_unit_and_the_interval_has_the_trut
         H = hessian(mixed, method=method)
         error = float(((H @ v) - truth @ v).norm() / (truth @ v).norm())
         assert error < 2 * H.unit
-        assert H.unit == torch.finfo(torch.bfloat16).eps
+        exact = method == "differences"  # in float64, where autocast does nothing
+        assert H.unit < 1e-6 if exact else H.unit == torch.finfo(torch.bfloat16).eps
         top = measure_spectrum(H, top=1, quantities=("top",)).top.estimate()
         assert top.low < true < top.high
     with warnings.catch_warnings():
