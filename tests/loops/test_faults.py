@@ -152,15 +152,16 @@ class Spoiling(CrossEntropy):
             self.held.append(weakref.ref(held))
             torch.rand(3), np.random.rand(), random.random()
             model.eval()
-            for p in self.real.parameters():
+            for p in self.parameters:
                 p.grad = torch.ones_like(p)
-            for buffer in self.real.buffers():
+            for buffer in self.buffers:
                 buffer.add_(1)
             raise self.error
         return super().logits(model, batch)
 
     def arm(self, index: int, model: nn.Module) -> None:
-        self.real, self.armed = model, index > 0
+        # taken here, as an objective puts substitutes into the model
+        self.parameters, self.buffers, self.armed = list(model.parameters()), list(model.buffers()), index > 0
 
 
 @pytest.mark.parametrize("error", [ZeroDivisionError("a bug"), torch.OutOfMemoryError("CUDA out of memory")])
