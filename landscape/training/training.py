@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lossscope.landscape.errors import ConfigError, RunError, TrainingError
+from lossscope.landscape.errors import ConfigError, RecordingWarning, RunError, TrainingError
 from lossscope.landscape.recording.cadence import preset_of
 from lossscope.landscape.recording.checkpoints import checkpoints, load_checkpoint
 from lossscope.landscape.recording.recorder import Recorder
@@ -106,6 +107,16 @@ def train(config: TrainConfig, *, resume: bool = False, force: bool = False, pro
     start = _resume_point(path, config, job) if resume else None
     if start is None:
         check_free(path, force)  # in the words of the command line
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RecordingWarning)  # the last line and the reports name what is missing
+        _record(config, job, path, start, force=force, progress=progress)
+    return Run.open(path)
+
+
+def _record(
+    config: TrainConfig, job: Job, path: Path, start: int | None, *, force: bool, progress: Progress | None
+) -> None:
+    """Run the training loop with a recorder."""
     recorder = Recorder(
         path,
         job.model,
@@ -133,7 +144,6 @@ def train(config: TrainConfig, *, resume: bool = False, force: bool = False, pro
         raise TrainingError(f"{error}; the rows recorded until then are kept in {path}") from error
     if recorder.lost:
         raise RunError(recorder.lost)
-    return Run.open(path)
 
 
 def _check_batch_size(job: Job) -> None:

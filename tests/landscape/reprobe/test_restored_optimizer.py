@@ -31,7 +31,7 @@ def network(width: int = 4) -> nn.Sequential:
 def recorded(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """The manifest as it is read again."""
     with tempfile.TemporaryDirectory() as folder:
-        write_manifest(Path(folder), {"schema_version": SCHEMA_VERSION, **run_metadata(model, optimizer, None)})
+        write_manifest(Path(folder), {"schema_version": SCHEMA_VERSION, **run_metadata(model, [optimizer], None)})
         return read_manifest(folder)
 
 
