@@ -19,6 +19,7 @@ from lossscope.landscape.measures.host_transfer import Row
 __all__ = ["MOST_LISTED", "Faults", "reason_of", "release", "say"]
 
 MOST_LISTED: Final = 100  # missing values of one kind with an entry each; later ones are counted in the last entry
+_LONGEST_REASON: Final = 1000  # characters of a reason; the manifest takes no longer texts than 10,000
 _MOST_MEASURES: Final = 3  # named in the closing line
 _INSIDE: Final = frozenset({"lossscope", "torch", "contextlib"})  # packages whose lines no warning points at
 
@@ -143,7 +144,7 @@ def reason_of(error: BaseException) -> str:
         lines = str(error).splitlines()
     except Exception:  # an exception whose text cannot be made
         lines = []
-    text = next((line.strip() for line in lines if line.strip()), "")
+    text = next((line.strip() for line in lines if line.strip()), "")[:_LONGEST_REASON]
     if isinstance(error, LossscopeError) and text:
         return text
     return f"{type(error).__name__}: {text}".rstrip(": ")
@@ -168,9 +169,10 @@ def release(error: BaseException) -> None:
 
 
 def say(text: str) -> None:
-    """Write a line on stderr, if there is one."""
+    """Write a line on stderr, if there is one, without control characters."""
+    shown = "".join(one if one.isprintable() else " " for one in text)  # a name may hold escape sequences
     with contextlib.suppress(AttributeError, OSError, ValueError):
-        sys.stderr.write(f"{text}\n")
+        sys.stderr.write(f"{shown}\n")
 
 
 def _outside() -> int:

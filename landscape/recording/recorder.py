@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import weakref
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -15,17 +14,13 @@ from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer
 
 from lossscope.landscape.errors import LandscapeError
-from lossscope.landscape.measures.estimate_rows import Rows
-from lossscope.landscape.measures.host_transfer import to_host
 from lossscope.landscape.recording.cadence import Cadence, Spacing, preset_of
 from lossscope.landscape.recording.checkpoints import save_checkpoint
 from lossscope.landscape.recording.cost_cap import CostCap, overhead_share
-from lossscope.landscape.recording.curvature_evaluations import CurvatureEvaluations, wanted_measures
+from lossscope.landscape.recording.curvature_evaluations import wanted_measures
 from lossscope.landscape.recording.disk_cap import byte_count, checkpoint_bytes, expected_bytes, stored_bytes
-from lossscope.landscape.recording.evaluation_schedule import EvaluationSchedule, Extent
 from lossscope.landscape.recording.faults import Faults, reason_of, say
-from lossscope.landscape.recording.kept_state import kept_state
-from lossscope.landscape.recording.minibatch_pairs import MinibatchPairs
+from lossscope.landscape.recording.loss_instruments import LossInstruments
 from lossscope.landscape.recording.overhead import Overhead
 from lossscope.landscape.recording.recorded_optimizer import Together, joint_name, recorded_optimizers
 from lossscope.landscape.recording.recorder_checks import check_model, one_number
@@ -33,7 +28,6 @@ from lossscope.landscape.recording.run_claim import claimed, earlier_facts
 from lossscope.landscape.recording.run_ends import forget, watch
 from lossscope.landscape.recording.run_metadata import run_metadata
 from lossscope.landscape.recording.run_writer import RunWriter
-from lossscope.landscape.recording.spectrum_rows import finished_spectra
 from lossscope.landscape.recording.step_observer import StepObserver
 from lossscope.landscape.storage.manifest import manifest_text
 
@@ -156,14 +150,22 @@ class Recorder:
             spacing=spacing,
             checkpoints=min(self.preset.checkpoints if checkpoints is None else checkpoints, fit),
         )
-        self._curvature = self._curvature_of(objective, wanted_measures(measures))
-        self._schedule = self._schedule_of(self._curvature)
-        self._pairs = self._minibatch_pairs(minibatches)
-        self._modules = [model, *(one.model for one in (objective, minibatches) if one is not None)]
+        self._instruments = LossInstruments(
+            model,
+            self._optimizers,
+            objective,
+            minibatches,
+            preset=self.preset,
+            cadence=self._cadence,
+            cap=self._cap,
+            overhead=self._overhead,
+            faults=self._faults,
+            wanted=wanted_measures(measures),
+            name=str(path),
+        )
         if objective is not None:
             objective.value()  # raises now, not at the first evaluation, if the objective cannot be evaluated
         self._calls = self._rows_written = 0
-        self._skipped_window: int | None = None  # window of minibatch pairs that does not fit under the cap
         self._loss: Tensor | float | None = None  # of the last step
         self._closed = False
         self._observer: StepObserver | None = None
@@ -225,7 +227,7 @@ class Recorder:
         self._loss = loss.detach() if isinstance(loss, Tensor) else loss
         writer.steps = observer.steps
         numbers = {"train_accuracy": train_accuracy, "test_loss": test_loss, "test_accuracy": test_accuracy}
-        self._sample_layers(observer)
+        self._instruments.sample_layers(self.steps, observer)
         self._write_step(observer, writer, {"loss": loss, **numbers})
         self._evaluate_and_save(observer, writer)
 
@@ -240,9 +242,9 @@ class Recorder:
         observer, writer = self._observer, self._writer
         if observer is None or writer is None:  # on another rank of a distributed training
             return
-        if self._curvature is None:
+        if self._instruments.objective is None:
             raise LandscapeError("evaluate() needs an objective: pass objective= to the Recorder")
-        self._evaluate(self._curvature, observer, writer, Extent())
+        self._instruments.evaluate(self.steps, observer, writer, self._loss)
 
     @property
     def steps(self) -> int:
@@ -284,7 +286,8 @@ class Recorder:
             self._detach()
             return
         if status == "finished":
-            self._evaluate_the_end(observer, writer)
+            if self._rows_written:
+                self._instruments.evaluate_the_end(self.steps, observer, writer, self._loss)
             if writer.planned is not None:
                 self._save(observer, writer, last=True)
         self._say_unrecorded(observer)
@@ -331,93 +334,15 @@ class Recorder:
                         found["surrogate_gap"] = found["adversarial_loss"] - found["loss"]
                 writer.append(table, {"step": self.steps, **found})
 
-    def _sample_layers(self, observer: StepObserver) -> None:
-        """Measure the Taylor remainders of the layers if they are due."""
-        if self._curvature is None or not observer.copies or not self._cadence.layers(self.steps):
-            return
-        if not self._cap.affords("layers"):
-            self._faults.note("layers", self.steps, self._cap.reason(), topic="overhead")
-            return
-        with self._overhead.counted("layers"), self._instrument("layers"):
-            found = self._curvature.layers(self.steps, observer.copies, observer.displacement())
-            if found is not None:
-                observer.add_layers(found)
-
-    def _sample_pairs(self, writer: RunWriter) -> None:
-        """Sample a pair of minibatches if one is due, and store its rows."""
-        due = self._cadence.window(self.steps)
-        if self._pairs is None or due is None:
-            return
-        window, lag = due
-        if lag == 0 and not self._cap.affords("minibatches", len(self.preset.lags) + 1):
-            self._faults.note("minibatches", self.steps, self._cap.reason(), topic="overhead")
-            self._skipped_window = window
-        if window == self._skipped_window:
-            return
-        with self._overhead.counted("minibatches"), self._instrument("minibatches"):
-            pairs, spectra = self._pairs.rows(self.steps, *due)
-            found = to_host([*pairs, *spectra])
-            for row in found[: len(pairs)]:
-                writer.append("pairs", row)
-            for row in finished_spectra(found[len(pairs) :]):
-                if row["norm"] > 0:  # a parameter that the loss does not depend on has no gradient: no row
-                    writer.append("spectra", {"step": self.steps, **row})
-
-    @contextmanager
-    def _instrument(self, name: str) -> Iterator[None]:
-        """Note an exception of the block as a missing value of an instrument, and restore what it may have changed."""
-        with self._faults.guarded(name, self.steps), kept_state(*self._modules):
-            yield
-
     def _evaluate_and_save(self, observer: StepObserver, writer: RunWriter) -> None:
         """Take the samples that need no step, and the checkpoint, if they are due; flush once a second."""
-        self._sample_pairs(writer)
-        if self._curvature is not None and self._schedule is not None:
-            extent: Extent | None = None
-            with self._overhead.counted("curvature"), self._instrument("curvature"):
-                extent = self._schedule.due(self.steps, stepped=bool(observer.copies))
-            if extent is not None:
-                self._evaluate(self._curvature, observer, writer, extent)
-                self._schedule.made(self.steps, extent)
+        self._instruments.sample_pairs(self.steps, writer)
+        self._instruments.evaluate_if_due(self.steps, observer, writer, self._loss)
         observer.forget()
         if self._cadence.checkpoint(self.steps):
             self._save(observer, writer)
         with self._overhead.counted("instruments"):
             writer.flush(due=True)
-
-    def _evaluate(
-        self, curvature: CurvatureEvaluations, observer: StepObserver, writer: RunWriter, extent: Extent
-    ) -> None:
-        """Evaluate the curvature and store its rows."""
-        with self._overhead.counted("curvature"), self._instrument("curvature"):
-            found = curvature.rows(
-                self.steps,
-                observer.copies,
-                observer.displacement(),
-                long=extent.long,
-                groups=observer.groups,
-                cap=extent.cap,
-                at_least_lambda_max=extent.at_least_lambda_max,
-            )
-            for table, row in found.by_table():
-                writer.append(table, row)
-            self._compare_losses(curvature, found, writer)
-
-    def _evaluate_the_end(self, observer: StepObserver, writer: RunWriter) -> None:
-        """Evaluate the curvature where the run ends, if no evaluation is there already."""
-        if self._curvature is None or self._schedule is None or not self._rows_written:
-            return
-        extent = self._schedule.at_the_end(self.steps)
-        if extent is not None:
-            self._evaluate(self._curvature, observer, writer, extent)
-
-    def _compare_losses(self, curvature: CurvatureEvaluations, found: Rows, writer: RunWriter) -> None:
-        """Say once, on stderr and in the manifest, if the loss on the fixed data is not the one that is trained."""
-        if self._loss is None or "fixed_loss" in writer.manifest:
-            return
-        if note := curvature.note(found, float(self._loss)):
-            writer.update(fixed_loss=f"step {self.steps}: {note}")
-            say(f"{self.path}: step {self.steps}: {note}")
 
     def _save(self, observer: StepObserver, writer: RunWriter, *, last: bool = False) -> None:
         """Save a checkpoint if the bound on the disk has place for it, and for the last one after it."""
@@ -479,31 +404,11 @@ class Recorder:
             "preset": self.preset.name,
         }
 
-    def _curvature_of(self, objective: Objective | None, wanted: Callable[[str], bool]) -> CurvatureEvaluations | None:
-        """Return the evaluations of an objective. The metric of several optimizers together is unknown."""
-        if objective is None:
-            return None
-        only = self._optimizers[0] if len(self._optimizers) == 1 else None
-        return CurvatureEvaluations(objective, self.preset, only, faults=self._faults, wanted=wanted)
-
-    def _schedule_of(self, curvature: CurvatureEvaluations | None) -> EvaluationSchedule | None:
-        """Return the schedule of the evaluations; None if there are none."""
-        if curvature is None:
-            return None
-        return EvaluationSchedule(curvature, self._cadence, self._cap, self._overhead, self._faults, str(self.path))
-
-    def _minibatch_pairs(self, minibatches: Objective | None) -> MinibatchPairs | None:
-        """Return the sampler of pairs; None without minibatches, or with a preset that samples none."""
-        lags = self.preset.lags
-        if minibatches is None or not lags:
-            return None
-        return MinibatchPairs(minibatches, self._optimizers[0], lags[-1])
-
     def _detach(self) -> None:
         """Detach from the optimizers, and release what the instruments keep."""
         if self._observer is not None:
             self._observer.close()
-        self._pairs = self._curvature = self._schedule = None
+        self._instruments.release()
 
     def _abandon(self, error: BaseException, *, new: bool) -> None:
         """Undo a constructor that failed after the folder was made."""

@@ -18,6 +18,8 @@ from torch import nn
 from lossscope.errors import LossscopeError
 from lossscope.landscape.errors import LandscapeError, RecordingWarning, RunError
 from lossscope.landscape.recording import run_claim
+from lossscope.landscape.recording.faults import reason_of, say
+from lossscope.landscape.recording.loss_instruments import LossInstruments
 from lossscope.landscape.recording.recorder import Recorder
 from lossscope.landscape.run import Run
 from lossscope.probes.objective.losses import CrossEntropy
@@ -153,6 +155,11 @@ def test_the_second_rank_leaves_the_run_to_the_first(tmp_path: Path, monkeypatch
     monkeypatch.setattr(run_claim, "open_at", lambda path: None)  # as in another process
     with pytest.raises(RunError, match="already holds a run: pass force=True"):
         Recorder(tmp_path / "run", *training())
+
+    def taken(*args: Any, **settings: Any) -> Any:
+        raise RunError("run is being recorded by another process")
+
+    monkeypatch.setattr(run_claim.RunStore, "create", taken)
     monkeypatch.setattr(run_claim, "_has_ranks", lambda: True)
     with pytest.warns(RecordingWarning, match="another rank of this distributed training records the run"):
         second = Recorder(tmp_path / "run", *training(), force=True)
@@ -226,7 +233,7 @@ def test_an_interrupt_at_the_first_evaluation_leaves_nothing(tmp_path: Path, mon
     def interrupted(*args: Any, **kwargs: Any) -> Any:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Recorder, "_evaluate", interrupted)
+    monkeypatch.setattr(LossInstruments, "evaluate", interrupted)
     with pytest.raises(KeyboardInterrupt):
         Recorder(tmp_path / "run", model, optimizer, objective)
     assert list(tmp_path.iterdir()) == []
@@ -246,3 +253,9 @@ def test_the_settings_of_every_group_and_the_seed_are_in_the_manifest(tmp_path: 
     assert [one["settings"]["momentum"] for one in facts["groups"]] == [0.9, 0.9]
     assert [one["parameters"] for one in facts["groups"]] == [["0.weight", "0.bias"], ["2.weight", "2.bias"]]
     assert (manifest["seeds"], manifest["torch_seed"]) == ({"init": 0}, 0)
+
+
+def test_reasons_are_short_and_lines_hold_no_control_characters(capsys: pytest.CaptureFixture[str]) -> None:
+    assert reason_of(ValueError("x" * 20_000)) == "ValueError: " + "x" * 1000
+    say("runs/a\x1b]0;title\x07b: done")
+    assert capsys.readouterr().err == "runs/a ]0;title b: done\n"
