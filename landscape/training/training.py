@@ -102,8 +102,6 @@ def train(config: TrainConfig, *, resume: bool = False, force: bool = False, pro
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     job = job_of(config)
-    if not resume:
-        _check_batch_size(job)
     start = _resume_point(path, config, job) if resume else None
     if start is None:
         check_free(path, force)  # in the words of the command line
@@ -144,16 +142,6 @@ def _record(
         raise TrainingError(f"{error}; the rows recorded until then are kept in {path}") from error
     if recorder.lost:
         raise RunError(recorder.lost)
-
-
-def _check_batch_size(job: Job) -> None:
-    """Raise ConfigError for a batch that has more examples than there are; runs of earlier versions may have one."""
-    most, size = len(job.split.train[1]), job.config.batch_size
-    if size is not None and size > most:
-        raise ConfigError(
-            f"batch_size must be at most {most}, the number of training examples of {job.task.name}, got {size}: "
-            f"use {most} for full batches"
-        )
 
 
 def _resume_point(path: Path, config: TrainConfig, job: Job) -> int | None:
