@@ -8,14 +8,22 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import BackwardCFunction
 from torch.utils.checkpoint import CheckpointFunction
 
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.objective.verified_functions import STRAIGHT_THROUGH, VERIFIED
 
-__all__ = ["GraphFacts", "graph_facts", "graph_nodes", "no_reentrant_checkpoint", "refuse_backward"]
+__all__ = [
+    "GraphFacts",
+    "graph_facts",
+    "graph_nodes",
+    "held_parameters",
+    "no_reentrant_checkpoint",
+    "refuse_backward",
+    "refuse_held",
+]
 
 
 @contextmanager
@@ -81,6 +89,38 @@ def graph_nodes(ends: Iterable[Tensor]) -> Iterator[Any]:
             seen.add(node)
             yield node
             pending += [before for before, _ in node.next_functions]
+
+
+def held_parameters(end: Tensor, model: nn.Module) -> list[str]:
+    """Return the parameters of a model that a loss has used as themselves, not as what stands for them in the model.
+
+    A loss is evaluated on substitutes of the parameters. A parameter that is held elsewhere too (in a list, a closure,
+    an optimizer) is used as it is there, and would count as a constant.
+
+    Args:
+        end: The loss.
+        model: The model.
+
+    Returns:
+        Their names, in the order of the model.
+    """
+    leaves = {id(node.variable) for node in graph_nodes([end]) if hasattr(node, "variable")}
+    return [name for name, p in model.named_parameters() if id(p) in leaves] if leaves else []
+
+
+def refuse_held(names: list[str]) -> NoReturn:
+    """Raise the error that a loss uses parameters past the model.
+
+    Args:
+        names: The parameters.
+
+    Raises:
+        ProbeError: always.
+    """
+    raise ProbeError(
+        f"the loss uses the parameter {names[0]} past the model, so that its derivative is incomplete: read it from "
+        "the model that loss_fn is given, and register a tied parameter as an attribute of its module"
+    )
 
 
 @dataclass(frozen=True)

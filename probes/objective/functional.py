@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from typing import Any, Final
 
@@ -33,6 +33,8 @@ class Substitution:
         function: Any function that calls the model it is given, such as a loss.
         dtype: Dtype to which floating buffers are cast; None to keep theirs.
         reached: What the function reaches beside the model.
+        held: Not empty if the function uses parameters that the model holds elsewhere too, as in a list; may be
+            filled later.
     """
 
     def __init__(
@@ -41,10 +43,12 @@ class Substitution:
         function: Callable[[Any, Any], Any],
         dtype: torch.dtype | None = None,
         reached: Reached | None = None,
+        held: Sequence[str] = (),
     ) -> None:
         beside = reached or Reached()
         self._call = _Call(model, function, beside.modules)
         self._dtype = dtype
+        self._held = held
         self._objects = beside.objects
         self._places = _places(self._call)
         own = sum(p.numel() for p in model.parameters())
@@ -59,6 +63,11 @@ class Substitution:
         vars(other._call)["function"] = function
         return other
 
+    def _own(self, parameters: Iterable[str]) -> list[tuple[str, Tensor]]:
+        """Return the model's own parameters of some names."""
+        present = dict(self._call.model.named_parameters())
+        return [(name, present[name]) for name in parameters if name in present]
+
     def buffers(self) -> dict[str, Tensor]:
         """Return copies of the model's buffers, which calls may update."""
         copies = ((name, buffer.detach().clone()) for name, buffer in self._call.named_buffers())
@@ -71,11 +80,35 @@ class Substitution:
         # tie_weights=True would not restore the tensors of a module that is registered twice
         everywhere = {place: tensor for name, tensor in tensors.items() for place in self._places.get(name, [name])}
         state = ModuleState(self._call.modules(), self._objects)
+        held = {id(p): tensors[f"model.{name}"] for name, p in self._own(parameters)} if self._held else {}
         try:
-            with nullcontext() if self._dtype is None else _Converted(self._dtype):
+            with (
+                nullcontext() if self._dtype is None else _Converted(self._dtype),
+                _Redirected(held) if held else nullcontext(),
+            ):
                 return functional_call(self._call, everywhere, (batch,), tie_weights=False)
         finally:
             state.restore()
+
+
+class _Redirected(TorchFunctionMode):
+    """Context in which tensors, by their identity, are replaced by others wherever a function of torch gets them."""
+
+    def __init__(self, others: dict[int, Tensor]) -> None:
+        super().__init__()
+        self._others = others
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Call the function with the other tensors."""
+        return func(*(self._replaced(one) for one in args), **self._replaced(kwargs or {}))
+
+    def _replaced(self, value: Any) -> Any:
+        """Return a value with the other tensors in place of those that it is or has."""
+        if isinstance(value, Tensor):
+            return self._others.get(id(value), value)
+        if type(value) in (list, tuple):
+            return type(value)(self._replaced(one) for one in value)
+        return {key: self._replaced(one) for key, one in value.items()} if type(value) is dict else value
 
 
 class _Converted(TorchFunctionMode):

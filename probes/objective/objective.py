@@ -23,7 +23,13 @@ from lossscope.probes.objective.additivity import (
     BatchLosses,
     checked_additivity,
 )
-from lossscope.probes.objective.autograd_guards import GraphFacts, graph_facts, refuse_backward
+from lossscope.probes.objective.autograd_guards import (
+    GraphFacts,
+    graph_facts,
+    held_parameters,
+    refuse_backward,
+    refuse_held,
+)
 from lossscope.probes.objective.batch_tree import mapped
 from lossscope.probes.objective.data import FixedData, fixed_data
 from lossscope.probes.objective.evaluation import (
@@ -112,7 +118,8 @@ class Objective:
         self._additivity: list[Additivity] = known if additive else [Additivity(BATCHES)]  # empty until it is checked
         self._of_parts: list[Additivity] = []  # shared by all parts that are evaluated before the whole
         self.reached = reached(loss_fn, model)
-        self.call = Substitution(model, loss_fn, None, self.reached)
+        self._held: list[str] = []  # parameters that the loss uses past the model; shared by all copies
+        self.call = Substitution(model, loss_fn, None, self.reached, self._held)
         self.graph: GraphFacts | None = None  # what the graph of the loss tells; None until a first gradient
         self.verified: frozenset[str] = frozenset()  # methods whose products were found right
         self._differentiated = False  # True if the loss itself differentiates by the parameters
@@ -220,7 +227,7 @@ class Objective:
         """Return the loss evaluated in another dtype, with the data as they are."""
         other = copy.copy(self)
         other.vector = ParameterVector(self.model, self.names, dtype)
-        other.call = Substitution(self.model, self.loss_fn, dtype, self.reached)
+        other.call = Substitution(self.model, self.loss_fn, dtype, self.reached, self._held)
         other.graph = None
         other._whole, other._inside = False, False
         return other
@@ -299,7 +306,7 @@ class Objective:
         self._require_same_data()
         before, self.reached = self.reached, reached(self.loss_fn, self.model)
         if before.identity != self.reached.identity:
-            self.call = Substitution(self.model, self.loss_fn, self.vector.cast_to, self.reached)
+            self.call = Substitution(self.model, self.loss_fn, self.vector.cast_to, self.reached, self._held)
         with self._isolated():
             self._inside = True
             try:
@@ -416,6 +423,8 @@ class Objective:
         """Return what the graph of the loss tells, once; the unit of `vector` is made that of its coarsest dtype."""
         if self.graph is None:
             self.graph = graph_facts(loss)
+            if held := held_parameters(loss, self.model):
+                refuse_held(held)
             self.vector.unit = max(self.vector.unit, self.graph.unit)
         return self.graph
 
@@ -448,23 +457,40 @@ class Objective:
         try:
             found = self._plain_values()
         except RuntimeError as error:
-            if "grad" not in str(error):
-                raise
-            self._differentiated = True  # the loss differentiates by the parameters
-            try:
-                found = self._plain_values()
-            except RuntimeError:
-                self._differentiated = False
-                raise error from None
+            found = self._values_otherwise(error)
         drawn = random_state(devices) != before
         if drawn:
             self._require_unused_random_numbers()
         self._check_additivity(found, drawn=drawn)
         return found
 
+    def _values_otherwise(self, error: RuntimeError) -> list[float]:
+        """Return the loss of each batch after an attempt that raised, in another way that the error suggests."""
+        differentiated, held = self._differentiated, list(self._held)
+        if "grad" in str(error):  # the loss differentiates by the parameters
+            self._differentiated = True
+        elif "dtype" in str(error) and not held:  # it may hold parameters itself, in their own dtype
+            self._held += self.names
+        else:
+            raise error
+        try:
+            return self._plain_values()
+        except RuntimeError:
+            self._differentiated, self._held[:] = differentiated, held
+            raise error from None
+
     def _plain_values(self) -> list[float]:
-        """Return the loss of each batch, without a comparison."""
-        return [float(self.loss(self.copies(), at).detach()) for at in self._starts(None)]
+        """Return the loss of each batch, without a comparison; put the parameters that it holds itself into `_held`."""
+        values = []
+        for at in self._starts(None):
+            loss = self.loss(self.copies(), at)
+            if loss.requires_grad and (held := held_parameters(loss, self.model)):
+                if self._held:
+                    refuse_held(held)
+                self._held += held
+                return self._plain_values()
+            values.append(float(loss.detach()))
+        return values
 
     def _check_additivity(self, values: list[float], *, drawn: bool) -> None:
         """Compare the loss of joined batches with their weighted mean, once; give the note of a check that fails."""

@@ -37,12 +37,6 @@ graphs | split cuts samples of batches whose first axis is no axis of terms
     Objective: split; sampled_eigenvalue;
 odd_shapes | a parameter without entries is a row of its own
     per_module;
-captured | a parameter that the loss holds itself is a constant to the objective
-    Objective: gradient; Objective: restricted; Objective: in_double; hessian: reverse; hessian: batched;
-    hessian: forward; hessian: differences; hessian: cached; scaled; preconditioned; restricted; measure_spectrum;
-    measure_spectrum: few probes; EigenTracker; pyhessian_spectrum; per_module; sampled_eigenvalue; batch_sharpness;
-    norm_sharpness: spectral; norm_sharpness: sign; directional_sharpness; adaptive_trace; theta_hessian_theta;
-    step_quality; secant_curvature; layer_remainders; gradient_alignment;
 ctc | where torch has no second derivative a raw RuntimeError ends the measure
     batch_sharpness; directional_sharpness; step_quality;
 by_layer | get_parameter of the model fails inside an evaluation
@@ -54,13 +48,6 @@ by_layer | get_parameter of the model fails inside an evaluation
     step_quality; secant_curvature; layer_remainders; gradient_alignment;
 teacher | split of a loss by batch statistics is another loss
     Objective: split;
-tied_by_list | a parameter that the model holds in a list too is a constant to the objective there
-    Objective: gradient; Objective: restricted; Objective: in_double; hessian: reverse; hessian: batched;
-    hessian: forward; hessian: differences; hessian: cached; gauss_newton; gauss_newton: batched;
-    gauss_newton: forward; fisher: true; fisher: empirical; scaled; preconditioned; restricted; measure_spectrum;
-    measure_spectrum: few probes; EigenTracker; pyhessian_spectrum; per_module; sampled_eigenvalue; batch_sharpness;
-    norm_sharpness: spectral; norm_sharpness: sign; directional_sharpness; adaptive_trace; log_fisher_rao;
-    theta_hessian_theta; step_quality; secant_curvature; layer_remainders; gradient_alignment;
 encoder | the interval of a norm does not contain its rounding
     measure_spectrum;
 encoder | a block whose curvature is that of rounding is refused as not symmetric
