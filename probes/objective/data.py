@@ -37,9 +37,10 @@ class FixedData:
     marks: list[tuple[Any, ...]] = field(default_factory=list, compare=False)  # state of each leaf when it was read
 
     @property
-    def samples(self) -> int:
-        """Number of terms in all batches together."""
-        return round(math.fsum(self.counts))
+    def samples(self) -> float:
+        """Number of terms in all batches together, an `int` where it is whole."""
+        total = math.fsum(self.counts)
+        return int(total) if total == int(total) else total
 
     @property
     def weights(self) -> tuple[float, ...]:

@@ -18,7 +18,7 @@ from lossscope.probes.objective.autograd_guards import no_reentrant_checkpoint, 
 from lossscope.probes.objective.module_state import ModuleState
 from lossscope.probes.objective.reached import Reached
 
-__all__ = ["Mode", "isolated", "random_modules", "random_state"]
+__all__ = ["Mode", "isolated", "random_modules", "random_state", "without_statistics"]
 
 Mode = Literal["eval", "frozen", "train"]
 
@@ -137,6 +137,24 @@ def random_state(devices: Iterable[torch.device]) -> bytes:
     torchs += [torch.cuda.get_rng_state(device) for device in devices if device.type == "cuda"]
     words = [state.numpy().tobytes() for state in torchs]
     return b"".join([*words, pickle.dumps((np.random.get_state(), random.getstate()))])
+
+
+def without_statistics(model: nn.Module) -> list[str]:
+    """Return the batch norms without running statistics, which use those of the batch in eval mode too.
+
+    Args:
+        model: The model.
+
+    Returns:
+        Their names.
+    """
+    return [
+        name or "the model"
+        for name, module in model.named_modules()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm)
+        and module.running_mean is None
+        and module.running_var is None
+    ]
 
 
 def random_modules(model: nn.Module) -> list[str]:

@@ -40,7 +40,7 @@ from lossscope.probes.objective.evaluation import (
     validated_loss,
 )
 from lossscope.probes.objective.functional import Substitution
-from lossscope.probes.objective.isolation import Mode, isolated, random_state
+from lossscope.probes.objective.isolation import Mode, isolated, random_state, without_statistics
 from lossscope.probes.objective.loss_terms import counts_exactly, own_count, settings_in_words
 from lossscope.probes.objective.parameters import ParameterVector, cast
 from lossscope.probes.objective.reached import reached
@@ -112,9 +112,10 @@ class Objective:
         self.data: FixedData = fixed_data(
             batches, count or (own_count(loss_fn) if additive else None), additive=additive
         )
+        self._without_statistics = without_statistics(model)
         exact = count is None and additive and counts_exactly(loss_fn, self.data.batches)
         self._counted = exact or count is not None  # the note is for weights that nobody declared
-        known = [Additivity(SAMPLES)] if exact else []
+        known = [Additivity(SAMPLES)] if exact and not self._without_statistics else []
         self._additivity: list[Additivity] = known if additive else [Additivity(BATCHES)]  # empty until it is checked
         self._of_parts: list[Additivity] = []  # shared by all parts that are evaluated before the whole
         self.reached = reached(loss_fn, model)
@@ -149,8 +150,8 @@ class Objective:
         return self._additivity[0].kind if self._additivity else UNCHECKED
 
     @property
-    def samples(self) -> int:
-        """Number of terms over which the mean is taken."""
+    def samples(self) -> float:
+        """Number of terms over which the mean is taken, an `int` where it is whole; class weights may add up to any."""
         return self.data.samples
 
     @property
@@ -240,15 +241,33 @@ class Objective:
             seed: Seed of the shuffle.
 
         Returns:
-            The parts; their losses, weighted by their `samples`, add up to the whole.
+            The parts; their losses, weighted by their `samples`, add up to the whole. Cost: two evaluations.
 
         Raises:
-            ProbeError: there are fewer samples than parts, or a batch cannot be split.
+            ProbeError: there are fewer samples than parts, a batch cannot be split, the loss fails on a part, or the
+                losses of the parts do not add up: the loss is no mean over samples.
         """
-        parts = []
-        for data in self.data.split(count, seed=seed):
-            parts.append(self._part(data))
-        return tuple(parts)
+        whole, parts = self.value(), tuple(self._part(data) for data in self.data.split(count, seed=seed))
+        try:
+            losses = [part.value() for part in parts]
+        except ProbeError:
+            raise
+        except Exception as error:  # the model itself may reject a small batch, with any exception
+            fewest = min(part.samples for part in parts)
+            raise ProbeError(
+                f"the loss fails on a part of {fewest:g} samples ({type(error).__name__}: {error}): use fewer parts, "
+                "or mode='eval'"
+            ) from error
+        counts = [math.fsum(part.data.counts) for part in parts]
+        mean = math.fsum(n * loss for n, loss in zip(counts, losses, strict=True)) / math.fsum(counts)
+        unit = max(ULPS * torch.finfo(torch.float32).eps, 4 * self.vector.unit)
+        if abs(mean - whole) > unit * max(map(abs, losses)):
+            raise ProbeError(
+                f"the data cannot be split: the loss is {whole:.6g} on all the data but {mean:.6g} as the mean over "
+                f"{count} parts: the loss must be a mean over samples (batch norm in mode='frozen' or 'train' is not, nor is "
+                "a wrong count); use mode='eval'"
+            )
+        return parts
 
     def batch(self, index: int) -> Objective:
         """Return the objective on one of its batches.
@@ -501,7 +520,14 @@ class Objective:
             return
         with self._isolated():
             self._additivity.append(checked_additivity(self._batch_losses(values)))
-        if note := self._additivity[0].note:
+        note = self._additivity[0].note
+        if self._without_statistics and self.mode == "eval" and self.additivity == UNCHECKED:
+            note = (
+                f"additivity: unchecked. {self._without_statistics[0]} is a batch norm without running statistics, so "
+                "that the loss of a batch depends on its other samples: the numbers are those of these batches. Pass "
+                "additive=False for the plain mean over batches, which says so in every row"
+            )
+        if note:
             warnings.warn(note, ProbeWarning, stacklevel=2)
 
     def _batch_losses(self, values: Sequence[float], theta: Tensor | None = None) -> BatchLosses:
@@ -518,7 +544,9 @@ class Objective:
             lambda batch: evaluate(mapped(batch, partial(cast, dtype=torch.float64)), self._function_in(torch.float64)),
             self.vector.unit,
             self._counted,
-            self.mode != "eval" or any(network.training for network in self.reached.modules),
+            self.mode != "eval"
+            or bool(self._without_statistics)
+            or any(network.training for network in self.reached.modules),
             self.loss_fn,
             lambda: self._batch_losses(values, self._close()),
         )

@@ -23,6 +23,7 @@ __all__ = [
     "SecondDerivativeError",
     "check_adjoint",
     "check_product",
+    "named",
     "require_agreement",
     "require_second_derivative",
     "second_derivative",
@@ -59,6 +60,25 @@ def second_derivative(batch: BatchGradient, direction: Tensor, last: bool) -> Te
     # a scalar needs no grad_outputs, for which torch would import its symbolic shapes: half a second, once
     along = torch.dot(batch.gradient, direction)
     return torch.autograd.grad(along, batch.theta, retain_graph=not last, materialize_grads=True)[0]
+
+
+@contextmanager
+def named() -> Iterator[None]:
+    """Raise a known error where torch has no second derivative, for measures that take it themselves.
+
+    Raises:
+        SecondDerivativeError: a second backward pass raised, for another reason than memory.
+    """
+    try:
+        yield
+    except (RuntimeError, NotImplementedError) as error:
+        if isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error):
+            raise
+        line = " ".join(str(error).split())[:160]
+        raise SecondDerivativeError(
+            f"torch has no second derivative of the loss by two backward passes ({line}): use hessian(objective), "
+            "which falls back to other methods"
+        ) from error
 
 
 def require_second_derivative(objective: Objective) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.objective.objective import Objective
 from lossscope.probes.operators.base import ASSUMED, MARGIN
-from lossscope.probes.operators.second_derivative import require_second_derivative, second_derivative
+from lossscope.probes.operators.second_derivative import named, require_second_derivative, second_derivative
 from lossscope.probes.statistics.estimate import Estimate, rounded_estimate
 from lossscope.probes.sums import dot, norm
 
@@ -99,7 +99,8 @@ def _along(objective: Objective, displacement: Tensor) -> _Along:
     with objective.evaluating():
         for batch in objective.gradients(graph=True):
             slope += batch.weight * float(dot(batch.gradient, D))
-            product = second_derivative(batch, D, last=True)
+            with named():
+                product = second_derivative(batch, D, last=True)
             curvature += batch.weight * float(dot(product, D))
             first += batch.weight * float(norm(batch.gradient))
             second += batch.weight * float(norm(product))

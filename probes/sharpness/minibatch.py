@@ -14,9 +14,9 @@ from torch import Tensor
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.objective.evaluation import BatchGradient
 from lossscope.probes.objective.objective import Objective
-from lossscope.probes.operators.second_derivative import require_second_derivative, second_derivative
+from lossscope.probes.operators.second_derivative import named, require_second_derivative, second_derivative
 from lossscope.probes.statistics.estimate import Estimate, exact_estimate, mean_estimate
-from lossscope.probes.sums import dot
+from lossscope.probes.sums import dot, norm
 
 __all__ = ["BatchSharpness", "batch_sharpness"]
 
@@ -35,12 +35,12 @@ class BatchSharpness:
 
 @dataclass(frozen=True)
 class _Forms:
-    """Quadratic forms and squared gradient norms, one entry per batch."""
+    """Quadratic forms and squared gradient norms in units of the largest gradient, one entry per batch."""
 
     curvatures: list[float]  # g_B'H_B g_B
     squares: list[float]  # |g_B|^2
     crossed: list[float]  # g_A'H_B g_A with A the batch before B, none for the first
-    gradient: Tensor  # (n,) float64, of the mean loss
+    square: float  # |g|^2 with g of the mean loss
 
 
 def batch_sharpness(objective: Objective) -> BatchSharpness:
@@ -137,24 +137,45 @@ def _ratio_of_means(numerators: Sequence[float], denominators: Sequence[float]) 
 
 def _quadratic_forms(objective: Objective) -> _Forms:
     """Return the quadratic forms of every batch: one graph serves its gradient and both of its products."""
-    forms = _Forms([], [], [], torch.zeros(objective.size, dtype=torch.float64, device=objective.device))
+    total = torch.zeros(objective.size, dtype=torch.float64, device=objective.device)
+    lengths: list[float] = []
+    own_forms: list[float] = []
+    crossed: list[float] = []
     before: Tensor | None = None
     with objective.evaluating():
         for batch in objective.gradients(graph=True):
-            own = batch.gradient.detach()
-            forms.squares.append(float(dot(own, own)))
+            own, length = _direction(batch.gradient.detach())
+            lengths.append(length)
             if before is not None:
-                forms.crossed.append(_form(batch, before, last=False))
-            forms.curvatures.append(_form(batch, own, last=True))
-            forms.gradient.add_(own, alpha=batch.weight)
+                crossed.append(_form(batch, before, last=False))
+            own_forms.append(_form(batch, own, last=True))
+            total.add_(own, alpha=batch.weight * length)
             before = own
         require_second_derivative(objective)
-    return forms
+    largest = max(lengths) or 1.0
+    squares = [(length / largest) ** 2 for length in lengths]
+    return _Forms(
+        [square * form for square, form in zip(squares, own_forms, strict=True)],
+        squares,
+        [square * form for square, form in zip(squares, crossed, strict=False)],
+        float(norm(total.div_(largest))) ** 2,
+    )
+
+
+def _direction(gradient: Tensor) -> tuple[Tensor, float]:
+    """Return a gradient divided by its length, and that; no square of it under- or overflows."""
+    peak = float(gradient.abs().max())
+    if peak == 0:
+        return gradient, 0.0
+    scaled = gradient / peak
+    length = float(norm(scaled))
+    return scaled / length, peak * length
 
 
 def _form(batch: BatchGradient, direction: Tensor, *, last: bool) -> float:
     """Return the quadratic form of the batch's Hessian along a direction."""
-    found = float(dot(second_derivative(batch, direction, last), direction))
+    with named():
+        found = float(dot(second_derivative(batch, direction, last), direction))
     if not math.isfinite(found):
         raise ProbeError(
             f"the curvature of a batch along a gradient is {found}: it overflows {direction.dtype} at these "
@@ -165,8 +186,7 @@ def _form(batch: BatchGradient, direction: Tensor, *, last: bool) -> float:
 
 def _noise_interaction(forms: _Forms, weights: Sequence[float]) -> Estimate:
     """Estimate the noise interaction; nan if fewer than two pairs of batches were measured."""
-    square = float(dot(forms.gradient, forms.gradient))
-    m = len(weights)
+    square, m = forms.square, len(weights)
     if m < 3 or square == 0:
         return _missing()
     same = math.fsum(w * c for w, c in zip(weights, forms.curvatures, strict=True)) / m

@@ -14,8 +14,6 @@ lora | the method forward is refused for a partly frozen model
     hessian: forward;
 sparse_embedding | log Fisher-Rao of sparse gradients ends in a raw RuntimeError
     log_fisher_rao;
-resnet_frozen | split of a loss by batch statistics is another loss
-    Objective: split;
 sparse_embedding | sparse gradients raise a raw RuntimeError
     Objective: gradient; Objective: restricted; Objective: in_double; hessian: reverse; hessian: batched;
     hessian: differences; hessian: cached; gauss_newton; gauss_newton: batched; gauss_newton: forward; fisher: true;
@@ -27,18 +25,8 @@ sparse_embedding | sparse gradients have no product by method forward
     hessian: forward;
 gradient_penalty | layer norm inside a derivative: refused where hessian has a way, or a raw error
     Objective: in_double; hessian: forward; batch_sharpness; directional_sharpness; step_quality;
-gan | split of a loss by batch statistics is another loss
-    Objective: split;
-class_weighted | samples rounds counts that are no integers, by which the parts are weighted
-    Objective: split;
-simclr | additive=False is not known: batches are weighted by their length
-    Objective: split;
-graphs | split cuts samples of batches whose first axis is no axis of terms
-    Objective: split; sampled_eigenvalue;
 odd_shapes | a parameter without entries is a row of its own
     per_module;
-ctc | where torch has no second derivative a raw RuntimeError ends the measure
-    batch_sharpness; directional_sharpness; step_quality;
 by_layer | get_parameter of the model fails inside an evaluation
     Objective: value; Objective: gradient; Objective: at; Objective: restricted; Objective: in_double;
     Objective: split; Objective: batch; hessian: reverse; hessian: batched; hessian: forward; hessian: differences;
@@ -46,24 +34,14 @@ by_layer | get_parameter of the model fails inside an evaluation
     EigenTracker; pyhessian_spectrum; per_module; sampled_eigenvalue; batch_sharpness; norm_sharpness: spectral;
     norm_sharpness: sign; keskar_sharpness; directional_sharpness; adaptive_trace; theta_hessian_theta;
     step_quality; secant_curvature; layer_remainders; gradient_alignment;
-teacher | split of a loss by batch statistics is another loss
-    Objective: split;
 encoder | the interval of a norm does not contain its rounding
     measure_spectrum;
-encoder | a block whose curvature is that of rounding is refused as not symmetric
-    per_module;
-transposed | a block without curvature gets the eigenvalue of its rounding
-    per_module;
 ctc | where torch has no second derivative a raw RuntimeError ends the second opinion
     pyhessian_spectrum;
 functional_pinn | a parameter that the loss does not contain ends the second opinion with an AssertionError
     pyhessian_spectrum;
 gan | the second opinion takes the gradients of the critic for a backward pass inside the loss
     pyhessian_spectrum;
-gradient_norm | split of a loss that is no mean over its samples is another loss
-    Objective: split;
-batch_norm_without_statistics | split of a loss by batch statistics is another loss
-    Objective: split;
 """
 
 

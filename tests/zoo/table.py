@@ -48,7 +48,9 @@ WRONG_BACKWARD = dict.fromkeys(
     ("hessian: batched", "pyhessian_spectrum", "batch_sharpness", "directional_sharpness", "step_quality"),
     "WeightNormInterface",
 )
-BATCH_STATISTICS = {"sampled_eigenvalue": "batch norm"}
+BATCH_STATISTICS = {"sampled_eigenvalue": "batch norm", "Objective: split": "batch norm"}
+NO_PARTS = dict.fromkeys(("sampled_eigenvalue", "Objective: split"), "mean over samples")
+ONE_PIECE = dict.fromkeys(("sampled_eigenvalue", "Objective: split"), "fails on a part")
 REENTRANT = {"": "use_reentrant"}
 
 MEMBERS: dict[str, Member] = {
@@ -83,9 +85,11 @@ MEMBERS: dict[str, Member] = {
         own_losses.simclr,
         options={"additive": False},
         terms=same,
-        refuses=NO_OUTPUTS | {"sampled_eigenvalue": "mean over samples"},
+        refuses=NO_OUTPUTS | NO_PARTS,
     ),
-    "graphs": Member(own_losses.graphs, options={"count": graph_count}, terms=graph_count, refuses=NO_OUTPUTS),
+    "graphs": Member(
+        own_losses.graphs, options={"count": graph_count}, terms=graph_count, refuses=NO_OUTPUTS | ONE_PIECE
+    ),
     "bf16": Member(unusual.bf16, digits=1e-3, refuses={"keskar_sharpness": "dtype of these parameters"}),
     "autocast_loss": Member(unusual.autocast_loss, twin=unusual.without_autocast, digits=1e-3, refuses=NO_OUTPUTS),
     "autocast_forward": Member(unusual.autocast_forward, twin=unusual.without_autocast, digits=1e-3, slow=True),
@@ -117,13 +121,18 @@ FURTHER: dict[str, dict[str, str]] = {
     },
     "packed": {"hessian: forward": "data pointer"},
     "huber": {"hessian: forward": "forward AD"},
-    "ctc": {"hessian: batched": "_ctc_loss_backward", "hessian: forward": "forward AD"},
+    "ctc": {
+        "hessian: forward": "forward AD",
+        **dict.fromkeys(
+            ("hessian: batched", "batch_sharpness", "directional_sharpness", "step_quality"), "_ctc_loss_backward"
+        ),
+    },
     "forces": {"hessian: forward": "requires_grad_"},
     "by_backward": {"hessian: forward": "requires_grad_"},
     "grid_sample": NO_FORWARD,
-    "batch_norm_without_statistics": {"sampled_eigenvalue": "mean over samples"},
-    "gradient_norm": {"batch_sharpness": "requires at least 2 batches"},
-    "one_step": {"batch_sharpness": "requires at least 2 batches", "sampled_eigenvalue": "mean over samples"},
+    "batch_norm_without_statistics": NO_PARTS | {"Objective: split": "fails on a part"},
+    "gradient_norm": {"batch_sharpness": "requires at least 2 batches", **NO_PARTS},
+    "one_step": {"batch_sharpness": "requires at least 2 batches", **NO_PARTS},
     "teacher": {
         "batch_sharpness": "requires at least 2 batches",
         **BATCH_STATISTICS,

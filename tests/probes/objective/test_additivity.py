@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from helpers import gaussian
 from lossscope.probes.errors import ProbeError, ProbeWarning
 from lossscope.probes.objective.losses import CrossEntropy
 from lossscope.probes.objective.objective import Objective
@@ -363,3 +364,27 @@ def test_the_ready_loss_counts_by_itself() -> None:
     objective = Objective(net(), CrossEntropy(weight=W), case.batches)
     assert objective.value() == pytest.approx(float(weighted(net(), whole).detach()), rel=1e-6)
     assert objective.additivity == "mean of samples"
+
+
+def test_batch_norm_without_running_statistics_is_told_in_eval_mode() -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4, track_running_stats=False), nn.Linear(4, 3))
+    data = [(gaussian(n, 4, seed=n).float(), torch.arange(n) % 3) for n in (9, 6)]
+    objective = Objective(model, CrossEntropy(), data)
+    with pytest.warns(ProbeWarning, match="1 is a batch norm without running statistics"):
+        objective.value()
+    assert objective.additivity == "unchecked"
+    with pytest.raises(ProbeError, match="the loss must be a mean over samples"):
+        objective.split(2, seed=0)
+    assert Objective(model, CrossEntropy(), data, additive=False).additivity == "mean of batches"
+
+
+def test_fractional_counts_are_kept() -> None:
+    data = [(gaussian(6, 4, seed=n).float(), torch.arange(6) % 3) for n in range(3)]
+    whole = Objective(nn.Linear(4, 3), CrossEntropy(), data, count=lambda batch: 0.005 * len(batch[1]))
+    assert whole.samples == pytest.approx(0.09, rel=1e-12)
+    assert isinstance(Objective(nn.Linear(4, 3), CrossEntropy(), data).samples, int)
+    parts = whole.split(2, seed=0)
+    found = sum(part.samples / whole.samples * part.value() for part in parts)
+    assert found == pytest.approx(whole.value(), rel=1e-6)

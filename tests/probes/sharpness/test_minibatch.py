@@ -182,7 +182,22 @@ def test_too_few_batches_and_bad_samples_are_told() -> None:
         batch_sharpness(network((9,)))
     with pytest.raises(ProbeError, match="got 3 numerators and 1 of 3 denominators above 0"):
         _ratio_of_means([1.0, 1.0, 1.0], [0.0, 2.0, 0.0])
-    steep = Weights(torch.tensor([1e-10]))
-    overflowing = Objective(steep, lambda m, b: (b * m.w**2).mean(), [torch.tensor([1e25])] * 3)
+    steep = Weights(torch.tensor([1e-15]))
+    overflowing = Objective(steep, lambda m, b: (b * m.w**2).mean(), [torch.tensor([2e38])] * 3)
     with pytest.raises(ProbeError, match="the curvature of a batch along a gradient is inf"):
         batch_sharpness(overflowing)
+
+
+@pytest.mark.parametrize(
+    ("scale", "dtype"),
+    [(1e-30, torch.float32), (1e25, torch.float32), (1e-200, torch.float64), (1e200, torch.float64)],
+)
+def test_it_has_the_scale_of_the_loss(scale: float, dtype: torch.dtype) -> None:
+    def at(factor: float, dtype: torch.dtype) -> list[float]:
+        plain = network()
+        model, data = plain.model.to(dtype), [(x.to(dtype), y) for x, y in plain.data.batches]
+        found = batch_sharpness(Objective(model, lambda m, b: CrossEntropy()(m, b) * factor, data))
+        return [one.value for one in (found.mean_of_ratios, found.ratio_of_means, found.noise_interaction)]
+
+    expected = [scale * value for value in at(1.0, torch.float64)]
+    assert at(scale, dtype) == pytest.approx(expected, rel=1e-4 if dtype == torch.float32 else 1e-12, abs=0)

@@ -127,7 +127,7 @@ def test_the_mean_of_a_network_over_its_parts_is_checked() -> None:
     assert found.cross_fitted.low < found.population.value < found.in_sample.value
     assert found.products < 100
     with pytest.raises(
-        ProbeError, match=r"as the mean over 6 parts: the loss must be a mean over samples \(batch norm"
+        ProbeError, match=r"as the mean over 2 parts: the loss must be a mean over samples \(batch norm"
     ):
         sampled_eigenvalue(Objective(net, CrossEntropy(), batches, mode="frozen"), parts=6)
 
