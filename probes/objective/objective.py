@@ -264,8 +264,8 @@ class Objective:
         if abs(mean - whole) > unit * max(map(abs, losses)):
             raise ProbeError(
                 f"the data cannot be split: the loss is {whole:.6g} on all the data but {mean:.6g} as the mean over "
-                f"{count} parts: the loss must be a mean over samples (batch norm in mode='frozen' or 'train' is not, nor is "
-                "a wrong count); use mode='eval'"
+                f"{count} parts: the loss must be a mean over samples (batch norm in mode='frozen' or 'train' is not, "
+                "nor is a wrong count); use mode='eval'"
             )
         return parts
 

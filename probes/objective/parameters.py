@@ -29,7 +29,7 @@ class ParameterVector:
 
     Raises:
         ProbeError: no parameter requires grad, one is not real and floating, they are on several devices, they are all
-            empty, or a lazy module is not initialized.
+            empty, two of them share memory or one is expanded, or a lazy module is not initialized.
     """
 
     def __init__(
@@ -55,6 +55,8 @@ class ParameterVector:
                 raise ProbeError(f"parameters must be real and floating, got {name} of {p.dtype}: freeze or convert it")
         if len(devices := {str(p.device) for _, p in found}) > 1:
             raise ProbeError(f"parameters must be on one device, got {' and '.join(sorted(devices))}: move the model")
+        if names is None:
+            _require_own_memory(dict(model.named_parameters()))
         self._model = model
         self._shapes = tuple(p.shape for _, p in found)
         self._dtypes = tuple(dtype or p.dtype for _, p in found)
@@ -156,6 +158,49 @@ class ParameterVector:
         present = dict(self._model.named_parameters())
         for name, part in zip(self.names, parts, strict=True):
             present[name].data.copy_(part)
+
+
+def _require_own_memory(parameters: Mapping[str, Tensor]) -> None:
+    """Raise if an entry of a trainable parameter is also another one: neither could be moved alone."""
+    by_storage: dict[int, list[str]] = {}
+    for name, p in parameters.items():
+        if p.layout == torch.strided and p.device.type != "meta" and p.numel():
+            by_storage.setdefault(p.untyped_storage().data_ptr(), []).append(name)
+    for names in by_storage.values():
+        if not any(parameters[name].requires_grad for name in names):
+            continue
+        found = [parameters[name] for name in names]
+        ends = sorted((p.storage_offset(), p.storage_offset() + _span(p)) for p in found)
+        apart = all(before[1] <= after[0] for before, after in zip(ends, ends[1:], strict=False))
+        if (apart and all(map(_is_dense, found))) or _is_apart(found):
+            continue
+        what = f"{names[0]} and {names[1]} share memory" if len(names) > 1 else f"{names[0]} is expanded"
+        raise ProbeError(
+            f"every entry of a parameter must have memory of its own, but {what}: make tied parameters one object, "
+            "or clone() one"
+        )
+
+
+def _span(p: Tensor) -> int:
+    """Return the number of entries of the storage from the first of a tensor to its last."""
+    return 1 + sum((size - 1) * stride for size, stride in zip(p.shape, p.stride(), strict=True))
+
+
+def _is_dense(p: Tensor) -> bool:
+    """Return True if a tensor has each entry between its first and last in memory once, in any order of its axes."""
+    expected = 1
+    for stride, size in sorted((stride, size) for stride, size in zip(p.stride(), p.shape, strict=True) if size > 1):
+        if stride != expected:
+            return False
+        expected *= size
+    return True
+
+
+def _is_apart(tensors: Sequence[Tensor]) -> bool:
+    """Return True if no entry of the storage of some tensors is used twice."""
+    places = torch.arange(max(p.storage_offset() + _span(p) for p in tensors))
+    used = [places.as_strided(p.shape, p.stride(), p.storage_offset()).reshape(-1) for p in tensors]
+    return int(torch.bincount(torch.cat(used)).max()) <= 1
 
 
 def _no_trainable_parameter(model: nn.Module) -> str:
