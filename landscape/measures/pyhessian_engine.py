@@ -17,7 +17,7 @@ from lossscope.probes.eigenvalues.results import EigenPairs, SpectrumEstimate
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.objective.objective import Objective
 from lossscope.probes.operators.base import SymmetricOperator
-from lossscope.probes.operators.second_derivative import require_second_derivative
+from lossscope.probes.operators.second_derivative import named, require_second_derivative
 from lossscope.probes.statistics.estimate import Estimate, mean_estimate
 from lossscope.probes.sums import row_norms
 
@@ -72,7 +72,7 @@ def pyhessian_spectrum(
     library = _library()
     require_second_derivative(objective)  # PyHessian would use a wrong one silently
     begun = time.perf_counter()
-    with operator.cached(), objective.evaluating(), warnings.catch_warnings():
+    with operator.cached(), objective.evaluating(), warnings.catch_warnings(), named():
         warnings.simplefilter("ignore")
         torch.manual_seed(seed)  # the context puts the random state back
         loss = _LossModule(objective)
@@ -106,17 +106,20 @@ class _LossModule(nn.Module):
         copies = [nn.Parameter(p.clone()) for p in objective.vector.tensors()]
         self.copies = nn.ParameterList(copies)
         self.backward_passes = 0
+        self._others = [p for network in objective.reached.modules for p in network.parameters()]
         self._losses = partial(objective.losses, copies)
         copies[0].register_hook(self._counted)  # type: ignore[no-untyped-call]
         self.stand_ins = (copies[0].new_zeros(1), copies[0].new_zeros(1))  # PyHessian wants inputs and targets
 
     def forward(self, _inputs: Tensor) -> Any:
         """Return the mean loss over all batches."""
-        return sum(weight * loss for weight, loss in self._losses())
+        total = sum(weight * loss for weight, loss in self._losses())
+        # PyHessian fails on parameters that the loss, or its gradient, does not contain
+        return total + sum((p * 0).square().sum() for p in self.copies)
 
     def cut(self) -> None:
-        """Free the graph, which the gradients keep alive in a reference cycle."""
-        for p in self.copies:
+        """Free the graph, which the gradients keep alive in a reference cycle, those of other networks too."""
+        for p in (*self.copies, *self._others):
             p.grad = None
 
     def _counted(self, _gradient: Tensor) -> None:

@@ -21,6 +21,7 @@ __all__ = [
     "graph_nodes",
     "held_parameters",
     "no_reentrant_checkpoint",
+    "parameters_by_name",
     "refuse_backward",
     "refuse_held",
 ]
@@ -54,6 +55,29 @@ def _refuse_checkpoint(*_: Any) -> Any:
         "the model uses checkpoint(..., use_reentrant=True), which has no derivative under "
         "torch.autograd.grad: pass use_reentrant=False"
     )
+
+
+@contextmanager
+def parameters_by_name() -> Iterator[None]:
+    """Let `get_parameter` return what stands for a parameter in a module inside this context.
+
+    Torch raises for tensors that are no `nn.Parameter`, which substitutes are not.
+
+    Yields:
+        Nothing.
+    """
+    before = nn.Module.get_parameter
+
+    def get_parameter(module: nn.Module, target: str) -> Any:
+        path, _, name = target.rpartition(".")
+        found = module.get_submodule(path)._parameters.get(name)
+        return before(module, target) if found is None else found
+
+    nn.Module.get_parameter = get_parameter  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        nn.Module.get_parameter = before  # type: ignore[method-assign]
 
 
 def refuse_backward(where: str) -> NoReturn:

@@ -21,7 +21,7 @@ from lossscope.probes.errors import ProbeError
 from lossscope.probes.objective.batch_tree import leaves, length, mapped
 from lossscope.probes.objective.parameters import cast
 
-__all__ = ["FixedData", "fixed_data"]
+__all__ = ["FixedData", "copied", "fixed_data", "versions"]
 
 _SAMPLED: Final = 1024  # entries of each tensor in the check for changed data
 
@@ -198,7 +198,7 @@ def fixed_data(
     if not isinstance(batches, Iterable):
         raise ProbeError(f"batches must be iterable, got {type(batches).__name__}: pass a list or a loader")
     with _random_numbers_kept(batches):
-        kept = tuple(batches) if isinstance(batches, tuple | list) else tuple(_copied(batch) for batch in batches)
+        kept = tuple(batches) if isinstance(batches, tuple | list) else tuple(copied(batch) for batch in batches)
     if not kept:
         raise ProbeError(
             "batches must have at least 1 batch, got 0: an exhausted iterator, perhaps; pass a list or a new loader"
@@ -262,9 +262,14 @@ def _random_numbers_kept(batches: Any) -> Iterator[None]:
             own.set_state(state)
 
 
-def _copied(batch: Any) -> Any:
-    """Return a copy of a batch with tensors and arrays of its own."""
+def copied(batch: Any) -> Any:
+    """Return a copy of a batch with containers, tensors and arrays of its own."""
     return mapped(batch, _own)
+
+
+def versions(batch: Any) -> list[tuple[str, int | None]]:
+    """Return the path of each leaf of a batch and the number of writes that torch has counted for it."""
+    return [(path, _version(leaf)) for path, leaf in leaves(batch)]
 
 
 def _own(leaf: Any) -> Any:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from lossscope.probes.objective.autograd_guards import no_reentrant_checkpoint, refuse_backward
+from lossscope.probes.objective.autograd_guards import no_reentrant_checkpoint, parameters_by_name, refuse_backward
 from lossscope.probes.objective.module_state import ModuleState
 from lossscope.probes.objective.reached import Reached
 
@@ -64,6 +64,9 @@ def isolated(
         stack.callback(np.random.set_state, drawn)
         stack.callback(random.setstate, of_python)
         stack.callback(state.restore)
+        for module in modules:
+            if isinstance(module, torch.jit.ScriptModule):  # whose mode is no attribute of Python's
+                stack.callback(setattr, module, "training", module.training)
         for put_back in generators:
             stack.callback(put_back)
         stack.enter_context(torch.random.fork_rng(devices=cuda))
@@ -72,9 +75,12 @@ def isolated(
             stack.enter_context(torch.autocast(kind, enabled=False))
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         stack.enter_context(no_reentrant_checkpoint())
+        stack.enter_context(parameters_by_name())
         torch.backends.mha.set_fastpath_enabled(False)
         model.train(training)
         for module in modules:
+            if isinstance(module, nn.Embedding | nn.EmbeddingBag):  # a sparse gradient has no second derivative
+                vars(module).update(sparse=False)
             if hasattr(module, "require_backward_grad_sync"):  # DistributedDataParallel would wait for other processes
                 vars(module).update(require_backward_grad_sync=False, require_forward_param_sync=False)
         stack.enter_context(torch.inference_mode(False))

@@ -31,7 +31,7 @@ from lossscope.probes.objective.autograd_guards import (
     refuse_held,
 )
 from lossscope.probes.objective.batch_tree import mapped
-from lossscope.probes.objective.data import FixedData, fixed_data
+from lossscope.probes.objective.data import FixedData, copied, fixed_data, versions
 from lossscope.probes.objective.evaluation import (
     ULPS,
     BatchEvaluation,
@@ -120,6 +120,7 @@ class Objective:
         self._of_parts: list[Additivity] = []  # shared by all parts that are evaluated before the whole
         self.reached = reached(loss_fn, model)
         self._held: list[str] = []  # parameters that the loss uses past the model; shared by all copies
+        self._writes: list[bool] = []  # not empty if the loss writes into its batch; shared by all copies
         self.call = Substitution(model, loss_fn, None, self.reached, self._held)
         self.graph: GraphFacts | None = None  # what the graph of the loss tells; None until a first gradient
         self.verified: frozenset[str] = frozenset()  # methods whose products were found right
@@ -383,7 +384,7 @@ class Objective:
         parameters = dict(zip(self.names, leaves, strict=True))
         if not self._whole:
             parameters |= self.vector.others(differentiable=self._differentiated)
-        return function(parameters, buffers, batch)
+        return function(parameters, buffers, copied(batch) if self._writes else batch)
 
     def validated_loss(self, loss: Any, at: BatchEvaluation) -> Tensor:
         """Return the loss of a batch after checking that it is finite and equal to that of the earlier evaluation."""
@@ -502,7 +503,12 @@ class Objective:
         """Return the loss of each batch, without a comparison; put the parameters that it holds itself into `_held`."""
         values = []
         for at in self._starts(None):
-            loss = self.loss(self.copies(), at)
+            batch = copied(self.data.batches[at.index])
+            before = versions(batch)
+            buffers = at.buffers if self.mode == "train" else self.call.buffers()
+            loss = self.validated_loss(self._evaluated_on(batch, self.call, self.copies(), buffers), at)
+            if not self._writes and before != versions(batch):
+                self._writes.append(True)
             if loss.requires_grad and (held := held_parameters(loss, self.model)):
                 if self._held:
                     refuse_held(held)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from functools import reduce
+from itertools import pairwise
 from typing import Any, Final
 
 import torch
@@ -37,6 +38,11 @@ class ParameterVector:
     ) -> None:
         if not isinstance(model, nn.Module):
             raise ProbeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+        if any(isinstance(part, torch.jit.ScriptModule) for part in model.modules()):
+            raise ProbeError(
+                "model must be a module of Python, got one of TorchScript, whose parameters cannot be replaced: give "
+                "the module that was traced or scripted, with load_state_dict(scripted.state_dict())"
+            )
         tensors = [*model.named_parameters(), *model.named_buffers()]
         if lazy := [name for name, tensor in tensors if is_lazy(tensor)]:
             raise ProbeError(f"{len(lazy)} tensors, such as {lazy[0]}, have no shape yet: run one forward pass first")
@@ -171,7 +177,7 @@ def _require_own_memory(parameters: Mapping[str, Tensor]) -> None:
             continue
         found = [parameters[name] for name in names]
         ends = sorted((p.storage_offset(), p.storage_offset() + _span(p)) for p in found)
-        apart = all(before[1] <= after[0] for before, after in zip(ends, ends[1:], strict=False))
+        apart = all(before[1] <= after[0] for before, after in pairwise(ends))
         if (apart and all(map(_is_dense, found))) or _is_apart(found):
             continue
         what = f"{names[0]} and {names[1]} share memory" if len(names) > 1 else f"{names[0]} is expanded"
@@ -198,7 +204,7 @@ def _is_dense(p: Tensor) -> bool:
 
 def _is_apart(tensors: Sequence[Tensor]) -> bool:
     """Return True if no entry of the storage of some tensors is used twice."""
-    places = torch.arange(max(p.storage_offset() + _span(p) for p in tensors))
+    places = torch.arange(max(int(p.storage_offset()) + _span(p) for p in tensors))
     used = [places.as_strided(p.shape, p.stride(), p.storage_offset()).reshape(-1) for p in tensors]
     return int(torch.bincount(torch.cat(used)).max()) <= 1
 

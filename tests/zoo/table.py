@@ -124,7 +124,8 @@ FURTHER: dict[str, dict[str, str]] = {
     "ctc": {
         "hessian: forward": "forward AD",
         **dict.fromkeys(
-            ("hessian: batched", "batch_sharpness", "directional_sharpness", "step_quality"), "_ctc_loss_backward"
+            ("hessian: batched", "pyhessian_spectrum", "batch_sharpness", "directional_sharpness", "step_quality"),
+            "_ctc_loss_backward",
         ),
     },
     "forces": {"hessian: forward": "requires_grad_"},

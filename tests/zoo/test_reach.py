@@ -97,7 +97,6 @@ CASES: dict[str, Callable[[], Parts]] = {
     "batch with a new entry": lambda: Parts(net(), annotating, named()),
     "traced": lambda: Parts(traced(), CrossEntropy(), vectors()),
 }
-FAULTS = {"batch changed in place", "batch with a new entry", "traced"}
 
 
 def of_loss(parts: Parts) -> list[Tensor]:
@@ -105,13 +104,7 @@ def of_loss(parts: Parts) -> list[Tensor]:
     return [value.clone() for value in vars(parts.loss_fn).values() if isinstance(value, Tensor)]
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=pytest.mark.xfail(strict=True, reason="issue 10: reach") if name in FAULTS else ())
-        for name in CASES
-    ],
-)
+@pytest.mark.parametrize("name", CASES)
 def test_what_is_reached_is_left(name: str) -> None:
     parts = seeded(CASES[name])()
     before, state = kept(parts), of_loss(parts)
