@@ -36,7 +36,9 @@ def run(rank: int, folder: str, who: str) -> None:
     recorder = None
     if who == "all" or (who == "first" and rank == 0):
         objective = Objective(model, CrossEntropy(), data[:1])
-        recorder = Recorder(f"{folder}/{who}", model, optimizer, objective, "economy", steps=8, evaluations=2)
+        recorder = Recorder(
+            f"{folder}/{who}", model, optimizer, objective, "economy", steps=8, evaluations=2, overhead=1
+        )
     for x, y in data:
         loss = F.cross_entropy(parallel(x), y)
         optimizer.zero_grad()

@@ -73,7 +73,7 @@ def trained(
     if path is not None:
         more["minibatches"] = Objective(model, CrossEntropy(), data()[:2])
         fixed = Objective(model, loss_fn or CrossEntropy(), data()[:1]) if measured else None
-        recorder = Recorder(path, model, optimizer, fixed, "full", steps=STEPS, evaluations=1, **more)
+        recorder = Recorder(path, model, optimizer, fixed, "full", steps=STEPS, evaluations=1, overhead=1, **more)
     bits = []
     for index, (x, y) in enumerate(data()):
         if before is not None:

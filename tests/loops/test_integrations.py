@@ -112,7 +112,7 @@ def test_a_recorder_in_another_trainer_changes_no_bit(trainer: Callable[[Start],
     def start(model: nn.Module, optimizer: Any, loss_fn: Any, data: Any = None) -> Any:
         objective = Objective(model, loss_fn, (data or batches())[:1])
         more = {"steps": 6, "evaluations": 2}
-        recorders.append(Recorder(tmp_path / "run", model, optimizer, objective, "economy", **more))
+        recorders.append(Recorder(tmp_path / "run", model, optimizer, objective, "economy", overhead=1, **more))
         return recorders[0].step
 
     torch.manual_seed(0)

@@ -63,7 +63,7 @@ def trained(
         if curvature:
             objective = Objective(model, loss_fn, data)
         path = folder / f"run{len(recorders)}"
-        recorders.append(Recorder(path, model, optimizer, objective, "full", steps=STEPS, evaluations=2))
+        recorders.append(Recorder(path, model, optimizer, objective, "full", steps=STEPS, evaluations=2, overhead=1))
         return recorders[-1].step
 
     modules = LOOPS[name](start)
