@@ -119,7 +119,9 @@ def _recorded(manifest: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 def _optimizers(facts: object) -> Iterator[Mapping[str, Any]]:
     """Yield the facts of each optimizer of a run: one, or a list of them."""
-    yield from [facts] if isinstance(facts, Mapping) and facts else _mappings(facts)
+    if isinstance(facts, Mapping):
+        several = _mappings(facts.get("optimizers"))
+        yield from several or ([facts] if facts else [])
 
 
 def _of_groups(groups: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, Any]]:

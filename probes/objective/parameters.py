@@ -104,11 +104,13 @@ class ParameterVector:
             differentiable: True if those that require grad shall do so here, as leaves of their own.
         """
         mine = set(self.names)
-        others = {name: p for name, p in self._model.named_parameters() if name not in mine}
-        return {
-            name: cast(p.detach(), self.cast_to).requires_grad_(differentiable and p.requires_grad)
-            for name, p in others.items()
-        }
+        found = {}
+        for name, p in self._model.named_parameters():
+            if name not in mine:
+                found[name] = cast(p.detach(), self.cast_to)
+                if differentiable and p.requires_grad:  # functorch transforms refuse any call of requires_grad_
+                    found[name].requires_grad_()
+        return found
 
     def known(self, names: Collection[str]) -> tuple[str, ...]:
         """Return names in the order of the vector after checking that each is known."""

@@ -23,7 +23,10 @@ PLANNED = 100_000
 
 
 def flush_often(self: RunStore) -> bool:
-    return self._journal.flush_if_due(0.01)
+    due = self._journal.due(0.01)
+    if due:
+        self.flush()
+    return due
 
 
 def loop(path: str, mode: str) -> None:

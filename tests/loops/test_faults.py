@@ -135,7 +135,10 @@ def test_a_fault_at_any_instrument_is_a_missing_value_and_changes_no_bit(
             gaps = [gap for gap in run.manifest["curvature_gaps"] if gap["instrument"] == instrument]
             assert gaps, name
             assert all(type(error).__name__ in gap["why"] and isinstance(gap["step"], int) for gap in gaps), name
-        assert run.status == ("crashed" if attribute == "update_manifest" else "finished"), name
+        assert run.status == "finished", name
+
+
+HELD: list[weakref.ref[Tensor]] = []  # not an attribute of the loss, which an evaluation puts back
 
 
 class Spoiling(CrossEntropy):
@@ -144,12 +147,11 @@ class Spoiling(CrossEntropy):
     def __init__(self, error: BaseException) -> None:
         super().__init__()
         self.error, self.armed = error, False
-        self.held: list[weakref.ref[Tensor]] = []
 
     def logits(self, model: nn.Module, batch: Any) -> Tensor:
         if self.armed:
             held = torch.zeros(1000)
-            self.held.append(weakref.ref(held))
+            HELD.append(weakref.ref(held))
             torch.rand(3), np.random.rand(), random.random()
             model.eval()
             for p in self.parameters:
@@ -170,12 +172,13 @@ def test_a_loss_that_spoils_everything_and_fails_changes_no_bit_and_is_told_once
 ) -> None:
     _, plain = trained(None)
     loss = Spoiling(error)
+    HELD.clear()
     gc.disable()
     try:
         with pytest.warns(RecordingWarning) as told:
             _, recorded = trained(tmp_path / "run", loss, loss.arm)
-        assert loss.held
-        assert all(held() is None for held in loss.held)  # the frames of the exception are released at once
+        assert HELD
+        assert all(held() is None for held in HELD)  # the frames of the exception are released at once
     finally:
         gc.enable()
     assert recorded == plain
@@ -224,7 +227,7 @@ def test_rows_that_a_full_disk_refused_are_written_when_there_is_room(
     def room(index: int, model: nn.Module) -> None:
         monkeypatch.setattr(journal._SegmentWriter, "write", full if index < 3 else write)
 
-    monkeypatch.setattr(RunStore, "flush_if_due", lambda self: self._journal.flush_if_due(0))  # at every step
+    monkeypatch.setattr(RunStore, "flush_if_due", lambda self: self.flush() is None)  # at every step
     _, plain = trained(None)
     with pytest.warns(RecordingWarning, match="No space left on device"):
         _, recorded = trained(tmp_path / "run", before=room)

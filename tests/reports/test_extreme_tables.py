@@ -73,7 +73,9 @@ def extreme_run(path: Path, seed: int) -> Run:
         "trigger": draw.choice(
             (None, {"mode": "aga", "lambda": 1e308, "k": 6}, {"mode": "timer", "lambda": 1.0, "k": 1})
         ),
-        "model": {"parameters": draw.choice((0, 5, 2**70)), "tensors": [{"name": "a", "shape": draw.choice(SHAPES)}]},
+    }
+    odd = {  # the store refuses to write or read some of these
+        "model": {"parameters": draw.choice((0, 5, 2**53)), "tensors": [{"name": "a", "shape": draw.choice(SHAPES)}]},
         "overhead": draw.choice((None, {"share": draw.choice(numbers), "curvature_share": 1e308})),
     }
     store = RunStore.create(path, facts)
@@ -86,7 +88,9 @@ def extreme_run(path: Path, seed: int) -> Run:
                     row |= {"nodes": nodes, "weights": [0.5] * len(nodes), "settled": [1.0] * len(nodes)}
                 store.append(table, {**row, "step": step})
     store.close("failed", "the loss became nan")
-    return Run.open(path)
+    run = Run.open(path)
+    run.manifest.update(odd)
+    return run
 
 
 def check(
@@ -102,7 +106,8 @@ def check(
             warnings.simplefilter("error")
             made = getattr(reports, report)(runs)
             shown = {kind: render(made, kind) for kind in formats}
-        assert not re.search(r"\b(nan|inf)\b", shown.get("text", "").replace("became nan", ""))
+        text = re.sub(r"became nan|got -?inf and -?inf", "", shown.get("text", ""))  # words of errors
+        assert not re.search(r"\b(nan|inf)\b", text)
         json.loads(shown.get("json", "{}"), parse_constant=pytest.fail)
 
 
