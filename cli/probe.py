@@ -23,7 +23,7 @@ _NEXT_STEPS: Final = {  # by Limit
     "depth": "The Krylov space is too small for {}, as their intervals show: measure density alone, with more "
     "--max-products",
     "data": "The searches behind {} did not meet their bound: raise --max-products or --rel",
-    "batches": "Too few minibatches for the interval of {} to be reliable: measure an objective of more batches",
+    "batches": "Only more batches narrow the interval of {}: measure an objective of more batches",
 }
 
 

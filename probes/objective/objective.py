@@ -13,6 +13,7 @@ from typing import Any, Final, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from lossscope.probes.errors import ProbeError, ProbeWarning
 from lossscope.probes.objective.additivity import (
@@ -550,9 +551,7 @@ class Objective:
             lambda batch: evaluate(mapped(batch, partial(cast, dtype=torch.float64)), self._function_in(torch.float64)),
             self.vector.unit,
             self._counted,
-            self.mode != "eval"
-            or bool(self._without_statistics)
-            or any(network.training for network in self.reached.modules),
+            self.mode != "eval" or bool(self._without_statistics) or any(map(_normalizes, self.reached.modules)),
             self.loss_fn,
             lambda: self._batch_losses(values, self._close()),
         )
@@ -576,3 +575,8 @@ class Objective:
         """Return the loss of one batch at other parameters."""
         leaf = theta.clone().requires_grad_(self._differentiated)
         return float(self.evaluated(self.call, self.vector.views(leaf, apart=True), at).detach())
+
+
+def _normalizes(network: nn.Module) -> bool:
+    """Return True if a network normalizes by the statistics of its batch: batch norm in train mode."""
+    return any(isinstance(part, _BatchNorm) and part.training for part in network.modules())

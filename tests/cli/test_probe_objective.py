@@ -325,7 +325,7 @@ def test_batch_sharpness_was_given_no_bound_and_needs_more_batches_not_more_prod
     ((_, _, _, *cells),) = [line.split() for line in measured.splitlines() if " batch_sharpness " in line]
     assert cells[-2:] == ["–", "lossscope"]
     assert "--max-products" not in rest
-    assert "Too few minibatches for the interval of batch_sharpness_ratio_of_means" in rest
+    assert "Only more batches narrow the interval of batch_sharpness, batch_sharpness_ratio_of_means" in rest
     assert json.loads(probe("AdamW", "minibatches", "--measures", "batch_sharpness", "--json").out)["unmet"] == []
 
 

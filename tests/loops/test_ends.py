@@ -118,7 +118,8 @@ def test_nothing_flushed_is_lost_by_a_signal_at_a_random_moment(
             assert (run.status, code) == ("crashed", -signal.SIGKILL)
         elif kind == "term":
             assert (run.status, code) == ("stopped", -signal.SIGTERM)
-            assert run.manifest["how_it_ended"] == f"SIGTERM: stopped at {len(run.steps)}"
+            taken = int(run.manifest["how_it_ended"].removeprefix("SIGTERM: stopped at "))
+            assert taken - len(run.steps) in (0, 1)  # 1: between an optimizer step and its row
         else:
             assert run.status == "failed"
             assert run.manifest["how_it_ended"].startswith("KeyboardInterrupt")

@@ -217,13 +217,6 @@ def test_plain_sgd_needs_no_metric_and_no_state() -> None:
         assert metric(optimizer, objective).threshold == pytest.approx(heavy_ball(0.05, 0.9).value, rel=1e-6)
 
 
-def test_a_learning_rate_of_zero_at_the_end_of_a_schedule_is_said_to_have_no_threshold() -> None:
-    objective = quadratic(torch.eye(7, dtype=torch.float64))
-    optimizer = torch.optim.SGD(objective.model.parameters(), lr=0.0)
-    with pytest.raises(ProbeError, match=r"the learning rate of a is 0, so its step has no stability threshold"):
-        step_metric(optimizer, dict(objective.model.named_parameters()), objective)
-
-
 def test_full_batch_training_of_a_network_settles_at_the_edge() -> None:
     """Sharpness rises until it reaches the threshold in the optimizer's metric (Cohen et al., 2022)."""
     digits = load_digits()
