@@ -73,7 +73,7 @@ def parameters_by_name() -> Iterator[None]:
         found = module.get_submodule(path)._parameters.get(name)
         return before(module, target) if found is None else found
 
-    nn.Module.get_parameter = get_parameter  # type: ignore[method-assign]
+    nn.Module.get_parameter = get_parameter  # type: ignore[method-assign, assignment]
     try:
         yield
     finally:

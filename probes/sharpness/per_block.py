@@ -249,7 +249,8 @@ def per_module(
             "pass an objective, or hessian(objective)"
         )
     objective = operator.objective
-    groups = _groups(objective.names, by)
+    filled = [name for name in objective.names if len(objective.vector.indices([name]))]  # others have no block
+    groups = _groups(filled, by)
     begun = time.perf_counter()
     own, *others = independent_seeds(seed, 1 + len(groups))
     whole = _whole(operator, rel, max_products, own)

@@ -185,7 +185,9 @@ PROBES: dict[str, Callable[[Objective], Any]] = {
     "require_agreement": refused_agreement,
     "check_adjoint": lambda o: check_adjoint(o, torch.ones(1), vector(o) / vector(o).square().sum(), vector(o), "own"),
 }
-REFUSES = {("sampled_eigenvalue", "frozen"), ("sampled_eigenvalue", "train")}  # batch norm: no mean over samples
+REFUSES = {
+    (name, mode) for name in ("sampled_eigenvalue", "Objective: split") for mode in ("frozen", "train")
+}  # batch norm: no mean
 REFUSES |= {(f"hessian: {name}", "train") for name in ("forward", "differences")}  # buffers that move in between
 
 

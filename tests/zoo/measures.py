@@ -313,14 +313,14 @@ def modules(b: Bench) -> Checks:
     table = per_module(b.objective, rel=0.05, max_products=16, seed=b.seed)
     H, norm = b.truth.hessian, float(b.truth.values.norm())
     ends = torch.tensor([0, *[p.numel() for p in b.truth.parameters]]).cumsum(0)
-    blocks = [H[start:end, start:end] for start, end in pairwise(ends.tolist())]
+    blocks = [H[start:end, start:end] for start, end in pairwise(ends.tolist()) if end > start]
     largest = max(range(len(blocks)), key=lambda i: len(blocks[i]))
     row, block = table.rows[largest], blocks[largest]
     yield interval("block trace", row.trace, float(block.trace()), b.digits, norm)
     yield interval("block lambda_max", row.lambda_max, float(torch.linalg.eigvalsh(block)[-1]), b.digits, norm)
     if not math.isnan(row.trace_share.value):  # undefined where the interval of the whole trace includes zero
         yield interval("block trace_share", row.trace_share, float(block.trace() / H.trace()), b.digits)
-    flattest = min((i for i in range(len(blocks)) if len(blocks[i])), key=lambda i: float(blocks[i].norm()))
+    flattest = min(range(len(blocks)), key=lambda i: float(blocks[i].norm()))
     top = float(torch.linalg.eigvalsh(blocks[flattest])[-1])
     yield interval("flattest lambda_max", table.rows[flattest].lambda_max, top, b.digits, norm)
     yield interval("trace", table.trace, float(H.trace()), b.digits, norm)

@@ -69,7 +69,10 @@ MEMBERS: dict[str, Member] = {
     "lora": Member(sequence.lora),
     "sparse_embedding": Member(sequence.sparse_embedding),
     "pinn": Member(own_losses.pinn, refuses=NO_OUTPUTS | {"hessian: forward": "requires_grad_"}),
-    "gradient_penalty": Member(own_losses.gradient_penalty, refuses=NO_OUTPUTS),
+    "gradient_penalty": Member(
+        own_losses.gradient_penalty,
+        refuses=NO_OUTPUTS | {"hessian: forward": "requires_grad_"} | dict.fromkeys(WRONG_BACKWARD, "NativeLayerNorm"),
+    ),
     "gan": Member(
         own_losses.gan,
         refuses=NO_OUTPUTS | BATCH_STATISTICS | {"batch_sharpness": "requires at least 2 batches"},
