@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import pytest
@@ -59,7 +60,8 @@ def test_parameters_are_found_by_name_inside_a_loss() -> None:
 
 
 def test_torchscript_is_refused_in_one_line() -> None:
-    with pytest.warns(DeprecationWarning):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
         model = torch.jit.script(nn.Linear(3, 2))
     with pytest.raises(ProbeError, match="got one of TorchScript"):
         Objective(model, lambda m, x: m(x).mean(), [torch.ones(1, 3)])
