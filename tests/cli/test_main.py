@@ -269,7 +269,10 @@ def test_the_demo_replaces_no_page_without_force(inside: Command, tmp_path: Path
     assert (tmp_path / "report.html").read_text() == "mine"
 
 
-def test_the_demo_leaves_nine_runs_and_one_page_and_prints_two_tables(inside: Command, tmp_path: Path) -> None:
+def test_the_demo_leaves_nine_runs_and_one_page_and_prints_two_tables(
+    inside: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lossscope.cli.demo._EVALUATIONS", 3)
     arguments = ["demo", "--out", str(tmp_path / "demo"), "--steps", "60"]
     result = CliRunner().invoke(app, arguments, catch_exceptions=False)
     assert result.exit_code == 0

@@ -182,7 +182,7 @@ STARTS, BUDGET = 50, 90
     ("name", "rel"),  # cases with the coverage nearest to a limit; 0.02 is reached at the first test, the others later
     [
         ("power law", 0.02),
-        ("power law", 0.01),
+        pytest.param("power law", 0.01, marks=pytest.mark.slow),
         ("outlier and bulk", 0.02),
         pytest.param("indefinite", 0.09, marks=pytest.mark.slow),
         pytest.param("indefinite", 0.06, marks=pytest.mark.slow),
