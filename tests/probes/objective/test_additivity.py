@@ -223,7 +223,9 @@ def legitimate() -> dict[str, Objective]:
 
 @pytest.mark.parametrize("name", list(legitimate()))
 def test_no_legitimate_loss_is_refused(name: str) -> None:
-    objective = legitimate()[name]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        objective = legitimate()[name]
     checked = objective.mode == "eval" and name not in ("divided by a number", "time first, unequal lengths")
     with warnings.catch_warnings():
         warnings.simplefilter("error" if checked or objective.mode != "eval" else "ignore", ProbeWarning)
