@@ -26,6 +26,7 @@ from lossscope.probes.errors import ProbeError
 from lossscope.probes.objective.objective import Objective
 from lossscope.probes.operators.base import SymmetricOperator, preconditioned
 from lossscope.probes.operators.hessian import hessian
+from lossscope.probes.operators.number_rounding import number_rounding
 from lossscope.probes.sharpness.alignment import GradientAlignment, gradient_alignment
 from lossscope.probes.sharpness.invariant import adaptive_trace, log_fisher_rao, theta_hessian_theta
 from lossscope.probes.sharpness.logits import logit_scale
@@ -33,7 +34,7 @@ from lossscope.probes.sharpness.minibatch import batch_sharpness
 from lossscope.probes.sharpness.per_block import per_module
 from lossscope.probes.sharpness.sampling_error import sampled_eigenvalue
 from lossscope.probes.sharpness.stability_thresholds import edge_ratio
-from lossscope.probes.statistics.estimate import Estimate, exact_estimate
+from lossscope.probes.statistics.estimate import Estimate, rounded_estimate
 
 __all__ = ["Panel", "alignment_rows", "batch_rows", "module_rows", "sampling_rows"]
 
@@ -56,7 +57,7 @@ def alignment_rows(objective: Objective, top: EigenPairs, names: frozenset[str])
     found = gradient_alignment(objective, top)
     share = {f"top{k}_share" if k > 1 else "top_share": k for k in (1, 5) if k <= len(found.chi)}
     estimates = {name: _share(found, k) for name, k in share.items()}
-    estimates |= {"gradient_cosine": exact_estimate(found.cosine), "gradient_rayleigh": found.share}
+    estimates |= {"gradient_cosine": found.cosine, "gradient_rayleigh": found.share}
     method = hessian(objective).method
     return Rows([{**estimate_row(name, one), "method": method} for name, one in estimates.items() if name in names])
 
@@ -173,7 +174,9 @@ class Panel:
         """Compute the mean loss."""
         begun = time.perf_counter()
         value = self.objective.value()
-        return Rows([estimate_row("loss", exact_estimate(value, seconds=time.perf_counter() - begun))])
+        (rounding,) = number_rounding(self.objective, lambda other: (other.value(),), (value,))
+        found = rounded_estimate(value, rounding, seconds=time.perf_counter() - begun)
+        return Rows([estimate_row("loss", found)])
 
     def spectrum(self, names: frozenset[str]) -> Rows:
         """Measure eigenvalues, trace, norm and density with the requested engine; PyHessian has no usable density."""

@@ -7,22 +7,18 @@ import time
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Final
 
 import torch
 from torch import Tensor
 
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.objective.objective import Objective
-from lossscope.probes.operators.base import ASSUMED, MARGIN
+from lossscope.probes.operators.number_rounding import number_rounding
 from lossscope.probes.operators.second_derivative import named, require_second_derivative, second_derivative
 from lossscope.probes.statistics.estimate import Estimate, rounded_estimate
 from lossscope.probes.sums import dot, norm
 
 __all__ = ["DirectionalSharpness", "directional_sharpness"]
-
-
-_FLOOR: Final = 16.0  # rounding units of float64 that a sum is off by at least, as another order of its terms shows
 
 
 @dataclass(frozen=True)
@@ -110,18 +106,14 @@ def _along(objective: Objective, displacement: Tensor) -> _Along:
 
 
 def _rounding(objective: Objective, displacement: Tensor, found: _Along) -> tuple[float, float]:
-    """Bound the rounding of slope and curvature by their values in another precision, or by what is assumed."""
-    wide = torch.finfo(torch.float64).eps
-    narrower = objective.vector.unit > wide
-    try:
-        other = _along(objective.in_dtype(torch.float64 if narrower else torch.float32), displacement)
-    except Exception:  # a copy in another dtype may fail in any way, and then there is no comparison
-        first, second = (ASSUMED * objective.vector.unit * size for size in found.sizes)
-        return first, second
-    share = 1.0 if narrower else MARGIN * wide / torch.finfo(torch.float32).eps
-    changes = abs(other.slope - found.slope), abs(other.curvature - found.curvature)
-    first, second = (share * c + _FLOOR * wide * size for c, size in zip(changes, found.sizes, strict=True))
-    return first, second
+    """Bound the rounding of slope and curvature."""
+
+    def both(other: Objective) -> tuple[float, float]:
+        along = _along(other, displacement)
+        return along.slope, along.curvature
+
+    slope, curvature = number_rounding(objective, both, (found.slope, found.curvature), found.sizes)
+    return slope, curvature
 
 
 def _share(error: float, value: float) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from lossscope.probes.objective.objective import Objective
 from lossscope.probes.operators.base import SymmetricOperator, scaled
 from lossscope.probes.operators.cached_products import reason
 from lossscope.probes.operators.hessian import hessian
+from lossscope.probes.operators.number_rounding import number_rounding
 from lossscope.probes.operators.quadratic_form import form_rounding
 from lossscope.probes.operators.second_derivative import check_adjoint
 from lossscope.probes.statistics.estimate import Estimate, exact_estimate, rounded_estimate
@@ -86,7 +88,7 @@ def log_fisher_rao(objective: Objective) -> Estimate:
         objective: The loss; its `loss_fn` must have `logits(model, batch)`, classes last, as `CrossEntropy` has.
 
     Returns:
-        The logarithm, exact on the fixed data; nan if the norm is zero.
+        The logarithm, exact on the fixed data up to the rounding in its interval; nan if the norm is zero.
 
     Raises:
         ProbeError: The loss has no `logits`, they have no forward-mode derivative, or the norm is not finite.
@@ -101,19 +103,29 @@ def log_fisher_rao(objective: Objective) -> Estimate:
             "give your loss a method logits(model, batch); all other measures do without"
         )
     begun = time.perf_counter()
-    with objective.evaluating():
-        objective.require_repeatable()
-        try:
-            norm = _fisher_rao(objective, logits)
-        except NotImplementedError as error:  # torch raises it for a function without a forward-mode rule
-            raise ProbeError(f"the logits have no forward-mode derivative ({reason(error)})") from error
+    try:
+        norm = _fisher_rao(objective, logits)
+    except NotImplementedError as error:  # torch raises it for a function without a forward-mode rule
+        raise ProbeError(f"the logits have no forward-mode derivative ({reason(error)})") from error
     if not math.isfinite(norm):
         raise ProbeError(f"the Fisher-Rao norm is {norm}: the logits overflow {objective.dtype} at these parameters")
-    return exact_estimate(math.log(norm) if norm > 0 else math.nan, seconds=time.perf_counter() - begun)
+    if not norm > 0:
+        return exact_estimate(math.nan, seconds=time.perf_counter() - begun)
+    (rounding,) = number_rounding(objective, lambda other: (_fisher_rao(other, logits),), (norm,))
+    found = rounded_estimate(norm, rounding, seconds=time.perf_counter() - begun)
+    low = math.log(found.low) if found.low > 0 else -math.inf
+    return replace(found, value=math.log(norm), low=low, high=math.log(found.high))
 
 
 def _fisher_rao(objective: Objective, logits: Callable[[Any, Any], Tensor]) -> float:
     """Return the mean over the terms of the loss of the variance of the logits' derivative."""
+    with objective.evaluating():
+        objective.require_repeatable()
+        return _mean_variance(objective, logits)
+
+
+def _mean_variance(objective: Objective, logits: Callable[[Any, Any], Tensor]) -> float:
+    """Return the mean over the terms of the loss; call it inside `evaluating`."""
     call = objective.substitution(logits)
     total = 0.0
     for at in objective.passes():

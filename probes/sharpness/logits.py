@@ -12,7 +12,8 @@ from torch import Tensor
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.objective.loss_terms import averaging_shares, class_logits
 from lossscope.probes.objective.objective import Objective
-from lossscope.probes.statistics.estimate import Estimate, exact_estimate
+from lossscope.probes.operators.number_rounding import number_rounding
+from lossscope.probes.statistics.estimate import Estimate, rounded_estimate
 
 __all__ = ["LogitScale", "logit_scale"]
 
@@ -38,7 +39,7 @@ def logit_scale(objective: Objective) -> LogitScale:
         objective: The loss; its `loss_fn` must have `logits(model, batch)` and `labels(batch)`, as `CrossEntropy` has.
 
     Returns:
-        Both means, exact on the fixed data. Cost: one forward pass.
+        Both means, exact on the fixed data up to the rounding in their intervals. Cost: two forward passes.
 
     Raises:
         ProbeError: The loss has no `logits` or `labels`, or a logit is not finite.
@@ -62,21 +63,29 @@ def logit_scale(objective: Objective) -> LogitScale:
             "give your loss methods logits(model, batch) and labels(batch); all other measures do without"
         )
     begun = time.perf_counter()
-    with objective.evaluating():
-        objective.require_repeatable()
-        norm, margin = _means(objective)
+    norm, margin, size = _means(objective)
     if not math.isfinite(norm):
         raise ProbeError(f"the mean norm of the logits is {norm}: they overflow at these parameters")
+    rounding = number_rounding(objective, lambda other: _means(other)[:2], (norm, margin), (size, size))
     seconds = time.perf_counter() - begun
-    return LogitScale(exact_estimate(norm, seconds=seconds), exact_estimate(margin, seconds=seconds))
+    return LogitScale(
+        rounded_estimate(norm, rounding[0], seconds=seconds), rounded_estimate(margin, rounding[1], seconds=seconds)
+    )
 
 
-def _means(objective: Objective) -> tuple[float, float]:
-    """Return the mean norm and the mean margin, terms and batches weighted as in the loss."""
+def _means(objective: Objective) -> tuple[float, float, float]:
+    """Return the mean norm, the mean margin and the mean largest logit, weighted as in the loss."""
+    with objective.evaluating():
+        objective.require_repeatable()
+        return _weighted_means(objective)
+
+
+def _weighted_means(objective: Objective) -> tuple[float, float, float]:
+    """Return the same; call it inside `evaluating`."""
     loss, logits = objective.loss_fn, class_logits(objective.loss_fn)
     assert logits is not None
     call, copies = objective.substitution(logits), objective.copies()
-    norm = margin = 0.0
+    norm = margin = size = 0.0
     for at in objective.passes():
         batch = objective.data.batches[at.index]
         labels: Tensor = loss.labels(batch)  # type: ignore[attr-defined]
@@ -89,7 +98,8 @@ def _means(objective: Objective) -> tuple[float, float]:
             lead = _margins(z, labels.reshape(-1)[counted].long())
         norm += at.weight * float((z - z.mean(-1, keepdim=True)).norm(dim=-1) @ shares)
         margin += at.weight * float(lead @ shares)
-    return norm, margin
+        size += at.weight * float((z.abs().amax(-1) * shares).sum())
+    return norm, margin, size
 
 
 def _margins(z: Tensor, right: Tensor) -> Tensor:

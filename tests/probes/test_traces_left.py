@@ -24,6 +24,7 @@ from lossscope.probes.objective.objective import Objective
 from lossscope.probes.operators.base import ObjectiveOperator, SymmetricOperator, preconditioned, restricted, scaled
 from lossscope.probes.operators.gauss_newton import fisher, gauss_newton, split_loss
 from lossscope.probes.operators.hessian import hessian
+from lossscope.probes.operators.number_rounding import number_rounding
 from lossscope.probes.operators.second_derivative import (
     check_adjoint,
     check_product,
@@ -140,6 +141,7 @@ def refused_agreement(objective: Objective) -> None:
 METHODS = ("reverse", "batched", "forward", "differences")
 # keys: the public name of a probe; "name: variant" for one that has several variants
 PROBES: dict[str, Callable[[Objective], Any]] = {
+    "number_rounding": lambda objective: number_rounding(objective, lambda other: (other.value(),), (1.0,)),
     "Objective: value": Objective.value,
     "Objective: gradient": Objective.gradient,
     "Objective: at": moved,

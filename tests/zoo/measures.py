@@ -486,7 +486,7 @@ def alignment(b: Bench) -> Checks:
     rayleigh = float(g @ Hg) / float(g @ g)
     yield exact(
         "cosine",
-        found.cosine,
+        found.cosine.value,
         float(g @ Hg / (g.norm() * Hg.norm())),
         b.digits,
         b.truth.norm * float(g.norm() / Hg.norm()),
