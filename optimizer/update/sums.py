@@ -32,8 +32,8 @@ def norm(*tensors: Tensor) -> Tensor:
     """Return the norm over all tensors together."""
     first = tensors[0] if tensors else None
     if len(tensors) == 1 and first is not None and _is_one_chunk(first):
-        numbers = first.view(-1).double()
-        return torch.dot(numbers, numbers).sqrt()
+        found: Tensor = torch.linalg.vector_norm(first, dtype=torch.float64)
+        return found
     size = _size(tensors)
     if isinstance(size, Tensor):
         if _wide(tensors[0].device) == torch.float32:
