@@ -186,7 +186,7 @@ class Recorder:
         except BaseException as error:
             self._abandon(error, new=resume_at is None)
             raise
-        weakref.finalize(self, self._writer.flush)
+        weakref.finalize(self, self._writer.flush_abandoned)
 
     # -- public interface ---------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from lossscope.landscape.errors import RunError
-from lossscope.landscape.recording.faults import Faults, reason_of
+from lossscope.landscape.recording.faults import Faults, reason_of, say
 from lossscope.landscape.recording.overhead import Overhead
 from lossscope.landscape.storage.manifest import MANIFEST
 from lossscope.landscape.storage.run_store import RunStore
@@ -89,6 +89,13 @@ class RunWriter:
             if flushed:
                 self._unwritten = 0
             self._retry = float("-inf")
+
+    def flush_abandoned(self) -> None:
+        """Write the rows of a recorder that was garbage-collected, where no caller could catch an error (`strict`)."""
+        try:
+            self.flush()
+        except Exception as error:
+            say(f"{self.path}: rows could not be written: {reason_of(error)}")
 
     def update(self, **facts: Any) -> None:
         """Set keys of the manifest."""

@@ -29,6 +29,7 @@ from lossscope.landscape.recording import (
 from lossscope.landscape.recording.cadence import PRESETS
 from lossscope.landscape.recording.minibatch_pairs import MinibatchPairs
 from lossscope.landscape.recording.recorder import Recorder
+from lossscope.landscape.recording.run_ends import open_at
 from lossscope.landscape.run import Run
 from lossscope.landscape.storage import journal
 from lossscope.landscape.storage.run_store import RunStore
@@ -234,6 +235,29 @@ def test_rows_that_a_full_disk_refused_are_written_when_there_is_room(
     assert recorded == plain
     run = Run.open(tmp_path / "run")
     assert (run.status, run.steps["step"].tolist()) == ("finished", [1, 2, 3, 4])
+
+
+def test_a_strict_recorder_that_is_dropped_while_the_disk_is_full_raises_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(self: Any, batch: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    model = nn.Linear(6, 3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    recorder = Recorder(tmp_path / "run", model, optimizer, strict=True)
+    (x, y), *_ = data()
+    F.cross_entropy(model(x), y).backward()
+    optimizer.step()
+    recorder.step(0.5)
+    with monkeypatch.context() as patch:
+        patch.setattr(journal._SegmentWriter, "write", full)
+        del recorder
+        gc.collect()  # an exception in a finalizer is a warning, which pytest makes an error
+    assert "rows could not be written: cannot write into" in capsys.readouterr().err
+    writer = open_at(tmp_path / "run")
+    assert writer is not None
+    writer.end("finished", "by the test")
 
 
 def test_a_removed_folder_is_told_and_ends_no_training(tmp_path: Path) -> None:
