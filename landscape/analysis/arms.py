@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary
 if TYPE_CHECKING:
     from lossscope.landscape.run import Run
 
-__all__ = ["by_arm", "has_seeds"]
+__all__ = ["by_arm", "has_seeds", "step_of_another_rate"]
 
 Settings: TypeAlias = dict[str, Any]  # by name; a setting that was not recorded is left out
 
@@ -22,6 +22,7 @@ _FREE: Final = {
 _OF_THE_OPTIMIZER: Final = {"optimizer", "lr"}  # of the config; the facts of the optimizer are more exact
 _MOST_NAMED: Final = 3  # differences in the name of an arm
 _LONGEST_VALUE: Final = 24
+_SAME_RATE: Final = 1e-6  # relative difference of learning rates that is rounding
 _KNOWN: WeakKeyDictionary[Run, Settings] = WeakKeyDictionary()
 
 
@@ -48,6 +49,19 @@ def has_seeds(run: Run) -> bool:
     """Return True if a run recorded its seeds, so that a range over such runs is one over seeds."""
     seeds = run.manifest.get("seeds")
     return isinstance(seeds, Mapping) and bool(seeds)
+
+
+def step_of_another_rate(runs: Sequence[Run]) -> int | None:
+    """Return the first step at which two of these runs recorded different learning rates; None if there is none.
+
+    Schedules are code of the user and no setting: runs of equal settings at the start may follow different ones.
+    """
+    import pandas as pd
+
+    rates = pd.concat([run.steps[["step", "lr"]].dropna() for run in runs])
+    extremes = rates.groupby("step")["lr"].agg(["min", "max"])
+    different = extremes.index[extremes["max"] - extremes["min"] > _SAME_RATE * extremes["max"].abs()]
+    return int(different[0]) if len(different) else None
 
 
 def _groups(runs: Sequence[Run]) -> list[tuple[Settings, list[Run]]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from lossscope.landscape.analysis.arms import by_arm
+from lossscope.landscape.analysis.arms import by_arm, step_of_another_rate
 from lossscope.reports.content import Column, Missing, Table
 from lossscope.reports.shared.gaps import gaps_of, is_curvature, label_of
 from lossscope.reports.shared.quantities import curvature_cost
@@ -42,11 +42,20 @@ def provenance(runs: Sequence[Run]) -> Table:
 
 
 def ending_notes(runs: Sequence[Run]) -> tuple[str, ...]:
-    """Return a note for each run that did not finish, has no steps, or whose fixed data have another loss."""
+    """Return a note for each run that did not finish, has no steps, or whose fixed data have another loss.
+
+    An arm whose runs recorded different learning rates gets one too.
+    """
     ended = [f"{run.name}: {run.status}. {run.ends}" for run in runs if run.status != "finished"]
     empty = [f"{run.name}: no step was recorded." for run in runs if not len(run.steps)]
     other = [f"{run.name}: {note}." for run in runs if isinstance(note := run.manifest.get("fixed_loss"), str)]
-    return (*ended, *empty, *other)
+    rates = [
+        f"{arm}: its runs have different learning rates from step {step} on and are counted as one arm; "
+        "if their schedules differ on purpose, give them different names (arm=)."
+        for arm, members in by_arm(runs).items()
+        if len(members) > 1 and (step := step_of_another_rate(members)) is not None
+    ]
+    return (*ended, *empty, *other, *rates)
 
 
 def runs_in_words(runs: Sequence[Run]) -> str:

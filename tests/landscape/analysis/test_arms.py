@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from lossscope.landscape.analysis.arms import by_arm, has_seeds
+from lossscope.landscape.analysis.arms import by_arm, has_seeds, step_of_another_rate
 from lossscope.landscape.run import Run
 from lossscope.reports import overview, render
 
@@ -114,3 +114,15 @@ def test_without_recorded_seeds_a_report_speaks_of_runs(write_run: Write) -> Non
     mixed = render(overview([*known, *unknown]), "text")
     assert "b0, b1 recorded no seeds" in mixed
     assert "range over seeds" in mixed
+
+
+def test_runs_of_one_arm_with_different_schedules_are_told(write_run: Write) -> None:
+    def lowered(factor: float) -> Callable[..., Any]:
+        return lambda table, row: {**row, "lr": 0.1 * factor} if table == "steps" and row["step"] >= 20 else row
+
+    same, longer = write_run("a", "x", 0, rows=lowered(0.5)), write_run("b", "x", 1, rows=lowered(0.5), steps=60)
+    other = write_run("c", "x", 2, rows=lowered(0.1))
+    assert step_of_another_rate([same, longer]) is None
+    assert step_of_another_rate([same, longer, other]) == 20
+    assert "different learning rates" not in render(overview([same, longer]), "text")
+    assert "x: its runs have different learning rates from step 20 on" in render(overview([same, other]), "text")
