@@ -15,12 +15,12 @@ import torch
 from lossscope.errors import LossscopeError
 from lossscope.landscape.errors import RecordingWarning
 from lossscope.landscape.measures.host_transfer import Row
+from lossscope.landscape.storage.missing_values import MOST_NAMED, label_of
 
 __all__ = ["MOST_LISTED", "Faults", "reason_of", "release", "say"]
 
 MOST_LISTED: Final = 100  # missing values of one kind with an entry each; later ones are counted in the last entry
 _LONGEST_REASON: Final = 1000  # characters of a reason; the manifest takes no longer texts than 10,000
-_MOST_MEASURES: Final = 3  # named in the closing line
 _INSIDE: Final = frozenset({"lossscope", "torch", "contextlib"})  # packages whose lines no warning points at
 
 
@@ -92,7 +92,7 @@ class Faults:
         else:
             alike[-1].update(until=step, more=alike[-1].get("more", 0) + 1)
         self.changed = True
-        what = f"{', '.join(measures)} ({instrument})" if 0 < len(measures) <= _MOST_MEASURES else instrument
+        what = f"{', '.join(measures)} ({instrument})" if 0 < len(measures) <= MOST_NAMED else instrument
         self.tell(
             f"{what} could not be recorded at step {step}: {why}; the training goes on",
             topic=instrument if topic is None else topic,
@@ -123,19 +123,12 @@ class Faults:
         steps: dict[str, set[int]] = {}
         more: dict[str, int] = {}
         for one in self.missing:
-            label = _label(one)
+            label = label_of(one)
             steps.setdefault(label, set()).add(one["step"])
             more[label] = more.get(label, 0) + int(one.get("more", 0))
         counts = {label: len(at) + more[label] for label, at in steps.items()}
         where = ", ".join(f"{label} at {count} step{'s' * (count > 1)}" for label, count in counts.items())
         return f"; not measured: {where}; first reason: {self.missing[0].get('why')}"
-
-
-def _label(one: Row) -> str:
-    """Return the measures of a missing value if they are few, else its instrument."""
-    measures = one.get("measures") or []
-    instrument = str(one.get("instrument", "curvature"))
-    return ", ".join(measures) if 0 < len(measures) <= _MOST_MEASURES else instrument
 
 
 def reason_of(error: BaseException) -> str:

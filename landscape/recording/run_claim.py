@@ -17,6 +17,7 @@ from lossscope.landscape.recording.overhead import Overhead
 from lossscope.landscape.recording.run_ends import forget, open_at, stopped_at
 from lossscope.landscape.recording.run_writer import RunWriter
 from lossscope.landscape.storage.manifest import MANIFEST, read_manifest
+from lossscope.landscape.storage.missing_values import missing_values
 from lossscope.landscape.storage.run_folder import is_recorded
 from lossscope.landscape.storage.run_store import RunStore
 
@@ -36,12 +37,11 @@ def earlier_facts(path: Path, resume_at: int | None) -> tuple[dict[str, float], 
     if resume_at is None:
         return {}, []
     manifest = read_manifest(path)
-    overhead, missing = manifest.get("overhead"), manifest.get("curvature_gaps")
+    overhead = manifest.get("overhead")
     times = overhead if isinstance(overhead, Mapping) else {}
-    gaps = missing if isinstance(missing, list) else []
     return (
         {str(key): float(value) for key, value in times.items() if _is_time(value)},
-        [dict(one) for one in gaps if isinstance(one, Mapping) and _is_before(one.get("step"), resume_at)],
+        [dict(one) for one in missing_values(manifest) if _is_before(one.get("step"), resume_at)],
     )
 
 

@@ -14,6 +14,7 @@ from lossscope.landscape.errors import RunError
 from lossscope.landscape.recording.faults import Faults, reason_of, say
 from lossscope.landscape.recording.overhead import Overhead
 from lossscope.landscape.storage.manifest import MANIFEST
+from lossscope.landscape.storage.missing_values import MISSING_VALUES
 from lossscope.landscape.storage.run_store import RunStore
 
 __all__ = ["RunWriter", "Status"]
@@ -138,7 +139,7 @@ class RunWriter:
 
     def _facts(self) -> dict[str, Any]:
         """Return the keys of the manifest on what could not be recorded."""
-        facts: dict[str, Any] = {"curvature_gaps": self._faults.missing} if self._faults.missing else {}
+        facts: dict[str, Any] = {MISSING_VALUES: self._faults.missing} if self._faults.missing else {}
         return {**facts, "warnings": self._faults.words} if self._faults.words else facts
 
     def _flush(self) -> bool:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Final, TypeAlias
 
+from lossscope.landscape.storage.missing_values import MISSING_VALUES
+
 __all__ = ["LONGEST_TEXT", "MOST_SESSIONS", "check_types"]
 
 LONGEST_TEXT: Final = 10_000  # characters
@@ -128,5 +130,5 @@ _KEYS: Final[dict[str, Check]] = {
     "seeds": _mapping({}),
     "preset": _text,
     "overhead": _mapping({}, _number),
-    "curvature_gaps": _list(_MISSING),
+    MISSING_VALUES: _list(_MISSING),
 }

@@ -1,35 +1,17 @@
-"""Missing values of a run: what could not be measured, at which steps, and why, as the manifest lists it."""
+"""Evaluations of runs without a number of a measure."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
+from lossscope.landscape.storage.missing_values import is_curvature, measures_of, missing_values
 from lossscope.reports.shared.quantities import number
 
 if TYPE_CHECKING:
     from lossscope.landscape.run import Run
 
-__all__ = ["gaps_of", "is_curvature", "label_of", "missing_evaluations", "missing_in_words"]
-
-_MOST_MEASURES: Final = 3  # named instead of their instrument
-
-
-def gaps_of(run: Run) -> list[Mapping[str, Any]]:
-    """Return the entries of the missing values in the manifest, which live and crashed runs have too."""
-    gaps = run.manifest.get("curvature_gaps")
-    return [one for one in gaps if isinstance(one, Mapping)] if isinstance(gaps, list) else []
-
-
-def is_curvature(gap: Mapping[str, Any]) -> bool:
-    """Return True for a curvature evaluation; earlier versions recorded no others."""
-    return bool(gap.get("instrument", "curvature") == "curvature")
-
-
-def label_of(gap: Mapping[str, Any]) -> str:
-    """Return the measures of a missing value if they are few, else its instrument."""
-    measures = _measures(gap)
-    return ", ".join(measures) if 0 < len(measures) <= _MOST_MEASURES else str(gap.get("instrument", "curvature"))
+__all__ = ["missing_evaluations", "missing_in_words"]
 
 
 def missing_evaluations(run: Run, measure: str) -> list[int]:
@@ -44,8 +26,8 @@ def missing_evaluations(run: Run, measure: str) -> list[int]:
     missing: set[int] = set()
     for step, value in zip(rows["step"], rows["value"], strict=True):
         (there if number(value) is not None else missing).add(int(step))
-    for gap in filter(is_curvature, gaps_of(run)):
-        measures, step = _measures(gap), gap.get("step")
+    for gap in filter(is_curvature, missing_values(run.manifest)):
+        measures, step = measures_of(gap), gap.get("step")
         if isinstance(step, int) and (not measures or measure in measures):
             missing.add(step)
     return sorted(missing - there)
@@ -61,9 +43,3 @@ def missing_in_words(runs: Sequence[Run], measures: Iterable[str]) -> str:
         return ""
     name, step = found[0]
     return f"missing at {len(found)} more evaluation{'s' * (len(found) > 1)} (first: {name}, step {step})"
-
-
-def _measures(gap: Mapping[str, Any]) -> list[str]:
-    """Return the names of the measures that an entry is about; empty for all of its instrument."""
-    measures = gap.get("measures")
-    return [str(one) for one in measures] if isinstance(measures, list) else []

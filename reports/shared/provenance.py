@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from lossscope.landscape.analysis.arms import by_arm, step_of_another_rate
+from lossscope.landscape.storage.missing_values import is_curvature, label_of, missing_values
 from lossscope.reports.content import Column, Missing, Table
-from lossscope.reports.shared.gaps import gaps_of, is_curvature, label_of
 from lossscope.reports.shared.quantities import curvature_cost
 
 if TYPE_CHECKING:
@@ -67,7 +67,9 @@ def runs_in_words(runs: Sequence[Run]) -> str:
 
 def missing_curvature(runs: Sequence[Run]) -> tuple[Missing, ...]:
     """Return an entry for each run or evaluation without curvature."""
-    without = [run.name for run in runs if not len(run.probes) and not any(map(is_curvature, gaps_of(run)))]
+    without = [
+        run.name for run in runs if not len(run.probes) and not any(map(is_curvature, missing_values(run.manifest)))
+    ]
     how = "Pass objective=Objective(model, loss_fn, batches) to the Recorder; curvature is measured on its fixed data."
     absent = (Missing(f"Curvature of {listed(without)}", how),) if without else ()
     return (*absent, *(one for run in runs for one in _failed_measurements(run)))
@@ -112,7 +114,7 @@ def _probe_facts(run: Run) -> Iterable[tuple[str, str]]:
 def _failed_measurements(run: Run) -> Iterable[Missing]:
     """Return the missing values of a run by what is missing, with their steps and the first reason."""
     by_label: dict[str, list[Mapping[str, Any]]] = {}
-    for gap in gaps_of(run):
+    for gap in missing_values(run.manifest):
         by_label.setdefault(label_of(gap), []).append(gap)
     names = {"curvature": "Part of the curvature" if len(run.probes) else "Curvature"}
     names |= {"layers": "Layer-wise remainders", "minibatches": "Minibatch pairs", "files": "Writing"}
