@@ -12,7 +12,7 @@ from torch.utils.hooks import RemovableHandle
 
 from lossscope.landscape.recording.faults import Faults
 from lossscope.landscape.recording.parameter_snapshot import (
-    ParameterSnapshot,
+    StepSnapshot,
     copied_gradients,
     from_hooks,
     from_record,
@@ -45,13 +45,7 @@ class StepListener(Protocol):
     def before(self) -> Mapping[Tensor, Tensor]:
         """Return copies of the parameters from before the step."""
 
-    def measure(
-        self,
-        watch: OptimizerWatch,
-        snapshots: list[ParameterSnapshot],
-        record: StepRecord | None,
-        second: Mapping[Tensor, tuple[Tensor, Tensor]],
-    ) -> None:
+    def measure(self, watch: OptimizerWatch, snapshot: StepSnapshot) -> None:
         """Measure the step."""
 
     def count(self, watch: OptimizerWatch) -> None:
@@ -165,6 +159,7 @@ class OptimizerWatch:
         """Wrap a closure to count its calls and to copy the gradients of the first call."""
 
         def watched() -> Any:
+            """Call the closure."""
             try:
                 loss = closure()
             except BaseException:
@@ -193,7 +188,7 @@ class OptimizerWatch:
         """Measure a step from its record, while its tensors exist."""
         with self._listener.faults.guarded("tensors", self.steps + 1):
             names, before = self._listener.names_of(self), self._listener.before()
-            self._listener.measure(self, from_record(record, names, before), record, {})
+            self._listener.measure(self, from_record(record, names, before))
 
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         """Count the step and measure it, unless `_on_record` has (post-step hook)."""
@@ -213,8 +208,7 @@ class OptimizerWatch:
     def _measure_from_hooks(self) -> None:
         """Measure a step from the copies."""
         names, before = self._listener.names_of(self), self._listener.before()
-        second = {p: (g, self._second[p]) for p, g in self._gradients.items() if p in self._second}
-        self._listener.measure(self, from_hooks(names, before, self._gradients), None, second)
+        self._listener.measure(self, from_hooks(names, before, self._gradients, self._second))
 
     def _release(self) -> None:
         """Stop observing the record of the step and release the copied gradients."""
@@ -232,6 +226,7 @@ class OptimizerWatch:
             return None
 
         def first_step(*args: Any, **kwargs: Any) -> Any:
+            """Copy the gradients if tensors are due, and ascend."""
             with self._listener.faults.guarded("gradients", self.steps):
                 self._halved = True
                 if self._depth == 0 and self._listener.sampled_next(self):

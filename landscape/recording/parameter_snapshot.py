@@ -1,16 +1,16 @@
-"""Snapshot of one parameter before and after an optimizer step."""
+"""Snapshots of an optimizer step: each parameter before and after it, and the passes that led to it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from lossscope.optimizer import StepRecord, TensorRecord
 
-__all__ = ["ParameterSnapshot", "copied_gradients", "from_hooks", "from_record", "real"]
+__all__ = ["ParameterSnapshot", "StepSnapshot", "copied_gradients", "from_hooks", "from_record", "real"]
 
 
 @dataclass(frozen=True)
@@ -33,10 +33,23 @@ class ParameterSnapshot:
         return tensor if tensor.ndim in (2, 3) else tensor.flatten(1)
 
 
-def from_record(
-    record: StepRecord, names: Mapping[Tensor, str], before: Mapping[Tensor, Tensor]
-) -> list[ParameterSnapshot]:
-    """Return the snapshots of a step of one of lossscope's optimizers.
+@dataclass(frozen=True)
+class StepSnapshot:
+    """One step of an optimizer: its parameters, and what is known of its passes."""
+
+    parameters: Sequence[ParameterSnapshot]
+    record: StepRecord | None = None  # which only lossscope's optimizers provide
+    # first and second gradient of each parameter, in a step of two gradients without a record
+    second: Mapping[Tensor, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+    @property
+    def losses(self) -> tuple[Tensor | None, Tensor | None]:
+        """Losses of the first and of the second pass, if known."""
+        return (None, None) if self.record is None else (self.record.loss, self.record.adversarial_loss)
+
+
+def from_record(record: StepRecord, names: Mapping[Tensor, str], before: Mapping[Tensor, Tensor]) -> StepSnapshot:
+    """Return the snapshot of a step of one of lossscope's optimizers.
 
     Args:
         record: The record of the step.
@@ -44,20 +57,26 @@ def from_record(
         before: Copies of the parameters from before the step.
     """
     mine = [t for t in record.tensors if t.parameter in before and t.parameter in names]
-    return [_snapshot(names[t.parameter], t.parameter, before[t.parameter], t.gradient, t) for t in mine]
+    found = [_snapshot(names[t.parameter], t.parameter, before[t.parameter], t.gradient, t) for t in mine]
+    return StepSnapshot(found, record)
 
 
 def from_hooks(
-    names: Mapping[Tensor, str], before: Mapping[Tensor, Tensor], gradients: Mapping[Tensor, Tensor]
-) -> list[ParameterSnapshot]:
-    """Return the snapshots of a step of any optimizer.
+    names: Mapping[Tensor, str],
+    before: Mapping[Tensor, Tensor],
+    gradients: Mapping[Tensor, Tensor],
+    second: Mapping[Tensor, Tensor],
+) -> StepSnapshot:
+    """Return the snapshot of a step of any optimizer.
 
     Args:
         names: Names of the parameters of the optimizer.
         before: Copies of the parameters from before the step.
         gradients: The gradients that the step used; a parameter without one is missing.
+        second: The second gradients of a step of two.
     """
-    return [_snapshot(name, p, before[p], gradients.get(p), None) for p, name in names.items() if p in before]
+    found = [_snapshot(name, p, before[p], gradients.get(p), None) for p, name in names.items() if p in before]
+    return StepSnapshot(found, second={p: (g, second[p]) for p, g in gradients.items() if p in second})
 
 
 def copied_gradients(parameters: Iterable[Tensor], scale: Tensor | float | None = None) -> dict[Tensor, Tensor]:

@@ -13,10 +13,10 @@ from lossscope.landscape.recording.cadence import Cadence
 from lossscope.landscape.recording.faults import Faults
 from lossscope.landscape.recording.optimizer_watch import OptimizerWatch
 from lossscope.landscape.recording.overhead import Overhead
-from lossscope.landscape.recording.parameter_snapshot import ParameterSnapshot
+from lossscope.landscape.recording.parameter_snapshot import StepSnapshot
 from lossscope.landscape.recording.recorded_optimizer import RecordedOptimizer, shared_settings
 from lossscope.landscape.recording.step_sample import StepSample
-from lossscope.optimizer import StepRecord, TwoPassOptimizer
+from lossscope.optimizer import TwoPassOptimizer
 from lossscope.probes.sharpness.step_quality import LayerRemainders
 
 __all__ = ["StepObserver"]
@@ -163,27 +163,12 @@ class StepObserver:
         """Return copies of the parameters from before the step."""
         return self.copies
 
-    def measure(
-        self,
-        watch: OptimizerWatch,
-        snapshots: list[ParameterSnapshot],
-        record: StepRecord | None,
-        second: Mapping[Tensor, tuple[Tensor, Tensor]],
-    ) -> None:
+    def measure(self, watch: OptimizerWatch, snapshot: StepSnapshot) -> None:
         """Measure the step of an optimizer."""
-        losses = (None, None) if record is None else (record.loss, record.adversarial_loss)
         parameters = [p for own in self._own.values() for p in own]
         with self._overhead.counted("instruments"):
             settings = self._settings_of(watch)
-        self._sample.take(
-            self._next(watch),
-            snapshots,
-            parameters,
-            losses=losses,
-            record=record,
-            second=second,
-            settings=settings,
-        )
+        self._sample.take(self._next(watch), snapshot, parameters, settings)
 
     def count(self, watch: OptimizerWatch) -> None:
         """Count a step of an optimizer."""

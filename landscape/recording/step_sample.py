@@ -10,7 +10,7 @@ from lossscope.landscape.measures.host_transfer import Row, to_host
 from lossscope.landscape.recording.cadence import Cadence
 from lossscope.landscape.recording.faults import Faults
 from lossscope.landscape.recording.overhead import Overhead
-from lossscope.landscape.recording.parameter_snapshot import ParameterSnapshot
+from lossscope.landscape.recording.parameter_snapshot import ParameterSnapshot, StepSnapshot
 from lossscope.landscape.recording.spectrum_rows import finished_spectra, spectrum_rows
 from lossscope.landscape.recording.step_rows import (
     injection_angles,
@@ -19,7 +19,6 @@ from lossscope.landscape.recording.step_rows import (
     step_numbers,
     tensor_rows,
 )
-from lossscope.optimizer import StepRecord
 from lossscope.probes.sharpness.step_quality import LayerRemainders
 
 __all__ = ["StepSample"]
@@ -53,35 +52,29 @@ class StepSample:
     def take(
         self,
         step: int,
-        snapshots: Sequence[ParameterSnapshot],
+        snapshot: StepSnapshot,
         parameters: Sequence[Tensor],
-        *,
-        losses: tuple[Tensor | None, Tensor | None] = (None, None),
-        record: StepRecord | None = None,
-        second: Mapping[Tensor, tuple[Tensor, Tensor]] | None = None,
-        settings: Mapping[str, Row] | None = None,
+        settings: Mapping[str, Row],
     ) -> None:
         """Measure whatever is due of the parameters of one optimizer.
 
         Args:
             step: Number of the step, from 1.
-            snapshots: The parameters of the step; if there are none, nothing is measured.
+            snapshot: The step; if it has no parameters, nothing is measured.
             parameters: All recorded parameters, also those without a gradient in this step.
-            losses: Losses of the first and of the second pass, if known.
-            record: The record of the step, which only lossscope's optimizers provide.
-            second: First and second gradient of each parameter, in a step of two gradients without a record.
             settings: Columns of `tensors` of each parameter by name.
         """
+        snapshots, record = snapshot.parameters, snapshot.record
         if not snapshots:
             return
         if self._cadence.tensors(step):
             with self._overhead.counted("instruments"):
                 found = self._measured("tensors", step, tensor_rows, snapshots)
-                self._tensors += [{**row, **(settings or {}).get(row["tensor"], {})} for row in found]
+                self._tensors += [{**row, **settings.get(row["tensor"], {})} for row in found]
                 with self._faults.guarded("norms", step):
-                    numbers = step_numbers(snapshots, losses, parameters)
-                    if second:
-                        numbers |= second_gradient(*zip(*second.values(), strict=True))
+                    numbers = step_numbers(snapshots, snapshot.losses, parameters)
+                    if snapshot.second:
+                        numbers |= second_gradient(*zip(*snapshot.second.values(), strict=True))
                     self._numbers.append(numbers)
             if record is not None and record.uninjected is not None:
                 with self._overhead.counted("counterfactual"), self._faults.guarded("counterfactual", step):
