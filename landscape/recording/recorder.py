@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-import shutil
 import weakref
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer
@@ -19,14 +17,14 @@ from lossscope.landscape.recording.checkpoints import save_checkpoint
 from lossscope.landscape.recording.cost_cap import CostCap, overhead_share
 from lossscope.landscape.recording.curvature_evaluations import wanted_measures
 from lossscope.landscape.recording.disk_cap import byte_count, checkpoint_bytes, expected_bytes, stored_bytes
-from lossscope.landscape.recording.faults import Faults, reason_of, say
+from lossscope.landscape.recording.faults import Faults, say
 from lossscope.landscape.recording.loss_instruments import LossInstruments
 from lossscope.landscape.recording.overhead import Overhead
-from lossscope.landscape.recording.recorded_optimizer import Together, joint_name, recorded_optimizers
-from lossscope.landscape.recording.recorder_checks import check_model, one_number
-from lossscope.landscape.recording.run_claim import claimed, earlier_facts
+from lossscope.landscape.recording.recorded_optimizer import RecordedOptimizer, Together, recorded_optimizers
+from lossscope.landscape.recording.recorder_checks import StepCalls, check_model, one_number
+from lossscope.landscape.recording.run_claim import abandon, claimed, earlier_facts
 from lossscope.landscape.recording.run_ends import forget, watch
-from lossscope.landscape.recording.run_metadata import run_metadata
+from lossscope.landscape.recording.run_metadata import new_manifest
 from lossscope.landscape.recording.run_writer import RunWriter
 from lossscope.landscape.recording.step_observer import StepObserver
 from lossscope.landscape.storage.manifest import manifest_text
@@ -35,8 +33,6 @@ if TYPE_CHECKING:
     from lossscope.probes.objective.objective import Objective
 
 __all__ = ["Recorder"]
-
-_ORDER_CHECKS: Final = 3  # first rows at which the order of optimizer.step() and recorder.step() is checked
 
 
 class Recorder:
@@ -165,28 +161,20 @@ class Recorder:
         )
         if objective is not None:
             objective.value()  # raises now, not at the first evaluation, if the objective cannot be evaluated
-        self._calls = self._rows_written = 0
+        self._calls = StepCalls(self._optimizers, self._start, self._faults)
         self._loss: Tensor | float | None = None  # of the last step
         self._closed = False
         self._observer: StepObserver | None = None
         self._writer: RunWriter | None = None
-        manifest = self._manifest(objective, minibatches, arm=arm, config=config or {}, seeds=seeds or {})
+        manifest = new_manifest(
+            model, self._optimizers, objective, minibatches, arm=arm, config=config, seeds=seeds, preset=preset
+        )
         # last: whatever failed before has left nothing
         self._writer = claimed(
             self._folder, manifest, self._faults, self._overhead, planned=steps, force=force, resume_at=resume_at
         )
-        if self._writer is None:
-            return
-        self._writer.steps = self._start
-        try:
-            self._observer = StepObserver(optimizers, model, self._cadence, self._overhead, self._faults, self._start)
-            if resume_at is None:
-                self._evaluate_and_save(self._observer, self._writer)
-            watch(self._writer)
-        except BaseException as error:
-            self._abandon(error, new=resume_at is None)
-            raise
-        weakref.finalize(self, self._writer.flush_abandoned)
+        if self._writer is not None:
+            self._begin(optimizers, self._writer, new=resume_at is None)
 
     # -- public interface ---------------------------------------------------------------------------
 
@@ -213,17 +201,8 @@ class Recorder:
         if writer.ended:  # a new recorder has taken the folder
             self._detach()
             return
-        self._calls += 1
-        if not observer.taken():
-            self._say_no_step(observer)
+        if not self._calls.follows_step(observer):
             return
-        if self._rows_written < _ORDER_CHECKS and observer.ran_backward():
-            self._faults.tell(
-                "recorder.step(loss) was called after the backward pass of the next step, so this is the loss of the "
-                "next step: call it right after optimizer.step()",
-                topic="order",
-            )
-        self._rows_written += 1
         self._loss = loss.detach() if isinstance(loss, Tensor) else loss
         writer.steps = observer.steps
         numbers = {"train_accuracy": train_accuracy, "test_loss": test_loss, "test_accuracy": test_accuracy}
@@ -286,12 +265,12 @@ class Recorder:
             self._detach()
             return
         if status == "finished":
-            if self._rows_written:
+            if self._calls.recorded:
                 self._instruments.evaluate_the_end(self.steps, observer, writer, self._loss)
             if writer.planned is not None:
                 self._save(observer, writer, last=True)
-        self._say_unrecorded(observer)
-        nothing = self._nothing_recorded(observer)
+        self._calls.tell_unrecorded(observer)
+        nothing = self._calls.nothing_recorded(observer)
         self._detach()
         if nothing and status == "finished":
             status, how = "failed", nothing
@@ -359,72 +338,27 @@ class Recorder:
             save_checkpoint(self._folder, observer.steps, self._model, whole)
             writer.update(steps=observer.steps, overhead=self.overhead)
 
-    # -- words --------------------------------------------------------------------------------------
+    # -- beginning and ending -----------------------------------------------------------------------
 
-    def _say_no_step(self, observer: StepObserver) -> None:
-        """Say that `step` was called before any step of the optimizer was seen."""
-        if observer.steps == self._start:
-            self._faults.tell(
-                f"recorder.step() was called and no step of {joint_name(self._optimizers)} was seen yet: call it after "
-                "optimizer.step() of the optimizer that the recorder was given (while gradients accumulate before the "
-                "first step this is as it should be)",
-                topic="no step",
+    def _begin(self, optimizers: Sequence[RecordedOptimizer], writer: RunWriter, *, new: bool) -> None:
+        """Observe the optimizers from now on, and record the state before the first step of a new run."""
+        writer.steps = self._start
+        try:
+            self._observer = StepObserver(
+                optimizers, self._model, self._cadence, self._overhead, self._faults, self._start
             )
-
-    def _say_unrecorded(self, observer: StepObserver) -> None:
-        """Say that the last step of the optimizer has no row."""
-        if self._calls and observer.taken():
-            self._faults.tell(
-                "the last optimizer step has no row, as recorder.step(loss) was not called after it", topic="last"
-            )
-
-    def _nothing_recorded(self, observer: StepObserver) -> str:
-        """Return the reason why no step was recorded though there was one; "" otherwise."""
-        if self._rows_written:
-            return ""
-        if self._calls:
-            why = f"recorder.step() was called {self._calls} times and no optimizer step was seen"
-        elif observer.steps > self._start:
-            why = f"recorder.step() was never called in {observer.steps - self._start} optimizer steps"
-        else:
-            return ""
-        self._faults.tell(f"nothing was recorded: {why}", topic="nothing")
-        return why
-
-    # -- making and ending --------------------------------------------------------------------------
-
-    def _manifest(self, objective: Objective | None, minibatches: Objective | None, **given: Any) -> dict[str, Any]:
-        """Return the manifest of a new run."""
-        metadata = run_metadata(self._model, self._optimizers, objective)
-        return {
-            **metadata,
-            **given,
-            "arm": given["arm"] or metadata["optimizer"],
-            "loss_unit": _loss_unit(objective or minibatches),
-            "preset": self.preset.name,
-        }
+            if new:
+                self._evaluate_and_save(self._observer, writer)
+            watch(writer)
+        except BaseException as error:
+            self._closed = True
+            self._detach()
+            abandon(writer, self._folder, error, new=new)
+            raise
+        weakref.finalize(self, writer.flush_abandoned)
 
     def _detach(self) -> None:
         """Detach from the optimizers, and release what the instruments keep."""
         if self._observer is not None:
             self._observer.close()
         self._instruments.release()
-
-    def _abandon(self, error: BaseException, *, new: bool) -> None:
-        """Undo a constructor that failed after the folder was made."""
-        self._closed = True
-        self._detach()
-        if self._writer is not None:
-            self._writer.end("failed", reason_of(error))
-            forget(self._writer)
-            if new:
-                with contextlib.suppress(OSError):
-                    shutil.rmtree(self._folder)
-
-
-def _loss_unit(objective: Objective | None) -> str | None:
-    """Return the unit that the loss function declares in its attribute `unit`; None if it declares none."""
-    if objective is None:
-        return None
-    unit = getattr(getattr(objective.loss_fn, "func", objective.loss_fn), "unit", None)  # func: a functools.partial
-    return unit if isinstance(unit, str) and unit else None

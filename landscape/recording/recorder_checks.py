@@ -1,18 +1,25 @@
-"""Checks of a recorder's arguments before anything is written or hooked."""
+"""Checks of what a training loop gives a recorder: arguments, and calls that follow the optimizer's steps."""
 
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final
 
 from torch import Tensor, nn
+from torch.optim.optimizer import Optimizer
 
 from lossscope.landscape.errors import LandscapeError
+from lossscope.landscape.recording.faults import Faults
+from lossscope.landscape.recording.recorded_optimizer import joint_name
+from lossscope.landscape.recording.step_observer import StepObserver
 
 if TYPE_CHECKING:
     from lossscope.probes.objective.objective import Objective
 
-__all__ = ["check_model", "one_number"]
+__all__ = ["StepCalls", "check_model", "one_number"]
+
+_ORDER_CHECKS: Final = 3  # first rows at which the order of optimizer.step() and recorder.step() is checked
 
 
 def check_model(model: nn.Module, *objectives: Objective | None) -> None:
@@ -67,3 +74,66 @@ def one_number(name: str, value: object) -> Tensor | float | None:
     except (TypeError, ValueError, OverflowError):
         raise LandscapeError(f"{name} must be one real number, got {type(value).__name__}") from None
     return number
+
+
+class StepCalls:
+    """Calls of `Recorder.step`, and the words about calls that do not follow the steps of the optimizers.
+
+    Args:
+        optimizers: The optimizers.
+        start: The step at which recording starts.
+        faults: Told of the calls that do not follow a step.
+
+    Attributes:
+        recorded: Number of calls that followed a step, each of which is a row.
+    """
+
+    def __init__(self, optimizers: Sequence[Optimizer], start: int, faults: Faults) -> None:
+        self.recorded = 0
+        self._calls = 0
+        self._optimizers, self._start, self._faults = optimizers, start, faults
+
+    def follows_step(self, observer: StepObserver) -> bool:
+        """Count a call, and return True if a step was taken since the last one; say so if the order is wrong."""
+        self._calls += 1
+        if not observer.taken():
+            self._tell_no_step(observer)
+            return False
+        if self.recorded < _ORDER_CHECKS and observer.ran_backward():
+            self._faults.tell(
+                "recorder.step(loss) was called after the backward pass of the next step, so this is the loss of the "
+                "next step: call it right after optimizer.step()",
+                topic="order",
+            )
+        self.recorded += 1
+        return True
+
+    def tell_unrecorded(self, observer: StepObserver) -> None:
+        """Say that the last step of the optimizer has no row, if that is so."""
+        if self._calls and observer.taken():
+            self._faults.tell(
+                "the last optimizer step has no row, as recorder.step(loss) was not called after it", topic="last"
+            )
+
+    def nothing_recorded(self, observer: StepObserver) -> str:
+        """Return the reason why no step was recorded though there was one, and say it; "" otherwise."""
+        if self.recorded:
+            return ""
+        if self._calls:
+            why = f"recorder.step() was called {self._calls} times and no optimizer step was seen"
+        elif observer.steps > self._start:
+            why = f"recorder.step() was never called in {observer.steps - self._start} optimizer steps"
+        else:
+            return ""
+        self._faults.tell(f"nothing was recorded: {why}", topic="nothing")
+        return why
+
+    def _tell_no_step(self, observer: StepObserver) -> None:
+        """Say that `step` was called before any step of the optimizer was seen."""
+        if observer.steps == self._start:
+            self._faults.tell(
+                f"recorder.step() was called and no step of {joint_name(self._optimizers)} was seen yet: call it after "
+                "optimizer.step() of the optimizer that the recorder was given (while gradients accumulate before the "
+                "first step this is as it should be)",
+                topic="no step",
+            )

@@ -1,8 +1,10 @@
-"""Claim of a run's folder by a recorder: before other recorders of this process, and beside other ranks."""
+"""Claim of a run's folder by a recorder: before other recorders of this process, beside other ranks, and undone."""
 
 from __future__ import annotations
 
+import contextlib
 import math
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -12,7 +14,7 @@ import torch
 from lossscope.landscape.errors import RunError
 from lossscope.landscape.measures.host_transfer import Row
 from lossscope.landscape.recording.checkpoints import forget_checkpoints_after
-from lossscope.landscape.recording.faults import Faults
+from lossscope.landscape.recording.faults import Faults, reason_of
 from lossscope.landscape.recording.overhead import Overhead
 from lossscope.landscape.recording.run_ends import forget, open_at, stopped_at
 from lossscope.landscape.recording.run_writer import RunWriter
@@ -21,7 +23,7 @@ from lossscope.landscape.storage.missing_values import missing_values
 from lossscope.landscape.storage.run_folder import is_recorded
 from lossscope.landscape.storage.run_store import RunStore
 
-__all__ = ["claimed", "earlier_facts"]
+__all__ = ["abandon", "claimed", "earlier_facts"]
 
 _SINCE_SCHEMA_4: Final = ("optimizer_facts", "loss_unit")  # added to the manifest of an older run that is resumed
 
@@ -88,6 +90,15 @@ def claimed(
         faults.tell("another rank of this distributed training records the run; this one does not", topic="rank")
         return None
     return RunWriter(store, faults, overhead, planned)
+
+
+def abandon(writer: RunWriter, folder: Path, error: BaseException, *, new: bool) -> None:
+    """Undo the claim of a recorder that could not begin: end the run as failed, and remove the folder of a new one."""
+    writer.end("failed", reason_of(error))
+    forget(writer)
+    if new:
+        with contextlib.suppress(OSError):
+            shutil.rmtree(folder)
 
 
 def _stand_down(path: Path, faults: Faults, *, replace: bool) -> None:

@@ -18,7 +18,7 @@ from lossscope.optimizer.hyperparameters import user_settings
 if TYPE_CHECKING:
     from lossscope.probes.objective.objective import Objective
 
-__all__ = ["class_name", "code_version", "environment", "run_metadata"]
+__all__ = ["class_name", "code_version", "environment", "new_manifest", "run_metadata"]
 
 
 def code_version() -> str:
@@ -73,6 +73,40 @@ def run_metadata(model: nn.Module, optimizers: Sequence[Optimizer], objective: O
     }
 
 
+def new_manifest(
+    model: nn.Module,
+    optimizers: Sequence[Optimizer],
+    objective: Objective | None,
+    minibatches: Objective | None,
+    *,
+    arm: str | None,
+    config: Mapping[str, Any] | None,
+    seeds: Mapping[str, int] | None,
+    preset: str,
+) -> dict[str, Any]:
+    """Return the manifest of a new run.
+
+    Args:
+        model: The model, with at least one trainable parameter.
+        optimizers: The optimizers that step the model.
+        objective: The loss on fixed data on which curvature is measured.
+        minibatches: The training loss on minibatches; its unit is recorded if there is no objective.
+        arm: Name of the arm. Default: that of the optimizers.
+        config: Settings of the run.
+        seeds: The init, split and order seeds.
+        preset: Name of the preset.
+    """
+    metadata = run_metadata(model, optimizers, objective)
+    return {
+        **metadata,
+        "arm": arm or metadata["optimizer"],
+        "config": config or {},
+        "seeds": seeds or {},
+        "loss_unit": _loss_unit(objective or minibatches),
+        "preset": preset,
+    }
+
+
 def class_name(kind: type) -> str:
     """Return the full name of a class, `torch.optim.sgd.SGD` for example."""
     return f"{kind.__module__}.{kind.__qualname__}"
@@ -119,3 +153,11 @@ def _trigger(optimizer: Optimizer) -> dict[str, Any] | None:
     ):
         return None
     return {"mode": first["mode"], "lambda": float(first["aga_lambda"]), "k": int(first["k"])}
+
+
+def _loss_unit(objective: Objective | None) -> str | None:
+    """Return the unit that the loss function declares in its attribute `unit`; None if it declares none."""
+    if objective is None:
+        return None
+    unit = getattr(getattr(objective.loss_fn, "func", objective.loss_fn), "unit", None)  # func: a functools.partial
+    return unit if isinstance(unit, str) and unit else None
