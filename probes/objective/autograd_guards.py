@@ -61,7 +61,9 @@ def _refuse_checkpoint(*_: Any) -> Any:
 def parameters_by_name() -> Iterator[None]:
     """Let `get_parameter` return what stands for a parameter in a module inside this context.
 
-    Torch raises for tensors that are no `nn.Parameter`, which substitutes are not.
+    Torch raises for tensors that are no `nn.Parameter`, which substitutes are not. The method is replaced in the class
+    `nn.Module`, as one bound to a module would follow its shallow copies; for modules with parameters of their own it
+    returns what it always did.
 
     Yields:
         Nothing.

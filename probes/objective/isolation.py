@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pickle
 import random
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from lossscope.probes.objective.reached import Reached
 __all__ = ["Mode", "isolated", "random_modules", "random_state", "without_statistics"]
 
 Mode = Literal["eval", "frozen", "train"]
+_ONE_THREAD: Final = threading.RLock()  # the switches and random states are those of the process
 
 
 @contextmanager
@@ -34,6 +36,7 @@ def isolated(
 ) -> Iterator[None]:
     """Allow the model to be differentiated twice inside this context, and restore all state at its end.
 
+    One thread at a time is inside; others wait, as each would restore what it has found of the other's switches.
     Attention uses its math kernel (the fused ones have no second derivative); autocast and inference mode are off;
     no gradient is synchronized between processes; a reentrant checkpoint raises. At exit these switches, the random
     states of torch (CPU and the devices), numpy and Python, and of the model and of what the loss reaches beside it
@@ -52,31 +55,12 @@ def isolated(
         Nothing.
     """
     beside = reached or Reached()
-    cuda = sorted({device.index or 0 for device in devices if device.type == "cuda"})
-    kinds = {"cpu", *(device.type for device in devices)}
+    used = list(devices)
     modules = list(dict.fromkeys(part for root in (model, *beside.modules) for part in root.modules()))
-    state = ModuleState(modules, beside.objects)
-    drawn, of_python = np.random.get_state(legacy=False), random.getstate()
-    generators = [_generator_state(generator) for generator in beside.generators]
-    fast_path = torch.backends.mha.get_fastpath_enabled()
-    with ExitStack() as stack:
-        stack.callback(torch.backends.mha.set_fastpath_enabled, fast_path)
-        stack.callback(np.random.set_state, drawn)
-        stack.callback(random.setstate, of_python)
-        stack.callback(state.restore)
-        for module in modules:
-            if isinstance(module, torch.jit.ScriptModule):  # whose mode is no attribute of Python's
-                stack.callback(setattr, module, "training", module.training)
-        for put_back in generators:
-            stack.callback(put_back)
-        stack.enter_context(torch.random.fork_rng(devices=cuda))
+    with _ONE_THREAD, ExitStack() as stack:
+        stack.enter_context(_state_kept(modules, beside, used))
         stack.enter_context(_gradients_apart(modules, inputs))
-        for kind in sorted(kinds):
-            stack.enter_context(torch.autocast(kind, enabled=False))
-        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-        stack.enter_context(no_reentrant_checkpoint())
-        stack.enter_context(parameters_by_name())
-        torch.backends.mha.set_fastpath_enabled(False)
+        stack.enter_context(_twice_differentiable({"cpu", *(device.type for device in used)}))
         model.train(training)
         for module in modules:
             if isinstance(module, nn.Embedding | nn.EmbeddingBag):  # a sparse gradient has no second derivative
@@ -85,6 +69,38 @@ def isolated(
                 vars(module).update(require_backward_grad_sync=False, require_forward_param_sync=False)
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
+        yield
+
+
+@contextmanager
+def _state_kept(modules: Iterable[nn.Module], beside: Reached, devices: Iterable[torch.device]) -> Iterator[None]:
+    """Put back the state of modules and of objects beside them, and all random states, at the end of this context."""
+    state = ModuleState(modules, beside.objects)
+    with ExitStack() as stack:
+        stack.callback(np.random.set_state, np.random.get_state(legacy=False))
+        stack.callback(random.setstate, random.getstate())
+        stack.callback(state.restore)
+        for module in modules:
+            if isinstance(module, torch.jit.ScriptModule):  # whose mode is no attribute of Python's
+                stack.callback(setattr, module, "training", module.training)
+        for put_back in [_generator_state(generator) for generator in beside.generators]:
+            stack.callback(put_back)
+        cuda = sorted({device.index or 0 for device in devices if device.type == "cuda"})
+        stack.enter_context(torch.random.fork_rng(devices=cuda))
+        yield
+
+
+@contextmanager
+def _twice_differentiable(kinds: Iterable[str]) -> Iterator[None]:
+    """Switch off inside this context what has no second derivative, on some types of devices."""
+    with ExitStack() as stack:
+        stack.callback(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled())
+        for kind in sorted(kinds):
+            stack.enter_context(torch.autocast(kind, enabled=False))
+        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        stack.enter_context(no_reentrant_checkpoint())
+        stack.enter_context(parameters_by_name())
+        torch.backends.mha.set_fastpath_enabled(False)
         yield
 
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import random
 import warnings
 from collections.abc import Callable
+from threading import Event, Thread
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import CheckpointFunction
 
 from lossscope.landscape.measures.pyhessian_engine import pyhessian_spectrum
 from lossscope.probes.eigenvalues.measure import measure_spectrum
@@ -166,6 +168,32 @@ def test_what_the_hooks_of_older_norms_leave_in_a_module_is_what_was_there(wrap:
             hessian(objective) @ objective.parameters()
     assert model[0].weight is weight
     assert torch.equal(weight, value)
+
+
+def test_two_threads_that_evaluate_at_once_leave_every_switch_as_it_was() -> None:
+    def switches() -> list[Any]:
+        return [
+            nn.Module.get_parameter,
+            CheckpointFunction.apply,
+            torch.backends.cuda.flash_sdp_enabled(),
+            torch.backends.mha.get_fastpath_enabled(),
+            torch.get_rng_state().tolist(),
+        ]
+
+    def second() -> None:
+        with Objective(net(), CrossEntropy(), data()).evaluating():
+            inside.set()
+            first_left.wait(10)
+
+    before, inside, first_left = switches(), Event(), Event()
+    thread = Thread(target=second)
+    with Objective(net(), CrossEntropy(), data()).evaluating():
+        thread.start()
+        inside.wait(0.2)
+    first_left.set()
+    thread.join(10)
+    assert inside.is_set()
+    assert switches() == before
 
 
 def test_only_modules_that_draw_in_their_mode_are_named() -> None:
