@@ -30,10 +30,10 @@ from .errors import (
     ProbeError as ProbeError,
     ProbeWarning as ProbeWarning,
 )
+from .objective.hugging_face import HuggingFaceLoss as HuggingFaceLoss
 from .objective.losses import (
     BinaryCrossEntropy as BinaryCrossEntropy,
     CrossEntropy as CrossEntropy,
-    HuggingFaceLoss as HuggingFaceLoss,
     MeanSquaredError as MeanSquaredError,
 )
 from .objective.objective import Objective as Objective

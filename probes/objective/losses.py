@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final, Protocol, runtime_checkable
 
@@ -12,11 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lossscope.probes.errors import ProbeError
+from lossscope.probes.objective.loss_checks import class_labels, like, pair, require_in_range, tensor_output
 
 __all__ = [
     "BinaryCrossEntropy",
     "CrossEntropy",
-    "HuggingFaceLoss",
     "MeanSquaredError",
     "SplitLoss",
     "override_depth",
@@ -131,7 +131,7 @@ class CrossEntropy:
         counted = labels[labels != self.ignore_index]
         if self.weight is None:
             return counted.numel()
-        self._require_in_range(labels, len(self.weight))
+        require_in_range(labels, len(self.weight), self.ignore_index)
         return float(self.weight.to(counted.device, torch.float64)[counted.long()].sum())
 
     def shares(self, outputs: Tensor, batch: Any) -> Tensor:
@@ -180,123 +180,30 @@ class CrossEntropy:
 
     def logits(self, model: nn.Module, batch: Any) -> Tensor:
         """Return the logits of the batch as the model returns them, classes on `class_axis`."""
-        found = model(_pair(batch)[0])
+        found = model(pair(batch)[0])
         if not isinstance(found, Tensor):
+            hint = ", or use HuggingFaceLoss()" if hasattr(found, "logits") else ""
             raise ProbeError(
                 f"the model must return a tensor of logits (..., C), got {type(found).__name__}: "
-                f"subclass CrossEntropy and override logits(model, batch){_hugging_face(found)}"
+                f"subclass CrossEntropy and override logits(model, batch){hint}"
             )
         return found
 
     def labels(self, batch: Any) -> Tensor:
         """Return the labels of the batch."""
-        labels: Tensor = _pair(batch)[1]
+        labels: Tensor = pair(batch)[1]
         if not isinstance(labels, Tensor):
             raise ProbeError(f"labels must be a tensor, got {type(labels).__name__}: convert them")
         return labels
 
     def _labels(self, outputs: Tensor, batch: Any) -> Tensor:
         """Return the labels as `(N,)` int64 or `(N, C)` after checking that they fit logits with the classes last."""
-        labels, shape = self.labels(batch), tuple(outputs.shape)
-        if not shape or shape[-1] < 2:
-            raise ProbeError(
-                f"logits must have at least 2 classes on their last axis, got {shape}: use BinaryCrossEntropy() for "
-                "one logit, or class_axis=1 if the classes are there"
-            )
-        if self.weight is not None and len(self.weight) != shape[-1]:
-            raise ProbeError(f"weight must have one entry for each of {shape[-1]} classes, got {len(self.weight)}")
-        if labels.is_floating_point():
-            return self._probabilities(labels, shape)
-        self._require_fitting(tuple(labels.shape), shape)
-        self._require_in_range(labels, shape[-1])
-        return labels.reshape(-1).long()
-
-    def _probabilities(self, labels: Tensor, shape: tuple[int, ...]) -> Tensor:
-        """Return labels that are probabilities as `(N, C)`."""
-        if self.class_axis not in (None, -1) and labels.ndim == len(shape):
-            labels = labels.movedim(self.class_axis, -1)
-        elif self.class_axis is None and len(shape) > 2 and _sums_to_one(labels, 1) and not _sums_to_one(labels, -1):
-            raise ProbeError("the labels are probabilities along axis 1, not along the last axis: pass class_axis=1")
-        if tuple(labels.shape) != shape and labels.numel() != math.prod(shape):
-            raise ProbeError(
-                f"labels of floating dtype are probabilities and must have the shape of the logits {shape}, got "
-                f"{tuple(labels.shape)}: class indices are integers, labels.long()"
-            )
-        return labels.reshape(-1, shape[-1])
-
-    def _require_fitting(self, labels: tuple[int, ...], logits: tuple[int, ...]) -> None:
-        """Raise if class indices do not fit logits with the classes last."""
-        rows, ends = logits[:-1], (logits[:1] + logits[2:])
-        flat = len(logits) == 2 and math.prod(labels) == logits[0]  # a model may flatten samples and tokens
-        fits_last = labels == rows or labels == (*rows, 1) or flat
-        fits_first = len(logits) > 2 and labels == ends
-        if fits_last and fits_first and self.class_axis is None:
-            raise ProbeError(
-                f"labels {labels} fit logits {logits} with the classes on axis 1 and on the last: pass "
-                "CrossEntropy(class_axis=1), which is torch's convention, or class_axis=-1"
-            )
-        if fits_last:
-            return
-        known = self.class_axis not in (None, -1)
-        remedy = "pass CrossEntropy(class_axis=1)" if fits_first and not known else "reshape one of them"
-        if labels == logits:
-            remedy = "pass class indices, or probabilities as floats"
-        raise ProbeError(
-            f"labels must have the shape {rows} of the logits {logits} without classes, got {labels}: {remedy}"
-        )
-
-    def _require_in_range(self, labels: Tensor, classes: int) -> None:
-        """Raise if a class index is neither a class nor ignored."""
-        wrong = labels[((labels < 0) | (labels >= classes)) & (labels != self.ignore_index)]
-        if wrong.numel():
-            raise ProbeError(
-                f"labels must be in 0 to {classes - 1} or {self.ignore_index}, got {int(wrong[0])}: pass "
-                f"ignore_index={int(wrong[0])} if such terms are left out, or correct them"
-            )
-
-
-@dataclass(frozen=True, eq=False)
-class HuggingFaceLoss(CrossEntropy):
-    """The loss that a Hugging Face model computes from a batch with `labels`, averaged over its label tokens.
-
-    The value is `model(**batch).loss`; a batch weighs as many tokens as it has labels that are not `ignore_index`, so
-    padded batches add up to the mean over all tokens. `logits` and Gauss-Newton read `model(**batch).logits`, and raise
-    if their mean cross-entropy is not that loss.
-
-    Args:
-        shift: True for causal language models, which predict label t + 1 at token t; False for masked language
-            models, translation, and token or sequence classification.
-    """
-
-    shift: bool = True
-
-    def __call__(self, model: Any, batch: Any) -> Tensor:
-        """Return the model's own loss, a 0-d tensor."""
-        loss: Tensor = _field(model(**self._items(batch)), "loss")
-        return loss
-
-    def count(self, batch: Any) -> float:
-        """Return the number of label tokens that the model's loss averages over."""
-        return super().count(batch)
-
-    def logits(self, model: Any, batch: Any) -> Tensor:
-        """Return the model's logits `(B, T, V)`, without those of the last token if they are shifted."""
-        logits: Tensor = _field(model(**self._items(batch)), "logits")
-        return logits[:, :-1] if self.shift else logits
-
-    def labels(self, batch: Any) -> Tensor:
-        """Return the labels `(B, T)`, without those of the first token if they are shifted."""
-        labels: Tensor = self._items(batch)["labels"]
-        if self.shift and labels.ndim < 2:
-            raise ProbeError(f"labels of a causal model must be (B, T), got {tuple(labels.shape)}: pass shift=False")
-        return labels[:, 1:] if self.shift else labels
-
-    def _items(self, batch: Any) -> Mapping[str, Any]:
-        """Return the batch after checking that it is a mapping with labels."""
-        if isinstance(batch, Mapping) and batch.get("labels") is not None:
-            return batch
-        raise ProbeError(
-            f"a batch must be a mapping with 'labels', got {type(batch).__name__}: a model returns no loss without them"
+        return class_labels(
+            self.labels(batch),
+            tuple(outputs.shape),
+            weight=self.weight,
+            class_axis=self.class_axis,
+            ignore_index=self.ignore_index,
         )
 
 
@@ -315,11 +222,11 @@ class MeanSquaredError:
 
     def outputs(self, model: nn.Module, batch: Any) -> Tensor:
         """Return the predictions for the batch."""
-        return _tensor(model(_pair(batch)[0]), "MeanSquaredError")
+        return tensor_output(model(pair(batch)[0]), "MeanSquaredError")
 
     def of_outputs(self, outputs: Tensor, batch: Any) -> Tensor:
         """Return the mean loss of predictions, a 0-d tensor."""
-        targets = _like(self.targets(batch), outputs)
+        targets = like(self.targets(batch), outputs)
         return (outputs - targets).square().mean()  # mse_loss has a derivative without a forward-mode rule
 
     def count(self, batch: Any) -> float:
@@ -338,7 +245,7 @@ class MeanSquaredError:
 
     def targets(self, batch: Any) -> Tensor:
         """Return the targets of the batch."""
-        targets: Tensor = _pair(batch)[1]
+        targets: Tensor = pair(batch)[1]
         return targets
 
 
@@ -367,7 +274,7 @@ class BinaryCrossEntropy:
 
     def outputs(self, model: nn.Module, batch: Any) -> Tensor:
         """Return the logits with an axis of length 1 added: a row for each term."""
-        return _tensor(model(_pair(batch)[0]), "BinaryCrossEntropy")[..., None]
+        return tensor_output(model(pair(batch)[0]), "BinaryCrossEntropy")[..., None]
 
     def of_outputs(self, outputs: Tensor, batch: Any) -> Tensor:
         """Return the mean loss of logits, a 0-d tensor."""
@@ -393,7 +300,7 @@ class BinaryCrossEntropy:
 
     def targets(self, batch: Any) -> Tensor:
         """Return the targets of the batch."""
-        targets: Tensor = _pair(batch)[1]
+        targets: Tensor = pair(batch)[1]
         return targets
 
     def _positive(self, z: Tensor) -> Tensor:
@@ -402,7 +309,7 @@ class BinaryCrossEntropy:
 
     def _labels(self, z: Tensor, batch: Any) -> Tensor:
         """Return the targets in the dtype of the logits after checking them."""
-        targets = _like(self.targets(batch), z).to(z.dtype)
+        targets = like(self.targets(batch), z).to(z.dtype)
         if bool(((targets < 0) | (targets > 1)).any()):
             raise ProbeError(
                 f"targets must be in [0, 1], got {float(targets.min()):g} to {float(targets.max()):g}: use 0 and 1"
@@ -446,55 +353,3 @@ def _measured_shares(loss: CrossEntropy, outputs: Tensor, batch: Any) -> Tensor:
             "method shares(outputs, batch) that returns the share of each row of logits in the mean"
         )
     return found
-
-
-def _sums_to_one(labels: Tensor, axis: int) -> bool:
-    """Return True if labels are probabilities along an axis."""
-    return labels.ndim > 1 and bool(((labels.sum(axis) - 1).abs() < 1e-2).all())
-
-
-def _tensor(found: Any, name: str) -> Tensor:
-    """Return the output of a model after checking that it is a tensor."""
-    if not isinstance(found, Tensor):
-        raise ProbeError(
-            f"the model must return a tensor, got {type(found).__name__}: "
-            f"subclass {name} and override outputs(model, batch)"
-        )
-    return found
-
-
-def _like(targets: Tensor, outputs: Tensor) -> Tensor:
-    """Return targets after checking that they have the shape of the outputs."""
-    if targets.shape != outputs.shape:
-        raise ProbeError(
-            f"targets must have the shape of the outputs {tuple(outputs.shape)}, got {tuple(targets.shape)}: "
-            "reshape one of them, as broadcasting would compare each with all"
-        )
-    return targets
-
-
-def _field(found: Any, name: str) -> Tensor:
-    """Return the loss or the logits of a model's output, an attribute or an item."""
-    value = found.get(name) if isinstance(found, Mapping) else getattr(found, name, None)
-    if not isinstance(value, Tensor):
-        raise ProbeError(
-            f"the model's output ({type(found).__name__}) has no {name}: HuggingFaceLoss needs a model that returns "
-            "loss and logits by name"
-        )
-    return value
-
-
-def _hugging_face(found: Any) -> str:
-    """Return a hint for the output of a Hugging Face model."""
-    return ", or use HuggingFaceLoss()" if hasattr(found, "logits") else ""
-
-
-def _pair(batch: Any) -> Any:
-    """Return the batch after checking that it is a pair."""
-    if isinstance(batch, tuple | list) and len(batch) == 2:
-        return batch
-    got = f"{type(batch).__name__} of {len(batch)}" if hasattr(batch, "__len__") else type(batch).__name__
-    raise ProbeError(
-        f"a batch must be a pair (inputs, labels), got {got}: pass a list of pairs as batches, "
-        "or a loss_fn(model, batch) of your own"
-    )

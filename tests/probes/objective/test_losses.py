@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lossscope.probes.errors import ProbeError, ProbeWarning
+from lossscope.probes.objective.hugging_face import HuggingFaceLoss
 from lossscope.probes.objective.losses import (
     BinaryCrossEntropy,
     CrossEntropy,
-    HuggingFaceLoss,
     MeanSquaredError,
     SplitLoss,
     rows,
