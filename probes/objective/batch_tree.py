@@ -199,6 +199,7 @@ def cut(batch: Any, axes: Sequence[int], start: int, stop: int) -> Any:
     places = dict(zip((id(leaf) for _, leaf in _arrays(batch)), axes, strict=True))
 
     def part(node: Any) -> Any:
+        """Return the samples of a tensor; any other leaf as it is."""
         if not _is_array(node):
             return node
         chosen = (slice(None),) * places[id(node)] + (slice(start, stop),)
@@ -240,6 +241,7 @@ def joined(first: Any, second: Any, axes: Sequence[int]) -> tuple[Any, bool]:
     order = iter(axes)
 
     def along(left: Any, right: Any) -> Any:
+        """Join two tensors along the next axis."""
         return _concatenated(left, right, next(order))
 
     one, two = length(first), length(second)
@@ -326,6 +328,7 @@ def offset_joined(first: Any, second: Any) -> Any:
     nodes = next((leaf.shape[0] for _, leaf in _arrays(first) if leaf.ndim > 1 and not _whole_numbers(leaf)), 0)
 
     def along(left: Any, right: Any) -> Any:
+        """Join two tensors along the axis that fits, the numbers of nodes and sets counted on."""
         if _whole_numbers(left) and left.ndim == 2 and len(left) == 2 and left.shape != right.shape:
             return _concatenated(left, right + nodes, 1)
         if _whole_numbers(left) and left.ndim == 1 and len(left):

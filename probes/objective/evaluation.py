@@ -1,8 +1,10 @@
-"""Evaluation of an objective on one batch, and validation of its loss."""
+"""Evaluation of an objective on one batch or on small parts of its data, and validation of its loss."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -11,7 +13,7 @@ from torch import Tensor, nn
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.objective.isolation import random_modules
 
-__all__ = ["ULPS", "BatchEvaluation", "BatchGradient", "check_deterministic", "validated_loss"]
+__all__ = ["ULPS", "BatchEvaluation", "BatchGradient", "check_deterministic", "on_parts", "validated_loss"]
 
 ULPS: Final = 100  # two evaluations of one loss may differ by this many units in the last place
 
@@ -79,3 +81,27 @@ def check_deterministic(number: float, at: BatchEvaluation, model: nn.Module) ->
         f"two evaluations of one loss gave {at.before:.9g} and {number:.9g} {at.where}, more than {ULPS} units in "
         f"the last place apart: {cause}; use mode='eval', or take the randomness out"
     )
+
+
+@contextmanager
+def on_parts(samples: Iterable[float]) -> Iterator[None]:
+    """Explain an exception inside this context, in which a loss is evaluated on parts of its data.
+
+    Args:
+        samples: Number of samples of each part.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        ProbeError: the model rejected a part.
+    """
+    try:
+        yield
+    except ProbeError:
+        raise
+    except Exception as error:  # the model itself may reject a small batch, with any exception
+        raise ProbeError(
+            f"the loss fails on a part of {min(samples):g} samples ({type(error).__name__}: {error}): use fewer parts, "
+            "or mode='eval'"
+        ) from error

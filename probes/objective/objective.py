@@ -38,6 +38,7 @@ from lossscope.probes.objective.evaluation import (
     BatchEvaluation,
     BatchGradient,
     check_deterministic,
+    on_parts,
     validated_loss,
 )
 from lossscope.probes.objective.functional import Substitution
@@ -250,16 +251,8 @@ class Objective:
                 losses of the parts do not add up: the loss is no mean over samples.
         """
         whole, parts = self.value(), tuple(self._part(data) for data in self.data.split(count, seed=seed))
-        try:
+        with on_parts(part.samples for part in parts):
             losses = [part.value() for part in parts]
-        except ProbeError:
-            raise
-        except Exception as error:  # the model itself may reject a small batch, with any exception
-            fewest = min(part.samples for part in parts)
-            raise ProbeError(
-                f"the loss fails on a part of {fewest:g} samples ({type(error).__name__}: {error}): use fewer parts, "
-                "or mode='eval'"
-            ) from error
         counts = [math.fsum(part.data.counts) for part in parts]
         mean = math.fsum(n * loss for n, loss in zip(counts, losses, strict=True)) / math.fsum(counts)
         unit = max(ULPS * torch.finfo(torch.float32).eps, 4 * self.vector.unit)

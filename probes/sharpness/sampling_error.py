@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lossscope.probes.eigenvalues.measure import measure_spectrum
 from lossscope.probes.errors import ProbeError
+from lossscope.probes.objective.evaluation import on_parts
 from lossscope.probes.objective.objective import Objective
 from lossscope.probes.operators.hessian import hessian
 from lossscope.probes.statistics.estimate import Estimate, mean_estimate
@@ -161,12 +162,7 @@ def sampled_eigenvalue(
     Source:
         docs/measures/sampling_error.md, where it is derived; tested by its coverage on least squares.
     """
-    _check(end, parts)
-    if not objective.data.additive:
-        raise ProbeError(
-            "sampled_eigenvalue requires a loss that is a mean over samples, got an objective with additive=False: its "
-            "batches cannot be split"
-        )
+    _check(objective, end, parts)
     begun = time.perf_counter()
     shuffle, *seeds = independent_seeds(seed, 4)
     halves = _split(objective, 2, parts, shuffle)
@@ -220,26 +216,23 @@ def _split(objective: Objective, count: int, parts: int, seed: int) -> tuple[Obj
 def _forms(pieces: Sequence[Objective], whole: Tensor, other: Tensor) -> _HalfForms:
     """Return the quadratic forms of the parts of one half along the vectors of the whole and of the other half."""
     V = torch.stack([whole, other], 1)
-    try:
+    with on_parts(piece.samples for piece in pieces):
         forms = np.array([row_dots((hessian(piece) @ V).mT, V.mT).tolist() for piece in pieces])
-    except ProbeError:
-        raise
-    except Exception as error:  # the model itself may reject a small batch, with any exception
-        fewest = min(piece.samples for piece in pieces)
-        raise ProbeError(
-            f"the loss fails on a part of {fewest} samples ({type(error).__name__}: {error}): use fewer parts, or "
-            "mode='eval'"
-        ) from error
     counts = np.array([math.fsum(piece.data.counts) for piece in pieces])
     return _HalfForms(forms[:, 0], forms[:, 1], counts)
 
 
-def _check(end: str, parts: int) -> None:
+def _check(objective: Objective, end: str, parts: int) -> None:
     """Raise if an argument is out of range."""
     if end not in get_args(End):
         raise ProbeError(f"end must be one of {', '.join(map(repr, get_args(End)))}, got {end!r}")
     if parts < _FEWEST or parts % 2:
         raise ProbeError(f"parts must be even and at least {_FEWEST}, got {parts}: each half of the data gets half")
+    if not objective.data.additive:
+        raise ProbeError(
+            "sampled_eigenvalue requires a loss that is a mean over samples, got an objective with additive=False: its "
+            "batches cannot be split"
+        )
 
 
 def _check_mean(eigenvalue: float, mean: float, halves: Sequence[_HalfForms]) -> None:
