@@ -91,21 +91,14 @@ def norm_sharpness(
         best, found, ended = _ascents(operator, norm, parts, restarts, rel, max_products, seed)
     values = row_dots(best.mT, found.mT)
     winner = int(values.argmax())
-    value, direction = float(values[winner]), best[:, winner]
-    rounding = form_rounding(operator, direction, found[:, winner])
-    if value < 0:  # d = 0 is in the ball
-        rounding, value, direction = max(value + rounding, 0.0), 0.0, torch.zeros_like(direction)
-    highest = max(value, lambda_max * _squared_radius(norm, parts)) if math.isfinite(lambda_max) else math.nan
-    sharpness = Estimate(
-        value,
-        math.nan,
-        max(value - rounding, 0.0),
-        highest,
-        restarts,
-        "lower bound",
+    highest = lambda_max * _squared_radius(norm, parts)
+    reached, direction = _reached(operator, best[:, winner], found[:, winner], float(values[winner]), highest, rel)
+    sharpness = replace(
+        reached,
+        samples=restarts,
         products=operator.products - before,
         seconds=time.perf_counter() - begun,
-        converged=bool(ended[winner]) and rounding <= rel * value,
+        converged=reached.converged and bool(ended[winner]),
     )
     slope = math.nan
     if isinstance(operator, ObjectiveOperator) and operator.is_hessian:
@@ -170,6 +163,26 @@ def _ascents(
         D[:, ~ended], HD[:, ~ended] = d + t * segment, Hd + t * product
         ended[~ended] = rise <= rel * (old + rise).abs()
     return D, HD, ended
+
+
+def _reached(
+    operator: SymmetricOperator, direction: Tensor, product: Tensor, value: float, highest: float, rel: float
+) -> tuple[Estimate, Tensor]:
+    """Return the value of one ascent as a lower bound, and the point of the ball that attains it.
+
+    Args:
+        operator: The operator.
+        direction: `(n,)`, the point that the ascent has reached.
+        product: `(n,)`, its product.
+        value: Its value d'Hd.
+        highest: Upper bound of the values in the ball; not finite if it is unknown.
+        rel: Rounding up to this fraction of the value is converged.
+    """
+    rounding = form_rounding(operator, direction, product)
+    if value < 0:  # d = 0 is in the ball
+        rounding, value, direction = max(value + rounding, 0.0), 0.0, torch.zeros_like(direction)
+    low, high = max(value - rounding, 0.0), max(value, highest) if math.isfinite(highest) else math.nan
+    return Estimate(value, math.nan, low, high, 1, "lower bound", converged=rounding <= rel * value), direction
 
 
 def _steepest(columns: Tensor, norm: Norm, parts: _Parts) -> Tensor:
