@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from lossscope.probes.sharpness.stability_thresholds import frozen_adam, heavy_b
 
 __all__ = ["StepMetric", "optimizer_name", "step_metric", "takes_second_gradient", "why_no_metric"]
 
+_Stepped: TypeAlias = tuple[str, nn.Parameter, dict[str, Any]]  # name, parameter, and its group in the step
 _WITH_THRESHOLD: Final = (Direction.GRADIENT, Direction.ADAM)
 # The optimizers of torch whose step is known, as the rules that they share with ours.
 _OF_TORCH: Final[dict[type[Optimizer], Rule]] = {
@@ -172,13 +173,7 @@ def step_metric(
     if any(group.get("maximize") for group in optimizer.param_groups):
         return None
     name = optimizer_name(optimizer)
-    group_of = {p: dict(group) for group in groups or optimizer.param_groups for p in group["params"]}
-    found = []
-    for label in objective.names:
-        p = parameters.get(label)
-        if p is None or p not in group_of:
-            raise ProbeError(f"parameter {label} is in no group of the {name}, so the metric of its step is not known")
-        found.append((label, p, group_of[p]))
+    found = _with_groups(objective.names, parameters, groups or optimizer.param_groups, name)
     rules = [_rule_of(optimizer, group, p) for _, p, group in found]
     if takes_second_gradient(optimizer) or not all(rule.direction in _WITH_THRESHOLD for rule in rules):
         if not all(rule.adam_moments for rule in rules):
@@ -192,9 +187,25 @@ def step_metric(
     return _in_units_of_one_threshold(name, thresholds, [p for _, p, _ in found])
 
 
-def _of_still_step(
-    optimizer: Optimizer, name: str, found: list[tuple[Rule, tuple[str, nn.Parameter, dict[str, Any]]]]
-) -> StepMetric:
+def _with_groups(
+    labels: Iterable[str], parameters: Mapping[str, nn.Parameter], groups: Iterable[Mapping[str, Any]], name: str
+) -> list[_Stepped]:
+    """Return parameters in their order, each with its name and its group.
+
+    Raises:
+        ProbeError: A parameter is in no group.
+    """
+    group_of = {p: dict(group) for group in groups for p in group["params"]}
+    found = []
+    for label in labels:
+        p = parameters.get(label)
+        if p is None or p not in group_of:
+            raise ProbeError(f"parameter {label} is in no group of the {name}, so the metric of its step is not known")
+        found.append((label, p, group_of[p]))
+    return found
+
+
+def _of_still_step(optimizer: Optimizer, name: str, found: list[tuple[Rule, _Stepped]]) -> StepMetric:
     """Return the metric of a step with a learning rate of 0, at the end of a schedule: it has no threshold."""
     why = f"the learning rate of the {name} is 0 at this step, so no curvature makes it unstable"
     if all(rule.direction is Direction.GRADIENT for rule, _ in found):

@@ -65,11 +65,7 @@ def pyhessian_spectrum(
     Source:
         Z. Yao et al. (2020), PyHessian: neural networks through the lens of the Hessian, arXiv:1912.07145.
     """
-    if operator.device.type not in ("cpu", "cuda"):
-        raise ProbeError(
-            f"engine='pyhessian' runs on cpu and cuda only, got {operator.device.type}: use engine='lossscope'"
-        )
-    library = _library()
+    library = _library_for(operator.device)
     require_second_derivative(objective)  # PyHessian would use a wrong one silently
     begun = time.perf_counter()
     with operator.cached(), objective.evaluating(), warnings.catch_warnings(), named():
@@ -161,7 +157,14 @@ def _trace(judge: Any, samples: int, rel: float) -> Estimate:
     )
 
 
-def _library() -> Any:
+def _library_for(device: torch.device) -> Any:
+    """Return PyHessian's class.
+
+    Raises:
+        ProbeError: It does not run on the device, or cannot be imported.
+    """
+    if device.type not in ("cpu", "cuda"):
+        raise ProbeError(f"engine='pyhessian' runs on cpu and cuda only, got {device.type}: use engine='lossscope'")
     try:
         from pyhessian import hessian
     except Exception as error:  # a release that is incompatible with this torch must break nothing else
