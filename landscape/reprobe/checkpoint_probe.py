@@ -72,13 +72,7 @@ def probe(
     if run.status == "running":
         raise RunError(f"{path} is being recorded: wait until that has ended, then probe it")
     saved = _requested_checkpoints(run, at)
-    first = next(iter(saved.values()))
-    target = _rebuild(run, effort.seed) if objective is None else _own_target(run, objective, first)
-    check_budget(chosen, effort, target.objective.size)
-    renamed = _load(first, target)
-    if objective is not None:
-        evaluated_once(target.objective, objective, slope=set(chosen) != {"loss"})
-    notes = tuple(note for note in (renamed, _of_fewer(run, target.objective.size)) if note is not None)
+    target, notes = _prepared(run, next(iter(saved.values())), objective, chosen, effort)
     done = _Result(Rows(), [], measures is not None or target.optimizer is None)
     store = RunStore.extend(path, {"code_version": code_version()})
     try:
@@ -134,6 +128,18 @@ def _requested_checkpoints(run: Run, at: Sequence[int] | str) -> Mapping[int, Pa
 
 def _listed(steps: Mapping[int, Path]) -> str:
     return ", ".join(map(str, steps))
+
+
+def _prepared(
+    run: Run, first: Path, objective: str | None, chosen: Mapping[str, tuple[str, ...]], effort: SolverOptions
+) -> tuple[MeasurementTarget, tuple[str, ...]]:
+    """Return what is measured, checked at the first checkpoint, and sentences about it."""
+    target = _rebuild(run, effort.seed) if objective is None else _own_target(run, objective, first)
+    check_budget(chosen, effort, target.objective.size)
+    renamed = _load(first, target)
+    if objective is not None:
+        evaluated_once(target.objective, objective, slope=set(chosen) != {"loss"})
+    return target, tuple(note for note in (renamed, _of_fewer(run, target.objective.size)) if note is not None)
 
 
 def _rebuild(run: Run, seed: int) -> MeasurementTarget:
