@@ -36,33 +36,7 @@ class ParameterVector:
     def __init__(
         self, model: nn.Module, names: Collection[str] | None = None, dtype: torch.dtype | None = None
     ) -> None:
-        if not isinstance(model, nn.Module):
-            raise ProbeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-        if any(isinstance(part, torch.jit.ScriptModule) for part in model.modules()):
-            raise ProbeError(
-                "model must be a module of Python, got one of TorchScript, whose parameters cannot be replaced: give "
-                "the module that was traced or scripted, with load_state_dict(scripted.state_dict())"
-            )
-        tensors = [*model.named_parameters(), *model.named_buffers()]
-        if lazy := [name for name, tensor in tensors if is_lazy(tensor)]:
-            raise ProbeError(f"{len(lazy)} tensors, such as {lazy[0]}, have no shape yet: run one forward pass first")
-        found = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-        if not found:
-            raise ProbeError(_no_trainable_parameter(model))
-        if names is not None:
-            found = [(name, p) for name, p in found if name in names]
-        for name, p in found:
-            if type(p).__name__ in _SHARDED:
-                raise ProbeError(
-                    f"parameters must be whole on this process, got {name} ({type(p).__name__}), of which it has a "
-                    "part: measure a copy of the model that was not sharded, with the full state dictionary"
-                )
-            if not p.is_floating_point():
-                raise ProbeError(f"parameters must be real and floating, got {name} of {p.dtype}: freeze or convert it")
-        if len(devices := {str(p.device) for _, p in found}) > 1:
-            raise ProbeError(f"parameters must be on one device, got {' and '.join(sorted(devices))}: move the model")
-        if names is None:
-            _require_own_memory(dict(model.named_parameters()))
+        found = _differentiable(model, names)
         self._model = model
         self._shapes = tuple(p.shape for _, p in found)
         self._dtypes = tuple(dtype or p.dtype for _, p in found)
@@ -166,6 +140,38 @@ class ParameterVector:
         present = dict(self._model.named_parameters())
         for name, part in zip(self.names, parts, strict=True):
             present[name].data.copy_(part)
+
+
+def _differentiable(model: nn.Module, names: Collection[str] | None) -> list[tuple[str, nn.Parameter]]:
+    """Return the parameters that require grad, or some of them, by name after checking that they fit one vector."""
+    if not isinstance(model, nn.Module):
+        raise ProbeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    if any(isinstance(part, torch.jit.ScriptModule) for part in model.modules()):
+        raise ProbeError(
+            "model must be a module of Python, got one of TorchScript, whose parameters cannot be replaced: give "
+            "the module that was traced or scripted, with load_state_dict(scripted.state_dict())"
+        )
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    if lazy := [name for name, tensor in tensors if is_lazy(tensor)]:
+        raise ProbeError(f"{len(lazy)} tensors, such as {lazy[0]}, have no shape yet: run one forward pass first")
+    found = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    if not found:
+        raise ProbeError(_no_trainable_parameter(model))
+    if names is not None:
+        found = [(name, p) for name, p in found if name in names]
+    for name, p in found:
+        if type(p).__name__ in _SHARDED:
+            raise ProbeError(
+                f"parameters must be whole on this process, got {name} ({type(p).__name__}), of which it has a "
+                "part: measure a copy of the model that was not sharded, with the full state dictionary"
+            )
+        if not p.is_floating_point():
+            raise ProbeError(f"parameters must be real and floating, got {name} of {p.dtype}: freeze or convert it")
+    if len(devices := {str(p.device) for _, p in found}) > 1:
+        raise ProbeError(f"parameters must be on one device, got {' and '.join(sorted(devices))}: move the model")
+    if names is None:
+        _require_own_memory(dict(model.named_parameters()))
+    return found
 
 
 def _require_own_memory(parameters: Mapping[str, Tensor]) -> None:
