@@ -80,16 +80,18 @@ class RunWriter:
         """
         if self._store.closed or time.monotonic() < self._retry:
             return
-        self._retry = time.monotonic() + _RETRY  # until the attempt has succeeded
-        with self._guarded("files"), _interrupts_held():
-            self.require_folder()
-            flushed = self._store.flush_if_due() if due else self._flush()
-            if flushed and self._faults.changed:
-                self._store.update_manifest(**self._facts())
-                self._faults.changed = False
-            if flushed:
+        with self._guarded("files"):
+            if due and not self._store.flush_due():
+                return
+            self._retry = time.monotonic() + _RETRY  # until the attempt has succeeded
+            with _interrupts_held():
+                self.require_folder()
+                self._store.flush()
+                if self._faults.changed:
+                    self._store.update_manifest(**self._facts())
+                    self._faults.changed = False
                 self._unwritten = 0
-            self._retry = float("-inf")
+                self._retry = float("-inf")
 
     def flush_abandoned(self) -> None:
         """Write the rows of a recorder that was garbage-collected, where no caller could catch an error (`strict`)."""
@@ -141,11 +143,6 @@ class RunWriter:
         """Return the keys of the manifest on what could not be recorded."""
         facts: dict[str, Any] = {MISSING_VALUES: self._faults.missing} if self._faults.missing else {}
         return {**facts, "warnings": self._faults.words} if self._faults.words else facts
-
-    def _flush(self) -> bool:
-        """Write all rows."""
-        self._store.flush()
-        return True
 
     @contextmanager
     def _guarded(self, instrument: str) -> Iterator[None]:

@@ -16,7 +16,7 @@ from lossscope.landscape.storage.schema import LONGEST_CELL, TABLES, Column, arr
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Cells", "cells", "frame", "record_batch"]
+__all__ = ["Cells", "cells", "frame", "load_libraries", "record_batch"]
 
 Cells: TypeAlias = tuple[Any, ...]  # one value for each column of the table, in the schema's order
 _INT64: Final = range(-(2**63), 2**63)
@@ -40,7 +40,19 @@ def cells(table: str, row: Mapping[str, object]) -> Cells:
     if not columns.keys() >= row.keys():
         unknown = next(key for key in row if key not in columns)
         raise ValueError(f"table {table} has no column {unknown!r}: see lossscope.landscape.storage.schema")
-    return tuple([_cell(table, column, row.get(name)) for name, column in columns.items()])
+    values: list[object] = [None] * len(columns)
+    for name, value in row.items():
+        place, column = columns[name]
+        values[place] = _cell(table, column, value)
+    for place, column in _REQUIRED[table]:
+        if values[place] is None:
+            _cell(table, column, None)  # raises, as it is required
+    return tuple(values)
+
+
+def load_libraries() -> None:
+    """Load what the first record batch needs: pyarrow imports pandas then, about a second once per process."""
+    pa.array([0.0])
 
 
 def record_batch(table: str, rows: Sequence[Cells]) -> pa.RecordBatch:
@@ -126,7 +138,10 @@ def _floats(value: object) -> object:
     return np.array(array, dtype=np.float64) if array.ndim == 1 and numbers else NotImplemented
 
 
-_COLUMNS: Final = {table: {column.name: column for column in columns} for table, columns in TABLES.items()}
+_COLUMNS: Final = {
+    table: {column.name: (place, column) for place, column in enumerate(columns)} for table, columns in TABLES.items()
+}
+_REQUIRED: Final = {table: [one for one in columns.values() if one[1].required] for table, columns in _COLUMNS.items()}
 # Each returns NotImplemented for a value that does not fit, so that `_cell` can name the column.
 _CONVERTERS: Final[dict[str, Callable[[object], object]]] = {
     "int": _int,

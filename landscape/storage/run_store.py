@@ -188,13 +188,9 @@ class RunStore:
         self._lock.check()
         self._journal.flush()
 
-    def flush_if_due(self) -> bool:
-        """Flush if no flush was tried in the last second. Return True if it flushed."""
-        self._check_open()
-        due = self._journal.due()
-        if due:
-            self.flush()
-        return due
+    def flush_due(self) -> bool:
+        """Return True if no flush was tried in the last second."""
+        return self._journal.due()
 
     def update_manifest(self, **changes: Any) -> None:
         """Set keys of the manifest; `run.json` is replaced atomically.

@@ -23,10 +23,7 @@ PLANNED = 100_000
 
 
 def flush_often(self: RunStore) -> bool:
-    due = self._journal.due(0.01)
-    if due:
-        self.flush()
-    return due
+    return self._journal.due(0.01)
 
 
 def loop(path: str, mode: str) -> None:
@@ -101,7 +98,7 @@ def serve() -> None:
 
 
 if __name__ == "__main__":
-    RunStore.flush_if_due = flush_often  # type: ignore[method-assign]
+    RunStore.flush_due = flush_often  # type: ignore[method-assign]
     warm_up()
     gc.collect()
     gc.freeze()  # the end of an interpreter need not visit what was there before the fork

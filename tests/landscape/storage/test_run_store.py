@@ -190,7 +190,7 @@ def test_a_process_that_ends_without_closing_still_flushes(tmp_path):
     code = (
         "import sys; from lossscope.landscape.storage.run_store import RunStore\n"
         "store = RunStore.create(sys.argv[1], {})\n"
-        "for step in range(5): store.append('steps', {'step': step}); store.flush_if_due()\n"
+        "for step in range(5): store.append('steps', {'step': step}); store.flush_due() and store.flush()\n"
         "assert 'torch' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "a")], check=True, timeout=60)
