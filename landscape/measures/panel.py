@@ -36,7 +36,15 @@ from lossscope.probes.sharpness.sampling_error import sampled_eigenvalue
 from lossscope.probes.sharpness.stability_thresholds import edge_ratio
 from lossscope.probes.statistics.estimate import Estimate, rounded_estimate
 
-__all__ = ["Panel", "alignment_rows", "batch_rows", "module_rows", "sampling_rows"]
+__all__ = [
+    "Panel",
+    "alignment_rows",
+    "batch_rows",
+    "forward_mode_seconds",
+    "load_forward_mode",
+    "module_rows",
+    "sampling_rows",
+]
 
 
 def batch_rows(target: MeasurementTarget, names: frozenset[str]) -> Rows:
@@ -100,6 +108,7 @@ def sampling_rows(target: MeasurementTarget, options: SolverOptions, names: froz
     return Rows([{**estimate_row(name, one), **cost} for name, one in three.items() if name in names])
 
 
+_FORWARD_MODE: Final = 1.0  # seconds that loading the forward-mode rules takes, once per process
 _EDGE: Final = "sharpness_edge_ratio"
 
 
@@ -305,7 +314,7 @@ class Panel:
 
     def fisher_rao(self) -> Rows:
         """Compute the logarithm of the Fisher-Rao norm."""
-        _load_forward_mode()
+        load_forward_mode()
         return Rows([estimate_row("log_fisher_rao", log_fisher_rao(self.objective))])
 
     def logits(self, names: frozenset[str]) -> Rows:
@@ -363,10 +372,15 @@ class Panel:
 
 
 @cache
-def _load_forward_mode() -> None:
+def load_forward_mode() -> None:
     """Load torch's forward-mode rules, about one second once per process, so that no measure is charged for it."""
     with forward_ad.dual_level():
         forward_ad.make_dual(torch.zeros(1), torch.zeros(1))  # type: ignore[no-untyped-call]
+
+
+def forward_mode_seconds() -> float:
+    """Return the seconds that `load_forward_mode` usually takes; 0 after it was called."""
+    return 0.0 if load_forward_mode.cache_info().currsize else _FORWARD_MODE
 
 
 def _top_count(names: Collection[str]) -> int:

@@ -111,6 +111,7 @@ class Cadence:
         self._saves = frozenset(log_spaced(planned, saves)) if planned is not None else frozenset()
         self._next_evaluation: float = start if count else math.inf
         self.takes_last = bool(count) and evaluate_at is None
+        self._lengthened = 1  # factor of the periods of tensors and spectra
 
     def tensors(self, step: int) -> bool:
         """Return True if norms, energies and shear are due."""
@@ -129,6 +130,12 @@ class Cadence:
         """Return True if the Taylor remainders of single layers are due."""
         every = self._layers_every
         return every is not None and step > 0 and step % every == 0
+
+    def lengthen(self, factor: int) -> tuple[int, int]:
+        """Lengthen the periods of tensors and spectra by a factor; return that of tensors before and after."""
+        before = self._preset.tensors_every * self._lengthened
+        self._lengthened *= factor
+        return before, before * factor
 
     def window(self, step: int) -> tuple[int, int] | None:
         """Return the number of the current window of minibatch pairs, and the lag that is due in it.
@@ -160,16 +167,18 @@ class Cadence:
         """Return True if a checkpoint is due."""
         return step in self._saves
 
-    def schedule_next(self, step: int, wait: float = 0.0) -> None:
-        """Schedule the next curvature evaluation after one was made, if the schedule is not fixed.
+    def following(self, step: int) -> int:
+        """Return the step of the evaluation after one at this step, if the schedule is not fixed."""
+        return _SECOND if step == 0 else geometric_step(step, self._preset.growth)
 
-        Args:
-            step: The step of the evaluation just made.
-            wait: Number of training steps until another one fits under the cap on the overhead.
-        """
+    def steps_to_last(self, step: int) -> int | None:
+        """Return the number of steps until the last evaluation of a fixed schedule; None without one."""
+        return None if not self.fixed or self._last is None else max(self._last - step, 0)
+
+    def schedule_next(self, step: int) -> None:
+        """Schedule the next curvature evaluation after one was made, if the schedule is not fixed."""
         self._made += 1
-        following = _SECOND if step == 0 else geometric_step(step, self._preset.growth)
-        self._next_evaluation = max(following, step + math.ceil(wait))
+        self._next_evaluation = self.following(step)
 
     def postpone(self, step: int, wait: float) -> None:
         """Move an evaluation that is due at this step by a number of training steps, if the schedule is not fixed."""
@@ -177,7 +186,7 @@ class Cadence:
 
     def _every(self, step: int, every: int | None) -> bool:
         """Return True at multiples of a period, at step 1 and at curvature evaluations."""
-        return every is not None and (step % every == 0 or step == 1 or self.evaluation(step))
+        return every is not None and (step % (every * self._lengthened) == 0 or step == 1 or self.evaluation(step))
 
 
 def _evaluation_steps(

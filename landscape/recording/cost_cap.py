@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Final
 
 import torch
 
@@ -15,6 +16,10 @@ from lossscope.probes.errors import ProbeError
 from lossscope.probes.operators.base import SymmetricOperator
 
 __all__ = ["CostCap", "MeasurementCosts", "overhead_share"]
+
+_BEYOND: Final = 16  # products that the comparison of some products in float64 takes, usually at most
+_PART: Final = 0.25  # of the cap, for layers and for pairs of minibatches
+_SHARES: Final = (0.1, 0.5)  # shares that a remedy names; above them 1, which is no cap
 
 
 def overhead_share(given: float | None, usual: float) -> float:
@@ -48,6 +53,7 @@ class CostCap:
     def __init__(self, share: float, overhead: Overhead) -> None:
         self.share = share
         self._overhead = overhead
+        self._most = math.inf  # seconds of recording in all that a narrower cap allows
 
     @property
     def limited(self) -> bool:
@@ -57,11 +63,25 @@ class CostCap:
     @property
     def left(self) -> float:
         """Seconds that recording may take now; infinite without a cap, negative above it."""
-        return self.share * self._overhead.wall - self._overhead.total if self.limited else math.inf
+        if not self.limited:
+            return math.inf
+        return min(self.share * self._overhead.wall, self._most) - self._overhead.total
+
+    def narrowed(self, seconds: float) -> CostCap:
+        """Return a cap that leaves at most some seconds of what this one leaves now."""
+        narrower = CostCap(self.share, self._overhead)
+        narrower._most = self._overhead.total + seconds
+        return narrower
 
     def affords(self, kind: Kind, count: int = 1) -> bool:
-        """Return True if samples of a kind are predicted to fit: each takes as long as the last one of its kind."""
-        return count * self._overhead.latest.get(kind, 0.0) <= self.left
+        """Return True if samples of a kind are predicted to fit: each takes as long as the last one of its kind.
+
+        All samples of the kind together take at most a quarter of the cap, as they would leave nothing for curvature.
+        """
+        if not self.limited:
+            return True
+        quarter = _PART * self.share * self._overhead.wall - self._overhead.seconds[kind]
+        return count * self._overhead.latest.get(kind, 0.0) <= min(self.left, quarter)
 
     def wait(self, seconds: float) -> float:
         """Return the seconds of training after which `seconds` of recording fit under the cap."""
@@ -70,7 +90,12 @@ class CostCap:
     def reason(self) -> str:
         """Return the reason of what is missing because it does not fit under the cap."""
         cap = f"{100 * self.share:g} % of the wall time"
-        return f"overhead: it would exceed the cap of {cap}; raise overhead= to measure more"
+        return f"overhead: it would exceed the cap of {cap}; {self.remedy()}"
+
+    def remedy(self) -> str:
+        """Return a clause that says how to measure more."""
+        more = next((one for one in _SHARES if one > self.share), 1)
+        return f"to measure more pass overhead={more:g} or a few steps as evaluate_at=, or call recorder.evaluate()"
 
     def excess(self) -> str:
         """Return a clause for the closing line if recording took more than the cap, else an empty string."""
@@ -79,11 +104,17 @@ class CostCap:
 
 
 class MeasurementCosts:
-    """Predicted seconds of measurements: those of the last time, or before the first time those of its products."""
+    """Predicted seconds of measurements: those of the last time, or before the first time those of its products.
+
+    A cut measurement takes its products, and beyond them what the last cut one took (the comparison of some products
+    with another precision). The first cut one loads kernels, so no more than what is usual is learned from it.
+    """
 
     def __init__(self) -> None:
         self._seconds: dict[tuple[str, ...], float] = {}
         self._product: float | None = None
+        self._cut_before = False
+        self._beyond = 0.0  # seconds that the last cut measurement took beyond its products
 
     def predicted(self, key: tuple[str, ...], products: int, operator: SymmetricOperator) -> float:
         """Return the seconds that a measurement is predicted to take.
@@ -94,7 +125,16 @@ class MeasurementCosts:
             operator: The Hessian.
         """
         known = self._seconds.get(key)
-        return products * self.product_seconds(operator) if known is None else known
+        return self.of_products(products, operator) if known is None else known
+
+    def of_products(self, products: int, operator: SymmetricOperator) -> float:
+        """Return the seconds that a measurement with some products is predicted to take, if it takes all of them."""
+        return products * self.product_seconds(operator) + self._beyond
+
+    def fitting(self, seconds: float, operator: SymmetricOperator) -> int:
+        """Return the number of products of a measurement that is predicted to take some seconds."""
+        product, left = self.product_seconds(operator), seconds - self._beyond
+        return int(left / product) if product > 0 and left > 0 else 0
 
     def product_seconds(self, operator: SymmetricOperator) -> float:
         """Return the seconds of one product, timed at the first call; 0 if it cannot be taken.
@@ -114,8 +154,22 @@ class MeasurementCosts:
         return self._product
 
     @contextmanager
-    def timed(self, key: tuple[str, ...]) -> Iterator[None]:
-        """Remember the time of the block as that of a measurement."""
+    def timed(self, key: tuple[str, ...], cut_to: int = 0) -> Iterator[None]:
+        """Learn from the time of the block, which is that of a measurement.
+
+        Args:
+            key: Names of its measures.
+            cut_to: Products that it was cut to; 0 if it takes place as a whole.
+
+        Yields:
+            Nothing.
+        """
         begun = time.perf_counter()
         yield
-        self._seconds[key] = time.perf_counter() - begun
+        seconds = time.perf_counter() - begun
+        if not cut_to:
+            self._seconds[key] = seconds
+        elif self._product:
+            usual = math.inf if self._cut_before else _BEYOND * self._product
+            self._beyond = min(max(seconds - cut_to * self._product, 0.0), usual)
+            self._cut_before = True

@@ -17,9 +17,10 @@ from lossscope.landscape.errors import ConfigError
 from lossscope.landscape.measures.catalogue import recorded_groups
 from lossscope.landscape.measures.estimate_rows import Rows
 from lossscope.landscape.measures.host_transfer import Row
+from lossscope.landscape.measures.measure import EIGENVALUES
 from lossscope.landscape.measures.measure_group import Evaluation, MeasureGroup
 from lossscope.landscape.measures.options import MeasurementTarget, SolverOptions
-from lossscope.landscape.measures.panel import Panel
+from lossscope.landscape.measures.panel import Panel, forward_mode_seconds, load_forward_mode
 from lossscope.landscape.measures.step_measures import ByParameter, RecordedStep, flat_vector
 from lossscope.landscape.recording.cadence import Preset
 from lossscope.landscape.recording.cost_cap import CostCap, MeasurementCosts
@@ -32,6 +33,10 @@ from lossscope.probes.sharpness.step_quality import LayerRemainders, layer_remai
 __all__ = ["CurvatureEvaluations", "wanted_measures"]
 
 _LEAST: Final = 8  # products of a lambda_max that is cut to fit: its value is within percent, its bound is wide
+_WITH_TRACE: Final = 2 * _LEAST  # products from which half of them are left for a trace
+_CUT: Final = {"lambda_max", "sharpness_edge_ratio", "preconditioned_sharpness", "preconditioned_edge_ratio"}
+_CUT_LONGER: Final = {"trace"}
+_NEEDS_TOP: Final = {"top_share", "top5_share", "gradient_cosine", "gradient_rayleigh"}
 _WITHOUT_BUDGET: Final = 4  # products that a group without a budget takes at most
 
 
@@ -42,6 +47,7 @@ class _Measurement:
     measures: tuple[str, ...]
     products: int  # Hessian products that it takes at most
     run: Callable[[Panel], Rows]
+    cut: Callable[[Panel, Collection[str]], Rows] | None = None  # takes place with fewer products, too
 
 
 class CurvatureEvaluations:
@@ -113,16 +119,23 @@ class CurvatureEvaluations:
         taken = RecordedStep(before, displacement, groups) if displacement else None
         deadline = time.perf_counter() + (math.inf if cap is None else cap.left)
         panel, found, skipped = self._panel(taken), Rows(), list[str]()
-        for due in self._due(long, stepped=taken is not None):
+        waiting = list(self._due(long, stepped=taken is not None))
+        while waiting:
+            due = waiting.pop(0)
+            names, products = due.measures, 0
             left = deadline - time.perf_counter()
-            run, names = due.run, due.measures
             if cap is not None and cap.limited and names != ("loss",) and self._seconds(due, panel) > left:
-                products = self._fitting(panel, left, at_least_lambda_max) if "lambda_max" in names else 0
-                skipped += [name for name in names if name != "lambda_max" or not products]
-                if not products:
-                    continue
-                run, names = partial(_cut_lambda_max, products), ("lambda_max",)
-            with self._costs.timed(due.measures if run is due.run else ()):
+                least = at_least_lambda_max and "lambda_max" in names
+                names, products = self._cut(due, panel, left, waiting, at_least=least)
+            if _NEEDS_TOP & {*names} and {*EIGENVALUES} & {*skipped}:
+                names = ()  # it would measure the eigenvectors itself, which costs what did not fit
+            skipped += [name for name in due.measures if name not in names]
+            if not names:
+                continue
+            if "log_fisher_rao" in names:
+                load_forward_mode()  # once per process, so it is not the time of the measurement
+            run = partial(_cut_run, due, names, products) if products else due.run
+            with self._costs.timed(due.measures, products):
                 rows = self._attempt(step, names, partial(run, panel))
             if rows is None:
                 panel = self._panel(taken)  # drops the graphs and vectors of the measurement that failed
@@ -140,6 +153,14 @@ class CurvatureEvaluations:
         panel = self._panel(None)
         return sum(self._seconds(due, panel) for due in self._due(long, stepped=stepped))
 
+    def least(self) -> float:
+        """Return the seconds that the loss, the least of an evaluation, is predicted to take."""
+        return self._costs.predicted(("loss",), _WITHOUT_BUDGET, self._panel(None).hessian)
+
+    def least_lambda_max(self) -> float:
+        """Return the seconds that the loss and `lambda_max` with the fewest products are predicted to take."""
+        return self.least() + self._costs.of_products(_LEAST, self._panel(None).hessian)
+
     def _panel(self, taken: RecordedStep | None) -> Panel:
         """Return a new panel at the present parameters."""
         return Panel(replace(self._target, step=taken), self._options, self._near)
@@ -152,23 +173,46 @@ class CurvatureEvaluations:
         budget = self._options.max_products
         for schedule, group in recorded_groups():
             if schedule.after_tracker and self._tracker is not None and self._wanted("lambda_max"):
-                yield _Measurement(("lambda_max", "sharpness_edge_ratio"), budget, partial(_tracked, self._tracker))
+                top = ("lambda_max", "sharpness_edge_ratio")
+                yield _Measurement(top, budget, partial(_tracked, self._tracker), _measured_spectrum)
             names = tuple(sorted(filter(self._wanted, schedule.names(evaluation))))
             if names:
-                products = _WITHOUT_BUDGET if group.least_products is None else budget
-                yield _Measurement(names, products, partial(_measured, group, names))
+                found = self._wanted("lambda_max") and bool(_NEEDS_TOP & {*names})  # eigenvectors, measured before
+                products = _WITHOUT_BUDGET if found or group.least_products is None else budget
+                cut = partial(_measured, group) if _CUT & {*names} else None
+                yield _Measurement(names, products, partial(_measured, group, names=names), cut)
 
     def _seconds(self, due: _Measurement, panel: Panel) -> float:
         """Return the seconds that a measurement is predicted to take."""
-        return self._costs.predicted(due.measures, due.products, panel.hessian)
+        loading = forward_mode_seconds() if "log_fisher_rao" in due.measures else 0.0
+        return loading + self._costs.predicted(due.measures, due.products, panel.hessian)
 
-    def _fitting(self, panel: Panel, left: float, at_least: bool) -> int:
-        """Return the number of products for lambda_max that fit into the seconds left; 0 if they are too few."""
-        product = self._costs.product_seconds(panel.hessian)
-        fit = int(left / product) if product > 0 and left > 0 else 0
+    def _cut(
+        self, due: _Measurement, panel: Panel, left: float, waiting: Sequence[_Measurement], *, at_least: bool
+    ) -> tuple[tuple[str, ...], int]:
+        """Return the measures, and the number of products for them, to which a measurement is cut; none if too few fit.
+
+        What is left is shared with the later measurements that can be cut, after those that take few products.
+
+        Args:
+            due: The measurement, which does not fit as a whole.
+            panel: The loss at the present parameters.
+            left: Seconds that are left.
+            waiting: The later measurements of the evaluation.
+            at_least: Cut to the least number of products if even that does not fit.
+        """
+        if due.cut is None:
+            return (), 0
+        others = sum(self._seconds(one, panel) for one in waiting if one.products == _WITHOUT_BUDGET)
+        shares = 1 + sum(one.cut is not None for one in waiting)
+        fit = self._costs.fitting((left - others) / shares, panel.hessian)
+        if fit < _LEAST:
+            fit = min(self._costs.fitting(left, panel.hessian), _LEAST)
         if fit < _LEAST and not at_least:
-            return 0
-        return min(max(fit, _LEAST), self._options.max_products)
+            return (), 0
+        products = min(max(fit, _LEAST), self._options.max_products)
+        kept = _CUT | (_CUT_LONGER if products >= _WITH_TRACE else set())
+        return tuple(name for name in due.measures if name in kept), products
 
     def _attempt(self, step: int, names: Sequence[str], measure: Callable[[], Rows]) -> Rows | None:
         """Return the rows of a measurement; if it fails, None, and note the reason."""
@@ -191,9 +235,14 @@ class CurvatureEvaluations:
         return found
 
 
-def _measured(group: MeasureGroup, names: Collection[str], panel: Panel) -> Rows:
+def _measured(group: MeasureGroup, panel: Panel, names: Collection[str]) -> Rows:
     """Return the rows of some measures of a group."""
     return group.measure(panel, names)
+
+
+def _measured_spectrum(panel: Panel, names: Collection[str]) -> Rows:
+    """Return the rows of some measures of the spectrum."""
+    return panel.spectrum(frozenset(names))
 
 
 def _tracked(tracker: EigenTracker, panel: Panel) -> Rows:
@@ -201,10 +250,16 @@ def _tracked(tracker: EigenTracker, panel: Panel) -> Rows:
     return panel.tracked(tracker)
 
 
-def _cut_lambda_max(products: int, panel: Panel) -> Rows:
-    """Measure lambda_max with a few products. Its bound is wide, and the row says that it has not converged."""
-    cut = Panel(panel.target, replace(panel.options, max_products=products))
-    return cut.spectrum(frozenset({"lambda_max"}))
+def _cut_run(due: _Measurement, names: Sequence[str], products: int, panel: Panel) -> Rows:
+    """Take some measures with a few products. Their bounds are wide, and rows say where they have not converged."""
+    if due.cut is None:
+        return Rows()
+    options = panel.options
+    panel.options = replace(options, max_products=products)
+    try:
+        return due.cut(panel, names)
+    finally:
+        panel.options = options
 
 
 def wanted_measures(names: Collection[str] | None) -> Callable[[str], bool]:

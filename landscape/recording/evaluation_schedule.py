@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 from lossscope.landscape.recording.cadence import Cadence
 from lossscope.landscape.recording.cost_cap import CostCap
@@ -11,6 +12,9 @@ from lossscope.landscape.recording.faults import Faults, say
 from lossscope.landscape.recording.overhead import Overhead
 
 __all__ = ["EvaluationSchedule", "Extent"]
+
+
+_CUT_SHARE: Final = 0.5  # of what is left, for a cut evaluation: the rest adds up until a whole one fits
 
 
 @dataclass(frozen=True)
@@ -25,8 +29,11 @@ class Extent:
 class EvaluationSchedule:
     """Curvature evaluations that are due and fit under the cap.
 
-    The first evaluation and the last one of a fixed schedule are cut to what fits; any other one takes place as a whole
-    or not at all. One that does not fit is missing if its step is fixed, and otherwise postponed until it does.
+    An evaluation takes place as a whole if it fits. Otherwise it is cut to what fits into half of what is left: the
+    loss, `lambda_max` with fewer products, a trace, and what takes few products. The first one is cut to
+    `lambda_max` at least, the last one to all that is left. One of which not even the loss fits is missing if its step
+    is fixed, and otherwise postponed to the next step of the schedule. Where the end of the run is planned, the other
+    evaluations leave what a whole last one takes, or if that cannot fit what the loss and `lambda_max` take.
 
     Args:
         curvature: The evaluations, whose cost is predicted.
@@ -52,6 +59,7 @@ class EvaluationSchedule:
         self.evaluated: int | None = None
         self._curvature, self._cadence, self._cap = curvature, cadence, cap
         self._overhead, self._faults, self._name = overhead, faults, name
+        self._postponed = False  # the evaluation that is due was due before
 
     def due(self, step: int, *, stepped: bool) -> Extent | None:
         """Return the extent of the evaluation at this step; None if there is none.
@@ -65,20 +73,23 @@ class EvaluationSchedule:
         long = self._cadence.long(step)
         if not self._cap.limited:
             return Extent(long)
-        first = self.evaluated is None
-        predicted = self._curvature.predicted(long=long, stepped=stepped)
-        if first:
+        if self.evaluated is None:
             self._tell_price()
-        elif predicted > self._cap.left and not self._cadence.last(step):
-            self._skip(step, predicted)
+            return Extent(long, self._cap, at_least_lambda_max=True)
+        if self._cadence.last(step):
+            return Extent(long, self._cap)
+        predicted = self._curvature.predicted(long=long, stepped=stepped)
+        allowed = self._allowed(step)
+        if predicted <= allowed:
+            return Extent(long)
+        if self._waits(step, predicted):
             return None
-        return Extent(long, self._cap if first or self._cadence.last(step) else None, at_least_lambda_max=first)
+        return self._cut(step, long, min(allowed, _CUT_SHARE * self._cap.left))
 
-    def made(self, step: int, extent: Extent) -> None:
+    def made(self, step: int) -> None:
         """Note that an evaluation was made, and schedule the next one."""
-        self.evaluated = step
-        following = self._curvature.predicted(long=extent.long, stepped=True) if self._cap.limited else 0.0
-        self._cadence.schedule_next(step, self._training_steps(step, following))
+        self.evaluated, self._postponed = step, False
+        self._cadence.schedule_next(step)
 
     def at_the_end(self, step: int) -> Extent | None:
         """Return the extent of the evaluation with which a run ends; None if it has one already, or takes none."""
@@ -86,12 +97,38 @@ class EvaluationSchedule:
             return None
         return Extent(cap=self._cap)
 
-    def _skip(self, step: int, predicted: float) -> None:
-        """Note that an evaluation at a fixed step is missing, or postpone one of a growing schedule."""
+    def _allowed(self, step: int) -> float:
+        """Return the seconds that an evaluation may take so that a whole last one fits, or else one with lambda_max."""
+        left, rest = self._cap.left, self._cadence.steps_to_last(step)
+        if rest is None:
+            return left
+        other = self._overhead.total - self._overhead.seconds["curvature"]
+        per_step = (self._overhead.wall - self._overhead.seconds["curvature"]) / max(step, 1)
+        grows = max(self._cap.share - other / self._overhead.wall, 0.0) * per_step * rest
+        for last in (self._curvature.predicted(long=True, stepped=True), self._curvature.least_lambda_max()):
+            if left + grows >= last:
+                return min(left, left + grows - last)
+        return left
+
+    def _waits(self, step: int, predicted: float) -> bool:
+        """Postpone an evaluation of a growing schedule once, if it fits as a whole before the next one would be due."""
+        if self._cadence.fixed or self._postponed:
+            return False
+        wait = self._training_steps(step, predicted)
+        self._postponed = step + wait <= self._cadence.following(step)
+        if self._postponed:
+            self._cadence.postpone(step, wait)
+        return self._postponed
+
+    def _cut(self, step: int, long: bool, seconds: float) -> Extent | None:
+        """Return the extent of an evaluation that is cut to some seconds; None if the loss alone takes longer."""
+        if self._curvature.least() <= seconds:
+            return Extent(long, self._cap.narrowed(seconds))
         if self._cadence.fixed:
             self._faults.note("curvature", step, self._cap.reason(), topic="overhead")
         else:
-            self._cadence.postpone(step, self._training_steps(step, predicted))
+            self._cadence.postpone(step, self._cadence.following(step) - step)
+        return None
 
     def _training_steps(self, step: int, seconds: float) -> float:
         """Return the number of training steps after which `seconds` of recording fit under the cap."""
@@ -102,6 +139,6 @@ class EvaluationSchedule:
         seconds = self._curvature.predicted(long=True, stepped=True)
         say(
             f"{self._name}: a curvature evaluation takes up to {seconds:.2g} s; recording may take "
-            f"{100 * self._cap.share:g} % of the time, so about one every {seconds / self._cap.share:.2g} s "
-            "(change it with overhead=)"
+            f"{100 * self._cap.share:g} % of the time, so about one every {seconds / self._cap.share:.2g} s, and "
+            "between them only lambda_max and what else fits (change it with overhead=)"
         )

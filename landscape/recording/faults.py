@@ -15,7 +15,7 @@ import torch
 from lossscope.errors import LossscopeError
 from lossscope.landscape.errors import RecordingWarning
 from lossscope.landscape.measures.host_transfer import Row
-from lossscope.landscape.storage.missing_values import MOST_NAMED, label_of
+from lossscope.landscape.storage.missing_values import label_of, named
 
 __all__ = ["MOST_LISTED", "Faults", "reason_of", "release", "say"]
 
@@ -92,7 +92,7 @@ class Faults:
         else:
             alike[-1].update(until=step, more=alike[-1].get("more", 0) + 1)
         self.changed = True
-        what = f"{', '.join(measures)} ({instrument})" if 0 < len(measures) <= MOST_NAMED else instrument
+        what = f"{named(measures)} ({instrument})" if measures else instrument
         self.tell(
             f"{what} could not be recorded at step {step}: {why}; the training goes on",
             topic=instrument if topic is None else topic,

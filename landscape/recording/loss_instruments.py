@@ -152,14 +152,14 @@ class LossInstruments:
         self, step: int, observer: StepObserver, writer: RunWriter, loss: Tensor | float | None
     ) -> None:
         """Evaluate the curvature if it is due and fits under the cap."""
-        if self._schedule is None:
+        if self._schedule is None or not self._cadence.evaluation(step):
             return
         extent: Extent | None = None
         with self._overhead.counted("curvature"), self._instrument("curvature", step):
             extent = self._schedule.due(step, stepped=bool(observer.copies))
         if extent is not None:
             self.evaluate(step, observer, writer, loss, extent)
-            self._schedule.made(step, extent)
+            self._schedule.made(step)
 
     def evaluate_the_end(
         self, step: int, observer: StepObserver, writer: RunWriter, loss: Tensor | float | None

@@ -26,8 +26,10 @@ from lossscope.landscape.recording.run_claim import abandon, claimed, earlier_fa
 from lossscope.landscape.recording.run_ends import forget, watch
 from lossscope.landscape.recording.run_metadata import new_manifest
 from lossscope.landscape.recording.run_writer import RunWriter
+from lossscope.landscape.recording.sample_periods import SamplePeriods
 from lossscope.landscape.recording.step_observer import StepObserver
 from lossscope.landscape.storage.manifest import manifest_text
+from lossscope.landscape.storage.row_codec import load_libraries
 
 if TYPE_CHECKING:
     from lossscope.probes.objective.objective import Objective
@@ -79,11 +81,12 @@ class Recorder:
             are recorded.
         checkpoints: Number of log-spaced checkpoints over the planned steps. Default: the preset's, or as many as
             `disk` has place for.
-        overhead: Largest share of the wall time that recording may take, in (0, 1]. An evaluation, a layer sample or a
-            window of minibatch pairs starts only if it is predicted to fit; what is skipped is missing with the reason.
-            The first evaluation is cut to what fits, at least `lambda_max` with eight products, the last one to what
-            is left, at least the loss. Default: the preset's share (0.02, 0.10, 0.50). 1: no cap, and no row depends on
-            the time that anything took.
+        overhead: Largest share of the wall time that recording may take, in (0, 1]. An evaluation that is not predicted
+            to fit is cut to half of what is left: the loss, `lambda_max` with fewer products and what else fits. The
+            first one takes at least `lambda_max` with eight products, the last one at least the loss. A layer sample or
+            a window of minibatch pairs starts only if it fits, and norms and spectra are sampled less often where they
+            alone exceed half of the cap. What is left out is missing with the reason. Default: the preset's share
+            (0.02, 0.10, 0.50). 1: no cap, and no row depends on the time that anything took.
         disk: Bound on the size of all checkpoints, in bytes or as text such as "500MB". Place for the last one is kept.
         arm: Name of the arm, the group of runs that differ in their seeds only. Default: `optimizer_name(optimizer)`.
         config: Settings of the run, kept in the manifest.
@@ -131,6 +134,7 @@ class Recorder:
         check_model(model, objective, minibatches)
         times, earlier = earlier_facts(self._folder, resume_at)
         self._faults = Faults(str(path), strict=strict, earlier=earlier)
+        load_libraries()  # before the clock starts, as the time of imports is not that of recording
         self._overhead = Overhead(times)
         measured = objective is not None
         self._cap = CostCap(overhead_share(overhead, self.preset.cap), self._overhead)
@@ -146,6 +150,7 @@ class Recorder:
             spacing=spacing,
             checkpoints=min(self.preset.checkpoints if checkpoints is None else checkpoints, fit),
         )
+        self._periods = SamplePeriods(self._cadence, self._cap, self._overhead, self._faults)
         self._instruments = LossInstruments(
             model,
             self._optimizers,
@@ -208,6 +213,7 @@ class Recorder:
         numbers = {"train_accuracy": train_accuracy, "test_loss": test_loss, "test_accuracy": test_accuracy}
         self._instruments.sample_layers(self.steps, observer)
         self._write_step(observer, writer, {"loss": loss, **numbers})
+        self._periods.after(self.steps)
         self._evaluate_and_save(observer, writer)
 
     def evaluate(self) -> None:
@@ -303,8 +309,9 @@ class Recorder:
         """Store the rows of the step just taken."""
         row: dict[str, Any] = dict.fromkeys(given)
         for name, value in given.items():
-            with self._faults.guarded("steps", self.steps, [name]):
-                row[name] = one_number(name, value)
+            if value is not None:
+                with self._faults.guarded("steps", self.steps, [name]):
+                    row[name] = one_number(name, value)
         for table, found in observer.rows(row):
             with self._overhead.counted("instruments"):
                 if table == "steps":

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-__all__ = ["MISSING_VALUES", "MOST_NAMED", "is_curvature", "label_of", "measures_of", "missing_values"]
+__all__ = ["MISSING_VALUES", "is_curvature", "label_of", "measures_of", "missing_values", "named"]
 
 MISSING_VALUES: Final = "curvature_gaps"  # key of the manifest, from when only curvature was listed
-MOST_NAMED: Final = 3  # measures of an entry that are named in place of their instrument
+_MOST_NAMED: Final = 3  # measures of an entry that are named
 
 
 def missing_values(manifest: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -29,6 +29,11 @@ def measures_of(entry: Mapping[str, Any]) -> list[str]:
 
 
 def label_of(entry: Mapping[str, Any]) -> str:
-    """Return the measures of a missing value if they are few, else its instrument."""
-    measures = measures_of(entry)
-    return ", ".join(measures) if 0 < len(measures) <= MOST_NAMED else str(entry.get("instrument", "curvature"))
+    """Return the measures of a missing value, shortened; without any, its instrument."""
+    return named(measures_of(entry)) or str(entry.get("instrument", "curvature"))
+
+
+def named(measures: Sequence[str]) -> str:
+    """Return the names of some measures: `a, b, c and 2 more`; "" for none."""
+    more = len(measures) - _MOST_NAMED
+    return ", ".join(measures[:_MOST_NAMED]) + (f" and {more} more" if more > 0 else "")

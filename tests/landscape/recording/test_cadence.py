@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import re
 import time
 from itertools import pairwise
@@ -83,18 +84,26 @@ def test_bad_schedules_are_refused(settings: dict[str, Any], message: str) -> No
         Cadence(STANDARD, 100, None, 0, **settings)
 
 
-def test_an_unplanned_run_waits_until_an_evaluation_fits() -> None:
+def test_the_distance_between_the_evaluations_of_an_unplanned_run_grows() -> None:
     cadence = Cadence(STANDARD, None, None, 0)
     made = []
     for step in range(5000):
         if cadence.evaluation(step):
             made.append(step)
-            cadence.schedule_next(step, wait=100)
-    assert made[:3] == [0, 100, 200]
-    assert all(later >= max(STANDARD.growth * earlier, earlier + 100) for earlier, later in pairwise(made[1:]))
+            cadence.schedule_next(step)
+    assert made[:3] == [0, 10, 15]
+    assert all(later == math.ceil(STANDARD.growth * earlier) for earlier, later in pairwise(made[1:]))
     cadence.postpone(made[-1], 7.2)
     assert not cadence.evaluation(made[-1] + 7)
     assert cadence.evaluation(made[-1] + 8)
+
+
+def test_the_periods_of_tensors_and_spectra_are_lengthened_together() -> None:
+    cadence = Cadence(STANDARD, None, 0, 0)
+    assert cadence.lengthen(4) == (10, 40)
+    assert cadence.lengthen(2) == (40, 80)
+    assert [step for step in range(90, 300) if cadence.tensors(step) and step % 100] == [160, 240]
+    assert [step for step in range(2, 2000) if cadence.spectra(step)] == [800, 1600]
 
 
 def test_zero_requested_evaluations_are_none() -> None:

@@ -14,12 +14,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lossscope.landscape.errors import ConfigError, LandscapeError
+from lossscope.landscape.measures.panel import load_forward_mode
+from lossscope.landscape.recording import step_sample
+from lossscope.landscape.recording.cost_cap import CostCap, MeasurementCosts
 from lossscope.landscape.recording.disk_cap import byte_count
+from lossscope.landscape.recording.overhead import Overhead
 from lossscope.landscape.recording.recorder import Recorder
 from lossscope.landscape.run import Run
 from lossscope.probes.objective.losses import CrossEntropy
 from lossscope.probes.objective.objective import Objective
 from lossscope.probes.operators.base import ObjectiveOperator
+from lossscope.probes.operators.hessian import hessian
 
 STEP, PRODUCT = 1.0, 0.05  # seconds
 
@@ -27,6 +32,7 @@ STEP, PRODUCT = 1.0, 0.05  # seconds
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The time, in a list of one number."""
+    load_forward_mode()  # otherwise the first evaluation of the process would be predicted to take a second more
     now = [100.0]
     product = ObjectiveOperator.__matmul__
 
@@ -90,6 +96,85 @@ def test_a_skipped_evaluation_is_missing_with_its_reason(clock: list[float], tmp
     assert all(why.startswith("overhead: ") for why in missing.values())
     assert "would exceed the cap of 10 % of the wall time" in missing[7]
     assert {"loss"} <= measured(run)[60]  # the last one takes the loss at least
+
+
+@pytest.mark.parametrize("planned", [True, False])
+def test_where_no_whole_evaluation_fits_cut_ones_take_place(clock: list[float], planned: bool, tmp_path: Path) -> None:
+    run = train(tmp_path / "run", clock, 90, steps=90 if planned else None)
+    found = measured(run)
+    assert run.manifest["overhead"]["share"] <= 0.1
+    assert sum("lambda_max" in names for names in found.values()) >= 3  # one without cut evaluations
+    assert "lambda_max" in found[90]
+    missing = {one["step"]: one for one in run.manifest["curvature_gaps"] if one["instrument"] == "curvature"}
+    assert "density" in missing[0]["measures"]
+    for step in found.keys() & missing.keys():
+        assert missing[step]["why"].startswith("overhead: ")
+        assert not found[step] & set(missing[step]["measures"])
+
+
+def test_the_other_evaluations_leave_what_a_whole_last_one_takes(clock: list[float], tmp_path: Path) -> None:
+    run = train(tmp_path / "run", clock, 200, steps=200, spacing="linear")
+    assert {"lambda_max", "trace", "adaptive_trace"} <= measured(run)[200]
+    assert run.manifest["overhead"]["share"] <= 0.1
+
+
+def test_evaluations_that_do_not_fit_cause_no_further_samples(clock: list[float], tmp_path: Path) -> None:
+    run = train(tmp_path / "run", clock, 60, overhead=0.001)
+    assert sorted(set(run.tensors["step"])) == [1, 10, 15, 20, 23, 30, 35, 40, 50, 53, 60]
+
+
+@pytest.mark.parametrize("overhead", [None, 1])
+def test_samples_that_take_too_much_alone_become_rarer(
+    clock: list[float], overhead: float | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    rows = step_sample.tensor_rows
+
+    def costly(snapshots: Any) -> Any:
+        clock[0] += 1.1  # of 10 s: more than twice the half of the cap
+        return rows(snapshots)
+
+    monkeypatch.setattr(step_sample, "tensor_rows", costly)
+    run = train(tmp_path / "run", clock, 400, evaluations=0, overhead=overhead)
+    late = [step for step in sorted(set(run.tensors["step"])) if step > 100 and step % 100]
+    gaps = [one for one in run.manifest.get("curvature_gaps", []) if one["instrument"] == "tensors"]
+    if overhead is None:
+        assert {step % 40 for step in late} == {0}
+        assert "norms are sampled every 40 steps from here on in place of every 10, and" in gaps[0]["why"]
+        assert len(gaps) == 1
+    else:
+        assert late == [step for step in range(110, 401, 10) if step % 100]
+        assert not gaps
+
+
+def test_layers_and_pairs_leave_three_quarters_of_the_cap(clock: list[float]) -> None:
+    overhead = Overhead()
+    cap = CostCap(0.1, overhead)
+    clock[0] += 100.0
+    assert cap.left == pytest.approx(10.0)
+    with overhead.counted("layers"):
+        clock[0] += 2.0
+    assert not cap.affords("layers")  # 2 + 2 of 10.2 seconds
+    assert cap.affords("minibatches")
+    narrower = cap.narrowed(1.0)
+    assert narrower.left == pytest.approx(1.0)
+    with overhead.counted("curvature"):
+        clock[0] += 0.4
+    assert narrower.left == pytest.approx(0.6)
+
+
+def test_a_cut_measurement_teaches_what_it_takes_beyond_its_products(clock: list[float]) -> None:
+    model = nn.Linear(3, 2)
+    objective = Objective(model, CrossEntropy(), [(torch.randn(8, 3), torch.randint(0, 2, (8,)))])
+    costs, operator = MeasurementCosts(), hessian(objective)
+    assert costs.predicted(("trace",), 64, operator) == pytest.approx(64 * PRODUCT)
+    for beyond, learned in ((5.0, 16 * PRODUCT), (1.2, 1.2), (0.3, 0.3)):  # the first one may have loaded kernels
+        with costs.timed(("lambda_max",), 8):
+            clock[0] += 8 * PRODUCT + beyond
+        assert costs.predicted(("trace",), 64, operator) == pytest.approx(64 * PRODUCT + learned)
+    assert costs.fitting(0.3 + 9.5 * PRODUCT, operator) == 9
+    with costs.timed(("trace",)):
+        clock[0] += 0.7
+    assert costs.predicted(("trace",), 64, operator) == pytest.approx(0.7)
 
 
 def test_a_cap_that_is_broken_is_named_at_the_end_and_the_price_at_the_start(
