@@ -276,7 +276,7 @@ def test_a_removed_folder_is_told_and_ends_no_training(tmp_path: Path) -> None:
 def simple(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, given: list[Any]) -> None:
     """Train with these values in place of the losses."""
     (x, y), *_ = data()
-    recorder = Recorder(path, model, optimizer, preset="full")
+    recorder = Recorder(path, model, optimizer, preset="full", overhead=1)
     for value in given:
         optimizer.zero_grad()
         F.cross_entropy(model(x), y).backward()
