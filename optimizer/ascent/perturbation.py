@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -41,9 +42,10 @@ def _root_of_stale_second_moment(ascent: Ascent) -> Tensor:
     return (ascent.second_moment / correction).sqrt_().add_(ascent.eps)
 
 
-def _over_one_ball(directions: Sequence[Tensor], norms_of: Sequence[Tensor], rhos: Sequence[float]) -> list[Tensor]:
-    norm = sums.norm(*norms_of) + _FLOOR
-    return [sums.times(direction, rho / norm) for direction, rho in zip(directions, rhos, strict=True)]
+def _over_one_ball(directions: Sequence[Tensor], size: sums.Number, rhos: Sequence[float]) -> list[Tensor]:
+    """Return `rho direction / size` for each direction."""
+    factors = {rho: rho / (size + _FLOOR) for rho in set(rhos)}
+    return [sums.times(direction, factors[rho]) for direction, rho in zip(directions, rhos, strict=True)]
 
 
 def _in_range(direction: Tensor, gradient: Tensor) -> Tensor:
@@ -55,6 +57,21 @@ def _in_range(direction: Tensor, gradient: Tensor) -> Tensor:
     return direction.clamp_(-largest, largest).add_(gradient, alpha=0.0)
 
 
+def _bounded(directions: Sequence[Tensor], gradients: Sequence[Tensor]) -> sums.Number:
+    """Bound directions as `_in_range` does, in place, and return their norm.
+
+    Where a norm is a float, which costs nothing to read, a finite one tells that no direction has left the range and that
+    every gradient is finite.
+    """
+    if directions and sums.read_at_once(directions[0]):
+        size = sums.norm(*directions)
+        if math.isfinite(size):
+            return size
+    for direction, gradient in zip(directions, gradients, strict=True):
+        _in_range(direction, gradient)
+    return sums.norm(*directions)
+
+
 def ars2(ascents: Sequence[Ascent]) -> list[Tensor]:
     """Return, per tensor, `rho n / |n|` with `n = |w| g / (sqrt(v) + eps)`: every tensor moves by exactly rho.
 
@@ -62,21 +79,22 @@ def ars2(ascents: Sequence[Ascent]) -> list[Tensor]:
     """
     moves = []
     for a in ascents:
-        n = _in_range(a.parameter.abs().mul_(a.gradient).div_(_root_of_stale_second_moment(a)), a.gradient)
-        moves.append(sums.times(n, a.rho / (sums.norm(n) + _FLOOR)))
+        n = a.parameter.abs().mul_(a.gradient).div_(_root_of_stale_second_moment(a))
+        moves.append(sums.times(n, a.rho / (_bounded([n], [a.gradient]) + _FLOOR)))
     return moves
 
 
 def paper(ascents: Sequence[Ascent]) -> list[Tensor]:
     """Return `rho n / |n|` with `n = g / (sqrt(v) + eps)` over one global ball."""
-    naturals = [_in_range(a.gradient / _root_of_stale_second_moment(a), a.gradient) for a in ascents]
-    return _over_one_ball(naturals, naturals, [a.rho for a in ascents])
+    naturals = [a.gradient / _root_of_stale_second_moment(a) for a in ascents]
+    size = _bounded(naturals, [a.gradient for a in ascents])
+    return _over_one_ball(naturals, size, [a.rho for a in ascents])
 
 
 def sam(ascents: Sequence[Ascent]) -> list[Tensor]:
     """Return `rho g / |g|` over one global ball (Foret et al., 2021, equation 2)."""
     gradients = [a.gradient for a in ascents]
-    return _over_one_ball(gradients, gradients, [a.rho for a in ascents])
+    return _over_one_ball(gradients, sums.norm(*gradients), [a.rho for a in ascents])
 
 
 def asam(ascents: Sequence[Ascent]) -> list[Tensor]:
@@ -85,9 +103,11 @@ def asam(ascents: Sequence[Ascent]) -> list[Tensor]:
     Source:
         Kwon et al., "ASAM" (2021).
     """
-    scaled = [_in_range(a.parameter.abs().mul_(a.gradient), a.gradient) for a in ascents]
-    moves = [_in_range(a.parameter.abs().mul_(s), s) for a, s in zip(ascents, scaled, strict=True)]
-    return _over_one_ball(moves, scaled, [a.rho for a in ascents])
+    sizes = [a.parameter.abs() for a in ascents]
+    scaled = [w * a.gradient for w, a in zip(sizes, ascents, strict=True)]
+    size = _bounded(scaled, [a.gradient for a in ascents])
+    moves = [_in_range(w.mul_(s), s) for w, s in zip(sizes, scaled, strict=True)]
+    return _over_one_ball(moves, size, [a.rho for a in ascents])
 
 
 def random(ascents: Sequence[Ascent]) -> list[Tensor]:
@@ -106,7 +126,7 @@ def random_ball(ascents: Sequence[Ascent]) -> list[Tensor]:
     zeros.
     """
     drawn = [a.draw.normal_like(a.parameter) for a in ascents]
-    return _over_one_ball(drawn, drawn, [a.rho for a in ascents])
+    return _over_one_ball(drawn, sums.norm(*drawn), [a.rho for a in ascents])
 
 
 PERTURBATIONS: Final[dict[str, Callable[[Sequence[Ascent]], list[Tensor]]]] = {

@@ -39,7 +39,7 @@ class StepPlan:
     losses: tuple[Tensor | None, Tensor | None] = (None, None)
     base: dict[Tensor, Tensor] = field(default_factory=dict)  # the base gradients of a sync step
     moves: dict[Tensor, Tensor] = field(default_factory=dict)  # the perturbations of a sync step
-    raised_norm: Tensor | None = None  # norm of the second gradient before clipping, in the unit of the loss
+    raised_norm: sums.Number | None = None  # norm of the second gradient before clipping, in the unit of the loss
     followed: dict[Tensor, Tensor] = field(default_factory=dict)  # gradients followed instead of the second ones
 
     @torch.no_grad()
@@ -57,19 +57,14 @@ class StepPlan:
     def follow(self, settings: Mapping[str, Any]) -> None:
         """Compute the followed gradients from both gradients, if they are not the second ones.
 
-        Clipping the norm after the last pass shortens the second gradient only. The first one is shortened by the same
-        factor here, so that the direction is that of the unclipped gradients.
-
         Args:
             settings: Settings of the optimizer.
         """
         both = self._raised()
         if self.raised_norm is None or not both:
             return
-        raised = list(both.values())
-        kept = torch.where(self.raised_norm > 0, sums.norm(*raised) / self.raised_norm, 1.0)
-        base = [sums.times(self.base[p], kept) for p in both]
-        made = SURROGATES[settings["surrogate"]](raised, base, settings["alpha"])
+        raised, base = list(both.values()), [self.base[p] for p in both]
+        made = SURROGATES[settings["surrogate"]](raised, base, settings["alpha"], self.raised_norm)
         self.followed = dict(zip(both, made, strict=True))
 
     def _raised(self) -> dict[Tensor, Tensor]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lossscope.optimizer.update import newton_schulz as ns
 from lossscope.optimizer.update.matrix_view import direction_scale, matrix_view, track_of
-from lossscope.optimizer.update.sums import arithmetic, norm, plus, slice_norms
+from lossscope.optimizer.update.sums import Number, arithmetic, norm, plus, within
 
 __all__ = [
     "ParameterStep",
@@ -145,30 +145,23 @@ def decay(group: dict[str, Any], moments: Sequence[ParameterStep]) -> None:
 
 def move(group: dict[str, Any], moment: ParameterStep, update: Update) -> Update:
     """Move the parameter by `-lr * scale * direction` and return the update."""
-    if isinstance(update.scale, Tensor):
-        _move_by(group, moment.parameter, update.direction, update.scale)
-    else:
-        moment.parameter.add_(update.direction, alpha=-group["lr"] * update.scale)
+    _move_by(group, moment.parameter, update.direction, update.scale)
     return update
 
 
-def orthogonal_factor(
-    group: dict[str, Any], source: Tensor, sizes: Tensor | None = None
-) -> tuple[Tensor, tuple[int, ...]]:
-    """Return the Newton-Schulz image of a tensor in its own shape, and the shape of the matrix view it was made on.
-
-    Args:
-        group: Settings.
-        source: The tensor.
-        sizes: Norms of the slices of its view, if they are known.
-    """
+def orthogonal_factor(group: dict[str, Any], source: Tensor) -> tuple[Tensor, tuple[int, ...]]:
+    """Return the Newton-Schulz image of a tensor in its own shape, and the shape of the matrix view it was made on."""
     view = _view(group, source)
-    if not source.numel():  # nothing to orthogonalize, and nothing that moves
-        return source, tuple(view.shape)
+    return _factor(group, view).reshape(source.shape), tuple(view.shape)
+
+
+def _factor(group: dict[str, Any], view: Tensor, size: Number | None = None) -> Tensor:
+    """Return the Newton-Schulz image of a view, given the norm of a view that is one matrix, if it is known."""
+    if not view.numel():  # nothing to orthogonalize, and nothing that moves
+        return view
     triples = ns.coefficients(group["newton_schulz"], group["ns_steps"])
-    dtype = _product_dtype(group["ns_dtype"], source)
-    O = ns.orthogonal_factor(view, triples, dtype, norm=group["ns_norm"], sizes=sizes)
-    return O.reshape(source.shape), tuple(view.shape)
+    dtype = _product_dtype(group["ns_dtype"], view)
+    return ns.orthogonal_factor(view, triples, dtype, norm=group["ns_norm"], sizes=size)
 
 
 def _view(group: dict[str, Any], source: Tensor) -> Tensor:
@@ -181,22 +174,24 @@ def apply_step(group: dict[str, Any], parameter: Tensor, A: Tensor) -> Update:
     if track_of(group, parameter) == "vector":
         parameter.add_(A, alpha=-lr)
         return Update(A, 1.0, whitened=A)
-    E = sizes = norm(A)  # also the norm that Newton-Schulz divides by, if the tensor is one matrix
-    if A.numel() and _view(group, A).ndim > 2:
-        sizes = slice_norms(_view(group, A))
-    O, shape = orthogonal_factor(group, A, sizes)
+    view = _view(group, A)
+    E = norm(A)  # also the norm that Newton-Schulz divides by, if the tensor is one matrix
+    O = _factor(group, view, E if view.ndim == 2 else None).reshape(A.shape)
+    shape = tuple(view.shape)
     scale = direction_scale(group["energy"], E, O, shape, orthogonalize=group["orthogonalize"])
     direction = O if group["orthogonalize"] else A
     _move_by(group, parameter, direction, scale)
     return Update(direction, scale, O, shape, source=A, whitened=A)
 
 
-def _move_by(group: dict[str, Any], parameter: Tensor, direction: Tensor, scale: Tensor) -> None:
+def _move_by(group: dict[str, Any], parameter: Tensor, direction: Tensor, scale: Number) -> None:
     """Move a parameter by `-lr scale direction`, whose scale may have no place in float16."""
     if parameter.dtype == torch.float16:
         parameter.copy_(plus(parameter, direction, -group["lr"] * scale))
-    else:
+    elif isinstance(scale, Tensor):
         parameter.addcmul_(direction, scale.to(parameter.dtype), value=-group["lr"])
+    else:
+        parameter.add_(direction, alpha=within(-group["lr"] * scale, parameter.dtype))
 
 
 def _product_dtype(setting: torch.dtype | str, A: Tensor) -> torch.dtype:

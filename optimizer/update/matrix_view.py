@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 from typing import Any, Final
 
-import torch
 from torch import Tensor
 
 from lossscope.optimizer.update import sums
@@ -38,8 +37,10 @@ def matrix_view(tensor: Tensor, *, flatten: bool, convolution: bool) -> Tensor:
     return tensor.flatten(1)
 
 
-def direction_scale(energy: str, E: Tensor, O: Tensor, shape: Sequence[int], *, orthogonalize: bool) -> Tensor:
-    """Return the 0-d factor that sets the size of a matrix step.
+def direction_scale(
+    energy: str, E: sums.Number, O: Tensor, shape: Sequence[int], *, orthogonalize: bool
+) -> sums.Number:
+    """Return the factor that sets the size of a matrix step.
 
     `E` is the norm of Adam's direction `A`. With `O`: `E`, `E / |O|_F` or `0.2 sqrt(max(m, n))`. Without
     orthogonalization the step is along `A`, and the factor gives it the norm of the corresponding step along `O`. A
@@ -49,11 +50,11 @@ def direction_scale(energy: str, E: Tensor, O: Tensor, shape: Sequence[int], *, 
     rms, dtype = 0.2 * math.sqrt(max(shape[-2:])), sums.arithmetic(O)
     if orthogonalize:
         if energy == "rms":
-            return torch.full((), rms, dtype=dtype, device=O.device)
-        return E.to(dtype) if energy == "reference" else sums.ratio(E, sums.norm(O), dtype)
+            return rms
+        return sums.within(E, dtype) if energy == "reference" else sums.ratio(E, sums.norm(O), dtype)
     if energy == "reference":
-        return sums.norm(O).to(dtype)
-    return sums.ratio(rms * sums.norm(O), E, dtype) if energy == "rms" else torch.ones((), dtype=dtype, device=O.device)
+        return sums.within(sums.norm(O), dtype)
+    return sums.ratio(rms * sums.norm(O), E, dtype) if energy == "rms" else 1.0
 
 
 def step_factor(adjust: str, shape: Sequence[int]) -> float:

@@ -119,7 +119,7 @@ def orthogonal_factor(
     dtype: torch.dtype,
     *,
     norm: str = "frobenius",
-    sizes: Tensor | None = None,
+    sizes: Tensor | float | None = None,
 ) -> Tensor:
     """Return an approximation of `U V'`, where `matrix = U S V'`.
 
@@ -133,18 +133,19 @@ def orthogonal_factor(
         dtype: Dtype of the products; the result has the dtype of `matrix`.
         norm: Norm by which the matrix is divided first: `frobenius`, or `schatten4`, the fourth root of the sum of the
             fourth powers of the singular values. It also bounds them by one and is smaller, so fewer remain small.
-        sizes: Frobenius norms of the slices, `sums.slice_norms(matrix)`, if they are known.
+        sizes: Frobenius norm of the matrix, `sums.norm(matrix)`, or of the slices, `sums.slice_norms(matrix)`, if
+            known.
 
     Source:
         K. Jordan et al., "Muon" (2024).
     """
     tall = matrix.shape[-2] > matrix.shape[-1]
     X = matrix.mT if tall else matrix
-    size = sums.slice_norms(matrix) if sizes is None else sizes
+    size = _sizes(matrix) if sizes is None else sizes
     if norm == "frobenius":
         X = _over(X, size + _NORM_FLOOR, dtype)
     else:
-        X = _over(X, torch.where(size == 0, 1.0, size), dtype)
+        X = _over(X, torch.where(size == 0, 1.0, size) if isinstance(size, Tensor) else size or 1.0, dtype)
         # of a matrix of norm 1 it is at least the fourth root of 1 / rank; only that of a zero matrix is below
         X = _over(X, sums.slice_norms(X @ X.mT).sqrt().clamp_min(X.shape[-2] ** -0.25 / 2), dtype)
     small = X.shape[-1] >= 2 * X.shape[-2] and _gram_is_stable(triples, dtype)
@@ -152,10 +153,15 @@ def orthogonal_factor(
     return (X.mT if tall else X).to(matrix.dtype)
 
 
-def _over(X: Tensor, size: Tensor, dtype: torch.dtype) -> Tensor:
+def _sizes(matrix: Tensor) -> sums.Number:
+    return sums.norm(matrix) if matrix.ndim == 2 else sums.slice_norms(matrix)
+
+
+def _over(X: Tensor, size: sums.Number, dtype: torch.dtype) -> Tensor:
     """Return `X / size` in a dtype, divided before it is cast: float16 would lose what is small or large."""
     wide = sums.arithmetic(X)
-    return (X.to(wide) / size.to(wide)).to(dtype)
+    size = size.to(wide) if isinstance(size, Tensor) else sums.within(size, wide)
+    return (X.to(wide) / size).to(dtype)
 
 
 def _on_matrix(X: Tensor, triples: Sequence[Triple]) -> Tensor:

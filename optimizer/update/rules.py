@@ -173,7 +173,7 @@ def _energetic(group: Group, moments: Sequence[ParameterStep], *, unit: bool) ->
         mean = moment.state["exp_avg"] / (1 - group["betas"][0] ** moment.steps)
         O, shape = orthogonal_factor(group, mean)
         E, dtype = sums.norm(a), sums.arithmetic(O)
-        scale = sums.ratio(E, sums.norm(O), dtype) if unit else E.to(dtype)
+        scale = sums.ratio(E, sums.norm(O), dtype) if unit else sums.within(E, dtype)
         taken.append(move(group, moment, Update(O, scale, O, shape, source=mean, whitened=a)))
     return taken
 
@@ -188,7 +188,7 @@ def adamuon(group: Group, moments: Sequence[ParameterStep]) -> list[Update]:
         O, shape = orthogonal_factor(group, S)
         V = moment.state["orthogonal_square"].lerp_(O.square(), 1 - group["momentum"])
         D = O / (V.to(sums.arithmetic(V)).sqrt() + group["rms_eps"])  # rms_eps may vanish in half precision
-        scale = (0.2 * math.sqrt(D.numel()) / (sums.norm(D) + group["rms_eps"])).to(D.dtype)
+        scale = sums.within(0.2 * math.sqrt(D.numel()) / (sums.norm(D) + group["rms_eps"]), D.dtype)
         taken.append(move(group, moment, Update(D, scale, O, shape, source=S)))
     return taken
 
@@ -223,13 +223,18 @@ def normuon(group: Group, moments: Sequence[ParameterStep]) -> list[Update]:
 
 
 def _even_rows(O: Tensor, row_square: Tensor, beta: float) -> Tensor:
-    """Update the running mean squares of rows, and return O with rows divided by their roots and its norm restored."""
+    """Update the running mean squares of rows, and return O with rows divided by their roots and its norm restored.
+
+    Both norms are those of the rows' lengths, before and after they are divided.
+    """
     if not O.numel():
         return O
-    wide = O.to(sums.arithmetic(O))  # 1e-10 vanishes in half precision
-    row_square.lerp_(wide.square().mean(-1, keepdim=True).to(row_square), 1 - beta)
-    D = wide / (row_square.to(wide).sqrt() + 1e-10)
-    return (D * sums.ratio(sums.slice_norms(O), sums.slice_norms(D), D.dtype).to(D)).to(O)
+    lengths = sums.row_norms(O)
+    row_square.lerp_((lengths.square() / O.shape[-1]).to(row_square), 1 - beta)
+    r = row_square.to(lengths).sqrt() + 1e-10
+    whole, even = (x.square().sum(-2, keepdim=True).sqrt() for x in (lengths, lengths / r))
+    dtype = sums.arithmetic(O)  # 1e-10 vanishes in half precision
+    return (O.to(dtype) * (sums.ratio(whole, even, dtype) / r).to(dtype)).to(O)
 
 
 def _normuon_state(group: Group, parameter: Tensor) -> dict[str, Any]:

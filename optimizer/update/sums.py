@@ -6,7 +6,8 @@ the squares of all narrower numbers; the memory of a chunk is all that is added.
 their largest element first: float64 ones, whose squares can leave their range, and those on a device without float64,
 where float32 sums are compensated, that is, the rounding of each product and of each addition is carried along.
 
-Results are 0-d tensors on the tensors' device, in float64 where it has that. Nothing waits for the device.
+Results are floats for tensors on the CPU, where nothing has to be waited for and a float costs a tenth of a 0-d tensor,
+and 0-d tensors on other devices, in float64 where they have that: nothing waits for the device.
 """
 
 from __future__ import annotations
@@ -18,83 +19,139 @@ from typing import Final
 import torch
 from torch import Tensor
 
-__all__ = ["arithmetic", "cosine", "norm", "plus", "ratio", "share", "slice_norms", "times"]
+__all__ = [
+    "Number",
+    "arithmetic",
+    "combined",
+    "cosine",
+    "norm",
+    "plus",
+    "ratio",
+    "read_at_once",
+    "root",
+    "row_norms",
+    "share",
+    "share_and_norm",
+    "slice_norms",
+    "times",
+    "within",
+]
 
 _CHUNK: Final = 1 << 16  # 512 KiB of float64, which stay in a core's cache
 _CHUNK_OF_ACCELERATORS: Final = 1 << 22  # 32 MiB of float64 in one launch
 _WITHOUT_FLOAT64: Final = frozenset({"mps"})
+_READ_AT_ONCE: Final = frozenset({"cpu"})  # devices whose numbers are ready when a call returns
 _SPLITTER: Final = 4097.0  # splits a float32 into two of 12 bits, whose products are exact (Dekker, 1971)
 
-Size = Tensor | float  # what tensors are divided by; 1.0 if they need not be
+Number = Tensor | float  # a float on the CPU, else a 0-d tensor
 
 
-def norm(*tensors: Tensor) -> Tensor:
+def norm(*tensors: Tensor) -> Number:
     """Return the norm over all tensors together."""
-    first = tensors[0] if tensors else None
-    if len(tensors) == 1 and first is not None and _is_one_chunk(first):
-        found: Tensor = torch.linalg.vector_norm(first, dtype=torch.float64)
-        return found
+    if len(tensors) == 1 and _is_one_chunk(tensors[0]):
+        return _number(torch.linalg.vector_norm(tensors[0], dtype=torch.float64))
     size = _size(tensors)
-    if isinstance(size, Tensor):
-        if _wide(tensors[0].device) == torch.float32:
-            return _dot(tensors, tensors, size, size).sqrt() * size
+    if tensors and _wide(tensors[0].device) == torch.float32:
+        return root(_square(tensors, size)) * size
+    if not _is_one(size):
         scaled = [torch.linalg.vector_norm(_converted(x, size)) for t in tensors for (x,) in _pieces(t)]
         return _joined(scaled, tensors) * size
     if all(t.device.type == "cuda" and t.numel() for t in tensors):
         parts = torch._foreach_norm(list(tensors), dtype=torch.float64)  # converts while it reads
     else:
-        parts = tuple(torch.linalg.vector_norm(x, dtype=torch.float64) for t in tensors for (x,) in _pieces(t))
+        pieces = [x for t in tensors for x in ([t] if _is_one_chunk(t) else [piece for (piece,) in _pieces(t)])]
+        parts = tuple(torch.linalg.vector_norm(x, dtype=torch.float64) for x in pieces)
     return _joined(parts, tensors)
 
 
 def slice_norms(matrices: Tensor) -> Tensor:
     """Return the Frobenius norm of each matrix of a tensor `(..., m, n)`, as `(..., 1, 1)`."""
-    if matrices.ndim == 2:
-        return norm(matrices).view(1, 1)
     slices = matrices.reshape(-1, *matrices.shape[-2:])
     if len(slices) == 1:
-        found = norm(matrices)
-    elif isinstance(_size([matrices]), Tensor):
-        found = torch.stack([norm(one) for one in slices])
+        found = _tensor(norm(matrices), matrices)
+    elif not _is_one(_size([matrices])):
+        found = torch.stack([_tensor(norm(one), matrices) for one in slices])
     else:
         groups = torch.split(slices, max(1, _chunk(matrices) // slices[0].numel()))
-        found = torch.cat([_norms_of(group) for group in groups])
-    return found.reshape(*matrices.shape[:-2], 1, 1)
+        found = torch.cat([_norms_of(group) for group in groups]) if len(groups) > 1 else _norms_of(slices)
+    return found.view(*matrices.shape[:-2], 1, 1)
 
 
-def share(left: Sequence[Tensor], right: Sequence[Tensor], floor: float) -> Tensor:
+def row_norms(matrices: Tensor) -> Tensor:
+    """Return the norm of each row of a tensor `(..., m, n)`, as `(..., m, 1)`."""
+    rows, dtype = matrices.reshape(-1, matrices.shape[-1]), _wide(matrices.device)
+    longest = _chunk(matrices) // max(1, rows.shape[1])
+    if longest == 0:
+        found = torch.stack([_tensor(norm(row), row) for row in rows])
+    else:
+        groups = torch.split(rows, longest)
+        parts = [torch.linalg.vector_norm(group, dim=1, dtype=dtype) for group in groups]
+        found = parts[0] if len(parts) == 1 else torch.cat(parts)
+    return found.view(*matrices.shape[:-1], 1)
+
+
+def share(left: Sequence[Tensor], right: Sequence[Tensor], floor: float) -> Number:
     """Return `<left, right> / (<right, right> + floor)` over all tensors together."""
+    return share_and_norm(left, right, floor)[0]
+
+
+def share_and_norm(left: Sequence[Tensor], right: Sequence[Tensor], floor: float) -> tuple[Number, Number]:
+    """Return `share(left, right, floor)` and `norm(*right)`."""
     size, unit = _size(left), _size(right)
-    overlap, square = _dot(left, right, size, unit), _dot(right, right, unit, unit)
-    return overlap / (square + floor / unit / unit) * size / unit
+    overlap, square, _ = _dots(left, right, size, unit)
+    return overlap / (square + floor / unit / unit) * size / unit, root(square) * unit
 
 
-def cosine(left: Sequence[Tensor], right: Sequence[Tensor], floor: float) -> Tensor:
+def cosine(left: Sequence[Tensor], right: Sequence[Tensor], floor: float) -> Number:
     """Return `<left, right> / (|left| |right| + floor)` over all tensors together."""
     size, unit = _size(left), _size(right)
-    sizes = _dot(left, left, size, size).sqrt() * _dot(right, right, unit, unit).sqrt()
-    return _dot(left, right, size, unit) / (sizes + floor / size / unit)
+    overlap, right_square, left_square = _dots(left, right, size, unit, left_square=True)
+    return overlap / (root(left_square) * root(right_square) + floor / size / unit)
 
 
-def times(tensor: Tensor, factor: Tensor) -> Tensor:
-    """Return a tensor times a 0-d factor, in the tensor's dtype.
+def times(tensor: Tensor, factor: Number) -> Tensor:
+    """Return a tensor times a factor, in the tensor's dtype.
 
     A factor beyond the range of the arithmetic counts as its largest number, so that zeros stay zeros. Half precision
     is multiplied in float32, since the factor is often beyond its range.
     """
     dtype = arithmetic(tensor)
-    return (tensor.to(dtype) * _within(factor, dtype)).to(tensor.dtype)
+    if tensor.dtype == dtype:
+        return tensor * within(factor, dtype)
+    return (tensor.to(dtype) * within(factor, dtype)).to(tensor.dtype)
 
 
-def plus(tensor: Tensor, other: Tensor, factor: Tensor) -> Tensor:
-    """Return `tensor + factor other` for a 0-d factor, multiplied as in `times`."""
+def plus(tensor: Tensor, other: Tensor, factor: Number) -> Tensor:
+    """Return `tensor + factor other`, multiplied as in `times`."""
     dtype = arithmetic(tensor)
-    return torch.addcmul(tensor.to(dtype), other.to(dtype), _within(factor, dtype)).to(tensor.dtype)
+    kept = within(factor, dtype)
+    if isinstance(kept, float):
+        return torch.add(tensor.to(dtype), other.to(dtype), alpha=kept).to(tensor.dtype)
+    return torch.addcmul(tensor.to(dtype), other.to(dtype), kept).to(tensor.dtype)
 
 
-def ratio(numerator: Tensor, denominator: Tensor, dtype: torch.dtype) -> Tensor:
+def combined(left: Tensor, first: Number, right: Tensor, second: Number) -> Tensor:
+    """Return `first left + second right`, multiplied as in `times`."""
+    dtype = arithmetic(left)
+    return plus(times(left.to(dtype), first), right.to(dtype), second).to(left.dtype)
+
+
+def ratio(numerator: Number, denominator: Number, dtype: torch.dtype) -> Number:
     """Return the ratio of two norms, within the range of a dtype; 0 if the denominator is 0."""
-    return _within(torch.where(denominator > 0, numerator / denominator, 0.0), dtype)
+    if isinstance(numerator, Tensor) or isinstance(denominator, Tensor):
+        positive = torch.as_tensor(denominator > 0)
+        return within(torch.where(positive, numerator / denominator, 0.0), dtype)
+    return within(numerator / denominator, dtype) if denominator > 0 else 0.0
+
+
+def root(number: Number) -> Number:
+    """Return a square root."""
+    return number.sqrt() if isinstance(number, Tensor) else math.sqrt(number)
+
+
+def read_at_once(tensor: Tensor) -> bool:
+    """Return True if results for a tensor are floats: its device has nothing to be waited for."""
+    return tensor.device.type in _READ_AT_ONCE
 
 
 def arithmetic(tensor: Tensor) -> torch.dtype:
@@ -102,45 +159,86 @@ def arithmetic(tensor: Tensor) -> torch.dtype:
     return torch.float32 if tensor.dtype.itemsize < 4 else tensor.dtype
 
 
-def _within(factor: Tensor, dtype: torch.dtype) -> Tensor:
+def within(factor: Number, dtype: torch.dtype) -> Number:
+    """Return a factor in the range of a dtype."""
     largest = torch.finfo(dtype).max
-    return factor.clamp(-largest, largest).to(dtype)
+    if isinstance(factor, Tensor):
+        return factor.clamp(-largest, largest).to(dtype)
+    return largest if factor > largest else -largest if factor < -largest else factor  # NaN stays
 
 
-def _joined(parts: Sequence[Tensor], tensors: Sequence[Tensor]) -> Tensor:
+def _joined(parts: Sequence[Tensor], tensors: Sequence[Tensor]) -> Number:
     """Return the norm over parts of tensors whose norms are given."""
-    if len(parts) < 2:
-        return parts[0] if parts else _zero(tensors)
-    whole: Tensor = torch.linalg.vector_norm(torch.stack(list(parts)))
-    return whole
+    if not parts:
+        return _number(_zero(tensors))
+    if read_at_once(parts[0]):
+        numbers = [part.item() for part in parts]
+        return numbers[0] if len(numbers) == 1 else math.sqrt(sum(x * x for x in numbers))
+    return parts[0] if len(parts) == 1 else torch.linalg.vector_norm(torch.stack(list(parts)))
 
 
 def _norms_of(group: Tensor) -> Tensor:
     """Return the norm of each of some small matrices, or of one large one."""
     if len(group) == 1:
-        return norm(group)[None]
+        return _tensor(norm(group), group)[None]
     found: Tensor = torch.linalg.vector_norm(group, dim=(1, 2), dtype=torch.float64)
     return found
 
 
-def _dot(left: Sequence[Tensor], right: Sequence[Tensor], size: Size, unit: Size) -> Tensor:
-    """Return `<left / size, right / unit>` over all tensors together."""
-    sums, errors = [], []
+def _square(tensors: Sequence[Tensor], size: Number) -> Number:
+    """Return the square of the norm over all tensors together, each divided by `size`."""
+    square = _Dot(tensors)
+    for one in tensors:
+        for (x,) in _pieces(one):
+            converted = _converted(x, size)
+            square.add(converted, converted)
+    return square.value()
+
+
+def _dots(
+    left: Sequence[Tensor], right: Sequence[Tensor], size: Number, unit: Number, *, left_square: bool = False
+) -> tuple[Number, Number, Number]:
+    """Return sums over all tensors together, of `x = left / size` and `y = right / unit`, each converted once.
+
+    They are `<x, y>`, `<y, y>` and, if it is asked for, `<x, x>`, else 0.
+    """
+    overlap, square, other = _Dot(left), _Dot(left), _Dot(left)
     for a, b in zip(left, right, strict=True):
         for x, y in _pieces(a, b):
-            first = _converted(x, size)
-            second = first if a is b else _converted(y, unit)
-            if first.dtype == torch.float64:
-                sums.append(torch.dot(first, second))
-            else:
-                value, error = _compensated(*_product(first, second))
-                sums.append(value)
-                errors.append(error)
-    if errors:
-        return torch.add(*_compensated(torch.stack(sums), torch.stack(errors)))
-    if len(sums) < 2:
-        return sums[0] if sums else _zero(left)
-    return torch.stack(sums).sum()
+            first, second = _converted(x, size), _converted(y, unit)
+            overlap.add(first, second)
+            square.add(second, second)
+            if left_square:
+                other.add(first, first)
+    return overlap.value(), square.value(), other.value()
+
+
+class _Dot:
+    """Inner product of vectors that come in pieces, of float64, or of float32 whose sums are compensated."""
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        self._tensors = tensors
+        self._sums: list[Tensor] = []
+        self._errors: list[Tensor] = []
+
+    def add(self, x: Tensor, y: Tensor) -> None:
+        """Add the inner product of two pieces."""
+        if x.dtype == torch.float64:
+            self._sums.append(torch.dot(x, y))
+        else:
+            value, error = _compensated(*_product(x, y))
+            self._sums.append(value)
+            self._errors.append(error)
+
+    def value(self) -> Number:
+        """Return the sum over all pieces."""
+        if not self._sums:
+            return _number(_zero(self._tensors))
+        if self._errors:
+            return _number(torch.add(*_compensated(torch.stack(self._sums), torch.stack(self._errors))))
+        if read_at_once(self._sums[0]):
+            return float(sum(one.item() for one in self._sums))
+        return self._sums[0] if len(self._sums) == 1 else torch.stack(self._sums).sum()
 
 
 def _pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
@@ -175,20 +273,35 @@ def _chunk(tensor: Tensor) -> int:
     return _CHUNK if tensor.device.type == "cpu" else _CHUNK_OF_ACCELERATORS
 
 
-def _size(tensors: Sequence[Tensor]) -> Size:
+def _size(tensors: Sequence[Tensor]) -> Number:
     """Return what the tensors are divided by: a power of 2 near their largest element, or 1 if none is needed."""
+    if all(t.dtype != torch.float64 and t.device.type not in _WITHOUT_FLOAT64 for t in tensors):
+        return 1.0
     kept = [t for t in tensors if t.numel()]
-    if all(t.dtype != torch.float64 and t.device.type not in _WITHOUT_FLOAT64 for t in kept):
+    if not kept:
         return 1.0
     largest = torch.stack([torch.linalg.vector_norm(t, torch.inf) for t in kept]).amax()
     limit = -math.log2(torch.finfo(largest.dtype).tiny)
     power = torch.exp2(largest.log2().floor().clamp(-limit, limit))  # dividing by it rounds nothing
-    return torch.where(largest == 0, 1.0, power)
+    return _number(torch.where(largest == 0, 1.0, power))
 
 
-def _converted(vector: Tensor, size: Size) -> Tensor:
+def _converted(vector: Tensor, size: Number) -> Tensor:
     wide = vector.to(_wide(vector.device))
-    return wide / size if isinstance(size, Tensor) else wide
+    return wide if _is_one(size) else wide / size
+
+
+def _is_one(size: Number) -> bool:
+    return isinstance(size, float) and size == 1
+
+
+def _number(value: Tensor) -> Number:
+    return value.item() if read_at_once(value) else value
+
+
+def _tensor(value: Number, like: Tensor) -> Tensor:
+    """Return a norm as a 0-d tensor on the device of a tensor."""
+    return torch.as_tensor(value, dtype=_wide(like.device), device=like.device)
 
 
 def _wide(device: torch.device) -> torch.dtype:

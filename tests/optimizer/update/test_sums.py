@@ -16,11 +16,14 @@ WIDE, COMPENSATED = 1e-12, 3e-7
 LENGTHS = [1000, 10**7, pytest.param(10**8, marks=pytest.mark.slow)]
 
 
-@pytest.fixture(params=[WIDE, COMPENSATED], ids=["float64", "compensated float32"])
+@pytest.fixture(params=["float64", "float64 of an accelerator", "compensated float32"])
 def tolerance(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> float:
-    if request.param == COMPENSATED:
-        monkeypatch.setattr(sums, "_WITHOUT_FLOAT64", frozenset({"cpu"}))
-    return float(request.param)
+    if request.param != "float64":
+        monkeypatch.setattr(sums, "_READ_AT_ONCE", frozenset())
+    if request.param != "compensated float32":
+        return WIDE
+    monkeypatch.setattr(sums, "_WITHOUT_FLOAT64", frozenset({"cpu"}))
+    return COMPENSATED
 
 
 def shortened(length: int, tolerance: float) -> int:
@@ -32,9 +35,13 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def assert_near(found: Tensor, expected: float, tolerance: float, roundings: int = 1) -> None:
-    assert found.shape == ()
-    assert found.dtype == (torch.float64 if tolerance == WIDE else torch.float32)
+def assert_near(found: sums.Number, expected: float, tolerance: float, roundings: int = 1) -> None:
+    if sums.read_at_once(torch.zeros(())):
+        assert isinstance(found, float)
+    else:  # nothing waits for an accelerator
+        assert isinstance(found, Tensor)
+        assert found.shape == ()
+        assert found.dtype == (torch.float64 if tolerance == WIDE else torch.float32)
     assert abs(float(found) / expected - 1) < roundings * tolerance
 
 
@@ -102,7 +109,7 @@ def test_no_more_than_a_chunk_is_converted_at_a_time(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(sums, "_converted", lambda x, size: seen.append(x.numel()) or x.double())
     sums.share([normal(30, 40).T], [normal(40, 30)], 0.0)
     assert max(seen) <= 100
-    assert sum(seen) == 4 * 1200 - 1200  # both vectors of the overlap, and one of the square
+    assert sum(seen) == 2 * 1200  # each number once
 
 
 @pytest.mark.parametrize("shape", [(5, 7), (1, 5, 7), (40, 5, 7), (3, 30, 50)])
@@ -111,6 +118,31 @@ def test_slice_norms_are_those_of_each_matrix(shape, tolerance: float, monkeypat
     X = normal(*shape)
     expected = torch.linalg.matrix_norm(X.double(), keepdim=True)
     torch.testing.assert_close(sums.slice_norms(X).double(), expected, rtol=tolerance, atol=0)
+
+
+@pytest.mark.parametrize("shape", [(5, 7), (40, 5), (3, 30, 50), (2, 150)])
+def test_row_norms_are_those_of_each_row(shape, tolerance: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sums, "_CHUNK", 100)
+    X = normal(*shape)
+    expected = X.double().square().sum(-1, keepdim=True).sqrt()
+    torch.testing.assert_close(sums.row_norms(X).double(), expected, rtol=tolerance, atol=0)
+
+
+def test_a_share_comes_with_the_norm_of_what_it_is_a_share_of(tolerance: float) -> None:
+    x, y = [normal(300)], [normal(300, seed=1)]
+    share, size = sums.share_and_norm(x, y, 0.0)
+    assert share == sums.share(x, y, 0.0)
+    assert_near(size, math.sqrt(float(y[0].double() @ y[0].double())), tolerance)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_a_combination_is_rounded_once_in_half_precision(dtype: torch.dtype) -> None:
+    x, y = normal(300).to(dtype), normal(300, seed=1).to(dtype)
+    found = sums.combined(x, 0.3, y, -1.7)
+    assert found.dtype == dtype
+    expected = 0.3 * x.double() - 1.7 * y.double()
+    size = 0.3 * x.double().abs() + 1.7 * y.double().abs()
+    assert float(((found.double() - expected).abs() / size).max()) < torch.finfo(dtype).eps
 
 
 def test_tensors_without_elements_add_nothing() -> None:
