@@ -69,8 +69,11 @@ class RuleOptimizer(TwoPassOptimizer):
 
     def take(self, group: dict[str, Any], moments: Sequence[ParameterStep]) -> list[Update]:
         """Step each parameter by its rule, and return the updates in the order of the moments."""
-        vectors = [m for m in moments if self.rule_of(group, m.parameter) is ADAMW]
-        others = [m for m in moments if self.rule_of(group, m.parameter) is not ADAMW]
-        found = dict(zip([m.index for m in vectors], ADAMW.step(group, vectors) if vectors else [], strict=True))
-        found |= zip([m.index for m in others], self.declared.step(group, others) if others else [], strict=True)
+        rules = [self.rule_of(group, m.parameter) for m in moments]
+        if all(rule is rules[0] for rule in rules):
+            return rules[0].step(group, moments) if moments else []
+        found: dict[int, Update] = {}
+        for rule in (ADAMW, self.declared):
+            own = [m for m, one in zip(moments, rules, strict=True) if one is rule]
+            found |= zip([m.index for m in own], rule.step(group, own) if own else [], strict=True)
         return [found[m.index] for m in moments]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cache
 from typing import Final
 
 import torch
@@ -109,6 +110,11 @@ def coefficients(preset: str, steps: int) -> tuple[Triple, ...]:
         raise OptimizerError(
             f"ns_steps={steps} omits the last polynomials of newton_schulz={preset!r}: set ns_steps={_WHOLE[preset]}"
         )
+    return _extended(preset, steps)
+
+
+@cache
+def _extended(preset: str, steps: int) -> tuple[Triple, ...]:
     triples = PRESETS[preset]
     return tuple(triples[min(i, len(triples) - 1)] for i in range(steps))
 
@@ -148,7 +154,7 @@ def orthogonal_factor(
         X = _over(X, torch.where(size == 0, 1.0, size) if isinstance(size, Tensor) else size or 1.0, dtype)
         # of a matrix of norm 1 it is at least the fourth root of 1 / rank; only that of a zero matrix is below
         X = _over(X, sums.slice_norms(X @ X.mT).sqrt().clamp_min(X.shape[-2] ** -0.25 / 2), dtype)
-    small = X.shape[-1] >= 2 * X.shape[-2] and _gram_is_stable(triples, dtype)
+    small = X.shape[-1] >= 2 * X.shape[-2] and _gram_is_stable(tuple(triples), dtype)
     X = _on_gram_matrix(X, triples) if small else _on_matrix(X, triples)
     return (X.mT if tall else X).to(matrix.dtype)
 
@@ -178,17 +184,18 @@ def _on_gram_matrix(X: Tensor, triples: Sequence[Triple]) -> Tensor:
     # suffice, and X is used twice: 4 m^2 n + 36 m^3 instead of 5 (4 m^2 n + 2 m^3) for five steps.
     multiply_add = torch.addmm if X.ndim == 2 else torch.baddbmm
     S = X @ X.mT
-    product = torch.eye(S.shape[-1], dtype=X.dtype, device=X.device).expand_as(S)
+    product: Tensor | None = None
     for i, (a, b, c) in enumerate(triples):
         Q = multiply_add(S, S, S, beta=b, alpha=c)
         Q.diagonal(dim1=-2, dim2=-1).add_(a)
-        product = Q @ product if i else Q
+        product = Q if product is None else Q @ product
         if i + 1 < len(triples):
             S = Q @ (S @ Q)
-    return product @ X
+    return X if product is None else product @ X
 
 
-def _gram_is_stable(triples: Sequence[Triple], dtype: torch.dtype) -> bool:
+@cache
+def _gram_is_stable(triples: tuple[Triple, ...], dtype: torch.dtype) -> bool:
     # Rounding changes the small eigenvalues of S by one unit; each step but the last multiplies that error by a^2.
     growth = math.prod(a * a for a, _, _ in triples[:-1])
     return torch.finfo(dtype).eps * growth < 0.02

@@ -229,12 +229,12 @@ def _even_rows(O: Tensor, row_square: Tensor, beta: float) -> Tensor:
     """
     if not O.numel():
         return O
-    lengths = sums.row_norms(O)
-    row_square.lerp_((lengths.square() / O.shape[-1]).to(row_square), 1 - beta)
-    r = row_square.to(lengths).sqrt() + 1e-10
-    whole, even = (x.square().sum(-2, keepdim=True).sqrt() for x in (lengths, lengths / r))
-    dtype = sums.arithmetic(O)  # 1e-10 vanishes in half precision
-    return (O.to(dtype) * (sums.ratio(whole, even, dtype) / r).to(dtype)).to(O)
+    lengths, dtype = sums.row_norms(O), sums.arithmetic(O)  # 1e-10 vanishes in half precision
+    row_square.lerp_((lengths.square() / O.shape[-1]).to(row_square.dtype), 1 - beta)
+    r = row_square.to(dtype).sqrt() + 1e-10
+    whole, even = sums.norms_of_norms(lengths), sums.norms_of_norms(lengths / r)
+    scale = whole / even.clamp_min(torch.finfo(dtype).tiny) / r  # both are 0 if O is
+    return (O.to(dtype) * scale.to(dtype)).to(O.dtype)
 
 
 def _normuon_state(group: Group, parameter: Tensor) -> dict[str, Any]:
@@ -377,7 +377,7 @@ RULES["clion"] = Rule(
 def _momentum(group: Group, moment: ParameterStep) -> Tensor:
     """Update the running mean of the gradients and return it, or its Nesterov combination with this gradient."""
     B = moment.state["momentum_buffer"].lerp_(moment.gradient, 1 - group["momentum"])
-    moment.state["step"] += 1
+    moment.state["step"].add_(1)
     return torch.lerp(moment.gradient, B, group["momentum"]) if group["nesterov"] else B
 
 

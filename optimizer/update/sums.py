@@ -25,6 +25,7 @@ __all__ = [
     "combined",
     "cosine",
     "norm",
+    "norms_of_norms",
     "plus",
     "ratio",
     "read_at_once",
@@ -88,6 +89,12 @@ def row_norms(matrices: Tensor) -> Tensor:
         parts = [torch.linalg.vector_norm(group, dim=1, dtype=dtype) for group in groups]
         found = parts[0] if len(parts) == 1 else torch.cat(parts)
     return found.view(*matrices.shape[:-1], 1)
+
+
+def norms_of_norms(lengths: Tensor) -> Tensor:
+    """Return the norm of each matrix `(..., m, n)`, as `(..., 1, 1)`, from `row_norms`."""
+    found: Tensor = torch.linalg.vector_norm(lengths, dim=(-2, -1), keepdim=True)
+    return found
 
 
 def share(left: Sequence[Tensor], right: Sequence[Tensor], floor: float) -> Number:

@@ -106,7 +106,7 @@ def test_the_layout_in_memory_does_not_matter(lay, tolerance: float, monkeypatch
 def test_no_more_than_a_chunk_is_converted_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
     monkeypatch.setattr(sums, "_CHUNK", 100)
-    monkeypatch.setattr(sums, "_converted", lambda x, size: seen.append(x.numel()) or x.double())
+    monkeypatch.setattr(sums, "_converted", lambda x, size, index=0: seen.append(x.numel()) or x.double())
     sums.share([normal(30, 40).T], [normal(40, 30)], 0.0)
     assert max(seen) <= 100
     assert sum(seen) == 2 * 1200  # each number once
