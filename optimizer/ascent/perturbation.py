@@ -60,8 +60,8 @@ def _in_range(direction: Tensor, gradient: Tensor) -> Tensor:
 def _bounded(directions: Sequence[Tensor], gradients: Sequence[Tensor]) -> sums.Number:
     """Bound directions as `_in_range` does, in place, and return their norm.
 
-    Where a norm is a float, which costs nothing to read, a finite one tells that no direction has left the range and that
-    every gradient is finite.
+    Where a norm is a float, which costs nothing to read, a finite one tells that no direction has left the range and
+    that every gradient is finite.
     """
     if directions and sums.read_at_once(directions[0]):
         size = sums.norm(*directions)

@@ -41,8 +41,8 @@ def gsam(
     orthogonal to it: this leaves the perturbed loss unchanged to first order and shrinks its gap to the loss.
 
     Clipping the norm after the last pass shortens :math:`g_s` only. g is shortened by the same factor here, so that the
-    direction is that of the unclipped gradients. Clipping element by element (`clip_grad_value_`) turns :math:`g_s`, and g is shortened by the change of
-    its norm only: the result is then not that of the paper.
+    direction is that of the unclipped gradients. Clipping element by element (`clip_grad_value_`) turns :math:`g_s`,
+    and g is shortened by the change of its norm only: the result is then not that of the paper.
 
     Args:
         raised: The gradients :math:`g_s` at `w + e`.

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Final
+from typing import Final, overload
 
 import torch
 from torch import Tensor
@@ -166,6 +166,10 @@ def arithmetic(tensor: Tensor) -> torch.dtype:
     return torch.float32 if tensor.dtype.itemsize < 4 else tensor.dtype
 
 
+@overload
+def within(factor: float, dtype: torch.dtype) -> float: ...
+@overload
+def within(factor: Number, dtype: torch.dtype) -> Number: ...
 def within(factor: Number, dtype: torch.dtype) -> Number:
     """Return a factor in the range of a dtype."""
     largest = torch.finfo(dtype).max

@@ -5,6 +5,11 @@
 arithmetic transcribed into a scratch script without the distributed branches (it is AGPL, so not part of this
 repository). Computed on 2026-11-21 with torch 2.13.0
 on a CPU. Nothing random is involved: the start and the loss are formulas.
+
+Another CPU rounds differently, and 20 steps raise that: a start that is one unit of rounding away ends 1e-13 (lazy) to
+8e-10 (sync) away. Every step rounds the parameters anew by about a unit, which grows over fewer steps than the first,
+so that the sum over all of them is at most the number of steps times what becomes of the first. That is the tolerance;
+it is measured, since it depends on the mode.
 """
 
 from __future__ import annotations
@@ -72,14 +77,29 @@ def trained(optimizer_of, parameters: dict[str, Tensor], backward: bool) -> dict
     return {name: leaf.detach() for name, leaf in leaves.items()}
 
 
+def ended(mode: str, parameters: dict[str, Tensor]) -> dict[str, Tensor]:
+    ours, _ = MODES[mode]
+    return trained(lambda leaves: ARS2Neo(leaves.items(), **SHARED, **ours), parameters, backward=True)
+
+
+def nudged(parameters: dict[str, Tensor], seed: int) -> dict[str, Tensor]:
+    """Move each number by a unit of rounding, up or down at random."""
+    generator = torch.Generator().manual_seed(seed)
+    unit = torch.finfo(torch.float64).eps
+    signs = {name: torch.randint(0, 2, p.shape, generator=generator) * 2 - 1 for name, p in parameters.items()}
+    return {name: p * (1 + unit * signs[name].double()) for name, p in parameters.items()}
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_twenty_steps_end_where_the_public_optimizer_ends(mode: str) -> None:
-    ours, _ = MODES[mode]
-    found = trained(lambda leaves: ARS2Neo(leaves.items(), **SHARED, **ours), start(), backward=True)
+    found = ended(mode, start())
+    others = [ended(mode, nudged(start(), seed)) for seed in range(4)]
+    growth = max(float((other[name] - found[name]).abs().max()) for other in others for name in found)
+    assert 0 < STEPS * growth < 1e-7  # a formula that differs shows: the modes are 1e-3 apart
     stored = json.loads((Path(__file__).parent / "public_numbers.json").read_text())[mode]
     for name, value in found.items():
         expected = torch.tensor(stored[name], dtype=torch.float64)
-        torch.testing.assert_close(value.flatten(), expected, rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(value.flatten(), expected, rtol=0, atol=STEPS * growth)
         assert float((value - start()[name]).norm()) > 0.05  # the parameters did move
 
 
