@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Any, TypeAlias
@@ -16,7 +16,9 @@ from typer.testing import CliRunner
 
 from lossscope import __version__
 from lossscope.cli.main import app, main
-from lossscope.landscape.run import open_runs
+from lossscope.landscape.run import Run, open_runs
+from lossscope.landscape.training.config import TrainConfig
+from lossscope.landscape.training.parallel import train_all
 from lossscope.optimizer import names, settings
 
 Command: TypeAlias = Callable[..., CompletedProcess[str]]
@@ -272,8 +274,13 @@ def test_the_demo_replaces_no_page_without_force(inside: Command, tmp_path: Path
 def test_the_demo_leaves_nine_runs_and_one_page_and_prints_two_tables(
     inside: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lossscope.cli.demo._EVALUATIONS", 3)
-    arguments = ["demo", "--out", str(tmp_path / "demo"), "--steps", "60"]
+    def quickly(configs: Sequence[TrainConfig], *, jobs: int, **more: Any) -> list[Run]:
+        """Train as the demo does, in one process and with curvature of few samples, for speed."""
+        return train_all([one.with_settings({"curvature_samples": 128}) for one in configs], jobs=1, **more)
+
+    monkeypatch.setattr("lossscope.cli.demo._EVALUATIONS", 2)
+    monkeypatch.setattr("lossscope.landscape.training.parallel.train_all", quickly)
+    arguments = ["demo", "--out", str(tmp_path / "demo"), "--steps", "12"]
     result = CliRunner().invoke(app, arguments, catch_exceptions=False)
     assert result.exit_code == 0
     runs = {f"{arm}-s{seed}" for arm in ("ars2-base", "ars2-sync", "adamw@rms") for seed in range(3)}

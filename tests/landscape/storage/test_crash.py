@@ -54,7 +54,11 @@ def _sizes(path: Path) -> dict[str, bytes]:
     return {one.name: one.read_bytes() for one in (path / "journal").iterdir()}
 
 
-@pytest.mark.parametrize("number", range(20))
+FAST = (3, 11, 15)  # kills between two flushes, just after the first one, and late
+NUMBERS = [number if number in FAST else pytest.param(number, marks=pytest.mark.slow) for number in range(20)]
+
+
+@pytest.mark.parametrize("number", NUMBERS)
 def test_whatever_was_flushed_before_the_kill_is_there(tmp_path, number):
     chance = random.Random(number)
     flushed = _killed(tmp_path / "a", chance.randint(1, 3), chance.uniform(0.0, 0.3))
