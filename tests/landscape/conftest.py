@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from dataclasses import replace
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -52,3 +54,12 @@ def every_instrument(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make every instrument of `full` sample within six steps."""
     frequent = {"spectra_every": 2, "layers_every": 2, "counterfactual_every": 1, "windows_every": 3, "lags": (1, 2)}
     monkeypatch.setitem(PRESETS, "full", replace(PRESETS["full"], **frequent))
+
+
+@pytest.fixture(scope="session")
+def warm() -> ForkServerContext:
+    """Return a context of `multiprocessing` whose processes have loaded torch and what a training loads."""
+    context = multiprocessing.get_context("forkserver")
+    loaded = ("torch.fx.experimental.symbolic_shapes", "sklearn.datasets", "scipy.optimize")
+    context.set_forkserver_preload(["lossscope.landscape.training.parallel", *loaded])
+    return context

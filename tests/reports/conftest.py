@@ -91,24 +91,35 @@ def evaluations(steps: int) -> Iterator[Row]:
             yield "probes", {**exact, "step": step, "measure": measure, "value": value, **ends}
 
 
+def dynamic(
+    path: Path,
+    arm: str = "ars2-aga",
+    seed: int = 0,
+    *,
+    steps: int = 400,
+    objects: tuple[str, ...] = ("gradient", "shear"),
+    rows: Callable[[str, dict[str, object]], dict[str, object] | None] | None = None,
+    **facts: object,
+) -> Run:
+    """Write a run with every table of the dynamics report, changed by `rows`, and return it, opened."""
+    store = RunStore.create(path, {**manifest(arm, seed), **facts})
+    generator = np.random.default_rng(seed)
+    parts = (trained(generator, steps), pairs(generator, steps, objects), spectra(generator, steps), evaluations(steps))
+    for table, row in (one for part in parts for one in part):
+        changed = row if rows is None else rows(table, row)
+        if changed is not None:
+            store.append(table, changed)
+    store.close("finished", "the loop ended")
+    return Run.open(path)
+
+
 @pytest.fixture
-def dynamic_run(tmp_path: Path) -> Callable[..., Run]:
-    """Return a function that writes a run with every table of the dynamics report, changed by `rows`, and opens it."""
+def dynamic_run(shelf: Callable[..., Run], tmp_path: Path) -> Callable[..., Run]:
+    """Return a function that writes a run with every table of the dynamics report below `tmp_path` and opens it."""
+    return lambda name, *settings, **more: shelf(dynamic, tmp_path / name, *settings, **more)
 
-    def run(name, arm="ars2-aga", seed=0, *, steps=400, objects=("gradient", "shear"), rows=None, **facts):
-        store = RunStore.create(tmp_path / name, {**manifest(arm, seed), **facts})
-        generator = np.random.default_rng(seed)
-        parts = (
-            trained(generator, steps),
-            pairs(generator, steps, objects),
-            spectra(generator, steps),
-            evaluations(steps),
-        )
-        for table, row in (one for part in parts for one in part):
-            changed = row if rows is None else rows(table, row)
-            if changed is not None:
-                store.append(table, changed)
-        store.close("finished", "the loop ended")
-        return Run.open(tmp_path / name)
 
-    return run
+@pytest.fixture(scope="module")
+def long_named(shelf: Callable[..., Run], tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Return such a run with a long name, for reading only."""
+    return shelf(dynamic, tmp_path_factory.mktemp("long") / "a-run-with-a-rather-long-name")

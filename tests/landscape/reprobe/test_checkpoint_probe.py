@@ -6,7 +6,6 @@ import json
 import math
 import shutil
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -352,7 +351,7 @@ def test_progress_goes_from_nothing_to_all(run):
 
 
 _KILLED = """
-import os, signal, sys
+import os, signal
 from lossscope.landscape.measures.measure_group import MeasureGroup
 from lossscope.landscape.measures.options import SolverOptions
 from lossscope.landscape.reprobe import checkpoint_probe as probing
@@ -366,15 +365,17 @@ def dying(self, panel, names):
 
 MeasureGroup.measure = dying
 measures, objective = ["loss", "trace", "density"], "mine.py:objective"
-probing.probe(sys.argv[1], at="all", measures=measures, effort=SolverOptions(0.1, 0.5, 8), objective=objective)
+probing.probe(run, at="all", measures=measures, effort=SolverOptions(0.1, 0.5, 8), objective=objective)
 """
 
 
-def test_a_killed_probe_loses_the_checkpoint_it_is_at_and_no_other(mine):
+def test_a_killed_probe_loses_the_checkpoint_it_is_at_and_no_other(warm, mine):
     recorded = Run.open(mine).probes
     before, traces = len(recorded), recorded["measure"].tolist().count("trace")
-    done = subprocess.run([sys.executable, "-c", _KILLED, str(mine)], check=False, timeout=120)
-    assert done.returncode == -signal.SIGKILL
+    process = warm.Process(target=exec, args=(_KILLED, {"run": str(mine)}))
+    process.start()
+    process.join(120)
+    assert process.exitcode == -signal.SIGKILL
     left = Run.open(mine)
     assert left.status == "finished"
     assert len(left.probes) == before + 2

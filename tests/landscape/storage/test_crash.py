@@ -93,7 +93,7 @@ def test_a_live_run_reads_while_another_process_writes_it_and_cannot_be_recorded
     process.stdout.readline()
     try:
         lengths = [0]
-        for _ in range(15):
+        for _ in range(6):
             run = Run.open(path)
             steps = len(run.steps)
             assert run.status == "running"

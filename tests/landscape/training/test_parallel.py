@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,15 @@ if __name__ == "__main__":
     settings = dict(workload="digits-mlp", optimizer="sgd", out={out!r}, steps=100000, evaluations=0, preset="economy")
     train_all([TrainConfig(name=f"s{{seed}}", seed=seed, **settings) for seed in range(2)], jobs=2, progress=tell)
 """
+
+
+@pytest.fixture
+def warm_workers(warm: ForkServerContext, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Start workers that have loaded torch. They come from a process without threads, so that a fork is harmless.
+
+    Workers that load it themselves are in the slow tests here and in the demo's.
+    """
+    monkeypatch.setattr(parallel, "get_context", lambda method: warm)
 
 
 def asked(out: Path, seed: int, **settings: Any) -> TrainConfig:
@@ -71,7 +81,7 @@ def test_runs_are_bit_for_bit_those_made_separately_and_in_order(
         assert weights(config, run) == weights(config, one)
 
 
-def test_after_one_has_failed_no_other_starts_and_recorded_rows_are_kept(tmp_path: Path) -> None:
+def test_after_one_has_failed_no_other_starts_and_recorded_rows_are_kept(warm_workers: None, tmp_path: Path) -> None:
     far: dict[str, Any] = {"optimizer": "sgd", "lr": 1e30}
     configs = [asked(tmp_path, 0), asked(tmp_path, 1).with_settings(far), asked(tmp_path, 2)]
     with pytest.raises(TrainingError, match=r"the loss became .* at step \d"):
@@ -80,7 +90,7 @@ def test_after_one_has_failed_no_other_starts_and_recorded_rows_are_kept(tmp_pat
     assert not (tmp_path / "s2").exists()
 
 
-def test_a_killed_process_is_one_clear_line(tmp_path: Path) -> None:
+def test_a_killed_process_is_one_clear_line(warm_workers: None, tmp_path: Path) -> None:
     def end(taken: int, steps: int, said: str) -> None:
         if taken:
             for child in multiprocessing.active_children():
@@ -91,7 +101,9 @@ def test_a_killed_process_is_one_clear_line(tmp_path: Path) -> None:
     assert Run.open(tmp_path / "s0").status == "crashed"
 
 
-def test_an_interrupt_stops_trainings_and_keeps_their_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_interrupt_stops_trainings_and_keeps_their_rows(
+    warm_workers: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     def interrupt(taken: int, steps: int, said: str) -> None:
         if taken:
             raise KeyboardInterrupt

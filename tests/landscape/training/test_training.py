@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import time
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
 import pandas as pd
@@ -34,8 +33,12 @@ def last_weights(run: Run) -> dict[str, torch.Tensor]:
     return load_file(folder / "weights.safetensors")
 
 
+RESUMED = ("ars2-base", "ars2-lazy", "ars2-aga", "ars2-timer", "adamw", "sgd", "muon", "normuon", "looksam")
+QUICK = ("ars2-aga", "muon", "looksam")  # a trigger, a rule of another, an ascent over a base
+
+
 @pytest.mark.parametrize(
-    "optimizer", ["ars2-base", "ars2-lazy", "ars2-aga", "ars2-timer", "adamw", "sgd", "muon", "normuon", "looksam"]
+    "optimizer", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in RESUMED]
 )
 def test_a_resumed_run_continues_bit_for_bit(optimizer: str, tmp_path: Path) -> None:
     whole = train(config(tmp_path, optimizer=optimizer, name="whole"))
@@ -117,7 +120,12 @@ def test_the_usual_learning_rate_is_that_of_the_rule_unless_another_is_given(
 
 
 @pytest.mark.parametrize(
-    ("name", "options"), [("ars2-timer", {"aga_lambda": 0.5}), ("ars2-random", {}), ("ars2-lazy", {"shear": "placebo"})]
+    ("name", "options"),
+    [
+        ("ars2-timer", {"aga_lambda": 0.5}),
+        pytest.param("ars2-random", {}, marks=pytest.mark.slow),
+        pytest.param("ars2-lazy", {"shear": "placebo"}, marks=pytest.mark.slow),
+    ],
 )
 def test_seeds_of_a_control_arm_are_independent_and_a_resumed_run_continues_its_own(
     name: str, options: dict[str, object], tmp_path: Path
@@ -273,19 +281,19 @@ def test_modular_addition_is_grokked(tmp_path: Path) -> None:
     assert step < 3000
 
 
-def test_a_killed_run_resumes_bit_for_bit(tmp_path: Path) -> None:
+def test_a_killed_run_resumes_bit_for_bit(warm: ForkServerContext, tmp_path: Path) -> None:
     settings = {"steps": 5000, "optimizer": "ars2-lazy", "preset": "full", "eval_every": 5000}
-    started = settings | {"out": str(tmp_path), "evaluations": 0}
-    code = f"from lossscope.landscape import *; train(TrainConfig.of({started!r}))"
+    started = TrainConfig.of({**settings, "out": str(tmp_path), "evaluations": 0})
     run = tmp_path / "digits-mlp-ars2-lazy-s0"
-    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
+    process = warm.Process(target=train, args=(started,))
+    process.start()
     try:
         while max(checkpoints(run), default=0) < 12:
-            assert process.poll() is None
+            assert process.is_alive()
             time.sleep(0.01)
     finally:
         process.kill()
-        process.wait()
+        process.join()
     killed = Run.open(run)
     assert killed.status == "crashed"
     last = max(checkpoints(run))

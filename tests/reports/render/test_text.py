@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from functools import cache
 
 import pytest
 from hypothesis import given, strategies as st
 
+from lossscope.landscape.run import Run
 from lossscope.reports import dynamics, flatness, overview, render, sharpness, spectral_entropy
 from lossscope.reports.content import Column, Quantity, Table
 from lossscope.reports.render.text import NARROWEST, WIDEST, table_text
@@ -60,13 +62,19 @@ def test_no_letter_of_any_table_is_lost_at_the_edge(titles, width):
     assert set(re.findall(r"x\d+y", text)) == {f"x{i}y" for i in range(len(titles))}
 
 
+@pytest.fixture(scope="module")
+def made(long_named, demo_folder):
+    """Return a function that makes a report of the demo's runs and of one with a long name, once."""
+    runs = [long_named, *(Run.open(path) for path in sorted(demo_folder.iterdir()))]
+    return cache(lambda report: report(runs))
+
+
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("report", [sharpness, spectral_entropy, flatness, dynamics, overview])
-def test_a_report_fits_its_width_and_breaks_no_number(report, width, dynamic_run, demo_runs):
-    made = report([dynamic_run("a-run-with-a-rather-long-name"), *demo_runs])
-    text = render(made, "text", width=width)
+def test_a_report_fits_its_width_and_breaks_no_number(report, width, made):
+    text = render(made(report), "text", width=width)
     assert max(map(len, text.splitlines())) <= width
-    for table in made.tables:
+    for table in made(report).tables:
         shown = table_text(table, width)
         for cell in (cell for row in table.rows for cell in row if isinstance(cell, Quantity | float)):
             parts = re.split(r" (?=\[|\(\d+ missing)", cell_text(cell))
