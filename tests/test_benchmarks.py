@@ -143,11 +143,14 @@ def test_a_job_prints_its_table_and_judges_its_aims(curvature, capsys, monkeypat
     assert len({verdict.aim for verdict in verdicts}) == len(verdicts) >= 1
 
 
-def test_without_rivals_our_rows_remain(curvature, capsys, monkeypatch, tmp_path):
+@pytest.mark.parametrize(
+    "jobs", [("top", "product"), pytest.param(tuple(TITLES), marks=pytest.mark.slow)], ids="+".join
+)
+def test_without_rivals_our_rows_remain(jobs, curvature, capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(importlib.import_module("curvature_reference"), "gettempdir", lambda: tmp_path)
     monkeypatch.setattr(importlib.import_module("curvature_rivals"), "installed", lambda _: False)
     curvature.print_circumstances(torch.device("cpu"))
-    verdicts = curvature.measure(small(curvature), curvature.JOBS, torch.device("cpu"))
+    verdicts = curvature.measure(small(curvature), jobs, torch.device("cpu"))
     printed = capsys.readouterr().out
     assert "Not installed, so without rows: pyhessian, curvlinops" in printed
     assert not any("pyhessian" in line or "curvlinops" in line for line in printed.splitlines() if line[:1] == "|")

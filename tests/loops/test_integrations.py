@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from loops.training_loops import batches, loss_of, mlp
+from loops.training_loops import batches, descend, loss_of, mlp
 from torch import nn
 
 from lossscope.landscape.recording.recorder import Recorder
@@ -67,13 +67,7 @@ def accelerate(start: Start) -> nn.Module:
 
 def loop(start: Start, model: nn.Module, data: list[Any], loss_fn: Any) -> nn.Module:
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], 1e-2)
-    step = start(model, optimizer, loss_fn, data)
-    for batch in data:
-        loss = loss_fn(model, batch)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        step(loss)
+    descend(model, optimizer, start(model, optimizer, loss_fn, data), data, loss_fn)
     return model
 
 

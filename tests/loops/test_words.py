@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from loops.training_loops import batches, loss_of, mlp
+from loops.training_loops import batches, descend, loss_of, mlp
 from torch import nn
 
 from lossscope.errors import LossscopeError
@@ -35,13 +35,8 @@ def training() -> tuple[nn.Module, torch.optim.Optimizer]:
 
 
 def train(model: nn.Module, optimizer: torch.optim.Optimizer, recorder: Recorder | None, count: int = 4) -> None:
-    for batch in batches(count):
-        loss = loss_of(model, batch)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        if recorder is not None:
-            recorder.step(loss)
+    step = (lambda _: None) if recorder is None else recorder.step
+    descend(model, optimizer, step, batches(count), loss_of)
 
 
 def test_a_recorder_of_another_optimizer_says_at_once_that_it_sees_no_step(tmp_path: Path) -> None:

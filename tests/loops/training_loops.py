@@ -6,8 +6,9 @@ the trained modules. Everything else is what the loop would be without a recorde
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -161,43 +162,36 @@ def lora(start: Start) -> list[nn.Module]:
     return plain(start, model, optimizer)
 
 
-def plain(start: Start, model: nn.Module, optimizer: Any, forward: Any = None) -> list[nn.Module]:
-    """Run the loop of the documentation."""
-    forward = forward or model
-    step = start(model, optimizer, loss_of, batches(2))
-    for batch in batches():
-        loss = loss_of(forward, batch)
+def descend(model: Any, optimizer: Any, step: Any, data: Any, loss_fn: Any, cast: Any = nullcontext) -> None:
+    """Take a step of the optimizer for each batch, then call `step` with its loss."""
+    for batch in data:
+        with cast():
+            loss = loss_fn(model, batch)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         step(loss)
+
+
+def plain(
+    start: Start, model: nn.Module, optimizer: Any, *, forward: Any = None, data: Any = None, cast: Any = nullcontext
+) -> list[nn.Module]:
+    """Run the loop of the documentation."""
+    step = start(model, optimizer, loss_of, batches(2))
+    descend(forward or model, optimizer, step, data or batches(), loss_of, cast)
     return [model]
 
 
 def compiled(start: Start) -> list[nn.Module]:
     model = mlp()
     forward = torch.compile(model, backend="eager")
-    return plain(start, model, torch.optim.SGD(model.parameters(), 0.1, momentum=0.9), forward)
+    return plain(start, model, torch.optim.SGD(model.parameters(), 0.1, momentum=0.9), forward=forward)
 
 
 def bfloat16(start: Start) -> list[nn.Module]:
     model = mlp()
-    optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
-
-    @contextmanager
-    def cast() -> Iterator[None]:
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            yield
-
-    step = start(model, optimizer, loss_of, batches(2))
-    for batch in batches():
-        with cast():
-            loss = loss_of(model, batch)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        step(loss)
-    return [model]
+    cast = partial(torch.autocast, "cpu", dtype=torch.bfloat16)
+    return plain(start, model, torch.optim.AdamW(model.parameters(), 1e-2), cast=cast)
 
 
 def grad_scaler(start: Start, *, fused: bool = False) -> list[nn.Module]:
@@ -236,17 +230,9 @@ def checkpointed(start: Start) -> list[nn.Module]:
 
 def workers(start: Start) -> list[nn.Module]:
     model = mlp()
-    optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
     x, y = (torch.cat(part) for part in zip(*batches(), strict=True))
     loader = DataLoader(TensorDataset(x, y), 8, shuffle=True, num_workers=1)
-    step = start(model, optimizer, loss_of, batches(2))
-    for batch in loader:
-        loss = loss_of(model, batch)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        step(loss)
-    return [model]
+    return plain(start, model, torch.optim.AdamW(model.parameters(), 1e-2), data=loader)
 
 
 def two_optimizers(start: Start) -> list[nn.Module]:

@@ -65,8 +65,18 @@ def measured(run: Run) -> dict[int, set[str]]:
     return {int(step): set(rows["measure"]) for step, rows in run.probes.groupby("step")}
 
 
-@pytest.mark.parametrize(("preset", "share"), [("economy", 0.02), ("standard", 0.1), ("full", 0.5)])
-@pytest.mark.parametrize("planned", [True, False])
+CAPS = {"economy": 0.02, "standard": 0.1, "full": 0.5}
+FAST = {("economy", True), ("standard", True), ("full", False)}
+
+
+@pytest.mark.parametrize(
+    ("preset", "share", "planned"),
+    [
+        pytest.param(preset, share, planned, marks=() if (preset, planned) in FAST else pytest.mark.slow)
+        for planned in (True, False)
+        for preset, share in CAPS.items()
+    ],
+)
 def test_recording_stays_under_the_presets_cap(
     clock: list[float], preset: str, share: float, planned: bool, tmp_path: Path
 ) -> None:

@@ -218,7 +218,9 @@ def odd() -> Odd:
         return Odd().double()
 
 
-@pytest.mark.parametrize("name", ["adamw", "ars2-lazy", "gsam"])
+@pytest.mark.parametrize(
+    "name", ["ars2-lazy", *(pytest.param(name, marks=pytest.mark.slow) for name in ("adamw", "gsam"))]
+)
 def test_no_instrument_leaves_a_trace_in_weights_state_buffers_gradients_or_random_numbers(
     name: str, tmp_path: Path
 ) -> None:

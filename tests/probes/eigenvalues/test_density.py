@@ -171,8 +171,11 @@ def numbers(found: SpectralDensity, alpha: float) -> dict[str, Estimate]:
     }
 
 
-def require_coverage(values: Array, seeds: int, least: int) -> None:
+def uncovered(values: Array, seeds: int, least: int) -> dict[str, tuple[int, int]]:
     """Measure with many seeds, the density alone and in a panel; what has converged must cover in 93 % of them.
+
+    Returns the numbers of covering and of converged estimates, for each kind that covers too seldom or converged less
+    often than the test needs.
 
     Args:
         values: The eigenvalues.
@@ -187,14 +190,14 @@ def require_coverage(values: Array, seeds: int, least: int) -> None:
             for key, estimate in numbers(found, alpha).items():
                 converged[key] += estimate.converged
                 covered[key] += estimate.converged and within(estimate, true[key])
-    for key, count in converged.items():
-        assert count >= least or key == "condition", key
-        assert covered[key] >= binom.ppf(0.001, count, 0.93), (key, covered[key], count)
+    rare = [key for key, count in converged.items() if count < least and key != "condition"]
+    missed = [key for key, count in converged.items() if covered[key] < binom.ppf(0.001, count, 0.93)]
+    return {key: (covered[key], converged[key]) for key in (*rare, *missed)}
 
 
 @pytest.mark.parametrize("name", SPECTRA)
 def test_intervals_cover_in_93_of_100_seeds_where_the_number_has_converged(name: str) -> None:
-    require_coverage(SPECTRA[name], 25, 11)
+    assert not uncovered(SPECTRA[name], 25, 11)
 
 
 def of_a_network() -> Array:
@@ -216,7 +219,7 @@ HARD = {
 @pytest.mark.slow
 @pytest.mark.parametrize("name", HARD)
 def test_intervals_cover_in_93_of_100_of_a_thousand_seeds_on_hard_spectra(name: str) -> None:
-    require_coverage(HARD[name], 1000, 100)
+    assert not uncovered(HARD[name], 1000, 100)
 
 
 def test_one_number_that_agrees_by_chance_has_not_converged() -> None:

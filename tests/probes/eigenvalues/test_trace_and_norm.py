@@ -183,7 +183,7 @@ STARTS, BUDGET = 50, 90
     [
         ("power law", 0.02),
         pytest.param("power law", 0.01, marks=pytest.mark.slow),
-        ("outlier and bulk", 0.02),
+        pytest.param("outlier and bulk", 0.02, marks=pytest.mark.slow),
         pytest.param("indefinite", 0.09, marks=pytest.mark.slow),
         pytest.param("indefinite", 0.06, marks=pytest.mark.slow),
     ],

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from loops.training_loops import descend
 from torch import nn
 
 from helpers import gaussian
@@ -119,13 +120,7 @@ def trained(path: Path | None) -> tuple[nn.Module, nn.Module]:
     recorder = None if path is None else Recorder(
         path, model, optimizer, Objective(model, loss_fn, [x]), steps=4, evaluations=2, preset="economy"
     )  # fmt: skip
-    for _ in range(4):
-        loss = loss_fn(model, x)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        if recorder is not None:
-            recorder.step(loss)
+    descend(model, optimizer, (lambda _: None) if recorder is None else recorder.step, [x] * 4, loss_fn)
     if recorder is not None:
         recorder.close()
     return model, critic

@@ -85,9 +85,10 @@ def test_a_shear_that_turns_faster_at_one_lag_refutes_it_and_one_that_is_open_le
 def test_few_windows_of_one_seed_leave_the_shear_open_and_as_few_of_several_seeds_do_not(dynamic_run):
     short = [dynamic_run(f"s{seed}", seed=seed, steps=140) for seed in range(4)]  # three windows each
     assert outcomes(short[0])["shear"] == (None, "ars2-aga: inconclusive at lag 1, 5, 20 (one seed only)")
-    cell = rows_of(dynamics(short[:1]), "memory")[0]["difference"]
+    report = dynamics(short[:1])
+    cell = rows_of(report, "memory")[0]["difference"]
     assert (cell.low, cell.high) == (-math.inf, math.inf)
-    noise = rows_of(dynamics(short[:1]), "noise_scale")[0]
+    noise = rows_of(report, "noise_scale")[0]
     assert (noise["signal"].low, noise["signal"].high) == (-math.inf, math.inf)
     assert outcomes(*short)["shear"][1].startswith("ars2-aga: above 0 at lag")
 

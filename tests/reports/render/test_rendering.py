@@ -69,11 +69,15 @@ def demo_page(demo_folder):
 
 
 @pytest.mark.parametrize("report", REPORTS)
-def test_equal_data_gives_equal_bytes(report, demo_runs, demo_page):
+def test_equal_data_gives_equal_bytes(report, demo_runs):
     first, again = report(demo_runs), report(demo_runs)
     for format in ("text", "json"):
         assert render(first, format) == render(again, format), format
-    assert render(first, "html") == demo_page(report)
+
+
+@pytest.mark.parametrize("report", [pytest.param(one, marks=pytest.mark.slow) for one in REPORTS[:-1]] + [overview])
+def test_equal_data_gives_an_equal_page(report, demo_runs, demo_page):
+    assert render(report(demo_runs), "html") == demo_page(report)
 
 
 def test_the_text_has_the_numbers_with_their_errors_and_fits_its_width(demo_runs):
