@@ -140,6 +140,10 @@ class Shelf:
         shutil.copytree(self._kept[key], path)
         return Run.open(path)
 
+    def written(self, path: Path, *settings: object, **more: object) -> Run:
+        """Return the run of `written`."""
+        return self(written, path, *settings, **more)
+
 
 @pytest.fixture(scope="session")
 def shelf(tmp_path_factory: pytest.TempPathFactory) -> Shelf:
@@ -150,7 +154,7 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Shelf:
 @pytest.fixture
 def write_run(shelf: Shelf, tmp_path: Path) -> Callable[..., Run]:
     """Return a function that writes a run below `tmp_path` and opens it."""
-    return lambda name, *settings, **more: shelf(written, tmp_path / name, *settings, **more)
+    return lambda name, *settings, **more: shelf.written(tmp_path / name, *settings, **more)
 
 
 @pytest.fixture(scope="session")

@@ -65,7 +65,7 @@ def test_passes_are_those_of_the_training(family: ModuleType) -> None:
 
 
 def test_the_table_has_a_row_for_each_and_ratios_to_adamw(family: ModuleType) -> None:
-    table = family.family_table(["muon", "gsam"], SHAPES, rounds=1, repeats=1, steps=1)
+    table = family.family_table(["muon", "gsam"], SHAPES[:2], rounds=1, repeats=1, steps=1)
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
     assert [row[0] for row in rows[2:]] == ["torch AdamW", "muon", "gsam"]
     assert rows[2][2] == rows[2][4] == "1.00"

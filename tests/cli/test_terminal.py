@@ -105,7 +105,7 @@ def written(arguments, encoding, monkeypatch):
     return [stream.buffer.getvalue().decode(encoding) for stream in streams]
 
 
-@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])
+@pytest.mark.parametrize("encoding", ["ascii", pytest.param("latin-1", marks=pytest.mark.slow), "cp1252"])
 def test_every_command_writes_to_a_terminal_that_is_not_utf_8(encoding, write_run, tmp_path, monkeypatch):
     write_run("plain", "arm \x1b[31mü").path.rename(tmp_path / "λ-\x1b]0;title\x07-漢")
     for command in COMMANDS:

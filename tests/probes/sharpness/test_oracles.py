@@ -84,8 +84,9 @@ def test_the_empirical_fisher_matrix_is_that_of_curvlinops(name: str, make_case:
     assert_same(fisher(case.objective(), kind="empirical"), other)
 
 
-WAYS = [(method, name) for method in ("reverse", "batched", "forward", "differences") for name in NETS]
-WAYS += [("linearize", name) for name in ("tied", "batch norm", "conv and group norm", "attention")]  # slow to set up
+WAYS: list[Any] = [(method, name) for method in ("reverse", "batched", "forward", "differences") for name in NETS]
+WAYS += [("linearize", name) for name in ("tied", "batch norm")]
+WAYS += [pytest.param("linearize", name, marks=pytest.mark.slow) for name in ("conv and group norm", "attention")]
 
 
 @pytest.mark.parametrize(("method", "name"), WAYS)

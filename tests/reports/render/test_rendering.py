@@ -89,11 +89,15 @@ def test_the_text_has_the_numbers_with_their_errors_and_fits_its_width(demo_runs
     assert "\x1b" not in text
 
 
+@pytest.fixture(scope="module")
+def long_arms(shelf, tmp_path_factory):
+    folder, arms = tmp_path_factory.mktemp("long"), [f"an-arm-with-a-rather-long-name-{number}" for number in range(4)]
+    return [shelf.written(folder / f"{arm}-s{seed}", arm, seed) for arm in arms for seed in (0, 1)]
+
+
 @pytest.mark.parametrize("report", REPORTS)
-def test_no_number_is_cut_off_by_a_narrow_column(report, write_run):
-    arms = [f"an-arm-with-a-rather-long-name-{number}" for number in range(4)]
-    runs = [write_run(f"{arm}-s{seed}", arm, seed) for arm in arms for seed in (0, 1)]
-    made = report(runs)
+def test_no_number_is_cut_off_by_a_narrow_column(report, long_arms):
+    made = report(long_arms)
     text = re.sub(r"\s+", "", render(made, "text"))
     from lossscope.reports.content import Quantity
     from lossscope.reports.shared.number_format import quantity_text
