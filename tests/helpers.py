@@ -1,13 +1,15 @@
-"""What several test modules share: random tensors with a seed, the simplest model, and dense matrices."""
+"""What several test modules share: random tensors with a seed, the simplest model and function, and dense matrices."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lossscope.probes import SymmetricOperator
 
-__all__ = ["Vector", "dense", "draw", "gaussian", "generator"]
+__all__ = ["Identity", "Vector", "dense", "draw", "gaussian", "generator"]
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -28,6 +30,18 @@ def draw(seed: int, *shape: int) -> Tensor:
 def dense(operator: SymmetricOperator) -> Tensor:
     """Return the matrix of an operator, `(n, n)`."""
     return operator @ torch.eye(operator.size, dtype=operator.dtype)
+
+
+class Identity(torch.autograd.Function):
+    """A function that is not known to be right, and is."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> Tensor:
+        return slope
 
 
 class Vector(nn.Module):

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from helpers import gaussian
+from helpers import Identity, gaussian
 from lossscope.probes.eigenvalues.measure import measure_spectrum
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.objective.losses import CrossEntropy
@@ -197,18 +197,6 @@ def test_a_fisher_rao_norm_by_a_wrong_forward_derivative_is_refused() -> None:
     assert log_fisher_rao(scaling(Scale.apply)).value == pytest.approx(expected)
     with pytest.raises(ProbeError, match="derivative of the outputs by forward mode differs from that of the backward"):
         log_fisher_rao(scaling(WrongScale.apply))
-
-
-class Identity(torch.autograd.Function):
-    """A function that is not known to be right, and is."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx: Any, slope: Tensor) -> Tensor:
-        return slope
 
 
 def deep(activation: type[nn.Module], dtype: torch.dtype, *, zero: bool = False) -> nn.Sequential:
