@@ -97,6 +97,33 @@ def test_the_five_per_cent_are_used_and_half_of_the_reach_would_miss_more() -> N
     assert half > 80
 
 
+# the two largest eigenvalues of a small network, 17 % apart, and a bulk
+_APART = np.r_[0.663, 0.554, np.linspace(0.33, -0.3, 32), -0.383]
+
+
+def _off_and_bound(seed: int) -> tuple[float, float]:
+    """Return how far a search ends below the largest eigenvalue, and the bound it states."""
+    start = start_block(diagonal(_APART), 1, None, generator(seed))
+    grow(start, top=1, bottom=0, rel=0.05, max_products=40, steps=0)
+    pairs = eigenpairs(start.space, ritz(start.space, start.random), 1, 0.05, largest=True)
+    return float(_APART[0] - pairs.values[0]), float(pairs.bounds[0])
+
+
+@pytest.mark.parametrize("seed", [1021, 1322, 1426, 1516, 1657, 2142, 2178, 2297])
+def test_a_start_that_nearly_misses_the_largest_eigenvector_does_not_end_at_the_second(seed: int) -> None:
+    start = start_block(diagonal(_APART), 1, None, generator(seed))
+    assert abs(float(start.space._pending[0][0]) * start.random[0, 0]) < 0.0627  # among the 5 % of the starts
+    off, bound = _off_and_bound(seed)
+    assert off <= 3 * bound
+
+
+@pytest.mark.slow
+def test_an_end_beyond_three_times_the_bound_is_as_rare_as_it_is_said() -> None:
+    ends = [_off_and_bound(seed) for seed in range(10_000)]
+    assert sum(off > bound for off, bound in ends) <= binom.ppf(0.9999, 10_000, 0.05)
+    assert sum(off > 3 * bound for off, bound in ends) <= binom.ppf(0.9999, 10_000, 0.001)
+
+
 @pytest.mark.parametrize("largest", [True, False])
 @pytest.mark.parametrize("width", [1, 2, 3])
 def test_the_reach_is_the_first_distance_from_which_on_nothing_is_possible(width: int, largest: bool) -> None:
@@ -143,8 +170,8 @@ def test_a_search_stops_soon_after_it_is_right_and_only_where_it_has_met_its_bou
         assert bool(pairs.converged[0])
         assert float(pairs.bounds[0]) <= rel * scale
         late.append(start.space.dimension - first_convergence(start, float(values[0]), rel * scale))
-    assert 0 <= np.mean(late) < 8
-    assert max(late) <= 14
+    assert 0 <= np.mean(late) < 10  # two of them for the 99.9 % at three times the distance
+    assert max(late) <= 16
 
 
 @pytest.mark.parametrize(("name", "top"), [("two close", 2), ("four close", 4), ("power law", 4), ("gaussian bulk", 3)])
