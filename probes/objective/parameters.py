@@ -75,7 +75,7 @@ class ParameterVector:
         """Return the parameters that are not part of the vector, detached, by name.
 
         Args:
-            differentiable: True if those that require grad shall do so here, as leaves of their own.
+            differentiable: True if those that require grad shall do so here, as views of leaves of their own.
         """
         mine = set(self.names)
         found = {}
@@ -83,7 +83,8 @@ class ParameterVector:
             if name not in mine:
                 found[name] = cast(p.detach(), self.cast_to)
                 if differentiable and p.requires_grad:  # functorch transforms refuse any call of requires_grad_
-                    found[name].requires_grad_()
+                    # a view, so that no leaf of the graph is what stands in the model, as a held parameter is
+                    found[name] = found[name].requires_grad_().view(p.shape)
         return found
 
     def known(self, names: Collection[str]) -> tuple[str, ...]:

@@ -68,18 +68,19 @@ class ProductError:
 
     difference: Tensor  # (n, k) float64, product of the reference minus product of the operator
     share: float  # see `Reference`
+    slack: Tensor  # (k,) float64, bounds of the errors of the reference's own products where these are differences
 
     @property
     def norms(self) -> Tensor:
         """`(k,)` float64: 2-norms of the errors of the products."""
-        return row_norms(self.difference.mT) * self.share
+        return row_norms(self.difference.mT) * self.share + self.slack
 
     def forms(self, V: Tensor) -> Tensor:
         r"""Return bounds of the errors of :math:`v^\top A v`, `(k,)` float64, for the vectors `(n, k)` multiplied."""
         sizes = row_norms(V.mT) * row_norms(self.difference.mT)
         if self.share < 1:
             return MARGIN * self.share * sizes
-        return row_dots(self.difference.mT, V.mT).abs() + _REFERENCE * sizes
+        return row_dots(self.difference.mT, V.mT).abs() + _REFERENCE * sizes + self.slack * row_norms(V.mT)
 
 
 class SymmetricOperator:
@@ -180,7 +181,11 @@ class SymmetricOperator:
             self.reference = lambda: None
             return None
         self.products += V.shape[1]
-        return ProductError(found.double() - images.double(), reference.share)
+        facts, slack = reference.operator._facts(), torch.zeros(V.shape[1], dtype=torch.float64)
+        if facts.unit_is_measured and reference.share == 1:  # it takes differences, for want of a second derivative
+            slack = MARGIN * facts.unit * row_norms(found.mT).cpu()
+        difference = found.double() - images.double()
+        return ProductError(difference, reference.share, slack.to(difference.device))
 
     @property
     def gradient_seconds(self) -> float:

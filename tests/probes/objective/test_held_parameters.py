@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lossscope.probes.errors import ProbeError
@@ -66,3 +67,20 @@ def test_the_parameter_of_another_network_is_a_constant() -> None:
     other = nn.Linear(2, 1, bias=False)
     loss = Objective(nn.Linear(2, 1, bias=False), lambda m, x: (m(x) - other(x)).square().mean(), [torch.eye(2)])
     assert torch.allclose(loss.gradient(), loss.parameters() - other.weight.detach().flatten())
+
+
+def test_some_of_the_parameters_are_measured_where_the_loss_differentiates_by_all_of_them() -> None:
+    def loss(model: nn.Module, batch: Any) -> Tensor:
+        plain = F.cross_entropy(model(batch[0]), batch[1])
+        slopes = torch.autograd.grad(plain, list(model.parameters()), create_graph=True)
+        return plain + 0.1 * torch.stack([slope.square().sum() for slope in slopes]).sum()
+
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+    objective = Objective(net, loss, [(torch.randn(6, 3), torch.arange(6) % 2)])
+    part, where = objective.restricted(["0.bias"]), objective.vector.indices(["0.bias"])
+    assert torch.allclose(part.gradient(), objective.gradient()[where], atol=1e-6)
+    v = torch.randn(4)
+    whole = torch.zeros(objective.size)
+    whole[where] = v
+    assert torch.allclose(hessian(part) @ v, (hessian(objective) @ whole)[where], atol=1e-5)

@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from lossscope.landscape.measures.options import MeasurementTarget, SolverOptions
 from lossscope.landscape.measures.panel import Panel
@@ -91,3 +92,27 @@ def test_without_a_comparison_the_rounding_is_assumed() -> None:
 
     assert number_rounding(objective, fails, (2.0,)) == [100 * torch.finfo(torch.float32).eps * 2.0]
     assert number_rounding(objective, fails, (2.0,), (5.0,)) == [100 * torch.finfo(torch.float32).eps * 5.0]
+
+
+def test_where_the_float64_copy_takes_differences_their_error_is_in_the_bound() -> None:
+    class Checkpointed(nn.Module):  # computed again in the second backward pass, with the float32 parameters
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.head = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 4)), nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(torch.tanh(checkpoint(self.first, x, use_reentrant=False)))
+
+    torch.manual_seed(0)
+    objective = Objective(Checkpointed(), CrossEntropy(), [(torch.randn(9, 4), torch.arange(9) % 3)])
+    operator, v = hessian(objective), torch.randn(objective.size)
+    error = operator.product_error(v[:, None], (operator @ v)[:, None])
+    assert error is not None
+    reference = operator.reference()
+    assert reference is not None
+    again = reference.operator
+    assert torch.isfinite(again @ v.double()).all()
+    assert again.method == "differences"
+    assert float(error.slack[0]) > 1e-12 * float((operator @ v).norm())
+    assert float(error.norms[0]) > float(error.difference.norm())
+    assert float(error.forms(v[:, None].double())[0]) >= float(error.slack[0]) * float(v.norm())
