@@ -15,7 +15,7 @@ from torch import Tensor
 from lossscope.probes.statistics.estimate import Estimate
 from zoo.member import Parts
 
-__all__ = ["Check", "changed", "exact", "interval", "kept", "small"]
+__all__ = ["ROUNDINGS", "Check", "changed", "exact", "interval", "kept", "small"]
 
 ROUNDINGS = 30  # rounding units of a member by which an exact number may be off, relative to its scale
 DOUBLE = 1e-10  # relative accuracy of the true values

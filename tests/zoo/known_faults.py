@@ -10,10 +10,6 @@ __all__ = ["FAULTS"]
 
 # a member and its finding, then its failing measures, or "all but" the others
 LIST = """
-gradient_penalty | the error of differences, 7e-5, is more than the cell allows
-    Objective: in_double;
-encoder | the interval of a norm does not contain its rounding
-    measure_spectrum;
 """
 
 

@@ -1,10 +1,17 @@
-"""Outcome of each measure on each member, computed once."""
+"""Outcome of each measure on each member, computed once.
+
+Three seeds tell a wrong interval from a right one only roughly: of the seven hundred sampled numbers of the zoo five
+have two misses of three although their intervals cover in 95 % of the seeds. So where two of three miss, further seeds
+decide; a miss by more than three half-widths decides at once.
+"""
 
 from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
 from functools import cache
+
+from scipy.stats import binom
 
 from lossscope.errors import LossscopeError
 from zoo.checks import Check, changed, kept
@@ -13,7 +20,10 @@ from zoo.member import Parts
 from zoo.table import MEMBERS
 from zoo.truth import Truth
 
-__all__ = ["Outcome", "outcome"]
+__all__ = ["MISSES", "Outcome", "outcome"]
+
+MISSES = 0.05  # share of the 95 % intervals that may miss
+FURTHER = 37  # further seeds where two of three miss: seven misses of forty are allowed, 99.9 % of right intervals pass
 
 
 @dataclass(frozen=True)
@@ -40,7 +50,8 @@ class Outcome:
         wrong = []
         for found in by_name.values():
             missed = [check for check in found if check.missed]
-            if any(check.far or not check.sampled for check in missed) or len(missed) >= 2:
+            allowed = max(1, binom.ppf(0.999, len(found), MISSES)) if len(found) > 3 else 1
+            if any(check.far or not check.sampled for check in missed) or len(missed) > allowed:
                 wrong.append("; ".join(map(str, missed)))
         return wrong
 
@@ -60,15 +71,22 @@ def truth(member: str) -> Truth:
 @cache
 def outcome(member: str, measure: str) -> Outcome:
     """Measure a member, with three seeds if the measure draws random numbers."""
-    right, built, found = truth(member), parts(member), []
+    built, found = parts(member), list[tuple[Check, ...]]()
     before = kept(built)
     try:
-        for seed in MEMBERS[member].seeds if measure in SEEDED else (0,):
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # torch's own, of compiled models and slow batching rules
-                found.append(tuple(MEASURES[measure](Bench(MEMBERS[member], built, right, seed))))
+        found += [_checks(member, measure, seed) for seed in (MEMBERS[member].seeds if measure in SEEDED else (0,))]
+        if len(found) > 1 and Outcome(tuple(found)).failures:
+            first = max(MEMBERS[member].seeds) + 1
+            found += [_checks(member, measure, first + more) for more in range(FURTHER)]
     except LossscopeError as error:
         return Outcome(refusal=str(error), touched=tuple(changed(before, kept(built))))
     except Exception as error:
         return Outcome(error=f"{type(error).__name__}: {error}", touched=tuple(changed(before, kept(built))))
     return Outcome(tuple(found), touched=tuple(changed(before, kept(built))))
+
+
+def _checks(member: str, measure: str, seed: int) -> tuple[Check, ...]:
+    """Measure a member with one seed."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's own, of compiled models and slow batching rules
+        return tuple(MEASURES[measure](Bench(MEMBERS[member], parts(member), truth(member), seed)))

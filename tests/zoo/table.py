@@ -103,7 +103,7 @@ MEMBERS: dict[str, Member] = {
     ),
     "checkpointed_reentrant": Member(unusual.checkpointed_reentrant, twin=unusual.checkpointed, refuses=REENTRANT),
     "compiled": Member(unusual.compiled, twin=vision.mlp, slow=True),
-    "odd_shapes": Member(unusual.odd_shapes, seeds=(6, 7, 8)),
+    "odd_shapes": Member(unusual.odd_shapes),
 }
 
 # members of the slow suite, but for these

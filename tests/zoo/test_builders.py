@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import pytest
@@ -14,7 +15,10 @@ ALL = [pytest.param(member, id=name, marks=pytest.mark.slow if member.slow else 
 
 
 def losses(parts: Parts) -> list[float]:
-    return [float(parts.loss_fn(parts.model, batch).detach()) for batch in parts.batches]
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        torch.manual_seed(0)  # of dropout
+        warnings.simplefilter("ignore")  # torch's own, of backward(create_graph=True)
+        return [float(parts.loss_fn(parts.model, batch).detach()) for batch in parts.batches]
 
 
 def state(parts: Parts) -> list[Any]:

@@ -11,13 +11,12 @@ from scipy.stats import binom
 import lossscope.probes
 from zoo.known_faults import FAULTS
 from zoo.measures import MEASURES, SEEDED
-from zoo.outcomes import outcome
+from zoo.outcomes import MISSES, outcome
 from zoo.public import takes
 from zoo.table import MEMBERS
 
 # further ways to the same numbers: in the fast suite for the members with `sampled` only, as measures with seeds are
 VARIANTS = {"hessian: batched", "hessian: cached", "gauss_newton: batched", "gauss_newton: forward", "Objective: batch"}
-MISSES = 0.05  # share of the 95 % intervals that may miss
 
 
 def cells() -> Iterator[Any]:
