@@ -104,11 +104,15 @@ def _added(found: Probed) -> str:
 def _missed(found: Probed) -> str:
     """Return advice on values that missed their requested precision, by what limits it."""
     from lossscope.landscape.measures.catalogue import limit_of
+    from lossscope.landscape.measures.precision import unreachable
 
-    lines = []
+    limits = unreachable(found.rows)  # more products would not help these
+    lines = [] if limits is None else [f"Bounds not met: {limits}.\n"]
     for limit, what in _NEXT_STEPS.items():
         missed = dict.fromkeys(
-            r["measure"] for r in found.rows if not r["converged"] and limit_of(r["measure"]) == limit
+            r["measure"]
+            for r in found.rows
+            if not (r["converged"] or r.get("cause")) and limit_of(r["measure"]) == limit
         )
         lines += [f"{what.format(', '.join(missed))}.\n"] if missed else []
     return "".join(lines)

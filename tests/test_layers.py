@@ -74,6 +74,7 @@ TORCH_FREE = (
     "landscape/__init__.py",
     "landscape/analysis",
     "landscape/measures/catalogue.py",
+    "landscape/measures/precision.py",
     "landscape/recording/overhead.py",
     "landscape/reprobe/result.py",
     "landscape/run.py",

@@ -49,6 +49,7 @@ def estimate_row(measure: str, estimate: Estimate, tensor: str | None = None) ->
         "products": estimate.products,
         "seconds": estimate.seconds,
         "converged": estimate.converged,
+        "cause": None if estimate.converged else estimate.cause or None,
     }
 
 

@@ -15,6 +15,7 @@ import torch
 from lossscope.errors import LossscopeError
 from lossscope.landscape.errors import RecordingWarning
 from lossscope.landscape.measures.host_transfer import Row
+from lossscope.landscape.measures.precision import unreachable
 from lossscope.landscape.storage.missing_values import label_of, named
 
 __all__ = ["MOST_LISTED", "Faults", "reason_of", "release", "say"]
@@ -38,12 +39,14 @@ class Faults:
     Attributes:
         missing: One row for each missing value: step, instrument, measures if some of the instrument are meant, why.
         words: The warnings so far.
+        limited: Rows whose bound more products would not meet.
         changed: True if one of these has changed since this was set to False.
     """
 
     def __init__(self, name: str, *, strict: bool = False, earlier: Sequence[Row] = ()) -> None:
         self.missing: list[Row] = list(earlier)
         self.words: list[str] = []
+        self.limited: list[Row] = []
         self.changed = False
         self.strict = strict
         self._name = name
@@ -98,6 +101,13 @@ class Faults:
             topic=instrument if topic is None else topic,
         )
 
+    def note_limits(self, rows: Sequence[Row]) -> None:
+        """Keep the rows whose bound more products would not meet, and warn about the first."""
+        found = unreachable(rows)
+        if found is not None:
+            self.limited += [row for row in rows if row.get("cause")]
+            self.tell(f"{found}", topic="precision")
+
     def note_once(self, instrument: str, step: int, why: str, measures: Sequence[str]) -> None:
         """Add a missing value that is missing at all later steps too, unless it was added before."""
         if (instrument, tuple(measures)) not in self._kinds:
@@ -117,7 +127,12 @@ class Faults:
             say(text)
 
     def in_words(self) -> str:
-        """Return a clause for the closing line that names what is missing, and the first reason; "" if nothing is."""
+        """Return a clause for the closing line that names what is missing or imprecise, and why; "" if nothing is."""
+        limits = unreachable(self.limited)
+        return self._missing_in_words() + (f"; {limits}" if limits else "")
+
+    def _missing_in_words(self) -> str:
+        """Return a clause that names what is missing, and the first reason; "" if nothing is."""
         if not self.missing:
             return ""
         steps: dict[str, set[int]] = {}

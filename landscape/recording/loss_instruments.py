@@ -146,6 +146,7 @@ class LossInstruments:
             )
             for table, row in found.by_table():
                 writer.append(table, row)
+            self._faults.note_limits(found.probes)
             self._compare_losses(step, curvature, found, writer, loss)
 
     def evaluate_if_due(

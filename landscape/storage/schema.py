@@ -173,6 +173,7 @@ _PROBES: Final = (
     Column("parameters", "int", "", "number of parameters over which the loss was differentiated; frozen ones are not"),
     Column("additivity", "text", "", "how batches make up the loss: mean of samples, mean of batches, unchecked"),
     Column("converged", "bool", "", "true if the requested accuracy was reached"),
+    Column("cause", "text", "", "reason that it was not, where more products would not reach it; otherwise null"),
 )
 
 _DENSITIES: Final = (

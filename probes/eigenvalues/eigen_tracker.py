@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from dataclasses import replace
 from typing import Final
 
 import torch
@@ -13,6 +14,7 @@ from lossscope.probes.eigenvalues.block_krylov import BlockKrylov, start_block
 from lossscope.probes.eigenvalues.extreme_pairs import eigenpairs, grow
 from lossscope.probes.eigenvalues.results import EigenPairs, SpectrumEstimate
 from lossscope.probes.eigenvalues.ritz import Ritz, ritz
+from lossscope.probes.eigenvalues.rounding_cause import rounding_cause
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.operators.base import SymmetricOperator
 from lossscope.probes.sums import dot
@@ -93,10 +95,11 @@ class EigenTracker:
             space, found = self._cold(operator) if self._kept is None else self._warm(operator, self._kept)
             self._evaluations += 1
             pairs = eigenpairs(space, found, self._keep, self._rel, largest=True)
+        cause = rounding_cause(operator, found.rounding, found.scale, self._rel)
         self._update(pairs)
         seconds = time.perf_counter() - begun
         gradients = seconds / operator.gradient_seconds if operator.gradient_seconds > 0 else math.nan
-        top = _first(pairs, self._rel * found.scale)
+        top = replace(_first(pairs, self._rel * found.scale), cause=cause)
         return SpectrumEstimate(
             top,
             None,
@@ -109,6 +112,7 @@ class EigenTracker:
             "lossscope",
             operator.method,
             () if bool(top.converged[0]) else ("top",),
+            top.estimate(0).cause,
         )
 
     def _cold(self, operator: SymmetricOperator) -> tuple[BlockKrylov, Ritz]:

@@ -28,6 +28,7 @@ class EigenPairs:
     residuals: Tensor  # (k,) float64 on the CPU, |A y - theta y|
     bounds: Tensor  # (k,) float64 on the CPU
     converged: Tensor  # (k,) bool on the CPU, True if the bound is as small as requested
+    cause: str = ""  # reason that a bound is not, where it is the rounding of products
 
     def estimate(self, index: int = 0) -> Estimate:
         """Return one eigenvalue as an estimate with its bounds.
@@ -48,6 +49,7 @@ class EigenPairs:
             "residual",
             residual=float(self.residuals[index]),
             converged=bool(self.converged[index]),
+            cause="" if self.converged[index] else self.cause,
         )
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lossscope.probes.eigenvalues.block_krylov import Array, BlockKrylov, check_size
+from lossscope.probes.eigenvalues.rounding_cause import rounding_cause
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.operators.base import SymmetricOperator
 from lossscope.probes.statistics.estimate import Estimate, exact_estimate, mean_estimate, root_estimate
@@ -254,10 +255,16 @@ def _rounded(
         size = math.sqrt(n / square) * float(error.norms[0]) if square > 0 else 0.0
         along = n * float(error.forms(z[:, None])[0]) / square if square > 0 else 0.0
         widths = [max(along + _SPREAD * size, known) + least, max(_SPREAD * size, known) + least]
-    targets = [rel * max(abs(trace.value), norm_.value), rel * norm_.value]
+    scales = {"the trace": max(abs(trace.value), norm_.value), "the Frobenius norm": norm_.value}
     wide = [
-        replace(one, low=one.low - width, high=one.high + width, converged=one.converged and width <= target)
-        for one, width, target in zip(found, widths, targets, strict=True)
+        replace(
+            one,
+            low=one.low - width,
+            high=one.high + width,
+            converged=one.converged and width <= rel * scale,
+            cause=rounding_cause(operator, width, scale, rel, what),
+        )
+        for one, width, (what, scale) in zip(found, widths, scales.items(), strict=True)
     ]
     return wide[0], replace(wide[1], low=max(wide[1].low, 0.0))
 

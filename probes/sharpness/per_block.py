@@ -127,7 +127,7 @@ def _module_table(
     met = trace.stderr <= rel * max(abs(trace.value), whole.frobenius.value)
     return ModuleTable(
         tuple(rows),
-        replace(trace, converged=met),
+        replace(trace, converged=met, cause="" if met else trace.cause),
         _top(whole.top, blocks),
         whole.frobenius,
         cross_share,
@@ -182,6 +182,7 @@ def _top_shares(whole: EigenPairs, blocks: Sequence[_BlockMeasurement]) -> list[
             "residual",
             residual=float(whole.residuals[0]),
             converged=known,
+            cause=whole.estimate(0).cause,
         )
         for part, error in parts
     ]

@@ -175,10 +175,15 @@ def sampled_eigenvalue(
     found = _cross_fit(whole.eigenvalue, forms, alignment, end)
     _check_mean(whole.eigenvalue.value, found.in_sample.value, forms)
     met = first.eigenvalue.converged and second.eigenvalue.converged
+    cause = first.eigenvalue.cause or second.eigenvalue.cause
     return SampledEigenvalue(
         whole.eigenvalue,
-        replace(found.cross_fitted, converged=met),
-        replace(found.population, converged=met and whole.eigenvalue.converged),
+        replace(found.cross_fitted, converged=met, cause=cause),
+        replace(
+            found.population,
+            converged=met and whole.eigenvalue.converged,
+            cause=cause or whole.eigenvalue.cause,
+        ),
         alignment,
         parts,
         (first.products + second.products) / 2 + whole.products + 2,

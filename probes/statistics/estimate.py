@@ -37,6 +37,7 @@ class Estimate:
         products: Number of operator products used.
         seconds: Wall time.
         converged: True if the requested tolerance is met.
+        cause: Reason that it is not met, where no more products or probes would meet it; otherwise empty.
     """
 
     value: float
@@ -49,6 +50,7 @@ class Estimate:
     products: int = 0
     seconds: float = 0.0
     converged: bool = True
+    cause: str = ""
 
 
 def exact_estimate(value: float, *, products: int = 0, seconds: float = 0.0) -> Estimate:
@@ -80,8 +82,10 @@ def rounded_estimate(value: float, rounding: float, *, products: int = 0, second
         The estimate, exact on the fixed data up to rounding; converged if that is at most 1 % of the number.
     """
     found = exact_estimate(value, products=products, seconds=seconds)
-    met = rounding <= _RESOLVED * abs(value)
-    return replace(found, low=value - rounding, high=value + rounding, converged=found.converged and met)
+    met = found.converged and rounding <= _RESOLVED * abs(value)
+    known = found.converged and not met
+    cause = f"its rounding error is up to {rounding:.2g}, where {_RESOLVED:g} of it is allowed" if known else ""
+    return replace(found, low=value - rounding, high=value + rounding, converged=met, cause=cause)
 
 
 def mean_estimate(samples: Sequence[float] | np.ndarray[tuple[int], np.dtype[np.float64]]) -> Estimate:

@@ -30,7 +30,7 @@ def linear_estimate(value: float, terms: Sequence[tuple[float, Estimate]]) -> Es
         terms: Slopes with estimates, at least one.
 
     Returns:
-        The number with its error; exact if all terms are, and converged if all are.
+        The number with its error; exact if all terms are, and converged if all are, else with the first cause of them.
     """
     missing = math.isnan(value)
     return Estimate(
@@ -41,6 +41,7 @@ def linear_estimate(value: float, terms: Sequence[tuple[float, Estimate]]) -> Es
         sum(term.samples for _, term in terms),
         "exact" if all(term.bound == "exact" for _, term in terms) else "standard error",
         converged=not missing and all(term.converged for _, term in terms),
+        cause=next((term.cause for _, term in terms if term.cause), ""),
     )
 
 

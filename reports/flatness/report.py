@@ -16,6 +16,7 @@ from lossscope.reports.shared.loss_unit import LOSS, in_loss_unit
 from lossscope.reports.shared.measure_tables import other_measures_table
 from lossscope.reports.shared.norm_tables import norm_table, tensor_norm_table
 from lossscope.reports.shared.notes import ADAPTIVE_NOTE, LOSS_NOTE, SEEDS_NOTE
+from lossscope.reports.shared.precision import precision_notes
 from lossscope.reports.shared.provenance import ending_notes, missing_curvature, provenance, runs_in_words
 from lossscope.reports.shared.quantities import last_number
 
@@ -62,7 +63,7 @@ def flatness(runs: Sequence[Run]) -> Report:
             runs,
         ),
         figures=(adaptive_trace_figure(runs), loss_figure(runs)),
-        notes=(*ending_notes(runs), _NO_COMPARISON, ADAPTIVE_NOTE),
+        notes=(*ending_notes(runs), *precision_notes(runs), _NO_COMPARISON, ADAPTIVE_NOTE),
         missing=(*missing_curvature(runs), *_NOT_HERE),
         provenance=provenance(runs),
     )

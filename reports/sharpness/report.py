@@ -23,6 +23,7 @@ from lossscope.reports.shared.loss_unit import LOSS, in_loss_unit
 from lossscope.reports.shared.measure_tables import other_measures_table
 from lossscope.reports.shared.norm_tables import norm_table
 from lossscope.reports.shared.notes import ENDS_NOTE, HESSIAN_NOTE, LOSS_NOTE, SEEDS_NOTE, VERDICT_NOTE
+from lossscope.reports.shared.precision import precision_notes
 from lossscope.reports.shared.provenance import ending_notes, missing_curvature, provenance, runs_in_words
 from lossscope.reports.sharpness.block_table import module_table
 from lossscope.reports.sharpness.density_figure import density_figure
@@ -109,7 +110,7 @@ def sharpness(runs: Sequence[Run]) -> Report:
             runs,
         ),
         figures=_figures(runs),
-        notes=(*ending_notes(runs), HESSIAN_NOTE, VERDICT_NOTE),
+        notes=(*ending_notes(runs), *precision_notes(runs), HESSIAN_NOTE, VERDICT_NOTE),
         missing=missing_curvature(runs),
         provenance=provenance(runs),
     )

@@ -17,6 +17,7 @@ from helpers import Vector, dense, gaussian
 from lossscope.probes.eigenvalues import block_krylov
 from lossscope.probes.eigenvalues.eigen_tracker import EigenTracker
 from lossscope.probes.eigenvalues.measure import measure_spectrum
+from lossscope.probes.eigenvalues.rounding_cause import rounding_remedy
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.objective.losses import CrossEntropy
 from lossscope.probes.objective.objective import Objective
@@ -159,6 +160,28 @@ def test_under_autocast_the_bounds_contain_the_truth(width: int, method: str) ->
         assert found.top.estimate().value == pytest.approx(truth, rel=1e-3)
         assert not found.unmet
     assert covers(EigenTracker(rel=1e-3).measure(hessian(objective, method=method)).top.estimate(), truth)
+
+
+def test_the_cause_names_the_arithmetic_and_the_remedy_is_one_that_works() -> None:
+    x, y = gaussian(60, 4, dtype=torch.float32), torch.arange(60) % 3
+    net = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3))
+    lowered = Objective(net, autocast, [(x, y)])
+    found = measure_spectrum(hessian(lowered), top=1, rel=1e-4, quantities=("top", "trace"))
+    assert "float32 with factors in bfloat16" in found.cause
+    assert found.cause.endswith("measure objective.in_double(), or raise rel")
+    assert found.top.estimate().cause in found.cause
+    assert "of the trace" in found.trace.cause
+    assert "bfloat16" in EigenTracker(rel=1e-4).measure(hessian(lowered)).top.estimate().cause
+    fitted_well = measure_spectrum(hessian(separable(10.0)), top=1, quantities=("top",))
+    assert "large terms cancel" in fitted_well.cause
+    assert "large terms cancel" not in found.cause
+    assert rounding_remedy(hessian(lowered), 2.0) == "measure objective.in_double()"  # no rel below 1 helps
+    assert rounding_remedy(hessian(lowered.in_double()), 0.5) == "raise rel"
+    assert "no digit is left" in rounding_remedy(hessian(lowered.in_double()), 2.0)
+    easy = measure_spectrum(hessian(lowered.in_double()), top=1, quantities=("top", "trace"), max_products=100)
+    assert not easy.cause
+    assert not easy.top.estimate().cause
+    assert not easy.trace.cause
 
 
 def test_the_float64_copy_ignores_conversions_inside_the_loss() -> None:
