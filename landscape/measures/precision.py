@@ -27,7 +27,7 @@ class Unreachable:
 
     @property
     def remedy(self) -> str:
-        """What meets the bound."""
+        """The way to a bound that is met."""
         return REMEDY_IN_DOUBLE if self.dtype == "float64" else REMEDY
 
     def __str__(self) -> str:
