@@ -25,7 +25,7 @@ from lossscope.landscape.recording.recorder_checks import StepCalls, check_model
 from lossscope.landscape.recording.run_claim import abandon, claimed, earlier_facts
 from lossscope.landscape.recording.run_ends import forget, watch
 from lossscope.landscape.recording.run_metadata import new_manifest
-from lossscope.landscape.recording.run_writer import RunWriter
+from lossscope.landscape.recording.run_writer import RunWriter, Status
 from lossscope.landscape.recording.sample_periods import SamplePeriods
 from lossscope.landscape.recording.step_observer import StepObserver
 from lossscope.landscape.storage.manifest import manifest_text
@@ -261,10 +261,15 @@ class Recorder:
     ) -> None:
         """End the run: detach from the optimizer, write the tables, and print the recording overhead on stderr.
 
-        A run of which no step was recorded though steps were taken, or though `step` was called, is failed.
+        A run of which no step was recorded though steps were taken, or though `step` was called, is failed. If the disk
+        was full, a second call tries again, and so does the end of the interpreter.
         """
         observer, writer = self._observer, self._writer
-        if self._closed or observer is None or writer is None:
+        if observer is None or writer is None:
+            return
+        if self._closed:
+            if writer.unfinished:
+                self._end(writer, status, how)
             return
         self._closed = True
         if writer.ended:  # a new recorder has taken the folder
@@ -282,10 +287,7 @@ class Recorder:
             status, how = "failed", nothing
         # before the tables are compacted, so that it is the same as in the manifest
         overhead = self._overhead.sentence(self.steps) + self._cap.excess()
-        writer.end(status, how)
-        forget(writer)
-        if writer.error is not None and self._faults.strict:
-            raise writer.error
+        self._end(writer, status, how)
         if not quiet:
             say(f"{self.path}: {overhead}{self._faults.in_words()}")
 
@@ -363,6 +365,14 @@ class Recorder:
             abandon(writer, self._folder, error, new=new)
             raise
         weakref.finalize(self, writer.flush_abandoned)
+
+    def _end(self, writer: RunWriter, status: Status, how: str) -> None:
+        """End the run. If that could not be written, the end of the interpreter tries again."""
+        writer.end(status, how)
+        if not writer.unfinished:
+            forget(writer)
+        if writer.error is not None and self._faults.strict:
+            raise writer.error
 
     def _detach(self) -> None:
         """Detach from the optimizers, and release what the instruments keep."""

@@ -110,6 +110,10 @@ def _stand_down(path: Path, faults: Faults, *, replace: bool) -> None:
     earlier = open_at(path)
     if earlier is None:
         return
+    if earlier.ended:  # it was closed, and what it could not write may be written by now
+        earlier.end("finished", "")
+        forget(earlier)
+        return
     if not replace and (path / MANIFEST).exists():
         raise RunError(
             f"{path} is being recorded by another Recorder of this process, at step {earlier.steps}: call its close() "

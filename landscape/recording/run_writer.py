@@ -53,6 +53,7 @@ class RunWriter:
         self.lost = ""
         self.busy = False
         self.when_idle: Callable[[], None] | None = None
+        self._ending: tuple[Status, str] | None = None
         self.planned = planned
         self._store, self._faults, self._overhead = store, faults, overhead
         self._unwritten = 0
@@ -62,6 +63,11 @@ class RunWriter:
     def manifest(self) -> dict[str, Any]:
         """Contents of `run.json`."""
         return self._store.manifest
+
+    @property
+    def unfinished(self) -> bool:
+        """True if the end could not be written, to a full disk for example; `end` then tries again."""
+        return self.error is not None and not self._store.closed
 
     def append(self, table: str, row: Mapping[str, object]) -> None:
         """Append a row; it is written at the next flush."""
@@ -107,10 +113,14 @@ class RunWriter:
             self._store.update_manifest(**facts)
 
     def end(self, status: Status, how: str) -> None:
-        """End the run: write everything, and release the folder. A second call does nothing."""
-        if self.ended:
+        """End the run: write everything, and release the folder.
+
+        A second call does nothing, unless the first could not write everything: it tries again to write that end.
+        """
+        if self.ended and not self.unfinished:
             return
-        self.ended = True
+        status, how = self._ending = self._ending or (status, how)
+        self.ended, self.error = True, None
         with self._writing():
             self._retry = float("-inf")
             self.flush()

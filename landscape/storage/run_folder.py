@@ -129,8 +129,11 @@ class RunLock:
             if probing:
                 self._file.write(_PROBED)
                 self._file.flush()
-        except BaseException:
-            self._file.close()
+        except BaseException as error:
+            with contextlib.suppress(OSError):  # it writes what is buffered, once more in vain
+                self._file.close()
+            if isinstance(error, OSError):
+                raise RunError(f"cannot write into {folder}: {error.strerror}; free some space") from error
             raise
         _LOCKS.add(self)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import gc
+import os
 import random
 import shutil
 import weakref
@@ -18,12 +19,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lossscope.landscape.errors import RecordingWarning
+from lossscope.landscape.errors import RecordingWarning, RunError
 from lossscope.landscape.measures.panel import Panel
 from lossscope.landscape.recording import (
     curvature_evaluations,
     optimizer_watch,
     recorder as recorder_module,
+    run_ends,
     step_sample,
 )
 from lossscope.landscape.recording.cadence import PRESETS
@@ -259,6 +261,54 @@ def test_a_strict_recorder_that_is_dropped_while_the_disk_is_full_raises_nothing
     writer = open_at(tmp_path / "run")
     assert writer is not None
     writer.end("finished", "by the test")
+
+
+def _no_space(descriptor: int) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize("again", [True, False])
+def test_an_end_that_a_full_disk_refused_is_written_by_a_second_close_or_at_the_end_of_the_process(
+    again: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    recorder = Recorder(tmp_path / "run", model, optimizer)
+    for x, y in data()[:3]:
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(x), y)
+        loss.backward()
+        optimizer.step()
+        recorder.step(loss)
+    monkeypatch.setattr(os, "fsync", _no_space)
+    with pytest.warns(RecordingWarning, match="could not be written to its end"):
+        recorder.close("failed", "as I say", quiet=True)
+    monkeypatch.undo()
+    assert "No space left" in recorder.lost
+    if again:
+        recorder.close(quiet=True)
+    else:
+        run_ends._end_all()
+    run = Run.open(tmp_path / "run")
+    assert (run.status, run.manifest["how_it_ended"]) == ("failed", "as I say")
+    assert (run.steps["step"].tolist(), recorder.lost) == ([1, 2, 3], "")
+    recorder.close()  # nothing is left to write
+
+
+def test_a_new_recorder_writes_the_end_that_a_full_disk_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    recorder = Recorder(tmp_path / "run", model, optimizer)
+    monkeypatch.setattr(os, "fsync", _no_space)
+    with pytest.warns(RecordingWarning, match="could not be written to its end"):
+        recorder.close(quiet=True)
+    monkeypatch.undo()
+    with pytest.raises(RunError, match="already holds a run"):
+        Recorder(tmp_path / "run", model, optimizer)
+    assert Run.open(tmp_path / "run").status == "finished"
+    Recorder(tmp_path / "run", model, optimizer, force=True).close(quiet=True)
 
 
 def test_a_removed_folder_is_told_and_ends_no_training(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import subprocess
@@ -13,7 +14,11 @@ import pytest
 
 from lossscope.landscape.errors import RunError
 from lossscope.landscape.run import Run
-from lossscope.landscape.storage import compaction as compaction_module, journal as journal_module
+from lossscope.landscape.storage import (
+    compaction as compaction_module,
+    journal as journal_module,
+    run_folder as run_folder_module,
+)
 from lossscope.landscape.storage.run_store import RunStore
 
 
@@ -69,6 +74,25 @@ def test_close_can_be_called_again(tmp_path: Path, small: SimpleNamespace, disk:
     store.close("finished", "done")
     run = Run.open(store.path)
     assert (run.status, len(run.steps), run.manifest["how_it_ended"]) == ("finished", 4, "done")
+
+
+class _FullFile(io.FileIO):
+    """A file of a full disk."""
+
+    def write(self, data: object) -> int:
+        raise OSError(28, "No space left on device")
+
+
+def test_a_run_on_a_full_disk_is_not_opened_to_be_measured(
+    tmp_path: Path, small: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+):
+    store = small.store(tmp_path / "a")
+    store.close("finished", "done")
+    with monkeypatch.context() as patched:
+        patched.setattr(run_folder_module, "open_writable", lambda path: io.BufferedRandom(_FullFile(path, "r+b")))
+        with pytest.raises(RunError, match=r"cannot write into .*/a: No space left on device; free some space"):
+            RunStore.extend(store.path, {})
+    RunStore.extend(store.path, {}).leave()
 
 
 def test_an_end_without_its_last_rows_is_failed_until_close_succeeds(
