@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 import sys
-from contextlib import suppress
-from typing import Annotated, Final
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Annotated, Any, Final, Literal
 
 import typer
 
@@ -61,24 +63,41 @@ app.add_typer(list_app, name="list")
 
 def main() -> None:
     """Run the command in `sys.argv`; a known error becomes one line on stderr and exit code 1."""
-    with safe_streams():
+    with safe_streams(), _warnings_in_lines():
         try:
             app()
         except LossscopeError as error:
             if not (isinstance(error, OutputError) and error.quiet):
-                _say(str(error))
+                _say("error", str(error))
             sys.exit(1)
         except OSError as error:
             what = f"{error.filename}: " if error.filename is not None else ""
-            _say(f"{what}{error.strerror or error}; check the path and its permissions")
+            _say("error", f"{what}{error.strerror or error}; check the path and its permissions")
             sys.exit(1)
 
 
-def _say(message: str) -> None:
-    """Write an error as one line to stderr, if that can be written; words of hundreds of letters are shortened."""
+@contextmanager
+def _warnings_in_lines() -> Iterator[None]:
+    """Show each warning of lossscope as one line on stderr, without the place in the source, within the context."""
+    with warnings.catch_warnings():
+        show = warnings.showwarning
+
+        def show_in_line(message: Warning | str, category: type[Warning], *place: Any, **others: Any) -> None:
+            """Show a warning; those of other packages as ever."""
+            if category.__module__.startswith("lossscope."):
+                _say("warning", str(message))
+            else:
+                show(message, category, *place, **others)
+
+        warnings.showwarning = show_in_line
+        yield
+
+
+def _say(kind: Literal["error", "warning"], message: str) -> None:
+    """Write a message as one line to stderr, if that can be written; words of hundreds of letters are shortened."""
     line = _LONG_WORD.sub(r"\1…\2", " ".join(message.split()))
     with suppress(OutputError, AttributeError):
-        sys.stderr.write(f"error: {line}\n")
+        sys.stderr.write(f"{kind}: {line}\n")
         sys.stderr.flush()
 
 

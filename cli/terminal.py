@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import Any, Final, Literal, TextIO, cast
 
 from lossscope.errors import LossscopeError
-from lossscope.reports.shared.number_format import printable
+from lossscope.landscape.storage.safe_text import printable
 
 __all__ = ["OutputError", "SafeStream", "ascii_text", "echo", "safe_streams", "safe_text", "text_width"]
 

@@ -17,6 +17,7 @@ from lossscope.landscape.errors import RecordingWarning
 from lossscope.landscape.measures.host_transfer import Row
 from lossscope.landscape.measures.precision import unreachable
 from lossscope.landscape.storage.missing_values import label_of, named
+from lossscope.landscape.storage.safe_text import printable
 
 __all__ = ["MOST_LISTED", "Faults", "reason_of", "release", "say"]
 
@@ -120,7 +121,7 @@ class Faults:
         self._told.add(topic)
         self.words.append(text)
         self.changed = True
-        text = f"{self._name}: {text}"
+        text = printable(f"{self._name}: {text}")  # a name or a reason may hold escape sequences
         try:
             warnings.warn(text, RecordingWarning, stacklevel=_outside())
         except RecordingWarning:
@@ -178,9 +179,8 @@ def release(error: BaseException) -> None:
 
 def say(text: str) -> None:
     """Write a line on stderr, if there is one, without control characters."""
-    shown = "".join(one if one.isprintable() else " " for one in text)  # a name may hold escape sequences
     with contextlib.suppress(AttributeError, OSError, ValueError):
-        sys.stderr.write(f"{shown}\n")
+        sys.stderr.write(f"{printable(text)}\n")
 
 
 def _outside() -> int:

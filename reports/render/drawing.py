@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, assert_never
 
 import numpy as np
 
+from lossscope.landscape.storage.safe_text import printable
 from lossscope.reports.content import (
     Cloud,
     Curve,
@@ -23,7 +24,6 @@ from lossscope.reports.content import (
 )
 from lossscope.reports.render.axes import dress
 from lossscope.reports.render.style import HEIGHT, RC, WIDTH, hue_color
-from lossscope.reports.shared.number_format import printable
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist

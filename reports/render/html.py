@@ -6,10 +6,11 @@ import re
 from typing import Final
 from xml.etree import ElementTree
 
+from lossscope.landscape.storage.safe_text import printable
 from lossscope.reports.content import FigureData, Report, outcome_words
 from lossscope.reports.render.drawing import figure_svg
 from lossscope.reports.render.style import ROLES
-from lossscope.reports.shared.number_format import cell_text, header, printable
+from lossscope.reports.shared.number_format import cell_text, header
 
 __all__ = ["inline_svg", "report_html"]
 

@@ -11,8 +11,9 @@ from collections.abc import Callable, Sequence
 from io import StringIO
 from typing import TYPE_CHECKING, Final, Literal
 
+from lossscope.landscape.storage.safe_text import printable
 from lossscope.reports.content import Cell, Column, FigureData, Finding, Missing, Quantity, Report, Table, outcome_words
-from lossscope.reports.shared.number_format import cell_text, header, printable
+from lossscope.reports.shared.number_format import cell_text, header
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from typing import Final
 
+from lossscope.landscape.storage.safe_text import printable
 from lossscope.reports.content import Cell, Column, Quantity
 
-__all__ = ["cell_text", "header", "percent", "plain", "printable", "quantity_text"]
+__all__ = ["cell_text", "header", "percent", "plain", "quantity_text"]
 
 _MISSING: Final = "–"
 _MOST_DIGITS: Final = 6  # significant digits of a value, however small its error
@@ -90,11 +91,6 @@ def cell_text(cell: Cell) -> str:
 def header(column: Column) -> str:
     """Return the title of a column with its unit."""
     return f"{column.title} ({column.unit})" if column.unit not in ("", "1") else column.title
-
-
-def printable(text: str) -> str:
-    """Return the text with control characters, which could change a terminal, as replacement characters."""
-    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)
 
 
 def _exponent(value: float) -> int:

@@ -52,6 +52,18 @@ def labels():
 def ending():
     return of(lambda model, batch: sys.exit(5))
 
+def other_lengths():
+    x, y = batch()
+    def at(rows):
+        return {"x": x[rows], "y": y[rows], "apart": torch.zeros(len(x[rows]), len(x[rows]))}
+    loss = lambda model, batch: F.cross_entropy(model(batch["x"]), batch["y"]) + batch["apart"].sum()
+    return Objective(network(), loss, [at(slice(0, 15)), at(slice(15, 40))])
+
+def warned():
+    import warnings
+    warnings.warn("said by the user's file", DeprecationWarning)
+    return objective()
+
 def nan():
     return of(lambda model, batch: model(batch[0]).sum() * float("nan"))
 
@@ -307,6 +319,23 @@ def test_a_metric_that_is_not_there_is_an_error_with_a_next_step_where_nothing_e
     assert code == 1
     assert next_step in err
     assert contents(run) == before
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_warning_is_one_line_without_a_place_in_the_source(probe):
+    said = probe("AdamW", "other_lengths", "--measures", "loss", "--json")
+    assert said.code == 0
+    assert json.loads(said.out)["rows"]
+    assert said.err.startswith("warning: additivity: unchecked. Batches are weighted by the lengths")
+    assert said.err.count("\n") == 1
+    assert ".py" not in said.err
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_warning_of_the_users_file_keeps_its_place(probe):
+    with pytest.warns(DeprecationWarning, match="said by the user's file") as given:
+        assert probe("AdamW", "warned", "--measures", "loss").code == 0
+    assert Path(given[0].filename).name == "mine.py"
 
 
 def test_a_density_alone_is_shown_with_what_it_cost(probe):

@@ -18,7 +18,7 @@ from torch import nn
 from lossscope.errors import LossscopeError
 from lossscope.landscape.errors import LandscapeError, RecordingWarning, RunError
 from lossscope.landscape.recording import run_claim
-from lossscope.landscape.recording.faults import reason_of, say
+from lossscope.landscape.recording.faults import Faults, reason_of, say
 from lossscope.landscape.recording.loss_instruments import LossInstruments
 from lossscope.landscape.recording.recorder import Recorder
 from lossscope.landscape.run import Run
@@ -253,4 +253,11 @@ def test_the_settings_of_every_group_and_the_seed_are_in_the_manifest(tmp_path: 
 def test_reasons_are_short_and_lines_hold_no_control_characters(capsys: pytest.CaptureFixture[str]) -> None:
     assert reason_of(ValueError("x" * 20_000)) == "ValueError: " + "x" * 1000
     say("runs/a\x1b]0;title\x07b: done")
-    assert capsys.readouterr().err == "runs/a ]0;title b: done\n"
+    assert capsys.readouterr().err == "runs/a\ufffd]0;title\ufffdb: done\n"
+    faults = Faults("runs/a\x1b]0;title\x07b")
+    with pytest.warns(RecordingWarning) as given, faults.guarded("curvature", 3):
+        raise ValueError("\x1b[2Jall gone")
+    assert str(given[0].message) == (
+        "runs/a\ufffd]0;title\ufffdb: curvature could not be recorded at step 3: ValueError: \ufffd[2Jall gone; the "
+        "training goes on"
+    )

@@ -6,8 +6,9 @@ import math
 
 import pytest
 
+from lossscope.landscape.storage.safe_text import printable
 from lossscope.reports.content import Column, Quantity
-from lossscope.reports.shared.number_format import cell_text, header, percent, plain, printable, quantity_text
+from lossscope.reports.shared.number_format import cell_text, header, percent, plain, quantity_text
 
 
 @pytest.mark.parametrize(
