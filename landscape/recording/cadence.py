@@ -3,14 +3,29 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Collection
 from dataclasses import dataclass
 from difflib import get_close_matches
+from itertools import islice
 from typing import Final, Literal, get_args
 
 from lossscope.landscape.errors import ConfigError
 
-__all__ = ["PRESETS", "Cadence", "Preset", "Spacing", "geometric_step", "log_spaced", "preset_of"]
+__all__ = [
+    "MOST_EVALUATIONS",
+    "PRESETS",
+    "Cadence",
+    "Preset",
+    "Spacing",
+    "geometric_step",
+    "log_spaced",
+    "preset_of",
+    "whole_number",
+]
+
+MOST_EVALUATIONS: Final = 100_000
+_LARGEST: Final = 2**53  # integers up to this are exact in every JSON reader
 
 
 @dataclass(frozen=True)
@@ -49,8 +64,8 @@ def preset_of(name: str) -> Preset:
     Raises:
         ConfigError: The name is unknown; the message suggests the nearest one.
     """
-    if name not in PRESETS:
-        close = get_close_matches(name, list(PRESETS), n=1, cutoff=0.4) or list(PRESETS)
+    if not isinstance(name, str) or name not in PRESETS:
+        close = get_close_matches(str(name), list(PRESETS), n=1, cutoff=0.4) or list(PRESETS)
         raise ConfigError(f"unknown preset {name!r}; did you mean {' or '.join(close)}?")
     return PRESETS[name]
 
@@ -112,6 +127,7 @@ class Cadence:
         self._next_evaluation: float = start if count else math.inf
         self.takes_last = bool(count) and evaluate_at is None
         self._lengthened = 1  # factor of the periods of tensors and spectra
+        self._given = () if evaluate_at is None else spaced
 
     def tensors(self, step: int) -> bool:
         """Return True if norms, energies and shear are due."""
@@ -158,6 +174,10 @@ class Cadence:
     def last(self, step: int) -> bool:
         """Return True if the evaluation at this step is the last of a fixed schedule."""
         return step == self._last
+
+    def given_after(self, step: int) -> tuple[int, ...]:
+        """Return the steps of `evaluate_at` after a step."""
+        return tuple(one for one in self._given if one > step)
 
     def long(self, step: int) -> bool:
         """Return True if an evaluation at this step takes every recorded measure."""
@@ -206,13 +226,46 @@ def _evaluation_steps(
 
 def _given_steps(planned: int | None, given: Collection[int]) -> tuple[int, ...]:
     """Return the steps of `evaluate_at`, ascending and distinct."""
-    steps = sorted(set(given))
-    wrong = [step for step in steps if isinstance(step, bool) or not isinstance(step, int) or step < 0]
-    if wrong:
-        raise ConfigError(f"evaluate_at must be step numbers of at least 0, got {wrong[0]!r}")
+    try:
+        listed = list(islice(given, MOST_EVALUATIONS + 1))
+    except TypeError:
+        raise ConfigError(f"evaluate_at must be a list of step numbers, got {given!r}") from None
+    if len(listed) > MOST_EVALUATIONS:
+        raise ConfigError(f"evaluate_at has more than {MOST_EVALUATIONS} steps: leave some out")
+    steps = sorted({_step(one) for one in listed})
     if planned is not None and steps and steps[-1] > planned:
         raise ConfigError(f"evaluate_at must lie within the {planned} planned steps, got {steps[-1]}; raise steps=")
     return tuple(steps)
+
+
+def _step(given: object) -> int:
+    """Return a step of `evaluate_at`, an integer of any library."""
+    step = _integer(given)
+    if step is None or step < 0:
+        raise ConfigError(f"evaluate_at must be step numbers of at least 0, got {given!r}")
+    return step
+
+
+def whole_number(name: str, value: object, *, least: int, most: int = _LARGEST) -> int | None:
+    """Return an argument that counts something, an integer of any library; None if it is None.
+
+    Raises:
+        ConfigError: It is no integer, or out of bounds.
+    """
+    number = _integer(value)
+    if value is not None and (number is None or not least <= number <= most):
+        raise ConfigError(f"{name} must be an integer from {least} to {most}, got {str(value)[:40]!r}")
+    return number
+
+
+def _integer(value: object) -> int | None:
+    """Return an integer of any library as an int; None for anything else, and for True and False."""
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        return None
+    try:
+        return operator.index(value)
+    except (TypeError, ValueError, RuntimeError):  # of a tensor of several numbers, or of floating ones
+        return None
 
 
 def _linear_spaced(last: int, count: int) -> tuple[int, ...]:

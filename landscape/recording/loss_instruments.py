@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Final
 
 from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer
@@ -24,6 +25,8 @@ from lossscope.landscape.recording.step_observer import StepObserver
 from lossscope.probes.objective.objective import Objective
 
 __all__ = ["LossInstruments"]
+
+_MOST_NAMED: Final = 5  # steps beyond the end of the run
 
 
 class LossInstruments:
@@ -166,6 +169,11 @@ class LossInstruments:
         self, step: int, observer: StepObserver, writer: RunWriter, loss: Tensor | float | None
     ) -> None:
         """Evaluate the curvature where the run ends, if no evaluation is there already."""
+        if beyond := self._cadence.given_after(step):
+            listed = ", ".join(map(str, beyond[:_MOST_NAMED])) + (", ..." if len(beyond) > _MOST_NAMED else "")
+            self._faults.note(
+                "curvature", step, f"evaluate_at names {listed}, and the run ended at step {step}", topic="beyond"
+            )
         extent = None if self._schedule is None else self._schedule.at_the_end(step)
         if extent is not None:
             self.evaluate(step, observer, writer, loss, extent)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer
 
 from lossscope.landscape.errors import LandscapeError
-from lossscope.landscape.recording.cadence import Cadence, Spacing, preset_of
+from lossscope.landscape.recording.cadence import MOST_EVALUATIONS, Cadence, Spacing, preset_of, whole_number
 from lossscope.landscape.recording.checkpoints import save_checkpoint
 from lossscope.landscape.recording.cost_cap import CostCap, overhead_share
 from lossscope.landscape.recording.curvature_evaluations import wanted_measures
@@ -128,6 +128,10 @@ class Recorder:
         self.preset = preset_of(preset)
         self.path = Path(path)
         self._folder = self.path.absolute()  # the program may change its directory
+        steps = whole_number("steps", steps, least=1)
+        evaluations = whole_number("evaluations", evaluations, least=0, most=MOST_EVALUATIONS)
+        checkpoints = whole_number("checkpoints", checkpoints, least=0, most=MOST_EVALUATIONS)
+        resume_at = whole_number("resume_at", resume_at, least=0)
         self._model, self._start = model, resume_at or 0
         optimizers = recorded_optimizers(optimizer)
         self._optimizers = [one.optimizer for one in optimizers]

@@ -187,6 +187,8 @@ def bad(case: str, path: Path, monkeypatch: pytest.MonkeyPatch) -> Recorder:
             return Recorder(path, model.requires_grad_(False), optimizer)
         case "other objective":
             return Recorder(path, mlp(), optimizer, objective)
+        case "no steps" | "text" | "fraction" | "flag" | "negative" | "many" | "checkpoints" | "resumption":
+            return Recorder(path, model, optimizer, objective, **COUNTS[case])
         case "one minibatch":
             return Recorder(path, model, optimizer, minibatches=objective)
         case "sharded":
@@ -199,6 +201,16 @@ def bad(case: str, path: Path, monkeypatch: pytest.MonkeyPatch) -> Recorder:
             return Recorder(path, model, optimizer, config={"f": len})
 
 
+COUNTS: dict[str, dict[str, Any]] = {
+    "no steps": {"steps": 0},
+    "text": {"steps": "300"},
+    "fraction": {"steps": 300.0},
+    "flag": {"steps": True},
+    "negative": {"evaluations": -1},
+    "many": {"evaluations": 10**9, "steps": 10**9},
+    "checkpoints": {"checkpoints": -1},
+    "resumption": {"resume_at": 2.5},
+}
 CASES: dict[str, tuple[type[Exception], str]] = {
     "preset": (LossscopeError, "did you mean standard"),
     "optimizer": (LandscapeError, r"must be a torch\.optim\.Optimizer, a list of them or a wrapper .*, got NoneType"),
@@ -206,6 +218,14 @@ CASES: dict[str, tuple[type[Exception], str]] = {
     "model": (LandscapeError, r"model must be a torch\.nn\.Module, got function"),
     "frozen": (LandscapeError, "no parameter with requires_grad=True"),
     "other objective": (LandscapeError, "is not one of the 4 trainable parameters"),
+    "no steps": (LossscopeError, "steps must be an integer from 1 to 9007199254740992, got '0'"),
+    "text": (LossscopeError, "steps must be an integer from 1 to 9007199254740992, got '300'"),
+    "fraction": (LossscopeError, "steps must be an integer from 1 to .*, got '300.0'"),
+    "flag": (LossscopeError, "steps must be an integer from 1 to .*, got 'True'"),
+    "negative": (LossscopeError, "evaluations must be an integer from 0 to 100000, got '-1'"),
+    "many": (LossscopeError, "evaluations must be an integer from 0 to 100000, got '1000000000'"),
+    "checkpoints": (LossscopeError, "checkpoints must be an integer from 0 to 100000, got '-1'"),
+    "resumption": (LossscopeError, "resume_at must be an integer from 0 to .*, got '2.5'"),
     "one minibatch": (LandscapeError, "at least 2 batches"),
     "sharded": (LandscapeError, r"'0\.weight' is a shard of a DTensor \(FSDP2, tensor parallelism\)"),
     "loss": (LossscopeError, "loss_fn must return one real number"),
@@ -219,6 +239,20 @@ def test_a_constructor_that_fails_leaves_nothing(case: str, tmp_path: Path, monk
     with pytest.raises(error, match=words):
         bad(case, tmp_path / "run", monkeypatch)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_given_steps_beyond_the_end_are_missing_and_told(tmp_path: Path) -> None:
+    model, optimizer = training()
+    objective = Objective(model, CrossEntropy(), batches(1))
+    recorder = Recorder(tmp_path / "run", model, optimizer, objective, evaluate_at=[2, 50, 60], overhead=1)
+    train(model, optimizer, recorder)
+    with pytest.warns(RecordingWarning, match="evaluate_at names 50, 60, and the run ended at step 4"):
+        recorder.close(quiet=True)
+    run = Run.open(tmp_path / "run")
+    assert run.probes["step"].unique().tolist() == [2]
+    assert {"step": 4, "instrument": "curvature", "why": "evaluate_at names 50, 60, and the run ended at step 4"} in (
+        run.manifest["curvature_gaps"]
+    )
 
 
 def test_an_interrupt_at_the_first_evaluation_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

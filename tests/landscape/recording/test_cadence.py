@@ -9,7 +9,9 @@ import time
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import given, strategies as st
 
 from lossscope.landscape.errors import ConfigError
@@ -68,6 +70,14 @@ def test_given_steps_replace_the_schedule() -> None:
     assert [step for step in range(100) if cadence.evaluation(step)] == [5, 30]
     assert cadence.long(5)
     assert not cadence.takes_last
+    assert (cadence.given_after(4), cadence.given_after(5), cadence.given_after(30)) == ((5, 30), (30,), ())
+    assert Cadence(STANDARD, 100, None, 0).given_after(4) == ()
+
+
+@pytest.mark.parametrize("steps", [np.linspace(0, 30, 4).astype(int), torch.arange(0, 31, 10), range(0, 31, 10)])
+def test_given_steps_are_integers_of_any_library(steps: Any) -> None:
+    cadence = Cadence(STANDARD, None, None, 0, evaluate_at=steps)
+    assert [step for step in range(100) if cadence.evaluation(step)] == [0, 10, 20, 30]
 
 
 @pytest.mark.parametrize(
@@ -76,6 +86,14 @@ def test_given_steps_replace_the_schedule() -> None:
         ({"evaluate_at": [3, 101]}, "evaluate_at must lie within the 100 planned steps, got 101; raise steps="),
         ({"evaluate_at": [-1]}, "evaluate_at must be step numbers of at least 0, got -1"),
         ({"evaluate_at": [2.5]}, "evaluate_at must be step numbers of at least 0, got 2.5"),
+        ({"evaluate_at": [True]}, "evaluate_at must be step numbers of at least 0, got True"),
+        ({"evaluate_at": "12"}, "evaluate_at must be step numbers of at least 0, got '1'"),
+        (
+            {"evaluate_at": torch.ones(2, 2).long()},
+            "evaluate_at must be step numbers of at least 0, got tensor([1, 1])",
+        ),
+        ({"evaluate_at": 5}, "evaluate_at must be a list of step numbers, got 5"),
+        ({"evaluate_at": range(10**15)}, "evaluate_at has more than 100000 steps: leave some out"),
         ({"spacing": "cubic"}, "spacing must be one of 'log', 'linear', got 'cubic'"),
     ],
 )
