@@ -23,6 +23,7 @@ from lossscope.probes.objective.parameters import cast
 
 __all__ = ["FixedData", "copied", "fixed_data", "versions"]
 
+_MOST_TERMS: Final = 1e100  # of a batch
 _SAMPLED: Final = 1024  # entries of each tensor in the check for changed data
 
 
@@ -225,12 +226,19 @@ def _counted(count: Callable[[Any], float], batch: Any, index: int) -> float:
         ) from error
     try:
         number = float(terms)
+    except OverflowError:  # of an integer of hundreds of digits
+        number = math.inf
     except (TypeError, ValueError, RuntimeError) as error:
         got = f"{type(terms).__name__} of shape {tuple(terms.shape)}" if hasattr(terms, "shape") else repr(terms)[:60]
         raise ProbeError(f"count must return the number of terms, got {got} for batch {index}") from error
     if not (math.isfinite(number) and number > 0):
         raise ProbeError(
             f"the terms of a batch must be finite and positive, got {number:g} for batch {index}: drop the batch"
+        )
+    if not 1 / _MOST_TERMS <= number <= _MOST_TERMS:  # sums and shares of such numbers are not exact
+        raise ProbeError(
+            f"the terms of a batch must be from {1 / _MOST_TERMS:g} to {_MOST_TERMS:g}, got {number:g} for batch "
+            f"{index}: divide all counts by one number"
         )
     return number
 

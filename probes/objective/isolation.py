@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from lossscope.probes.errors import ProbeError
 from lossscope.probes.objective.autograd_guards import no_reentrant_checkpoint, parameters_by_name, refuse_backward
 from lossscope.probes.objective.module_state import ModuleState
 from lossscope.probes.objective.reached import Reached
@@ -56,6 +57,8 @@ def isolated(
     """
     beside = reached or Reached()
     used = list(devices)
+    if any(device.type == "meta" for device in used):
+        raise ProbeError("tensors of the model are on the device meta and have no values: load its weights first")
     modules = list(dict.fromkeys(part for root in (model, *beside.modules) for part in root.modules()))
     with _ONE_THREAD, ExitStack() as stack:
         stack.enter_context(_state_kept(modules, beside, used))

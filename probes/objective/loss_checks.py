@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Final
 
+import torch
 from torch import Tensor
 
 from lossscope.probes.errors import ProbeError
 
-__all__ = ["class_labels", "like", "pair", "require_in_range", "tensor_output"]
+__all__ = ["class_labels", "like", "pair", "require_in_range", "target_tensor", "tensor_output"]
+
+_SLACK: Final = 1e-2  # by which a probability may lie outside [0, 1], as rounding or bfloat16 leave it
 
 
 def pair(batch: Any) -> Any:
@@ -21,6 +24,14 @@ def pair(batch: Any) -> Any:
         f"a batch must be a pair (inputs, labels), got {got}: pass a list of pairs as batches, "
         "or a loss_fn(model, batch) of your own"
     )
+
+
+def target_tensor(batch: Any) -> Tensor:
+    """Return the targets of a pair after checking that they are a tensor."""
+    targets = pair(batch)[1]
+    if not isinstance(targets, Tensor):
+        raise ProbeError(f"targets must be a tensor, got {type(targets).__name__}: convert them")
+    return targets
 
 
 def tensor_output(found: Any, name: str) -> Tensor:
@@ -40,7 +51,7 @@ def like(targets: Tensor, outputs: Tensor) -> Tensor:
             f"targets must have the shape of the outputs {tuple(outputs.shape)}, got {tuple(targets.shape)}: "
             "reshape one of them, as broadcasting would compare each with all"
         )
-    return targets
+    return targets.to(outputs.dtype) if targets.dtype == torch.bool else targets
 
 
 def class_labels(
@@ -82,6 +93,11 @@ def _probabilities(labels: Tensor, shape: tuple[int, ...], class_axis: int | Non
         raise ProbeError(
             f"labels of floating dtype are probabilities and must have the shape of the logits {shape}, got "
             f"{tuple(labels.shape)}: class indices are integers, labels.long()"
+        )
+    if bool(((labels < -_SLACK) | (labels > 1 + _SLACK)).any()):
+        raise ProbeError(
+            f"labels that are probabilities must be in [0, 1], got {float(labels.min()):g} to "
+            f"{float(labels.max()):g}: normalize them"
         )
     return labels.reshape(-1, shape[-1])
 

@@ -12,7 +12,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lossscope.probes.errors import ProbeError
-from lossscope.probes.objective.loss_checks import class_labels, like, pair, require_in_range, tensor_output
+from lossscope.probes.objective.loss_checks import (
+    class_labels,
+    like,
+    pair,
+    require_in_range,
+    target_tensor,
+    tensor_output,
+)
 
 __all__ = [
     "BinaryCrossEntropy",
@@ -85,6 +92,9 @@ class CrossEntropy:
         """Check the settings."""
         if not 0 <= self.label_smoothing <= 1:
             raise ProbeError(f"label_smoothing must be in [0, 1], got {self.label_smoothing}")
+        for name, index in (("ignore_index", self.ignore_index), ("class_axis", self.class_axis)):
+            if isinstance(index, bool) or not (isinstance(index, int) or (index is None and name == "class_axis")):
+                raise ProbeError(f"{name} must be an integer, got {index!r}")
         if self.weight is not None and not (
             isinstance(self.weight, Tensor)
             and self.weight.ndim == 1
@@ -245,8 +255,7 @@ class MeanSquaredError:
 
     def targets(self, batch: Any) -> Tensor:
         """Return the targets of the batch."""
-        targets: Tensor = pair(batch)[1]
-        return targets
+        return target_tensor(batch)
 
 
 @dataclass(frozen=True, eq=False)
@@ -300,8 +309,7 @@ class BinaryCrossEntropy:
 
     def targets(self, batch: Any) -> Tensor:
         """Return the targets of the batch."""
-        targets: Tensor = pair(batch)[1]
-        return targets
+        return target_tensor(batch)
 
     def _positive(self, z: Tensor) -> Tensor:
         """Return the weight of the positive class as a tensor that broadcasts over logits."""

@@ -54,6 +54,14 @@ def nan_in_a_parameter() -> Any:
     return spectrum(objective(model))
 
 
+def changed_since(change: Callable[[nn.Sequential], object]) -> Any:
+    model = net()
+    of = objective(model)
+    of.value()
+    change(model)
+    return spectrum(of)
+
+
 def a_slope_without_end() -> Any:
     """Return a finite loss whose derivative at 0 is not finite."""
     model = nn.Module()
@@ -224,6 +232,22 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
             "Fisher-Rao": log_fisher_rao,
         }.items()
     },
+    "a model that lost a layer since": (
+        lambda: changed_since(lambda model: model.pop(3)),
+        r"parameter 3\.weight is gone, was \(3, 5\): make a new Objective for the new model",
+    ),
+    "a model that lost a parameter since": (
+        lambda: changed_since(lambda model: setattr(model[0], "bias", None)),
+        r"parameter 0\.bias is gone, was \(5,\)",
+    ),
+    "a model of another width since": (
+        lambda: changed_since(lambda model: setattr(model[0], "weight", nn.Parameter(torch.ones(6, 4)))),
+        r"parameter 0\.weight has shape \(6, 4\), was \(5, 4\)",
+    ),
+    "a model without values since": (
+        lambda: changed_since(lambda model: model.to("meta")),
+        "tensors of the model are on the device meta and have no values",
+    ),
     "an unknown Fisher matrix": (
         lambda: fisher(objective(), kind="exact"),
         r"must be one of .+, got 'exact'",

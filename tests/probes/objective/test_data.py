@@ -284,6 +284,9 @@ def test_a_shuffled_loader_draws_from_no_generator_of_the_training() -> None:
         (torch.ones(2, 3), r"count must return the number of terms, got Tensor of shape \(2, 3\) for batch 0"),
         (np.ones(4), r"count must return the number of terms, got ndarray of shape \(4,\) for batch 0"),
         (torch.tensor(0), "terms of a batch must be finite and positive, got 0 for batch 0: drop the batch"),
+        pytest.param(10**400, "terms of a batch must be finite and positive, got inf for batch 0", id="400 digits"),
+        (1e308, r"terms of a batch must be from 1e-100 to 1e\+100, got 1e\+308 for batch 0: divide all counts by"),
+        (5e-324, r"terms of a batch must be from 1e-100 to 1e\+100, got 4.94066e-324 for batch 0: divide all counts"),
         ("many\nlines", r"got 'many\\nlines' for batch 0"),
     ],
 )

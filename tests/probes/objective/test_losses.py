@@ -54,6 +54,14 @@ def test_the_squared_error_is_the_mean_over_all_entries() -> None:
         loss(nn.LSTM(3, 4), (x, y))
 
 
+def test_targets_of_true_and_false_are_one_and_zero_and_others_than_tensors_are_refused() -> None:
+    model, x, y = nn.Linear(4, 3), torch.randn(5, 4), torch.randn(5, 3) > 0
+    for loss in (MeanSquaredError(), BinaryCrossEntropy()):
+        assert torch.equal(loss(model, (x, y)), loss(model, (x, y.float())))
+        with pytest.raises(ProbeError, match="targets must be a tensor, got list: convert them"):
+            Objective(model, loss, [(x, y.tolist())])
+
+
 def test_both_losses_split_into_outputs_and_a_loss_of_outputs() -> None:
     model, x = nn.Linear(3, 4).requires_grad_(False), torch.randn(5, 3)
     for loss, y in ((CrossEntropy(), torch.tensor([0, 1, 2, 3, 0])), (MeanSquaredError(), torch.randn(5, 4))):
@@ -179,6 +187,11 @@ def test_every_setting_has_its_own_value_matrices_and_fisher_rao_norm(name: str)
     assert scale.norm.value == pytest.approx(float((z - z.mean(1, keepdim=True)).norm(dim=1) @ shares), rel=1e-12)
 
 
+def test_probabilities_may_exceed_one_by_rounding() -> None:
+    labels = torch.tensor([[1 + 1e-6, -1e-7, 0.0]])
+    assert CrossEntropy()(nn.Linear(4, 3), (torch.ones(1, 4), labels)).isfinite()
+
+
 def test_probabilities_with_weights_and_smoothing_are_those_of_torch() -> None:
     loss, z = SETTINGS["all"], torch.randn(5, 3, dtype=torch.float64)
     soft = torch.randn(5, 3, dtype=torch.float64).softmax(-1)
@@ -219,6 +232,8 @@ def test_classes_on_axis_1_are_declared(C: int, H: int, W: int) -> None:
         (torch.tensor([0, -1, 1]), "labels must be in 0 to 2 or -100, got -1: pass ignore_index=-1 if"),
         (torch.tensor([0, 1]), r"labels must have the shape \(3,\) of the logits \(3, 3\) without classes, got \(2,\)"),
         (F.one_hot(torch.tensor([0, 1, 2]), 3), "pass class indices, or probabilities as floats"),
+        (torch.full((3, 3), 5.0), r"labels that are probabilities must be in \[0, 1\], got 5 to 5: normalize them"),
+        (-torch.ones(3, 3), r"labels that are probabilities must be in \[0, 1\], got -1 to -1"),
         (torch.ones(3), r"class indices are integers, labels.long\(\)"),
     ],
 )
@@ -231,6 +246,10 @@ def test_labels_that_do_not_fit_are_refused_in_one_line(labels: Tensor, message:
 def test_settings_and_single_logits_are_checked() -> None:
     with pytest.raises(ProbeError, match=r"label_smoothing must be in \[0, 1\], got 1.5"):
         CrossEntropy(label_smoothing=1.5)
+    with pytest.raises(ProbeError, match=r"ignore_index must be an integer, got 1\.5"):
+        CrossEntropy(ignore_index=1.5)  # type: ignore[arg-type]
+    with pytest.raises(ProbeError, match="class_axis must be an integer, got True"):
+        CrossEntropy(class_axis=True)
     with pytest.raises(ProbeError, match=r"weight must be a floating tensor \(C,\)"):
         CrossEntropy(weight=torch.tensor([1.0, -1.0]))
     with pytest.raises(ProbeError, match="weight must have one entry for each of 3 classes, got 2"):
