@@ -212,7 +212,6 @@ class Recorder:
             return
         if not self._calls.follows_step(observer):
             return
-        self._loss = loss.detach() if isinstance(loss, Tensor) else loss
         writer.steps = observer.steps
         numbers = {"train_accuracy": train_accuracy, "test_loss": test_loss, "test_accuracy": test_accuracy}
         self._instruments.sample_layers(self.steps, observer)
@@ -318,6 +317,7 @@ class Recorder:
             if value is not None:
                 with self._faults.guarded("steps", self.steps, [name]):
                     row[name] = one_number(name, value)
+        self._loss = row["loss"]
         for table, found in observer.rows(row):
             with self._overhead.counted("instruments"):
                 if table == "steps":

@@ -365,3 +365,18 @@ def test_a_value_that_is_no_number_is_missing(tmp_path: Path) -> None:
     run = Run.open(tmp_path / "run")
     assert run.steps["loss"].isna().tolist() == [True] * 4 + [False] * 2
     assert {tuple(gap["measures"]) for gap in run.manifest["curvature_gaps"]} == {("loss",)}
+
+
+@pytest.mark.filterwarnings("ignore::lossscope.landscape.errors.RecordingWarning")
+@pytest.mark.parametrize("given", [torch.ones(64), {"loss": 1.0}, "high"])
+def test_a_loss_that_is_no_number_costs_no_other_measure(given: Any, tmp_path: Path) -> None:
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    objective = Objective(model, CrossEntropy(), data())
+    recorder = Recorder(tmp_path / "run", model, optimizer, objective, "economy", steps=1, overhead=1)
+    F.cross_entropy(model(data()[0][0]), data()[0][1]).backward()
+    optimizer.step()
+    recorder.step(given)
+    recorder.close(quiet=True)
+    missing = Run.open(tmp_path / "run").manifest["curvature_gaps"]
+    assert {(gap["instrument"], *gap["measures"]) for gap in missing} == {("steps", "loss")}
