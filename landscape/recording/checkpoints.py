@@ -84,7 +84,8 @@ def save_checkpoint(run: Path, step: int, model: nn.Module, optimizer: Optimizer
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir()
         save_model(model, str(aside / _WEIGHTS))
-        torch.save({"optimizer": optimizer.state_dict(), "random": torch.get_rng_state()}, aside / _STATE)
+        with (aside / _STATE).open("wb") as file:  # given a path, torch hides why the file cannot be written
+            torch.save({"optimizer": optimizer.state_dict(), "random": torch.get_rng_state()}, file)
         facts = {
             "run": read_manifest(run).get("id"),
             "step": step,
@@ -96,12 +97,21 @@ def save_checkpoint(run: Path, step: int, model: nn.Module, optimizer: Optimizer
     except BaseException as error:
         shutil.rmtree(aside, ignore_errors=True)
         if isinstance(error, _DAMAGE):
-            reason = getattr(error, "strerror", None) or (str(error).splitlines() or [type(error).__name__])[0]
             raise RunError(
-                f"cannot write checkpoint {folder}: {reason}; free some space, or record elsewhere"
+                f"cannot write checkpoint {folder}: {_reason(error)}; free some space, or record elsewhere"
             ) from error
         raise
     return folder
+
+
+def _reason(error: BaseException) -> str:
+    """Return the reason for a failed save: that of the file system, if there is one, before that of torch."""
+    one: BaseException | None = error
+    while one is not None:
+        if isinstance(one, OSError) and one.strerror:
+            return one.strerror
+        one = one.__cause__ or one.__context__
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def load_checkpoint(folder: Path, model: nn.Module, optimizer: Optimizer) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import random
@@ -123,6 +124,28 @@ def test_a_removed_run_is_not_made_again(run: Path):
     with pytest.raises(RunError, match=r"cannot write checkpoint .*: No such file or directory"):
         save_checkpoint(run, 2, model, stepped(model))
     assert not run.exists()
+
+
+class _FullFile(io.FileIO):
+    """A file of a disk that is full after 2 kB."""
+
+    def write(self, data: bytes) -> int:  # type: ignore[override]
+        if self.tell() + len(data) > 2000:
+            raise OSError(28, "No space left on device")
+        return super().write(data)
+
+
+def test_a_full_disk_is_named_as_the_reason(run: Path, monkeypatch: pytest.MonkeyPatch):
+    opened = Path.open
+
+    def full(self: Path, mode: str = "r", *rest: object, **others: object) -> object:
+        return _FullFile(self, "w") if self.name == "optimizer.pt" else opened(self, mode, *rest, **others)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(Path, "open", full)
+    model = network()
+    with pytest.raises(RunError, match=r"cannot write checkpoint .*: No space left on device; free some space"):
+        save_checkpoint(run, 2, model, stepped(model))
+    assert list(checkpoints(run)) == [1]
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("cannot"), KeyboardInterrupt()])
