@@ -37,6 +37,9 @@ def demo(
     from lossscope.reports.render.text import table_text
 
     page = out / "report.html"
+    above = next((one for one in (out, *out.parents) if os.path.lexists(one)), Path())
+    if not os.path.isdir(above):
+        raise RunError(f"{above} is no folder; choose another folder with --out")
     if (out / "run.json").exists():
         raise RunError(f"{out} is a run itself; choose another folder for the demo with --out")
     if os.path.lexists(page) and not force:

@@ -43,10 +43,10 @@ def refuse_taken(path: Path, *, force: bool) -> None:
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         raise LandscapeError(f"--output {path}: {reason(error)}; choose another file") from error
     else:
-        if not force:
-            raise LandscapeError(f"{path} exists; add --force to replace it, or choose another --output")
         if not stat.S_ISREG(found.st_mode) and not os.path.isfile(path):
             raise LandscapeError(f"{path} is no regular file, so it is not replaced; choose another --output")
+        if not force:
+            raise LandscapeError(f"{path} exists; add --force to replace it, or choose another --output")
     if not os.path.isdir(path.parent):
         raise LandscapeError(f"{path.parent} is not a folder; create it first, or choose another --output")
     if not os.access(path.parent, os.W_OK):

@@ -271,6 +271,15 @@ def test_the_demo_replaces_no_page_without_force(inside: Command, tmp_path: Path
     assert (tmp_path / "report.html").read_text() == "mine"
 
 
+@pytest.mark.parametrize("out", ["file", "file/below", "link"])
+def test_the_demo_trains_nothing_where_it_can_make_no_folder(inside: Command, tmp_path: Path, out: str) -> None:
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "link").symlink_to("nowhere")
+    said = inside("demo", "--out", str(tmp_path / out), "--steps", "1")
+    assert said.returncode == 1
+    assert said.stderr == f"error: {tmp_path / out.partition('/')[0]} is no folder; choose another folder with --out\n"
+
+
 def test_the_demo_leaves_nine_runs_and_one_page_and_prints_two_tables(
     inside: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 
@@ -74,6 +75,22 @@ def test_an_existing_file_is_kept_without_force(demo_runs, tmp_path):
     assert page.read_text() == "mine"
     invoke("sharpness", demo_runs[0].path, "--output", page, "--force")
     assert page.read_text().startswith("Sharpness")
+
+
+@pytest.mark.parametrize("force", [(), ("--force",)])
+@pytest.mark.parametrize(
+    "make", [os.mkfifo, lambda path: path.symlink_to(os.devnull), lambda path: path.symlink_to(path)]
+)
+def test_only_a_regular_file_is_replaced(demo_runs, tmp_path, make, force):
+    page = tmp_path / "page.txt"
+    make(page)
+    before = os.lstat(page)
+    with pytest.raises(
+        LandscapeError, match=r"page\.txt is no regular file, so it is not replaced; choose another --out"
+    ):
+        invoke("sharpness", demo_runs[0].path, "--output", page, *force)
+    assert os.path.samestat(os.lstat(page), before)
+    assert not list(tmp_path.glob(".page*"))
 
 
 def test_a_path_without_a_run_is_a_known_error(tmp_path):
