@@ -22,6 +22,7 @@ from lossscope.landscape.storage.safe_text import printable
 __all__ = ["MOST_LISTED", "Faults", "reason_of", "release", "say"]
 
 MOST_LISTED: Final = 100  # missing values of one kind with an entry each; later ones are counted in the last entry
+_MOST_TOLD: Final = 100  # warnings, which the manifest keeps
 _LONGEST_REASON: Final = 1000  # characters of a reason; the manifest takes no longer texts than 10,000
 _INSIDE: Final = frozenset({"lossscope", "torch", "contextlib"})  # packages whose lines no warning points at
 
@@ -116,9 +117,11 @@ class Faults:
 
     def tell(self, text: str, *, topic: object) -> None:
         """Warn once about a topic. A warning that a filter turns into an exception is printed on stderr instead."""
-        if topic in self._told:
+        if topic in self._told or len(self._told) > _MOST_TOLD:
             return
         self._told.add(topic)
+        if len(self._told) > _MOST_TOLD:
+            text = f"more than {_MOST_TOLD} different warnings: the next ones are not given"
         self.words.append(text)
         self.changed = True
         text = printable(f"{self._name}: {text}")  # a name or a reason may hold escape sequences

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Final
 
+import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer
 
@@ -196,5 +197,6 @@ class LossInstruments:
     @contextmanager
     def _instrument(self, name: str, step: int) -> Iterator[None]:
         """Note an exception of the block as a missing value of an instrument, and restore what it may have changed."""
-        with self._faults.guarded(name, step), kept_state(*self._modules):
+        # a caller in inference mode (an evaluation function, say) would make tensors that have no derivative
+        with torch.inference_mode(False), self._faults.guarded(name, step), kept_state(*self._modules):
             yield

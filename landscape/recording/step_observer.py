@@ -268,7 +268,7 @@ def _tell_changes(faults: Faults, step: int, joined: Sequence[str], left: Sequen
         faults.tell(
             f"{' and '.join(words)} the recorded parameters before step {step} (added, thawed or frozen); curvature "
             "remains that of the parameters of the objective",
-            topic=("membership", step),
+            topic=("membership", *joined, "left", *left),  # a GAN freezes and thaws the same ones at every step
         )
 
 

@@ -311,6 +311,23 @@ def test_a_new_recorder_writes_the_end_that_a_full_disk_refused(
     Recorder(tmp_path / "run", model, optimizer, force=True).close(quiet=True)
 
 
+def test_a_recorder_called_in_inference_mode_misses_nothing(tmp_path: Path) -> None:
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    objective = Objective(model, CrossEntropy(), data())
+    recorder = Recorder(tmp_path / "run", model, optimizer, objective, "full", steps=2, evaluations=3, overhead=1)
+    for x, y in data()[:2]:
+        optimizer.zero_grad()
+        F.cross_entropy(model(x), y).backward()
+        optimizer.step()
+        with torch.inference_mode():
+            recorder.step(0.5)
+    recorder.close(quiet=True)
+    run = Run.open(tmp_path / "run")
+    assert sorted(run.probes["step"].unique()) == [0, 1, 2]
+    assert "curvature_gaps" not in run.manifest
+
+
 def test_a_removed_folder_is_told_and_ends_no_training(tmp_path: Path) -> None:
     def remove(index: int, model: nn.Module) -> None:
         if index == 2:

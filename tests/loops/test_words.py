@@ -241,6 +241,38 @@ def test_a_constructor_that_fails_leaves_nothing(case: str, tmp_path: Path, monk
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_freezes_and_thaws_at_every_step_is_told_once(tmp_path: Path) -> None:
+    model, optimizer = training()
+    recorder = Recorder(tmp_path / "run", model, optimizer, preset="full")
+
+    def toggled() -> None:
+        for number in range(20):
+            model[0].requires_grad_(number % 2 == 1)
+            train(model, optimizer, recorder, 1)
+
+    with pytest.warns(RecordingWarning) as given:
+        toggled()
+    recorder.close(quiet=True)
+    assert [("joined" in str(one.message), "left" in str(one.message)) for one in given] == [
+        (False, True),
+        (True, False),
+    ]
+    assert len(Run.open(tmp_path / "run").manifest["warnings"]) == 2
+
+
+def test_warnings_have_a_bound() -> None:
+    faults = Faults("run")
+
+    def many() -> None:
+        for number in range(1000):
+            faults.tell(f"word {number}", topic=number)
+
+    with pytest.warns(RecordingWarning) as given:
+        many()
+    assert len(given) == len(faults.words) == 101
+    assert faults.words[-1] == "more than 100 different warnings: the next ones are not given"
+
+
 def test_given_steps_beyond_the_end_are_missing_and_told(tmp_path: Path) -> None:
     model, optimizer = training()
     objective = Objective(model, CrossEntropy(), batches(1))
