@@ -1,22 +1,22 @@
-"""Block Krylov space of a symmetric operator: an orthonormal basis and its images, grown step by step."""
+"""Block Krylov space of a symmetric operator: an orthonormal basis and what leaves it, grown step by step."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from lossscope.probes.eigenvalues.orthonormal_rows import Array, OrthonormalRows
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.operators.base import MARGIN, SymmetricOperator
-from lossscope.probes.sums import dot, gram, norm, row_norms, without
+from lossscope.probes.sums import dot, gram, norm, row_norms
 
-__all__ = ["Array", "BlockKrylov", "StartBlock", "check_size", "start_block"]
+__all__ = ["Array", "BlockKrylov", "Restart", "StartBlock", "check_size", "start_block"]
 
-Array = np.ndarray[Any, Any]
 _LOST: Final = 0.7  # ratio of lengths below which a vector is orthogonalized a second time
 # difference of q'Ap and p'Aq, in rounding units of the longest image, below which nothing is suspected
 _SUSPICIOUS: Final = 100.0
@@ -27,19 +27,31 @@ _SIZES: Final = (1e-70, 1e70)  # products of which fourth powers are representab
 _NONLINEAR: Final = 0.3  # relative error of the image of a sum above which images are rounding only
 _SMALL: Final = 0.1  # a remainder below this share of the largest entry is orthogonalized again
 _CHECKED: Final = 4  # dimensions up to which symmetry is checked
-_SPARE: Final = 4  # rows allocated at a time, at least; a quarter of those in use if that is more
+
+
+@dataclass(frozen=True)
+class Restart:
+    """What a restart has removed from a Krylov space of k dimensions."""
+
+    kept: Array  # (k, j), coefficients of the Ritz vectors that stay: the first j vectors of the new basis
+    others: Array  # (k, k - j), coefficients of the others
+    values: Array  # (k - j,), their Ritz values
+    outwards: Array  # (p, k - j), what leaves the space from them, in the next block: the next p vectors of the basis
 
 
 class BlockKrylov:
-    r"""The space spanned by :math:`X, AX, A^2X, \dots`, with an orthonormal basis Q and the images AQ.
+    r"""The space spanned by :math:`X, AX, A^2X, \dots`, with an orthonormal basis Q.
 
     Every new block is made orthogonal to the whole basis, so no copies ("ghosts") of converged eigenvalues appear.
-    `projected` is :math:`T = Q^\top A Q` in float64, computed from the stored images; `coupling` is C in
+    `projected` is :math:`T = Q^\top A Q` in float64, computed from the images; `coupling` is C in
 
     .. math:: A Q = Q T + Q_+ C,
 
-    where the block :math:`Q_+` is not in the space yet; residuals follow from C without a product. Basis and images
-    have the operator's dtype, as the products are no more precise.
+    where the block :math:`Q_+` is not in the space yet; residuals follow from C without a product. The images AQ are
+    not kept, as this relation gives them (`images_of`); what it loses by rounding is part of the error that
+    `measure_rounding` finds. The basis has the operator's dtype, as the products are no more precise.
+
+    A long basis may be cut to its Ritz vectors of interest (`restart`); the relation goes on to hold.
 
     Args:
         operator: A, `(n, n)`.
@@ -54,33 +66,60 @@ class BlockKrylov:
     def __init__(self, operator: SymmetricOperator, start: Tensor, generator: torch.Generator) -> None:
         self._operator = operator
         self._generator = generator
-        self._basis, self._images = (
-            torch.empty(_SPARE, operator.size, dtype=operator.dtype, device=operator.device) for _ in range(2)
-        )
-        self._projected: Array = np.zeros((_SPARE, _SPARE))
+        start = start.to(operator.device, operator.dtype)
+        self._rows = OrthonormalRows(start)
+        self._first: list[Tensor] = []  # images of the first block steps, until symmetry has been checked
+        self.projected: Array = np.zeros((0, 0))  # T, (k, k)
+        self.image_square = 0.0  # squared Frobenius norm of A Q
+        self.restarts: list[Restart] = []
         self._scale = 0.0  # largest absolute entry of T so far
         self._longest = 0.0  # norm of the longest image so far
         self._error = math.nan  # measured bound of |E v| for a unit vector v, absolute
-        self.dimension = 0
         self.steps = 0  # number of block steps
-        self._pending, across = self._independent(start.to(self._basis), 0.0)
+        self.products = 0  # number of vectors multiplied: those removed by restarts too
+        self._pending, across = self._independent(start, 0.0)
         self.start: Array = across  # (b', b), coordinates of X in the first block
         self.coupling: Array = np.zeros((len(self._pending), 0))
 
     @property
+    def dimension(self) -> int:
+        """Number of basis vectors, k."""
+        return len(self._rows)
+
+    @property
     def basis(self) -> Tensor:
-        """Q', `(k, n)`, orthonormal rows."""
-        return self._basis[: self.dimension]
+        """Q', `(k, n)`, orthonormal rows: a copy."""
+        return self._rows.matrix
 
     @property
     def images(self) -> Tensor:
-        """(AQ)', `(k, n)`."""
-        return self._images[: self.dimension]
+        """(AQ)', `(k, n)`, by the relation."""
+        return self.images_of(np.eye(self.dimension))
 
-    @property
-    def projected(self) -> Array:
-        """T, `(k, k)`."""
-        return self._projected[: self.dimension, : self.dimension]
+    def mixed(self, coefficients: Array) -> Tensor:
+        """Return vectors of the space as rows, `(j, n)`.
+
+        Args:
+            coefficients: `(k, j)`, their coordinates in the basis.
+        """
+        return self._rows.mixed(coefficients)
+
+    def images_of(self, coefficients: Array) -> Tensor:
+        """Return the products of A with vectors of the space as rows, `(j, n)`, by the relation.
+
+        Args:
+            coefficients: `(k, j)`, coordinates of the vectors in the basis.
+        """
+        return self.mixed(self.projected @ coefficients) + self.outwards(coefficients)
+
+    def outwards(self, coefficients: Array) -> Tensor:
+        """Return the parts of these products outside the space as rows, `(j, n)`."""
+        weights = torch.from_numpy(np.ascontiguousarray((self.coupling @ coefficients).T)).to(self._pending)
+        return torch.mm(weights, self._pending)
+
+    def without(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Project rows `(j, n)` onto the complement; return them and their coordinates `(j, k)` in float64."""
+        return self._rows.without(rows)
 
     @property
     def size(self) -> int:
@@ -117,10 +156,11 @@ class BlockKrylov:
             coefficients: `(k, j)`, orthonormal columns, coordinates of the vectors in the basis. Each costs one product
                 with the operator's reference, if there is one.
         """
-        mix = torch.from_numpy(np.ascontiguousarray(coefficients)).to(self._basis)
-        found = self._operator.product_error(self.basis.mT @ mix, self.images.mT @ mix)
-        if found is not None:
-            self.raise_error(MARGIN * float(found.norms.max()))
+        for column in coefficients.T[:, :, None]:  # one by one: each takes several vectors in float64
+            vector, image = self.mixed(column), self.images_of(column)
+            found = self._operator.product_error(vector.mT, image.mT)
+            if found is not None:
+                self.raise_error(MARGIN * float(found.norms.max()))
 
     def raise_error(self, error: float) -> None:
         """Raise the measured error to a larger one.
@@ -137,19 +177,41 @@ class BlockKrylov:
         pending, size = self._pending, min(len(self._pending), at_most)
         block, rest = pending[:size], pending[size:]
         first, last = self.dimension, self.dimension + size
-        self._make_room(last)
         images = (self._operator @ block.mT).mT
         check_size(images)
-        self._basis[first:last], self._images[first:last] = block, images
-        self.dimension = last
-        self._longest = max(self._longest, float(row_norms(images).max()))
+        self._rows.append(block)
+        lengths = row_norms(images)
+        self._longest = max(self._longest, float(lengths.max()))
+        self.image_square += float(lengths.square().sum())
+        if first <= _CHECKED:
+            self._first.append(images)
         remainder, coordinates = self._orthogonal(images)
         self._check_symmetric(block, coordinates, first)
-        self._projected[:last, first:last] = coordinates
-        self._projected[first:last, :last] = coordinates.T
+        del images, block
+        self.projected = np.pad(self.projected, (0, size))
+        self.projected[:last, first:last] = coordinates
+        self.projected[first:last, :last] = coordinates.T
         self._scale = max(self._scale, float(np.abs(coordinates).max()))
         self._advance(rest, remainder)
         self.steps += 1
+        self.products += size
+
+    def restart(self, values: Array, kept: Array, others: Array) -> None:
+        r"""Cut the basis to some of its Ritz vectors, in place; the space grows on from there.
+
+        Args:
+            values: Ritz values of the others.
+            kept: `(k, j)`, coefficients of the Ritz vectors to keep.
+            others: `(k, k - j)`, coefficients of the others.
+
+        Source:
+            K. Wu, H. Simon (2000), Thick-restart Lanczos method for large symmetric eigenvalue problems, SIAM J. Matrix
+            Anal. Appl. 22(2), 602-616.
+        """
+        self.restarts.append(Restart(kept, others, values, self.coupling @ others))
+        self.projected = kept.T @ self.projected @ kept
+        self.coupling = self.coupling @ kept
+        self._rows.rotate(kept)
 
     def _advance(self, rest: Tensor, remainder: Tensor) -> None:
         """Build the next block from the rest of the current one and the remainder of the new images."""
@@ -167,9 +229,9 @@ class BlockKrylov:
     def _orthogonal(self, rows: Tensor) -> tuple[Tensor, Array]:
         """Return the part of the rows orthogonal to the basis, and their coordinates in it."""
         lengths = row_norms(rows)
-        rows, coordinates = without(rows, self.basis)
+        rows, coordinates = self.without(rows)
         if bool((row_norms(rows) < _LOST * lengths).any()):
-            rows, again = without(rows, self.basis)
+            rows, again = self.without(rows)
             coordinates = coordinates + again
         return rows, coordinates.cpu().numpy().T
 
@@ -190,7 +252,7 @@ class BlockKrylov:
                 row = row / length
                 if self.dimension and length < _SMALL * self._scale:
                     # normalizing has amplified the component in the basis
-                    row = without(row[None], self.basis)[0][0]
+                    row = self.without(row[None])[0][0]
                     row = row / float(norm(row))
                 across[len(kept), index] = length
                 kept.append(row)
@@ -199,7 +261,7 @@ class BlockKrylov:
     def _random(self) -> Tensor:
         """Return a random unit row orthogonal to the basis."""
         drawn = torch.randn(1, self._operator.size, generator=self._generator, dtype=torch.float64)
-        row, _ = self._orthogonal(drawn.to(self._basis))
+        row, _ = self._orthogonal(drawn.to(self._pending))
         row, _ = self._orthogonal(row / float(norm(row)))
         return row / float(norm(row))
 
@@ -210,13 +272,15 @@ class BlockKrylov:
     def _check_symmetric(self, block: Tensor, coordinates: Array, first: int) -> None:
         """Raise if q'Ap and p'Aq differ by more than rounding, on the scale of the images' norms."""
         if first > _CHECKED:
+            self._first.clear()
             return
-        difference = np.abs(gram(self.images, block).cpu().numpy() - coordinates)
+        known = torch.cat(self._first)
+        difference = np.abs(gram(known, block).cpu().numpy() - coordinates)
         off, unit = float(difference.max()), self._operator.unit
         if not off > _SUSPICIOUS * unit * self._longest:
             return
         pair = sorted({int(np.argmax(difference.max(1))), first + int(np.argmax(difference.max(0)))})
-        q, images = self._basis[pair].mT, self._images[pair].mT
+        q, images = self.basis[pair].mT, known[pair].mT
         found = self._operator.product_error(q, images)
         if found is None:
             allowed = _ASYMMETRY * unit * self._longest
@@ -224,7 +288,7 @@ class BlockKrylov:
             error = float(found.norms.max())
             self.raise_error(MARGIN * error)
             allowed = max(_EXPLAINED * error, _SUSPICIOUS * unit * self._longest)
-        if off <= allowed or self._is_rounding():
+        if off <= allowed or self._is_rounding(known):
             return
         noise = float(row_norms((self._operator @ q - images).mT).max())
         raise ProbeError(
@@ -233,20 +297,11 @@ class BlockKrylov:
             f"{noise / self._longest:.2g}: {self._operator.asymmetry_hint}"
         )
 
-    def _is_rounding(self) -> bool:
+    def _is_rounding(self, images: Tensor) -> bool:
         """Return True if all images are rounding errors, as for the zero operator: they are then not even additive."""
-        both = self._operator @ (self._basis[0] + self._basis[1])
-        total = self._images[0] + self._images[1]
+        both = self._operator @ self.basis[:2].sum(0)
+        total = images[0] + images[1]
         return float(norm(both - total)) > _NONLINEAR * float(norm(total))
-
-    def _make_room(self, rows: int) -> None:
-        while rows > len(self._basis):
-            spare = self._basis.new_empty(max(_SPARE, len(self._basis) // 4), self._operator.size)
-            self._basis = torch.cat([self._basis, spare])
-            self._images = torch.cat([self._images, spare])
-            larger = np.zeros((len(self._basis), len(self._basis)))
-            larger[: len(self._projected), : len(self._projected)] = self._projected
-            self._projected = larger
 
 
 def check_size(images: Tensor) -> None:

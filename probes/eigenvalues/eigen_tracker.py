@@ -95,6 +95,7 @@ class EigenTracker:
             space, found = self._cold(operator) if self._kept is None else self._warm(operator, self._kept)
             self._evaluations += 1
             pairs = eigenpairs(space, found, self._keep, self._rel, largest=True)
+            del space
         cause = rounding_cause(operator, found.rounding, found.scale, self._rel)
         self._update(pairs)
         seconds = time.perf_counter() - begun

@@ -10,17 +10,29 @@ import torch
 from lossscope.probes.eigenvalues.block_krylov import BlockKrylov, StartBlock
 from lossscope.probes.eigenvalues.results import EigenPairs
 from lossscope.probes.eigenvalues.ritz import Ritz, ritz
-from lossscope.probes.sums import row_norms
 
-__all__ = ["WHOLE", "eigenpairs", "grow", "measure_rounding"]
+__all__ = ["WHOLE", "eigenpairs", "grow", "measure_rounding", "restart_dimensions"]
 
 WHOLE: Final = 32  # up to this size the space is grown to dimension n, where everything is exact
 # dimensions beyond the requested pairs below which no end is ever enclosed, unless the space is invariant
 _MORE: Final = 2
+_LONG: Final = 24  # dimensions at which a space for one eigenpair is cut
+_LONGER: Final = 4  # and more for each other pair
+_SMALL: Final = 2**20  # entries of a basis that is not worth a cut
+_KEPT: Final = 0.5  # share of the Ritz vectors that is kept
 _OFTEN: Final = 24  # dimensions up to which the bounds are tested after each step, then after every second step
 
 
-def grow(start: StartBlock, *, top: int, bottom: int, rel: float, max_products: int, steps: int) -> None:
+def grow(
+    start: StartBlock,
+    *,
+    top: int,
+    bottom: int,
+    rel: float,
+    max_products: int,
+    steps: int,
+    dimensions: int | None = None,
+) -> None:
     """Grow the space until both ends meet their bounds, or `max_products` are spent.
 
     Args:
@@ -30,20 +42,46 @@ def grow(start: StartBlock, *, top: int, bottom: int, rel: float, max_products: 
         rel: The bound to reach, relative to the largest absolute Ritz value.
         max_products: Budget of products; `n` are always enough.
         steps: Block steps to take in any case, as far as the budget allows.
+        dimensions: Dimensions at which the space is cut to its outer Ritz vectors and grows again, see
+            `restart_dimensions`; None for never.
     """
     space = start.space
-    limit = min(space.size, max_products)
+    limit = max_products if dimensions is not None else min(space.size, max_products)
     least = limit if limit == space.size <= WHOLE else min(limit, top + bottom)
-    if 0 < space.dimension < limit and _met(ritz(space, start.random), top, bottom, rel):
+    if 0 < space.products < limit and _met(ritz(space, start.random), top, bottom, rel):
         return
-    while space.dimension < limit:
-        space.step(limit - space.dimension)
+    while space.products < limit and space.dimension < space.size:
+        left = limit - space.products
+        if dimensions is not None and space.dimension >= dimensions and 0 < space.width <= left:
+            _restart(start, top, bottom)
+        space.step(left)
         k = space.dimension
         early = space.width and (k < min(limit, least + _MORE) or space.steps < steps)
         if k < least or early or (k > _OFTEN and space.steps % 2):
             continue
         if _met(ritz(space, start.random), top, bottom, rel):
             return
+
+
+def restart_dimensions(size: int, pairs: int) -> int:
+    """Return the dimensions at which a space is cut that serves extreme eigenpairs alone.
+
+    Args:
+        size: `n`; bases of few entries are not worth a cut.
+        pairs: Number of eigenpairs at both ends together.
+    """
+    return max(_LONG + _LONGER * (pairs - 1), _SMALL // size)
+
+
+def _restart(start: StartBlock, top: int, bottom: int) -> None:
+    """Cut the space to the outer half of its Ritz vectors, at each end in proportion to the pairs requested there."""
+    found = ritz(start.space, start.random)
+    k = len(found.values)
+    keep = round(_KEPT * k)
+    below = round(keep * bottom / (top + bottom))
+    outer = np.r_[0:below, k - (keep - below) : k]
+    inner = np.setdiff1d(np.arange(k), outer)
+    start.space.restart(found.values[inner], found.coefficients[:, outer], found.coefficients[:, inner])
 
 
 def measure_rounding(start: StartBlock, *, top: bool, bottom: bool) -> None:
@@ -57,7 +95,9 @@ def measure_rounding(start: StartBlock, *, top: bool, bottom: bool) -> None:
     space = start.space
     found = ritz(space, start.random)
     ends = [found.coefficients[:, -1:]] * top + [found.coefficients[:, :1]] * bottom
-    space.measure_rounding(np.concatenate([*ends, np.eye(space.dimension, 1)][: space.dimension], 1))
+    # the first vector after those that a restart has kept is as random as the start
+    random = np.eye(space.dimension, 1, k=-(space.restarts[-1].kept.shape[1] if space.restarts else 0))
+    space.measure_rounding(np.concatenate([*ends, random][: space.dimension], 1))
 
 
 def eigenpairs(space: BlockKrylov, found: Ritz, count: int, rel: float, *, largest: bool) -> EigenPairs:
@@ -71,16 +111,14 @@ def eigenpairs(space: BlockKrylov, found: Ritz, count: int, rel: float, *, large
         largest: True for the largest pairs (descending), False for the smallest (ascending).
 
     Returns:
-        The pairs. Residuals are computed from the stored images without another product. As the images have rounding
-        errors, which this residual does not contain, a bound of these is added.
+        The pairs. Residuals follow from what leaves the space, without another product; a bound of the rounding
+        errors, which they do not contain, is added.
     """
     order = np.arange(len(found.values))[::-1][:count] if largest else np.arange(len(found.values))[:count]
     values = torch.from_numpy(found.values[order])
-    coefficients = torch.from_numpy(found.coefficients[:, order]).to(space.basis)
-    vectors = space.basis.mT @ coefficients
-    defects = space.images.mT @ coefficients - vectors * values.to(vectors)
+    vectors = space.mixed(found.coefficients[:, order]).mT
     rounding = found.rounding
-    residuals = row_norms(defects.mT).cpu() + rounding
+    residuals = torch.from_numpy(found.residuals[order])
     bounds = torch.from_numpy(found.bounds[order])
     if len(bounds):
         bounds[0] = found.reach(largest=largest) + rounding

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Collection
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Final
 
 import numpy as np
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from lossscope.probes.eigenvalues.block_krylov import BlockKrylov, StartBlock, start_block
 from lossscope.probes.eigenvalues.density import SpectralDensity, spectral_density
-from lossscope.probes.eigenvalues.extreme_pairs import WHOLE, eigenpairs, grow, measure_rounding
+from lossscope.probes.eigenvalues.extreme_pairs import WHOLE, eigenpairs, grow, measure_rounding, restart_dimensions
 from lossscope.probes.eigenvalues.results import SpectrumEstimate
 from lossscope.probes.eigenvalues.ritz import ritz
 from lossscope.probes.eigenvalues.rounding_cause import rounding_cause, rounding_remedy
@@ -73,6 +74,11 @@ class SpectrumRequest:
     def width(self) -> int:
         """Block width: 2 if multiple eigenvalues or the density matter."""
         return 2 if max(self.pairs) > 1 or "density" in self.wanted else 1
+
+    @property
+    def only_pairs(self) -> bool:
+        """True if no other quantity than eigenpairs is requested, for which a long space may be restarted."""
+        return self.wanted <= {"top", "bottom"}
 
     @property
     def only_density(self) -> bool:
@@ -194,10 +200,20 @@ def _measured(operator: SymmetricOperator, request: SpectrumRequest, warm_start:
         if request.krylov or operator.size <= min(WHOLE, request.max_products):
             steps = _DENSITY_STEPS if "density" in request.wanted else 0
             room = request.space_budget(operator.size)
-            grow(start, top=most, bottom=least, rel=request.rel, max_products=room, steps=steps)
+            enclose = partial(
+                grow,
+                start,
+                top=most,
+                bottom=least,
+                rel=request.rel,
+                max_products=room,
+                steps=steps,
+                dimensions=restart_dimensions(operator.size, most + least) if request.only_pairs else None,
+            )
+            enclose()
             if most or least or request.only_density or space.dimension == operator.size:
                 measure_rounding(start, top=most > 0, bottom=least > 0)
-                grow(start, top=most, bottom=least, rel=request.rel, max_products=room, steps=steps)
+                enclose()
         if request.probes:
             trace, frobenius = trace_and_frobenius(
                 operator,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Final
@@ -10,7 +11,7 @@ from typing import Final
 import numpy as np
 from scipy.special import gammaincinv
 
-from lossscope.probes.eigenvalues.block_krylov import Array, BlockKrylov
+from lossscope.probes.eigenvalues.block_krylov import Array, BlockKrylov, Restart
 
 __all__ = ["Ritz", "ritz"]
 
@@ -20,6 +21,30 @@ _FAR_RISK: Final = 0.001  # this one: a start that nearly misses the outermost e
 _POINTS: Final = 24  # points between two Ritz values, or beyond the last, that are tested for an eigenvalue
 _TINY: Final = 1e-120  # smallest distance of a point from a Ritz value
 _NEAREST, _FARTHEST = 1e-12, 1e6  # distances tested, relative to the largest Ritz value
+
+
+@dataclass(frozen=True)
+class History:
+    """The random start of a space that was restarted."""
+
+    restarts: Sequence[Restart]
+    first: Array  # (b', b), coordinates of the start in the first block
+    dimension: int  # of the space now
+
+    def start(self, points: Array) -> Array:
+        """Return the coordinates of the start in the present basis, `(m, k, b)`, for m eigenvalues that are tested."""
+        S = np.broadcast_to(self.first, (len(points), *self.first.shape))
+        for one in self.restarts:
+            S = _padded(S, len(one.kept))
+            apart = one.values[None, :] - points[:, None]
+            inverse = 1.0 / np.where(np.abs(apart) > _TINY, apart, _TINY)
+            S = np.concatenate([one.kept.T @ S, -(one.outwards * inverse[:, None, :]) @ (one.others.T @ S)], 1)
+        return _padded(S, self.dimension)
+
+
+def _padded(S: Array, rows: int) -> Array:
+    """Append rows of zeros to each matrix."""
+    return np.pad(S, ((0, 0), (0, rows - S.shape[1]), (0, 0)))
 
 
 @dataclass(frozen=True)
@@ -41,6 +66,14 @@ class Ritz:
     bounds. So an end counts as enclosed only if eigenvalues beyond three times the distance are excluded with 99.9 %
     confidence too, by the 0.1 % quantile.
 
+    **After a restart** the space lacks Ritz vectors :math:`Y_d = Q U_d` with the values :math:`\theta_d`, in which
+    X had the coordinates :math:`S_d`. For them the relation of that time says
+
+    .. math:: v^\top Y_d = -v^\top Q_+ C U_d (\theta_d - \lambda)^{-1},
+
+    and its :math:`Q_+` belongs to the present basis. So S is replaced by :math:`S(\lambda)`, in which
+    :math:`-C U_d (\theta_d - \lambda)^{-1} S_d` are the coordinates in that block, and nothing is lost.
+
     Source:
         The case of one vector: J. van Dorsselaer, M. Hochstenbach, H. van der Vorst (2000), Computing
         probabilistic bounds for extreme eigenvalues of symmetric matrices with the Lanczos method, SIAM J.
@@ -55,6 +88,7 @@ class Ritz:
     rounding: float  # bound of the error of a product with a unit vector, see `BlockKrylov.rounding`
     _outwards: Array  # (p, k), C U
     _start: Array  # (k, b), U'S
+    _history: History | None = None  # where the space was restarted: S depends on the point tested
 
     def enclosed(self, distance: float, *, largest: bool) -> bool:
         """Return True if an end of the spectrum is within `distance` of its Ritz value, at 95 % confidence.
@@ -70,6 +104,8 @@ class Ritz:
         """
         if not self._outwards.size:
             return distance >= 0
+        if self._history is not None:
+            return distance > 0 and self.reach(largest=largest) <= distance
         return distance > 0 and self._start.shape[1] > 0 and not self._open(np.array([distance]), largest)[0]
 
     def reach(self, *, largest: bool) -> float:
@@ -140,7 +176,8 @@ class Ritz:
         """Return a mask, True where an eigenvalue is not excluded."""
         apart = self.values[None, :] - points[:, None]  # (m, k)
         inverse = 1.0 / np.where(np.abs(apart) > _TINY, apart, _TINY)
-        M = (self._outwards * inverse[:, None, :]) @ self._start  # (m, p, b)
+        start = self._start if self._history is None else self.coefficients.T @ self._history.start(points)
+        M = (self._outwards * inverse[:, None, :]) @ start  # (m, p, b)
         possible: Array = np.square(M).sum((1, 2)) >= self._quantile(risk)
         return possible
 
@@ -158,7 +195,7 @@ def ritz(space: BlockKrylov, random: Array, *, dimensions: int | None = None) ->
         dimensions: Leading dimensions to use; None for all.
 
     Returns:
-        The pairs. No product is taken.
+        The pairs, without weights if the space was restarted. No product is taken.
     """
     T, k = space.projected, space.dimension if dimensions is None else dimensions
     values, U = np.linalg.eigh((T[:k, :k] + T[:k, :k].T) / 2)
@@ -171,4 +208,7 @@ def ritz(space: BlockKrylov, random: Array, *, dimensions: int | None = None) ->
     lengths = np.maximum(np.square(start).sum(0), np.finfo(float).tiny)
     rounding = space.rounding(scale)
     residuals = np.linalg.norm(outwards, axis=0) + rounding
-    return Ritz(values, U, residuals, np.square(inwards).T / lengths[:, None], scale, rounding, outwards, inwards)
+    weights, history = np.square(inwards).T / lengths[:, None], None
+    if space.restarts:
+        weights, history = np.full_like(weights, np.nan), History(space.restarts, random, k)
+    return Ritz(values, U, residuals, weights, scale, rounding, outwards, inwards, history)

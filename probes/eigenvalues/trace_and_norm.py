@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -16,7 +16,7 @@ from lossscope.probes.eigenvalues.rounding_cause import rounding_cause
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.operators.base import SymmetricOperator
 from lossscope.probes.statistics.estimate import Estimate, exact_estimate, mean_estimate, root_estimate
-from lossscope.probes.sums import dot, norm, row_dots, without
+from lossscope.probes.sums import dot, row_dots
 
 __all__ = ["Complement", "trace_and_frobenius"]
 
@@ -28,13 +28,26 @@ _LEAP: Final = 4  # largest ratio of the sample counts of two successive tests
 _CHUNK: Final = 8  # products by which the space is grown at a time
 _SPREAD: Final = 3.0  # standard errors, about, of the rounding of a trace measured with one vector
 _FLOOR: Final = 16.0  # rounding units that it has at least
-_BLOCK_ENTRIES: Final = 2**25  # largest number of entries of a block of probes
+_WIDTH: Final = 5  # probes of a block
+_SMALL: Final = 2**20  # entries of a block of more, short probes
+_BLOCK_ENTRIES: Final = 2**25  # largest number of entries of a block of fewer, long probes
+
+
+@dataclass
+class _Block:
+    """A block of probes that can follow a space that grows."""
+
+    signs: Tensor  # (m, n) int8
+    images: Tensor  # (m, n), products with the signs less their part in the space
+    dimension: int  # of the space at the time of the product
+    numbers: tuple[Array, Array]  # forms z'Bz and |Bz|^2 of each probe
+    known: int  # dimension for which these were computed
 
 
 class Complement:
     r"""Random probes of :math:`B = PAP`, with :math:`P = I - QQ^\top` for a Krylov basis Q.
 
-    As the images :math:`AQ` are stored,
+    As the space knows the images :math:`AQ = QT + Q_+C`,
 
     .. math:: \mathrm{tr} A = \mathrm{tr}\, Q^\top A Q + \mathrm{tr} B, \qquad
               \lVert A\rVert_F^2 = 2 \lVert AQ\rVert_F^2 - \lVert Q^\top A Q\rVert_F^2 + \lVert B\rVert_F^2
@@ -42,7 +55,9 @@ class Complement:
     hold exactly for any orthonormal Q, converged or not. With random signs :math:`z_i = \pm 1` independent of Q,
     :math:`z^\top B z` and :math:`|Bz|^2` have the means :math:`\mathrm{tr} B` and
     :math:`\lVert B\rVert_F^2`. (Probes from which Q was grown have no component in the complement: the
-    estimate would be zero.) The space may grow later: AQ is stored, so old probes are updated without a product.
+    estimate would be zero.) While the space may still grow, signs and products are kept, and old probes follow it
+    without a product: their parts s in the new vectors are removed from the product as :math:`AQs`, of which
+    :math:`Q_+Cs` lies outside. After `settle` only the numbers of each probe are kept.
 
     Source:
         R. Meyer, C. Musco, C. Musco, D. Woodruff (2021), Hutch++: optimal stochastic trace estimation; M. Hutchinson
@@ -53,37 +68,48 @@ class Complement:
         self._operator = operator
         self._space = space
         self._generator = generator
-        self._probes: list[Tensor] = []  # (m, n) each, P z at the time of the product
-        self._images: list[Tensor] = []
-        self._removed: list[int] = []  # dimensions of Q projected out of them
-        self._cached: list[tuple[Array, Array] | None] = []  # cached forms z'Bz and |Bz|^2 of each block
+        self._kept: list[_Block] | None = []
+        self._numbers: list[tuple[Array, Array]] = []  # of the blocks that are not kept
+        self._known: tuple[Tensor, Tensor] | None = None
         self.samples = 0
 
     def draw(self, count: int) -> None:
         """Draw and multiply `count` new probes."""
-        width = max(1, min(count, _BLOCK_ENTRIES // self._operator.size))
+        size = self._operator.size
+        width = max(1, min(count, max(_SMALL // size, min(_WIDTH, _BLOCK_ENTRIES // size))))
         for begin in range(0, count, width):
-            Z = _signs(min(width, count - begin), self._operator.size, self._generator).to(self._space.basis)
-            Z = without(Z, self._space.basis)[0]
-            self._probes.append(Z)
+            signs = _signs(min(width, count - begin), size, self._generator).to(self._operator.device)
+            Z = self._space.without(signs.to(self._operator.dtype))[0]
             images = (self._operator @ Z.mT).mT
             check_size(images)
-            self._images.append(images)
-            self._removed.append(self._space.dimension)
-            self._cached.append(None)
+            if self._known is None:
+                self._known = Z[0].clone(), images[0].clone()
+            forms = row_dots(Z, images).cpu().numpy()
+            del Z  # before the images need as much
+            numbers = forms, self._squares(images)
+            if self._kept is None:
+                self._numbers.append(numbers)
+            else:
+                self._kept.append(_Block(signs, images, self._space.dimension, numbers, self._space.dimension))
+            del signs, images
         self.samples += count
+
+    def settle(self) -> None:
+        """Keep only the numbers of the probes: the space does not grow any more."""
+        if self._kept is not None:
+            self._numbers, self._kept = [self._updated(block) for block in self._kept], None
 
     def first(self) -> tuple[Tensor, Tensor]:
         """Return the first probe and its product, `(n,)` each."""
-        return self._probes[0][0], self._images[0][0]
+        assert self._known is not None
+        return self._known
 
     def estimates(self) -> tuple[Estimate, Estimate]:
         """Return estimates of the trace and the squared Frobenius norm of A."""
         forms, squares = self._forms()
         T = self._space.projected
         inside = float(np.trace(T))
-        images = self._space.images
-        outside = 2 * float(norm(images)) ** 2 - float(np.square(T).sum())
+        outside = 2 * self._space.image_square - float(np.square(T).sum())
         square = mean_estimate(squares)
         # the part on the space is exact and bounds the norm from below
         square = replace(square, low=max(square.low, 0.0))
@@ -91,23 +117,24 @@ class Complement:
 
     def _forms(self) -> tuple[Array, Array]:
         """Return the forms z'Bz and |Bz|^2 of every probe, for the current space."""
-        found = [self._forms_of(block) for block in range(len(self._probes))]
+        found = [*self._numbers, *map(self._updated, self._kept or ())]
         return np.concatenate([forms for forms, _ in found]), np.concatenate([squares for _, squares in found])
 
-    def _forms_of(self, block: int) -> tuple[Array, Array]:
-        """Return the forms of one block of probes, updated only if the space has grown."""
-        removed, cached = self._removed[block], self._cached[block]
-        if cached is not None and removed == self._space.dimension:
-            return cached
-        Z, Y = self._probes[block], self._images[block]
-        if removed < self._space.dimension:
-            new, images = self._space.basis[removed:], self._space.images[removed:]
-            Z, share = without(Z, new)
-            Y = Y - share.to(Y) @ images
-            self._probes[block], self._images[block], self._removed[block] = Z, Y, self._space.dimension
-        rest, _ = without(Y, self._space.basis)
-        pair = torch.stack([row_dots(Z, Y), row_dots(rest, rest)]).cpu().numpy()
-        self._cached[block] = found = (pair[0], pair[1])
+    def _updated(self, block: _Block) -> tuple[Array, Array]:
+        """Return the forms of a block of probes; if the space has grown since, its products follow."""
+        if block.known < self._space.dimension:
+            Z, shares = self._space.without(block.signs.to(block.images))
+            shares[:, : block.dimension] = 0.0  # the part that was removed before the product
+            moved = block.images - self._space.outwards(shares.cpu().numpy().T)
+            forms = row_dots(Z, moved).cpu().numpy()
+            del Z
+            block.numbers, block.known = (forms, self._squares(moved)), self._space.dimension
+        return block.numbers
+
+    def _squares(self, images: Tensor) -> Array:
+        """Return |Bz|^2 of probes in the complement, from their products up to parts of these in the space."""
+        rest, _ = self._space.without(images)
+        found: Array = row_dots(rest, rest).cpu().numpy()
         return found
 
 
@@ -124,8 +151,8 @@ def trace_and_frobenius(
 
     Testing for convergence after every sample stops on lucky ones, and intervals then cover too seldom. Here the first
     test comes after ten samples; their standard deviation s predicts how many are needed, with the margin
-    :math:`1 + 1.25/\sqrt m` for the error of s itself, and the next test comes at that number. Before drawing them, the
-    space is grown as long as that saves more probes than it costs products.
+    :math:`1 + 1.25/\sqrt m` for the error of s itself, and the next test comes at that number. After the first test the
+    space is grown as long as that saves more probes than it costs products; then the first probes are released.
 
     Args:
         operator: A, `(n, n)`.
@@ -155,7 +182,8 @@ def trace_and_frobenius(
     goal = min(_FIRST_TEST, max_products)
     while True:
         if space.dimension >= operator.size:
-            first = space.basis[0], space.images[0]
+            one = np.eye(space.dimension, 1)
+            first = space.mixed(one)[0], space.images_of(one)[0]
             return _rounded(_exact(space), operator, first, space.measured_error, rel)
         rest.draw(goal - rest.samples)
         missing = _missing(rest, rel, decide)
@@ -165,6 +193,8 @@ def trace_and_frobenius(
             left = max_products - (operator.products - before)
             fewer = _missing(rest, rel, decide)
             growing, missing = missing - fewer >= _CHUNK, fewer
+        growing = False
+        rest.settle()
         if space.dimension >= operator.size:
             continue
         if missing <= 0 or left <= 0:
@@ -275,6 +305,6 @@ def _shifted(estimate: Estimate, by: float) -> Estimate:
 
 
 def _signs(count: int, size: int, generator: torch.Generator) -> Tensor:
-    """Draw random signs `(count, n)`, one probe after the other."""
+    """Draw random signs `(count, n)` int8, one probe after the other."""
     drawn = [torch.randint(2, (size,), generator=generator, dtype=torch.int8) for _ in range(count)]
-    return torch.stack(drawn).double() * 2 - 1
+    return torch.stack(drawn).mul_(2).sub_(1)

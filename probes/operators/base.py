@@ -184,7 +184,8 @@ class SymmetricOperator:
         facts, slack = reference.operator._facts(), torch.zeros(V.shape[1], dtype=torch.float64)
         if facts.unit_is_measured and reference.share == 1:  # it takes differences, for want of a second derivative
             slack = MARGIN * facts.unit * row_norms(found.mT).cpu()
-        difference = found.double() - images.double()
+        difference = found.double()
+        difference -= images
         return ProductError(difference, reference.share, slack.to(difference.device))
 
     @property

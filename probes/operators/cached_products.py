@@ -152,10 +152,10 @@ class CachedProducts:
 
     def _product(self, rows: Tensor) -> Tensor:
         """Return the weighted sum of the products of all batches."""
-        parts = (self._batch(at, rows) for at in self._objective.passes())
-        total = next(parts)
-        for part in parts:
-            total.add_(part)
+        total: Tensor | None = None
+        for at in self._objective.passes():
+            total = self._plus_batch(total, at, rows)
+        assert total is not None  # there is at least one batch
         return total
 
     def _product_by_fallback(self, rows: Tensor, error: Exception) -> Tensor:
@@ -184,8 +184,8 @@ class CachedProducts:
             self._cache, self._free = {}, self._memory
         raise error
 
-    def _batch(self, at: BatchEvaluation, rows: Tensor) -> Tensor:
-        """Return the weighted product of one batch, by its cached graph if there is one."""
+    def _plus_batch(self, total: Tensor | None, at: BatchEvaluation, rows: Tensor) -> Tensor:
+        """Add the weighted product of one batch, by its cached graph if there is one."""
         cache = self._cache
         product = cache.get(at.index) if cache is not None else None
         keep = product is not None
@@ -194,10 +194,21 @@ class CachedProducts:
             keep = cache is not None and self._fits(product)
             if cache is not None and keep:
                 cache[at.index] = product
-        chunks = torch.split(rows, self._width)
-        parts = [product.multiply(chunk, keep or i < len(chunks)) for i, chunk in enumerate(chunks, 1)]
-        found = parts[0] if len(parts) == 1 else torch.cat(parts)
-        return found if at.weight == 1 else found * at.weight
+        first, begin = total is None, 0
+        for chunk in torch.split(rows, self._width):
+            end = begin + len(chunk)
+            part = product.multiply(chunk, keep or end < len(rows))
+            if at.weight != 1:
+                part = part * at.weight
+            if total is None:
+                if len(chunk) == len(rows):
+                    return part
+                total = part.new_empty(rows.shape)  # no second copy of all products
+            target = total[begin:end]
+            target.copy_(part) if first else target.add_(part)
+            begin = end
+        assert total is not None
+        return total
 
     def _prepare(self, at: BatchEvaluation) -> BatchProduct:
         """Prepare the product of one batch; where that costs one gradient, record its time."""
