@@ -19,6 +19,7 @@ from lossscope.landscape.measures.estimate_rows import Rows
 from lossscope.landscape.measures.host_transfer import Row
 from lossscope.landscape.measures.measure import EIGENVALUES
 from lossscope.landscape.measures.measure_group import Evaluation, MeasureGroup
+from lossscope.landscape.measures.memory import evaluation_copies
 from lossscope.landscape.measures.options import MeasurementTarget, SolverOptions
 from lossscope.landscape.measures.panel import Panel, forward_mode_seconds, load_forward_mode
 from lossscope.landscape.measures.step_measures import ByParameter, RecordedStep, flat_vector
@@ -160,6 +161,17 @@ class CurvatureEvaluations:
     def least_lambda_max(self) -> float:
         """Return the seconds that the loss and `lambda_max` with the fewest products are predicted to take."""
         return self.least() + self._costs.of_products(_LEAST, self._panel(None).hessian)
+
+    @property
+    def copies(self) -> int:
+        """Copies of the parameters that an evaluation holds at most, beside the graphs of the loss."""
+        groups = [frozenset(due.measures) for due in self._due(True, stepped=True)]
+        return evaluation_copies(groups, self._options.max_products)
+
+    @property
+    def memory(self) -> int:
+        """Bytes of these copies."""
+        return self.copies * self.objective.size * self.objective.dtype.itemsize
 
     def _panel(self, taken: RecordedStep | None) -> Panel:
         """Return a new panel at the present parameters."""

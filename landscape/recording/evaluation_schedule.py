@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Final
 
@@ -140,5 +141,13 @@ class EvaluationSchedule:
         say(
             f"{self._name}: a curvature evaluation takes up to {seconds:.2g} s; recording may take "
             f"{100 * self._cap.share:g} % of the time, so about one every {seconds / self._cap.share:.2g} s, and "
-            "between them only lambda_max and what else fits (change it with overhead=)"
+            "between them only lambda_max and what else fits (change it with overhead=); it needs up to "
+            f"{_size(self._curvature.memory)} of memory, {self._curvature.copies} copies of the parameters, beside the "
+            "graphs of the loss (measures= takes fewer)"
         )
+
+
+def _size(count: int) -> str:
+    """Return a number of bytes as text, with three digits."""
+    power = min(max(int(math.log10(max(count, 1)) // 3), 1), 3)
+    return f"{count / 1000**power:.3g} {'BkMG'[power]}B"

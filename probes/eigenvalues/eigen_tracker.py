@@ -10,8 +10,8 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from lossscope.probes.eigenvalues.block_krylov import BlockKrylov, start_block
-from lossscope.probes.eigenvalues.extreme_pairs import eigenpairs, grow
+from lossscope.probes.eigenvalues.block_krylov import BlockKrylov, StartBlock, start_block
+from lossscope.probes.eigenvalues.extreme_pairs import cut, eigenpairs, grow, restart_dimensions
 from lossscope.probes.eigenvalues.results import EigenPairs, SpectrumEstimate
 from lossscope.probes.eigenvalues.ritz import Ritz, ritz
 from lossscope.probes.eigenvalues.rounding_cause import rounding_cause
@@ -120,7 +120,15 @@ class EigenTracker:
         """Run the first evaluation: from a random vector, until no eigenvalue can lie further out."""
         start = start_block(operator, 1, None, self._generator)
         for _ in range(2):  # a second time with the rounding that was measured
-            grow(start, top=1, bottom=0, rel=self._rel, max_products=self._max_products, steps=0)
+            grow(
+                start,
+                top=1,
+                bottom=0,
+                rel=self._rel,
+                max_products=self._max_products,
+                steps=0,
+                dimensions=restart_dimensions(operator.size, 1),
+            )
             self._measure_rounding(start.space, ritz(start.space, start.random))
         return start.space, ritz(start.space, start.random)
 
@@ -134,12 +142,15 @@ class EigenTracker:
 
     def _grow_warm(self, space: BlockKrylov) -> None:
         """Take products until the residual is small enough, or no larger than their rounding."""
-        while space.dimension < min(space.size, self._max_products):
+        dimensions = restart_dimensions(space.size, 1)
+        while space.dimension < space.size and space.products < self._max_products:
             if space.dimension:
                 found = ritz(space, space.start)
                 residual = found.residuals[-1] - found.rounding
                 if residual <= max(self._rel * found.scale - found.rounding, found.rounding):
                     return
+            if space.dimension >= dimensions and space.width:
+                cut(StartBlock(space, space.start), 1, 0)
             space.step(1)
 
     def _measure_rounding(self, space: BlockKrylov, found: Ritz) -> None:

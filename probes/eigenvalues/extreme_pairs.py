@@ -11,7 +11,7 @@ from lossscope.probes.eigenvalues.block_krylov import BlockKrylov, StartBlock
 from lossscope.probes.eigenvalues.results import EigenPairs
 from lossscope.probes.eigenvalues.ritz import Ritz, ritz
 
-__all__ = ["WHOLE", "eigenpairs", "grow", "measure_rounding", "restart_dimensions"]
+__all__ = ["WHOLE", "cut", "eigenpairs", "grow", "measure_rounding", "restart_dimensions"]
 
 WHOLE: Final = 32  # up to this size the space is grown to dimension n, where everything is exact
 # dimensions beyond the requested pairs below which no end is ever enclosed, unless the space is invariant
@@ -53,7 +53,7 @@ def grow(
     while space.products < limit and space.dimension < space.size:
         left = limit - space.products
         if dimensions is not None and space.dimension >= dimensions and 0 < space.width <= left:
-            _restart(start, top, bottom)
+            cut(start, top, bottom)
         space.step(left)
         k = space.dimension
         early = space.width and (k < min(limit, least + _MORE) or space.steps < steps)
@@ -69,12 +69,21 @@ def restart_dimensions(size: int, pairs: int) -> int:
     Args:
         size: `n`; bases of few entries are not worth a cut.
         pairs: Number of eigenpairs at both ends together.
+
+    Returns:
+        The number of dimensions.
     """
     return max(_LONG + _LONGER * (pairs - 1), _SMALL // size)
 
 
-def _restart(start: StartBlock, top: int, bottom: int) -> None:
-    """Cut the space to the outer half of its Ritz vectors, at each end in proportion to the pairs requested there."""
+def cut(start: StartBlock, top: int, bottom: int) -> None:
+    """Cut the space to the outer half of its Ritz vectors, at each end in proportion to the pairs requested there.
+
+    Args:
+        start: The space; it is cut in place, and must not be invariant.
+        top: Number of pairs at the upper end.
+        bottom: Number of pairs at the lower end.
+    """
     found = ritz(start.space, start.random)
     k = len(found.values)
     keep = round(_KEPT * k)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Collection
 from dataclasses import dataclass, replace
@@ -23,7 +24,7 @@ from lossscope.probes.eigenvalues.trace_and_norm import trace_and_frobenius
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.operators.base import SymmetricOperator
 
-__all__ = ["QUANTITIES", "SpectrumRequest", "least_products", "measure_spectrum"]
+__all__ = ["QUANTITIES", "SpectrumRequest", "least_products", "measure_spectrum", "spectrum_copies"]
 
 _SPACE: Final = 4  # smallest dimension of a space
 _SAMPLES: Final = 2  # random vectors needed for a standard error
@@ -109,6 +110,29 @@ def least_products(size: int, *, pairs: int, space: bool, probes: bool) -> int:
     """
     least = min(size, max(pairs + 1, _SPACE)) if space else 0
     return least + (_SAMPLES if probes and size > least else 0)
+
+
+_PAIR_WORK: Final = 15  # vectors beside a basis: a product in float64, by which its rounding is measured, and others
+_WORK: Final = 18  # and with the products of the first random probes
+
+
+def spectrum_copies(max_products: int, *, pairs: int, only_pairs: bool) -> int:
+    """Return the vectors of the length of the parameters that `measure_spectrum` holds at most at a time.
+
+    A basis has as many as products were taken; one for eigenpairs alone is cut where it is long. Parameters in float32
+    are assumed: beside those in float64 less is needed. Not counted are about 8 MiB, and the graphs of the loss.
+
+    Args:
+        max_products: Budget of products.
+        pairs: Number of eigenpairs at both ends together.
+        only_pairs: True if nothing else is requested; False for the trace, the norm or the density too.
+
+    Returns:
+        The number, in units of the parameters in their own dtype.
+    """
+    if only_pairs:
+        return min(max_products, restart_dimensions(sys.maxsize, pairs)) + _PAIR_WORK + pairs
+    return max_products + _WORK + pairs
 
 
 QUANTITIES: Final = ("top", "bottom", "trace", "frobenius", "density")

@@ -125,7 +125,8 @@ class Complement:
         if block.known < self._space.dimension:
             Z, shares = self._space.without(block.signs.to(block.images))
             shares[:, : block.dimension] = 0.0  # the part that was removed before the product
-            moved = block.images - self._space.outwards(shares.cpu().numpy().T)
+            moved = self._space.outwards(shares.cpu().numpy().T)
+            torch.sub(block.images, moved, out=moved)
             forms = row_dots(Z, moved).cpu().numpy()
             del Z
             block.numbers, block.known = (forms, self._squares(moved)), self._space.dimension

@@ -193,6 +193,7 @@ def test_a_cap_that_is_broken_is_named_at_the_end_and_the_price_at_the_start(
     train(tmp_path / "run", clock, 3, steps=3, overhead=0.01)
     told = capsys.readouterr().err
     assert re.search(r"a curvature evaluation takes up to [\d.]+ s; recording may take 1 % of the time", told)
+    assert re.search(r"needs up to \d[\d.]* [kMG]?B of memory, 94 copies of the parameters, beside the graphs", told)
     assert re.search(r"of which recording took [\d.]+ %.*, [\d.]+ points above the cap of 1 %", told)
     train(tmp_path / "free", clock, 3, steps=3, overhead=1)
     told = capsys.readouterr().err
