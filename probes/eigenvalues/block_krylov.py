@@ -31,7 +31,7 @@ _CHECKED: Final = 4  # dimensions up to which symmetry is checked
 
 @dataclass(frozen=True)
 class Restart:
-    """What a restart has removed from a Krylov space of k dimensions."""
+    """Record of what a restart has removed from a Krylov space of k dimensions."""
 
     kept: Array  # (k, j), coefficients of the Ritz vectors that stay: the first j vectors of the new basis
     others: Array  # (k, k - j), coefficients of the others

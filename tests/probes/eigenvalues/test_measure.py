@@ -9,6 +9,8 @@ from hypothesis import given, settings, strategies as st
 from torch import Tensor, nn
 
 from helpers import gaussian
+from lossscope.probes.eigenvalues import extreme_pairs
+from lossscope.probes.eigenvalues.block_krylov import BlockKrylov
 from lossscope.probes.eigenvalues.measure import QUANTITIES, measure_spectrum
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.objective.losses import CrossEntropy
@@ -348,3 +350,25 @@ def test_the_bound_of_float32_products_covers_the_float64_eigenvalue_where_the_l
         true = measure_spectrum(hessian(double), **{**options, "rel": 1e-12, "max_products": 400}).top
         assert abs(float(found.values[0] - true.values[0])) <= float(found.residuals[0])
         assert float(found.residuals[0]) < 4e-5 * float(true.values[0])  # not met by being huge
+
+
+@pytest.mark.parametrize("quantities", [("top",), ("top", "bottom"), ("top", "trace")])
+def test_a_space_stays_short_where_eigenpairs_alone_are_requested(
+    quantities: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(extreme_pairs, "_SMALL", 0)
+    values = torch.cos(torch.linspace(0, torch.pi, 3000, dtype=torch.float64))
+    dimensions: list[int] = []
+    step = BlockKrylov.step
+
+    def watched(space: BlockKrylov, at_most: int) -> None:
+        step(space, at_most)
+        dimensions.append(space.dimension)
+
+    monkeypatch.setattr(BlockKrylov, "step", watched)
+    operator = SymmetricOperator(3000, lambda V: values[:, None] * V, dtype=torch.float64, device=torch.device("cpu"))
+    found = measure_spectrum(operator, top=1, rel=0.005, trace_rel=0.5, quantities=quantities)
+    assert found.top.converged.all()
+    assert abs(float(found.top.values[0]) - 1) <= float(found.top.bounds[0]) <= 0.005
+    assert found.products > 60
+    assert (max(dimensions) <= 28) == ("trace" not in quantities)
