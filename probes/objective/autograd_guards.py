@@ -173,11 +173,12 @@ def graph_facts(end: Tensor) -> GraphFacts:
     Returns:
         Their names, each once, and the rounding unit.
     """
-    names, unit = set(), 0.0
+    names, unit = set(), torch.finfo(end.dtype).eps if end.grad_fn is not None and end.is_floating_point() else 0.0
     for node in graph_nodes([end]):
         name = type(node).__name__.rstrip("0123456789").removesuffix("Backward")
         if isinstance(node, BackwardCFunction) or not (name in VERIFIED or name.startswith(STRAIGHT_THROUGH)):
             names.add(name)
-        dtypes = (result.dtype for result in node._input_metadata)
-        unit = max([unit, *(torch.finfo(dtype).eps for dtype in dtypes if dtype.is_floating_point)])
+        for source, output in node.next_functions:  # an output that nobody uses may be undefined, called float32
+            if source is not None and (dtype := source._input_metadata[output].dtype).is_floating_point:
+                unit = max(unit, torch.finfo(dtype).eps)
     return GraphFacts(tuple(sorted(names)), unit)

@@ -72,3 +72,6 @@ def test_the_unit_of_a_graph_is_that_of_its_coarsest_result_on_the_way_from_the_
     with torch.autocast("cpu", dtype=torch.bfloat16):
         product = x.float()[None] @ x.float()[:, None]
     assert graph_facts(product.double().sum()).unit == torch.finfo(torch.bfloat16).eps
+    norm = torch.layer_norm(x[None], (3,), torch.ones(3).double(), torch.zeros(3).double())
+    slope = torch.autograd.grad(norm.square().sum(), x, create_graph=True)[0]
+    assert graph_facts(slope.sum()).unit == torch.finfo(torch.float64).eps  # without weights that require grad
