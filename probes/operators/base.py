@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.objective.objective import Objective
+from lossscope.probes.operators.stopped_gradient import stops_gradients
 from lossscope.probes.sums import gram, row_dots, row_norms
 
 if TYPE_CHECKING:
@@ -284,10 +285,13 @@ class ObjectiveOperator(SymmetricOperator):
         self.objective = objective
         self.restrict = restrict
         self.is_hessian = is_hessian
+        self._unscaled: ObjectiveOperator | None = None  # A of an operator D A D
 
     @property
     def asymmetry_hint(self) -> str:
         """Advice that an algorithm gives if it finds the matrix asymmetric."""
+        if self._unscaled is not None:
+            return self._unscaled.asymmetry_hint
         loss = self.objective.value()
         if 0 <= loss < _LOST:
             return (
@@ -296,6 +300,13 @@ class ObjectiveOperator(SymmetricOperator):
             )
         if not self.is_hessian:
             return super().asymmetry_hint
+        if stops_gradients(self.objective):
+            return (
+                "the loss stops gradients (detach, no_grad), and what it holds still moves with the parameters: take "
+                "what is stopped from a copy of the model"
+            )
+        if self.method == "differences":
+            return "differences of gradients do not settle here (kinks within a step); measure at other parameters"
         return "a layer of the model has a wrong second derivative; measure with method='differences'"
 
     @property
@@ -383,7 +394,7 @@ def scaled(operator: SymmetricOperator, diagonal: Tensor) -> SymmetricOperator:
     def block(names: tuple[str, ...]) -> ObjectiveOperator:
         return scaled(whole.restrict(names), d[vector.indices(names).to(d.device), 0])
 
-    return ObjectiveOperator(
+    found = ObjectiveOperator(
         operator.objective,
         product,
         restrict=block,
@@ -391,6 +402,8 @@ def scaled(operator: SymmetricOperator, diagonal: Tensor) -> SymmetricOperator:
         facts=operator._facts,
         reference=reference,
     )
+    found._unscaled = operator
+    return found
 
 
 @overload

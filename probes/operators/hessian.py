@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -16,7 +16,12 @@ from lossscope.probes.operators.base import ObjectiveOperator
 from lossscope.probes.operators.cached_products import CachedProducts
 from lossscope.probes.operators.finite_differences import DIFFERENCES
 from lossscope.probes.operators.method import BatchProduct, Method, graph_bytes
-from lossscope.probes.operators.second_derivative import require_agreement, require_second_derivative, second_derivative
+from lossscope.probes.operators.second_derivative import (
+    gradient_function,
+    require_agreement,
+    require_second_derivative,
+    second_derivative,
+)
 
 __all__ = ["HESSIAN_METHODS", "hessian"]
 
@@ -86,12 +91,7 @@ def _derivative(objective: Objective, at: BatchEvaluation, name: str) -> Callabl
 def _gradient(objective: Objective, at: BatchEvaluation, name: str) -> Callable[[Tensor], Tensor]:
     """Return the gradient of one batch as a pure function of the parameters."""
     _require_fixed_buffers(objective, name)
-
-    def loss(theta: Tensor) -> Any:
-        return objective.evaluated(objective.call, objective.vector.views(theta), at).reshape(())
-
-    gradient: Callable[[Tensor], Tensor] = torch.func.grad(loss)
-    return gradient
+    return gradient_function(objective, at)
 
 
 def _require_fixed_buffers(objective: Objective, name: str) -> None:

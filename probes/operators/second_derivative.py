@@ -16,13 +16,16 @@ from lossscope.probes.errors import ProbeError
 from lossscope.probes.objective.evaluation import BatchEvaluation, BatchGradient
 from lossscope.probes.objective.objective import Objective
 from lossscope.probes.operators.finite_differences import Differences, relative_distance
+from lossscope.probes.operators.stopped_gradient import stops_gradients
 from lossscope.probes.sums import dot, norm
 
 __all__ = [
     "HessianProduct",
     "SecondDerivativeError",
+    "StoppedGradientError",
     "check_adjoint",
     "check_product",
+    "gradient_function",
     "named",
     "require_agreement",
     "require_second_derivative",
@@ -42,6 +45,10 @@ _ROUNDINGS: Final = 16.0  # rounding units by which the two sides of an adjoint 
 
 class SecondDerivativeError(ProbeError):
     """A second derivative that automatic differentiation gets silently wrong."""
+
+
+class StoppedGradientError(ProbeError):
+    """A second derivative that cannot be checked, because the loss stops gradients; no other method has it either."""
 
 
 def second_derivative(batch: BatchGradient, direction: Tensor, last: bool) -> Tensor:
@@ -92,6 +99,7 @@ def require_second_derivative(objective: Objective) -> None:
 
     Raises:
         SecondDerivativeError: the two differ.
+        StoppedGradientError: the loss stops gradients and forward mode does not confirm the product.
     """
     if "reverse" in objective.verified:
         return
@@ -128,7 +136,7 @@ def require_agreement(objective: Objective, product: HessianProduct, method: str
             expected = _verified_reverse(objective, differences, at)
             known = expected is not None and bool(expected.isfinite().all())
             error = relative_distance(expected, found) if expected is not None and known else math.nan
-            if not error <= _AGREE and not _compare(objective, differences, found, method):
+            if not error <= _AGREE and not _compare(objective, differences, at, found, method):
                 _require_doubt(expected, error, wide, method)
     objective.verified |= {method}
 
@@ -153,7 +161,7 @@ def check_product(objective: Objective, product: HessianProduct, method: str) ->
         differences = Differences(frozen, at)
         with _without_verdict():
             found = product(differences.objective, at, differences.probe)
-            _compare(objective, differences, found, method)
+            _compare(objective, differences, at, found, method)
 
 
 def check_adjoint(objective: Objective, image: Tensor, back: Tensor, direction: Tensor, method: str) -> None:
@@ -179,8 +187,11 @@ def check_adjoint(objective: Objective, image: Tensor, back: Tensor, direction: 
         )
 
 
-def _compare(objective: Objective, differences: Differences, found: Tensor, method: str) -> bool:
-    """Raise if a product differs from differences of gradients; return True if all of it was confirmed by them."""
+def _compare(objective: Objective, differences: Differences, at: BatchEvaluation, found: Tensor, method: str) -> bool:
+    """Raise if a product differs from differences of gradients; return True if all of it was confirmed by them.
+
+    Differences move what a loss with a stopped gradient holds still: another method must confirm the product there.
+    """
     split = differences.objective.vector.split
     coarse = differences.along(differences.probe)
     product = split(found)
@@ -199,6 +210,9 @@ def _compare(objective: Objective, differences: Differences, found: Tensor, meth
             sides = [split(side) for side in differences.sides(differences.probe, stretch)]
             gaps = {i: float(norm(sides[0][i] - sides[1][i])) for i, off in settled.items() if off}
             if any(not 2 * gap >= settled[i] for i, gap in gaps.items()):  # also for a product that is not finite
+                if stops_gradients(objective):
+                    _require_confirmation(differences.objective, at, differences.probe, found, method)
+                    return True
                 _raise_wrong(objective, differences, relative_distance(fine, found), method)
             settled = {i: off for i, off in settled.items() if not off}
         open_parts -= settled.keys()
@@ -206,6 +220,29 @@ def _compare(objective: Objective, differences: Differences, found: Tensor, meth
             return True
         coarse = fine
     return False
+
+
+def _require_confirmation(
+    objective: Objective, at: BatchEvaluation, direction: Tensor, found: Tensor, method: str
+) -> None:
+    """Raise unless a product is the same in forward mode; one by another method than `reverse`, by two passes.
+
+    Raises:
+        StoppedGradientError: they differ, or the other method cannot take it.
+    """
+    try:
+        other = (_by_forward if method == "reverse" else _by_reverse)(objective, at, direction)
+        if relative_distance(other, found) <= _AGREE:
+            return
+    except Exception:  # torch raises many types where a derivative is missing
+        pass
+    names = objective.graph.unverified if objective.graph else ()
+    function = " or ".join(names[:3]) or "a function of the loss"
+    raise StoppedGradientError(
+        f"the loss stops gradients (detach, no_grad), so that differences cannot tell whether the backward pass of "
+        f"{function} has a right derivative, and no other method confirms it: take what is stopped from a copy of the "
+        "model"
+    )
 
 
 def _require_doubt(expected: Tensor | None, error: float, wide: Objective, method: str) -> None:
@@ -252,7 +289,7 @@ def _without_verdict() -> Iterator[None]:
     """
     try:
         yield
-    except SecondDerivativeError:
+    except (SecondDerivativeError, StoppedGradientError):
         raise
     except Exception:  # torch raises many types
         return
@@ -274,7 +311,7 @@ def _verified_reverse(objective: Objective, differences: Differences, at: BatchE
     try:
         found = _by_reverse(wide, at, differences.probe)
         if "reverse" not in objective.verified and (wide.graph is None or wide.graph.unverified):
-            _compare(objective, differences, found, "reverse")
+            _compare(objective, differences, at, found, "reverse")
     except Exception:  # torch raises many types where a derivative is missing
         return None
     if bool(found.isfinite().all()):
@@ -291,6 +328,31 @@ def _by_reverse(objective: Objective, at: BatchEvaluation, direction: Tensor) ->
         return second_derivative(batch, direction, last=True)
 
     return objective.within(product, theta, at)
+
+
+def gradient_function(objective: Objective, at: BatchEvaluation) -> Callable[[Tensor], Tensor]:
+    """Return the gradient of one batch as a pure function of the parameters, for torch's transforms.
+
+    Args:
+        objective: The loss; inside its `evaluating`.
+        at: The batch.
+
+    Returns:
+        A function of the parameters `(n,)`.
+    """
+
+    def loss(theta: Tensor) -> Tensor:
+        found: Tensor = objective.evaluated(objective.call, objective.vector.views(theta), at)
+        return found.reshape(())
+
+    gradient: Callable[[Tensor], Tensor] = torch.func.grad(loss)
+    return gradient
+
+
+def _by_forward(objective: Objective, at: BatchEvaluation, direction: Tensor) -> Tensor:
+    """Return the product of a vector with the Hessian of one batch, in forward mode over the backward pass."""
+    found: Tensor = torch.func.jvp(gradient_function(objective, at), (objective.parameters(),), (direction,))[1]
+    return found
 
 
 def _inner(u: Tensor, v: Tensor) -> float:

@@ -19,6 +19,7 @@ from lossscope.probes.eigenvalues.measure import measure_spectrum
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.objective.losses import CrossEntropy
 from lossscope.probes.objective.objective import Objective
+from lossscope.probes.operators.base import preconditioned
 from lossscope.probes.operators.gauss_newton import gauss_newton
 from lossscope.probes.operators.hessian import hessian
 from lossscope.probes.sharpness.directional import directional_sharpness
@@ -111,6 +112,58 @@ def test_a_product_over_several_zeros_is_measured_by_differences() -> None:
     dense = torch.autograd.functional.hessian(lambda t: products(t).square().mean() + 0.3 * products(t).mean(), theta)
     torch.testing.assert_close(H @ torch.eye(12).double(), dense.reshape(12, 12), rtol=1e-6, atol=1e-6)
     assert H.method == "differences"
+
+
+class Siamese(nn.Module):
+    """An encoder and a predictor, whose loss holds the other view's code still."""
+
+    def __init__(self, wrap: Callable[[nn.Module], nn.Module]) -> None:
+        super().__init__()
+        self.encoder = nn.Sequential(nn.Linear(6, 10), nn.Tanh(), nn.Linear(10, 5))
+        self.predictor = wrap(nn.Linear(5, 5))
+
+
+def siamese(wrap: Callable[[nn.Module], nn.Module], *, apart: bool, dtype: torch.dtype = torch.float32) -> Objective:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        model = Siamese(wrap).to(dtype)
+        x = torch.randn(32, 6).to(dtype)
+    target = copy.deepcopy(model) if apart else None
+
+    def loss(m: nn.Module, batch: Any) -> Tensor:
+        codes = [m.encoder(view) for view in batch]
+        held = codes if target is None else [target.encoder(view) for view in batch]
+        pairs = zip(codes, reversed(held), strict=True)
+        return -sum(F.cosine_similarity(m.predictor(z), other.detach(), dim=1).mean() for z, other in pairs) / 2
+
+    return Objective(model, loss, [(x, 1.1 * x.flip(1))])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_differences_do_not_refute_a_loss_that_stops_gradients(dtype: torch.dtype) -> None:
+    """They move the target that is held still: confirmed by forward mode, products are those of a fixed target."""
+    found, expected = (hessian(siamese(lambda layer: layer, apart=apart, dtype=dtype)) for apart in (False, True))
+    eye = torch.eye(found.size, dtype=dtype)
+    tolerance = 2e-6 if dtype == torch.float32 else 1e-12
+    torch.testing.assert_close(found @ eye, expected @ eye, rtol=tolerance, atol=tolerance)
+    assert (found.method, expected.method) == ("reverse", "reverse")
+
+
+def test_a_wrong_derivative_behind_a_stopped_gradient_is_refused_with_a_remedy_that_works() -> None:
+    wrap = nn.utils.parametrizations.weight_norm
+    with pytest.raises(ProbeError, match=r"stops gradients .+ WeightNormInterface .+ from a copy of the model"):
+        measure_spectrum(hessian(siamese(wrap, apart=False)), top=1)
+    H = hessian(siamese(wrap, apart=True))
+    measured = measure_spectrum(H, top=1, quantities=("top",)).top.estimate()
+    assert H.method == "differences"
+    assert measured.converged
+
+
+@pytest.mark.parametrize("take", [lambda H: H, lambda H: preconditioned(H, torch.ones(H.size))])
+def test_differences_of_stopped_gradients_are_no_symmetric_matrix_for_the_true_reason(take: Any) -> None:
+    H = take(hessian(siamese(lambda layer: layer, apart=False), method="differences"))
+    with pytest.raises(ProbeError, match=r"not symmetric.+ stops gradients .+ copy of the model"):
+        measure_spectrum(H, top=1)
 
 
 def vector(value: Tensor, loss: Callable[[Tensor], Tensor]) -> Objective:
