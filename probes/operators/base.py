@@ -300,10 +300,11 @@ class ObjectiveOperator(SymmetricOperator):
             )
         if not self.is_hessian:
             return super().asymmetry_hint
-        if stops_gradients(self.objective):
+        if stops_gradients(self.objective, slightly=True):
+            mode = "" if self.objective.mode == "eval" else ", or use mode='eval'"
             return (
                 "the loss stops gradients (detach, no_grad), and what it holds still moves with the parameters: take "
-                "what is stopped from a copy of the model"
+                f"what is stopped from a copy of the model{mode}"
             )
         if self.method == "differences":
             return "differences of gradients do not settle here (kinks within a step); measure at other parameters"

@@ -15,11 +15,13 @@ from lossscope.probes.sums import dot, norm
 __all__ = ["stops_gradients"]
 
 _STEP: Final = 1 / 3  # exponent of the rounding unit in the step, which balances rounding and truncation
-_OFF: Final = 0.01  # relative difference above which the gradient is of something else
+_OFF: Final = 0.01  # relative difference above which a gradient is clearly of something else
+_EXACT: Final = 1e-6  # and above which it is not quite the derivative
+_MARGIN: Final = 10.0  # differences of two steps by which a derivative may be off
 _SETTLED: Final = 1e-3  # relative difference of two steps below which a difference is a derivative
 
 
-def stops_gradients(objective: Objective) -> bool:
+def stops_gradients(objective: Objective, *, slightly: bool = False) -> bool:
     """Return True if the gradient of a loss is not the derivative of its value.
 
     That is so where the loss or the model treats a function of the parameters as a constant: `detach()`, `no_grad()`,
@@ -27,6 +29,7 @@ def stops_gradients(objective: Objective) -> bool:
 
     Args:
         objective: The loss; its first batch is evaluated.
+        slightly: True to find small contradictions too, as of the power iteration of a spectral norm in train mode.
 
     Returns:
         True if differences of the loss along a direction, in float64, contradict the gradient; False if they agree, or
@@ -36,12 +39,12 @@ def stops_gradients(objective: Objective) -> bool:
         wide = copy.copy(objective.in_double())
         wide.mode = "frozen" if objective.mode == "train" else objective.mode  # updates no buffers
         with wide.evaluating():
-            return _contradicted(wide, replace(next(wide.passes()), before=None))
+            return _contradicted(wide, replace(next(wide.passes()), before=None), _EXACT if slightly else _OFF)
     except Exception:  # a copy in float64 may fail in any way, and then nothing is known
         return False
 
 
-def _contradicted(objective: Objective, at: BatchEvaluation) -> bool:
+def _contradicted(objective: Objective, at: BatchEvaluation, allowed: float) -> bool:
     """Compare differences of the loss of one batch with its gradient."""
     theta = objective.parameters()
     leaf = objective.leaf()
@@ -56,5 +59,6 @@ def _contradicted(objective: Objective, at: BatchEvaluation) -> bool:
 
     step = objective.vector.unit**_STEP * (float(norm(theta)) or 1.0)
     coarse, fine = slope(step), slope(step / 2)
-    size = max(abs(coarse), abs(fine))
-    return abs(coarse - fine) <= _SETTLED * size and abs(fine - float(dot(gradient, direction))) > _OFF * size
+    size, change = max(abs(coarse), abs(fine)), abs(coarse - fine)
+    off = abs(fine - float(dot(gradient, direction)))
+    return change <= _SETTLED * size and off > max(allowed * size, _MARGIN * change)

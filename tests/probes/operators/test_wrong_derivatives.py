@@ -166,6 +166,17 @@ def test_differences_of_stopped_gradients_are_no_symmetric_matrix_for_the_true_r
         measure_spectrum(H, top=1)
 
 
+def test_the_power_iteration_of_a_spectral_norm_is_named_as_a_stopped_gradient() -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        first = nn.utils.parametrizations.spectral_norm(nn.Linear(4, 6))
+        net = nn.Sequential(first, nn.Tanh(), nn.Linear(6, 3))
+        batch = torch.randn(20, 4), torch.randint(3, (20,))
+    with pytest.raises(ProbeError, match=r"stops gradients .+ copy of the model, or use mode='eval'"):
+        measure_spectrum(hessian(Objective(net, CrossEntropy(), [batch], mode="frozen")), top=1)
+    assert measure_spectrum(hessian(Objective(net, CrossEntropy(), [batch])), top=1, quantities=("top",)).unmet == ()
+
+
 def vector(value: Tensor, loss: Callable[[Tensor], Tensor]) -> Objective:
     model = nn.Module()
     model.theta = nn.Parameter(value.double())
