@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Final, overload
 
 import torch
@@ -39,6 +39,7 @@ ASSUMED: Final = 100.0  # rounding units; 1 to 5 occur on ordinary networks that
 MARGIN: Final = 4.0  # ratio of the largest error of any product to a measured one: up to 2.2 was found
 _LOST: Final = 1e-12  # loss of a classifier below which 1 - p keeps less than four digits in float64
 _REFERENCE: Final = 1e-6  # error of a more precise reference, in units of the difference that it shows
+_SATURATED: Final = 0.1  # relative difference of a narrower product above which its rounding cannot be scaled
 _ASYMMETRY: Final = 1e3  # units in the last place of the largest entry by which a Gram matrix may be asymmetric
 
 
@@ -287,6 +288,21 @@ class ObjectiveOperator(SymmetricOperator):
         self.is_hessian = is_hessian
         self._unscaled: ObjectiveOperator | None = None  # A of an operator D A D
 
+    def product_error(self, V: Tensor, images: Tensor) -> ProductError | None:
+        """Measure the error of products that were taken, see `SymmetricOperator.product_error`.
+
+        Products in float32 tell the error of float64 no more where they have lost all digits themselves: 1 - p of a
+        classifier that fits its data is 0 there. Its relative error in float64 is then the rounding unit over the loss.
+        """
+        found = super().product_error(V, images)
+        if found is None or found.share == 1:
+            return found
+        if bool((row_norms(found.difference.mT) <= _SATURATED * row_norms(images.mT)).all()):
+            return found
+        loss = self.objective.value()
+        known = MARGIN * torch.finfo(self.dtype).eps / loss if loss > 0 else 1.0
+        return replace(found, share=min(1.0, max(found.share, known)))
+
     @property
     def asymmetry_hint(self) -> str:
         """Advice that an algorithm gives if it finds the matrix asymmetric."""
@@ -303,8 +319,8 @@ class ObjectiveOperator(SymmetricOperator):
         if stops_gradients(self.objective, slightly=True):
             mode = "" if self.objective.mode == "eval" else ", or use mode='eval'"
             return (
-                "the loss stops gradients (detach, no_grad), and what it holds still moves with the parameters: take "
-                f"what is stopped from a copy of the model{mode}"
+                "the gradient is not the derivative of the loss, which stops gradients (detach, no_grad) or has a "
+                f"function with another backward pass: take what is stopped from a copy of the model{mode}"
             )
         if self.method == "differences":
             return "differences of gradients do not settle here (kinks within a step); measure at other parameters"

@@ -246,7 +246,7 @@ def test_a_wrong_second_derivative_is_still_refused(dtype: torch.dtype, monkeypa
     shift = 0.05 * gaussian(60, 60, dtype=dtype)
     model = Vector(gaussian(60, dtype=dtype))
     objective = Objective(model, lambda m, b: Asymmetric.apply(m.theta, b), [shift])
-    objective.second_derivative_checked = True  # the comparison with differences is not what is tested
+    objective.verified |= {"reverse"}  # the comparison with differences is not what is tested
     with pytest.raises(ProbeError, match=r"not symmetric: q'Ap and p'Aq differ by .* of the norm of a product"):
         measure_spectrum(hessian(objective), top=1)
 
@@ -255,6 +255,20 @@ def test_a_wrong_second_derivative_is_still_refused(dtype: torch.dtype, monkeypa
 def test_networks_that_fit_their_data_are_not_called_asymmetric(dtype: torch.dtype) -> None:
     found = measure_spectrum(hessian(fitted(5, 0, dtype)), top=1, quantities=("top",))
     assert found.top.estimate().value > 0
+
+
+@pytest.mark.parametrize("scale", [6.0, 12.0, 16.0, 18.0])
+def test_float64_is_right_or_says_so_where_float32_has_lost_all_digits(scale: float) -> None:
+    """Losses of 1e-6 to 1e-18: p (1 - p) keeps ten digits to none, and products in float32 do not tell how many."""
+    objective = separable(scale, torch.float64)
+    x, _ = objective.data.batches[0]
+    margins = (x @ (objective.model.weight[1] - objective.model.weight[0])).abs().detach()
+    weights = margins.neg().exp() / (1 + margins.neg().exp()).square()
+    truth = 2 * float(torch.linalg.eigvalsh((x.mT * weights) @ x)[-1]) / len(x)
+    found = measure_spectrum(hessian(objective), top=1, quantities=("top",))
+    assert covers(found.top.estimate(), truth)
+    assert found.top.estimate().residual > abs(found.top.estimate().value - truth)
+    assert bool(found.unmet) == (objective.value() < 1e-13)
 
 
 def test_a_loss_whose_curvature_has_no_digit_left_is_not_blamed_on_a_layer() -> None:

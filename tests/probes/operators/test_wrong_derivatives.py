@@ -151,7 +151,7 @@ def test_differences_do_not_refute_a_loss_that_stops_gradients(dtype: torch.dtyp
 
 def test_a_wrong_derivative_behind_a_stopped_gradient_is_refused_with_a_remedy_that_works() -> None:
     wrap = nn.utils.parametrizations.weight_norm
-    with pytest.raises(ProbeError, match=r"stops gradients .+ WeightNormInterface .+ from a copy of the model"):
+    with pytest.raises(ProbeError, match=r"stops gradients .+ WeightNormInterface: take .+ from a copy of the model"):
         measure_spectrum(hessian(siamese(wrap, apart=False)), top=1)
     H = hessian(siamese(wrap, apart=True))
     measured = measure_spectrum(H, top=1, quantities=("top",)).top.estimate()
