@@ -239,9 +239,9 @@ def _require_confirmation(
     names = objective.graph.unverified if objective.graph else ()
     function = " or ".join(names[:3]) or "a function of the loss"
     raise StoppedGradientError(
-        f"the gradient is not the derivative of the loss, which stops gradients (detach, no_grad) or has a function "
-        f"with another backward pass; no method confirms the derivative of {function}: take what is stopped from a copy of "
-        "the model"
+        "the gradient is not the derivative of the loss, which stops gradients (detach, no_grad) or has a function "
+        f"with another backward pass, and no method confirms the derivative of {function}: take what is stopped from "
+        "a copy of the model"
     )
 
 
