@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import random
 import sys
@@ -43,8 +44,9 @@ class Reached:
 def reached(function: Any, model: nn.Module) -> Reached:
     """Find what a function reaches beside a model, in a bounded search.
 
-    Closures, defaults and the globals that its code names are followed, also those of the functions it calls; partial
-    arguments, bound methods, attributes, lists and dictionaries as well; of libraries nothing is followed.
+    Closures, defaults and the globals and imports that its code names are followed, also those of the functions it
+    calls; partial arguments, bound methods, attributes, slots, lists and dictionaries as well; of libraries nothing is
+    followed.
 
     Args:
         function: The loss.
@@ -104,7 +106,21 @@ def _followed(item: Any) -> Iterator[Any]:
     elif isinstance(item, type):
         yield from _methods(item)
     elif _is_plain(item) and not _is_foreign(type(item)):
-        yield from (*vars(item).values(), type(item))
+        yield from (*vars(item).values(), *_slots(item), type(item))
+    elif not _is_foreign(type(item)):
+        yield from (*_slots(item), type(item))
+
+
+def _slots(item: Any) -> Iterator[Any]:
+    """Yield the values of an object's `__slots__`, those that are set."""
+    for base in type(item).__mro__:
+        names = vars(base).get("__slots__", ())
+        for name in (names,) if isinstance(names, str) else names:
+            mangled = f"_{base.__name__.lstrip('_')}{name}" if name.startswith("__") and name[-2:] != "__" else name
+            slot = vars(base).get(mangled)
+            if isinstance(slot, types.MemberDescriptorType):
+                with contextlib.suppress(AttributeError):  # not set
+                    yield slot.__get__(item)
 
 
 def _of_function(function: types.FunctionType) -> Iterator[Any]:
@@ -120,8 +136,9 @@ def _of_function(function: types.FunctionType) -> Iterator[Any]:
     yield from (function.__kwdefaults__ or {}).values()
     yield from vars(function).values()  # __wrapped__ among them
     names = set(_names(function.__code__))
-    for name in names & function.__globals__.keys():
-        value = function.__globals__[name]
+    imported = names & sys.modules.keys() - function.__globals__.keys()  # by an import inside the function
+    values = [function.__globals__[name] for name in names & function.__globals__.keys()]
+    for value in (*values, *(sys.modules[name] for name in imported)):
         if isinstance(value, types.ModuleType):
             if not _is_foreign_name(value.__name__):
                 yield from (vars(value)[inner] for inner in names & vars(value).keys())

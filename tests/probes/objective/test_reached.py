@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import sys
+import types
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -60,6 +62,42 @@ class Loss:
         return self(model, x)
 
 
+class Slotted:
+    """A loss that holds a network in a slot."""
+
+    __slots__ = ("__net", "unset")
+
+    def __init__(self, net: nn.Module) -> None:
+        self.__net = net
+
+    def __call__(self, model: nn.Module, x: Tensor) -> Tensor:
+        return F.softplus(-self.__net(model(x))).mean()
+
+
+def imported(net: nn.Module) -> Any:
+    module = types.ModuleType("module_of_a_user")
+    module.critic = net
+    sys.modules[module.__name__] = module
+
+    def loss(model: nn.Module, x: Tensor) -> Tensor:
+        import module_of_a_user
+
+        return F.softplus(-module_of_a_user.critic(model(x))).mean()
+
+    return loss
+
+
+def imported_from(net: nn.Module) -> Any:
+    imported(net)
+
+    def loss(model: nn.Module, x: Tensor) -> Tensor:
+        from module_of_a_user import critic as other
+
+        return F.softplus(-other(model(x))).mean()
+
+    return loss
+
+
 def closure(net: nn.Module) -> Any:
     return lambda model, x: F.softplus(-net(model(x))).mean()
 
@@ -84,6 +122,9 @@ WAYS: dict[str, Callable[[nn.Module], Any]] = {
     "bound method": lambda net: Loss(net).method,
     "global": lambda net: through_a_global,
     "helper": lambda net: helped,
+    "slot": Slotted,
+    "import": imported,
+    "import from": imported_from,
 }
 
 
