@@ -79,7 +79,7 @@ def class_labels(
     if labels.is_floating_point():
         return _probabilities(labels, shape, class_axis)
     _require_fitting(tuple(labels.shape), shape, class_axis)
-    require_in_range(labels, shape[-1], ignore_index)
+    require_in_range(labels, shape[-1], ignore_index, weighted=weight is not None)
     return labels.reshape(-1).long()
 
 
@@ -124,13 +124,14 @@ def _require_fitting(labels: tuple[int, ...], logits: tuple[int, ...], class_axi
     )
 
 
-def require_in_range(labels: Tensor, classes: int, ignore_index: int) -> None:
-    """Raise if a class index is neither a class nor ignored."""
+def require_in_range(labels: Tensor, classes: int, ignore_index: int, *, weighted: bool = False) -> None:
+    """Raise if a class index is neither a class, of which there may be weights, nor ignored."""
     wrong = labels[((labels < 0) | (labels >= classes)) & (labels != ignore_index)]
     if wrong.numel():
+        short = f"; weight has {classes} entries and must have one for each class" if weighted else ""
         raise ProbeError(
             f"labels must be in 0 to {classes - 1} or {ignore_index}, got {int(wrong[0])}: pass "
-            f"ignore_index={int(wrong[0])} if such terms are left out, or correct them"
+            f"ignore_index={int(wrong[0])} if such terms are left out, or correct them{short}"
         )
 
 

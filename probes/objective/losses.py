@@ -141,7 +141,7 @@ class CrossEntropy:
         counted = labels[labels != self.ignore_index]
         if self.weight is None:
             return counted.numel()
-        require_in_range(labels, len(self.weight), self.ignore_index)
+        require_in_range(labels, len(self.weight), self.ignore_index, weighted=True)
         return float(self.weight.to(counted.device, torch.float64)[counted.long()].sum())
 
     def shares(self, outputs: Tensor, batch: Any) -> Tensor:

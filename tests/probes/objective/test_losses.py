@@ -254,6 +254,8 @@ def test_settings_and_single_logits_are_checked() -> None:
         CrossEntropy(weight=torch.tensor([1.0, -1.0]))
     with pytest.raises(ProbeError, match="weight must have one entry for each of 3 classes, got 2"):
         CrossEntropy(weight=torch.ones(2)).of_outputs(torch.ones(4, 3), (None, torch.zeros(4, dtype=torch.long)))
+    with pytest.raises(ProbeError, match=r"got 2: .+; weight has 2 entries and must have one for each class"):
+        Objective(nn.Linear(4, 3), CrossEntropy(weight=torch.ones(2)), [(torch.ones(3, 4), torch.arange(3))])
     with pytest.raises(
         ProbeError, match=r"at least 2 classes on their last axis, got \(5, 1\): use BinaryCrossEntropy"
     ):
