@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
@@ -28,9 +29,11 @@ from lossscope.probes.operators.number_rounding import number_rounding
 from lossscope.probes.operators.second_derivative import (
     check_adjoint,
     check_product,
+    gradient_function,
     require_agreement,
     require_second_derivative,
 )
+from lossscope.probes.operators.stopped_gradient import stops_gradients
 from lossscope.probes.operators.timing import signature
 from lossscope.probes.sharpness.alignment import gradient_alignment
 from lossscope.probes.sharpness.directional import directional_sharpness
@@ -116,6 +119,13 @@ def own_split(objective: Objective) -> None:
     split_loss(Objective(objective.model, OwnLoss(), objective.data.batches, mode=objective.mode))
 
 
+def own_gradient(objective: Objective) -> None:
+    quiet = copy.copy(objective)
+    quiet.mode = "eval" if objective.mode == "eval" else "frozen"  # torch's transforms allow no buffer that moves
+    with quiet.evaluating():
+        gradient_function(quiet, next(quiet.passes()))(quiet.parameters())
+
+
 def between(objective: Objective, operator: SymmetricOperator) -> Tensor:
     """Take two products inside `cached`."""
     with operator.cached():
@@ -181,6 +191,8 @@ PROBES: dict[str, Callable[[Objective], Any]] = {
     "rounding": lambda o: rounding(o, 1.0),
     "gradient_alignment": aligned,
     "split_loss": own_split,
+    "stops_gradients": stops_gradients,
+    "gradient_function": own_gradient,
     "signature": signature,
     "require_second_derivative": require_second_derivative,
     "check_product": refused_product,

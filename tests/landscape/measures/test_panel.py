@@ -24,7 +24,7 @@ def subject() -> MeasurementTarget:
 def test_loading_torchs_forward_rules_is_booked_on_no_measure(subject, monkeypatch):
     order: list[str] = []
     measure = panel_module.log_fisher_rao
-    monkeypatch.setattr(panel_module, "_load_forward_mode", lambda: order.append("rules"))
+    monkeypatch.setattr(panel_module, "load_forward_mode", lambda: order.append("rules"))
     monkeypatch.setattr(panel_module, "log_fisher_rao", lambda goal: order.append("measure") or measure(goal))
     GROUPS["log_fisher_rao"].measure(Panel(subject, SolverOptions(0.1, 0.1, 16)), ["log_fisher_rao"])
     assert order == ["rules", "measure"]

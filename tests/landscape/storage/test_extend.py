@@ -120,7 +120,9 @@ def test_a_run_of_the_first_version_reads_and_takes_rows(tmp_path, small, monkey
         for table, names in NEW.items():
             columns = tuple(column for column in TABLES[table] if column.name not in names)
             old.setitem(TABLES, table, columns)
-            old.setitem(row_module._COLUMNS, table, {column.name: column for column in columns})
+            places = {column.name: (place, column) for place, column in enumerate(columns)}
+            old.setitem(row_module._COLUMNS, table, places)
+            old.setitem(row_module._REQUIRED, table, [one for one in places.values() if one[1].required])
         store = small.store(tmp_path / "a")
         store.append("densities", {"step": 3, "probe": 0, "nodes": [1.0], "weights": [1.0]})
         store.flush()
