@@ -86,6 +86,7 @@ def test_the_page_on_reading_a_report_runs(page: Page) -> None:
     assert str(scope["text"]).startswith("Sharpness\n")
 
 
+@pytest.mark.slow
 def test_the_page_on_probing_a_recorded_run_runs(page: Page) -> None:
     scope = page("howto/probe_a_recorded_run.md")
     digits, mine = Run.open("runs/digits"), Run.open("runs/mine")

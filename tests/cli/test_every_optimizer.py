@@ -16,7 +16,7 @@ from required_settings import required
 
 REPORTS = ("sharpness", "entropy", "flatness", "dynamics")
 RATES = {"lion": 1e-3, "clion": 1e-3}  # the published 1e-4 is for long runs: 400 steps end at 66 %
-QUICK = ("muon", "looksam")  # an orthogonal factor, an ascent over a base
+QUICK = ("ars2-sync",)  # an orthogonal factor and an ascent
 
 
 def told(*arguments: str) -> str:

@@ -119,7 +119,17 @@ VARIANTS = {
 }
 
 
-@pytest.mark.parametrize("options", [*MODES.values(), *VARIANTS.values()], ids=[*MODES, *VARIANTS])
+# other combinations of what the rest tries
+COMBINED = {"sam", "rms", "signflip aga", "shear off aga", "flatten", "no decay", "three polynomials"}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param(options, id=name, marks=pytest.mark.slow if name in COMBINED else ())
+        for name, options in (MODES | VARIANTS).items()
+    ],
+)
 def test_the_fast_step_is_the_reference_in_parameters_and_state(options):
     parameters, fast, slow, syncs = run_both(**{**USUAL, **options})
     assert_equal(parameters, fast, slow, 1e-10)

@@ -22,7 +22,11 @@ from required_settings import create
 
 FLOAT64 = torch.float64
 NAMES = names()
-EVERY = pytest.mark.parametrize("name", NAMES)
+# relatives of another one in the list, with the same passes and state: in the slow suite
+RELATIVES = {"rmsuon", "muon@rms", "muoneq", "signsgd", "adarmsuon", "asam", "adamw@rms", "ars2-random", "ars2-timer"}
+EVERY = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in RELATIVES else ()) for name in NAMES]
+)
 ASCENDING = tuple(name for name in NAMES if "rho" in settings(name))
 
 # State of a matrix between steps (Adam's moments, a momentum, or nothing), and True if its step has an orthogonal
@@ -96,14 +100,15 @@ def cells(guarantee: str) -> Any:
     return pytest.mark.parametrize(
         "name",
         [
-            pytest.param(
-                name, marks=pytest.mark.xfail(strict=True, raises=AssertionError, reason=CANNOT[name, guarantee])
-            )
-            if (name, guarantee) in CANNOT
-            else name
+            pytest.param(name, marks=[*_fails(name, guarantee), *([pytest.mark.slow] if name in RELATIVES else [])])
             for name in NAMES
         ],
     )
+
+
+def _fails(name: str, guarantee: str) -> list[Any]:
+    reason = CANNOT.get((name, guarantee))
+    return [pytest.mark.xfail(strict=True, raises=AssertionError, reason=reason)] if reason else []
 
 
 def test_every_registered_optimizer_has_a_row():

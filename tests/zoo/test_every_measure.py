@@ -9,7 +9,6 @@ import pytest
 from scipy.stats import binom
 
 import lossscope.probes
-from zoo.known_faults import FAULTS
 from zoo.measures import MEASURES, SEEDED
 from zoo.outcomes import MISSES, outcome
 from zoo.public import takes
@@ -25,8 +24,6 @@ def cells() -> Iterator[Any]:
         for measure in MEASURES if member != "gpt_11m" else ():
             rare = measure in SEEDED or measure in VARIANTS
             marks = [pytest.mark.slow] if one.slow or (rare and not one.sampled) else []
-            if fault := FAULTS.get((member, measure)):
-                marks.append(pytest.mark.xfail(strict=True, reason=f"issue 10: {fault}"))
             yield pytest.param(member, measure, id=f"{member}-{measure}", marks=marks)
 
 
@@ -45,8 +42,7 @@ def test_a_measure_is_right_or_refuses_with_the_true_reason(member: str, measure
 
 @pytest.mark.parametrize("name", [name for name, one in MEMBERS.items() if one.sampled])
 def test_few_intervals_of_a_member_miss(name: str) -> None:
-    measures = [measure for measure in SEEDED if (name, measure) not in FAULTS]
-    checks = [check for measure in measures for check in outcome(name, measure).sampled]
+    checks = [check for measure in SEEDED for check in outcome(name, measure).sampled]
     assert sum(check.missed for check in checks) <= binom.ppf(0.999, len(checks), MISSES)
 
 

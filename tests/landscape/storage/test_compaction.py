@@ -68,10 +68,17 @@ class _Crash(BaseException):
     pass
 
 
-@pytest.mark.parametrize("error", [_Crash, OSError])
+# two tables and the manifest are replaced, with two syncs each; two segments are removed
+CALLS = [(name, call) for name, calls in (("replace", 3), ("unlink", 2), ("fsync", 6)) for call in range(1, calls + 2)]
+
+
 @pytest.mark.parametrize(
-    ("name", "call"),  # two tables and the manifest are replaced, with two syncs each; two segments are removed
-    [(name, call) for name, calls in (("replace", 3), ("unlink", 2), ("fsync", 6)) for call in range(1, calls + 2)],
+    ("name", "call", "error"),
+    [
+        pytest.param(name, call, error, marks=pytest.mark.slow if (place + other) % 2 else ())
+        for place, (name, call) in enumerate(CALLS)
+        for other, error in enumerate((_Crash, OSError))
+    ],
 )
 def test_a_crash_at_any_point_of_compaction_loses_and_doubles_nothing(tmp_path, monkeypatch, name, call, error, small):
     path = tmp_path / "a"

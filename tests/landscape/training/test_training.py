@@ -238,7 +238,7 @@ def test_a_bad_setting_is_refused_before_anything_is_written(
     assert not any(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("workload", ["digits-conv", "modadd-59"])
+@pytest.mark.parametrize("workload", ["digits-conv", pytest.param("modadd-59", marks=pytest.mark.slow)])
 def test_the_other_workloads_train_too(workload: str, few_products: None, tmp_path: Path) -> None:
     run = train(
         config(

@@ -23,7 +23,7 @@ evaluation = lambda: measure_spectrum(hessian(objective), top=1, quantities=("to
 for _ in range(5):
     evaluation()
 before = peak()
-for _ in range(40):
+for _ in range(25):
     evaluation()
 print(peak() - before)
 """
@@ -32,4 +32,4 @@ print(peak() - before)
 def test_many_evaluations_of_one_objective_do_not_grow_the_process() -> None:
     pytest.importorskip("resource")
     run = subprocess.run([sys.executable, "-c", RESIDENT], capture_output=True, text=True, check=True)
-    assert float(run.stdout) < 20  # a kept graph holds 1024 x 256 floats and more, 40 of them at least 40 MB
+    assert float(run.stdout) < 20  # a kept graph holds 1024 x 256 floats and more, 25 of them at least 25 MB

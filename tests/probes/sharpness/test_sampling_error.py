@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy.stats import binom
 from torch import Tensor, nn
 
 from lossscope.probes.errors import ProbeError
@@ -73,13 +74,14 @@ def test_the_standard_error_is_that_of_the_spread_over_samples() -> None:
         assert found.alignment == pytest.approx(1, abs=0.01)
 
 
-def test_the_eigenvalue_of_the_population_is_covered_and_held_between_in_the_mean() -> None:
-    found = [sampled_eigenvalue(least_squares(inputs(100, seed)), parts=8, seed=seed) for seed in range(40)]
-    assert sum(s.population.low <= 5 <= s.population.high for s in found) >= 36
+@pytest.mark.parametrize("seeds", [16, pytest.param(80, marks=pytest.mark.slow)])
+def test_the_eigenvalue_of_the_population_is_covered_and_held_between_in_the_mean(seeds: int) -> None:
+    found = [sampled_eigenvalue(least_squares(inputs(100, seed)), parts=8, seed=seed) for seed in range(seeds)]
+    assert sum(s.population.low <= 5 <= s.population.high for s in found) >= binom.ppf(0.001, seeds, 0.95)
     gaps = np.array([s.in_sample.value - s.cross_fitted.value for s in found])
     b = sum(5 * other / (5 - other) for other in SPECTRUM[1:]) / 100
-    assert gaps.mean() == pytest.approx(3 * b, abs=3 * gaps.std() / math.sqrt(40))
-    assert gaps.mean() > 3 * gaps.std() / math.sqrt(40)
+    assert gaps.mean() == pytest.approx(3 * b, abs=3 * gaps.std() / math.sqrt(seeds))
+    assert gaps.mean() > 3 * gaps.std() / math.sqrt(seeds)
 
 
 def test_the_bottom_end_is_the_top_of_the_negative_loss() -> None:
