@@ -15,7 +15,8 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, redirect_stderr
 from ctypes import Array, c_longlong
 from multiprocessing import active_children, get_context, parent_process
-from threading import Event, Thread
+from threading import Event, Thread, current_thread, main_thread
+from types import FrameType
 from typing import Final, TypeAlias
 
 import torch
@@ -48,9 +49,9 @@ def train_all(
 
     Each run is bit for bit the one of `train` with the same number of threads: the processes share only their step
     counts. After a training has failed no other is started; those already running continue to their end. An interrupt,
-    or an exception in `progress`, stops them after their current step, or within an evaluation that takes long; what
-    they recorded is kept. After a second interrupt, or half a minute, their processes are terminated. A script must
-    call this under `if __name__ == "__main__":`, as every process imports it.
+    SIGTERM, or an exception in `progress`, stops them after their current step, or within an evaluation that takes
+    long; what they recorded is kept. After a second one, or half a minute, their processes are terminated. A script
+    must call this under `if __name__ == "__main__":`, as every process imports it.
 
     Args:
         configs: The configs; no two may write the same run.
@@ -72,7 +73,8 @@ def train_all(
         if paths.count(path) > 1:
             raise ConfigError(f"two configs write the same run {path}: give each its own name")
         check_free(path, force)
-    failure = _failure(complete, jobs, force, progress)
+    with _sigterm_raises():
+        failure = _failure(complete, jobs, force, progress)
     if isinstance(failure, BrokenProcessPool):
         raise TrainingError(
             "the process of a training could not start or was killed, perhaps because memory ran out, and the others "
@@ -107,9 +109,10 @@ def _failure(configs: Sequence[TrainConfig], jobs: int, force: bool, progress: P
                 if counts[-1] and (not any(counts[count:-1]) or time.monotonic() > deadline):
                     _terminate(others)  # what is left is still loading torch, or does not react
             except BaseException as failure:
-                if isinstance(failure, KeyboardInterrupt) and counts[-1]:
+                asked = isinstance(failure, KeyboardInterrupt | SystemExit)
+                if asked and counts[-1]:
                     _terminate(others)  # asked twice
-                elif isinstance(failure, KeyboardInterrupt):
+                elif asked:
                     _say("stopping: what was recorded is kept; interrupt again to stop at once\n")
                 failures.append(failure)
                 deadline = min(deadline, time.monotonic() + _GRACE_SECONDS)
@@ -131,6 +134,27 @@ def _terminate(others: Collection[object]) -> None:
     for child in active_children():
         if child not in others:
             child.terminate()
+
+
+@contextmanager
+def _sigterm_raises() -> Iterator[None]:
+    """Raise SystemExit on SIGTERM within the context, where the signal would end this process at once.
+
+    The trainings then stop as after an interrupt, and nothing that the processes share stays behind.
+    """
+    if current_thread() is not main_thread() or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+
+    def end(number: int, frame: FrameType | None) -> None:
+        """Raise SystemExit with the status that a shell gives to a process that a signal ended."""
+        raise SystemExit(128 + number)
+
+    signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 @contextmanager
