@@ -161,6 +161,10 @@ def _resume_point(path: Path, config: TrainConfig, job: Job) -> int | None:
     if not saved:
         raise RunError(f"run {path} has no checkpoint to resume from; restart it with --force")
     step, folder = list(saved.items())[-1]
+    if config.steps is not None and step > config.steps:
+        raise ConfigError(
+            f"run {path} has {step} steps already, more than steps = {config.steps}; resume it with more steps"
+        )
     load_checkpoint(folder, job.model, job.optimizer)
     return step
 

@@ -47,6 +47,10 @@ def test_a_resumed_run_continues_bit_for_bit(optimizer: str, tmp_path: Path) -> 
     ours, theirs = last_weights(whole), last_weights(halves)
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     assert halves.steps["step"].tolist() == list(range(1, 13))
+    before = (halves.path / "run.json").read_bytes()
+    with pytest.raises(ConfigError, match="has 12 steps already, more than steps = 7; resume it with more steps"):
+        train(config(tmp_path, optimizer=optimizer, name="halves", steps=7), resume=True)
+    assert (halves.path / "run.json").read_bytes() == before
     after = halves.steps["step"] > 7
     pd.testing.assert_frame_equal(whole.steps.loc[after, EXACT[:5]], halves.steps.loc[after, EXACT[:5]])
 
