@@ -20,6 +20,7 @@ from lossscope.cli.runs import runs
 from lossscope.cli.terminal import OutputError, echo, safe_streams
 from lossscope.cli.train import train
 from lossscope.errors import LossscopeError
+from lossscope.landscape.storage.files import reason, remedy
 
 __all__ = ["app", "main"]
 
@@ -72,7 +73,7 @@ def main() -> None:
             sys.exit(1)
         except OSError as error:
             what = f"{error.filename}: " if error.filename is not None else ""
-            _say("error", f"{what}{error.strerror or error}; check the path and its permissions")
+            _say("error", f"{what}{reason(error)}; {remedy(error)}")
             sys.exit(1)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from lossscope.landscape.errors import RunError
+from lossscope.landscape.storage.files import remedy
 from lossscope.landscape.storage.manifest import MANIFEST, read_manifest
 from lossscope.landscape.storage.run_folder import is_recorded
 from lossscope.landscape.storage.run_tables import RunTables
@@ -182,7 +183,7 @@ def run_folders(path: str | Path) -> list[Path]:
             return [path]
         inside = _subfolders(path)
     except OSError as error:
-        raise RunError(f"cannot list {path}: {error.strerror}; check its permissions") from error
+        raise RunError(f"cannot list {path}: {error.strerror}; {remedy(error)}") from error
     deeper = [folder for one in inside if not _is_run(one) for folder in _subfolders(one, skip_unreadable=True)]
     found = [folder for folder in (*inside, *deeper) if _is_run(folder)]
     if not found:

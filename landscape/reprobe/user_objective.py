@@ -40,7 +40,8 @@ def objective_from(place: str) -> Objective:
         raise ConfigError(f"--objective {shown(place)} is not FILE.py:NAME, such as probes/mine.py:objective")
     path = Path(file)
     if not _is_file(path):
-        raise ConfigError(f"--objective: there is no file {path}; check the path")
+        what = f"{path} is no regular file" if os.path.lexists(path) else f"there is no file {path}"
+        raise ConfigError(f"--objective: {what}; check the path")
     with _import_path(path.parent), own_streams():
         module = _load(path)
         found = _call(_member(module, name, path), f"{name}() of {path}")

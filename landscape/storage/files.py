@@ -7,6 +7,7 @@ every file is checked before it is read or replaced.
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import os
 import stat
@@ -23,12 +24,14 @@ __all__ = [
     "open_writable",
     "read_regular",
     "reason",
+    "remedy",
     "temporary_files",
 ]
 
 # Windows has no O_NONBLOCK, POSIX no O_BINARY.
 _READ: Final = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 _WRITE: Final = os.O_RDWR | os.O_CREAT | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+_REFUSALS: Final = {errno.EACCES, errno.EPERM, errno.EROFS}
 _LONGEST_STEM: Final = 60  # characters of a file's name in that of its temporary file, below every file system's limit
 _KINDS: Final[tuple[tuple[Callable[[int], bool], str], ...]] = (
     (stat.S_ISDIR, "a folder"),
@@ -57,7 +60,7 @@ def open_regular(path: Path) -> io.BufferedReader:
     except NotADirectoryError:
         raise
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        raise RunError(f"cannot read {path}: {reason(error)}; check its permissions") from error
+        raise RunError(f"cannot read {path}: {reason(error)}; {remedy(error)}") from error
 
 
 def read_regular(path: Path, limit: int) -> bytes:
@@ -106,12 +109,22 @@ def folder_entries(path: Path) -> list[Path]:
             raise RunError(f"{path} is a link to nothing: restore the folder, or remove the link") from None
         return []
     except (OSError, ValueError) as error:
-        raise RunError(f"cannot list {path}: {reason(error)}; check its permissions") from error
+        raise RunError(f"cannot list {path}: {reason(error)}; {remedy(error)}") from error
 
 
 def reason(error: Exception) -> str:
     """Return the reason that an error of the file system gives."""
     return str(getattr(error, "strerror", None) or error)
+
+
+def remedy(error: Exception) -> str:
+    """Return the way out of an error of the file system."""
+    number = getattr(error, "errno", None)
+    if number == errno.ENAMETOOLONG:
+        return "choose a shorter path"
+    if number == errno.ENOSPC:
+        return "free some space"
+    return "check its permissions" if number in _REFUSALS else "check the path"
 
 
 def atomic_write(path: Path, content: bytes) -> None:

@@ -114,6 +114,7 @@ def test_what_is_absent_and_what_missed_its_bound_is_said(run):
         (["--max-products", "3"], "--max-products 3 is too few for spectrum: need at least 9"),
         (["--max-products", "0"], "--max-products 0 is out of range"),
         (["--objective", "absent.py:objective"], "there is no file absent.py"),
+        (["--objective", "/dev/zero:objective"], "/dev/zero is no regular file"),
         (["--engine", "pyhessian", "--measures", "lambda_min"], "pyhessian has no lambda_min"),
     ],
 )

@@ -165,4 +165,11 @@ def test_an_error_of_the_system_is_one_line(demo_runs, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["lossscope", "report", "overview", "runs"])
     with pytest.raises(SystemExit):
         main()
-    assert capsys.readouterr().err == "error: runs: Permission denied; check the path and its permissions\n"
+    assert capsys.readouterr().err == "error: runs: Permission denied; check its permissions\n"
+
+
+def test_a_name_that_is_too_long_is_no_matter_of_permissions(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["lossscope", "report", "overview", "x" * 300])
+    with pytest.raises(SystemExit):
+        main()
+    assert capsys.readouterr().err.endswith("File name too long; choose a shorter path\n")
