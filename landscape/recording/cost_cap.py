@@ -87,14 +87,16 @@ class CostCap:
         """Return the seconds of training after which `seconds` of recording fit under the cap."""
         return max((seconds - self.left) / self.share, 0.0) if self.limited else 0.0
 
-    def reason(self) -> str:
+    def reason(self, kind: Kind) -> str:
         """Return the reason of what is missing because it does not fit under the cap."""
         cap = f"{100 * self.share:g} % of the wall time"
-        return f"overhead: it would exceed the cap of {cap}; {self.remedy()}"
+        return f"overhead: it would exceed the cap of {cap}; {self.remedy(kind)}"
 
-    def remedy(self) -> str:
-        """Return a clause that says how to measure more."""
+    def remedy(self, kind: Kind) -> str:
+        """Return a clause that says how to record more of a kind."""
         more = next((one for one in _SHARES if one > self.share), 1)
+        if kind != "curvature":
+            return f"to record more pass overhead={more:g}"
         return f"to measure more pass overhead={more:g} or a few steps as evaluate_at=, or call recorder.evaluate()"
 
     def excess(self) -> str:

@@ -143,7 +143,7 @@ class CurvatureEvaluations:
             else:
                 found += rows
         if cap is not None and skipped:
-            self._faults.note("curvature", step, cap.reason(), skipped, topic="overhead")
+            self._faults.note("curvature", step, cap.reason("curvature"), skipped, topic="overhead")
         if not found.probes:
             return found
         complete = self._attempt(step, (), lambda: panel.with_provenance(found, step))
@@ -284,9 +284,12 @@ def wanted_measures(names: Collection[str] | None) -> Callable[[str], bool]:
         return lambda name: True
     groups = {group.name: set(group.names) for _, group in recorded_groups()}
     known = {name for members in groups.values() for name in members} | set(groups)
-    given = [names] if isinstance(names, str) else list(names)
+    try:
+        given = [names] if isinstance(names, str) else list(names)
+    except TypeError:
+        raise ConfigError(f"measures must be a list of names of recorded measures or groups, got {names!r}") from None
     for name in given:
-        if name not in known:
+        if not isinstance(name, str) or name not in known:
             close = get_close_matches(str(name), sorted(known), n=1, cutoff=0.4)
             hint = f"; did you mean {close[0]!r}?" if close else "; `lossscope list measures` names them"
             raise ConfigError(f"measures must be names of recorded measures or groups, got {name!r}{hint}")

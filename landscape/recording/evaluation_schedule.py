@@ -126,7 +126,7 @@ class EvaluationSchedule:
         if self._curvature.least() <= seconds:
             return Extent(long, self._cap.narrowed(seconds))
         if self._cadence.fixed:
-            self._faults.note("curvature", step, self._cap.reason(), topic="overhead")
+            self._faults.note("curvature", step, self._cap.reason("curvature"), topic="overhead")
         else:
             self._cadence.postpone(step, self._cadence.following(step) - step)
         return None

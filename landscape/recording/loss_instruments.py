@@ -91,7 +91,7 @@ class LossInstruments:
         if self._curvature is None or not observer.copies or not self._cadence.layers(step):
             return
         if not self._cap.affords("layers"):
-            self._faults.note("layers", step, self._cap.reason(), topic="overhead")
+            self._faults.note("layers", step, self._cap.reason("layers"), topic="overhead")
             return
         with self._overhead.counted("layers"), self._instrument("layers", step):
             found = self._curvature.layers(step, observer.copies, observer.displacement())
@@ -105,7 +105,7 @@ class LossInstruments:
             return
         window, lag = due
         if lag == 0 and not self._cap.affords("minibatches", len(self._lags) + 1):
-            self._faults.note("minibatches", step, self._cap.reason(), topic="overhead")
+            self._faults.note("minibatches", step, self._cap.reason("minibatches"), topic="overhead")
             self._skipped_window = window
         if window == self._skipped_window:
             return

@@ -173,6 +173,7 @@ class Recorder:
         self._calls = StepCalls(self._optimizers, self._start, self._faults)
         self._loss: Tensor | float | None = None  # of the last step
         self._closed = False
+        self._unsaved: int | None = None  # step of a checkpoint that waits for its place under the cap
         self._observer: StepObserver | None = None
         self._writer: RunWriter | None = None
         manifest = new_manifest(
@@ -331,10 +332,19 @@ class Recorder:
         self._instruments.sample_pairs(self.steps, writer)
         self._instruments.evaluate_if_due(self.steps, observer, writer, self._loss)
         observer.forget()
-        if self._cadence.checkpoint(self.steps):
-            self._save(observer, writer)
+        self._save_if_due(observer, writer)
         with self._overhead.counted("instruments"):
             writer.flush(due=True)
+
+    def _save_if_due(self, observer: StepObserver, writer: RunWriter) -> None:
+        """Save a due checkpoint as soon as it fits under the cap; it is missing if the next one is due before."""
+        if self._cadence.checkpoint(self.steps):
+            if self._unsaved is not None:
+                self._faults.note("checkpoints", self._unsaved, self._cap.reason("checkpoints"), topic="overhead")
+            self._unsaved = self.steps
+        if self._unsaved is not None and self._cap.affords("checkpoints"):
+            self._unsaved = None
+            self._save(observer, writer)
 
     def _save(self, observer: StepObserver, writer: RunWriter, *, last: bool = False) -> None:
         """Save a checkpoint if the bound on the disk has place for it, and for the last one after it."""

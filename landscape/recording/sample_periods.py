@@ -15,6 +15,7 @@ __all__ = ["SamplePeriods"]
 _PART: Final = 0.5  # of the cap, for the samples: the rest is for curvature
 _WINDOW: Final = 2.0  # seconds of training over which the samples are judged, at least
 _SAMPLES: Final = 4  # samples in them, at least
+_TOPIC: Final = "sample periods"  # of the warning, given once
 
 
 class SamplePeriods:
@@ -51,16 +52,15 @@ class SamplePeriods:
         self._begin()
 
     def _lengthen(self, step: int, factor: int) -> None:
-        """Lengthen the periods, and say so."""
+        """Lengthen the periods, and say so. Nothing is missing at this step itself, so the warning has other words."""
         before, after = self._cadence.lengthen(factor)
-        self._faults.note(
-            "tensors",
-            step,
-            f"overhead: norms are sampled every {after} steps from here on in place of every {before}, and spectra "
-            f"less often by the same factor, as they alone take more than {100 * _PART:g} % of what the cap of "
-            f"{100 * self._cap.share:g} % allows; {self._cap.remedy()}",
-            topic="sample periods",
+        why = (
+            f"norms are sampled every {after} steps from here on in place of every {before}, and spectra less often by "
+            f"the same factor, as they alone take more than {100 * _PART:g} % of what the cap of "
+            f"{100 * self._cap.share:g} % allows; {self._cap.remedy('instruments')}"
         )
+        self._faults.tell(f"step {step}: {why}", topic=_TOPIC)
+        self._faults.note("tensors", step, f"overhead: {why}", topic=_TOPIC)
 
     def _begin(self) -> None:
         """Begin a new window."""

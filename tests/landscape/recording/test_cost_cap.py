@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from lossscope.landscape.errors import ConfigError, LandscapeError
 from lossscope.landscape.measures.panel import load_forward_mode
-from lossscope.landscape.recording import step_sample
+from lossscope.landscape.recording import recorder as recorder_module, step_sample
 from lossscope.landscape.recording.cost_cap import CostCap, MeasurementCosts
 from lossscope.landscape.recording.disk_cap import byte_count
 from lossscope.landscape.recording.overhead import Overhead
@@ -151,6 +151,9 @@ def test_samples_that_take_too_much_alone_become_rarer(
         assert {step % 40 for step in late} == {0}
         assert "norms are sampled every 40 steps from here on in place of every 10, and" in gaps[0]["why"]
         assert len(gaps) == 1
+        assert "evaluate_at" not in gaps[0]["why"]  # which would not sample norms more often
+        assert any(text.startswith(f"step {gaps[0]['step']}: norms are sampled") for text in run.manifest["warnings"])
+        assert not any("tensors could not be recorded" in text for text in run.manifest["warnings"])
     else:
         assert late == [step for step in range(110, 401, 10) if step % 100]
         assert not gaps
@@ -247,6 +250,34 @@ def test_checkpoints_stay_below_their_bound_and_the_last_one_is_kept(clock: list
     assert small.manifest["curvature_gaps"][0]["why"].startswith("disk: a checkpoint takes")
 
 
+@pytest.mark.parametrize("overhead", [None, 1])
+def test_checkpoints_wait_for_their_place_under_the_cap(
+    clock: list[float], overhead: float | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    save = recorder_module.save_checkpoint
+
+    def costly(*given: Any) -> Any:
+        clock[0] += 1.0
+        return save(*given)
+
+    monkeypatch.setattr(recorder_module, "save_checkpoint", costly)
+    run = train(tmp_path / "run", clock, 200, steps=200, evaluations=0, overhead=overhead)
+    saved = [int(path.name.partition("-")[2]) for path in sorted((tmp_path / "run" / "checkpoints").iterdir())]
+    gaps = [one for one in run.manifest.get("curvature_gaps", []) if one["instrument"] == "checkpoints"]
+    if overhead is None:
+        assert saved == [
+            0,
+            79,
+            118,
+            200,
+        ]  # a quarter of 10 % of 80 and of 120 seconds; the last one always
+        assert [one["step"] for one in gaps] == [2, 4, 9, 20]
+        assert gaps[0]["why"].endswith("the cap of 10 % of the wall time; to record more pass overhead=0.5")
+    else:
+        assert saved == [0, 2, 4, 9, 20, 43, 93, 200]
+        assert not gaps
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -254,6 +285,8 @@ def test_checkpoints_stay_below_their_bound_and_the_last_one_is_kept(clock: list
         ({"overhead": 5}, "overhead must be a share of the wall time in (0, 1], got 5"),
         ({"overhead": True}, "overhead must be a share of the wall time in (0, 1], got True"),
         ({"measures": ["lambda_maxx"]}, "got 'lambda_maxx'; did you mean 'lambda_max'?"),
+        ({"measures": 5}, "measures must be a list of names of recorded measures or groups, got 5"),
+        ({"measures": [["trace"]]}, "measures must be names of recorded measures or groups, got ['trace']"),
         ({"disk": "much"}, "disk must be a positive number of bytes or text such as \"2GB\", got 'much'"),
         ({"disk": 0}, "disk must be a positive number of bytes"),
         ({"steps": 5, "evaluate_at": [9]}, "evaluate_at must lie within the 5 planned steps, got 9; raise steps="),
