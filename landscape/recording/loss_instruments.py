@@ -160,8 +160,12 @@ class LossInstruments:
         if self._schedule is None or not self._cadence.evaluation(step):
             return
         extent: Extent | None = None
+        failed = True
         with self._overhead.counted("curvature"), self._instrument("curvature", step):
             extent = self._schedule.due(step, stepped=bool(observer.copies))
+            failed = False
+        if failed:  # the loss raised when its cost was predicted: try again when the next evaluation is due
+            self._cadence.schedule_next(step)
         if extent is not None:
             self.evaluate(step, observer, writer, loss, extent)
             self._schedule.made(step)

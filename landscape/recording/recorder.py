@@ -85,8 +85,9 @@ class Recorder:
             to fit is cut to half of what is left: the loss, `lambda_max` with fewer products and what else fits. The
             first one takes at least `lambda_max` with eight products, the last one at least the loss. A layer sample or
             a window of minibatch pairs starts only if it fits, a checkpoint but the last waits until it does, and norms
-            and spectra are sampled less often where they alone exceed half of the cap. What is left out is missing with the reason. Default: the preset's share
-            (0.02, 0.10, 0.50). 1: no cap, and no row depends on the time that anything took.
+            and spectra are sampled less often where they alone exceed half of the cap. What is left out is missing with
+            the reason. Default: the preset's share (0.02, 0.10, 0.50). 1: no cap, and no row depends on the time that
+            anything took.
         disk: Bound on the size of all checkpoints, in bytes or as text such as "500MB". Place for the last one is kept.
         arm: Name of the arm, the group of runs that differ in their seeds only. Default: `optimizer_name(optimizer)`.
         config: Settings of the run, kept in the manifest.

@@ -233,6 +233,19 @@ def test_evaluations_take_the_chosen_measures_at_the_given_steps(clock: list[flo
     assert measured(run) == {step: {"loss", "trace", "logit_norm", "mean_margin"} for step in (2, 5)}
 
 
+def test_a_loss_that_fails_before_its_first_evaluation_is_tried_at_due_steps_only(
+    clock: list[float], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def fail(*given: Any) -> None:
+        raise ValueError("no")
+
+    monkeypatch.setattr(MeasurementCosts, "product_seconds", fail)
+    run = train(tmp_path / "run", clock, 60)
+    missing = [one for one in run.manifest["curvature_gaps"] if one["instrument"] == "curvature"]
+    assert [one["step"] for one in missing] == [0, 10, 15, 23, 35, 53, 60]
+    assert {one["why"] for one in missing} == {"ValueError: no"}
+
+
 def test_an_early_end_has_an_evaluation(clock: list[float], tmp_path: Path) -> None:
     run = train(tmp_path / "run", clock, 7, steps=100, evaluations=3, overhead=1)
     assert 7 in measured(run)
