@@ -47,6 +47,8 @@ class TwoPassOptimizer(Optimizer, ABC):
 
     Gradients are not checked for NaN or infinity, since that would synchronize with the device: a gradient that is not
     finite makes the weights non-finite in the same step, as in torch. A `GradScaler` skips such steps; see `passes`.
+    With lr above 1 a finite step that would take weights out of the range of their dtype raises an `OptimizerError`
+    before these weights move; the state and the weights before them have moved then.
 
     The second pass has no side effects: weights are copied back even if it raises, buffers (batch-norm
     statistics) are updated once, and both passes draw the same random numbers from torch's generators (not from

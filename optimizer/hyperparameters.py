@@ -108,7 +108,7 @@ _CHOICES: Final[dict[str, tuple[object, ...]]] = {
 }
 
 _FRACTION: Final = Bound("in [0, 1)", lambda x: 0 <= x < 1)
-_MOST: Final = 1e30  # a direction times lr, or a step times rho, then stays in the range of float32
+_MOST: Final = 1e30  # a bounded direction times lr, or rho, then stays in the range of float32
 _SIZE: Final = Bound(f"{NOT_NEGATIVE.words}, at most {_MOST:.0e}", lambda x: 0 <= x <= _MOST)
 _BOUNDS: Final[dict[str, Bound]] = {
     "lr": _SIZE,

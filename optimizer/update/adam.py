@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lossscope.optimizer.errors import OptimizerError
 from lossscope.optimizer.update import newton_schulz as ns
 from lossscope.optimizer.update.matrix_view import direction_scale, matrix_view, track_of
 from lossscope.optimizer.update.sums import Number, arithmetic, norm, plus, within
@@ -170,9 +172,8 @@ def _view(group: dict[str, Any], source: Tensor) -> Tensor:
 
 def apply_step(group: dict[str, Any], parameter: Tensor, A: Tensor) -> Update:
     """Move a parameter along its whitened momentum, or along the Newton-Schulz image of that."""
-    lr = group["lr"]
     if track_of(group, parameter) == "vector":
-        parameter.add_(A, alpha=-lr)
+        _move_by(group, parameter, A, 1.0)
         return Update(A, 1.0, whitened=A)
     view = _view(group, A)
     E = norm(A)  # also the norm that Newton-Schulz divides by, if the tensor is one matrix
@@ -186,12 +187,29 @@ def apply_step(group: dict[str, Any], parameter: Tensor, A: Tensor) -> Update:
 
 def _move_by(group: dict[str, Any], parameter: Tensor, direction: Tensor, scale: Number) -> None:
     """Move a parameter by `-lr scale direction`, whose scale may have no place in float16."""
+    if group["lr"] > 1:  # a step shorter than its direction cannot leave the range alone
+        _refuse_overflow(float(group["lr"]), parameter, direction, float(scale))
     if parameter.dtype == torch.float16:
         parameter.copy_(plus(parameter, direction, -group["lr"] * scale))
     elif isinstance(scale, Tensor):
         parameter.addcmul_(direction, scale.to(parameter.dtype), value=-group["lr"])
     else:
         parameter.add_(direction, alpha=within(-group["lr"] * scale, parameter.dtype))
+
+
+def _refuse_overflow(lr: float, parameter: Tensor, direction: Tensor, scale: float) -> None:
+    """Raise an `OptimizerError` if a finite step takes finite weights out of the range of their dtype."""
+    weight, size = _largest(parameter), _largest(direction)
+    if math.isfinite(weight) and math.isfinite(size) and weight + lr * scale * size > torch.finfo(parameter.dtype).max:
+        raise OptimizerError(
+            f"lr={lr:g} takes weights out of the range of {parameter.dtype}, along a direction with elements of up to "
+            f"{scale * size:.2g}: lower lr, or clip the gradients"
+        )
+
+
+def _largest(tensor: Tensor) -> float:
+    """Return the size of the largest element; 0 for a tensor without elements."""
+    return max(abs(float(end)) for end in tensor.aminmax()) if tensor.numel() else 0.0
 
 
 def _product_dtype(setting: torch.dtype | str, A: Tensor) -> torch.dtype:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import re
 from collections import Counter
 from typing import Any
 
@@ -109,6 +110,15 @@ def step(optimizer: Any, parameters: Tensors, gradients: list[Tensors]) -> None:
     optimizer.step(closure)
 
 
+def refused(optimizer: Any, parameters: Tensors, gradients: list[Tensors]) -> str:
+    """Take a step and return the words with which it was refused, if it was."""
+    try:
+        step(optimizer, parameters, gradients)
+    except OptimizerError as error:
+        return str(error)
+    return ""
+
+
 def largest(optimizer: Any, parameters: Tensors, fed: list[float]) -> float:
     """Return the largest size of weights, momenta and gradients that were followed."""
     kept = ("momentum_buffer", "exp_avg", "shear")
@@ -148,8 +158,11 @@ def outcome(seed: int) -> str:
     for number in range(6):
         kind = kinds[number % 2]
         gradients = [{key: gradient(shape, dtype, kind, generator) for key, shape in shapes.items()} for _ in range(2)]
-        step(optimizer, weights, gradients)
+        refusal = refused(optimizer, weights, gradients)
         step(twin, wide, gradients)
+        if refusal:
+            assert "lr=" in refusal, refusal
+            assert not largest(twin, wide, fed) < torch.finfo(dtype).max / 16, refusal
         if not largest(twin, wide, fed) < torch.finfo(dtype).max / 16:
             return "overflows"
         lost = [key for key, weight in weights.items() if not bool(torch.isfinite(weight).all())]
@@ -163,6 +176,30 @@ def test_finite_gradients_give_finite_weights_or_a_setting_is_refused(seeds: ran
     assert ended["finite"] > len(seeds) / 2
     assert ended["refused"] < len(seeds) / 3
     assert ended["overflows"] < len(seeds) / 3
+
+
+@pytest.mark.parametrize(
+    ("name", "given"), [("sgd", {}), ("sam", {}), ("looksam", {}), ("gsam", {}), ("clion", {"nu": 1e38})]
+)
+@pytest.mark.parametrize(("dtype", "size"), [(torch.float32, 1e37), (torch.bfloat16, 1e37), (torch.float16, 1e4)])
+def test_a_learning_rate_that_takes_weights_out_of_their_range_is_refused(
+    name: str, given: dict[str, Any], dtype: torch.dtype, size: float
+) -> None:
+    weights: Tensors = {"w": nn.Parameter(torch.ones(4, dtype=dtype))}
+    g = torch.full((4,), size, dtype=dtype)
+    optimizer = create(name, list(weights.items()), lr=1000.0, **given)
+    assert re.match("lr=1000 takes weights out of the range", refused(optimizer, weights, [{"w": g}] * 2))
+    assert bool(torch.isfinite(weights["w"]).all())
+    optimizer.param_groups[0]["lr"] = 1.0
+    assert not refused(optimizer, weights, [{"w": g}] * 2)
+    assert bool(torch.isfinite(weights["w"]).all())
+
+
+def test_a_gradient_that_is_not_finite_is_not_refused_under_a_large_learning_rate() -> None:
+    w = nn.Parameter(torch.ones(3))
+    optimizer = create("sgd", [("w", w)], lr=100.0)
+    assert not refused(optimizer, {"w": w}, [{"w": torch.tensor([1.0, math.inf, math.nan])}])
+    assert torch.isfinite(w).tolist() == [True, False, False]
 
 
 @pytest.mark.parametrize("name", names())
