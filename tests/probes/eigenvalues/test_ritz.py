@@ -256,6 +256,29 @@ def test_restarts_cost_hardly_a_product_and_leave_the_bounds_true(name: str) -> 
     assert products[1] < 1.15 * products[0]
 
 
+@pytest.mark.parametrize("dimensions", [None, 12])
+def test_an_end_is_enclosed_at_both_confidences_with_and_without_restarts(
+    dimensions: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    farther = 0
+    for seed in range(6):
+        start = start_block(diagonal(SPECTRA["gaussian bulk"]), 1, None, generator(seed))
+        grow(start, top=1, bottom=1, rel=0.1, max_products=30, steps=30, dimensions=dimensions)
+        found = ritz(start.space, start.random)
+        assert bool(start.space.restarts) == (dimensions is not None)
+        for largest, edge, sign in ((True, found.values[-1], 1.0), (False, found.values[0], -1.0)):
+            distance = found.reach(largest=largest)
+            assert not found._possible(np.array([edge + sign * distance]))[0]
+            assert not found._possible(np.array([edge + sign * 3 * distance]), 0.001)[0]
+            assert found.enclosed(distance, largest=largest)
+            with monkeypatch.context() as patch:
+                patch.setattr("lossscope.probes.eigenvalues.ritz._FAR_RISK", 0.05)
+                near = found.reach(largest=largest)
+            farther += near < 0.98 * distance
+            assert not found.enclosed(0.98 * distance, largest=largest)
+    assert farther  # the second rule has decided somewhere
+
+
 def test_the_quadratic_bound_needs_a_gap_that_is_known() -> None:
     start = grown(np.r_[1.0, 0.95, 0.6 * _BULK.random(298)], 14)
     found = ritz(start.space, start.random)
