@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given, settings, strategies as st
+from hypothesis import example, given, settings, strategies as st
 
 from helpers import draw
 from lossscope.optimizer import ARS2Neo
@@ -18,13 +18,15 @@ seeds = st.integers(0, 10_000)
 
 
 @given(seed=seeds, rows=st.integers(1, 5), columns=st.integers(2, 5))
+@example(seed=1194, rows=1, columns=2)
 @settings(max_examples=30, deadline=None)
 def test_the_residual_is_orthogonal_and_completes_the_projection(seed, rows, columns):
     g, ga = draw(seed, rows, columns), draw(seed + 1, rows, columns)
     s = residual(ga, g)
-    assert abs(float((s * g).sum())) < 1e-10 * float(g.norm() * ga.norm())
+    near = 1e-10 + 1e-12 / float(g.square().sum())  # what the published floor of <g, g> leaves of the gradient
+    assert abs(float((s * g).sum())) < near * float(g.norm() * ga.norm())
     cosine = float((g * ga).sum() / (g.norm() * ga.norm()))
-    assert float(s.norm() / ga.norm()) == pytest.approx((1 - cosine**2) ** 0.5, abs=1e-10)
+    assert float(s.norm() / ga.norm()) == pytest.approx((1 - cosine**2) ** 0.5, abs=near)
 
 
 def test_the_residual_of_the_gradient_itself_is_nothing():
