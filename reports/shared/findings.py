@@ -13,7 +13,7 @@ from lossscope.landscape.analysis.divergence import divergence_of
 from lossscope.landscape.measures.catalogue import limit_of
 from lossscope.landscape.measures.measure import WITHOUT_TOLERANCE
 from lossscope.reports.content import Finding
-from lossscope.reports.shared.gaps import missing_evaluations, missing_in_words
+from lossscope.reports.shared.gaps import cut_steps, missing_evaluations, missing_in_words
 from lossscope.reports.shared.number_format import percent, plain
 from lossscope.reports.shared.provenance import listed
 from lossscope.reports.shared.quantities import at_last_evaluation, last_spectra, loss_at_last_evaluation, number
@@ -51,14 +51,28 @@ def runs_finished(runs: Sequence[Run]) -> Finding:
 
 
 def bounds_met(runs: Sequence[Run], measure: str = "lambda_max") -> Finding:
-    """Check that every value of a measure met its requested error bound."""
-    rows = [_rows(run, measure) for run in runs]
-    flags = [flag for one in rows for flag in one[one["value"].notna()]["converged"].dropna().astype(bool)]
+    """Check that every value of a measure met its requested error bound.
+
+    Evaluations that the cap on the recording time cut decide nothing where they missed it.
+    """
+    flags: list[bool] = []
+    cut = 0
+    for run in runs:
+        rows = _rows(run, measure)
+        rows = rows[rows["value"].notna()].dropna(subset=["converged"])
+        short = cut_steps(run)
+        for step, met in zip(rows["step"], rows["converged"].astype(bool), strict=True):
+            if met or int(step) not in short:
+                flags.append(bool(met))
+            else:
+                cut += 1
+    numbers = f"{sum(flags)} of {len(flags)} evaluations" if flags else ("" if cut else _NOTHING)
+    words = f"{cut} cut by the cap on the recording time" if cut else ""
     return _whole(
         Finding(
             f"Every {measure} met its error bound.",
-            all(flags) if flags else None,
-            f"{sum(flags)} of {len(flags)} evaluations" if flags else _NOTHING,
+            False if not all(flags) else True if flags and not cut else None,
+            "; ".join(filter(None, (numbers, words))),
             f"probes.parquet: {measure}, converged",
         ),
         runs,
@@ -67,13 +81,17 @@ def bounds_met(runs: Sequence[Run], measure: str = "lambda_max") -> Finding:
 
 
 def all_bounds_met(runs: Sequence[Run]) -> Finding:
-    """Check that every measure of the whole model met its requested precision, and count by measure."""
+    """Check that every measure of the whole model met its requested precision, and count by measure.
+
+    Evaluations that the cap on the recording time cut are left out where they missed it, as measures are missing there.
+    """
     claim = "Every measure of the whole model met its requested precision at every evaluation."
     source = "probes.parquet: converged"
     counts: dict[str, list[int]] = {}
     for run in runs:
         rows = run.estimates.dropna(subset=["converged"])
         rows = rows[rows["value"].notna() & rows["tensor"].isna()]
+        rows = rows[rows["converged"].astype(bool) | ~rows["step"].isin(list(cut_steps(run)))]
         for measure, met in zip(rows["measure"], rows["converged"].astype(bool), strict=True):
             if limit_of(measure) in WITHOUT_TOLERANCE:
                 continue

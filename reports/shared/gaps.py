@@ -11,7 +11,14 @@ from lossscope.reports.shared.quantities import number
 if TYPE_CHECKING:
     from lossscope.landscape.run import Run
 
-__all__ = ["missing_evaluations", "missing_in_words"]
+__all__ = ["cut_steps", "missing_evaluations", "missing_in_words"]
+
+
+def cut_steps(run: Run) -> frozenset[int]:
+    """Return the steps of evaluations that the cap on the recording time cut or left out."""
+    gaps = filter(is_curvature, missing_values(run.manifest))
+    steps = (gap.get("step") for gap in gaps if str(gap.get("why", "")).startswith("overhead:"))
+    return frozenset(step for step in steps if isinstance(step, int))
 
 
 def missing_evaluations(run: Run, measure: str) -> list[int]:

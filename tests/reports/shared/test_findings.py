@@ -36,6 +36,23 @@ def test_bounds_are_met_when_every_evaluation_says_so(write_run):
     assert (found.outcome, found.numbers) == (True, "8 of 8 evaluations")
 
 
+@pytest.mark.parametrize(
+    ("missed", "outcome", "numbers"),
+    [
+        ((0,), None, "7 of 7 evaluations; 1 cut by the cap on the recording time"),
+        ((0, 8), False, "6 of 7 evaluations; 1 cut by the cap on the recording time"),
+    ],
+)
+def test_an_evaluation_that_the_cap_cut_refutes_no_bound(write_run, missed, outcome, numbers):
+    why = "overhead: it would exceed the cap of 10 % of the wall time"
+    gaps = [{"step": 0, "instrument": "curvature", "measures": ["density"], "why": why}]
+    rows = changing("probes", converged=False, where=of("lambda_max", *missed))
+    run = write_run("a", rows=rows, curvature_gaps=gaps)
+    found = bounds_met([run])
+    assert (found.outcome, found.numbers) == (outcome, numbers)
+    assert (all_bounds_met([run]).outcome is False) == (outcome is False)
+
+
 def test_one_bound_that_was_not_met_is_counted(write_run):
     rows = changing("probes", converged=False, where=of("lambda_max", 8))
     found = bounds_met([write_run("a"), write_run("b", rows=rows)])
