@@ -41,6 +41,8 @@ from .operators.base import (
     ObjectiveOperator as ObjectiveOperator,
     SymmetricOperator as SymmetricOperator,
     from_matrix as from_matrix,
+)
+from .operators.derived import (
     preconditioned as preconditioned,
     restricted as restricted,
     scaled as scaled,

@@ -14,19 +14,25 @@ Source:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Final
 
 import torch
 from torch import Tensor
 
-__all__ = ["dot", "gram", "norm", "norms", "row_dots", "row_norms", "without"]
+__all__ = ["all_finite", "dot", "gram", "norm", "norms", "row_dots", "row_norms", "without"]
 
 _NARROW: Final = {"mps"}  # types of devices without float64
 _CHUNK: Final = {"cpu": 2**18}  # entries of a chunk: 2 MiB in float64, which stay in the cache
 _SHORT: Final = 2**16  # entries up to which a tensor is one chunk everywhere
 _CHUNK_ELSEWHERE: Final = 2**24  # entries of a chunk on an accelerator, where each launch costs
 _SPLIT: Final = 4097.0  # 2^12 + 1, cuts a float32 number into two of 12 bits each
+
+
+def all_finite(values: Tensor) -> bool:
+    """Return True if all values are finite; their sum is tested first, which is one reduction and no mask."""
+    return math.isfinite(float(values.detach().sum())) or bool(torch.isfinite(values).all())
 
 
 def dot(a: Tensor, b: Tensor) -> Tensor:

@@ -24,7 +24,8 @@ from lossscope.probes.eigenvalues.measure import measure_spectrum
 from lossscope.probes.eigenvalues.results import EigenPairs, SpectrumEstimate
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.objective.objective import Objective
-from lossscope.probes.operators.base import SymmetricOperator, preconditioned
+from lossscope.probes.operators.base import SymmetricOperator
+from lossscope.probes.operators.derived import preconditioned
 from lossscope.probes.operators.hessian import hessian
 from lossscope.probes.operators.number_rounding import number_rounding
 from lossscope.probes.sharpness.alignment import GradientAlignment, gradient_alignment

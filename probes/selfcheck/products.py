@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from lossscope.probes.eigenvalues.measure import measure_spectrum
 from lossscope.probes.objective.losses import MeanSquaredError
 from lossscope.probes.objective.objective import Objective
-from lossscope.probes.operators.base import SymmetricOperator, from_matrix, preconditioned, scaled
+from lossscope.probes.operators.base import SymmetricOperator, from_matrix
+from lossscope.probes.operators.derived import preconditioned, scaled
 from lossscope.probes.operators.gauss_newton import fisher, gauss_newton
 from lossscope.probes.operators.hessian import hessian
 from lossscope.probes.selfcheck.check import Place, Reading, check

@@ -18,8 +18,9 @@ from lossscope.probes.objective.evaluation import BatchEvaluation
 from lossscope.probes.objective.functional import Substitution
 from lossscope.probes.objective.loss_terms import averaging_shares, class_logits
 from lossscope.probes.objective.objective import Objective
-from lossscope.probes.operators.base import SymmetricOperator, scaled
+from lossscope.probes.operators.base import SymmetricOperator
 from lossscope.probes.operators.cached_products import reason
+from lossscope.probes.operators.derived import scaled
 from lossscope.probes.operators.hessian import hessian
 from lossscope.probes.operators.number_rounding import number_rounding
 from lossscope.probes.operators.quadratic_form import form_rounding

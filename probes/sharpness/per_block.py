@@ -14,7 +14,8 @@ from lossscope.probes.eigenvalues.measure import measure_spectrum
 from lossscope.probes.eigenvalues.results import EigenPairs
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.objective.objective import Objective
-from lossscope.probes.operators.base import ObjectiveOperator, SymmetricOperator, restricted
+from lossscope.probes.operators.base import ObjectiveOperator, SymmetricOperator
+from lossscope.probes.operators.derived import restricted
 from lossscope.probes.operators.hessian import hessian
 from lossscope.probes.statistics.estimate import Estimate
 from lossscope.probes.statistics.propagation import (

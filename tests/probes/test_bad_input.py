@@ -16,7 +16,8 @@ from lossscope.probes.eigenvalues.measure import measure_spectrum
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.objective.losses import CrossEntropy
 from lossscope.probes.objective.objective import Objective
-from lossscope.probes.operators.base import SymmetricOperator, from_matrix, preconditioned, restricted, scaled
+from lossscope.probes.operators.base import SymmetricOperator, from_matrix
+from lossscope.probes.operators.derived import preconditioned, restricted, scaled
 from lossscope.probes.operators.gauss_newton import fisher, gauss_newton
 from lossscope.probes.operators.hessian import hessian
 from lossscope.probes.sharpness.invariant import log_fisher_rao

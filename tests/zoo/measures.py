@@ -17,7 +17,8 @@ from lossscope.probes.eigenvalues.eigen_tracker import EigenTracker
 from lossscope.probes.eigenvalues.measure import measure_spectrum
 from lossscope.probes.eigenvalues.results import EigenPairs
 from lossscope.probes.objective.objective import Objective
-from lossscope.probes.operators.base import ObjectiveOperator, SymmetricOperator, preconditioned, restricted, scaled
+from lossscope.probes.operators.base import ObjectiveOperator, SymmetricOperator
+from lossscope.probes.operators.derived import preconditioned, restricted, scaled
 from lossscope.probes.operators.gauss_newton import fisher, gauss_newton
 from lossscope.probes.operators.hessian import hessian
 from lossscope.probes.sharpness.alignment import gradient_alignment

@@ -19,7 +19,7 @@ from lossscope.probes.eigenvalues.measure import measure_spectrum
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.objective.losses import CrossEntropy
 from lossscope.probes.objective.objective import Objective
-from lossscope.probes.operators.base import preconditioned
+from lossscope.probes.operators.derived import preconditioned
 from lossscope.probes.operators.hessian import hessian
 from lossscope.probes.sharpness.stability_thresholds import edge_ratio, frozen_adam, heavy_ball
 from required_settings import create

@@ -13,7 +13,8 @@ from helpers import gaussian
 from lossscope.probes.eigenvalues.measure import measure_spectrum
 from lossscope.probes.objective.losses import MeanSquaredError
 from lossscope.probes.objective.objective import Objective
-from lossscope.probes.operators.base import from_matrix, preconditioned
+from lossscope.probes.operators.base import from_matrix
+from lossscope.probes.operators.derived import preconditioned
 from lossscope.probes.operators.hessian import hessian
 from lossscope.probes.sharpness import stability_thresholds as stability
 from lossscope.probes.sharpness.directional import directional_sharpness

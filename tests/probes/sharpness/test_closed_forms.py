@@ -15,7 +15,7 @@ from helpers import dense, gaussian
 from lossscope.probes.eigenvalues.measure import measure_spectrum
 from lossscope.probes.objective.losses import CrossEntropy, MeanSquaredError
 from lossscope.probes.objective.objective import Objective
-from lossscope.probes.operators.base import preconditioned, restricted, scaled
+from lossscope.probes.operators.derived import preconditioned, restricted, scaled
 from lossscope.probes.operators.gauss_newton import fisher, gauss_newton
 from lossscope.probes.operators.hessian import hessian
 from lossscope.probes.sharpness.directional import directional_sharpness

@@ -16,7 +16,7 @@ from lossscope.probes.eigenvalues.measure import measure_spectrum
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.objective.losses import MeanSquaredError
 from lossscope.probes.objective.objective import Objective
-from lossscope.probes.operators.base import preconditioned, restricted
+from lossscope.probes.operators.derived import preconditioned, restricted
 from lossscope.probes.operators.gauss_newton import fisher, gauss_newton
 from lossscope.probes.operators.hessian import hessian
 from lossscope.probes.sharpness.directional import directional_sharpness

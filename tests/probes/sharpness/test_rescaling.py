@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from lossscope.probes.eigenvalues.measure import measure_spectrum
 from lossscope.probes.objective.losses import CrossEntropy
 from lossscope.probes.objective.objective import Objective
-from lossscope.probes.operators.base import preconditioned, restricted
+from lossscope.probes.operators.derived import preconditioned, restricted
 from lossscope.probes.operators.hessian import hessian
 from lossscope.probes.sharpness.directional import directional_sharpness
 from lossscope.probes.sharpness.invariant import adaptive_trace, log_fisher_rao, theta_hessian_theta
