@@ -187,7 +187,7 @@ class Cadence:
         """Return True if a checkpoint is due."""
         return step in self._saves
 
-    def following(self, step: int) -> int:
+    def _following(self, step: int) -> int:
         """Return the step of the evaluation after one at this step, if the schedule is not fixed."""
         return _SECOND if step == 0 else geometric_step(step, self._preset.growth)
 
@@ -198,11 +198,11 @@ class Cadence:
     def schedule_next(self, step: int) -> None:
         """Schedule the next curvature evaluation after one was made, if the schedule is not fixed."""
         self._made += 1
-        self._next_evaluation = self.following(step)
+        self._next_evaluation = self._following(step)
 
-    def postpone(self, step: int, wait: float) -> None:
-        """Move an evaluation that is due at this step by a number of training steps, if the schedule is not fixed."""
-        self._next_evaluation = step + max(math.ceil(wait), 1)
+    def postpone(self, step: int) -> None:
+        """Move an evaluation that is due at this step to the next step of the schedule, which is not fixed."""
+        self._next_evaluation = self._following(step)
 
     def _every(self, step: int, every: int | None) -> bool:
         """Return True at multiples of a period, at step 1 and at curvature evaluations."""

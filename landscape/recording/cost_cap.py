@@ -83,10 +83,6 @@ class CostCap:
         quarter = _PART * self.share * self._overhead.wall - self._overhead.seconds[kind]
         return count * self._overhead.latest.get(kind, 0.0) <= min(self.left, quarter)
 
-    def wait(self, seconds: float) -> float:
-        """Return the seconds of training after which `seconds` of recording fit under the cap."""
-        return max((seconds - self.left) / self.share, 0.0) if self.limited else 0.0
-
     def reason(self, kind: Kind) -> str:
         """Return the reason of what is missing because it does not fit under the cap."""
         cap = f"{100 * self.share:g} % of the wall time"

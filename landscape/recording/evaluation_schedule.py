@@ -60,7 +60,6 @@ class EvaluationSchedule:
         self.evaluated: int | None = None
         self._curvature, self._cadence, self._cap = curvature, cadence, cap
         self._overhead, self._faults, self._name = overhead, faults, name
-        self._postponed = False  # the evaluation that is due was due before
 
     def due(self, step: int, *, stepped: bool) -> Extent | None:
         """Return the extent of the evaluation at this step; None if there is none.
@@ -83,13 +82,11 @@ class EvaluationSchedule:
         allowed = self._allowed(step)
         if predicted <= allowed:
             return Extent(long)
-        if self._waits(step, predicted):
-            return None
         return self._cut(step, long, min(allowed, _CUT_SHARE * self._cap.left))
 
     def made(self, step: int) -> None:
         """Note that an evaluation was made, and schedule the next one."""
-        self.evaluated, self._postponed = step, False
+        self.evaluated = step
         self._cadence.schedule_next(step)
 
     def at_the_end(self, step: int) -> Extent | None:
@@ -111,16 +108,6 @@ class EvaluationSchedule:
                 return min(left, left + grows - last)
         return left
 
-    def _waits(self, step: int, predicted: float) -> bool:
-        """Postpone an evaluation of a growing schedule once, if it fits as a whole before the next one would be due."""
-        if self._cadence.fixed or self._postponed:
-            return False
-        wait = self._training_steps(step, predicted)
-        self._postponed = step + wait <= self._cadence.following(step)
-        if self._postponed:
-            self._cadence.postpone(step, wait)
-        return self._postponed
-
     def _cut(self, step: int, long: bool, seconds: float) -> Extent | None:
         """Return the extent of an evaluation that is cut to some seconds; None if the loss alone takes longer."""
         if self._curvature.least() <= seconds:
@@ -128,12 +115,8 @@ class EvaluationSchedule:
         if self._cadence.fixed:
             self._faults.note("curvature", step, self._cap.reason("curvature"), topic="overhead")
         else:
-            self._cadence.postpone(step, self._cadence.following(step) - step)
+            self._cadence.postpone(step)
         return None
-
-    def _training_steps(self, step: int, seconds: float) -> float:
-        """Return the number of training steps after which `seconds` of recording fit under the cap."""
-        return self._cap.wait(seconds) * max(step, 1) / max(self._overhead.training, 1e-9)
 
     def _tell_price(self) -> None:
         """Print on stderr what an evaluation costs at most, and how often the cap allows one."""

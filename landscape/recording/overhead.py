@@ -44,11 +44,6 @@ class Overhead:
         """Seconds of recording so far; those of a block that is running do not count yet."""
         return sum(self.seconds.values())
 
-    @property
-    def training(self) -> float:
-        """Seconds not spent on recording."""
-        return self.wall - self.total
-
     @contextmanager
     def counted(self, kind: Kind) -> Iterator[None]:
         """Add the time of the block to a kind. Blocks must not be nested."""

@@ -61,7 +61,7 @@ def test_a_planned_run_is_due_for_exactly_its_evaluations(spacing: Spacing) -> N
     assert (due[0], due[-1]) == (0, 400)
     assert due[1] == (8 if spacing == "log" else 21)
     assert [step for step in due if cadence.last(step)] == [400]
-    cadence.postpone(8, 100)  # moves nothing: the schedule is fixed
+    cadence.postpone(8)  # moves nothing: the schedule is fixed
     assert [step for step in range(401) if cadence.evaluation(step)] == due
 
 
@@ -111,9 +111,10 @@ def test_the_distance_between_the_evaluations_of_an_unplanned_run_grows() -> Non
             cadence.schedule_next(step)
     assert made[:3] == [0, 10, 15]
     assert all(later == math.ceil(STANDARD.growth * earlier) for earlier, later in pairwise(made[1:]))
-    cadence.postpone(made[-1], 7.2)
-    assert not cadence.evaluation(made[-1] + 7)
-    assert cadence.evaluation(made[-1] + 8)
+    due = math.ceil(STANDARD.growth * made[-1])
+    cadence.postpone(due)
+    assert not cadence.evaluation(due)
+    assert cadence.evaluation(math.ceil(STANDARD.growth * due))
 
 
 def test_the_periods_of_tensors_and_spectra_are_lengthened_together() -> None:
