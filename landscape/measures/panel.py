@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Collection, Mapping
-from functools import cache, cached_property
+from functools import cached_property
 from typing import Final
 
-import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from lossscope.landscape.measures.estimate_rows import Rows, density_rows, estimate_row, with_provenance
+from lossscope.landscape.measures.forward_mode import load_forward_mode
 from lossscope.landscape.measures.host_transfer import Row
 from lossscope.landscape.measures.measure import BY_PYHESSIAN, EIGENVALUES, FROM_DENSITY
 from lossscope.landscape.measures.optimizer_metric import StepMetric, optimizer_name, step_metric, why_no_metric
@@ -41,8 +40,6 @@ __all__ = [
     "Panel",
     "alignment_rows",
     "batch_rows",
-    "forward_mode_seconds",
-    "load_forward_mode",
     "module_rows",
     "sampling_rows",
 ]
@@ -109,7 +106,6 @@ def sampling_rows(target: MeasurementTarget, options: SolverOptions, names: froz
     return Rows([{**estimate_row(name, one), **cost} for name, one in three.items() if name in names])
 
 
-_FORWARD_MODE: Final = 1.0  # seconds that loading the forward-mode rules takes, once per process
 _EDGE: Final = "sharpness_edge_ratio"
 
 
@@ -370,18 +366,6 @@ class Panel:
         optimizer = self.target.optimizer
         why = self.target.no_optimizer if optimizer is None else why_no_metric(optimizer)
         return f"{why}; use lambda_max, and directional_edge_ratio, which training records for every optimizer"
-
-
-@cache
-def load_forward_mode() -> None:
-    """Load torch's forward-mode rules, about one second once per process, so that no measure is charged for it."""
-    with forward_ad.dual_level():
-        forward_ad.make_dual(torch.zeros(1), torch.zeros(1))  # type: ignore[no-untyped-call]
-
-
-def forward_mode_seconds() -> float:
-    """Return the seconds that `load_forward_mode` usually takes; 0 after it was called."""
-    return 0.0 if load_forward_mode.cache_info().currsize else _FORWARD_MODE
 
 
 def _top_count(names: Collection[str]) -> int:

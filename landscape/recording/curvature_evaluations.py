@@ -16,12 +16,13 @@ from torch.optim.optimizer import Optimizer
 from lossscope.landscape.errors import ConfigError
 from lossscope.landscape.measures.catalogue import recorded_groups
 from lossscope.landscape.measures.estimate_rows import Rows
+from lossscope.landscape.measures.forward_mode import forward_mode_seconds, load_forward_mode
 from lossscope.landscape.measures.host_transfer import Row
 from lossscope.landscape.measures.measure import EIGENVALUES
 from lossscope.landscape.measures.measure_group import Evaluation, MeasureGroup
 from lossscope.landscape.measures.memory import evaluation_copies
 from lossscope.landscape.measures.options import MeasurementTarget, SolverOptions
-from lossscope.landscape.measures.panel import Panel, forward_mode_seconds, load_forward_mode
+from lossscope.landscape.measures.panel import Panel
 from lossscope.landscape.measures.step_measures import ByParameter, RecordedStep, flat_vector
 from lossscope.landscape.recording.cadence import Preset
 from lossscope.landscape.recording.cost_cap import CostCap, MeasurementCosts

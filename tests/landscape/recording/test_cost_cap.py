@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lossscope.landscape.errors import ConfigError, LandscapeError
-from lossscope.landscape.measures.panel import load_forward_mode
+from lossscope.landscape.measures.forward_mode import load_forward_mode
 from lossscope.landscape.recording import recorder as recorder_module, step_sample
 from lossscope.landscape.recording.cost_cap import CostCap, MeasurementCosts
 from lossscope.landscape.recording.disk_cap import byte_count
