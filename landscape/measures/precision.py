@@ -8,12 +8,12 @@ from typing import Any, Final
 
 from lossscope.landscape.measures.catalogue import limit_of
 from lossscope.landscape.measures.measure import WITHOUT_TOLERANCE
+from lossscope.landscape.storage.missing_values import named
 
 __all__ = ["REMEDY", "REMEDY_IN_DOUBLE", "Unreachable", "unreachable"]
 
 REMEDY: Final = "measure in float64: give the Recorder, or `lossscope probe --objective`, objective.in_double()"
 REMEDY_IN_DOUBLE: Final = "the products are in float64 already: ask for a larger relative bound"
-_MOST_MEASURES: Final = 4  # named
 
 
 @dataclass(frozen=True)
@@ -31,14 +31,9 @@ class Unreachable:
         return REMEDY_IN_DOUBLE if self.dtype == "float64" else REMEDY
 
     def __str__(self) -> str:
-        named = ", ".join(self.measures[:_MOST_MEASURES])
-        more = len(self.measures) - _MOST_MEASURES
         count = len(self.steps)
         where = f"{count} evaluation{'s' * (count > 1)} ({'last: ' if count > 1 else ''}step {self.steps[-1]})"
-        return (
-            f"{named}{f' and {more} more' if more > 0 else ''} missed the requested bound at {where}: {self.cause}; "
-            f"{self.remedy}"
-        )
+        return f"{named(self.measures)} missed the requested bound at {where}: {self.cause}; {self.remedy}"
 
 
 def unreachable(rows: Iterable[Mapping[Any, Any]]) -> Unreachable | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Collection
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -11,6 +10,7 @@ from itertools import islice
 from typing import Final, Literal, get_args
 
 from lossscope.landscape.errors import ConfigError
+from lossscope.landscape.recording.whole_numbers import integer
 
 __all__ = [
     "MOST_EVALUATIONS",
@@ -21,11 +21,9 @@ __all__ = [
     "geometric_step",
     "log_spaced",
     "preset_of",
-    "whole_number",
 ]
 
 MOST_EVALUATIONS: Final = 100_000
-_LARGEST: Final = 2**53  # integers up to this are exact in every JSON reader
 
 
 @dataclass(frozen=True)
@@ -240,32 +238,10 @@ def _given_steps(planned: int | None, given: Collection[int]) -> tuple[int, ...]
 
 def _step(given: object) -> int:
     """Return a step of `evaluate_at`, an integer of any library."""
-    step = _integer(given)
+    step = integer(given)
     if step is None or step < 0:
         raise ConfigError(f"evaluate_at must be step numbers of at least 0, got {given!r}")
     return step
-
-
-def whole_number(name: str, value: object, *, least: int, most: int = _LARGEST) -> int | None:
-    """Return an argument that counts something, an integer of any library; None if it is None.
-
-    Raises:
-        ConfigError: It is no integer, or out of bounds.
-    """
-    number = _integer(value)
-    if value is not None and (number is None or not least <= number <= most):
-        raise ConfigError(f"{name} must be an integer from {least} to {most}, got {str(value)[:40]!r}")
-    return number
-
-
-def _integer(value: object) -> int | None:
-    """Return an integer of any library as an int; None for anything else, and for True and False."""
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        return None
-    try:
-        return operator.index(value)
-    except (TypeError, ValueError, RuntimeError):  # of a tensor of several numbers, or of floating ones
-        return None
 
 
 def _linear_spaced(last: int, count: int) -> tuple[int, ...]:

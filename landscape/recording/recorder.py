@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer
 
 from lossscope.landscape.errors import LandscapeError
-from lossscope.landscape.recording.cadence import MOST_EVALUATIONS, Cadence, Spacing, preset_of, whole_number
+from lossscope.landscape.recording.cadence import MOST_EVALUATIONS, Cadence, Spacing, preset_of
 from lossscope.landscape.recording.checkpoints import save_checkpoint
 from lossscope.landscape.recording.cost_cap import CostCap, overhead_share
 from lossscope.landscape.recording.curvature_evaluations import wanted_measures
@@ -28,6 +28,7 @@ from lossscope.landscape.recording.run_metadata import new_manifest
 from lossscope.landscape.recording.run_writer import RunWriter, Status
 from lossscope.landscape.recording.sample_periods import SamplePeriods
 from lossscope.landscape.recording.step_observer import StepObserver
+from lossscope.landscape.recording.whole_numbers import whole_number
 from lossscope.landscape.storage.manifest import manifest_text
 from lossscope.landscape.storage.row_codec import load_libraries
 
