@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from lossscope.landscape.measures.measure import EIGENVALUES, FROM_DENSITY, Bound, Measure
 from lossscope.landscape.measures.measure_group import Evaluation, LeastProducts, MeasureGroup, Names, Schedule
+from lossscope.landscape.measures.memory import METRIC_COPIES, krylov_vectors
 
 if TYPE_CHECKING:
     from lossscope.landscape.measures.panel import Panel
@@ -106,12 +107,21 @@ def _krylov(pairs: Callable[[Names], int], *, space: bool = True, probes: bool =
     return least
 
 
+def _pairs_of_spectrum(names: Names) -> int:
+    """Return the number of eigenpairs at both ends that some measures of the spectrum need."""
+    top = max((1 + i for i, name in enumerate(EIGENVALUES) if name in names), default=0)
+    return max(top, int("sharpness_edge_ratio" in names)) + ("lambda_min" in names)
+
+
 def _least_of_spectrum(names: Names, size: int) -> int:
     """Return the smallest budget for some measures of the spectrum."""
-    top = max((1 + i for i, name in enumerate(EIGENVALUES) if name in names), default=0)
-    pairs = max(top, int("sharpness_edge_ratio" in names)) + ("lambda_min" in names)
-    space = bool(pairs or names & set(FROM_DENSITY))
-    return _krylov(lambda _: pairs, space=space, probes=bool(names & {"trace", "frobenius"}))(names, size)
+    space = bool(_pairs_of_spectrum(names) or names & set(FROM_DENSITY))
+    return _krylov(_pairs_of_spectrum, space=space, probes=bool(names & {"trace", "frobenius"}))(names, size)
+
+
+def _pairs_of_alignment(names: Names) -> int:
+    """Return the number of eigenvectors with which the gradient is compared."""
+    return 5 if "top5_share" in names else 1
 
 
 def _keskar(panel: Panel, names: Names) -> Mapping[str, Estimate]:
@@ -182,6 +192,9 @@ ENTRIES: Final[tuple[MeasureGroup, ...]] = (
         ),
         run=lambda panel, names: panel.spectrum(names),
         least_products=_least_of_spectrum,
+        vectors=krylov_vectors(
+            _pairs_of_spectrum, whole=lambda names: bool(names & {"trace", "frobenius", *FROM_DENSITY})
+        ),
         recorded=Schedule(1, _spectrum_due, after_tracker=True),
         usual=True,
         own_table=True,
@@ -206,6 +219,7 @@ ENTRIES: Final[tuple[MeasureGroup, ...]] = (
         ),
         run=lambda panel, names: panel.preconditioned(names),
         least_products=_krylov(lambda names: 1),
+        vectors=krylov_vectors(lambda names: 1, beside=METRIC_COPIES),
         recorded=Schedule(7, _metric_due),
         usual=True,
         own_table=True,
@@ -234,7 +248,8 @@ ENTRIES: Final[tuple[MeasureGroup, ...]] = (
             ),
         ),
         run=lambda panel, names: panel.alignment(names),
-        least_products=_krylov(lambda names: 5 if "top5_share" in names else 1),
+        least_products=_krylov(_pairs_of_alignment),
+        vectors=krylov_vectors(_pairs_of_alignment),
         recorded=Schedule(6, _alignment_due),
         reports=("dynamics",),
         own_table=True,
@@ -244,6 +259,7 @@ ENTRIES: Final[tuple[MeasureGroup, ...]] = (
         (Measure("adaptive_trace", "loss", Bound.INTERVAL, _DIAGONAL, "sum of theta_i^2 H_ii: a flatness measure"),),
         run=lambda panel, names: panel.adaptive_trace(),
         least_products=_krylov(lambda names: 0, space=False, probes=True),
+        vectors=krylov_vectors(lambda names: 0, whole=lambda names: True, beside=METRIC_COPIES),
         recorded=Schedule(2, _long("adaptive_trace")),
         usual=True,
         reports=("flatness",),

@@ -13,10 +13,11 @@ if TYPE_CHECKING:
     from lossscope.landscape.measures.panel import Panel
     from lossscope.probes.statistics.estimate import Estimate
 
-__all__ = ["Evaluation", "LeastProducts", "MeasureGroup", "Names", "Schedule"]
+__all__ = ["Evaluation", "LeastProducts", "MeasureGroup", "Names", "Schedule", "Vectors"]
 
 Names: TypeAlias = frozenset[str]
 LeastProducts: TypeAlias = Callable[[Names, int], int]
+Vectors: TypeAlias = Callable[[Names, int], int]
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,8 @@ class MeasureGroup:
             the reason if nothing can be measured.
         least_products: `least_products(names, size)` returns the smallest Hessian-product budget that `run` accepts for
             the named measures with `size` parameters; None if `run` uses no budget.
+        vectors: `vectors(names, max_products)` returns the number of vectors of the length of the parameters that `run`
+            holds at most for the named measures, see `memory.krylov_vectors`; None for those of one product.
         recorded: Recording schedule; None if the recorder never takes the group.
         usual: True if `probe` takes the group by default.
         reports: Reports that show the measures, the main one first.
@@ -65,6 +68,7 @@ class MeasureGroup:
     measures: tuple[Measure, ...]
     run: Callable[[Panel, Names], Rows | Mapping[str, Estimate]]
     least_products: LeastProducts | None = None
+    vectors: Vectors | None = None
     recorded: Schedule | None = None
     usual: bool = False
     reports: tuple[str, ...] = ("sharpness",)

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
 from lossscope.landscape.errors import ConfigError
-from lossscope.landscape.measures.catalogue import recorded_groups
+from lossscope.landscape.measures.catalogue import GROUPS, group_of, recorded_groups
 from lossscope.landscape.measures.estimate_rows import Rows
 from lossscope.landscape.measures.forward_mode import forward_mode_seconds, load_forward_mode
 from lossscope.landscape.measures.host_transfer import Row
@@ -166,8 +166,8 @@ class CurvatureEvaluations:
     @property
     def copies(self) -> int:
         """Copies of the parameters that an evaluation holds at most, beside the graphs of the loss."""
-        groups = [frozenset(due.measures) for due in self._due(True, stepped=True)]
-        return evaluation_copies(groups, self._options.max_products)
+        due = [frozenset(one.measures) for one in self._due(True, stepped=True)]
+        return evaluation_copies([(GROUPS[group_of(min(names))], names) for names in due], self._options.max_products)
 
     @property
     def memory(self) -> int:

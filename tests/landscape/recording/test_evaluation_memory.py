@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.autograd.profiler import profile
 
-from lossscope.landscape.measures.catalogue import recorded_groups
+from lossscope.landscape.measures.catalogue import GROUPS, group_of, recorded_groups
 from lossscope.landscape.measures.memory import evaluation_copies, measure_copies
 from lossscope.landscape.recording.cadence import PRESETS
 from lossscope.landscape.recording.curvature_evaluations import CurvatureEvaluations, wanted_measures
@@ -91,7 +91,7 @@ def test_an_evaluation_holds_no_more_copies_of_the_parameters_than_stated(
 def stated_bytes(preset: str, measures: frozenset[str] | None) -> int:
     """Return the bytes per float32 parameter that an evaluation is stated to need; None stands for all measures."""
     if measures is not None:
-        return 4 * evaluation_copies([measures], PRESETS[preset].products)
+        return 4 * evaluation_copies([(GROUPS[group_of(min(measures))], measures)], PRESETS[preset].products)
     _, objective, optimizer = network()
     return 4 * CurvatureEvaluations(objective, PRESETS[preset], optimizer).copies
 
@@ -114,9 +114,10 @@ def test_the_docs_state_the_same_bytes_per_parameter() -> None:
 def test_the_stated_copies_grow_with_what_is_asked() -> None:
     budget = PRESETS["standard"].products
     steps = [{"loss"}, {"lambda_max"}, {"lambda_max", "lambda_min"}, {"lambda_max", "lambda_min", "trace"}]
-    copies = [measure_copies(frozenset(names), budget) for names in steps]
+    spectrum = GROUPS["spectrum"]
+    copies = [measure_copies(GROUPS[group_of(min(names))], frozenset(names), budget) for names in steps]
     assert copies == sorted(copies)
     assert copies[1] < 45 < budget < copies[3]
-    assert measure_copies(frozenset({"lambda_max"}), 10**6) == copies[1]  # a budget costs no memory by itself
-    known = {name for _, group in recorded_groups() for name in group.names}
-    assert all(measure_copies(frozenset({name}), budget) > 0 for name in known)
+    assert measure_copies(spectrum, frozenset({"lambda_max"}), 10**6) == copies[1]  # a budget costs no memory by itself
+    known = [(group, name) for _, group in recorded_groups() for name in group.names]
+    assert all(measure_copies(group, frozenset({name}), budget) > 0 for group, name in known)
