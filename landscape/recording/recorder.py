@@ -285,7 +285,10 @@ class Recorder:
             if self._calls.recorded:
                 self._instruments.evaluate_the_end(self.steps, observer, writer, self._loss)
             if writer.planned is not None:
+                if self._unsaved == self.steps:
+                    self._unsaved = None
                 self._save(observer, writer, last=True)
+        self._note_unsaved()
         self._calls.tell_unrecorded(observer)
         nothing = self._calls.nothing_recorded(observer)
         self._detach()
@@ -341,12 +344,17 @@ class Recorder:
     def _save_if_due(self, observer: StepObserver, writer: RunWriter) -> None:
         """Save a due checkpoint as soon as it fits under the cap; it is missing if the next one is due before."""
         if self._cadence.checkpoint(self.steps):
-            if self._unsaved is not None:
-                self._faults.note("checkpoints", self._unsaved, self._cap.reason("checkpoints"), topic="overhead")
+            self._note_unsaved()
             self._unsaved = self.steps
         if self._unsaved is not None and self._cap.affords("checkpoints"):
             self._unsaved = None
             self._save(observer, writer)
+
+    def _note_unsaved(self) -> None:
+        """Record a checkpoint that still waits for its place under the cap as missing."""
+        if self._unsaved is not None:
+            self._faults.note("checkpoints", self._unsaved, self._cap.reason("checkpoints"), topic="overhead")
+            self._unsaved = None
 
     def _save(self, observer: StepObserver, writer: RunWriter, *, last: bool = False) -> None:
         """Save a checkpoint if the bound on the disk has place for it, and for the last one after it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -45,12 +46,19 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return now
 
 
-def train(path: Path, clock: list[float], count: int, preset: str = "standard", **settings: Any) -> Run:
+def train(
+    path: Path, clock: list[float], count: int, preset: str = "standard", error: Exception | None = None, **settings: Any
+) -> Run:
+    """Return a run of so many steps. An error is raised after the last one, and caught outside the recorder."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3))
     x, y = torch.randn(16, 4), torch.randint(0, 3, (16,))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    with Recorder(path, model, optimizer, Objective(model, CrossEntropy(), [(x, y)]), preset, **settings) as recorder:
+    objective = Objective(model, CrossEntropy(), [(x, y)])
+    with (
+        nullcontext() if error is None else pytest.raises(type(error)),
+        Recorder(path, model, optimizer, objective, preset, **settings) as recorder,
+    ):
         for _ in range(count):
             optimizer.zero_grad()
             loss = F.cross_entropy(model(x), y)
@@ -58,6 +66,8 @@ def train(path: Path, clock: list[float], count: int, preset: str = "standard", 
             optimizer.step()
             clock[0] += STEP
             recorder.step(loss)
+        if error is not None:
+            raise error
     return Run.open(path)
 
 
@@ -289,6 +299,25 @@ def test_checkpoints_wait_for_their_place_under_the_cap(
     else:
         assert saved == [0, 2, 4, 9, 20, 43, 93, 200]
         assert not gaps
+
+
+@pytest.mark.parametrize(
+    ("count", "error", "missing"), [(9, None, [2, 4]), (10, None, [2, 4, 9]), (10, OSError(), [2, 4, 9])]
+)
+def test_a_checkpoint_that_still_waits_at_the_end_is_missing(
+    clock: list[float],
+    count: int,
+    error: Exception | None,
+    missing: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.setattr(CostCap, "affords", lambda self, kind, *given: kind != "checkpoints")
+    run = train(tmp_path / "run", clock, count, steps=200, evaluations=0, error=error)
+    gaps = [one for one in run.manifest["curvature_gaps"] if one["instrument"] == "checkpoints"]
+    assert [one["step"] for one in gaps] == [0, *missing]
+    saved = [int(path.name.partition("-")[2]) for path in (tmp_path / "run").glob("checkpoints/*")]
+    assert saved == ([] if error else [count])
 
 
 @pytest.mark.parametrize(
