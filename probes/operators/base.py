@@ -37,6 +37,7 @@ MARGIN: Final = 4.0  # ratio of the largest error of any product to a measured o
 _LOST: Final = 1e-12  # loss of a classifier below which 1 - p keeps less than four digits in float64
 _REFERENCE: Final = 1e-6  # error of a more precise reference, in units of the difference that it shows
 _SATURATED: Final = 0.1  # relative difference of a narrower product above which its rounding cannot be scaled
+_ALL_LOST: Final = 1e6  # rounding units of asymmetry above which products at a loss of 0 have lost their digits
 _ASYMMETRY: Final = 1e3  # units in the last place of the largest entry by which a Gram matrix may be asymmetric
 
 
@@ -290,13 +291,18 @@ class ObjectiveOperator(SymmetricOperator):
 
         Products in float32 tell the error of float64 no more where they have lost all digits themselves: 1 - p of a
         classifier that fits its data is 0 there. Its relative error in float64 is then the rounding unit over the loss.
+        Where the loss is exactly 0 both may have lost the same digits. Two more products show that by their asymmetry;
+        the error is then as large as the product.
         """
         found = super().product_error(V, images)
         if found is None or found.share == 1:
             return found
-        if bool((row_norms(found.difference.mT) <= _SATURATED * row_norms(images.mT)).all()):
-            return found
         loss = self.objective.value()
+        lengths = row_norms(images.mT)
+        if loss == 0 and asymmetry(self, seed=0) > _ALL_LOST * torch.finfo(self.dtype).eps:
+            return ProductError(torch.zeros_like(found.difference), 1.0, lengths)
+        if bool((row_norms(found.difference.mT) <= _SATURATED * lengths).all()):
+            return found
         known = MARGIN * torch.finfo(self.dtype).eps / loss if loss > 0 else 1.0
         return replace(found, share=min(1.0, max(found.share, known)))
 

@@ -47,7 +47,12 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 def train(
-    path: Path, clock: list[float], count: int, preset: str = "standard", error: Exception | None = None, **settings: Any
+    path: Path,
+    clock: list[float],
+    count: int,
+    preset: str = "standard",
+    error: Exception | None = None,
+    **settings: Any,
 ) -> Run:
     """Return a run of so many steps. An error is raised after the last one, and caught outside the recorder."""
     torch.manual_seed(0)

@@ -19,7 +19,7 @@ from lossscope.probes.eigenvalues.eigen_tracker import EigenTracker
 from lossscope.probes.eigenvalues.measure import measure_spectrum
 from lossscope.probes.eigenvalues.rounding_cause import rounding_remedy
 from lossscope.probes.errors import ProbeError
-from lossscope.probes.objective.losses import CrossEntropy
+from lossscope.probes.objective.losses import CrossEntropy, MeanSquaredError
 from lossscope.probes.objective.objective import Objective
 from lossscope.probes.operators.base import SymmetricOperator, from_matrix
 from lossscope.probes.operators.gauss_newton import gauss_newton
@@ -269,6 +269,30 @@ def test_float64_is_right_or_says_so_where_float32_has_lost_all_digits(scale: fl
     assert covers(found.top.estimate(), truth)
     assert found.top.estimate().residual > abs(found.top.estimate().value - truth)
     assert bool(found.unmet) == (objective.value() < 1e-13)
+
+
+@pytest.mark.parametrize("scale", [6.0, 12.0, 18.0, 24.0, 40.0])
+def test_the_form_of_the_parameters_in_float64_covers_its_value_down_to_a_loss_of_zero(scale: float) -> None:
+    """The loss is exactly 0 for the last two, where products in float32 have lost the same digits."""
+    objective = separable(scale, torch.float64)
+    x, _ = objective.data.batches[0]
+    margins = (x @ (objective.model.weight[1] - objective.model.weight[0])).abs().detach()
+    truth = float((margins.square() * margins.neg().exp() / (1 + margins.neg().exp()).square()).mean())
+    found = theta_hessian_theta(objective)
+    assert covers(found, truth)
+    assert found.converged == (scale < 18)
+
+
+def test_the_form_of_the_parameters_is_exact_where_a_residual_is_zero() -> None:
+    x = gaussian(20, 3)
+    net = nn.Linear(3, 1, bias=False).double()
+    objective = Objective(net, MeanSquaredError(), [(x, (x @ net.weight.detach().mT))])
+    assert objective.value() == 0
+    found = theta_hessian_theta(objective)
+    truth = 2 * float((x @ net.weight.detach().mT).square().mean())
+    assert found.converged
+    assert covers(found, truth)
+    assert found.high - found.low < 1e-10 * truth
 
 
 def test_a_loss_whose_curvature_has_no_digit_left_is_not_blamed_on_a_layer() -> None:
