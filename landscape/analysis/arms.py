@@ -17,7 +17,7 @@ Settings: TypeAlias = dict[str, Any]  # by name; a setting that was not recorded
 # settings of `lossscope train` that change no step and no number on the fixed data: seeds, names, and what is recorded
 _FREE: Final = {
     *("seed", "seed_init", "seed_split", "seed_order"),
-    *("name", "out", "threads", "preset", "evaluations", "visits", "eval_every"),
+    *("arm", "name", "out", "threads", "preset", "evaluations", "visits", "eval_every", "measures", "checkpoints"),
 }
 _OF_THE_OPTIMIZER: Final = {"optimizer", "lr"}  # of the config; the facts of the optimizer are more exact
 _MOST_NAMED: Final = 3  # differences in the name of an arm

@@ -30,6 +30,7 @@ _BOUNDS: Final[dict[str, tuple[float, float]]] = {
     "batch_size": (1, _MOST),
     "eval_every": (1, _MOST),
     "evaluations": (0, 100_000),
+    "checkpoints": (0, 100_000),
     "curvature_samples": (1, _MOST),
     "seed": (0, _MOST),
     "seed_init": (0, _MOST),
@@ -47,7 +48,8 @@ class TrainConfig:
 
     workload: str = "digits-mlp"
     optimizer: str = "ars2-base"
-    name: str | None = None  # of the run; None: workload, optimizer and seed
+    arm: str | None = None  # group of runs that differ in their seeds only; None: the optimizer
+    name: str | None = None  # of the run; None: workload, arm and seed
     out: str = "runs"  # folder of runs
     steps: int | None = None
     batch_size: int | None = None
@@ -58,6 +60,8 @@ class TrainConfig:
     seed_order: int | None = None  # batches
     preset: str = "standard"  # how much is recorded
     evaluations: int | None = None  # number of log-spaced curvature evaluations; None: the preset's
+    measures: list[str] | None = None  # of the evaluations, by measure or group; None: all that are recorded
+    checkpoints: int | None = None  # number of log-spaced checkpoints; None: the preset's
     curvature_samples: int | None = None  # training samples over which curvature is averaged; None: all of them
     eval_every: int | None = None  # period in steps of the evaluation on the test set
     until_accuracy: float | None = None  # stop when the test accuracy reaches it
@@ -67,7 +71,12 @@ class TrainConfig:
     @property
     def run_name(self) -> str:
         """The name of the run's folder."""
-        return f"{self.workload}-{self.optimizer}-s{self.seed}" if self.name is None else self.name
+        return f"{self.workload}-{self.arm_name}-s{self.seed}" if self.name is None else self.name
+
+    @property
+    def arm_name(self) -> str:
+        """The name of the arm."""
+        return self.optimizer if self.arm is None else self.arm
 
     @property
     def seeds(self) -> dict[str, int]:
@@ -158,12 +167,15 @@ def _fits(value: Any, hint: Any) -> bool:
         return type(None) in get_args(hint)
     if isinstance(value, bool):
         return _base(hint) is bool
+    if isinstance(value, list) and _base(hint) is list:
+        return all(isinstance(one, str) for one in value)
     return isinstance(value, int | float if _base(hint) is float else _base(hint))
 
 
 def _words(hint: Any) -> str:
     """Return the type of a hint in words."""
-    return {int: "an integer", float: "a number", str: "text", dict: "a table of settings"}[_base(hint)]
+    words = {int: "an integer", float: "a number", str: "text", list: "a list of texts", dict: "a table of settings"}
+    return words[_base(hint)]
 
 
 def from_toml(path: Path) -> dict[str, Any]:

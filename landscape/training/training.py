@@ -124,8 +124,10 @@ def _record(
         minibatches=job.minibatch_pairs() if preset_of(config.preset).lags else None,
         steps=config.steps,
         evaluations=config.evaluations,
+        measures=config.measures,
+        checkpoints=config.checkpoints,
         overhead=1,  # so that no row depends on the time that anything took
-        arm=config.optimizer,
+        arm=config.arm_name,
         config=asdict(config),
         seeds=config.seeds,
         force=force,
@@ -149,7 +151,7 @@ def _resume_point(path: Path, config: TrainConfig, job: Job) -> int | None:
     if not path.exists():
         raise RunError(f"run {path} does not exist, so it cannot be resumed; omit --resume to start it")
     before = recorded_config(path)
-    free = {"steps", "evaluations", "until_accuracy", "threads", "out", "name"}
+    free = {"steps", "evaluations", "measures", "checkpoints", "until_accuracy", "threads", "out", "name"}
     for key, old in asdict(before).items():
         new = asdict(config)[key]
         if key not in free and _plain(new) != _plain(old):

@@ -18,6 +18,8 @@ def test_seeds_follow_the_one_seed_unless_they_are_given() -> None:
 def test_the_default_name_is_workload_optimizer_and_seed() -> None:
     assert TrainConfig.of({"optimizer": "ars2-sync", "seed": 2}).run_name == "digits-mlp-ars2-sync-s2"
     assert TrainConfig.of({"name": "mine"}).run_name == "mine"
+    named = TrainConfig.of({"optimizer": "ars2-lazy", "arm": "placebo", "seed": 2})
+    assert (named.run_name, named.arm_name) == ("digits-mlp-placebo-s2", "placebo")
 
 
 def test_an_unknown_key_suggests_the_nearest() -> None:
@@ -37,6 +39,7 @@ def test_an_unknown_key_suggests_the_nearest() -> None:
         ("lr", "big", "lr must be a number, got 'big' of type str"),
         ("options", 1, "options must be a table of settings, got 1 of type int"),
         ("seed", None, "seed must be an integer, got None of type NoneType"),
+        ("measures", ["trace", 3], r"measures must be a list of texts, got \['trace', 3\] of type list"),
     ],
 )
 def test_the_message_for_a_wrong_type_names_the_right_one(key: str, value: object, words: str) -> None:
@@ -46,7 +49,8 @@ def test_the_message_for_a_wrong_type_names_the_right_one(key: str, value: objec
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("steps", 0), ("evaluations", -1), ("seed", -1), ("seed_order", 2**31), ("lr", -0.1), ("lr", float("inf")),
+    [("steps", 0), ("evaluations", -1),
+     ("checkpoints", -1), ("seed", -1), ("seed_order", 2**31), ("lr", -0.1), ("lr", float("inf")),
      ("lr", float("nan")), ("until_accuracy", 5.0), ("threads", 100_000)],
 )  # fmt: skip
 def test_a_number_outside_its_bounds_is_refused_with_both(key: str, value: float) -> None:

@@ -178,6 +178,18 @@ def test_reports_say_on_how_many_of_the_training_samples_the_curvature_was_measu
     assert f"Curvature is measured on {words} training samples." in flatness([run]).notes
 
 
+def test_the_arm_the_measures_and_the_number_of_checkpoints_are_settings(tmp_path: Path) -> None:
+    given = {"steps": 6, "out": str(tmp_path), "arm": "placebo", "measures": ["trace"], "evaluations": 2}
+    run = train(TrainConfig.of({**given, "checkpoints": 3}))
+    assert run.manifest["arm"] == "placebo"
+    assert run.name == "digits-mlp-placebo-s0"
+    assert set(run.probes["measure"]) == {"loss", "trace"}
+    assert len(list((run.path / "checkpoints").iterdir())) == 3
+    with pytest.raises(ConfigError, match="got 'trase'; did you mean 'trace'"):
+        train(TrainConfig.of({**given, "name": "other", "measures": ["trase"]}))
+    assert not (tmp_path / "other").exists()
+
+
 def test_a_batch_of_more_examples_than_there_are_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"batch_size must be at most 1437, .* of digits-mlp, got 5000"):
         train(config(tmp_path, batch_size=5000))
