@@ -38,11 +38,21 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "objective": set(),
         "statistics": set(),
         "operators": {"objective", "sums"},
+        "gauge": {"objective", "operators", "sums"},
         "eigenvalues": {"operators", "statistics", "sums"},
         "sharpness": {"eigenvalues", "operators", "objective", "statistics", "sums"},
         "dynamics": {"statistics"},
         "step_tensors": {"dynamics", "statistics", "sums"},
-        "selfcheck": {"sharpness", "eigenvalues", "operators", "objective", "step_tensors", "dynamics", "statistics"},
+        "selfcheck": {
+            "sharpness",
+            "gauge",
+            "eigenvalues",
+            "operators",
+            "objective",
+            "step_tensors",
+            "dynamics",
+            "statistics",
+        },
     },
     "landscape": {
         "storage": set(),
@@ -52,6 +62,8 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "recording": {"measures", "storage"},
         "training": {"recording", "measures", "storage", "run"},
         "reprobe": {"training", "recording", "measures", "storage", "run"},
+        "verdicts": {"analysis", "run", "storage"},
+        "experiments": {"verdicts", "training", "recording", "analysis", "measures", "storage", "run"},
     },
     "reports": {
         "content": set(),
@@ -63,6 +75,7 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "dynamics": {"shared", "content"},
         "overview": {"shared", "content"},
         "listings": {"shared", "content"},
+        "comparison": {"shared", "content"},
     },
 }
 LIBRARIES = {
@@ -80,6 +93,7 @@ TORCH_FREE = (
     "landscape/run.py",
     "landscape/storage",
     "landscape/training/config.py",
+    "landscape/verdicts",
     "probes/dynamics",
     "probes/statistics",
 )

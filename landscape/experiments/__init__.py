@@ -1,0 +1,1 @@
+"""Experiments: listed arms with paired seeds, trained until every run is there."""

@@ -1,0 +1,1 @@
+"""Verdicts: claims about arms, judged over paired seeds from recorded runs (torch-free)."""

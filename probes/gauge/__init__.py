@@ -1,0 +1,1 @@
+"""Gauge fixing: networks of the same function at a point that no rescaling can move."""

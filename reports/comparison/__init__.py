@@ -1,0 +1,1 @@
+"""Comparisons: pages of verdicts."""
