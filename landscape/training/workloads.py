@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lossscope.landscape.errors import ConfigError
 from lossscope.landscape.training.modular_addition import ModularTransformer, modular_addition
+from lossscope.landscape.training.prose import NextCharacter, next_characters
 
 __all__ = ["WORKLOADS", "Split", "Workload", "batch_at", "built", "digits", "digits_conv", "digits_mlp", "workload"]
 
@@ -132,6 +133,19 @@ def _modular(prime: int, train_share: float) -> Workload:
     )
 
 
+_PROSE: Final = Workload(
+    "prose-mlp",
+    "the next character of English prose, from the documentation inside Python",
+    NextCharacter,
+    lambda: next_characters(8000),
+    size=8000,
+    train_share=0.75,
+    batch_size=128,
+    steps=400,
+    eval_every=20,
+    rates={"sgd": 0.1, "muoneq": 0.01},
+)
+
 WORKLOADS: Final[dict[str, Workload]] = {
     w.name: w
     for w in (
@@ -139,6 +153,7 @@ WORKLOADS: Final[dict[str, Workload]] = {
         _digits("digits-conv", digits_conv, "two convolutions with group norm", flat=False),
         _modular(113, 0.3),
         _modular(59, 0.4),
+        _PROSE,
     )
 }
 

@@ -75,6 +75,11 @@ def test_training_learns_the_digits(tmp_path: Path) -> None:
     assert first_step(run, "test_accuracy", 1.1) is None
 
 
+def test_training_learns_prose(tmp_path: Path) -> None:
+    run = train(config(tmp_path, workload="prose-mlp", steps=60, eval_every=60, evaluations=0, preset="economy"))
+    assert run.steps["test_accuracy"].iloc[-1] > 0.24  # a space, the most frequent character, is 0.18 of all
+
+
 def test_a_loss_that_is_not_finite_ends_the_run_as_failed_and_keeps_its_rows(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match=r"the loss became (nan|inf) at step \d+; the rows until then are kept"):
         train(config(tmp_path, name="hot", optimizer="sgd", lr=1e30, steps=40))
@@ -254,7 +259,7 @@ def test_a_bad_setting_is_refused_before_anything_is_written(
     assert not any(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("workload", ["digits-conv", pytest.param("modadd-59", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("workload", ["digits-conv", "prose-mlp", pytest.param("modadd-59", marks=pytest.mark.slow)])
 def test_the_other_workloads_train_too(workload: str, few_products: None, tmp_path: Path) -> None:
     run = train(
         config(

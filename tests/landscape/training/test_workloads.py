@@ -7,6 +7,7 @@ import torch
 
 from lossscope.landscape.errors import ConfigError
 from lossscope.landscape.training.modular_addition import ModularTransformer, modular_addition
+from lossscope.landscape.training.prose import ALPHABET, NextCharacter, next_characters, prose
 from lossscope.landscape.training.workloads import WORKLOADS, batch_at, built, workload
 
 
@@ -38,6 +39,35 @@ def test_the_logits_are_those_of_the_whole_causal_network() -> None:
     x = x + (scores.softmax(-1) @ v).transpose(1, 2).flatten(2) @ model.W_O.mT
     x = x + torch.relu(x @ model.W_in.mT + model.b_in) @ model.W_out.mT + model.b_out
     torch.testing.assert_close(model(tokens), (x @ model.W_U)[:, -1], rtol=1e-12, atol=1e-12)
+
+
+def test_prose_is_english_in_its_alphabet() -> None:
+    text = prose()
+    assert len(set(ALPHABET)) == len(ALPHABET) == 32
+    assert set(text) <= set(ALPHABET)
+    words = text.split(" ")
+    assert "" not in words
+    assert 0.03 < words.count("the") / len(words) < 0.1
+    assert 4 < len(text) / len(words) < 8
+
+
+def test_windows_and_their_next_characters_are_disjoint_pieces_of_the_prose_in_its_order() -> None:
+    windows, labels = next_characters(500)
+    pieces = torch.cat([windows, labels[:, None]], dim=1).flatten().tolist()
+    assert "".join(ALPHABET[code] for code in pieces) == prose()[: 500 * 13]
+    with pytest.raises(ConfigError, match=r"the prose of this Python has \d+ characters, 13000000 are needed"):
+        next_characters(1_000_000)
+
+
+def test_the_network_of_prose_depends_on_every_character_and_has_no_weight_before_its_first_layer() -> None:
+    model = built(NextCharacter, 0).double()
+    assert sum(p.numel() for p in model.parameters()) == 27_776
+    codes = torch.arange(12)[None]
+    changed = [model(codes + 3 * torch.eye(12, dtype=torch.long)[i]) for i in range(12)]
+    assert all(not torch.equal(one, model(codes)) for one in changed)
+    hot = torch.zeros(12, 32).double()
+    hot[torch.arange(12), codes[0]] = 1
+    torch.testing.assert_close(model.layers(hot.flatten()[None]), model(codes))
 
 
 def test_the_split_sizes_are_the_published_ones() -> None:
