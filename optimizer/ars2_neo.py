@@ -64,13 +64,17 @@ class ARS2Neo(TwoPassOptimizer):
             injected in between. `aga`: two when the gradient turns against the stored shear, or after `k` steps.
             `timer`: two at random, at the rate at which the trigger of aga fires if phi is noise (a control). To match
             a recorded `aga` run, choose `aga_lambda` so that Phi(-aga_lambda) equals its trigger probability per step
-            (before the cap, as measured by `trigger_test`), and set `alpha` to its mean injection strength.
+            (before the cap, as measured by `trigger_test`), and set `alpha` to its mean injection strength; or replay
+            its second gradients window by window with `replay_counts`.
         rho: Radius of the ascent; 0 disables the ascent, at the cost of `base`.
         k: Period of lazy (default 5) or longest interval of aga and timer (default 10); an error in other modes.
         alpha: Norm of the injected shear, as a fraction of the gradient's norm.
         aga_beta: Decay rate of the running mean of phi^2.
         aga_lambda: Threshold of the trigger in standard deviations of phi.
         aga_gamma: Exponent of `(1 + max(0, phi))`, which multiplies alpha.
+        replay_counts: Numbers of second gradients that `timer` takes in successive windows, at random steps of them, in
+            place of `aga_lambda` and `k`: those of a recorded `aga` run, so that both spend the same at the same time.
+        replay_window: Steps in a window of `replay_counts`.
         energy: Size of a matrix step: `reference` E O, `unit` E O / |O|_F, `rms` 0.2 sqrt(max(m, n)) O.
         newton_schulz: Preset of polynomial coefficients, see `newton_schulz.PRESETS`.
         ns_steps: Number of polynomials; `deepseek_v4` needs 10, `keller_finished` 8.
@@ -114,6 +118,8 @@ class ARS2Neo(TwoPassOptimizer):
         aga_beta: float = 0.99,
         aga_lambda: float = 2.0,
         aga_gamma: float = 2.0,
+        replay_counts: Sequence[int] = (),
+        replay_window: int = 0,
         energy: Literal["reference", "unit", "rms"] = "reference",
         newton_schulz: str = "keller",
         ns_steps: int = 5,
@@ -139,6 +145,8 @@ class ARS2Neo(TwoPassOptimizer):
             "aga_beta": aga_beta,
             "aga_lambda": aga_lambda,
             "aga_gamma": aga_gamma,
+            "replay_counts": tuple(replay_counts),
+            "replay_window": replay_window,
             "energy": energy,
             "newton_schulz": newton_schulz,
             "ns_steps": ns_steps,

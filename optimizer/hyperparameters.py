@@ -38,6 +38,8 @@ SHARED: Final[dict[str, Any]] = {
     "aga_beta": 0.99,
     "aga_lambda": 2.0,
     "aga_gamma": 2.0,
+    "replay_counts": (),
+    "replay_window": 0,
     "seed": 0,
     "perturbation": "ars2",
     "shear": "looksam",
@@ -73,6 +75,8 @@ _SHARED_BY_GROUPS: Final = (
     "aga_beta",
     "aga_lambda",
     "aga_gamma",
+    "replay_counts",
+    "replay_window",
     "seed",
     "perturbation",
     "shear",
@@ -182,6 +186,7 @@ def checked_group(
         raise OptimizerError(f"seed={group['seed']!r} must be an integer")
     if group["mode"] in _PERIODS:
         period_of(group["mode"], group["k"])
+    _check_replay(group)
     for name in _SHARED_BY_GROUPS:
         if name in group and group[name] != first[name]:
             raise OptimizerError(
@@ -221,6 +226,17 @@ def check_floors(group: Mapping[str, Any], parameter: torch.Tensor, names: Seque
                 f"{name}={group[name]!r} must be at least {least:.1e} for {parameter.dtype}, which holds no smaller "
                 f"square: set {name}, or keep the weights in a dtype with a larger range"
             )
+
+
+def _check_replay(group: Mapping[str, Any]) -> None:
+    counts, window = group["replay_counts"], group["replay_window"]
+    if not isinstance(window, int) or isinstance(window, bool) or window < 0:
+        raise OptimizerError(f"replay_window={window!r} must be a number of steps, or 0 for no replay")
+    if not isinstance(counts, tuple | list) or bool(counts) != bool(window):
+        raise OptimizerError(f"replay_counts={counts!r} must be a list of counts, one for each window of replay_window")
+    for count in counts:
+        if not isinstance(count, int) or isinstance(count, bool) or not 0 <= count <= window:
+            raise OptimizerError(f"replay_counts={counts!r} must be integers from 0 to replay_window={window}")
 
 
 def _check_newton_schulz(group: dict[str, Any]) -> None:

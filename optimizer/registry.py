@@ -154,10 +154,11 @@ _OF_MODE: Final[dict[str, tuple[str, ...]]] = {
     "sync": _ASCENDING,
     "lazy": (*_ASCENDING, *_INJECTING),
     "aga": (*_ASCENDING, *_INJECTING, *_ADAPTIVE),
-    "timer": (*_ASCENDING, *_INJECTING, "aga_lambda"),
+    "timer": (*_ASCENDING, *_INJECTING, "aga_lambda", "replay_counts", "replay_window"),
 }
+_OF_SOME_MODES: Final = {name for read in _OF_MODE.values() for name in read}
 _OF_ARS2: Final = tuple(
-    name for name in signature(ARS2Neo).parameters if name not in ("params", *_OF_MODE["aga"], "surrogate", "mode")
+    name for name in signature(ARS2Neo).parameters if name not in {"params", *_OF_SOME_MODES, "surrogate", "mode"}
 )
 
 # Optimizers of one pass, which an ascent can use as base: functions of (params, **settings); and their settings.
@@ -272,7 +273,7 @@ _add_ars2(
     "timer",
     "a control of this package. To match a recorded aga run, choose aga_lambda so that Phi(-aga_lambda) equals its "
     "trigger probability per step before the cap (`lossscope report dynamics`), and set alpha to the mean of its "
-    "steps.alpha",
+    "steps.alpha; or give the numbers of its second gradients window by window as replay_counts and replay_window",
 )
 _add_ars2(
     "ars2-random",

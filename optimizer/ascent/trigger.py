@@ -4,11 +4,22 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-__all__ = ["COUNTERS", "MODES", "TRIGGERS", "Decision", "TriggerState", "adaptive", "decided", "periodic", "timed"]
+__all__ = [
+    "COUNTERS",
+    "MODES",
+    "TRIGGERS",
+    "Decision",
+    "TriggerState",
+    "adaptive",
+    "decided",
+    "periodic",
+    "replayed",
+    "timed",
+]
 
 MODES: Final = ("base", "sync", "lazy", "aga", "timer")
 TRIGGERS: Final = ("reference", "lagged")
@@ -76,6 +87,19 @@ def timed(before: TriggerState, *, k: int, alpha: float, lamda: float, seed: int
     return Decision(sync, _after(before, sync=sync, variance=0.0, count=0), alpha)
 
 
+def replayed(before: TriggerState, *, alpha: float, counts: Sequence[int], window: int, seed: int) -> Decision:
+    """Take as many second gradients in each window of steps as given, at random steps of it, and one at step 1.
+
+    Steps beyond the last window count as windows like it. The draw of a window depends only on `seed` and its number.
+    """
+    number, place = divmod(before.clock, window)
+    count, draw = counts[min(number, len(counts) - 1)], random.Random(f"{seed} {number}")
+    first = (0,) if number == 0 else ()
+    rest = draw.sample(range(len(first), window), max(count - len(first), 0))
+    sync = place in (*first, *rest)
+    return Decision(sync, _after(before, sync=sync, variance=0.0, count=0), alpha)
+
+
 def adaptive(
     before: TriggerState,
     phi: float | None,
@@ -117,6 +141,9 @@ def decided(
     alpha = 0.0 if settings["shear"] == "off" else settings["alpha"]
     if mode == "base":
         return Decision(sync=False, after=replace(before, clock=before.clock + 1))
+    if mode == "timer" and settings.get("replay_counts"):  # states saved before 0.3 have none
+        counts, window = settings["replay_counts"], settings["replay_window"]
+        return replayed(before, alpha=alpha, counts=counts, window=window, seed=settings["seed"])
     if mode == "timer":
         return timed(before, k=k, alpha=alpha, lamda=settings["aga_lambda"], seed=settings["seed"])
     if mode != "aga":

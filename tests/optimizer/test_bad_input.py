@@ -48,6 +48,8 @@ BAD: dict[str, tuple[Any, ...]] = {
     "aga_beta": (1.0, -0.1),
     "aga_lambda": (-1.0,),
     "aga_gamma": (math.inf,),
+    "replay_counts": ((3,), "often"),
+    "replay_window": (-1, 2.5, True),
     "trigger": ("hair",),
     "seed": (0.5, "lucky", True),
     "base": ("adm",),

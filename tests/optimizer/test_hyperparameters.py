@@ -37,6 +37,12 @@ BAD = [
     ({"aga_beta": 1.0}, r"aga_beta=1.0 must be in \[0, 1\)"),
     ({"aga_lambda": -1.0}, r"aga_lambda=-1.0 must be at least 0"),
     ({"aga_gamma": float("inf")}, r"aga_gamma=inf must be a finite number"),
+    (
+        {"replay_counts": (2, 6), "replay_window": 5},
+        r"replay_counts=\(2, 6\) must be integers from 0 to replay_window=5",
+    ),
+    ({"replay_counts": (True,), "replay_window": 5}, r"replay_counts=\(True,\) must be integers"),
+    ({"replay_counts": (3,)}, r"replay_counts=\(3,\) must be a list of counts, one for each window of replay_window"),
     ({"mode": "Base"}, r"mode='Base' must be one of 'base', 'sync', 'lazy', 'aga'"),
     ({"energy": "frobenius"}, r"energy='frobenius' must be one of 'reference', 'unit', 'rms'"),
     ({"perturbation": "fisher"}, r"perturbation='fisher' must be one of 'ars2', 'paper', 'sam', 'asam'"),

@@ -9,7 +9,7 @@ from statistics import NormalDist
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from lossscope.optimizer.ascent.trigger import TriggerState, adaptive, periodic
+from lossscope.optimizer.ascent.trigger import TriggerState, adaptive, decided, periodic
 
 USUAL = {"k": 10, "alpha": 0.1, "beta": 0.99, "lamda": 2.0, "gamma": 2.0, "rule": "reference"}
 
@@ -25,6 +25,36 @@ def test_the_period_syncs_at_step_one_and_every_k_steps_after(k, steps):
             synced.append(state.clock)
     assert synced == [t for t in range(1, steps + 1) if (t - 1) % k == 0]
     assert (state.clock, state.syncs, state.last_sync) == (steps, len(synced), synced[-1])
+
+
+@given(counts=st.lists(st.integers(0, 7), min_size=1, max_size=5), seed=st.integers(0, 99))
+@settings(deadline=None)
+def test_a_replay_takes_the_given_number_in_each_window_and_one_at_step_one(counts, seed):
+    given = {"mode": "timer", "k": 3, "alpha": 0.1, "shear": "looksam", "seed": seed}
+    given |= {"replay_counts": tuple(counts), "replay_window": 7}
+    state, synced = TriggerState(), []
+    for _ in range(7 * len(counts) + 14):
+        decision = decided(given, state, None, takes_second_gradient=True)
+        assert decision == decided(given, state, 0.5, takes_second_gradient=True)  # a resumed run draws the same
+        state = decision.after
+        synced.append(decision.sync)
+    taken = [sum(synced[7 * i : 7 * i + 7]) for i in range(len(counts) + 2)]
+    assert synced[0]
+    assert taken == [max(counts[0], 1), *counts[1:], *[max(counts[-1], 0)] * 2]
+
+
+def test_a_replay_takes_its_steps_at_random():
+    given = {"mode": "timer", "k": 3, "alpha": 0.1, "shear": "looksam", "replay_counts": (4, 4), "replay_window": 20}
+    drawn = {
+        tuple(
+            decided({**given, "seed": seed}, TriggerState(clock=clock), None, takes_second_gradient=True).sync
+            for clock in range(20, 40)
+        )
+        for seed in range(200)
+    }
+    assert len(drawn) > 190
+    shares = [sum(one[place] for one in drawn) / len(drawn) for place in range(20)]
+    assert all(0.08 < share < 0.34 for share in shares)  # 0.2 within 5 standard errors
 
 
 def test_the_first_step_syncs_and_measures_no_phi():
