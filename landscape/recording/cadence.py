@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from difflib import get_close_matches
 from itertools import islice
@@ -89,6 +89,8 @@ class Cadence:
         evaluate_at: The steps of the curvature evaluations, in place of `evaluations` and `spacing`.
         spacing: Spacing of the evaluations over a planned number of steps.
         checkpoints: Number of log-spaced checkpoints over a planned number of steps; None for the preset's number.
+        room: Returns True while recording is below its cap. Where it is not, or where the periods were lengthened,
+            evaluations and layers that are due cause no samples of tensors and spectra.
 
     Attributes:
         fixed: True if the steps of the curvature evaluations are fixed.
@@ -109,8 +111,11 @@ class Cadence:
         evaluate_at: Collection[int] | None = None,
         spacing: Spacing = "log",
         checkpoints: int | None = None,
+        room: Callable[[], bool] = lambda: True,
     ) -> None:
         self._preset, self._planned = preset, planned
+        self._room = room
+        self._asked: tuple[int, bool] | None = None  # a step, and whether there was room when it was first asked for
         count = preset.evaluations if evaluations is None else evaluations
         spaced = _evaluation_steps(planned, count, evaluate_at, spacing)
         self.fixed = planned is not None or evaluate_at is not None
@@ -129,7 +134,8 @@ class Cadence:
 
     def tensors(self, step: int) -> bool:
         """Return True if norms, energies and shear are due."""
-        return self._every(step, self._preset.tensors_every) or self.layers(step) or self.counterfactual(step)
+        layers = self.layers(step) and self.room(step)
+        return self._every(step, self._preset.tensors_every) or layers or self.counterfactual(step)
 
     def spectra(self, step: int) -> bool:
         """Return True if singular values are due."""
@@ -204,7 +210,17 @@ class Cadence:
 
     def _every(self, step: int, every: int | None) -> bool:
         """Return True at multiples of a period, at step 1 and at curvature evaluations."""
-        return every is not None and (step % (every * self._lengthened) == 0 or step == 1 or self.evaluation(step))
+        if every is None:
+            return False
+        return step % (every * self._lengthened) == 0 or step == 1 or (self.evaluation(step) and self.room(step))
+
+    def room(self, step: int) -> bool:
+        """Return True if there is room for samples beside the periodic ones; the answer for a step never changes."""
+        if self._lengthened > 1:
+            return False
+        if self._asked is None or self._asked[0] != step:
+            self._asked = step, self._room()
+        return self._asked[1]
 
 
 def _evaluation_steps(

@@ -34,12 +34,21 @@ def overhead_share(given: float | None, usual: float) -> float:
     """
     if given is None:
         return usual
-    if isinstance(given, bool) or not isinstance(given, int | float) or not 0 < given <= 1:
+    share = None if isinstance(given, bool) else _number(given)
+    if share is None or not 0 < share <= 1:
         raise ConfigError(
             f"overhead must be a share of the wall time in (0, 1], got {given!r}; use overhead=1 for no cap, and "
             "evaluations=0 to measure no curvature"
         )
-    return float(given)
+    return share
+
+
+def _number(given: object) -> float | None:
+    """Return a number of any library as a float; None if it is no number, such as text."""
+    try:
+        return None if isinstance(given, str | bytes) else float(given)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return None
 
 
 class CostCap:

@@ -88,10 +88,12 @@ class LossInstruments:
 
     def sample_layers(self, step: int, observer: StepObserver) -> None:
         """Measure the Taylor remainders of the layers if they are due."""
-        if self._curvature is None or not observer.copies or not self._cadence.layers(step):
+        if self._curvature is None or not self._cadence.layers(step):
             return
-        if not self._cap.affords("layers"):
+        if not self._cadence.room(step) or not self._cap.affords("layers"):
             self._faults.note("layers", step, self._cap.reason("layers"), topic="overhead")
+            return
+        if not observer.copies:
             return
         with self._overhead.counted("layers"), self._instrument("layers", step):
             found = self._curvature.layers(step, observer.copies, observer.displacement())

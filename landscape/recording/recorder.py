@@ -155,6 +155,7 @@ class Recorder:
             evaluate_at=evaluate_at if measured else None,
             spacing=spacing,
             checkpoints=min(self.preset.checkpoints if checkpoints is None else checkpoints, fit),
+            room=lambda: self._cap.left > 0,
         )
         self._periods = SamplePeriods(self._cadence, self._cap, self._overhead, self._faults)
         self._instruments = LossInstruments(

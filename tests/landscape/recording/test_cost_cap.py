@@ -8,6 +8,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from lossscope.landscape.errors import ConfigError, LandscapeError
 from lossscope.landscape.measures.forward_mode import load_forward_mode
 from lossscope.landscape.recording import recorder as recorder_module, step_sample
-from lossscope.landscape.recording.cost_cap import CostCap, MeasurementCosts
+from lossscope.landscape.recording.cost_cap import CostCap, MeasurementCosts, overhead_share
 from lossscope.landscape.recording.disk_cap import byte_count
 from lossscope.landscape.recording.overhead import Overhead
 from lossscope.landscape.recording.recorder import Recorder
@@ -144,8 +145,12 @@ def test_the_other_evaluations_leave_what_a_whole_last_one_takes(clock: list[flo
 
 
 def test_evaluations_that_do_not_fit_cause_no_further_samples(clock: list[float], tmp_path: Path) -> None:
-    run = train(tmp_path / "run", clock, 60, overhead=0.001)
-    assert sorted(set(run.tensors["step"])) == [1, 10, 15, 20, 23, 30, 35, 40, 50, 53, 60]
+    for name, steps in (("open", None), ("planned", 60)):
+        run = train(tmp_path / name, clock, 60, overhead=0.001, steps=steps)
+        assert sorted(set(run.tensors["step"])) == [1, 10, 20, 30, 40, 50, 60]
+        assert sorted(set(run.spectra["step"])) == [1]
+    run = train(tmp_path / "all", clock, 60, overhead=1)
+    assert sorted(set(run.spectra["step"])) == [1, 10, 15, 23, 35, 53]
 
 
 @pytest.mark.parametrize("overhead", [None, 1])
@@ -330,6 +335,7 @@ def test_a_checkpoint_that_still_waits_at_the_end_is_missing(
     [
         ({"overhead": 0}, "overhead must be a share of the wall time in (0, 1], got 0; use overhead=1 for no cap"),
         ({"overhead": 5}, "overhead must be a share of the wall time in (0, 1], got 5"),
+        ({"overhead": "0.1"}, "overhead must be a share of the wall time in (0, 1], got '0.1'"),
         ({"overhead": True}, "overhead must be a share of the wall time in (0, 1], got True"),
         ({"measures": ["lambda_maxx"]}, "got 'lambda_maxx'; did you mean 'lambda_max'?"),
         ({"measures": 5}, "measures must be a list of names of recorded measures or groups, got 5"),
@@ -345,6 +351,10 @@ def test_bad_settings_are_one_line_and_leave_no_folder(
     with pytest.raises(ConfigError, match=re.escape(message)):
         train(tmp_path / "run", clock, 1, **settings)
     assert not (tmp_path / "run").exists()
+
+
+def test_the_cap_may_be_a_number_of_another_library() -> None:
+    assert overhead_share(np.float32(0.5), 0.1) == overhead_share(torch.tensor(0.5), 0.1) == 0.5
 
 
 def test_sizes_are_read_with_their_units() -> None:
