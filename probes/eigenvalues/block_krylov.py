@@ -288,6 +288,10 @@ class BlockKrylov:
             error = float(found.norms.max())
             self.raise_error(MARGIN * error)
             allowed = max(_EXPLAINED * error, _SUSPICIOUS * unit * self._longest)
+        lost = self._operator.lost_digits * self._longest
+        if allowed < off <= _EXPLAINED * lost:
+            self.raise_error(MARGIN * lost)
+            allowed = _EXPLAINED * lost
         if off <= allowed or self._is_rounding(known):
             return
         noise = float(row_norms((self._operator @ q - images).mT).max())

@@ -16,7 +16,7 @@ from lossscope.probes.eigenvalues.rounding_cause import rounding_cause
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.operators.base import SymmetricOperator
 from lossscope.probes.statistics.estimate import Estimate, exact_estimate, mean_estimate, root_estimate
-from lossscope.probes.sums import dot, row_dots
+from lossscope.probes.sums import row_dots, row_norms
 
 __all__ = ["Complement", "trace_and_frobenius"]
 
@@ -27,6 +27,7 @@ _MORE: Final = 1.25  # growth of the number of samples if only the interval is t
 _LEAP: Final = 4  # largest ratio of the sample counts of two successive tests
 _CHUNK: Final = 8  # products by which the space is grown at a time
 _SPREAD: Final = 3.0  # standard errors, about, of the rounding of a trace measured with one vector
+_COMPARED: Final = 4  # vectors with which the rounding of the whole matrix is measured
 _FLOOR: Final = 16.0  # rounding units that it has at least
 _WIDTH: Final = 5  # probes of a block
 _SMALL: Final = 2**20  # entries of a block of more, short probes
@@ -167,7 +168,7 @@ def trace_and_frobenius(
     Returns:
         Trace and Frobenius norm; `converged` is True if at least ten samples were drawn, the standard error met `rel`
         with its margin and both sides of the 95 % interval twice that. Their intervals contain the rounding of the
-        products, measured with one more product.
+        products, measured with one more product, or four where the matrix is known as a whole.
 
     Raises:
         ProbeError: `max_products` is below 2.
@@ -183,9 +184,9 @@ def trace_and_frobenius(
     goal = min(_FIRST_TEST, max_products)
     while True:
         if space.dimension >= operator.size:
-            one = np.eye(space.dimension, 1)
-            first = space.mixed(one)[0], space.images_of(one)[0]
-            return _rounded(_exact(space), operator, first, space.measured_error, rel)
+            some = _orthonormal(space.dimension, min(_COMPARED, space.dimension))
+            taken = space.mixed(some).mT, space.images_of(some).mT
+            return _rounded(_exact(space), operator, taken, space.measured_error, rel)
         rest.draw(goal - rest.samples)
         missing = _missing(rest, rel, decide)
         left = max_products - (operator.products - before)
@@ -200,7 +201,8 @@ def trace_and_frobenius(
             continue
         if missing <= 0 or left <= 0:
             found = _sampled(rest, rel, operator.products - before)
-            return _rounded(found, operator, rest.first(), space.measured_error, rel)
+            z, image = rest.first()
+            return _rounded(found, operator, (z[:, None], image[:, None]), space.measured_error, rel)
         if (whole := operator.size - space.dimension) <= min(missing, left):
             _grow(space, whole)  # the whole matrix costs no more than the missing probes
             continue
@@ -267,24 +269,26 @@ def _exact(space: BlockKrylov) -> tuple[Estimate, Estimate]:
 def _rounded(
     found: tuple[Estimate, Estimate],
     operator: SymmetricOperator,
-    product: tuple[Tensor, Tensor],
+    taken: tuple[Tensor, Tensor],
     known: float,
     rel: float,
 ) -> tuple[Estimate, Estimate]:
-    r"""Widen both intervals by the rounding of the products, measured with one random vector.
+    r"""Widen both intervals by the rounding of the products, measured with some random vectors.
 
     With E the error of the operator and z random, :math:`n z^\top E z / |z|^2` estimates its trace with the standard
-    error :math:`\sqrt2 \lVert E\rVert_F`, and :math:`\sqrt n |E z| / |z|` its Frobenius norm. An error `known` from
-    products with other vectors, of which z may contain nothing, bounds both from below.
+    error :math:`\sqrt2 \lVert E\rVert_F`, and :math:`\sqrt n |E z| / |z|` its Frobenius norm. One vector may be nearly
+    orthogonal to an error of rank one, four are not. An error `known` from products with other vectors bounds both from
+    below.
     """
-    (trace, norm_), (z, image) = found, product
-    n, error = operator.size, operator.product_error(z[:, None], image[:, None])
+    (trace, norm_), (Z, images) = found, taken
+    n, error = operator.size, operator.product_error(Z, images)
     if error is None:
         widths = [operator.assumed_error * norm_.value] * 2
     else:
-        square, least = float(dot(z, z)), _FLOOR * torch.finfo(operator.dtype).eps * norm_.value
-        size = math.sqrt(n / square) * float(error.norms[0]) if square > 0 else 0.0
-        along = n * float(error.forms(z[:, None])[0]) / square if square > 0 else 0.0
+        squares, least = row_norms(Z.mT).square(), _FLOOR * torch.finfo(operator.dtype).eps * norm_.value
+        used = squares > 0
+        shares = (error.norms.square() / squares)[used], (error.forms(Z) / squares)[used]
+        size, along = math.sqrt(n * _mean(shares[0])), n * _mean(shares[1])
         widths = [max(along + _SPREAD * size, known) + least, max(_SPREAD * size, known) + least]
     scales = {"the trace": max(abs(trace.value), norm_.value), "the Frobenius norm": norm_.value}
     wide = [
@@ -298,6 +302,17 @@ def _rounded(
         for one, width, (what, scale) in zip(found, widths, scales.items(), strict=True)
     ]
     return wide[0], replace(wide[1], low=max(wide[1].low, 0.0))
+
+
+def _orthonormal(size: int, count: int) -> Array:
+    """Return random orthonormal columns `(size, count)`, the same at every call."""
+    found: Array = np.linalg.qr(np.random.default_rng(size).standard_normal((size, count)))[0]
+    return found
+
+
+def _mean(numbers: Tensor) -> float:
+    """Return a mean, 0 of no numbers."""
+    return float(numbers.mean()) if numbers.numel() else 0.0
 
 
 def _shifted(estimate: Estimate, by: float) -> Estimate:

@@ -37,6 +37,8 @@ MARGIN: Final = 4.0  # ratio of the largest error of any product to a measured o
 _LOST: Final = 1e-12  # loss of a classifier below which 1 - p keeps less than four digits in float64
 _REFERENCE: Final = 1e-6  # error of a more precise reference, in units of the difference that it shows
 _SATURATED: Final = 0.1  # relative difference of a narrower product above which its rounding cannot be scaled
+_CANCELLED: Final = 100.0  # rounding units of float32 above which a product has lost digits where terms cancel
+_CHANCE: Final = 1e3  # ratio of errors of two products with random vectors, at most
 _ALL_LOST: Final = 1e6  # rounding units of asymmetry above which products at a loss of 0 have lost their digits
 _ASYMMETRY: Final = 1e3  # units in the last place of the largest entry by which a Gram matrix may be asymmetric
 
@@ -68,7 +70,7 @@ class ProductError:
 
     difference: Tensor  # (n, k) float64, product of the reference minus product of the operator
     share: float  # see `Reference`
-    slack: Tensor  # (k,) float64, bounds of the errors of the reference's own products where these are differences
+    slack: Tensor  # (k,) float64, further bounds: of the reference's own products where these are differences
 
     @property
     def norms(self) -> Tensor:
@@ -79,7 +81,7 @@ class ProductError:
         r"""Return bounds of the errors of :math:`v^\top A v`, `(k,)` float64, for the vectors `(n, k)` multiplied."""
         sizes = row_norms(V.mT) * row_norms(self.difference.mT)
         if self.share < 1:
-            return MARGIN * self.share * sizes
+            return MARGIN * self.share * sizes + self.slack * row_norms(V.mT)
         return row_dots(self.difference.mT, V.mT).abs() + _REFERENCE * sizes + self.slack * row_norms(V.mT)
 
 
@@ -231,6 +233,11 @@ class SymmetricOperator:
         remedy = "divide the loss by a constant" if self.dtype == torch.float64 else "try the model in float64"
         return f"is not finite (inf): the curvature overflows {self.dtype} at these parameters; {remedy}"
 
+    @property
+    def lost_digits(self) -> float:
+        """Relative error of products that is known without a measurement; 0 for a matrix."""
+        return 0.0
+
     def to_scipy(self) -> LinearOperator:
         """Return the matrix as a `scipy.sparse.linalg.LinearOperator`, in float32 at least."""
         from scipy.sparse.linalg import LinearOperator
@@ -301,10 +308,20 @@ class ObjectiveOperator(SymmetricOperator):
         lengths = row_norms(images.mT)
         if loss == 0 and asymmetry(self, seed=0) > _ALL_LOST * torch.finfo(self.dtype).eps:
             return ProductError(torch.zeros_like(found.difference), 1.0, lengths)
-        if bool((row_norms(found.difference.mT) <= _SATURATED * lengths).all()):
-            return found
+        differences = row_norms(found.difference.mT)
+        if bool((differences <= _SATURATED * lengths).all()):
+            # a single difference may be small by chance; where digits cancel, about 1 / loss units are lost
+            slack = torch.minimum(self.lost_digits * lengths, _CHANCE * found.share * differences)
+            cancelled = differences > _CANCELLED * torch.finfo(torch.float32).eps * lengths
+            return replace(found, slack=found.slack + torch.where(cancelled, slack, 0.0))
         known = MARGIN * torch.finfo(self.dtype).eps / loss if loss > 0 else 1.0
         return replace(found, share=min(1.0, max(found.share, known)))
+
+    @property
+    def lost_digits(self) -> float:
+        """Relative error of float64 products of a classifier that fits its data, from 1 - p; 0 if none is known."""
+        loss = self.objective.value() if self.dtype == torch.float64 else 0.0
+        return torch.finfo(torch.float64).eps / loss if loss >= _LOST else 0.0
 
     @property
     def asymmetry_hint(self) -> str:
