@@ -125,7 +125,7 @@ def test_nothing_flushed_is_lost_by_a_signal_at_a_random_moment(
             assert run.manifest["how_it_ended"].startswith("KeyboardInterrupt")
 
 
-@pytest.mark.parametrize("moments", [1, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("moments", [3, pytest.param(20, marks=pytest.mark.slow)])
 def test_two_interrupts_lose_nothing(moments: int, trainings: Trainings, tmp_path: Path) -> None:
     pause = random.Random(moments)
     for moment in range(moments):

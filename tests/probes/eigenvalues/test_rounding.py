@@ -307,7 +307,7 @@ def softmax_regression(scale: float, seed: int, dtype: torch.dtype) -> Objective
 
 
 def test_the_whole_matrix_in_bfloat16_covers_its_trace_and_norm() -> None:
-    """Its error is nearly of rank one, so a single vector often misses it: with one, 10 of these 96 numbers were missed."""
+    """Its error is nearly of rank one, so a single vector often misses it: 10 of these 96 numbers with one."""
     missed = 0
     for scale, seed in product((1, 4, 8, 12), range(12)):
         objective = softmax_regression(scale, seed, torch.bfloat16)
