@@ -30,6 +30,10 @@ from .errors import (
     ProbeError as ProbeError,
     ProbeWarning as ProbeWarning,
 )
+from .gauge.balance import (
+    Balanced as Balanced,
+    balance as balance,
+)
 from .objective.hugging_face import HuggingFaceLoss as HuggingFaceLoss
 from .objective.losses import (
     BinaryCrossEntropy as BinaryCrossEntropy,

@@ -40,6 +40,8 @@ ALLOWED: dict[str, tuple[str, dict[str, int]]] = {
     "probes/eigenvalues/orthonormal_rows.py": (LEAVES, {"mm": 2, "addmm": 1}),
     "probes/eigenvalues/ritz.py": (SHORT, {"@": 7, "norm": 2}),
     "probes/eigenvalues/trace_and_norm.py": (f"{MATRIX}; norm of a small matrix", {"@": 1, "norm": 1}),
+    "probes/gauge/balancing.py": ("factors of a layer, in float64", {"@": 2}),
+    "probes/gauge/energy.py": ("one number a neuron, in float64", {"@": 2}),
     "probes/operators/base.py": (MATRIX, {"@": 3}),
     "probes/operators/derived.py": (MATRIX, {"@": 1}),
     "probes/operators/gauss_newton.py": (SCALAR, {"dot": 3}),

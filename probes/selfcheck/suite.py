@@ -6,13 +6,14 @@ from collections.abc import Iterator
 from typing import Final
 
 from lossscope.probes.selfcheck.check import Check, CheckResult, Place
+from lossscope.probes.selfcheck.gauge import GAUGE_CHECKS
 from lossscope.probes.selfcheck.oracles import ORACLE_CHECKS
 from lossscope.probes.selfcheck.products import PRODUCT_CHECKS
 from lossscope.probes.selfcheck.spectra import SPECTRUM_CHECKS
 
 __all__ = ["CHECKS", "self_check"]
 
-CHECKS: Final[tuple[Check, ...]] = (*PRODUCT_CHECKS, *SPECTRUM_CHECKS, *ORACLE_CHECKS)
+CHECKS: Final[tuple[Check, ...]] = (*PRODUCT_CHECKS, *SPECTRUM_CHECKS, *GAUGE_CHECKS, *ORACLE_CHECKS)
 
 
 def self_check(place: Place) -> Iterator[CheckResult]:

@@ -15,6 +15,7 @@ from torch import Tensor
 from lossscope.probes.eigenvalues.results import SpectrumEstimate
 from lossscope.probes.operators.base import SymmetricOperator
 from lossscope.probes.selfcheck import (
+    gauge as self_check_gauge,
     oracles as self_check_oracles,
     products as self_check_products,
     spectra as self_check_spectra,
@@ -138,6 +139,11 @@ def singular_values_off(monkeypatch: Patch) -> None:
     )
 
 
+def not_rescaled(monkeypatch: Patch) -> None:
+    """Leave the balanced point where the network is."""
+    monkeypatch.setattr(self_check_gauge, "balance", lambda model, **_: SimpleNamespace(model=model))
+
+
 DEFECTS: dict[str, Callable[[Patch], None]] = {
     "linear regression": off_by(1e-3),
     "logistic regression": off_by(1e-3),
@@ -158,6 +164,7 @@ DEFECTS: dict[str, Callable[[Patch], None]] = {
     "identity": spectrum(biased(1.0)),
     "intervals": spectrum(too_narrow),
     "singular values": singular_values_off,
+    "rescaled neurons": not_rescaled,
     "PyHessian: lambda_max": off_by(1e-3),
     "PyHessian: trace": spectrum(biased(1.0), self_check_oracles),
     "curvlinops: Hessian": off_by(1e-3),

@@ -1,0 +1,143 @@
+"""Effect of layers and functions on the scale of the features that they are given."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping
+from enum import Enum
+from typing import Any, Final
+
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+
+__all__ = ["Effect", "effect_of_call", "effect_of_module"]
+
+
+class Effect(Enum):
+    """Relation of a function f of features x to positive factors s, one for each feature."""
+
+    LINEAR = "f(s x) = s f(x), and f is linear and the same for each feature"
+    POSITIVE = "f(s x) = s f(x) for positive s only"
+    SMOOTH = "f(s x) is no multiple of f(x): the features have no rescaling symmetry"
+    FLATTEN = "puts features and positions onto one axis"
+    POOLED = "mean over all positions"
+    QUERY = "reads shape, dtype or device"
+    UNKNOWN = "not known"
+
+
+_LINEAR_MODULES: Final = (
+    *(nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d),
+    *(nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d),
+    *(nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d),
+)
+_POSITIVE_MODULES: Final = (
+    *(nn.ReLU, nn.LeakyReLU, nn.PReLU, nn.RReLU),
+    *(nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d),
+    *(nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d),
+)
+_SMOOTH_MODULES: Final = (
+    *(nn.Tanh, nn.Sigmoid, nn.GELU, nn.SiLU, nn.Mish, nn.Softplus, nn.Softsign, nn.LogSigmoid, nn.Tanhshrink),
+    *(nn.ELU, nn.SELU, nn.CELU, nn.ReLU6, nn.Hardtanh, nn.Hardswish, nn.Hardsigmoid),
+    *(nn.Softmax, nn.LogSoftmax),
+)
+_LINEAR: Final[set[Any]] = {
+    *(F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, torch.dropout, operator.neg, torch.neg),
+    *(F.avg_pool1d, F.avg_pool2d, F.avg_pool3d),
+    *(F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d),
+    *("contiguous", "clone", "neg", "float", "double"),
+}
+_POSITIVE: Final[set[Any]] = {
+    *(F.relu, F.relu_, torch.relu, torch.relu_, F.leaky_relu, F.leaky_relu_, torch.abs, abs, operator.abs),
+    *(F.max_pool1d, F.max_pool2d, F.max_pool3d, torch.max_pool1d, torch.max_pool2d, torch.max_pool3d),
+    *("relu", "relu_", "abs"),
+}
+_SMOOTH: Final[set[Any]] = {
+    *(F.tanh, torch.tanh, F.sigmoid, torch.sigmoid, F.gelu, F.silu, F.mish, F.softplus, F.softsign, F.logsigmoid),
+    *(F.elu, F.selu, F.celu, F.relu6, F.hardtanh, F.hardswish, F.hardsigmoid, F.tanhshrink),
+    *(F.softmax, F.log_softmax, torch.softmax, torch.log_softmax),
+    *("tanh", "tanh_", "sigmoid", "sigmoid_", "softmax", "log_softmax"),
+}
+_QUERIES: Final[set[Any]] = {"size", "dim", "ndimension", "numel", "is_floating_point"}
+_QUERIED: Final = {"shape", "ndim", "dtype", "device", "requires_grad"}
+_PRODUCTS: Final[set[Any]] = {operator.mul, torch.mul, "mul"}
+_QUOTIENTS: Final[set[Any]] = {operator.truediv, torch.div, "div"}
+
+
+def effect_of_module(module: nn.Module) -> Effect:
+    """Return the effect of a layer without weights, by its exact class, as a subclass may do anything.
+
+    Args:
+        module: The layer.
+
+    Returns:
+        The effect; unknown for any other layer.
+    """
+    kind = type(module)
+    if isinstance(module, nn.Flatten) and kind is nn.Flatten:
+        return Effect.FLATTEN if (module.start_dim, module.end_dim) == (1, -1) else Effect.UNKNOWN
+    if isinstance(module, nn.LeakyReLU) and not _bends(module.negative_slope):
+        return Effect.UNKNOWN
+    known = ((_LINEAR_MODULES, Effect.LINEAR), (_POSITIVE_MODULES, Effect.POSITIVE), (_SMOOTH_MODULES, Effect.SMOOTH))
+    if getattr(module, "return_indices", False):
+        return Effect.UNKNOWN
+    return next((effect for kinds, effect in known if kind in kinds), Effect.UNKNOWN)
+
+
+def effect_of_call(node: fx.Node) -> Effect:
+    """Return the effect of a function or method of a traced graph.
+
+    Args:
+        node: A node that calls a function or a method on features.
+
+    Returns:
+        The effect; unknown for any other function.
+    """
+    target, args, kwargs = node.target, node.args, node.kwargs
+    if target in (torch.flatten, "flatten"):
+        return Effect.FLATTEN if _arguments(args, kwargs, "start_dim", "end_dim") in ((1,), (1, -1)) else Effect.UNKNOWN
+    if target in ("view", "reshape", torch.reshape):
+        return Effect.FLATTEN if _is_batch_and_rest(args[1:]) else Effect.UNKNOWN
+    if target in (torch.mean, "mean"):
+        return Effect.POOLED
+    if target in _QUERIES or (target is getattr and args[1] in _QUERIED):
+        return Effect.QUERY
+    if target in _PRODUCTS:
+        return Effect.LINEAR if any(_is_nonzero_number(one) for one in args) else Effect.UNKNOWN
+    if target in _QUOTIENTS:
+        return Effect.LINEAR if _is_nonzero_number(args[1]) and "rounding_mode" not in kwargs else Effect.UNKNOWN
+    if target in (F.leaky_relu, F.leaky_relu_) and not _bends((*_arguments(args, kwargs, "negative_slope"), 0.01)[0]):
+        return Effect.UNKNOWN
+    if kwargs.get("return_indices"):
+        return Effect.UNKNOWN
+    known: tuple[tuple[set[Callable[..., Any] | str], Effect], ...]
+    known = ((_LINEAR, Effect.LINEAR), (_POSITIVE, Effect.POSITIVE), (_SMOOTH, Effect.SMOOTH))
+    return next((effect for targets, effect in known if target in targets), Effect.UNKNOWN)
+
+
+def _arguments(args: tuple[Any, ...], kwargs: Mapping[str, Any], *names: str) -> tuple[Any, ...]:
+    """Return the arguments after the first one, those given by name after those given by position."""
+    return (*args[1:], *(kwargs[name] for name in names if name in kwargs))
+
+
+def _is_nonzero_number(value: Any) -> bool:
+    return isinstance(value, int | float) and value != 0
+
+
+def _bends(slope: Any) -> bool:
+    """Return True if a leaky ReLU with that slope is neither linear nor the absolute value."""
+    return isinstance(slope, int | float) and abs(slope) != 1
+
+
+def _is_batch_and_rest(shape: tuple[Any, ...]) -> bool:
+    """Return True for the shape `(x.size(0), -1)` or `(x.shape[0], -1)`."""
+    shape = tuple(shape[0]) if len(shape) == 1 and isinstance(shape[0], tuple | list) else shape
+    if len(shape) != 2 or shape[1] != -1 or not isinstance(shape[0], fx.Node):
+        return False
+    size = shape[0]
+    if size.target == "size":
+        return bool(size.args[1:] == (0,) or size.kwargs.get("dim") == 0)
+    whole = size.args[0] if size.target is operator.getitem and size.args[1:] == (0,) else None
+    return isinstance(whole, fx.Node) and (
+        whole.target == "size" or (whole.target is getattr and whole.args[1] == "shape")
+    )

@@ -1,0 +1,177 @@
+"""What is known of the symmetries of networks, and what is not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lossscope.landscape.training.workloads import digits_conv
+from lossscope.probes.gauge.balance import balance
+from lossscope.probes.gauge.tracing import symmetries_of
+from zoo.table import MEMBERS
+
+
+class Own(nn.Module):
+    """Two linear layers with a function of the hidden features between them."""
+
+    def __init__(self, function: Callable[[nn.Module, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.first, self.second, self.function = nn.Linear(4, 4), nn.Linear(4, 4), function
+        self.gain = nn.Parameter(torch.ones(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.function(self, self.first(x))) * self.gain.detach().sum()
+
+
+def chain(*between: nn.Module) -> nn.Module:
+    return nn.Sequential(nn.Linear(4, 4), *between, nn.Linear(4, 4))
+
+
+SMOOTH = [nn.Tanh(), nn.GELU(), nn.SiLU(), nn.Sigmoid(), nn.ELU(), nn.ReLU6(), nn.Softmax(-1), nn.Softplus()]
+
+
+@pytest.mark.parametrize("layer", SMOOTH, ids=lambda layer: type(layer).__name__)
+def test_features_of_a_smooth_layer_have_nothing_to_fix(layer: nn.Module) -> None:
+    found = symmetries_of(chain(layer))
+    assert (found.known, found.unknown) == ((), ())
+
+
+@pytest.mark.parametrize("layer", [nn.ReLU(), nn.LeakyReLU(0.2), nn.PReLU(), nn.RReLU()], ids=str)
+def test_features_of_a_positively_homogeneous_layer_have_a_scale(layer: nn.Module) -> None:
+    found = symmetries_of(chain(layer, nn.Dropout(), nn.Identity()))
+    assert [one.words for one in found.known] == ["scale of each of the 4 neurons of 0"]
+    assert found.unknown == ()
+
+
+class Added(nn.Module):
+    """A layer with a skip connection."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + F.relu(self.inner(x))
+
+
+def tied() -> nn.Module:
+    net = chain(nn.ReLU())
+    net[2].weight = net[0].weight
+    return net
+
+
+def repeated() -> nn.Module:
+    layer = nn.Linear(4, 4)
+    return nn.Sequential(layer, nn.ReLU(), layer)
+
+
+def hooked() -> nn.Module:
+    net = chain(nn.ReLU())
+    net[1].register_forward_hook(lambda module, inputs, output: output**2)
+    return net
+
+
+def hooked_outside() -> nn.Module:
+    net = chain(nn.ReLU())
+    net.register_forward_hook(lambda module, inputs, output: output**2)
+    return net
+
+
+def replaced() -> nn.Module:
+    net = chain(nn.ReLU())
+    net[1].forward = lambda x: x**2  # type: ignore[method-assign]
+    return net
+
+
+class Branching(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x) if x.sum() > 0 else x
+
+
+UNKNOWN: dict[str, tuple[Callable[[], nn.Module], str]] = {
+    "skip connection": (lambda: nn.Sequential(chain(nn.ReLU()), Added()), "0.2: its features go into add"),
+    "tied weights": (tied, "0: 0.weight is used more than once"),
+    "layer applied twice": (repeated, "0: 0.weight is used more than once"),
+    "hook": (hooked, "0: its features go into 1, which has hooks"),
+    "hook of the network": (hooked_outside, "the network: its forward pass has hooks"),
+    "forward of an instance": (replaced, "0: its features go into 1, which has hooks"),
+    "squared ReLU": (lambda: Own(lambda m, x: F.relu(x).square()), "first: its features go into square"),
+    "power": (lambda: Own(lambda m, x: F.relu(x) ** 2), "first: its features go into pow"),
+    "gate": (lambda: Own(lambda m, x: x * torch.sigmoid(x)), "first: its features go into mul"),
+    "added number": (lambda: Own(lambda m, x: F.relu(x) + 1), "first: its features go into add"),
+    "parameter as a factor": (lambda: Own(lambda m, x: F.relu(x) * m.gain), "gain: used by mul"),
+    "detached": (lambda: Own(lambda m, x: F.relu(x.detach())), "first: its features go into detach"),
+    "concatenation": (lambda: Own(lambda m, x: torch.cat([x[:2], x[2:]])), "first: its features go into getitem"),
+    "mean over features": (lambda: Own(lambda m, x: x - x.mean(-1)), "first: its features go into mean"),
+    "other view": (lambda: Own(lambda m, x: F.relu(x).view(-1, 4)), "first: its features go into view"),
+    "group norm": (digits_conv, "0: its features go into 1 (GroupNorm)"),
+    "recurrent layer": (lambda: nn.LSTM(4, 3), "used"),
+    "branch": (Branching, "the network: torch.fx cannot trace it"),
+    "linear layer on another axis": (
+        lambda: nn.Sequential(nn.Conv2d(1, 4, 1), nn.ReLU(), nn.Linear(4, 2)),
+        "0: 2 does not read its 4 features along one axis",
+    ),
+    "slope one": (lambda: chain(nn.LeakyReLU(1.0)), "0: its features go into 1 (LeakyReLU)"),
+    "unused parameter": (lambda: Own(lambda m, x: F.relu(x)), "gain: used by detach"),
+}
+
+
+@pytest.mark.parametrize("name", UNKNOWN)
+def test_what_is_not_known_is_listed(name: str) -> None:
+    build, words = UNKNOWN[name]
+    found = symmetries_of(build())
+    assert any(words in one for one in found.unknown), found
+
+
+def test_known_layers_are_fixed_beside_unknown_ones() -> None:
+    net = nn.Sequential(chain(nn.ReLU()), Added())
+    found = balance(net, batch=torch.ones(2, 4))
+    assert found.fixed == ("scale of each of the 4 neurons of 0.0",)
+    assert found.unknown
+
+
+def test_a_trace_leaves_the_network_as_it_was() -> None:
+    class Counting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.calls, self.kept = nn.Linear(4, 4), 0, []
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls += 1
+            self.kept.append(x)
+            self.last = self.layer(x)
+            return self.last
+
+    net = Counting()
+    symmetries_of(net)
+    assert (net.calls, net.kept, net.training) == (0, [], True)
+    assert not hasattr(net, "last")
+
+
+# members of the zoo with layers whose symmetries are not known; all others are chains with smooth layers, or with ReLU
+NOT_KNOWN = {
+    *("weight_norm", "weight_norm_legacy", "gpt", "gpt_11m", "lstm", "gru", "lora", "graphs", "odd_shapes", "encoder"),
+    *("resnet", "resnet_frozen", "gradient_penalty", "group_norm", "transposed", "pooled", "rms_norm", "experts"),
+    *("router", "fourier", "solve", "sorted", "custom_right", "custom_once", "grid_sample", "twice", "mixed_dtypes"),
+    *("orthogonal", "spectral_norm", "data_parallel", "packed", "batch_norm_without_statistics", "masked_attention"),
+    *("forces", "tied_by_list", "compiled"),
+}
+SLOW = {"gpt_11m", "compiled", "checkpointed"}  # large, or they load torch.compile
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in MEMBERS]
+)
+def test_a_member_of_the_zoo_is_known_or_lists_what_is_not(name: str) -> None:
+    parts = MEMBERS[name].build()
+    found = balance(parts.model)
+    assert bool(found.unknown) == (name in NOT_KNOWN), (found.fixed, found.unknown)
+    assert bool(found.fixed) == (name == "inplace")
