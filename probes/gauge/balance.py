@@ -10,7 +10,7 @@ from torch import nn
 
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.gauge.balancing import least_norm
-from lossscope.probes.gauge.copying import changed_copy, copied, outputs_apart
+from lossscope.probes.gauge.copying import changed_copy, copied, outputs_apart, require_precise
 from lossscope.probes.gauge.tracing import symmetries_of
 
 __all__ = ["Balanced", "balance"]
@@ -47,8 +47,14 @@ def balance(model: nn.Module, *, batch: Any = None) -> Balanced:
     the least norm. After a smooth activation (tanh, GELU) there is no such symmetry and nothing to fix, so that layer
     is not unknown.
 
-    Where features meet a skip connection, tied weights, a normalization layer, or a function that is not known to keep
-    positive factors, the symmetries are listed as unknown: numbers at that point may still depend on them.
+    A batch norm right behind a linear layer is one affine map with it in eval mode: its gain goes into the layer, and
+    so does its shift where the layer has a bias. A gain that only linear layers read goes into them. Folded gains stay
+    as constants 1 and 0 that do not require grad, so the new network has fewer free parameters. Before ReLU, the gain
+    and shift of a layer or group norm are the incoming weights of a neuron.
+
+    Where features meet a skip connection, tied weights, a layer or group norm (which ignores their scale but for its
+    eps, so that no point has the least norm), or a function that is not known to keep positive factors,
+    the symmetries are listed as unknown: numbers at that point may still depend on them.
 
     Args:
         model: The network; it is unchanged. Symmetries are those of its trainable parameters in eval mode.
@@ -56,7 +62,8 @@ def balance(model: nn.Module, *, batch: Any = None) -> Balanced:
             evaluated, and the structure of the network alone is relied on.
 
     Returns:
-        The new network, with the names, dtypes, devices, modes and `requires_grad` of the given one, and no gradients.
+        The new network, with the names, dtypes, devices, modes and `requires_grad` of the given one, but for
+        folded gains, and no gradients.
 
     Raises:
         ProbeError: The outputs differ by more than 1e-5 of the largest, a weight that must change is neither float32
@@ -76,11 +83,14 @@ def balance(model: nn.Module, *, batch: Any = None) -> Balanced:
     """
     other = copied(model)
     found = symmetries_of(other)
+    require_precise(dict(other.named_parameters()), (name for fold in found.folds for name in fold.parameters))
+    for fold in found.folds:
+        fold.apply(other)
     changed_copy(other, found.known, lambda weights: least_norm(found.known, weights))
-    error = math.nan if batch is None else outputs_apart(model, other, batch) if found.known else 0.0
+    error = math.nan if batch is None else outputs_apart(model, other, batch) if found.known or found.folds else 0.0
     if error > _ERROR or (batch is not None and math.isnan(error)):
         raise ProbeError(
             f"the balanced network differs from the given one by {error:.1e} of its largest output, which is more than "
             f"{_ERROR:g}: convert both model and data to float64, or report this network as one it cannot balance"
         )
-    return Balanced(other, tuple(one.words for one in found.known), found.unknown, error)
+    return Balanced(other, tuple(one.words for one in (*found.folds, *found.known)), found.unknown, error)

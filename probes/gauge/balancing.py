@@ -54,7 +54,7 @@ def random_scaling(symmetries: Iterable[Symmetry], weights: Weights, generator: 
     """
     for one in symmetries:
         factors = torch.randn(one.size, generator=generator, dtype=torch.float64).exp()
-        _multiply(one.writes, weights, factors)
+        _multiply(one.gains or one.writes, weights, factors)
         _multiply(one.reads, weights, 1 / factors)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
 from typing import Any, Final
 
@@ -15,7 +15,7 @@ from lossscope.probes.errors import ProbeError
 from lossscope.probes.gauge.symmetry import Symmetry, Weights
 from lossscope.probes.objective.isolation import isolated
 
-__all__ = ["changed_copy", "copied", "outputs_apart"]
+__all__ = ["changed_copy", "copied", "outputs_apart", "require_precise"]
 
 _PRECISE: Final = (torch.float32, torch.float64)
 _NARROW: Final = {"mps"}  # types of devices without float64
@@ -63,18 +63,31 @@ def changed_copy(model: nn.Module, symmetries: Sequence[Symmetry], change: Calla
         ProbeError: A weight has fewer digits than float32.
     """
     parameters = dict(model.named_parameters())
-    names = dict.fromkeys(slot.name for one in symmetries for slot in (*one.writes, *one.reads))
+    names = dict.fromkeys(slot.name for one in symmetries for slot in (*one.writes, *one.reads, *one.gains))
+    require_precise(parameters, names)
+    weights = {name: _double(parameters[name]) for name in names}
+    with torch.no_grad():
+        change(weights)
+        for name, values in weights.items():
+            parameters[name].copy_(values)
+
+
+def require_precise(parameters: Mapping[str, Tensor], names: Iterable[str]) -> None:
+    """Raise unless parameters can be rescaled without losing digits of the function.
+
+    Args:
+        parameters: All parameters by name.
+        names: Those that will change.
+
+    Raises:
+        ProbeError: One is neither float32 nor float64.
+    """
     for name in names:
         if parameters[name].dtype not in _PRECISE:
             raise ProbeError(
                 f"{name} is {parameters[name].dtype}, to which rescaled weights cannot be rounded without changing the "
                 "function: pass a copy in float32, copy.deepcopy(model).float()"
             )
-    weights = {name: _double(parameters[name]) for name in names}
-    with torch.no_grad():
-        change(weights)
-        for name, values in weights.items():
-            parameters[name].copy_(values)
 
 
 def outputs_apart(model: nn.Module, other: nn.Module, batch: Any) -> float:

@@ -7,6 +7,8 @@ from torch import nn
 
 from lossscope.probes.gauge.balancing import random_scaling
 from lossscope.probes.gauge.copying import changed_copy, copied
+from lossscope.probes.gauge.folding import GainFold
+from lossscope.probes.gauge.symmetry import Scaling
 from lossscope.probes.gauge.tracing import symmetries_of
 
 __all__ = ["rescaled"]
@@ -36,7 +38,13 @@ def rescaled(model: nn.Module, seed: int) -> nn.Module:
         True
     """
     other = copied(model)
-    known = symmetries_of(other).known
+    found = symmetries_of(other)
+    gains = [
+        Scaling(one.name, one.reads[0].shape[1], one.gains, one.reads)
+        for one in found.folds
+        if isinstance(one, GainFold)
+    ]
+    known = (*found.known, *gains)
     generator = torch.Generator().manual_seed(seed)
     changed_copy(other, known, lambda weights: random_scaling(known, weights, generator))
     return other

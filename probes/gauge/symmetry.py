@@ -60,12 +60,14 @@ class Scaling:
         size: Number of neurons.
         writes: The incoming weights and biases.
         reads: The outgoing weights.
+        gains: Gain and shift behind the incoming weights, which scale the neurons as long as they are not folded.
     """
 
     name: str
     size: int
     writes: tuple[Slot, ...]
     reads: tuple[Slot, ...]
+    gains: tuple[Slot, ...] = ()
 
     @property
     def words(self) -> str:
@@ -82,12 +84,14 @@ class Mixing:
         size: Dimension of the space.
         writes: Weights and biases of the first map, one row for each dimension.
         reads: Weights of the second map, likewise.
+        gains: As for `Scaling`.
     """
 
     name: str
     size: int
     writes: tuple[Slot, ...]
     reads: tuple[Slot, ...]
+    gains: tuple[Slot, ...] = ()
 
     @property
     def words(self) -> str:

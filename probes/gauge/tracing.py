@@ -10,25 +10,24 @@ from __future__ import annotations
 import warnings
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Any, Final, Literal, TypeAlias
+from dataclasses import dataclass
+from typing import Any, Final
 
 import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
+from lossscope.probes.gauge.features import FLAT, Space, Value, Weight, pools_all
+from lossscope.probes.gauge.folding import BatchNormFold, Fold, GainFold
 from lossscope.probes.gauge.operations import Effect, effect_of_call, effect_of_module
 from lossscope.probes.gauge.symmetry import Mixing, Scaling, Slot, Symmetry
 from lossscope.probes.objective.module_state import ModuleState
 
 __all__ = ["Symmetries", "symmetries_of"]
 
-# Place of the features in a tensor: axis 1, the last axis, or one axis together with positions, features or positions
-# first.
-Layout: TypeAlias = Literal["channels", "last", "channels flat", "last flat"]
-_FLAT: Final[dict[Layout, Layout]] = {"channels": "channels flat", "last": "last flat"}
 _CONVOLUTIONS: Final = {nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3}
 _TRANSPOSED: Final = {nn.ConvTranspose1d: 1, nn.ConvTranspose2d: 2, nn.ConvTranspose3d: 3}
+_BATCH_NORMS: Final = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _FUNCTIONAL: Final[dict[Any, int]] = {F.conv1d: 1, F.conv2d: 2, F.conv3d: 3}
 
 
@@ -37,41 +36,14 @@ class Symmetries:
     """The rescaling symmetries of a network.
 
     Attributes:
-        known: The symmetries, in the order of the layers.
+        known: The symmetries, in the order of the layers, once the gains are folded.
+        folds: Gains that weights beside them can take over.
         unknown: Layers whose symmetries are not known, with the reason; empty if there are none.
     """
 
     known: tuple[Symmetry, ...]
+    folds: tuple[Fold, ...]
     unknown: tuple[str, ...]
-
-
-@dataclass
-class Space:
-    """Features that a linear layer has written, and what is done to them."""
-
-    name: str
-    size: int
-    positions: int  # number of axes of positions, such as 2 for an image; 0 where features are last
-    writes: list[Slot]
-    reads: list[Slot] = field(default_factory=list)
-    linear: bool = True  # only linear functions lie between writes and reads, and no grouped convolution
-    symmetric: bool = True
-    reasons: list[str] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class Value:
-    """Tensor of the trace that holds the features of a space."""
-
-    space: Space
-    layout: Layout
-
-
-@dataclass(frozen=True)
-class Weight:
-    """Tensor of the trace that is a parameter itself."""
-
-    name: str
 
 
 def symmetries_of(model: nn.Module) -> Symmetries:
@@ -84,7 +56,7 @@ def symmetries_of(model: nn.Module) -> Symmetries:
         The symmetries and the layers about which nothing is known.
     """
     if model._forward_hooks or model._forward_pre_hooks or "forward" in vars(model):
-        return Symmetries((), ("the network: its forward pass has hooks",))
+        return Symmetries((), (), ("the network: its forward pass has hooks",))
     modules = list(model.modules())
     state, modes = ModuleState(modules), [module.training for module in modules]
     try:
@@ -94,7 +66,7 @@ def symmetries_of(model: nn.Module) -> Symmetries:
             graph = fx.Tracer(param_shapes_constant=True).trace(model)
     except Exception as error:
         words = (str(error).strip() or "no reason given").splitlines()[0]
-        return Symmetries((), (f"the network: torch.fx cannot trace it ({type(error).__name__}: {words})",))
+        return Symmetries((), (), (f"the network: torch.fx cannot trace it ({type(error).__name__}: {words})",))
     finally:
         state.restore()
         for module, mode in zip(modules, modes, strict=True):
@@ -113,6 +85,7 @@ class _Walk:
         self._parameters = dict(model.named_parameters())
         self._uses: Counter[str] = Counter()
         self._spaces: list[Space] = []
+        self._folds: list[Fold] = []
         self._unknown: list[str] = []
         self._values: dict[fx.Node, Value | Weight | None] = {}
 
@@ -124,7 +97,7 @@ class _Walk:
         unused = self._parameters.keys() - self._uses.keys()
         if unused:
             self._unknown.append(f"{', '.join(sorted(unused))}: not used in the trace of the forward pass")
-        return Symmetries(tuple(known), tuple(dict.fromkeys(self._unknown)))
+        return Symmetries(tuple(known), tuple(self._folds), tuple(dict.fromkeys(self._unknown)))
 
     def _visit(self, node: fx.Node) -> Value | Weight | None:
         """Return what a node holds; None if it holds no features that a factor could multiply."""
@@ -160,11 +133,15 @@ class _Walk:
         if kind is nn.Linear and "weight" in own:
             return self._dense(node, name, own["weight"], own.get("bias"))
         if isinstance(module, nn.Embedding) and kind is nn.Embedding and module.max_norm is None:
-            return self._embedding(name, own["weight"])
+            return self._embedding(node, name, own["weight"])
         if kind in _CONVOLUTIONS and "weight" in own:
             return self._convolution(node, name, own["weight"], own.get("bias"), _CONVOLUTIONS[kind], groups)
         if kind in _TRANSPOSED and "weight" in own:
             return self._transposed(node, name, own["weight"], own.get("bias"), _TRANSPOSED[kind], groups)
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and kind in _BATCH_NORMS:
+            return self._batch_norm(node, name, module, own)
+        if kind in (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm):
+            return self._normalized(node, f"{name} ({kind.__name__})", module, own)
         effect = effect_of_module(module)
         if own and kind is not nn.PReLU:
             effect = Effect.UNKNOWN
@@ -202,6 +179,7 @@ class _Walk:
         """Return the output of a linear layer, which reads the last axis."""
         outputs, inputs = self._parameters[weight].shape
         for value in self._inputs(node):
+            value.space.biases.append(bias)
             size, layout = value.space.size, value.layout
             repeats = inputs // size
             if layout == "channels" or inputs % size or (layout == "last" and repeats > 1):
@@ -210,12 +188,12 @@ class _Walk:
                 value.space.reads.append(Slot(weight, (outputs, repeats, size), (2, 0, 1)))
             else:
                 value.space.reads.append(Slot(weight, (outputs, size, repeats), (1, 0, 2)))
-        return self._opened(name, outputs, 0, [Slot(weight, (outputs, inputs), (0, 1)), *_bias(bias, outputs)])
+        return self._opened(node, name, outputs, 0, [Slot(weight, (outputs, inputs), (0, 1)), *_bias(bias, outputs)])
 
-    def _embedding(self, name: str, weight: str) -> Value:
+    def _embedding(self, node: fx.Node, name: str, weight: str) -> Value:
         """Return the output of an embedding: a linear layer of indicators."""
         count, size = self._parameters[weight].shape
-        return self._opened(name, size, 0, [Slot(weight, (count, size), (1, 0))])
+        return self._opened(node, name, size, 0, [Slot(weight, (count, size), (1, 0))])
 
     def _convolution(
         self, node: fx.Node, name: str, weight: str, bias: str | None, axes: int, groups: Any
@@ -228,7 +206,7 @@ class _Walk:
         read = Slot(weight, (groups, outputs // groups, inputs, *kernel), (0, 2, 1, *rest), lead=2)
         self._read_channels(node, name, read, inputs * groups, groups)
         write = Slot(weight, (outputs, inputs, *kernel), (0, 1, *(axis - 1 for axis in rest)))
-        return self._opened(name, outputs, axes, [write, *_bias(bias, outputs)], linear=groups == 1)
+        return self._opened(node, name, outputs, axes, [write, *_bias(bias, outputs)], linear=groups == 1)
 
     def _transposed(self, node: fx.Node, name: str, weight: str, bias: str | None, axes: int, groups: int) -> Value:
         """Return the output of a transposed convolution, which reads axis 1."""
@@ -238,7 +216,7 @@ class _Walk:
         self._read_channels(node, name, read, inputs, groups)
         write = Slot(weight, (groups, inputs // groups, outputs, *kernel), (0, 2, 1, *rest), lead=2)
         size = outputs * groups
-        return self._opened(name, size, axes, [write, *_bias(bias, size)], linear=groups == 1)
+        return self._opened(node, name, size, axes, [write, *_bias(bias, size)], linear=groups == 1)
 
     def _read_channels(self, node: fx.Node, name: str, read: Slot, size: int, groups: int) -> None:
         """Close the space that a convolution reads."""
@@ -247,13 +225,55 @@ class _Walk:
             if value.layout != "channels" or space.size != size:
                 space.reasons.append(f"{name} does not read its {space.size} features as channels")
             space.reads.append(read)
+            space.biases.append(None)
             space.linear &= groups == 1
 
-    def _opened(self, name: str, size: int, positions: int, writes: list[Slot], *, linear: bool = True) -> Value:
+    def _opened(
+        self, node: fx.Node, name: str, size: int, positions: int, writes: list[Slot], *, linear: bool = True
+    ) -> Value:
         """Return the features of a new space."""
-        space = Space(name, size, positions, writes, linear=linear)
+        space = Space(name, size, positions, writes, linear=linear, origin=node)
         self._spaces.append(space)
         return Value(space, "channels" if positions else "last")
+
+    def _batch_norm(self, node: fx.Node, name: str, module: nn.Module, own: dict[str, str]) -> Value | None:
+        """Return the output of a batch norm, which in eval mode is one affine map with the layer right before it."""
+        words, values = f"{name} ({type(module).__name__})", self._inputs(node)
+        if not values or module.running_mean is None or own.keys() != {"weight", "bias"}:
+            return self._opaque(node, words, own)
+        space = values[0].space
+        names = [slot.name for slot in space.writes] + list(own.values())
+        alone = space.origin is node.all_input_nodes[0] and len(space.origin.users) == 1
+        free = all(self._parameters[one].requires_grad for one in names)
+        if not alone or not free or self._parameters[own["weight"]].shape != (space.size,):
+            return self._opaque(node, words, own)
+        bias = space.writes[1].name if len(space.writes) > 1 else None
+        space.fold = BatchNormFold(name, space.writes[0], bias)
+        space.origin = node
+        if bias is None:
+            space.writes += _bias(own["bias"], space.size)
+        return values[0]
+
+    def _normalized(self, node: fx.Node, words: str, module: nn.Module, own: dict[str, str]) -> Value | None:
+        """Return the output of a normalization: its gain and shift write it."""
+        values = self._inputs(node)
+        for value in values:
+            value.space.reasons.append(f"{words} ignores its scale but for eps, so that no point has the least norm")
+        if not own:
+            return None
+        size = self._parameters[own["weight"]].shape
+        positions = values[0].space.positions if values else 0
+        wanted = "channels" if isinstance(module, nn.GroupNorm) else "last"
+        if (
+            len(size) != 1
+            or any(value.layout != wanted for value in values)
+            or (wanted == "channels") != (positions > 0)
+        ):
+            return self._opaque(node, words, own)
+        writes = [slot for key in ("weight", "bias") for slot in _bias(own.get(key), size[0])]
+        value = self._opened(node, words, size[0], positions, writes)
+        value.space.is_gain = True
+        return value
 
     def _after(self, node: fx.Node, effect: Effect, words: str, weights: dict[str, str]) -> Value | None:
         """Return the features behind a function of a known effect."""
@@ -267,10 +287,10 @@ class _Walk:
         if effect is Effect.SMOOTH:
             space.symmetric = False
             return None
-        if effect is Effect.FLATTEN and layout in _FLAT:
-            return Value(space, _FLAT[layout])
+        if effect is Effect.FLATTEN and layout in FLAT:
+            return Value(space, FLAT[layout])
         if effect is Effect.POOLED:
-            return Value(space, "last") if _pools_all(node, value) else self._opaque(node, words, weights)
+            return Value(space, "last") if pools_all(node, value) else self._opaque(node, words, weights)
         if effect in (Effect.FLATTEN, Effect.QUERY):
             return value if effect is Effect.FLATTEN else None
         space.linear &= effect is Effect.LINEAR
@@ -295,14 +315,34 @@ class _Walk:
         for slot in slots:
             if self._uses[slot.name] > 1:
                 space.reasons.append(f"{slot.name} is used more than once")
+        if space.fold is not None:
+            if any(self._uses[name] > 1 for name in space.fold.parameters):
+                space.reasons.append(f"{space.fold.name} or the layer before it is used more than once")
+            else:
+                self._folds.append(space.fold)
         if space.reasons:
             self._unknown += [f"{space.name}: {reason}" for reason in dict.fromkeys(space.reasons)]
             return None
         if not space.symmetric or not space.reads or any(self._is_fixed(slot.name) for slot in slots):
             return None
+        gains = space.fold.gains if space.fold is not None else ()
+        if space.is_gain and space.linear:
+            return self._gain(space)
         if space.linear:
-            return Mixing(space.name, space.size, tuple(space.writes), tuple(space.reads))
-        return Scaling(space.name, space.size, tuple(space.writes), tuple(space.reads))
+            return Mixing(space.name, space.size, tuple(space.writes), tuple(space.reads), gains)
+        return Scaling(space.name, space.size, tuple(space.writes), tuple(space.reads), gains)
+
+    def _gain(self, space: Space) -> Symmetry | None:
+        """Return the symmetry of a gain that linear layers read, or fold it into them."""
+        shift = space.writes[1].name if len(space.writes) > 1 else None
+        dense = all(slot.lead == 1 and slot.order[0] == 1 for slot in space.reads) and space.positions == 0
+        fold = GainFold(space.name, space.writes[0].name, shift, tuple(space.reads), tuple(space.biases))
+        single = all(self._uses[name] == 1 and self._parameters[name].requires_grad for name in fold.parameters)
+        if dense and single and (shift is None or None not in space.biases):
+            self._folds.append(fold)
+        else:
+            self._unknown.append(f"{space.name}: its gain and shift are read by layers that cannot take them over")
+        return None
 
     def _is_fixed(self, name: str) -> bool:
         """Return True for a frozen parameter that a factor would change."""
@@ -314,17 +354,3 @@ def _bias(name: str | None, size: int) -> Iterator[Slot]:
     """Yield the slot of a bias if there is one."""
     if name is not None:
         yield Slot(name, (size,), (0,))
-
-
-def _pools_all(node: fx.Node, value: Value) -> bool:
-    """Return True if a mean is over all axes of positions of channels and drops them."""
-    axes = value.space.positions
-    given: dict[str, Any] = {"dim": None, "keepdim": False}
-    given |= dict(zip(("dim", "keepdim"), node.args[1:], strict=False)) | dict(node.kwargs)
-    dims = given["dim"]
-    if value.layout != "channels" or given["keepdim"] is not False or given.keys() != {"dim", "keepdim"}:
-        return False
-    wanted = dims if isinstance(dims, tuple | list) else (dims,)
-    if not all(isinstance(one, int) for one in wanted):
-        return False
-    return sorted(one % (axes + 2) for one in wanted) == list(range(2, axes + 2))

@@ -1,0 +1,139 @@
+"""Gains of normalization layers moved into the weights beside them, which keeps the function."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from lossscope.probes.gauge.symmetry import Slot
+
+__all__ = ["BatchNormFold", "Fold", "GainFold"]
+
+
+@dataclass(frozen=True)
+class BatchNormFold:
+    """A batch norm in eval mode right behind a linear layer: one affine map with it.
+
+    Attributes:
+        name: Name of the batch norm.
+        weight: Rows of the layer before it.
+        bias: Name of the bias of that layer, or None.
+    """
+
+    name: str
+    weight: Slot
+    bias: str | None
+
+    @property
+    def words(self) -> str:
+        """The symmetry in words."""
+        return f"gains of {self.name}, folded into {self.weight.name}"
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        """Names of all parameters that change."""
+        own = (self.weight.name, f"{self.name}.weight", f"{self.name}.bias")
+        return own if self.bias is None else (*own, self.bias)
+
+    @property
+    def gains(self) -> tuple[Slot, ...]:
+        """The slots of gain and shift, which scale the features as long as they are not folded."""
+        size = (self.weight.shape[0],) if self.weight.lead == 1 else (self.weight.shape[0] * self.weight.shape[2],)
+        return tuple(Slot(f"{self.name}.{key}", size, (0,)) for key in ("weight", "bias"))
+
+    def apply(self, model: nn.Module) -> None:
+        """Fold in place: the batch norm is left with gain 1, which is frozen, and with the only bias of the two."""
+        norm, parameters = model.get_submodule(self.name), dict(model.named_parameters())
+        gain, shift, mean, variance = (
+            _double(getattr(norm, key)) for key in ("weight", "bias", "running_mean", "running_var")
+        )
+        factors = gain / (variance + norm.eps).sqrt()  # type: ignore[operator]
+        before = 0.0 if self.bias is None else _double(parameters[self.bias])
+        shift = shift + (before - mean) * factors
+        weight = {self.weight.name: _double(parameters[self.weight.name])}
+        self.weight.multiply(weight, factors)
+        _set(parameters[self.weight.name], weight[self.weight.name])
+        _set(norm.running_mean, torch.zeros_like(mean))  # type: ignore[arg-type]
+        _set(norm.running_var, torch.full_like(variance, 1 - norm.eps))  # type: ignore[arg-type, operator]
+        _freeze(parameters[f"{self.name}.weight"], 1.0)
+        if self.bias is None:
+            _set(parameters[f"{self.name}.bias"], shift)
+        else:
+            _set(parameters[self.bias], shift)
+            _freeze(parameters[f"{self.name}.bias"], 0.0)
+
+
+@dataclass(frozen=True)
+class GainFold:
+    """Gain and shift of a normalization that linear layers read.
+
+    Attributes:
+        name: Name of the normalization, as text.
+        gain: Name of its gain, one for each feature.
+        shift: Name of its shift, or None.
+        reads: Columns of the linear layers.
+        biases: Names of their biases, or None where there is none; with a shift each layer has one.
+    """
+
+    name: str
+    gain: str
+    shift: str | None
+    reads: tuple[Slot, ...]
+    biases: tuple[str | None, ...]
+
+    @property
+    def words(self) -> str:
+        """The symmetry in words."""
+        return f"gains of {self.name}, folded into {', '.join(slot.name for slot in self.reads)}"
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        """Names of all parameters that change."""
+        names = (self.gain, self.shift, *(slot.name for slot in self.reads), *(self.biases if self.shift else ()))
+        return tuple(name for name in names if name is not None)
+
+    @property
+    def gains(self) -> tuple[Slot, ...]:
+        """The slots of gain and shift."""
+        size = (self.reads[0].shape[1],)
+        return tuple(Slot(name, size, (0,)) for name in (self.gain, self.shift) if name is not None)
+
+    def apply(self, model: nn.Module) -> None:
+        """Fold in place: the gain is left at 1 and the shift at 0, both frozen."""
+        parameters = dict(model.named_parameters())
+        gain = _double(parameters[self.gain])
+        for read, bias in zip(self.reads, self.biases, strict=True):
+            weight = {read.name: _double(parameters[read.name])}
+            if self.shift is not None and bias is not None:
+                columns = read.of(weight)
+                shift = _double(parameters[self.shift])
+                moved = (columns.flatten(2).sum(2) * shift[:, None]).sum(0)
+                _set(parameters[bias], _double(parameters[bias]) + moved)
+            read.multiply(weight, gain)
+            _set(parameters[read.name], weight[read.name])
+        _freeze(parameters[self.gain], 1.0)
+        if self.shift is not None:
+            _freeze(parameters[self.shift], 0.0)
+
+
+Fold: TypeAlias = BatchNormFold | GainFold
+
+
+def _double(tensor: Tensor) -> Tensor:
+    """Return a contiguous float64 copy on the CPU, as not every device has float64."""
+    return tensor.detach().to("cpu").to(torch.float64, copy=True).contiguous()
+
+
+def _set(tensor: Tensor, values: Tensor) -> None:
+    """Write values into a parameter or a buffer."""
+    with torch.no_grad():
+        tensor.copy_(values)
+
+
+def _freeze(parameter: Tensor, value: float) -> None:
+    """Make a parameter a constant."""
+    _set(parameter, torch.full_like(parameter, value))
+    parameter.requires_grad_(False)
