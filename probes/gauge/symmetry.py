@@ -22,18 +22,16 @@ class Slot:
         shape: Shape to view it in.
         order: Order of the axes of that shape, those of the neurons first.
         lead: Number of axes that index neurons: one, or two for grouped convolutions (group, channel in it).
-        index: Position taken on the first axes before they are ordered, such as the head of an attention layer.
     """
 
     name: str
     shape: tuple[int, ...]
     order: tuple[int, ...]
     lead: int = 1
-    index: tuple[int, ...] = ()
 
     def of(self, weights: Weights) -> Tensor:
         """Return the view, `(neurons, ...)` or `(groups, neurons of a group, ...)`."""
-        return weights[self.name].view(self.shape)[self.index].permute(self.order)
+        return weights[self.name].view(self.shape).permute(self.order)
 
     def rows(self, weights: Weights) -> Tensor:
         """Return a copy with one row for each neuron, `(neurons, k)`."""

@@ -53,10 +53,23 @@ class Functional(nn.Module):
         return self.head(F.leaky_relu(F.linear(x, self.W, bias=self.b), 0.3))
 
 
+class Pooled(nn.Module):
+    """Functions of a convolution, the mean over its positions, and a linear layer before a flattening."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.W, self.hidden, self.head = nn.Parameter(gaussian(4, 1, 3, 3).float()), nn.Linear(4, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(F.conv2d(x, self.W, None, padding=1)).mean((2, 3))
+        return self.head(torch.flatten(2 * torch.abs(self.hidden(x)), 1))
+
+
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "dense": (digits_mlp, (64,)),
     "convolutions": (images, (1, 8, 8)),
     "functional": (Functional, (1, 8, 8)),
+    "pooled": (Pooled, (1, 6, 6)),
     "sequence": (lambda: nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Flatten(), nn.Linear(18, 3)), (3, 4)),
 }
 
