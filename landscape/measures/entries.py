@@ -144,6 +144,22 @@ ENTRIES: Final[tuple[MeasureGroup, ...]] = (
         own_table=True,
     ),
     MeasureGroup(
+        "train_loss",
+        (Measure("train_loss", "loss", Bound.EXACT, _EVERY, "mean training loss on all training data"),),
+        run=lambda panel, names: panel.loss_on("train_loss"),
+        recorded=Schedule(0, lambda evaluation: {"train_loss"} & evaluation.losses),
+        reports=("overview",),
+        own_table=True,
+    ),
+    MeasureGroup(
+        "test_loss",
+        (Measure("test_loss", "loss", Bound.EXACT, _EVERY, "mean loss on test data"),),
+        run=lambda panel, names: panel.loss_on("test_loss"),
+        recorded=Schedule(0, lambda evaluation: {"test_loss"} & evaluation.losses),
+        reports=("overview",),
+        own_table=True,
+    ),
+    MeasureGroup(
         "spectrum",
         (
             Measure("lambda_max", "loss", Bound.BELOW, _ROTATIONS, "largest eigenvalue of the Hessian"),

@@ -28,6 +28,7 @@ class Evaluation:
     stepped: bool  # a step has been taken
     eigenvalues: int  # number of top eigenvalues of the preset
     tracked: bool  # lambda_max is tracked from evaluation to evaluation
+    losses: frozenset[str] = frozenset()  # the losses on other data that are known
 
 
 @dataclass(frozen=True)

@@ -45,4 +45,6 @@ class MeasurementTarget:
     optimizer: Optimizer | None = None
     minibatches: Objective | None = None  # the same loss on batches of the size that training uses
     no_optimizer: str = "no optimizer is given"  # the reason if `optimizer` is None
+    train: Objective | None = None  # the same loss on all training data
+    test: Objective | None = None  # the same loss on data that are not trained on
     step: RecordedStep | None = None  # the step that led to the present parameters, known while training is recorded

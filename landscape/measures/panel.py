@@ -13,6 +13,7 @@ from torch import Tensor
 from lossscope.landscape.measures.estimate_rows import Rows, density_rows, estimate_row, with_provenance
 from lossscope.landscape.measures.forward_mode import load_forward_mode
 from lossscope.landscape.measures.host_transfer import Row
+from lossscope.landscape.measures.mean_losses import NO_DATA, loss_row, row_on_other_data, same_loss
 from lossscope.landscape.measures.measure import BY_PYHESSIAN, EIGENVALUES, FROM_DENSITY
 from lossscope.landscape.measures.optimizer_metric import StepMetric, optimizer_name, step_metric, why_no_metric
 from lossscope.landscape.measures.options import MeasurementTarget, SolverOptions
@@ -26,7 +27,6 @@ from lossscope.probes.objective.objective import Objective
 from lossscope.probes.operators.base import SymmetricOperator
 from lossscope.probes.operators.derived import preconditioned
 from lossscope.probes.operators.hessian import hessian
-from lossscope.probes.operators.number_rounding import number_rounding
 from lossscope.probes.sharpness.alignment import GradientAlignment, gradient_alignment
 from lossscope.probes.sharpness.invariant import adaptive_trace, log_fisher_rao, theta_hessian_theta
 from lossscope.probes.sharpness.logits import logit_scale
@@ -34,7 +34,7 @@ from lossscope.probes.sharpness.minibatch import batch_sharpness
 from lossscope.probes.sharpness.per_block import per_module
 from lossscope.probes.sharpness.sampling_error import sampled_eigenvalue
 from lossscope.probes.sharpness.stability_thresholds import edge_ratio
-from lossscope.probes.statistics.estimate import Estimate, rounded_estimate
+from lossscope.probes.statistics.estimate import Estimate
 
 __all__ = [
     "Panel",
@@ -156,6 +156,11 @@ class Panel:
         return step_metric(optimizer, dict(model.named_parameters()), self.objective, groups)
 
     @cached_property
+    def _loss(self) -> Row:
+        """Row of the mean loss."""
+        return loss_row("loss", self.objective)
+
+    @cached_property
     def _gradient_seconds(self) -> float:
         """Seconds of one gradient, measured by the Hessian or else here; nan if the gradient cannot be computed."""
         if self.hessian.gradient_seconds > 0:
@@ -178,11 +183,20 @@ class Panel:
 
     def loss(self) -> Rows:
         """Compute the mean loss."""
-        begun = time.perf_counter()
-        value = self.objective.value()
-        (rounding,) = number_rounding(self.objective, lambda other: (other.value(),), (value,))
-        found = rounded_estimate(value, rounding, seconds=time.perf_counter() - begun)
-        return Rows([estimate_row("loss", found)])
+        return Rows([self._loss])
+
+    def loss_on(self, measure: str) -> Rows:
+        """Compute the mean loss on all training data (`train_loss`) or on test data (`test_loss`).
+
+        Where all training data are those of curvature, it is the number that is known already.
+        """
+        other = self.target.train if measure == "train_loss" else self.target.test
+        if other is None:
+            self.absent[measure] = NO_DATA[measure]
+            return Rows()
+        if same_loss(other, self.objective):
+            return Rows([{**self._loss, "measure": measure, "seconds": 0.0, "gradients": 0.0}])
+        return Rows([row_on_other_data(measure, other)])
 
     def spectrum(self, names: frozenset[str]) -> Rows:
         """Measure eigenvalues, trace, norm and density with the requested engine; PyHessian has no usable density."""

@@ -8,7 +8,8 @@ import os
 import pickle
 import re
 import shutil
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,17 +28,19 @@ from lossscope.landscape.storage.manifest import read_manifest
 __all__ = [
     "checkpoints",
     "forget_checkpoints_after",
+    "has_optimizer",
     "load_checkpoint",
     "load_optimizer",
     "load_weights",
     "name_prefixes",
     "optimizer_state",
     "save_checkpoint",
+    "save_weights",
 ]
 
 _WEIGHTS: Final = "weights.safetensors"
 _STATE: Final = "optimizer.pt"
-_FACTS: Final = "checkpoint.json"  # identity of the run, step, and SHA-256 of the two files
+_FACTS: Final = "checkpoint.json"  # identity of the run, step, and SHA-256 of the other files
 _LONGEST_FACTS: Final = 2**16  # bytes
 _NAME: Final = re.compile("step-([0-9]{1,15})")
 _DAMAGE: Final = (
@@ -52,47 +55,95 @@ _DAMAGE: Final = (
 )
 
 
-def checkpoints(run: Path) -> dict[int, Path]:
+def checkpoints(run: str | Path, *, resumable: bool = False) -> dict[int, Path]:
     """Return the checkpoint folders of a run by step, in ascending order.
+
+    Args:
+        run: The run's folder.
+        resumable: Leave out those of weights only, from which no run can resume.
 
     Raises:
         RunError: The folder of checkpoints cannot be listed.
     """
     found = {}
-    for path in folder_entries(run / CHECKPOINTS):
+    for path in folder_entries(Path(run) / CHECKPOINTS):
         match = _NAME.fullmatch(path.name)
-        if match and os.path.lexists(path / _WEIGHTS) and os.path.lexists(path / _STATE):
+        if match and os.path.lexists(path / _WEIGHTS) and (not resumable or has_optimizer(path)):
             found[int(match[1])] = path
     return dict(sorted(found.items()))
+
+
+def has_optimizer(folder: Path) -> bool:
+    """Return True if a checkpoint holds the optimizer and random state, False if it holds weights only."""
+    return os.path.lexists(folder / _STATE)
 
 
 def save_checkpoint(run: Path, step: int, model: nn.Module, optimizer: Optimizer | Together) -> Path:
     """Save weights, optimizer state and random state after `step` steps, and return the folder.
 
     The folder is written under a temporary name and renamed, so a checkpoint is complete or absent. An existing
-    checkpoint is kept: the same run reaches the same step with the same numbers.
+    checkpoint is kept: the same run reaches the same step with the same numbers. One of weights only is replaced.
 
     Raises:
         RunError: It cannot be written, or the run's folder is gone; nothing of it stays behind.
     """
-    folder = run / CHECKPOINTS / f"step-{step:09d}"
-    if os.path.isdir(folder):
+    folder = _folder(run, step)
+    if os.path.isdir(folder) and has_optimizer(folder):
         return folder
+    return _saved(run, step, {_WEIGHTS: partial(_write_weights, model), _STATE: partial(_write_state, optimizer)})
+
+
+def save_weights(run: Path, step: int, model: nn.Module) -> Path:
+    """Save the weights after `step` steps, without the optimizer and random state, and return the folder.
+
+    It is written like a full checkpoint, and an existing one is kept.
+
+    Raises:
+        RunError: It cannot be written, or the run's folder is gone; nothing of it stays behind.
+    """
+    folder = _folder(run, step)
+    return folder if os.path.isdir(folder) else _saved(run, step, {_WEIGHTS: partial(_write_weights, model)})
+
+
+def _folder(run: Path, step: int) -> Path:
+    """Return the folder of a checkpoint."""
+    return run / CHECKPOINTS / f"step-{step:09d}"
+
+
+def _write_weights(model: nn.Module, path: Path) -> None:
+    """Write the weights of a model."""
+    save_model(model, str(path))
+
+
+def _write_state(optimizer: Optimizer | Together, path: Path) -> None:
+    """Write the state of an optimizer and of the global random generator."""
+    with path.open("wb") as file:  # given a path, torch hides why the file cannot be written
+        torch.save({"optimizer": optimizer.state_dict(), "random": torch.get_rng_state()}, file)
+
+
+def _saved(run: Path, step: int, files: Mapping[str, Callable[[Path], None]]) -> Path:
+    """Write the files of a checkpoint with their checksums, as a whole or not at all, and return the folder.
+
+    Raises:
+        RunError: It cannot be written, or the run's folder is gone; nothing of it stays behind.
+    """
+    folder = _folder(run, step)
     aside = folder.with_name(f"{UNFINISHED}{step:09d}.{os.getpid()}")
     try:
         folder.parent.mkdir(exist_ok=True)  # not its parents: a run that was removed stays removed
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir()
-        save_model(model, str(aside / _WEIGHTS))
-        with (aside / _STATE).open("wb") as file:  # given a path, torch hides why the file cannot be written
-            torch.save({"optimizer": optimizer.state_dict(), "random": torch.get_rng_state()}, file)
+        for name, write in files.items():
+            write(aside / name)
         facts = {
             "run": read_manifest(run).get("id"),
             "step": step,
-            "sha256": {name: _checksum(aside / name) for name in (_WEIGHTS, _STATE)},
+            "sha256": {name: _checksum(aside / name) for name in files},
         }
         (aside / _FACTS).write_text(json.dumps(facts, indent=2) + "\n")
         os.chmod(aside / _WEIGHTS, os.stat(aside / _FACTS).st_mode & 0o777)  # safetensors lets only the owner read
+        if os.path.isdir(folder):  # of weights only
+            shutil.rmtree(folder)
         aside.rename(folder)
     except BaseException as error:
         shutil.rmtree(aside, ignore_errors=True)

@@ -18,6 +18,7 @@ from lossscope.landscape.measures.catalogue import GROUPS, group_of, recorded_gr
 from lossscope.landscape.measures.estimate_rows import Rows
 from lossscope.landscape.measures.forward_mode import forward_mode_seconds, load_forward_mode
 from lossscope.landscape.measures.host_transfer import Row
+from lossscope.landscape.measures.mean_losses import same_loss
 from lossscope.landscape.measures.measure import EIGENVALUES
 from lossscope.landscape.measures.measure_group import Evaluation, MeasureGroup
 from lossscope.landscape.measures.memory import evaluation_copies
@@ -50,12 +51,13 @@ class _Measurement:
     products: int  # Hessian products that it takes at most
     run: Callable[[Panel], Rows]
     cut: Callable[[Panel, Collection[str]], Rows] | None = None  # takes place with fewer products, too
+    always: bool = False  # takes place whatever the cap leaves
 
 
 class CurvatureEvaluations:
     """Measure curvature at the present parameters, each evaluation starting from the top eigenvectors of the last.
 
-    The catalogue declares which measures are due (`MeasureGroup.recorded`). A short evaluation takes the loss,
+    The catalogue declares which measures are due (`MeasureGroup.recorded`). A short evaluation takes the losses,
     `lambda_max` and both curvatures along the step taken. A long one takes the whole panel, and the error of the
     linear and quadratic models along the step. If the preset tracks, `lambda_max` is tracked from each evaluation to
     the next for a few products; otherwise it is read off the panel's Krylov space.
@@ -67,6 +69,8 @@ class CurvatureEvaluations:
         seed: Seed of all random vectors.
         faults: Collects the groups that could not be measured, with the reason.
         wanted: Returns True for the names of measures to take.
+        train: The same loss on all training data; None for no `train_loss`.
+        test: The same loss on test data; None for no `test_loss`.
     """
 
     def __init__(
@@ -77,12 +81,16 @@ class CurvatureEvaluations:
         seed: int = 0,
         faults: Faults | None = None,
         wanted: Callable[[str], bool] = lambda name: True,
+        *,
+        train: Objective | None = None,
+        test: Objective | None = None,
     ) -> None:
         self.objective = objective
         self._faults = faults or Faults("curvature")
         self._preset = preset
         self._wanted = wanted
-        self._target = MeasurementTarget(objective, optimizer)
+        self._target = MeasurementTarget(objective, optimizer, train=train, test=test)
+        self._others = {name: one for name, one in (("train_loss", train), ("test_loss", test)) if one is not None}
         self._options = SolverOptions(preset.rel, preset.trace_rel, preset.products, seed)
         self._tracker = EigenTracker(preset.rel, max_products=preset.products, seed=seed) if preset.tracked else None
         self._near: dict[str, Tensor] = {}
@@ -126,7 +134,7 @@ class CurvatureEvaluations:
             due = waiting.pop(0)
             names, products = due.measures, 0
             left = deadline - time.perf_counter()
-            if cap is not None and cap.limited and names != ("loss",) and self._seconds(due, panel) > left:
+            if cap is not None and cap.limited and not due.always and self._seconds(due, panel) > left:
                 least = at_least_lambda_max and "lambda_max" in names
                 names, products = self._cut(due, panel, left, waiting, at_least=least)
             if _NEEDS_TOP & {*names} and {*EIGENVALUES} & {*skipped}:
@@ -181,7 +189,11 @@ class CurvatureEvaluations:
     def _due(self, long: bool, *, stepped: bool) -> Iterator[_Measurement]:
         """Yield the measurements that are due, in order."""
         evaluation = Evaluation(
-            long=long, stepped=stepped, eigenvalues=self._preset.top, tracked=self._tracker is not None
+            long=long,
+            stepped=stepped,
+            eigenvalues=self._preset.top,
+            tracked=self._tracker is not None,
+            losses=frozenset(self._others),
         )
         budget = self._options.max_products
         for schedule, group in recorded_groups():
@@ -189,11 +201,20 @@ class CurvatureEvaluations:
                 top = ("lambda_max", "sharpness_edge_ratio")
                 yield _Measurement(top, budget, partial(_tracked, self._tracker), _measured_spectrum)
             names = tuple(sorted(filter(self._wanted, schedule.names(evaluation))))
-            if names:
+            if names == ("loss",) or {*names} & {*self._others}:
+                yield self._of_loss(group, names)
+            elif names:
                 found = self._wanted("lambda_max") and bool(_NEEDS_TOP & {*names})  # eigenvectors, measured before
                 products = _WITHOUT_BUDGET if found or group.least_products is None else budget
                 cut = partial(_measured, group) if _CUT & {*names} else None
                 yield _Measurement(names, products, partial(_measured, group, names=names), cut)
+
+    def _of_loss(self, group: MeasureGroup, names: tuple[str, ...]) -> _Measurement:
+        """Return the measurement of a mean loss; on other data it takes longer by their number."""
+        other = self._others.get(names[0], self.objective)
+        known = same_loss(other, self.objective)
+        times = 0 if known and names != ("loss",) else math.ceil(other.samples / self.objective.samples)
+        return _Measurement(names, _WITHOUT_BUDGET * times, partial(_measured, group, names=names), always=known)
 
     def _seconds(self, due: _Measurement, panel: Panel) -> float:
         """Return the seconds that a measurement is predicted to take."""
@@ -276,7 +297,7 @@ def _cut_run(due: _Measurement, names: Sequence[str], products: int, panel: Pane
 
 
 def wanted_measures(names: Collection[str] | None) -> Callable[[str], bool]:
-    """Return the test of a measure's name that takes the loss and these measures and groups; None takes all.
+    """Return the test of a measure's name that takes the losses and these measures and groups; None takes all.
 
     Raises:
         ConfigError: A name is no recorded measure or group.
@@ -294,5 +315,5 @@ def wanted_measures(names: Collection[str] | None) -> Callable[[str], bool]:
             close = get_close_matches(str(name), sorted(known), n=1, cutoff=0.4)
             hint = f"; did you mean {close[0]!r}?" if close else "; `lossscope list measures` names them"
             raise ConfigError(f"measures must be names of recorded measures or groups, got {name!r}{hint}")
-    chosen = {"loss"}.union(*(groups.get(name, set()) | {name} for name in given))
+    chosen = {"loss", "train_loss", "test_loss"}.union(*(groups.get(name, set()) | {name} for name in given))
     return chosen.__contains__

@@ -47,6 +47,8 @@ class LossInstruments:
         faults: Collects what is missing.
         wanted: Returns True for the names of measures to take.
         name: Name of the run, for lines on stderr.
+        train: The same loss on all training data, for evaluations; None if they are not known.
+        test: The same loss on test data; None if they are not known.
 
     Attributes:
         objective: The loss on fixed data, or None.
@@ -66,18 +68,22 @@ class LossInstruments:
         faults: Faults,
         wanted: Callable[[str], bool],
         name: str,
+        train: Objective | None = None,
+        test: Objective | None = None,
     ) -> None:
         self.objective = objective
         self._lags = preset.lags
         self._cadence, self._cap, self._overhead, self._faults, self._name = cadence, cap, overhead, faults, name
-        self._modules = [model, *(one.model for one in (objective, minibatches) if one is not None)]
+        self._modules = [model, *(one.model for one in (objective, minibatches, train, test) if one is not None)]
         self._skipped_window: int | None = None  # window of minibatch pairs that does not fit under the cap
         self._curvature: CurvatureEvaluations | None = None
         self._schedule: EvaluationSchedule | None = None
         self._pairs: MinibatchPairs | None = None
         if objective is not None:
             only = optimizers[0] if len(optimizers) == 1 else None
-            self._curvature = CurvatureEvaluations(objective, preset, only, faults=faults, wanted=wanted)
+            self._curvature = CurvatureEvaluations(
+                objective, preset, only, faults=faults, wanted=wanted, train=train, test=test
+            )
             self._schedule = EvaluationSchedule(self._curvature, cadence, cap, overhead, faults, name)
         if minibatches is not None and preset.lags:
             self._pairs = MinibatchPairs(minibatches, optimizers[0], preset.lags[-1])
@@ -157,10 +163,10 @@ class LossInstruments:
 
     def evaluate_if_due(
         self, step: int, observer: StepObserver, writer: RunWriter, loss: Tensor | float | None
-    ) -> None:
-        """Evaluate the curvature if it is due and fits under the cap."""
+    ) -> bool:
+        """Evaluate the curvature if it is due and fits under the cap; return True if it was evaluated."""
         if self._schedule is None or not self._cadence.evaluation(step):
-            return
+            return False
         extent: Extent | None = None
         failed = True
         with self._overhead.counted("curvature"), self._instrument("curvature", step):
@@ -171,11 +177,12 @@ class LossInstruments:
         if extent is not None:
             self.evaluate(step, observer, writer, loss, extent)
             self._schedule.made(step)
+        return extent is not None
 
     def evaluate_the_end(
         self, step: int, observer: StepObserver, writer: RunWriter, loss: Tensor | float | None
-    ) -> None:
-        """Evaluate the curvature where the run ends, if no evaluation is there already."""
+    ) -> bool:
+        """Evaluate the curvature where the run ends, if no evaluation is there already; return True if it was."""
         if beyond := self._cadence.given_after(step):
             listed = ", ".join(map(str, beyond[:_MOST_NAMED])) + (", ..." if len(beyond) > _MOST_NAMED else "")
             self._faults.note(
@@ -184,6 +191,7 @@ class LossInstruments:
         extent = None if self._schedule is None else self._schedule.at_the_end(step)
         if extent is not None:
             self.evaluate(step, observer, writer, loss, extent)
+        return extent is not None
 
     def _compare_losses(
         self,

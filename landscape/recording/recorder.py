@@ -13,15 +13,15 @@ from torch.optim.optimizer import Optimizer
 
 from lossscope.landscape.errors import LandscapeError
 from lossscope.landscape.recording.cadence import MOST_EVALUATIONS, Cadence, Spacing, preset_of
-from lossscope.landscape.recording.checkpoints import save_checkpoint
+from lossscope.landscape.recording.checkpoint_saver import CheckpointSaver
 from lossscope.landscape.recording.cost_cap import CostCap, overhead_share
 from lossscope.landscape.recording.curvature_evaluations import wanted_measures
-from lossscope.landscape.recording.disk_cap import byte_count, checkpoint_bytes, expected_bytes, stored_bytes
+from lossscope.landscape.recording.disk_cap import byte_count, expected_bytes
 from lossscope.landscape.recording.faults import Faults, say
 from lossscope.landscape.recording.loss_instruments import LossInstruments
 from lossscope.landscape.recording.overhead import Overhead
-from lossscope.landscape.recording.recorded_optimizer import RecordedOptimizer, Together, recorded_optimizers
-from lossscope.landscape.recording.recorder_checks import StepCalls, check_model, one_number
+from lossscope.landscape.recording.recorded_optimizer import RecordedOptimizer, recorded_optimizers
+from lossscope.landscape.recording.recorder_checks import StepCalls, check_losses, check_model, one_number
 from lossscope.landscape.recording.run_claim import abandon, claimed, earlier_facts
 from lossscope.landscape.recording.run_ends import forget, watch
 from lossscope.landscape.recording.run_metadata import new_manifest
@@ -72,6 +72,9 @@ class Recorder:
         minibatches: The training loss on minibatches of the training's batch size; the two of each pair (first and
             second, third and fourth, ...) drawn independently. Without it no direction autocorrelation and no gradient
             noise is recorded.
+        train: The loss of the objective on all training data: each evaluation then has a row `train_loss`. If those of
+            curvature are all training data, pass the objective again; nothing is then computed twice.
+        test: The same loss on test data: each evaluation then has a row `test_loss`.
         steps: Planned number of optimizer steps. If given, curvature evaluations and checkpoints are spaced over them;
             otherwise the distance between evaluations grows geometrically, and there are no checkpoints.
         evaluations: Number of curvature evaluations over the planned steps. Default: the preset's. 0: none.
@@ -82,6 +85,8 @@ class Recorder:
             are recorded.
         checkpoints: Number of log-spaced checkpoints over the planned steps. Default: the preset's, or as many as
             `disk` has place for.
+        weights_at_evaluations: Save the weights, without the optimizer, at curvature evaluations too. No run resumes
+            from such a checkpoint; `lossscope probe` measures it.
         overhead: Largest share of the wall time that recording may take, in (0, 1]. An evaluation that is not predicted
             to fit is cut to half of what is left: the loss, `lambda_max` with fewer products and what else fits. The
             first one takes at least `lambda_max` with eight products, the last one at least the loss. A layer sample or
@@ -112,12 +117,15 @@ class Recorder:
         preset: str = "standard",
         *,
         minibatches: Objective | None = None,
+        train: Objective | None = None,
+        test: Objective | None = None,
         steps: int | None = None,
         evaluations: int | None = None,
         evaluate_at: Collection[int] | None = None,
         spacing: Spacing = "log",
         measures: Collection[str] | None = None,
         checkpoints: int | None = None,
+        weights_at_evaluations: bool = False,
         overhead: float | None = None,
         disk: int | str = "2GB",
         arm: str | None = None,
@@ -137,15 +145,16 @@ class Recorder:
         self._model, self._start = model, resume_at or 0
         optimizers = recorded_optimizers(optimizer)
         self._optimizers = [one.optimizer for one in optimizers]
-        check_model(model, objective, minibatches)
+        check_losses(objective, train, test)
+        check_model(model, objective, minibatches, train, test)
         times, earlier = earlier_facts(self._folder, resume_at)
         self._faults = Faults(str(path), strict=strict, earlier=earlier)
         load_libraries()  # before the clock starts, as the time of imports is not that of recording
         self._overhead = Overhead(times)
         measured = objective is not None
         self._cap = CostCap(overhead_share(overhead, self.preset.cap), self._overhead)
-        self._disk = byte_count(disk, "disk")
-        fit = self._disk // max(expected_bytes(model), 1)
+        place = byte_count(disk, "disk")
+        fit = place // max(expected_bytes(model), 1)
         self._cadence = Cadence(
             self.preset,
             steps,
@@ -170,13 +179,25 @@ class Recorder:
             faults=self._faults,
             wanted=wanted_measures(measures),
             name=str(path),
+            train=train,
+            test=test,
+        )
+        self._saver = CheckpointSaver(
+            self._folder,
+            model,
+            self._optimizers,
+            disk=place,
+            cadence=self._cadence,
+            cap=self._cap,
+            overhead=self._overhead,
+            faults=self._faults,
+            at_evaluations=weights_at_evaluations,
         )
         if objective is not None:
             objective.value()  # raises now, not at the first evaluation, if the objective cannot be evaluated
         self._calls = StepCalls(self._optimizers, self._start, self._faults)
         self._loss: Tensor | float | None = None  # of the last step
         self._closed = False
-        self._unsaved: int | None = None  # step of a checkpoint that waits for its place under the cap
         self._observer: StepObserver | None = None
         self._writer: RunWriter | None = None
         manifest = new_manifest(
@@ -237,6 +258,7 @@ class Recorder:
         if self._instruments.objective is None:
             raise LandscapeError("evaluate() needs an objective: pass objective= to the Recorder")
         self._instruments.evaluate(self.steps, observer, writer, self._loss)
+        self._saver.save_evaluated(self.steps, writer)
 
     @property
     def steps(self) -> int:
@@ -283,13 +305,13 @@ class Recorder:
             self._detach()
             return
         if status == "finished":
-            if self._calls.recorded:
-                self._instruments.evaluate_the_end(self.steps, observer, writer, self._loss)
+            ends = (self.steps, observer, writer, self._loss)
+            evaluated = bool(self._calls.recorded) and self._instruments.evaluate_the_end(*ends)
             if writer.planned is not None:
-                if self._unsaved == self.steps:
-                    self._unsaved = None
-                self._save(observer, writer, last=True)
-        self._note_unsaved()
+                self._saver.save_last(self.steps, writer)
+            if evaluated:
+                self._saver.save_evaluated(self.steps, writer)
+        self._saver.note_unsaved()
         self._calls.tell_unrecorded(observer)
         nothing = self._calls.nothing_recorded(observer)
         self._detach()
@@ -336,41 +358,11 @@ class Recorder:
     def _evaluate_and_save(self, observer: StepObserver, writer: RunWriter) -> None:
         """Take the samples that need no step, and the checkpoint, if they are due; flush once a second."""
         self._instruments.sample_pairs(self.steps, writer)
-        self._instruments.evaluate_if_due(self.steps, observer, writer, self._loss)
+        evaluated = self._instruments.evaluate_if_due(self.steps, observer, writer, self._loss)
         observer.forget()
-        self._save_if_due(observer, writer)
+        self._saver.save_if_due(self.steps, writer, evaluated=evaluated)
         with self._overhead.counted("instruments"):
             writer.flush(due=True)
-
-    def _save_if_due(self, observer: StepObserver, writer: RunWriter) -> None:
-        """Save a due checkpoint as soon as it fits under the cap; it is missing if the next one is due before."""
-        if self._cadence.checkpoint(self.steps):
-            self._note_unsaved()
-            self._unsaved = self.steps
-        if self._unsaved is not None and self._cap.affords("checkpoints"):
-            self._unsaved = None
-            self._save(observer, writer)
-
-    def _note_unsaved(self) -> None:
-        """Record a checkpoint that still waits for its place under the cap as missing."""
-        if self._unsaved is not None:
-            self._faults.note("checkpoints", self._unsaved, self._cap.reason("checkpoints"), topic="overhead")
-            self._unsaved = None
-
-    def _save(self, observer: StepObserver, writer: RunWriter, *, last: bool = False) -> None:
-        """Save a checkpoint if the bound on the disk has place for it, and for the last one after it."""
-        with self._overhead.counted("checkpoints"), self._faults.guarded("checkpoints", self.steps):
-            size = checkpoint_bytes(self._model, self._optimizers)
-            used = stored_bytes(self._folder / "checkpoints")
-            if used + size * (1 if last else 2) > self._disk:
-                why = f"disk: a checkpoint takes {size} bytes, {used} are used and disk= allows {self._disk}"
-                self._faults.note("checkpoints", self.steps, why)
-                return
-            writer.require_folder()
-            writer.flush()  # so that a run resumed from this checkpoint has every row before it
-            whole = self._optimizers[0] if len(self._optimizers) == 1 else Together(self._optimizers)
-            save_checkpoint(self._folder, observer.steps, self._model, whole)
-            writer.update(steps=observer.steps, overhead=self.overhead)
 
     # -- beginning and ending -----------------------------------------------------------------------
 

@@ -17,7 +17,7 @@ from lossscope.landscape.recording.step_observer import StepObserver
 if TYPE_CHECKING:
     from lossscope.probes.objective.objective import Objective
 
-__all__ = ["StepCalls", "check_model", "one_number"]
+__all__ = ["StepCalls", "check_losses", "check_model", "one_number"]
 
 _ORDER_CHECKS: Final = 3  # first rows at which the order of optimizer.step() and recorder.step() is checked
 
@@ -49,6 +49,26 @@ def check_model(model: nn.Module, *objectives: Objective | None) -> None:
                     f"the objective's parameter {name!r} is not one of the {len(trainable)} trainable parameters "
                     "of the recorded model: create the objective of this model, after freezing what is not trained"
                 )
+
+
+def check_losses(objective: Objective | None, train: Objective | None, test: Objective | None) -> None:
+    """Check that losses on other data have evaluations at which they are taken, and are of the same parameters.
+
+    Raises:
+        LandscapeError: There is no objective, or one is of other parameters.
+    """
+    for name, other in (("train", train), ("test", test)):
+        if other is None:
+            continue
+        if objective is None:
+            raise LandscapeError(
+                f"{name}= is evaluated with the curvature, so it needs objective=: pass the loss on the fixed data"
+            )
+        if other.names != objective.names:
+            raise LandscapeError(
+                f"{name}= must be a loss of the parameters of objective=, got one of {len(other.names)} tensors and "
+                f"not of {len(objective.names)}: make both of the same model, after freezing what is not trained"
+            )
 
 
 def _is_sharded(parameter: Tensor) -> bool:

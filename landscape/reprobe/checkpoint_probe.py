@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Literal
 
@@ -14,16 +14,21 @@ from lossscope.landscape.measures.catalogue import GROUPS
 from lossscope.landscape.measures.estimate_rows import Rows
 from lossscope.landscape.measures.options import MeasurementTarget, SolverOptions
 from lossscope.landscape.measures.panel import Panel
-from lossscope.landscape.recording.checkpoints import checkpoints, load_optimizer, load_weights, optimizer_state
+from lossscope.landscape.recording.checkpoints import (
+    checkpoints,
+    has_optimizer,
+    load_optimizer,
+    load_weights,
+    optimizer_state,
+)
 from lossscope.landscape.recording.run_metadata import code_version
+from lossscope.landscape.reprobe.rebuilt_run import rebuilt_job, requested_checkpoints
 from lossscope.landscape.reprobe.restored_optimizer import OwnOptimizerError, own_optimizer
 from lossscope.landscape.reprobe.result import Absent, Probed
 from lossscope.landscape.reprobe.selection import check_budget, select_measures
 from lossscope.landscape.reprobe.user_objective import errors_of_loss, evaluated_once, objective_from
 from lossscope.landscape.run import Run
 from lossscope.landscape.storage.run_store import RunStore
-from lossscope.landscape.training.config import TrainConfig
-from lossscope.landscape.training.setup import job_of
 from lossscope.probes.errors import ProbeError
 
 __all__ = ["probe"]
@@ -31,6 +36,8 @@ __all__ = ["probe"]
 Progress = Callable[[int, int, str], None]  # groups measured, groups in all, name of the next group
 
 _MINIBATCHES: Final = 32
+_REMEDY: Final = "give a function that returns them as an Objective with --objective FILE.py:NAME"
+_NO_STATE: Final = "the checkpoint holds weights only, without the state of the optimizer"
 
 
 def probe(
@@ -72,12 +79,12 @@ def probe(
     if run.status == "running":
         raise RunError(f"{path} is being recorded: wait until that has ended, then probe it")
     saved = _requested_checkpoints(run, at)
-    target, notes = _prepared(run, next(iter(saved.values())), objective, chosen, effort)
-    done = _Result(Rows(), [], measures is not None or target.optimizer is None)
+    whole, notes = _prepared(run, list(saved.values()), objective, chosen, effort)
+    done = _Result(Rows(), [], measures is not None)
     store = RunStore.extend(path, {"code_version": code_version()})
     try:
         for count, (step, folder) in enumerate(saved.items()):
-            _load(folder, target)
+            target, _ = _loaded(folder, whole)
             with errors_of_loss(objective) if objective is not None else nullcontext():
                 rows = _measure(target, effort, chosen, step, done, _reporter(progress, count, len(saved), chosen))
             for table, row in rows.by_table():
@@ -106,37 +113,28 @@ class _Result:
 
     rows: Rows
     absent: list[Absent]
-    report_absent: bool  # report measures that do not apply: measures were named, or the optimizer is unknown
+    named: bool  # measures were named, so those that do not apply are reported; so they are without an optimizer
 
 
 def _requested_checkpoints(run: Run, at: Sequence[int] | str) -> Mapping[int, Path]:
     """Return the requested checkpoints, by step."""
-    found = checkpoints(run.path)
-    if not found:
-        raise RunError(
-            f"run {run.path} has no checkpoint to measure: `lossscope train` saves them, and so does a Recorder with a "
-            "number of planned steps"
-        )
+    found = list(checkpoints(run.path))
     if at == "all":
-        return found
-    steps = list(found)[-1:] if at == "last" else [int(step) for step in at]
-    for step in steps:
-        if step not in found:
-            raise RunError(f"run {run.path} has no checkpoint at step {step}: there is one at {_listed(found)}")
-    return {step: found[step] for step in sorted(set(steps))}
-
-
-def _listed(steps: Mapping[int, Path]) -> str:
-    return ", ".join(map(str, steps))
+        return requested_checkpoints(run, found)
+    return requested_checkpoints(run, found[-1:] if at == "last" else [int(step) for step in at])
 
 
 def _prepared(
-    run: Run, first: Path, objective: str | None, chosen: Mapping[str, tuple[str, ...]], effort: SolverOptions
+    run: Run,
+    folders: Sequence[Path],
+    objective: str | None,
+    chosen: Mapping[str, tuple[str, ...]],
+    effort: SolverOptions,
 ) -> tuple[MeasurementTarget, tuple[str, ...]]:
     """Return what is measured, checked at the first checkpoint, and sentences about it."""
-    target = _rebuild(run, effort.seed) if objective is None else _own_target(run, objective, first)
+    target = _rebuild(run, effort.seed) if objective is None else _own_target(run, objective, folders)
     check_budget(chosen, effort, target.objective.size)
-    renamed = _load(first, target)
+    _, renamed = _loaded(folders[0], target)
     if objective is not None:
         evaluated_once(target.objective, objective, slope=set(chosen) != {"loss"})
     return target, tuple(note for note in (renamed, _of_fewer(run, target.objective.size)) if note is not None)
@@ -144,38 +142,38 @@ def _prepared(
 
 def _rebuild(run: Run, seed: int) -> MeasurementTarget:
     """Rebuild model, data and optimizer of the manifest's workload, on the data that the run was recorded on."""
-    config = run.manifest.get("config")
-    if not isinstance(config, dict) or "workload" not in config:
-        raise RunError(
-            f"run {run.path} was not made by `lossscope train`, so its model and data are unknown: give a function "
-            "that returns them as an Objective with --objective FILE.py:NAME"
-        )
-    job = job_of(TrainConfig.recorded(config))
-    recorded, rebuilt = run.manifest.get("data_hash"), job.objective.data_hash
-    if recorded != rebuilt:
-        raise RunError(
-            f"the data of {config['workload']} have the hash {rebuilt[:12]}, the run was recorded on "
-            f"{str(recorded)[:12]}: use the versions of its manifest's environment, or --objective FILE.py:NAME"
-        )
-    return MeasurementTarget(job.objective, job.optimizer, job.minibatches(_MINIBATCHES, seed))
+    job = rebuilt_job(run, _REMEDY)
+    minibatches, train, test = job.minibatches(_MINIBATCHES, seed), job.training_loss(), job.test_loss()
+    return MeasurementTarget(job.objective, job.optimizer, minibatches, train=train, test=test)
 
 
-def _own_target(run: Run, place: str, folder: Path) -> MeasurementTarget:
-    """Return the user's objective, with the run's optimizer if it can be rebuilt from the checkpoint."""
+def _own_target(run: Run, place: str, folders: Sequence[Path]) -> MeasurementTarget:
+    """Return the user's objective, with the run's optimizer if it can be rebuilt from a checkpoint."""
     objective = objective_from(place)
-    load_weights(folder, objective.model)  # weights of another network are reported before their optimizer
+    load_weights(folders[0], objective.model)  # weights of another network are reported before their optimizer
+    full = next(filter(has_optimizer, folders), None)
+    if full is None:
+        return MeasurementTarget(objective, no_optimizer=_NO_STATE)
     try:
-        return MeasurementTarget(objective, own_optimizer(run.manifest, optimizer_state(folder), objective.model))
+        return MeasurementTarget(objective, own_optimizer(run.manifest, optimizer_state(full), objective.model))
     except OwnOptimizerError as error:
         return MeasurementTarget(objective, no_optimizer=f"the run's optimizer cannot be rebuilt: {error}")
 
 
-def _load(folder: Path, target: MeasurementTarget) -> str | None:
-    """Load a checkpoint into the model and the optimizer. Return a sentence if names have a prefix on one side."""
+def _loaded(folder: Path, target: MeasurementTarget) -> tuple[MeasurementTarget, str | None]:
+    """Load a checkpoint into the model and the optimizer.
+
+    Returns:
+        What is measured, without the optimizer if the checkpoint lacks its state; and a sentence if names have a prefix
+        on one side.
+    """
     renamed = load_weights(folder, target.objective.model)
-    if target.optimizer is not None:
-        load_optimizer(folder, target.optimizer)
-    return renamed
+    if target.optimizer is None:
+        return target, renamed
+    if not has_optimizer(folder):
+        return replace(target, optimizer=None, no_optimizer=_NO_STATE), renamed
+    load_optimizer(folder, target.optimizer)
+    return target, renamed
 
 
 def _of_fewer(run: Run, size: int) -> str | None:
@@ -207,7 +205,7 @@ def _measure(
         except ProbeError as error:
             done.absent.append(Absent(step, measures, str(error)))
     tell(len(chosen), "")
-    if done.report_absent:
+    if done.named or target.optimizer is None:
         reasons = dict.fromkeys(panel.absent.values())
         done.absent += [Absent(step, tuple(n for n, why in panel.absent.items() if why == one), one) for one in reasons]
     return panel.with_provenance(rows, step) if rows.probes or rows.densities else rows

@@ -62,6 +62,7 @@ class TrainConfig:
     evaluations: int | None = None  # number of log-spaced curvature evaluations; None: the preset's
     measures: list[str] | None = None  # of the evaluations, by measure or group; None: all that are recorded
     checkpoints: int | None = None  # number of log-spaced checkpoints; None: the preset's
+    weights_at_evaluations: bool = False  # save the weights, without the optimizer, at curvature evaluations too
     curvature_samples: int | None = None  # training samples over which curvature is averaged; None: all of them
     eval_every: int | None = None  # period in steps of the evaluation on the test set
     until_accuracy: float | None = None  # stop when the test accuracy reaches it
@@ -174,8 +175,8 @@ def _fits(value: Any, hint: Any) -> bool:
 
 def _words(hint: Any) -> str:
     """Return the type of a hint in words."""
-    words = {int: "an integer", float: "a number", str: "text", list: "a list of texts", dict: "a table of settings"}
-    return words[_base(hint)]
+    words = {int: "an integer", float: "a number", str: "text", bool: "true or false", list: "a list of texts"}
+    return {**words, dict: "a table of settings"}[_base(hint)]
 
 
 def from_toml(path: Path) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from torch.optim.optimizer import Optimizer
 
 from lossscope.landscape.errors import ConfigError
 from lossscope.landscape.training.config import TrainConfig
-from lossscope.landscape.training.workloads import Split, Workload, batch_at, built, workload
+from lossscope.landscape.training.workloads import Examples, Split, Workload, batch_at, built, workload
 from lossscope.optimizer import OptimizerError, create, settings
 from lossscope.probes.objective.losses import CrossEntropy
 from lossscope.probes.objective.objective import Objective
@@ -32,6 +32,19 @@ class Job:
     model: nn.Module
     optimizer: Optimizer
     objective: Objective
+
+    def training_loss(self) -> Objective:
+        """Return the loss on all training data: the objective itself if its data are all of them."""
+        measured = sum(len(labels) for _, labels in self.objective.data.batches)
+        return self.objective if measured == len(self.split.train[1]) else self._loss_on(self.split.train)
+
+    def test_loss(self) -> Objective:
+        """Return the loss on the test data."""
+        return self._loss_on(self.split.test)
+
+    def _loss_on(self, examples: Examples) -> Objective:
+        """Return the loss on some examples, in one batch."""
+        return Objective(self.model, self.objective.loss_fn, [examples])
 
     def minibatch_pairs(self) -> Objective:
         """Return the loss on 32 pairs of minibatches of the training's batch size, all drawn independently.

@@ -122,10 +122,13 @@ def _record(
         job.objective,
         config.preset,
         minibatches=job.minibatch_pairs() if preset_of(config.preset).lags else None,
+        train=job.training_loss(),
+        test=job.test_loss(),
         steps=config.steps,
         evaluations=config.evaluations,
         measures=config.measures,
         checkpoints=config.checkpoints,
+        weights_at_evaluations=config.weights_at_evaluations,
         overhead=1,  # so that no row depends on the time that anything took
         arm=config.arm_name,
         config=asdict(config),
@@ -151,7 +154,8 @@ def _resume_point(path: Path, config: TrainConfig, job: Job) -> int | None:
     if not path.exists():
         raise RunError(f"run {path} does not exist, so it cannot be resumed; omit --resume to start it")
     before = recorded_config(path)
-    free = {"steps", "evaluations", "measures", "checkpoints", "until_accuracy", "threads", "out", "name"}
+    free = {"steps", "evaluations", "measures", "checkpoints", "weights_at_evaluations"}
+    free |= {"until_accuracy", "threads", "out", "name"}
     for key, old in asdict(before).items():
         new = asdict(config)[key]
         if key not in free and _plain(new) != _plain(old):
@@ -159,7 +163,7 @@ def _resume_point(path: Path, config: TrainConfig, job: Job) -> int | None:
                 f"run {path} was started with {key} = {old!r}, got {new!r}; resume it with the same value, "
                 "or start a new run"
             )
-    saved = checkpoints(path)
+    saved = checkpoints(path, resumable=True)
     if not saved:
         raise RunError(f"run {path} has no checkpoint to resume from; restart it with --force")
     step, folder = list(saved.items())[-1]

@@ -53,7 +53,8 @@ def values(rows: Rows) -> dict[str, float]:
 def test_a_long_evaluation_writes_every_measure_that_is_recorded_and_none_that_the_list_does_not_know():
     preset = replace(FULL, products=16)
     _, adamw, objective, before, moved = problem()
-    found = values(CurvatureEvaluations(objective, preset, adamw).rows(3, before, moved))
+    both = {"train": objective, "test": objective}
+    found = values(CurvatureEvaluations(objective, preset, adamw, **both).rows(3, before, moved))
     _, sgd, objective, before, moved = problem("sgd")
     found |= values(CurvatureEvaluations(objective, preset, sgd).rows(3, before, moved))
     recorded = {name for _, group in recorded_groups() for name in group.names} - {"density"}

@@ -70,9 +70,9 @@ def test_recording_changes_no_bit_of_the_parameters(
 ) -> None:
     recorded, plain = network(), network()
     optimizer = create(name, recorded, lr=1e-2)
-    with Recorder(
-        tmp_path / "run", recorded, optimizer, objective(recorded), preset, minibatches=pairs(recorded), steps=6
-    ) as recorder:
+    others = {"minibatches": pairs(recorded), "train": pairs(recorded), "test": objective(recorded)}
+    more = {**others, "steps": 6, "weights_at_evaluations": True}
+    with Recorder(tmp_path / "run", recorded, optimizer, objective(recorded), preset, **more) as recorder:
         steps(recorded, optimizer, 6, recorder)
     steps(plain, create(name, plain, lr=1e-2), 6)
     for p, q in zip(recorded.parameters(), plain.parameters(), strict=True):
@@ -89,6 +89,9 @@ def test_every_step_has_its_row(name: str, tmp_path: Path) -> None:
     assert run.status == "finished"
     assert run.steps["step"].tolist() == list(range(1, 8))
     assert run.steps["loss"].notna().all()
+    second = run.steps["synced"].eq(True).fillna(False)
+    assert (run.steps["passes"] == 1 + second).all()
+    assert not isinstance(optimizer, TwoPassOptimizer) or run.steps["synced"].notna().all()
     assert run.steps["gradient_norm"].notna().all()
     assert set(run.tensors["tensor"]) == {"0.weight", "0.bias", "2.weight", "2.bias"}
     assert set(run.spectra["tensor"]) == {"0.weight", "2.weight"}

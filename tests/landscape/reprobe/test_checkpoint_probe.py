@@ -177,6 +177,34 @@ def test_a_measure_that_a_checkpoint_cannot_have_is_told_and_the_rest_is_there(r
         probe(run, at=[0], measures=["metric"], effort=EFFORT)
 
 
+def test_weights_without_an_optimizer_lack_what_needs_it_alone(run):
+    (checkpoints(run)[4] / "optimizer.pt").unlink()  # the weights of an evaluation are such a folder
+    found = probe(run, at=[0, 4], measures=["loss", "test_loss", "train_loss", "sharpness_edge_ratio"], effort=EFFORT)
+    assert {row["measure"] for row in found.rows if row["step"] == 4} == {"loss", "test_loss", "train_loss"}
+    (absent,) = [one for one in found.absent if one.step == 4]
+    assert absent.measures == ("sharpness_edge_ratio",)
+    assert absent.why.startswith(
+        "the checkpoint holds weights only, without the state of the optimizer; use lambda_max"
+    )
+    recorded = Run.open(run).probes.query("step == 4 and measure == 'test_loss'")["value"]
+    assert len(recorded) == 2
+    assert recorded.nunique() == 1
+    usual = probe(run, effort=EFFORT)  # the last one, and nothing is named
+    assert {name for one in usual.absent for name in one.measures} >= {"preconditioned_sharpness"}
+
+
+def test_the_optimizer_of_an_own_loop_comes_from_a_full_checkpoint(mine):
+    (checkpoints(mine)[0] / "optimizer.pt").unlink()
+    asked = {"measures": ["sharpness_edge_ratio"], "effort": EFFORT, "objective": "mine.py:objective"}
+    found = probe(mine, at="all", **asked)
+    assert [row["step"] for row in found.rows] == [1, 2]
+    assert [one.step for one in found.absent] == [0]
+    for folder in checkpoints(mine, resumable=True).values():
+        (folder / "optimizer.pt").unlink()
+    with pytest.raises(RunError, match=r"nothing could be measured in .*: the checkpoint holds weights only"):
+        probe(mine, at="all", **asked)
+
+
 def test_a_crashed_run_is_measured_and_stays_crashed(run):
     manifest = json.loads((run / "run.json").read_text())
     (run / "run.json").write_text(json.dumps({**manifest, "status": "running"}))

@@ -188,7 +188,7 @@ def test_the_arm_the_measures_and_the_number_of_checkpoints_are_settings(tmp_pat
     run = train(TrainConfig.of({**given, "checkpoints": 3}))
     assert run.manifest["arm"] == "placebo"
     assert run.name == "digits-mlp-placebo-s0"
-    assert set(run.probes["measure"]) == {"loss", "trace"}
+    assert set(run.probes["measure"]) == {"loss", "train_loss", "test_loss", "trace"}
     assert len(list((run.path / "checkpoints").iterdir())) == 3
     with pytest.raises(ConfigError, match="got 'trase'; did you mean 'trace'"):
         train(TrainConfig.of({**given, "name": "other", "measures": ["trase"]}))
@@ -212,6 +212,40 @@ def test_presets_save_log_spaced_checkpoints(tmp_path: Path) -> None:
     steps = list(checkpoints(run.path))
     assert len(steps) == 8
     assert (steps[0], steps[-1]) == (0, 50)
+
+
+def test_evaluations_have_the_losses_on_all_training_data_and_on_the_test_set(tmp_path: Path) -> None:
+    usual = {"preset": "economy", "evaluations": 3, "measures": ["loss"], "steps": 120, "eval_every": 120}
+    whole = train(config(tmp_path, name="whole", **usual))
+    part = train(config(tmp_path, name="part", curvature_samples=100, **usual))
+    rows, fewer = (run.estimates.pivot(index="step", columns="measure") for run in (whole, part))
+    assert rows.index[0] == 0
+    assert rows.index[1] >= 120 / 50  # no claim reads the loss of the first steps
+    assert rows.index[-1] == 120
+    assert whole.manifest["curvature_samples"] == whole.manifest["training_samples"] == 1437
+    assert (
+        rows["value", "train_loss"].tolist() == rows["value", "loss"].tolist() == fewer["value", "train_loss"].tolist()
+    )
+    assert (fewer["value", "loss"] != fewer["value", "train_loss"]).all()
+    assert rows["value", "test_loss"].iloc[-1] == pytest.approx(whole.steps["test_loss"].iloc[-1], rel=1e-5)
+    assert len({rows["data_hash", "train_loss"][0], rows["data_hash", "test_loss"][0]}) == 2
+
+
+def test_a_run_with_weights_at_its_evaluations_is_the_same_and_resumes_from_a_full_checkpoint(tmp_path: Path) -> None:
+    usual = {"preset": "economy", "evaluations": 5, "measures": ["loss"], "checkpoints": 2, "eval_every": 12}
+    usual["weights_at_evaluations"] = True
+    plain = train(config(tmp_path, name="plain", **{**usual, "weights_at_evaluations": False}))
+    whole = train(config(tmp_path, name="whole", **usual))
+    assert list(checkpoints(plain.path)) == list(checkpoints(whole.path, resumable=True)) == [0, 12]
+    assert list(checkpoints(whole.path)) == sorted(set(whole.probes["step"]))
+    train(config(tmp_path, name="halves", **{**usual, "steps": 7}))
+    folder = checkpoints(tmp_path / "halves")[7]
+    (folder / "optimizer.pt").unlink()  # now the weights of step 7 are those of a run that was killed after them
+    halves = train(config(tmp_path, name="halves", **usual), resume=True)
+    assert halves.steps["step"].tolist() == list(range(1, 13))
+    ours, *others = (last_weights(run) for run in (whole, plain, halves))
+    assert all(torch.equal(ours[name], theirs[name]) for theirs in others for name in ours)
+    assert list(checkpoints(halves.path)) == list(checkpoints(whole.path))
 
 
 def test_resuming_requires_the_settings_of_the_start(tmp_path: Path) -> None:
