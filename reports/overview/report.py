@@ -119,6 +119,7 @@ def _table(number: int, arms: Sequence[tuple[str, Sequence[Run]]], loss: str) ->
             *(median_and_range(value(run) for run in members) for _, members in arms),
         )
         for words, unit, value in _MEASURES
+        if words not in _OPTIONAL or any(value(run) is not None for _, members in arms for run in members)
     ]
     errors: list[tuple[Cell, ...]] = [
         (words, loss, *(widest_error([at_last_evaluation(run, measure) for run in members]) for _, members in arms))
@@ -164,6 +165,8 @@ def _energy(run: Run) -> float | None:
 
 _MEASURES: Final[tuple[tuple[str, str, Callable[[Run], float | None]], ...]] = (
     ("train loss, last step", LOSS, _step("loss")),
+    ("train loss, all training data", LOSS, _probe("train_loss")),
+    ("test loss", LOSS, _probe("test_loss")),
     ("test accuracy", "%", _step("test_accuracy", 100)),
     ("λ_max", LOSS, _probe("lambda_max")),
     ("trace", LOSS, _probe("trace")),
@@ -175,6 +178,7 @@ _MEASURES: Final[tuple[tuple[str, str, Callable[[Run], float | None]], ...]] = (
     ("Fisher energy of matrices, E / √numel", "", _energy),
     ("recording overhead", "%", overhead_percent),
 )
+_OPTIONAL: Final = ("train loss, all training data", "test loss")  # a Recorder that was not given the data has neither
 _ERRORS: Final = (
     ("λ_max: largest bound", "lambda_max"),
     ("trace: largest standard error", "trace"),

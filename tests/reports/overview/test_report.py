@@ -7,6 +7,8 @@ import pytest
 from lossscope.reports import overview, render
 from lossscope.reports.content import Quantity
 
+_TRAIN_LOSS = "train loss, all training data"
+
 
 def rows_of(report):
     return {row[0]: row[2:] for table in report.tables for row in table.rows}
@@ -22,6 +24,19 @@ def test_the_table_has_each_arm_as_a_column_with_medians_and_ranges(demo_runs):
     assert rows["entropy before Newton-Schulz"][0].value == pytest.approx(0.8)
     assert rows["Fisher energy of matrices, E / √numel"][0].value == 0.25
     assert rows["trace: largest standard error"] == (1.5, 1.5)
+
+
+def test_losses_on_all_training_data_and_on_test_data_are_shown_where_one_run_has_them(demo_runs, write_run):
+    assert not [measure for measure in rows_of(overview(demo_runs)) if measure in ("test loss", _TRAIN_LOSS)]
+    names = {"lambda_min": "train_loss", "log_fisher_rao": "test_loss"}
+
+    def renamed(table, row):
+        return {**row, "measure": names.get(row["measure"], row["measure"])} if table == "probes" else row
+
+    known = write_run("known", "sgd", rows=renamed)
+    rows = rows_of(overview([known, write_run("unknown", "adam")]))
+    assert [one.value for one in rows["test loss"]] == [0.7, None]
+    assert [one.value for one in rows[_TRAIN_LOSS]] == [-2.0, None]
 
 
 def test_an_arm_without_shear_has_a_gap_in_table_and_legend_and_not_a_zero(demo_runs):
