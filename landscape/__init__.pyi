@@ -1,9 +1,14 @@
 from .analysis.series import first_step as first_step
 from .errors import LandscapeError as LandscapeError
+from .recording.checkpoints import (
+    checkpoints as checkpoints,
+    load_weights as load_weights,
+)
 from .recording.recorder import Recorder as Recorder
 from .run import (
     Run as Run,
     open_runs as open_runs,
 )
 from .training.config import TrainConfig as TrainConfig
+from .training.parallel import train_all as train_all
 from .training.training import train as train

@@ -16,6 +16,9 @@ from lossscope.landscape.storage.schema import RENAMED_MEASURES, TABLES
 
 if TYPE_CHECKING:
     import pandas as pd
+    from torch import nn
+
+    from lossscope.probes.objective.objective import Objective
 
 __all__ = ["Run", "Status", "open_runs", "run_folders"]
 
@@ -136,6 +139,28 @@ class Run:
                 return " ".join([f"The recording process died; the record ends {last}.", *self._torn()])
             case "finished" | "stopped" | "failed":
                 return f"{self.status.capitalize()} {last}: {how}."
+
+    def objective(self, step: int) -> Objective:
+        """Return the loss on the run's fixed data of curvature, with the weights of the checkpoint at a step.
+
+        The model is new at each call. `checkpoints(run.path)` has the steps.
+
+        Raises:
+            RunError: There is no checkpoint at this step, it is damaged, or `lossscope train` has not made the run.
+        """
+        from lossscope.landscape.reprobe.rebuilt_run import objective_at
+
+        return objective_at(self, step)
+
+    def model(self, step: int) -> nn.Module:
+        """Return the run's network with the weights of the checkpoint at a step.
+
+        Raises:
+            RunError: As `objective`.
+        """
+        from lossscope.landscape.reprobe.rebuilt_run import model_at
+
+        return model_at(self, step)
 
     def forget(self) -> None:
         """Forget the tables read so far; they are read again on the next use. Long lists of runs would fill memory."""
