@@ -22,9 +22,9 @@ from torch import Tensor, nn
 from lossscope.landscape.errors import RecordingWarning, RunError
 from lossscope.landscape.measures.panel import Panel
 from lossscope.landscape.recording import (
+    checkpoint_saver,
     curvature_evaluations,
     optimizer_watch,
-    recorder as recorder_module,
     run_ends,
     step_sample,
 )
@@ -108,7 +108,7 @@ PLACES: dict[str, tuple[Any, str, str]] = {
     "spectrum": (Panel, "spectrum", "curvature"),
     "provenance": (Panel, "with_provenance", "curvature"),
     "minibatches": (MinibatchPairs, "rows", "minibatches"),
-    "checkpoints": (recorder_module, "save_checkpoint", "checkpoints"),
+    "checkpoints": (checkpoint_saver, "save_checkpoint", "checkpoints"),
     "append": (RunStore, "append", "steps"),
     "flush": (RunStore, "flush_due", "files"),
     "manifest": (RunStore, "update_manifest", "files"),

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from lossscope.landscape.errors import ConfigError, LandscapeError
 from lossscope.landscape.measures.forward_mode import load_forward_mode
-from lossscope.landscape.recording import recorder as recorder_module, step_sample
+from lossscope.landscape.recording import checkpoint_saver, step_sample
 from lossscope.landscape.recording.cost_cap import CostCap, MeasurementCosts, overhead_share
 from lossscope.landscape.recording.disk_cap import byte_count
 from lossscope.landscape.recording.overhead import Overhead
@@ -287,13 +287,13 @@ def test_checkpoints_stay_below_their_bound_and_the_last_one_is_kept(clock: list
 def test_checkpoints_wait_for_their_place_under_the_cap(
     clock: list[float], overhead: float | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    save = recorder_module.save_checkpoint
+    save = checkpoint_saver.save_checkpoint
 
     def costly(*given: Any) -> Any:
         clock[0] += 1.0
         return save(*given)
 
-    monkeypatch.setattr(recorder_module, "save_checkpoint", costly)
+    monkeypatch.setattr(checkpoint_saver, "save_checkpoint", costly)
     run = train(tmp_path / "run", clock, 200, steps=200, evaluations=0, overhead=overhead)
     saved = [int(path.name.partition("-")[2]) for path in sorted((tmp_path / "run" / "checkpoints").iterdir())]
     gaps = [one for one in run.manifest.get("curvature_gaps", []) if one["instrument"] == "checkpoints"]
