@@ -124,6 +124,21 @@ class Objective(BatchwiseLoss):
         with self.evaluating():
             return math.fsum(at.weight * float(self.loss(self.copies(), at).detach()) for at in self.passes())
 
+    def value_at(self, vector: Tensor) -> float:
+        """Return the mean loss at other parameters, which need not be finite there; the model is not written.
+
+        Args:
+            vector: `(n,)`, the trainable parameters in the order of `names`.
+
+        Returns:
+            The loss; nan or infinite where it is.
+        """
+        moved = self.vector.fitting(vector)
+        with self.evaluating():
+            self.require_repeatable()
+            losses = [at.weight * self._near(moved, at) for at in self._starts(None)]
+        return math.fsum(losses) if all(map(math.isfinite, losses)) else sum(losses)
+
     def gradient(self) -> Tensor:
         """Return the gradient of the mean loss as a flat vector `(n,)`."""
         with self.evaluating():
