@@ -60,11 +60,17 @@ from .sharpness.alignment import (
     GradientAlignment as GradientAlignment,
     gradient_alignment as gradient_alignment,
 )
+from .sharpness.basin import (
+    NoiseCurve as NoiseCurve,
+    basin_radius as basin_radius,
+    noise_curve as noise_curve,
+)
 from .sharpness.directional import (
     DirectionalSharpness as DirectionalSharpness,
     directional_sharpness as directional_sharpness,
 )
 from .sharpness.invariant import (
+    adaptive_lambda_max as adaptive_lambda_max,
     adaptive_trace as adaptive_trace,
     log_fisher_rao as log_fisher_rao,
     theta_hessian_theta as theta_hessian_theta,

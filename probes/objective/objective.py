@@ -211,6 +211,29 @@ class Objective(BatchwiseLoss):
             )
         return parts
 
+    def with_model(self, model: nn.Module) -> Objective:
+        """Return the same loss on the same data of another model.
+
+        Args:
+            model: Any module that the loss function can be given, such as a copy with other weights.
+
+        Returns:
+            The objective, in the dtype of this one.
+
+        Raises:
+            ProbeError: The loss function reaches the present model past its argument, or the new one has no trainable
+                parameter.
+        """
+        other = copy.copy(self)
+        known = self._additivity[0] if self._additivity else None
+        vector = ParameterVector(model, None, self.vector.cast_to)
+        BatchwiseLoss.__init__(
+            other, model, self.loss_fn, vector, self.data, self.mode, additivity=known, counted=self._counted
+        )
+        if any(module is self.model for module in other.reached.modules):
+            raise ProbeError("loss_fn must use the model that it is given, but it reaches the other one by itself")
+        return other if self.vector.cast_to is None else other._function_in(self.vector.cast_to)
+
     def batch(self, index: int) -> Objective:
         """Return the objective on one of its batches.
 

@@ -309,10 +309,8 @@ class _Search:
         width = math.log(above / below)
         if not math.isfinite(high):
             return below * math.exp(width / 2)
-        if low > 0:
-            share = math.log(self._rise / low) / math.log(high / low)
-        else:
-            share = (self._rise - low) / (high - low)
+        powers = low > 0
+        share = math.log(self._rise / low) / math.log(high / low) if powers else (self._rise - low) / (high - low)
         if safe:
             share = min(max(share, _INSIDE), 1 - _INSIDE)
         return below * math.exp(share * width)

@@ -1,4 +1,4 @@
-"""Reparametrization-invariant flatness: adaptive trace, Fisher-Rao norm and radial curvature."""
+"""Reparametrization-invariant flatness: adaptive trace and eigenvalue, Fisher-Rao norm and radial curvature."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from lossscope.probes.operators.second_derivative import check_adjoint
 from lossscope.probes.statistics.estimate import Estimate, exact_estimate, rounded_estimate
 from lossscope.probes.sums import dot
 
-__all__ = ["adaptive_trace", "log_fisher_rao", "theta_hessian_theta"]
+__all__ = ["adaptive_lambda_max", "adaptive_trace", "log_fisher_rao", "theta_hessian_theta"]
 
 
 def adaptive_trace(
@@ -63,16 +63,78 @@ def adaptive_trace(
         docs/measures/adaptive_trace.md, after M. Andriushchenko et al. (2023), A modern look at the
         relationship between sharpness and generalization, arXiv:2302.07011.
     """
+    found = measure_spectrum(
+        _relative(target, parameters, "adaptive_trace"),
+        rel=rel,
+        max_products=max_products,
+        quantities=("trace",),
+        seed=seed,
+    )
+    assert found.trace is not None  # requested above
+    return found.trace
+
+
+def adaptive_lambda_max(
+    target: Objective | SymmetricOperator,
+    *,
+    parameters: Tensor | None = None,
+    max_products: int = 128,
+    rel: float = 0.01,
+    seed: int = 0,
+    warm_start: Tensor | None = None,
+) -> Estimate:
+    r"""Estimate the largest eigenvalue of :math:`\mathrm{diag}(\theta) H \mathrm{diag}(\theta)`.
+
+    It is the curvature along the worst direction in which every weight moves in units of its own size. Under a diagonal
+    map that preserves the function it does not change: see `adaptive_trace`, the sum of all these eigenvalues. Both
+    together cost little more than one: `measure_spectrum(scaled(hessian(objective), theta))`.
+
+    Args:
+        target: The loss, or its Hessian or another operator `(n, n)`.
+        parameters: `(n,)`, required with an operator. Default: the parameters of the objective.
+        max_products: Budget of operator products, at least 2.
+        rel: Stop when the bound is below `rel` times the eigenvalue of largest modulus.
+        seed: Seed of the start vector.
+        warm_start: `(n,)`, the eigenvector of a similar operator.
+
+    Returns:
+        The eigenvalue with the bound of `measure_spectrum`.
+
+    Raises:
+        ProbeError: The parameters are missing, have the wrong length or are not finite, or the budget is too small.
+
+    Source:
+        docs/measures/adaptive_lambda_max.md; J. Kwon et al. (2021), ASAM, arXiv:2102.11600, for the relative
+        perturbation of which it is the limit.
+
+    Example:
+        >>> net = torch.nn.Linear(1, 1, bias=False)
+        >>> objective = Objective(net, lambda model, x: model(x).square().mean(), [torch.ones(1, 1)])
+        >>> with objective.at(torch.tensor([3.0])):
+        ...     adaptive_lambda_max(objective).value
+        18.0
+    """
+    found = measure_spectrum(
+        _relative(target, parameters, "adaptive_lambda_max"),
+        top=1,
+        rel=rel,
+        max_products=max_products,
+        quantities=("top",),
+        seed=seed,
+        warm_start=warm_start,
+    )
+    assert found.top is not None  # requested above
+    return replace(found.top.estimate(), products=found.products, seconds=found.seconds)
+
+
+def _relative(target: Objective | SymmetricOperator, parameters: Tensor | None, name: str) -> SymmetricOperator:
+    """Return the operator in coordinates relative to each parameter."""
     if isinstance(target, Objective):
         parameters = target.parameters() if parameters is None else parameters
         target = hessian(target)
     if parameters is None:
-        raise ProbeError("adaptive_trace of an operator requires parameters=...: pass them as a vector (n,)")
-    found = measure_spectrum(
-        scaled(target, parameters), rel=rel, max_products=max_products, quantities=("trace",), seed=seed
-    )
-    assert found.trace is not None  # requested above
-    return found.trace
+        raise ProbeError(f"{name} of an operator requires parameters=...: pass them as a vector (n,)")
+    return scaled(target, parameters)
 
 
 def log_fisher_rao(objective: Objective) -> Estimate:

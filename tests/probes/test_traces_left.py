@@ -37,8 +37,14 @@ from lossscope.probes.operators.second_derivative import (
 from lossscope.probes.operators.stopped_gradient import stops_gradients
 from lossscope.probes.operators.timing import signature
 from lossscope.probes.sharpness.alignment import gradient_alignment
+from lossscope.probes.sharpness.basin import basin_radius, noise_curve
 from lossscope.probes.sharpness.directional import directional_sharpness
-from lossscope.probes.sharpness.invariant import adaptive_trace, log_fisher_rao, theta_hessian_theta
+from lossscope.probes.sharpness.invariant import (
+    adaptive_lambda_max,
+    adaptive_trace,
+    log_fisher_rao,
+    theta_hessian_theta,
+)
 from lossscope.probes.sharpness.keskar import keskar_sharpness
 from lossscope.probes.sharpness.logits import logit_scale
 from lossscope.probes.sharpness.minibatch import batch_sharpness
@@ -156,6 +162,8 @@ PROBES: dict[str, Callable[[Objective], Any]] = {
     "Objective: value": Objective.value,
     "Objective: gradient": Objective.gradient,
     "Objective: at": moved,
+    "Objective: value_at": lambda o: o.value_at(o.parameters() + 0.1),
+    "Objective: with_model": lambda o: o.with_model(copy.deepcopy(o.model)).value(),
     "Objective: restricted": lambda o: o.restricted(["head.weight"]).gradient(),
     "batch_norm_note": lambda o: batch_norm_note(o, 100.0, 0.1),
     "Objective: split": lambda o: [part.value() for part in o.split(2, seed=0)],
@@ -183,6 +191,9 @@ PROBES: dict[str, Callable[[Objective], Any]] = {
     "keskar_sharpness": lambda o: keskar_sharpness(o, max_evaluations=12),
     "directional_sharpness": lambda o: directional_sharpness(o, vector(o), at=o.parameters() + 0.1),
     "adaptive_trace": lambda o: adaptive_trace(o, max_products=16),
+    "adaptive_lambda_max": lambda o: adaptive_lambda_max(o, max_products=16),
+    "basin_radius": lambda o: basin_radius(o, draws=16),
+    "noise_curve": lambda o: noise_curve(o, [0.1, 0.2], draws=16),
     "log_fisher_rao": log_fisher_rao,
     "theta_hessian_theta": theta_hessian_theta,
     "step_quality": lambda o: step_quality(o, 0.01 * vector(o), at=o.parameters() + 0.1),

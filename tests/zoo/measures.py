@@ -22,8 +22,14 @@ from lossscope.probes.operators.derived import preconditioned, restricted, scale
 from lossscope.probes.operators.gauss_newton import fisher, gauss_newton
 from lossscope.probes.operators.hessian import hessian
 from lossscope.probes.sharpness.alignment import gradient_alignment
+from lossscope.probes.sharpness.basin import basin_radius, noise_curve
 from lossscope.probes.sharpness.directional import directional_sharpness
-from lossscope.probes.sharpness.invariant import adaptive_trace, log_fisher_rao, theta_hessian_theta
+from lossscope.probes.sharpness.invariant import (
+    adaptive_lambda_max,
+    adaptive_trace,
+    log_fisher_rao,
+    theta_hessian_theta,
+)
 from lossscope.probes.sharpness.keskar import keskar_sharpness
 from lossscope.probes.sharpness.logits import logit_scale
 from lossscope.probes.sharpness.minibatch import batch_sharpness
@@ -409,6 +415,43 @@ def adaptive(b: Bench) -> Checks:
     yield interval("trace", found, float((theta.square() * b.truth.hessian.diagonal()).sum()), b.digits, scale)
 
 
+def adaptive_top(b: Bench) -> Checks:
+    theta = b.truth.theta
+    found = adaptive_lambda_max(b.objective, max_products=40, seed=b.seed)
+    values = torch.linalg.eigvalsh(theta[:, None] * b.truth.hessian * theta)
+    yield interval("lambda_max", found, float(values[-1]), b.digits, float(theta.square().max()) * b.truth.norm)
+
+
+def rises(b: Bench, sigma: float, draws: int) -> list[float]:
+    """Return the rise of the loss at the first draws of relative noise."""
+    kinds = [p.dtype for p in b.parts.model.parameters() if p.requires_grad]
+    sizes = [p.numel() for p in b.truth.parameters]
+    noise = torch.Generator().manual_seed(0)
+    found = []
+    for _ in range(draws):
+        moved = b.truth.theta * (1 + sigma * torch.randn(b.truth.size, generator=noise).double())
+        parts = zip(torch.split(moved, sizes), kinds, strict=True)
+        found.append(b.truth.value(torch.cat([part.to(kind).double() for part, kind in parts])) - b.truth.value())
+    return found
+
+
+def noisy(b: Bench) -> Checks:
+    found = noise_curve(b.objective, [0.1], draws=16)
+    right = rises(b, 0.1, 16)
+    scale = 10 * (abs(b.truth.value()) + max(map(abs, right)))
+    yield exact("rise", float(found.mean[0]), sum(right) / 16, b.digits, scale)
+    yield exact("first draw", float(found.rises[0, 0]), right[0], b.digits, scale)
+
+
+def basin(b: Bench) -> Checks:
+    rise = max(0.7 * sum(rises(b, 0.5, 16)) / 16, 1e-3)
+    found = basin_radius(b.objective, rise=rise, draws=16, rel=0.02)
+    reached = sum(rises(b, found.value, 16)) / 16
+    slack = 0.05 * rise + ROUNDINGS * b.digits * abs(b.truth.value())
+    yield Check("mean rise", rise, rise - slack, rise + slack, reached)
+    assert found.converged == (found.low <= found.value <= found.high)  # draws may differ too much far from a minimum
+
+
 def fisher_rao(b: Bench) -> Checks:
     found = log_fisher_rao(b.objective)
     u = b.truth.differences(b.truth.outputs, b.truth.theta)
@@ -549,6 +592,9 @@ MEASURES: dict[str, Callable[[Bench], Checks]] = {
     "keskar_sharpness": in_box,
     "directional_sharpness": along,
     "adaptive_trace": adaptive,
+    "adaptive_lambda_max": adaptive_top,
+    "noise_curve": noisy,
+    "basin_radius": basin,
     "log_fisher_rao": fisher_rao,
     "theta_hessian_theta": radial,
     "logit_scale": logits,
@@ -567,4 +613,5 @@ SEEDED = {
     "per_module",
     "sampled_eigenvalue",
     "adaptive_trace",
+    "adaptive_lambda_max",
 }

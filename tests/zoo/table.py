@@ -93,7 +93,9 @@ MEMBERS: dict[str, Member] = {
     "graphs": Member(
         own_losses.graphs, options={"count": graph_count}, terms=graph_count, refuses=NO_OUTPUTS | ONE_PIECE
     ),
-    "bf16": Member(unusual.bf16, digits=1e-3, refuses={"keskar_sharpness": "dtype of these parameters"}),
+    "bf16": Member(
+        unusual.bf16, digits=1e-3, refuses={"keskar_sharpness": "dtype of these parameters", "basin_radius": "rounding"}
+    ),
     "autocast_loss": Member(unusual.autocast_loss, twin=unusual.without_autocast, digits=1e-3, refuses=NO_OUTPUTS),
     "autocast_forward": Member(unusual.autocast_forward, twin=unusual.without_autocast, digits=1e-3, slow=True),
     "checkpointed": Member(

@@ -343,3 +343,33 @@ def test_the_first_use_is_evaluated_twice_and_no_other() -> None:
 def test_parameters_without_a_number_are_refused() -> None:
     with pytest.raises(ProbeError, match="the 1 trainable parameters have 0 entries in total, need at least 1"):
         Objective(nn.ParameterList([nn.Parameter(torch.ones(0, 3))]), mean_square, rows(2))
+
+
+def test_a_loss_at_other_parameters_is_the_one_there_and_may_be_infinite() -> None:
+    net = nn.Linear(2, 1, bias=False)
+    objective = Objective(net, lambda model, x: model(x).exp().mean(), [torch.ones(3, 2), torch.zeros(1, 2)])
+    there = torch.tensor([1.0, 2.0])
+    with objective.at(there):
+        right = objective.value()
+    before = net.weight.clone()
+    assert objective.value_at(there) == pytest.approx(right, rel=1e-7)
+    assert objective.value_at(torch.full((2,), 1e4)) == math.inf
+    assert math.isnan(objective.value_at(torch.tensor([math.nan, 0.0])))
+    assert torch.equal(net.weight, before)
+    with pytest.raises(ProbeError, match="vector must have shape"):
+        objective.value_at(torch.ones(3))
+
+
+def test_another_model_has_the_same_loss_on_the_same_data() -> None:
+    net, other = nn.Linear(2, 1), nn.Linear(2, 1)
+    objective = Objective(net, lambda model, x: model(x).square().mean(), [torch.ones(3, 2), torch.zeros(1, 2)])
+    objective.value()
+    with torch.no_grad():
+        right = float((3 * other(torch.ones(1, 2)).square() + other(torch.zeros(1, 2)).square()).mean() / 4)
+    found = objective.with_model(other)
+    assert found.value() == pytest.approx(right, rel=1e-6)
+    assert (found.additivity, found.data_hash) == (objective.additivity, objective.data_hash)
+    assert objective.in_double().with_model(other).gradient().dtype == torch.float64
+    by_itself = Objective(net, lambda model, x: net(x).square().mean(), [torch.ones(3, 2)])
+    with pytest.raises(ProbeError, match="reaches the other one by itself"):
+        by_itself.with_model(other)

@@ -1,4 +1,4 @@
-"""Basin radius and noise curve: closed forms, coverage over seeds, invariance, and what happens where nothing is found."""
+"""Basin radius and noise curve: closed forms, coverage over seeds, invariance, and what has no radius."""
 
 from __future__ import annotations
 
@@ -171,7 +171,7 @@ def test_a_mean_rise_may_be_negative_and_then_has_no_radius() -> None:
     concave = Objective(Vector(torch.ones(5)), lambda model, x: -x[0] * model.theta.square().sum(), [torch.ones(1)])
     curve = noise_curve(concave)
     assert (curve.mean[-2:] < 0).all()
-    with pytest.raises(ProbeError, match="at relative noise of 10, less than 0.1: no radius up to 10"):
+    with pytest.raises(ProbeError, match=r"at relative noise of 10, less than 0\.1: no radius up to 10"):
         basin_radius(concave)
 
 
@@ -183,7 +183,7 @@ def test_parameters_at_zero_have_no_radius() -> None:
 
 def test_a_radius_below_the_range_is_missing() -> None:
     steep = quadratic(torch.full((4,), 1e12).double(), torch.ones(4).double())
-    with pytest.raises(ProbeError, match="no radius down to 0.0001"):
+    with pytest.raises(ProbeError, match=r"no radius down to 0\.0001"):
         basin_radius(steep)
 
 
@@ -211,7 +211,7 @@ def test_a_loss_that_is_not_finite_is_a_gap_of_the_curve_and_ends_the_basin() ->
 
 def test_a_rise_below_the_rounding_of_the_loss_is_refused() -> None:
     far = Objective(Vector(torch.ones(5)), lambda model, x: x[0] * model.theta.sum() + 1e6, [torch.ones(1)])
-    with pytest.raises(ProbeError, match="rounding of 0.48: convert"):
+    with pytest.raises(ProbeError, match=r"rounding of 0\.48: convert"):
         basin_radius(far)
     with pytest.raises(ProbeError, match="the loss is nan"):
         basin_radius(Objective(Vector(torch.ones(2)), lambda model, x: model.theta.sum() * math.nan, [torch.ones(1)]))

@@ -16,7 +16,12 @@ from lossscope.probes.objective.objective import Objective
 from lossscope.probes.operators.base import from_matrix
 from lossscope.probes.operators.hessian import hessian
 from lossscope.probes.sharpness.directional import directional_sharpness
-from lossscope.probes.sharpness.invariant import adaptive_trace, log_fisher_rao, theta_hessian_theta
+from lossscope.probes.sharpness.invariant import (
+    adaptive_lambda_max,
+    adaptive_trace,
+    log_fisher_rao,
+    theta_hessian_theta,
+)
 
 
 def seeded_net(build: Any) -> nn.Module:
@@ -42,6 +47,33 @@ def test_the_scalar_factorisation_has_adaptive_trace_two_wherever_it_stands(w: f
     assert found.value == pytest.approx(2, rel=1e-12)
     assert found.stderr == 0.0
     assert measure_spectrum(hessian(objective)).trace.value == pytest.approx(w**2 + w**-2, rel=1e-12)
+
+
+@pytest.mark.parametrize("w", [1.0, 2.0, 5.0])
+def test_the_scalar_factorisation_has_adaptive_lambda_max_two_wherever_it_stands(w: float) -> None:
+    objective = Objective(Factors(w), lambda m, _: (m.w[0] * m.w[1] - 1) ** 2 / 2, [torch.zeros(1)])
+    assert adaptive_lambda_max(objective).value == pytest.approx(2, rel=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_adaptive_lambda_max_is_the_top_of_the_dense_matrix_within_its_bound(seed: int) -> None:
+    net = seeded_net(lambda: nn.Sequential(nn.Linear(4, 12), nn.Tanh(), nn.Linear(12, 3)))
+    objective = Objective(net, CrossEntropy(), batches(20, 11))
+    theta = objective.parameters()
+    dense = theta[:, None] * (hessian(objective) @ torch.eye(len(theta), dtype=theta.dtype)) * theta
+    values, vectors = torch.linalg.eigh(dense)
+    found = adaptive_lambda_max(objective, rel=0.01, seed=seed)
+    assert found.low <= float(values[-1]) <= found.high
+    assert found.value <= float(values[-1]) * (1 + 1e-9)
+    assert found.high - found.low <= 0.03 * float(values[-1])
+    assert found.converged
+    assert 2 <= found.products < len(theta)
+    warm = adaptive_lambda_max(objective, rel=0.01, seed=seed, warm_start=vectors[:, -1])
+    assert warm.products <= found.products
+    given = adaptive_lambda_max(hessian(objective), parameters=theta, rel=0.01, seed=seed)
+    assert given.value == pytest.approx(found.value, rel=1e-9)
+    with pytest.raises(ProbeError, match="adaptive_lambda_max of an operator requires parameters="):
+        adaptive_lambda_max(hessian(objective))
 
 
 def test_adaptive_trace_is_the_weighted_sum_of_the_diagonal() -> None:

@@ -17,7 +17,12 @@ from lossscope.probes.objective.objective import Objective
 from lossscope.probes.operators.derived import preconditioned, restricted
 from lossscope.probes.operators.hessian import hessian
 from lossscope.probes.sharpness.directional import directional_sharpness
-from lossscope.probes.sharpness.invariant import adaptive_trace, log_fisher_rao, theta_hessian_theta
+from lossscope.probes.sharpness.invariant import (
+    adaptive_lambda_max,
+    adaptive_trace,
+    log_fisher_rao,
+    theta_hessian_theta,
+)
 
 X = torch.randn(60, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 Y = torch.arange(60) % 3
@@ -92,6 +97,7 @@ RAW: dict[str, Callable[[nn.Module], float]] = {
 INVARIANT: dict[str, Callable[[nn.Module], float]] = {
     "loss": lambda net: objective(net).value(),
     "adaptive trace": lambda net: adaptive_trace(objective(net)).value,
+    "adaptive lambda_max": lambda net: adaptive_lambda_max(objective(net), rel=1e-9).value,
     "Fisher-Rao norm": lambda net: math.exp(log_fisher_rao(objective(net)).value),
     "theta' H theta": lambda net: theta_hessian_theta(objective(net)).value,
     "trace on the orbit": orbit_trace,
