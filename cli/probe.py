@@ -92,11 +92,12 @@ def _added(found: Probed) -> str:
     """Return what was added, which bounds were missed, and which reports show it."""
     from lossscope.landscape.measures.catalogue import reports_of
 
-    rows, densities = len(found.rows), len(found.whole_densities)
+    rows, densities, curves = len(found.rows), len(found.whole_densities), len(found.curves)
     added = [f"{rows} row{'s' * (rows > 1)}"] if rows else []
     added += [f"{densities} density table{'s' * (densities > 1)}"] if densities else []
-    them = "it" if rows + densities == 1 else "them"
-    measured = [(row["measure"], row["tensor"]) for row in (*found.rows, *found.whole_densities)]
+    added += [f"{curves} curve{'s' * (curves > 1)}"] if curves else []
+    them = "it" if rows + densities + curves == 1 else "them"
+    measured = [(row["measure"], row["tensor"]) for row in (*found.rows, *found.tabled)]
     reports = " and ".join(f"`lossscope report {report} {found.run}`" for report in reports_of(measured))
     return f"{_missed(found)}Added {' and '.join(added)}; read {them} with {reports}"
 

@@ -118,6 +118,11 @@ class Run:
         return self._frame("densities")
 
     @cached_property
+    def curves(self) -> pd.DataFrame:
+        """One row per curve, such as a noise curve: its points and intervals. Raises RunError if corrupted."""
+        return self._frame("curves")
+
+    @cached_property
     def pairs(self) -> pd.DataFrame:
         """One row per object and lag, from a pair of minibatches. Raises RunError if its files are corrupted."""
         return self._frame("pairs")

@@ -1,16 +1,18 @@
 """Entries of the catalogue: one `MeasureGroup` declares all that the recorder, `probe`, lists and reports know.
 
-To add a measure, add an entry to the tuple at the end. This module imports no torch; the functions that measure import
-it when they are called.
+To add a measure, add an entry to the tuple at the end; those of flatness are in `flatness_entries.py`. This module
+imports no torch; the functions that measure import it when they are called.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Final
 
+from lossscope.landscape.measures.declarations import EVERY, LINEAR, OPTIMIZER, ROTATIONS, krylov, long
+from lossscope.landscape.measures.flatness_entries import FLATNESS
 from lossscope.landscape.measures.measure import EIGENVALUES, FROM_DENSITY, Bound, Measure
-from lossscope.landscape.measures.measure_group import Evaluation, LeastProducts, MeasureGroup, Names, Schedule
+from lossscope.landscape.measures.measure_group import Evaluation, MeasureGroup, Names, Schedule
 from lossscope.landscape.measures.memory import METRIC_COPIES, krylov_vectors
 
 if TYPE_CHECKING:
@@ -19,54 +21,43 @@ if TYPE_CHECKING:
 
 __all__ = ["ENTRIES"]
 
-_EVERY: Final = "every function-preserving map"
-_ROTATIONS: Final = "rotations only"
-_LINEAR: Final = "every linear map"
-_DIAGONAL: Final = "every diagonal rescaling"
-_OPTIMIZER: Final = "those maps that its optimizer's own metric follows"
-
 _ALONG_STEP: Final = (
-    Measure("directional_sharpness", "loss", Bound.EXACT, _ROTATIONS, "D'HD / |D|^2 along the step D that was taken"),
+    Measure("directional_sharpness", "loss", Bound.EXACT, ROTATIONS, "D'HD / |D|^2 along the step D that was taken"),
     Measure(
         "directional_edge_ratio",
         "1",
         Bound.EXACT,
-        _LINEAR,
+        LINEAR,
         "-D'HD / (2 g'D): above 1 the step goes too far downhill",
     ),
-    Measure("loss_change", "loss", Bound.ROUNDED, _LINEAR, "L(theta + D) - L(theta) along the step D that was taken"),
-    Measure("first_remainder", "loss", Bound.ROUNDED, _LINEAR, "R1 = loss change - g'D: error of the linear model"),
-    Measure("second_remainder", "loss", Bound.ROUNDED, _LINEAR, "R2 = R1 - D'HD / 2: error of the quadratic model"),
-    Measure("relative_first", "1", Bound.ROUNDED, _LINEAR, "|R1| / |g'D|"),
-    Measure("relative_second", "1", Bound.ROUNDED, _LINEAR, "|R2| / (|g'D| + |D'HD| / 2)"),
+    Measure("loss_change", "loss", Bound.ROUNDED, LINEAR, "L(theta + D) - L(theta) along the step D that was taken"),
+    Measure("first_remainder", "loss", Bound.ROUNDED, LINEAR, "R1 = loss change - g'D: error of the linear model"),
+    Measure("second_remainder", "loss", Bound.ROUNDED, LINEAR, "R2 = R1 - D'HD / 2: error of the quadratic model"),
+    Measure("relative_first", "1", Bound.ROUNDED, LINEAR, "|R1| / |g'D|"),
+    Measure("relative_second", "1", Bound.ROUNDED, LINEAR, "|R2| / (|g'D| + |D'HD| / 2)"),
     Measure(
         "trust_ratio",
         "1",
         Bound.ROUNDED,
-        _LINEAR,
+        LINEAR,
         "actual change of the loss over that of the quadratic model: 1 where the model is exact",
     ),
     Measure(
         "secant_curvature",
         "loss",
         Bound.ROUNDED,
-        _ROTATIONS,
+        ROTATIONS,
         "D'y / |D|^2, y the change of gradient on the step",
     ),
     Measure(
         "secant_norm",
         "loss",
         Bound.ROUNDED,
-        _ROTATIONS,
+        ROTATIONS,
         "|y| / |D|: never below the magnitude of secant_curvature",
     ),
-    Measure("secant_alignment", "1", Bound.ROUNDED, _ROTATIONS, "cosine of the step and the change of gradient"),
+    Measure("secant_alignment", "1", Bound.ROUNDED, ROTATIONS, "cosine of the step and the change of gradient"),
 )
-
-
-def _long(*names: str) -> Callable[[Evaluation], Collection[str]]:
-    """Return a schedule of the long evaluations."""
-    return lambda evaluation: names if evaluation.long else ()
 
 
 def _spectrum_due(evaluation: Evaluation) -> Collection[str]:
@@ -96,17 +87,6 @@ def _metric_due(evaluation: Evaluation) -> Collection[str]:
     return ("preconditioned_sharpness", "preconditioned_edge_ratio") if stepped else ()
 
 
-def _krylov(pairs: Callable[[Names], int], *, space: bool = True, probes: bool = False) -> LeastProducts:
-    """Return the rule of a measurement by a Krylov space, random probes or both."""
-
-    def least(names: Names, size: int) -> int:
-        from lossscope.probes.eigenvalues.measure import least_products
-
-        return least_products(size, pairs=pairs(names), space=space, probes=probes)
-
-    return least
-
-
 def _pairs_of_spectrum(names: Names) -> int:
     """Return the number of eigenpairs at both ends that some measures of the spectrum need."""
     top = max((1 + i for i, name in enumerate(EIGENVALUES) if name in names), default=0)
@@ -116,7 +96,7 @@ def _pairs_of_spectrum(names: Names) -> int:
 def _least_of_spectrum(names: Names, size: int) -> int:
     """Return the smallest budget for some measures of the spectrum."""
     space = bool(_pairs_of_spectrum(names) or names & set(FROM_DENSITY))
-    return _krylov(_pairs_of_spectrum, space=space, probes=bool(names & {"trace", "frobenius"}))(names, size)
+    return krylov(_pairs_of_spectrum, space=space, probes=bool(names & {"trace", "frobenius"}))(names, size)
 
 
 def _pairs_of_alignment(names: Names) -> int:
@@ -136,7 +116,7 @@ def _keskar(panel: Panel, names: Names) -> Mapping[str, Estimate]:
 ENTRIES: Final[tuple[MeasureGroup, ...]] = (
     MeasureGroup(
         "loss",
-        (Measure("loss", "loss", Bound.EXACT, _EVERY, "mean training loss on the fixed data of curvature"),),
+        (Measure("loss", "loss", Bound.EXACT, EVERY, "mean training loss on the fixed data of curvature"),),
         run=lambda panel, names: panel.loss(),
         recorded=Schedule(0, lambda evaluation: ("loss",)),
         usual=True,
@@ -145,7 +125,7 @@ ENTRIES: Final[tuple[MeasureGroup, ...]] = (
     ),
     MeasureGroup(
         "train_loss",
-        (Measure("train_loss", "loss", Bound.EXACT, _EVERY, "mean training loss on all training data"),),
+        (Measure("train_loss", "loss", Bound.EXACT, EVERY, "mean training loss on all training data"),),
         run=lambda panel, names: panel.loss_on("train_loss"),
         recorded=Schedule(0, lambda evaluation: {"train_loss"} & evaluation.losses),
         reports=("overview",),
@@ -153,7 +133,7 @@ ENTRIES: Final[tuple[MeasureGroup, ...]] = (
     ),
     MeasureGroup(
         "test_loss",
-        (Measure("test_loss", "loss", Bound.EXACT, _EVERY, "mean loss on test data"),),
+        (Measure("test_loss", "loss", Bound.EXACT, EVERY, "mean loss on test data"),),
         run=lambda panel, names: panel.loss_on("test_loss"),
         recorded=Schedule(0, lambda evaluation: {"test_loss"} & evaluation.losses),
         reports=("overview",),
@@ -162,47 +142,47 @@ ENTRIES: Final[tuple[MeasureGroup, ...]] = (
     MeasureGroup(
         "spectrum",
         (
-            Measure("lambda_max", "loss", Bound.BELOW, _ROTATIONS, "largest eigenvalue of the Hessian"),
+            Measure("lambda_max", "loss", Bound.BELOW, ROTATIONS, "largest eigenvalue of the Hessian"),
             *(
-                Measure(name, "loss", Bound.INNER, _ROTATIONS, f"{ordinal} largest eigenvalue of the Hessian")
+                Measure(name, "loss", Bound.INNER, ROTATIONS, f"{ordinal} largest eigenvalue of the Hessian")
                 for name, ordinal in zip(EIGENVALUES[1:], ("second", "third", "fourth", "fifth"), strict=True)
             ),
-            Measure("lambda_min", "loss", Bound.ABOVE, _ROTATIONS, "smallest eigenvalue of the Hessian"),
-            Measure("trace", "loss", Bound.INTERVAL, _ROTATIONS, "sum of the eigenvalues of the Hessian"),
-            Measure("frobenius", "loss", Bound.INTERVAL, _ROTATIONS, "square root of the sum of squared eigenvalues"),
+            Measure("lambda_min", "loss", Bound.ABOVE, ROTATIONS, "smallest eigenvalue of the Hessian"),
+            Measure("trace", "loss", Bound.INTERVAL, ROTATIONS, "sum of the eigenvalues of the Hessian"),
+            Measure("frobenius", "loss", Bound.INTERVAL, ROTATIONS, "square root of the sum of squared eigenvalues"),
             Measure(
                 "density",
                 "1/loss",
                 Bound.QUADRATURE,
-                _ROTATIONS,
+                ROTATIONS,
                 "spectral density of the Hessian; nodes and weights are in the table densities",
             ),
             Measure(
                 "negative_mass",
                 "1",
                 Bound.QUADRATURE,
-                _ROTATIONS,
+                ROTATIONS,
                 "share of negative eigenvalues in the sum of absolute eigenvalues",
             ),
             Measure(
                 "effective_rank",
                 "1",
                 Bound.QUADRATURE,
-                _ROTATIONS,
+                ROTATIONS,
                 "exp of the entropy of the positive eigenvalues: their effective number",
             ),
             Measure(
                 "participation_ratio",
                 "1",
                 Bound.QUADRATURE,
-                _ROTATIONS,
+                ROTATIONS,
                 "squared sum of the positive eigenvalues over the sum of their squares: the number of dominant ones",
             ),
             Measure(
                 "sharpness_edge_ratio",
                 "1",
                 Bound.BELOW,
-                _OPTIMIZER,
+                OPTIMIZER,
                 "lambda_max over the stability threshold of SGD at its settings: 1 is the edge of stability",
             ),
         ),
@@ -222,19 +202,19 @@ ENTRIES: Final[tuple[MeasureGroup, ...]] = (
                 "preconditioned_sharpness",
                 "1",
                 Bound.BELOW,
-                _OPTIMIZER,
+                OPTIMIZER,
                 "largest eigenvalue of P^-1/2 H P^-1/2 with the metric P of the optimizer's last step",
             ),
             Measure(
                 "preconditioned_edge_ratio",
                 "1",
                 Bound.BELOW,
-                _OPTIMIZER,
+                OPTIMIZER,
                 "preconditioned sharpness over the optimizer's stability threshold: 1 is the edge of stability",
             ),
         ),
         run=lambda panel, names: panel.preconditioned(names),
-        least_products=_krylov(lambda names: 1),
+        least_products=krylov(lambda names: 1),
         vectors=krylov_vectors(lambda names: 1, beside=METRIC_COPIES),
         recorded=Schedule(7, _metric_due),
         usual=True,
@@ -252,48 +232,25 @@ ENTRIES: Final[tuple[MeasureGroup, ...]] = (
     MeasureGroup(
         "alignment",
         (
-            Measure("top_share", "1", Bound.EIGENVECTORS, _ROTATIONS, "share of |g|^2 along the top eigenvector"),
-            Measure("top5_share", "1", Bound.EIGENVECTORS, _ROTATIONS, "share of |g|^2 in the top five eigenvectors"),
-            Measure("gradient_cosine", "1", Bound.EXACT, _ROTATIONS, "cos(g, Hg)"),
+            Measure("top_share", "1", Bound.EIGENVECTORS, ROTATIONS, "share of |g|^2 along the top eigenvector"),
+            Measure("top5_share", "1", Bound.EIGENVECTORS, ROTATIONS, "share of |g|^2 in the top five eigenvectors"),
+            Measure("gradient_cosine", "1", Bound.EXACT, ROTATIONS, "cos(g, Hg)"),
             Measure(
                 "gradient_rayleigh",
                 "1",
                 Bound.EIGENVALUE,
-                _ROTATIONS,
+                ROTATIONS,
                 "g'Hg / |g|^2 over lambda_max: 1 where the gradient is the top eigenvector",
             ),
         ),
         run=lambda panel, names: panel.alignment(names),
-        least_products=_krylov(_pairs_of_alignment),
+        least_products=krylov(_pairs_of_alignment),
         vectors=krylov_vectors(_pairs_of_alignment),
         recorded=Schedule(6, _alignment_due),
         reports=("dynamics",),
         own_table=True,
     ),
-    MeasureGroup(
-        "adaptive_trace",
-        (Measure("adaptive_trace", "loss", Bound.INTERVAL, _DIAGONAL, "sum of theta_i^2 H_ii: a flatness measure"),),
-        run=lambda panel, names: panel.adaptive_trace(),
-        least_products=_krylov(lambda names: 0, space=False, probes=True),
-        vectors=krylov_vectors(lambda names: 0, whole=lambda names: True, beside=METRIC_COPIES),
-        recorded=Schedule(2, _long("adaptive_trace")),
-        usual=True,
-        reports=("flatness",),
-        own_table=True,
-    ),
-    MeasureGroup(
-        "log_fisher_rao",
-        (
-            Measure(
-                "log_fisher_rao", "1", Bound.EXACT, _LINEAR, "ln of theta'F theta with the Fisher matrix of the model"
-            ),
-        ),
-        run=lambda panel, names: panel.fisher_rao(),
-        recorded=Schedule(3, _long("log_fisher_rao")),
-        usual=True,
-        reports=("flatness",),
-        own_table=True,
-    ),
+    *FLATNESS,
     MeasureGroup(
         "logits",
         (
@@ -301,45 +258,28 @@ ENTRIES: Final[tuple[MeasureGroup, ...]] = (
                 "logit_norm",
                 "1",
                 Bound.EXACT,
-                _EVERY,
+                EVERY,
                 "mean norm of the centered logits: curvature shrinks as they grow",
             ),
-            Measure("mean_margin", "1", Bound.EXACT, _EVERY, "mean of the correct logit minus the largest other one"),
+            Measure("mean_margin", "1", Bound.EXACT, EVERY, "mean of the correct logit minus the largest other one"),
         ),
         run=lambda panel, names: panel.logits(names),
-        recorded=Schedule(4, _long("logit_norm", "mean_margin")),
+        recorded=Schedule(4, long("logit_norm", "mean_margin")),
         usual=True,
         reports=("sharpness", "flatness", "entropy"),
-        own_table=True,
-    ),
-    MeasureGroup(
-        "radial",
-        (
-            Measure(
-                "theta_hessian_theta",
-                "loss",
-                Bound.EXACT,
-                _LINEAR,
-                "theta'H theta: curvature of the loss when all parameters are scaled by one factor",
-            ),
-        ),
-        run=lambda panel, names: panel.radial(),
-        recorded=Schedule(5, _long("theta_hessian_theta")),
-        usual=True,
-        reports=("flatness",),
         own_table=True,
     ),
     MeasureGroup(
         "batch_sharpness",
         (
             Measure(
-                "batch_sharpness", "loss", Bound.BATCHES, _ROTATIONS, "mean over minibatches of g_B'H_B g_B / |g_B|^2"
+                "batch_sharpness", "loss", Bound.BATCHES, ROTATIONS, "mean over minibatches of g_B'H_B g_B / |g_B|^2"
             ),
             Measure(
                 "batch_sharpness_ratio_of_means",
                 "loss",
                 Bound.BATCHES,
-                _ROTATIONS,
+                ROTATIONS,
                 "mean of g_B'H_B g_B over the mean of |g_B|^2",
             ),
         ),
@@ -353,26 +293,26 @@ ENTRIES: Final[tuple[MeasureGroup, ...]] = (
                 "trace_share",
                 "1",
                 Bound.INTERVAL,
-                _ROTATIONS,
+                ROTATIONS,
                 "trace of a module's block over the trace of the whole Hessian",
             ),
             Measure(
                 "frobenius_share",
                 "1",
                 Bound.INTERVAL,
-                _ROTATIONS,
+                ROTATIONS,
                 "squared norm of a module's block over that of the whole Hessian",
             ),
             Measure(
                 "cross_block_share",
                 "1",
                 Bound.INTERVAL,
-                _ROTATIONS,
+                ROTATIONS,
                 "share of the squared norm that lies between the modules' blocks",
             ),
         ),
         run=lambda panel, names: panel.per_module(),
-        least_products=_krylov(lambda names: 2, probes=True),
+        least_products=krylov(lambda names: 2, probes=True),
         own_table=True,
         by_block=True,
     ),
@@ -383,26 +323,26 @@ ENTRIES: Final[tuple[MeasureGroup, ...]] = (
                 "lambda_max_in_sample",
                 "loss",
                 Bound.BELOW,
-                _ROTATIONS,
+                ROTATIONS,
                 "lambda_max of this sample of data: biased upwards as an estimate for the population",
             ),
             Measure(
                 "lambda_max_cross_fitted",
                 "loss",
                 Bound.DATA,
-                _ROTATIONS,
+                ROTATIONS,
                 "v'Hv with v from one half of the data and H from the other, averaged both ways: biased downwards",
             ),
             Measure(
                 "lambda_max_population",
                 "loss",
                 Bound.DATA,
-                _ROTATIONS,
+                ROTATIONS,
                 "lambda_max of the population that the data were drawn from",
             ),
         ),
         run=lambda panel, names: panel.sampling_error(names),
-        least_products=_krylov(lambda names: 1),
+        least_products=krylov(lambda names: 1),
         own_table=True,
     ),
     MeasureGroup(

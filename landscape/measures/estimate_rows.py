@@ -1,37 +1,55 @@
-"""Estimates as rows of the tables `probes` and `densities`."""
+"""Estimates as rows of the tables `probes`, `densities` and `curves`."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
 from lossscope.landscape.measures.host_transfer import Row
 from lossscope.probes.eigenvalues.density import SpectralDensity
+from lossscope.probes.eigenvalues.results import SpectrumEstimate
 from lossscope.probes.objective.objective import Objective
 from lossscope.probes.statistics.estimate import Estimate
 
-__all__ = ["DENSITIES", "PROBES", "Rows", "density_rows", "estimate_row", "with_provenance"]
+__all__ = [
+    "CURVES",
+    "DENSITIES",
+    "PROBES",
+    "Rows",
+    "density_rows",
+    "estimate_row",
+    "shared_cost",
+    "spectrum_rows",
+    "with_provenance",
+]
 
 PROBES: Final = "probes"
 DENSITIES: Final = "densities"
+CURVES: Final = "curves"
 
 
 @dataclass
 class Rows:
-    """Rows of both tables, in the order in which they are written."""
+    """Rows of all tables, in the order in which they are written."""
 
     probes: list[Row] = field(default_factory=list)
     densities: list[Row] = field(default_factory=list)
+    curves: list[Row] = field(default_factory=list)
 
     def __add__(self, other: Rows) -> Rows:
         """Return these rows followed by the others."""
-        return Rows(self.probes + other.probes, self.densities + other.densities)
+        return Rows(self.probes + other.probes, self.densities + other.densities, self.curves + other.curves)
+
+    def __bool__(self) -> bool:
+        """Return True if there is a row."""
+        return bool(self.probes or self.densities or self.curves)
 
     def by_table(self) -> Iterable[tuple[str, Row]]:
         """Yield every row with the name of its table."""
         yield from ((DENSITIES, row) for row in self.densities)
+        yield from ((CURVES, row) for row in self.curves)
         yield from ((PROBES, row) for row in self.probes)
 
 
@@ -68,6 +86,22 @@ def density_rows(density: SpectralDensity) -> list[Row]:
     ]
 
 
+def spectrum_rows(estimates: Mapping[str, Estimate], found: SpectrumEstimate) -> Rows:
+    """Return rows of estimates from one computation; each row states the whole cost."""
+    return Rows([{**estimate_row(name, one), **shared_cost(found)} for name, one in estimates.items()])
+
+
+def shared_cost(found: SpectrumEstimate) -> Row:
+    """Return the cost columns of a computation."""
+    return {
+        "products": found.products,
+        "seconds": found.seconds,
+        "method": found.method,
+        "engine": found.engine,
+        "gradients": found.gradients,
+    }
+
+
 def with_provenance(rows: Rows, step: int, objective: Objective, seed: int, gradient_seconds: float) -> Rows:
     """Return the rows with step, provenance, and cost in gradients if the time of one gradient is known.
 
@@ -81,15 +115,16 @@ def with_provenance(rows: Rows, step: int, objective: Objective, seed: int, grad
         "data_hash": objective.data_hash,
         "additivity": objective.additivity,
     }
-    more = {
+    coordinates = {
         "gauge": "raw",
         "dtype": str(objective.dtype).removeprefix("torch."),
-        "engine": "lossscope",
         "parameters": objective.size,
     }
+    more = {**coordinates, "engine": "lossscope"}
     return Rows(
         [{**shared, **more, **row, "gradients": _gradients(row, gradient_seconds)} for row in rows.probes],
         [{**shared, **row, "gradients": _gradients(row, gradient_seconds)} for row in rows.densities],
+        [{**shared, **coordinates, **row, "gradients": _gradients(row, gradient_seconds)} for row in rows.curves],
     )
 
 

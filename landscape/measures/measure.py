@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
-__all__ = ["BY_PYHESSIAN", "EIGENVALUES", "FROM_DENSITY", "WITHOUT_TOLERANCE", "Bound", "Limit", "Measure"]
+__all__ = ["BY_PYHESSIAN", "EIGENVALUES", "FROM_DENSITY", "VERDICT", "WITHOUT_TOLERANCE", "Bound", "Limit", "Measure"]
 
 EIGENVALUES: Final = ("lambda_max", "lambda_2", "lambda_3", "lambda_4", "lambda_5")
 FROM_DENSITY: Final = ("density", "negative_mass", "effective_rank", "participation_ratio")
+VERDICT: Final = frozenset({"adaptive_lambda_max", "adaptive_trace", "balanced_lambda_max", "balanced_trace"})
 BY_PYHESSIAN: Final = (*EIGENVALUES, "trace")  # measures that PyHessian has too
 
 
@@ -20,11 +21,12 @@ class Limit(StrEnum):
     EFFORT = "effort"  # the requested error bound and the budget
     DEPTH = "depth"  # the dimension of the Krylov space
     BATCHES = "batches"  # the number of minibatches
+    DRAWS = "draws"  # the number of draws of noise
     DATA = "data"  # the data themselves
 
 
 WITHOUT_TOLERANCE: Final[frozenset[Limit]] = frozenset(
-    {Limit.EXACT, Limit.BATCHES}
+    {Limit.EXACT, Limit.BATCHES, Limit.DRAWS}
 )  # no error bound is requested for these
 
 
@@ -50,6 +52,8 @@ class Bound(StrEnum):
     QUADRATURE = "95 % interval over random vectors, widened by the change since half of the steps"
     DATA = "95 % interval over the drawing of the data"
     BATCHES = "95 % interval over minibatches"
+    DRAWS = "95 % interval over draws of noise"
+    RATIO = "between the ratios of the opposite ends of the bounds of both numbers"
     LOWER = "low: reached by a point that was found; high: unknown, the maximum may be elsewhere"
 
     @property
@@ -65,6 +69,7 @@ _LIMITS: Final = {
     Bound.QUADRATURE: Limit.DEPTH,
     Bound.BATCHES: Limit.BATCHES,
     Bound.DATA: Limit.DATA,
+    Bound.DRAWS: Limit.DRAWS,
 }
 
 

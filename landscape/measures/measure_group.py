@@ -29,6 +29,8 @@ class Evaluation:
     eigenvalues: int  # number of top eigenvalues of the preset
     tracked: bool  # lambda_max is tracked from evaluation to evaluation
     losses: frozenset[str] = frozenset()  # the losses on other data that are known
+    named: bool = False  # the measures to take were named, so that each is wanted at every evaluation
+    full: bool = False  # the preset takes all that is worth its time
 
 
 @dataclass(frozen=True)

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from functools import cached_property
 from typing import Final
 
 from torch import Tensor
 
-from lossscope.landscape.measures.estimate_rows import Rows, density_rows, estimate_row, with_provenance
+from lossscope.landscape.measures.estimate_rows import (
+    Rows,
+    density_rows,
+    estimate_row,
+    shared_cost,
+    spectrum_rows,
+    with_provenance,
+)
 from lossscope.landscape.measures.forward_mode import load_forward_mode
 from lossscope.landscape.measures.host_transfer import Row
 from lossscope.landscape.measures.mean_losses import NO_DATA, loss_row, row_on_other_data, same_loss
@@ -28,7 +35,7 @@ from lossscope.probes.operators.base import SymmetricOperator
 from lossscope.probes.operators.derived import preconditioned
 from lossscope.probes.operators.hessian import hessian
 from lossscope.probes.sharpness.alignment import GradientAlignment, gradient_alignment
-from lossscope.probes.sharpness.invariant import adaptive_trace, log_fisher_rao, theta_hessian_theta
+from lossscope.probes.sharpness.invariant import log_fisher_rao, theta_hessian_theta
 from lossscope.probes.sharpness.logits import logit_scale
 from lossscope.probes.sharpness.minibatch import batch_sharpness
 from lossscope.probes.sharpness.per_block import per_module
@@ -119,17 +126,20 @@ class Panel:
             them.
 
     Attributes:
-        absent: Requested measures that are unavailable here, with the reason.
+        absent: Requested measures that do not apply here, with the reason.
+        failed: Requested measures that could not be taken although others of their group were, with the reason.
         hessian: The Hessian operator.
+        near: The top eigenvectors, by group.
     """
 
     def __init__(
         self, target: MeasurementTarget, options: SolverOptions, near: dict[str, Tensor] | None = None
     ) -> None:
         self.absent: dict[str, str] = {}
+        self.failed: dict[str, str] = {}
         self.target, self.options, self.objective = target, options, target.objective
         self.hessian = hessian(target.objective)
-        self._near = {} if near is None else near
+        self.near = {} if near is None else near
         self._top: EigenPairs | None = None  # eigenpairs of the Hessian measured so far
 
     def with_provenance(self, rows: Rows, step: int) -> Rows:
@@ -179,7 +189,7 @@ class Panel:
         top = {name: found.top.estimate(i) for i, name in enumerate(EIGENVALUES[: len(found.top.values)])}
         if _EDGE in names:
             top |= self._edge(top["lambda_max"])
-        return _shared({name: one for name, one in top.items() if name in names}, found)
+        return spectrum_rows({name: one for name, one in top.items() if name in names}, found)
 
     def loss(self) -> Rows:
         """Compute the mean loss."""
@@ -218,9 +228,9 @@ class Panel:
             quantities=tuple(quantity for quantity, wanted in quantities.items() if wanted),
             seed=self.options.seed,
         )
-        self._remember("spectrum", found)
+        self.remember("spectrum", found)
         rows = self._top_rows(found, names & {*EIGENVALUES})
-        return rows if found.trace is None else rows + _shared({"trace": found.trace}, found)
+        return rows if found.trace is None else rows + spectrum_rows({"trace": found.trace}, found)
 
     def _own_spectrum(self, names: frozenset[str]) -> Rows:
         """Measure the named quantities of the spectrum with one Krylov space."""
@@ -240,9 +250,9 @@ class Panel:
             max_products=self.options.max_products,
             quantities=tuple(quantity for quantity, wanted in quantities.items() if wanted),
             seed=self.options.seed,
-            warm_start=self._near.get("spectrum"),
+            warm_start=self.near.get("spectrum"),
         )
-        self._remember("spectrum", found)
+        self.remember("spectrum", found)
         if eigenvalues:
             self._top = found.top
         others = {
@@ -254,9 +264,9 @@ class Panel:
             "participation_ratio": found.participation_ratio,
         }
         rows = self._top_rows(found, eigenvalues)
-        rows += _shared({name: one for name, one in others.items() if one is not None and name in names}, found)
+        rows += spectrum_rows({name: one for name, one in others.items() if one is not None and name in names}, found)
         if found.density is not None and "density" in names:
-            rows += Rows(densities=[{**row, **_cost(found)} for row in density_rows(found.density)])
+            rows += Rows(densities=[{**row, **shared_cost(found)} for row in density_rows(found.density)])
         return rows
 
     def _edge(self, top: Estimate) -> dict[str, Estimate]:
@@ -289,9 +299,9 @@ class Panel:
             max_products=self.options.max_products,
             quantities=("top",),
             seed=self.options.seed,
-            warm_start=self._near.get("metric"),
+            warm_start=self.near.get("metric"),
         )
-        self._remember("metric", found)
+        self.remember("metric", found)
         if found.top is None:
             return Rows()
         top = {"preconditioned_sharpness": found.top.estimate()}
@@ -300,7 +310,7 @@ class Panel:
             self.absent["preconditioned_edge_ratio"] = metric.no_threshold or unknown
         else:
             top["preconditioned_edge_ratio"] = edge_ratio(found.top.estimate(), metric.threshold)
-        return _shared({name: one for name, one in top.items() if name in names}, found)
+        return spectrum_rows({name: one for name, one in top.items() if name in names}, found)
 
     def along_step(self, names: frozenset[str]) -> Rows:
         """Compute measures along the step that was taken.
@@ -311,17 +321,6 @@ class Panel:
         if self.target.step is None:
             raise ProbeError("the step is not known: measures along it are recorded during training only")
         return step_rows(self.objective, self.target.step, names)
-
-    def adaptive_trace(self) -> Rows:
-        """Estimate the adaptive trace."""
-        found = adaptive_trace(
-            self.hessian,
-            parameters=self.objective.parameters(),
-            max_products=self.options.max_products,
-            rel=self.options.trace_rel,
-            seed=self.options.seed,
-        )
-        return Rows([{**estimate_row("adaptive_trace", found), "method": self.hessian.method}])
 
     def fisher_rao(self) -> Rows:
         """Compute the logarithm of the Fisher-Rao norm."""
@@ -363,10 +362,10 @@ class Panel:
         cost = {"products": self.hessian.products - before + 1, "seconds": time.perf_counter() - begun}
         return Rows([{**row, **cost} for row in rows.probes])
 
-    def _remember(self, group: str, found: SpectrumEstimate) -> None:
+    def remember(self, group: str, found: SpectrumEstimate) -> None:
         """Keep the top eigenvector as the start of the next search."""
         if found.top is not None and len(found.top.values):
-            self._near[group] = found.top.vectors[:, 0].detach().clone()
+            self.near[group] = found.top.vectors[:, 0].detach().clone()
 
     @property
     def _optimizer(self) -> str:
@@ -385,19 +384,3 @@ class Panel:
 def _top_count(names: Collection[str]) -> int:
     """Return the number of top eigenpairs that the named eigenvalues need, at least 1."""
     return max((1 + i for i, name in enumerate(EIGENVALUES) if name in names), default=1)
-
-
-def _shared(estimates: Mapping[str, Estimate], found: SpectrumEstimate) -> Rows:
-    """Return rows of estimates from one computation; each row states the whole cost."""
-    return Rows([{**estimate_row(name, one), **_cost(found)} for name, one in estimates.items()])
-
-
-def _cost(found: SpectrumEstimate) -> Row:
-    """Return the cost columns."""
-    return {
-        "products": found.products,
-        "seconds": found.seconds,
-        "method": found.method,
-        "engine": found.engine,
-        "gradients": found.gradients,
-    }

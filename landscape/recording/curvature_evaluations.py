@@ -19,7 +19,7 @@ from lossscope.landscape.measures.estimate_rows import Rows
 from lossscope.landscape.measures.forward_mode import forward_mode_seconds, load_forward_mode
 from lossscope.landscape.measures.host_transfer import Row
 from lossscope.landscape.measures.mean_losses import same_loss
-from lossscope.landscape.measures.measure import EIGENVALUES
+from lossscope.landscape.measures.measure import EIGENVALUES, VERDICT
 from lossscope.landscape.measures.measure_group import Evaluation, MeasureGroup
 from lossscope.landscape.measures.memory import evaluation_copies
 from lossscope.landscape.measures.options import MeasurementTarget, SolverOptions
@@ -33,13 +33,15 @@ from lossscope.probes.objective.fixed_loss import batch_norm_note
 from lossscope.probes.objective.objective import Objective
 from lossscope.probes.sharpness.step_quality import LayerRemainders, layer_remainders
 
-__all__ = ["CurvatureEvaluations", "wanted_measures"]
+__all__ = ["CurvatureEvaluations", "Wanted", "wanted_measures"]
 
 _LEAST: Final = 8  # products of a lambda_max that is cut to fit: its value is within percent, its bound is wide
 _WITH_TRACE: Final = 2 * _LEAST  # products from which half of them are left for a trace
 _CUT: Final = {"lambda_max", "sharpness_edge_ratio", "preconditioned_sharpness", "preconditioned_edge_ratio"}
 _CUT_LONGER: Final = {"trace"}
 _NEEDS_TOP: Final = {"top_share", "top5_share", "gradient_cosine", "gradient_rayleigh"}
+_VERDICT_TRACE: Final = 0.03  # standard error of a trace that a verdict reads: below the spread over seeds
+_VERDICT_PRODUCTS: Final = 64  # twice what both numbers take on a small network
 _WITHOUT_BUDGET: Final = 4  # products that a group without a budget takes at most
 
 
@@ -52,6 +54,17 @@ class _Measurement:
     run: Callable[[Panel], Rows]
     cut: Callable[[Panel, Collection[str]], Rows] | None = None  # takes place with fewer products, too
     always: bool = False  # takes place whatever the cap leaves
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """The measures to take, by name; None takes all at the evaluations of the preset."""
+
+    names: frozenset[str] | None
+
+    def __call__(self, name: str) -> bool:
+        """Return True if a measure is to be taken."""
+        return self.names is None or name in self.names
 
 
 class CurvatureEvaluations:
@@ -68,7 +81,8 @@ class CurvatureEvaluations:
         optimizer: The optimizer, for its metric and its stability thresholds.
         seed: Seed of all random vectors.
         faults: Collects the groups that could not be measured, with the reason.
-        wanted: Returns True for the names of measures to take.
+        wanted: The measures to take. Where flatness that a verdict reads is named, it is taken at every evaluation,
+            with an error of traces of at most 3 %.
         train: The same loss on all training data; None for no `train_loss`.
         test: The same loss on test data; None for no `test_loss`.
     """
@@ -80,7 +94,7 @@ class CurvatureEvaluations:
         optimizer: Optimizer | None = None,
         seed: int = 0,
         faults: Faults | None = None,
-        wanted: Callable[[str], bool] = lambda name: True,
+        wanted: Wanted | None = None,
         *,
         train: Objective | None = None,
         test: Objective | None = None,
@@ -88,10 +102,13 @@ class CurvatureEvaluations:
         self.objective = objective
         self._faults = faults or Faults("curvature")
         self._preset = preset
-        self._wanted = wanted
+        self._wanted = wanted or Wanted(None)
         self._target = MeasurementTarget(objective, optimizer, train=train, test=test)
+        for_verdict = bool(self._wanted.names and self._wanted.names & VERDICT)
+        trace_rel = min(preset.trace_rel, _VERDICT_TRACE) if for_verdict else preset.trace_rel
+        products = max(preset.products, _VERDICT_PRODUCTS) if for_verdict else preset.products
+        self._options = SolverOptions(preset.rel, trace_rel, products, seed)
         self._others = {name: one for name, one in (("train_loss", train), ("test_loss", test)) if one is not None}
-        self._options = SolverOptions(preset.rel, preset.trace_rel, preset.products, seed)
         self._tracker = EigenTracker(preset.rel, max_products=preset.products, seed=seed) if preset.tracked else None
         self._near: dict[str, Tensor] = {}
         self._costs = MeasurementCosts()
@@ -151,6 +168,7 @@ class CurvatureEvaluations:
                 panel = self._panel(taken)  # drops the graphs and vectors of the measurement that failed
             else:
                 found += rows
+                self._note_failed(step, panel)
         if cap is not None and skipped:
             self._faults.note("curvature", step, cap.reason("curvature"), skipped, topic="overhead")
         if not found.probes:
@@ -194,6 +212,8 @@ class CurvatureEvaluations:
             eigenvalues=self._preset.top,
             tracked=self._tracker is not None,
             losses=frozenset(self._others),
+            named=self._wanted.names is not None,
+            full=self._preset.name == "full",
         )
         budget = self._options.max_products
         for schedule, group in recorded_groups():
@@ -255,6 +275,14 @@ class CurvatureEvaluations:
             found = measure()
         return found
 
+    def _note_failed(self, step: int, panel: Panel) -> None:
+        """Note the measures that a measurement could not take although it took others, by reason."""
+        reasons = dict.fromkeys(panel.failed.values())
+        for why in reasons:
+            names = [name for name, one in panel.failed.items() if one == why]
+            self._faults.note_quietly("curvature", step, why, names)
+        panel.failed.clear()
+
     def note(self, found: Rows, training_loss: float) -> str | None:
         """Return a sentence if the loss on the fixed data is not the one that is trained, see `batch_norm_note`."""
         values = [float(row["value"]) for row in found.probes if row["measure"] == "loss"]
@@ -296,14 +324,14 @@ def _cut_run(due: _Measurement, names: Sequence[str], products: int, panel: Pane
         panel.options = options
 
 
-def wanted_measures(names: Collection[str] | None) -> Callable[[str], bool]:
+def wanted_measures(names: Collection[str] | None) -> Wanted:
     """Return the test of a measure's name that takes the losses and these measures and groups; None takes all.
 
     Raises:
         ConfigError: A name is no recorded measure or group.
     """
     if names is None:
-        return lambda name: True
+        return Wanted(None)
     groups = {group.name: set(group.names) for _, group in recorded_groups()}
     known = {name for members in groups.values() for name in members} | set(groups)
     try:
@@ -315,5 +343,6 @@ def wanted_measures(names: Collection[str] | None) -> Callable[[str], bool]:
             close = get_close_matches(str(name), sorted(known), n=1, cutoff=0.4)
             hint = f"; did you mean {close[0]!r}?" if close else "; `lossscope list measures` names them"
             raise ConfigError(f"measures must be names of recorded measures or groups, got {name!r}{hint}")
-    chosen = {"loss", "train_loss", "test_loss"}.union(*(groups.get(name, set()) | {name} for name in given))
-    return chosen.__contains__
+    return Wanted(
+        frozenset({"loss", "train_loss", "test_loss"}.union(*(groups.get(name, set()) | {name} for name in given)))
+    )

@@ -87,16 +87,7 @@ class Faults:
             measures: What is missing; empty for all that the instrument measures.
             topic: Missing values of one topic warn once. Default: the instrument.
         """
-        entry: Row = {"step": step, "instrument": instrument, "why": why}
-        if measures:
-            entry["measures"] = list(measures)
-        alike = self._kinds.setdefault((instrument, tuple(measures)), [])
-        if len(alike) < MOST_LISTED:
-            alike.append(entry)
-            self.missing.append(entry)
-        else:
-            alike[-1].update(until=step, more=alike[-1].get("more", 0) + 1)
-        self.changed = True
+        self._add(instrument, step, why, measures)
         what = f"{named(measures)} ({instrument})" if measures else instrument
         self.tell(
             f"{what} could not be recorded at step {step}: {why}; the training goes on",
@@ -109,6 +100,23 @@ class Faults:
         if found is not None:
             self.limited += [row for row in rows if row.get("cause")]
             self.tell(f"{found}", topic="precision")
+
+    def _add(self, instrument: str, step: int, why: str, measures: Sequence[str]) -> None:
+        """Add an entry, or count it in the last one where there are many."""
+        entry: Row = {"step": step, "instrument": instrument, "why": why}
+        if measures:
+            entry["measures"] = list(measures)
+        alike = self._kinds.setdefault((instrument, tuple(measures)), [])
+        if len(alike) < MOST_LISTED:
+            alike.append(entry)
+            self.missing.append(entry)
+        else:
+            alike[-1].update(until=step, more=alike[-1].get("more", 0) + 1)
+        self.changed = True
+
+    def note_quietly(self, instrument: str, step: int, why: str, measures: Sequence[str]) -> None:
+        """Add a missing value without a warning: it does not exist here, and nothing can be done about it."""
+        self._add(instrument, step, why, measures)
 
     def note_once(self, instrument: str, step: int, why: str, measures: Sequence[str]) -> None:
         """Add a missing value that is missing at all later steps too, unless it was added before."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Final
 
@@ -14,7 +14,7 @@ from lossscope.landscape.measures.estimate_rows import Rows
 from lossscope.landscape.measures.host_transfer import to_host
 from lossscope.landscape.recording.cadence import Cadence, Preset
 from lossscope.landscape.recording.cost_cap import CostCap
-from lossscope.landscape.recording.curvature_evaluations import CurvatureEvaluations
+from lossscope.landscape.recording.curvature_evaluations import CurvatureEvaluations, Wanted
 from lossscope.landscape.recording.evaluation_schedule import EvaluationSchedule, Extent
 from lossscope.landscape.recording.faults import Faults, say
 from lossscope.landscape.recording.kept_state import kept_state
@@ -45,7 +45,7 @@ class LossInstruments:
         cap: Cap on the overhead.
         overhead: Clock of the recording.
         faults: Collects what is missing.
-        wanted: Returns True for the names of measures to take.
+        wanted: The measures to take.
         name: Name of the run, for lines on stderr.
         train: The same loss on all training data, for evaluations; None if they are not known.
         test: The same loss on test data; None if they are not known.
@@ -66,7 +66,7 @@ class LossInstruments:
         cap: CostCap,
         overhead: Overhead,
         faults: Faults,
-        wanted: Callable[[str], bool],
+        wanted: Wanted,
         name: str,
         train: Objective | None = None,
         test: Objective | None = None,

@@ -94,13 +94,14 @@ def probe(
     finally:
         store.leave()
     found = done.rows
-    if not found.probes and not found.densities:
+    if not found:
         raise RunError(f"nothing could be measured in {path}: {done.absent[0].why}")
     return Probed(
         Path(path),
         tuple(saved),
         tuple(found.probes),
         tuple(found.densities),
+        tuple(found.curves),
         tuple(done.absent),
         time.perf_counter() - begun,
         notes,
@@ -205,10 +206,10 @@ def _measure(
         except ProbeError as error:
             done.absent.append(Absent(step, measures, str(error)))
     tell(len(chosen), "")
-    if done.named or target.optimizer is None:
-        reasons = dict.fromkeys(panel.absent.values())
-        done.absent += [Absent(step, tuple(n for n, why in panel.absent.items() if why == one), one) for one in reasons]
-    return panel.with_provenance(rows, step) if rows.probes or rows.densities else rows
+    missing = panel.failed | (panel.absent if (done.named or target.optimizer is None) else {})
+    reasons = dict.fromkeys(missing.values())
+    done.absent += [Absent(step, tuple(n for n, why in missing.items() if why == one), one) for one in reasons]
+    return panel.with_provenance(rows, step) if rows else rows
 
 
 def _reporter(

@@ -29,6 +29,7 @@ class Probed:
     steps: tuple[int, ...]  # steps of the checkpoints
     rows: tuple[dict[str, Any], ...]  # rows of the table `probes`, in the order in which they were measured
     densities: tuple[dict[str, Any], ...]  # rows of the table `densities`, one for each random vector
+    curves: tuple[dict[str, Any], ...]  # rows of the table `curves`
     absent: tuple[Absent, ...]
     seconds: float
     notes: tuple[str, ...] = ()  # sentences about the rows that a reader of them needs
@@ -37,6 +38,11 @@ class Probed:
     def whole_densities(self) -> tuple[dict[str, Any], ...]:
         """One row for each density."""
         return tuple({"measure": "density", "tensor": None, **row} for row in self.densities if row["probe"] == 0)
+
+    @property
+    def tabled(self) -> tuple[dict[str, Any], ...]:
+        """One row for each density and each curve."""
+        return (*self.whole_densities, *({"tensor": None, "engine": "lossscope", **row} for row in self.curves))
 
     @property
     def unmet(self) -> tuple[str, ...]:

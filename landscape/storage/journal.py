@@ -2,8 +2,8 @@
 
 Order of tables: a flush writes one record batch for each table that has rows, `steps` last. So for every step in the
 steps table, all other rows appended before that flush are in their files too; the other tables may be ahead of it.
-`probes` is written after `densities` for the same reason. A reader that opens the tables in the opposite order
-preserves this guarantee while the run is being recorded.
+`probes` is written after `densities` and `curves` for the same reason. A reader that opens the tables in the opposite
+order preserves this guarantee while the run is being recorded.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ __all__ = ["FLUSH_SECONDS", "JOURNAL", "WRITE_ORDER", "Journal", "segment_paths"
 
 JOURNAL: Final = "journal"
 FLUSH_SECONDS: Final = 1.0
-WRITE_ORDER: Final = ("tensors", "spectra", "pairs", "densities", "probes", "steps")
+WRITE_ORDER: Final = ("tensors", "spectra", "pairs", "densities", "curves", "probes", "steps")
 
 
 class Journal:

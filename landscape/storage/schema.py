@@ -13,9 +13,9 @@ import pyarrow as pa
 __all__ = ["LONGEST_CELL", "RENAMED_MEASURES", "SCHEMA_VERSION", "TABLES", "Column", "arrow_schema", "columns"]
 
 # 2: cost in gradients, method, identity of a density. 3: pairs of minibatches, Newton-Schulz, excess order, injection,
-# layers. 4: `directional_edge_ratio` in place of `edge_ratio`. Earlier versions are read under the new names; columns
-# they do not have are missing values.
-SCHEMA_VERSION: Final = 4
+# layers. 4: `directional_edge_ratio` in place of `edge_ratio`. 5: the table `curves`. Earlier versions are read under
+# the new names; columns and tables that they do not have are missing values.
+SCHEMA_VERSION: Final = 5
 LONGEST_CELL: Final = 10_000  # characters of a text in a table
 RENAMED_MEASURES: Final = {"edge_ratio": "directional_edge_ratio"}  # old name -> name since schema 4
 
@@ -195,6 +195,27 @@ _DENSITIES: Final = (
     Column("additivity", "text", "", "how batches make up the loss: mean of samples, mean of batches, unchecked"),
 )
 
+_CURVES: Final = (
+    _STEP,
+    Column("measure", "text", "", "noise_rise: mean rise of the loss by the size of relative noise", required=True),
+    Column("x", "floats", "1", "noise levels, ascending: the noise of each weight over the weight", required=True),
+    Column("y", "floats", "loss", "mean over the draws of noise; null where a loss is not finite", required=True),
+    Column("low", "floats", "loss", "lower end of the 95 % interval of the mean"),
+    Column("high", "floats", "loss", "upper end of the same"),
+    Column("samples", "int", "samples", "number of draws, the same at every noise level"),
+    Column("products", "int", "products", "Hessian-vector products of the call: none, it takes losses"),
+    Column("seconds", "float", "s", "time of the call, shared with its other measures"),
+    Column("gradients", "float", "gradients", "that time over the time of one gradient; null if that time is unknown"),
+    Column("mode", "text", "", "mode of the model: eval, frozen or train"),
+    Column("loss_kind", "text", "", "name of the loss function"),
+    Column("gauge", "text", "", "raw, or the parametrization that was fixed before measuring"),
+    Column("dtype", "text", "", "dtype of the losses"),
+    Column("seed", "int", "", "seed of the draws"),
+    Column("data_hash", "text", "", "hash of the data over which the loss is averaged"),
+    Column("parameters", "int", "", "number of parameters that are moved; frozen ones are not"),
+    Column("additivity", "text", "", "how batches make up the loss: mean of samples, mean of batches, unchecked"),
+)
+
 _PAIRS: Final = (
     Column("step", "int", "steps", "number of optimizer steps taken at the later of the two points", required=True),
     Column("object", "text", "", "gradient or shear", required=True),
@@ -228,6 +249,7 @@ TABLES: Final[dict[str, tuple[Column, ...]]] = {
     "spectra": _SPECTRA,
     "probes": _PROBES,
     "densities": _DENSITIES,
+    "curves": _CURVES,
     "pairs": _PAIRS,
 }
 

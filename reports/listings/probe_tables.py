@@ -48,7 +48,7 @@ _ABSENT: Final = (
 def probe_tables(probed: Probed) -> tuple[Table, ...]:
     """Return the values with their error bounds, their cost, and the missing measures if there are any."""
     loss = Run.open(probed.run).loss_unit
-    values = (*(_value(row, loss) for row in probed.rows), *_densities(probed, loss))
+    values = (*(_value(row, loss) for row in probed.rows), *_densities(probed, loss), *_curves(probed, loss))
     tables = (
         Table("measured", "Measured", _VALUES, values),
         Table("cost", "Cost", _COSTS, tuple(map(_cost, _groups(probed)))),
@@ -65,6 +65,7 @@ def probe_json(probed: Probed) -> str:
         "steps": list(probed.steps),
         "rows": [{column: _plain(row.get(column)) for column in columns("probes")} for row in probed.rows],
         "densities": len(probed.whole_densities),
+        "curves": len(probed.curves),
         "unmet": list(probed.unmet),
         "absent": [asdict(one) for one in probed.absent],
         "notes": list(probed.notes),
@@ -90,6 +91,13 @@ def _densities(probed: Probed, loss: str) -> Iterable[tuple[Cell, ...]]:
         yield row["step"], row["measure"], None, what, _unit(row["measure"], loss), None, row["engine"]
 
 
+def _curves(probed: Probed, loss: str) -> Iterable[tuple[Cell, ...]]:
+    """Yield a row for each curve, which is a table rather than a value."""
+    for row in probed.curves:
+        what = f"{len(row['x'])} points of {row['samples']} draws"
+        yield row["step"], row["measure"], None, what, _unit(row["measure"], loss), None, "lossscope"
+
+
 def _unit(measure: str, loss: str) -> str:
     """Return the unit of a measure, with the unit of the run's loss; empty if that is unknown."""
     found = known_measures().get(measure)
@@ -100,8 +108,9 @@ def _unit(measure: str, loss: str) -> str:
 def _groups(probed: Probed) -> list[list[Row]]:
     """Return the rows of each group of measures together, in the order of steps: they state the same cost."""
     groups: dict[tuple[object, ...], list[Row]] = {}
-    for row in (*probed.rows, *probed.whole_densities):
-        key = (row["step"], group_of(row["measure"], row["tensor"]), row["engine"], row["products"], row["seconds"])
+    for row in (*probed.rows, *probed.tabled):
+        spent = row.get("products", 0), row["seconds"]
+        key = (row["step"], group_of(row["measure"], row["tensor"]), row["engine"], *spent)
         groups.setdefault(key, []).append(row)
     return sorted(groups.values(), key=lambda rows: int(rows[0]["step"]))
 

@@ -171,10 +171,11 @@ class CurvatureCost:
 
 def curvature_cost(run: Run) -> CurvatureCost:
     """Return evaluations, Hessian-vector products and time of a run's curvature, later probes included."""
-    probes, densities = run.probes, run.densities
+    probes, densities, curves = run.probes, run.densities, run.curves
     groups = [group_of(str(name), tensor) for name, tensor in zip(probes["measure"], probes["tensor"], strict=True)]
     # Every row of a group, density rows included, holds the cost of the whole group: count it once.
-    spent = {*_spent(probes, groups), *_spent(densities, [group_of("density")] * len(densities))}
+    of_densities, of_curves = [group_of("density")] * len(densities), [*map(group_of, curves["measure"])]
+    spent = {*_spent(probes, groups), *_spent(densities, of_densities), *_spent(curves, of_curves)}
     products, seconds, gradients = (_sum(cost[place] for _, _, cost in spent) for place in range(3))
     return CurvatureCost(len(evaluations(run)), None if products is None else int(products), seconds, gradients)
 

@@ -67,7 +67,7 @@ def test_json_is_one_object_with_every_column_of_the_table(run):
     )
     found = json.loads(result.stdout)
     assert set(found) == {
-        *("schema", "run", "steps", "rows", "densities", "unmet", "absent", "notes", "products", "seconds")
+        *("schema", "run", "steps", "rows", "densities", "curves", "unmet", "absent", "notes", "products", "seconds")
     }
     assert (found["schema"], found["run"], found["steps"], found["densities"]) == (1, str(run), [3], 1)
     (row,) = found["rows"]
