@@ -1,19 +1,28 @@
-"""Flatness report: the reparametrization-invariant measures available so far."""
+"""Flatness report: the reparametrization-invariant measures."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from lossscope.landscape.measures.catalogue import group_of
 from lossscope.reports.content import Column, Missing, Report
 from lossscope.reports.shared.completed import completed
-from lossscope.reports.shared.evaluation_tables import arm_table, of_run, over_seeds, run_table, widest_error_over_seeds
+from lossscope.reports.shared.evaluation_tables import (
+    ArmCell,
+    arm_table,
+    of_run,
+    over_seeds,
+    run_table,
+    widest_error_over_seeds,
+)
 from lossscope.reports.shared.figures import adaptive_trace_figure, loss_figure
 from lossscope.reports.shared.findings import losses_matched, precise
 from lossscope.reports.shared.loss_unit import LOSS, in_loss_unit
-from lossscope.reports.shared.measure_tables import other_measures_table
+from lossscope.reports.shared.measure_tables import measure_table, other_measures_table
 from lossscope.reports.shared.norm_tables import norm_table, tensor_norm_table
 from lossscope.reports.shared.notes import ADAPTIVE_NOTE, LOSS_NOTE, SEEDS_NOTE
 from lossscope.reports.shared.precision import precision_notes
@@ -26,20 +35,31 @@ if TYPE_CHECKING:
 __all__ = ["flatness"]
 
 _NO_COMPARISON: Final = (
-    "Arms are not compared: the evaluations are at equal steps, not at matched train loss; a comparison requires four "
-    "measures, of which two are available, and at least 6 paired seeds."
+    "Arms are not compared here: the evaluations are at equal steps, not at matched train loss. A comparison takes "
+    "four measures (adaptive λ_max, adaptive trace, λ_max and trace at the balanced point) and 6 paired seeds or more."
 )
-_NOT_HERE: Final = (
-    Missing("Logit-normalized worst-case adaptive sharpness", "Not available in this version."),
-    Missing("Relative flatness", "Not available in this version."),
-    Missing("Sigma at a target loss, multiplicative", "Not available in this version."),
+_BEFORE: Final = {"adaptive_trace"}  # recorded by earlier versions too, which had no other of its group
+_GROUPS: Final = {
+    "adaptive": "Adaptive λ_max",
+    "balanced": "λ_max and trace at the balanced point",
+    "basin": "Basin radius σ* and noise curve",
+    "guard": "Guard: the same numbers after a random rescaling",
+}
+_GUARD_NOTE: Final = (
+    "Each number after a random rescaling of neurons that keeps the function, over that before. A measure that "
+    "depends on the function alone stays at 1 within its bounds; λ_max of the Hessian as it is does not, so it "
+    "decides nothing."
+)
+_PANEL_NOTE: Final = (
+    "At the balanced point every neuron has incoming and outgoing weights of one norm, so that no rescaling is left. "
+    "σ* is the relative noise on every weight at which the mean loss has risen by 0.1: larger is flatter."
 )
 _NORM: Final = Column("weight_norm", "‖θ‖", "1", "norm of all parameters at the last recorded step")
 
 
 @np.errstate(all="ignore")  # numbers of a diverged run overflow; what is not finite is shown as missing
 def flatness(runs: Sequence[Run]) -> Report:
-    """Return the flatness report: adaptive trace and log Fisher-Rao norm, and the measures not yet available.
+    """Return the flatness report: the measures that depend on the function alone, and the guard that shows it.
 
     Args:
         runs: Any runs; live, crashed and failed runs are allowed.
@@ -55,7 +75,9 @@ def flatness(runs: Sequence[Run]) -> Report:
         tables=in_loss_unit(
             (
                 run_table(runs, _RUN_CELLS, f"{ADAPTIVE_NOTE} {LOSS_NOTE}"),
-                arm_table(runs, _ARM_CELLS, SEEDS_NOTE),
+                arm_table(runs, _arm_cells(runs), SEEDS_NOTE),
+                *measure_table(runs, "panel", "Curvature of the function and basin", _PANEL, _PANEL_NOTE),
+                *measure_table(runs, "guard", "Guard", _GUARD, _GUARD_NOTE),
                 *norm_table(runs),
                 *tensor_norm_table(runs),
                 *other_measures_table(runs, "flatness"),
@@ -64,10 +86,27 @@ def flatness(runs: Sequence[Run]) -> Report:
         ),
         figures=(adaptive_trace_figure(runs), loss_figure(runs)),
         notes=(*ending_notes(runs), *precision_notes(runs), _NO_COMPARISON, ADAPTIVE_NOTE),
-        missing=(*missing_curvature(runs), *_NOT_HERE),
+        missing=(*missing_curvature(runs), *_not_measured(runs)),
         provenance=provenance(runs),
     )
     return completed(report, runs)
+
+
+def _arm_cells(runs: Sequence[Run]) -> tuple[tuple[Column, ArmCell], ...]:
+    """Return the columns of the arms; of the panel those that a run has."""
+    there = {str(name) for run in runs for name in run.probes["measure"].unique()}
+    panel = ((replace(column, meaning=""), over_seeds(column.key)) for column in _PANEL if column.key in there)
+    return (*_ARM_CELLS, *panel)
+
+
+def _not_measured(runs: Sequence[Run]) -> tuple[Missing, ...]:
+    """Return an entry for each group of the panel that no run has, with the command that measures it."""
+    there = {group_of(str(name)) for run in runs for name in run.probes["measure"].unique() if name not in _BEFORE}
+    return tuple(
+        Missing(what, f"Measure a checkpoint: lossscope probe RUN --measures {group}")
+        for group, what in _GROUPS.items()
+        if group not in there
+    )
 
 
 def _weight_norm(run: Run) -> float | None:
@@ -86,6 +125,19 @@ _RUN_CELLS: Final = (
         Column("theta_hessian_theta", "θᵀHθ", LOSS, "curvature along a common scaling of all parameters"),
         of_run("theta_hessian_theta"),
     ),
+)
+_PANEL: Final = (
+    Column("adaptive_lambda_max", "adaptive λ_max", LOSS, "largest eigenvalue of diag(θ) H diag(θ)"),
+    Column("balanced_lambda_max", "balanced λ_max", LOSS, "largest eigenvalue of H at the balanced point"),
+    Column("balanced_trace", "balanced trace", LOSS, "trace of H at the balanced point"),
+    Column("sigma_star", "σ*", "1", "relative noise at which the mean loss has risen by 0.1"),
+)
+_GUARD: Final = (
+    Column("guard_adaptive_lambda_max", "adaptive λ_max", "1", "after over before"),
+    Column("guard_adaptive_trace", "adaptive trace", "1", "after over before"),
+    Column("guard_balanced_lambda_max", "balanced λ_max", "1", "after over before"),
+    Column("guard_balanced_trace", "balanced trace", "1", "after over before"),
+    Column("guard_lambda_max", "λ_max as it is", "1", "after over before: it moves"),
 )
 _ARM_CELLS: Final = (
     (_NORM, over_seeds(_weight_norm)),

@@ -21,7 +21,7 @@ from lossscope.reports.shared.quantities import (
 if TYPE_CHECKING:
     from lossscope.landscape.run import Run
 
-__all__ = ["arm_table", "of_run", "over_seeds", "repeated_seeds", "run_table", "widest_error_over_seeds"]
+__all__ = ["ArmCell", "arm_table", "of_run", "over_seeds", "repeated_seeds", "run_table", "widest_error_over_seeds"]
 
 RunCell: TypeAlias = Callable[["Run"], Cell]
 ArmCell: TypeAlias = Callable[[Sequence["Run"]], Cell]

@@ -16,7 +16,7 @@ from lossscope.landscape.measures.optimizer_metric import step_metric
 from lossscope.landscape.measures.options import MeasurementTarget, SolverOptions
 from lossscope.landscape.measures.panel import Panel
 from lossscope.landscape.recording.cadence import PRESETS, Cadence
-from lossscope.landscape.recording.curvature_evaluations import CurvatureEvaluations
+from lossscope.landscape.recording.curvature_evaluations import CurvatureEvaluations, wanted_measures
 from lossscope.optimizer import create
 from lossscope.probes.objective.losses import CrossEntropy
 from lossscope.probes.objective.objective import Objective
@@ -57,7 +57,7 @@ def test_a_long_evaluation_writes_every_measure_that_is_recorded_and_none_that_t
     found = values(CurvatureEvaluations(objective, preset, adamw, **both).rows(3, before, moved))
     _, sgd, objective, before, moved = problem("sgd")
     found |= values(CurvatureEvaluations(objective, preset, sgd).rows(3, before, moved))
-    recorded = {name for _, group in recorded_groups() for name in group.names} - {"density"}
+    recorded = {name for _, group in recorded_groups() for name in group.names} - {"density", "noise_rise"}
     assert set(found) == recorded
 
 
@@ -223,3 +223,24 @@ def test_without_a_plan_every_third_evaluation_is_long_from_the_first():
         long.append(cadence.long(step))
         cadence.schedule_next(step)
     assert long == [True, False, False, True, False, False]
+
+
+def test_flatness_that_is_named_is_taken_at_every_evaluation_and_otherwise_at_long_ones():
+    _, adamw, objective, before, moved = problem()
+    names = {"adaptive_trace", "adaptive_lambda_max", "balanced_trace", "balanced_lambda_max"}
+    named = CurvatureEvaluations(objective, ECONOMY, adamw, wanted=wanted_measures(["adaptive", "balanced"]))
+    assert names <= set(values(named.rows(3, before, moved, long=False)))
+    preset = CurvatureEvaluations(objective, ECONOMY, adamw)
+    assert not names & set(values(preset.rows(3, before, moved, long=False)))
+    assert names <= set(values(preset.rows(3, before, moved)))
+
+
+def test_noise_curves_are_recorded_by_the_fullest_preset_or_where_they_are_named():
+    _, adamw, objective, before, moved = problem()
+    assert "sigma_star" not in values(CurvatureEvaluations(objective, ECONOMY, adamw).rows(3, before, moved))
+    named = CurvatureEvaluations(objective, ECONOMY, adamw, wanted=wanted_measures(["basin"]))
+    rows = named.rows(3, before, moved, long=False)
+    assert {"loss", "sigma_star"} == set(values(rows))
+    (curve,) = rows.curves
+    assert (curve["step"], curve["measure"], curve["gauge"]) == (3, "noise_rise", "raw")
+    assert len(CurvatureEvaluations(objective, FULL, adamw).rows(3, before, moved).curves) == 1

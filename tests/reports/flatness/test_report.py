@@ -4,8 +4,19 @@ from __future__ import annotations
 
 import pytest
 
+from lossscope.landscape.run import Run
+from lossscope.landscape.storage.run_store import RunStore
 from lossscope.reports import flatness
 from lossscope.reports.content import Cloud, Quantity
+
+
+def extended(run: Run, *rows: dict[str, object]) -> Run:
+    """Append rows of `probes` to a run."""
+    store = RunStore.extend(run.path, {})
+    for row in rows:
+        store.append("probes", row)
+    store.leave()
+    return Run.open(run.path)
 
 
 def test_each_run_has_its_invariants_the_loss_they_were_taken_at_and_its_norm(demo_runs):
@@ -17,9 +28,31 @@ def test_each_run_has_its_invariants_the_loss_they_were_taken_at_and_its_norm(de
     assert row["weight_norm"] == 6.0
 
 
-def test_the_rest_of_the_panel_is_named_as_missing(demo_runs):
-    what = [missing.what for missing in flatness(demo_runs).missing]
-    assert [words.split()[0] for words in what] == ["Logit-normalized", "Relative", "Sigma"]
+def test_what_no_run_has_of_the_panel_is_named_with_the_command_that_measures_it(demo_runs):
+    missing = flatness(demo_runs).missing
+    assert [one.what.split()[0] for one in missing] == ["Adaptive", "λ_max", "Basin", "Guard:"]
+    assert [one.how.rsplit(" ", 1)[1] for one in missing] == ["adaptive", "balanced", "basin", "guard"]
+    assert not {"panel", "guard"} & {table.key for table in flatness(demo_runs).tables}
+
+
+def test_the_panel_and_the_guard_are_shown_where_they_were_measured(demo_runs, write_run):
+    shared = {"mode": "eval", "loss_kind": "mean", "engine": "lossscope", "converged": True}
+    numbers = {"adaptive_lambda_max": 2.0, "balanced_trace": 3.0, "sigma_star": 0.125, "guard_adaptive_trace": 1.0}
+    rows = [
+        {**shared, "step": 40, "measure": name, "value": one, "low": one - 0.5, "high": one + 0.5}
+        for name, one in numbers.items()
+    ]
+    report = flatness([extended(write_run("a"), *rows)])
+    tables = {table.key: table for table in report.tables}
+    panel = dict(zip((column.key for column in tables["panel"].columns), tables["panel"].rows[0], strict=True))
+    assert (panel["adaptive_lambda_max"].value, panel["balanced_trace"].value, panel["sigma_star"].value) == (
+        2,
+        3,
+        0.125,
+    )
+    assert tables["guard"].rows[0][-1].value == 1.0
+    assert "adaptive_lambda_max" in [column.key for column in tables["arms"].columns]
+    assert not report.missing
 
 
 def test_no_comparison_is_made_and_the_reason_is_given(demo_runs):
