@@ -298,7 +298,7 @@ class _Search:
         share = found / self._rise
         if not 0 < share < math.inf:
             return _STRIDE[0] if share <= 0 else 1 / _STRIDE[0]
-        factor = share**-0.5
+        factor = 1 / math.sqrt(share)
         if factor > 1:
             return min(max(1.1 * factor, _STRIDE[0]), _STRIDE[1])
         return max(min(factor / 1.1, 1 / _STRIDE[0]), 1 / _STRIDE[1])
