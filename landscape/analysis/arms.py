@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 from weakref import WeakKeyDictionary
 
@@ -26,20 +26,24 @@ _SAME_RATE: Final = 1e-6  # relative difference of learning rates that is roundi
 _KNOWN: WeakKeyDictionary[Run, Settings] = WeakKeyDictionary()
 
 
-def by_arm(runs: Iterable[Run]) -> dict[str, list[Run]]:
+def by_arm(runs: Iterable[Run], *, free: Collection[str] = ()) -> dict[str, list[Run]]:
     """Group runs by arm, in the order in which arms first appear.
 
     Runs whose recorded settings differ are never in one arm: the class, the rule, the groups and the settings of the
     optimizer, the architecture, the dtype, and the config except seeds, names and what is recorded. Where runs of one
     name differ, the differences are added to it: `adamw (lr=0.01)`. A setting that a run did not record, as runs of
     earlier versions, is compared with nothing.
+
+    Args:
+        runs: Any runs.
+        free: Further settings that may differ within an arm.
     """
     named: dict[str, list[Run]] = {}
     for run in runs:
         named.setdefault(str(run.manifest.get("arm") or run.name), []).append(run)
     arms: dict[str, list[Run]] = {}
     for name, members in named.items():
-        groups = _groups(members) if len(members) > 1 else [({}, members)]
+        groups = _groups(members, free) if len(members) > 1 else [({}, members)]
         for words, (_, same) in zip(_names(name, [settings for settings, _ in groups]), groups, strict=True):
             arms[_unused(words, arms)] = same
     return arms
@@ -64,11 +68,11 @@ def step_of_another_rate(runs: Sequence[Run]) -> int | None:
     return int(different[0]) if len(different) else None
 
 
-def _groups(runs: Sequence[Run]) -> list[tuple[Settings, list[Run]]]:
+def _groups(runs: Sequence[Run], free: Collection[str] = ()) -> list[tuple[Settings, list[Run]]]:
     """Return groups of runs that agree in every setting that they recorded, with their settings."""
     groups: list[tuple[Settings, list[Run]]] = []
     for run in runs:
-        settings = _settings(run)
+        settings = {key: value for key, value in _settings(run).items() if key not in free}
         for common, members in groups:
             if all(common[key] == settings[key] for key in common.keys() & settings.keys()):
                 common.update(settings)

@@ -8,7 +8,7 @@ from typing import Any, Final, Literal, TypeAlias
 __all__ = ["COLUMNS", "PANEL", "RAW", "Code", "Note", "PanelMeasure", "Reason", "Row", "Status", "Verdict", "Word"]
 
 Status: TypeAlias = Literal["SUPPORTED", "CONTRADICTED", "EQUIVALENT", "MIXED", "INCONCLUSIVE", "NOT_JUDGED"]
-Word: TypeAlias = Literal["flatter", "sharper", "small", "unclear", "open"]
+Word: TypeAlias = Literal["flatter", "sharper", "small", "unclear", "open", "holds", "fails"]
 Code: TypeAlias = Literal[
     "TOO_FEW_PAIRS",
     "NO_PAIRS",
@@ -17,6 +17,7 @@ Code: TypeAlias = Literal[
     "NOT_MEASURED",
     "NOT_POSITIVE",
     "IDENTICAL",
+    "NOT_TESTABLE",
 ]
 
 
@@ -72,7 +73,9 @@ class Row:
     wins: int  # pairs in which A is flatter
     spread: float  # standard deviation of the paired log-ratios
     noise: float  # root mean square of the relative standard errors of the two values; nan if unknown
-    word: Word  # "unclear": none of flatter, sharper and small; "small": neither flatter nor sharper, within the margin
+    # "small": neither flatter nor sharper, within the margin; "unclear": none of these; "open": a pair has no value;
+    # "holds", "fails": the interval lies wholly on the claimed side of a bound, or wholly on the other
+    word: Word
     small: bool  # the interval lies within the margin, whatever the word
     differences: tuple[float, ...] = ()  # log-ratio of each pair, in the order of `seeds`; nan where missing
     seeds: tuple[str, ...] = ()  # names of the pairs, such as "0" or "init 0, split 1, order 2"
@@ -95,7 +98,7 @@ class Verdict:
     """Verdict on a claim."""
 
     claim: str  # id of the claim; "" for a comparison without one
-    kind: Literal["flatter", "bound", "identity"]
+    kind: Literal["flatter", "bound", "identity", "untestable"]
     text: str  # the claim in words
     status: Status
     small: bool  # SUPPORTED or CONTRADICTED, but by less than the margin on each row
