@@ -12,3 +12,15 @@ from .run import (
 from .training.config import TrainConfig as TrainConfig
 from .training.parallel import train_all as train_all
 from .training.training import train as train
+from .verdicts.claims import (
+    Claim as Claim,
+    founding_claims as founding_claims,
+    read_claims as read_claims,
+)
+from .verdicts.contrasts import contrasts as contrasts
+from .verdicts.judge import (
+    check as check,
+    compare as compare,
+    judge as judge,
+)
+from .verdicts.verdict import Verdict as Verdict

@@ -13,6 +13,7 @@ from typing import Any, Final, Literal, TypeAlias, cast
 
 from lossscope.landscape.errors import ConfigError, RunError
 from lossscope.landscape.storage.files import read_regular, reason, remedy
+from lossscope.landscape.verdicts.counter_examples import CHECKS
 from lossscope.landscape.verdicts.rule import MARGIN
 from lossscope.landscape.verdicts.statistic_names import parse_statistic
 from lossscope.landscape.verdicts.verdict import PANEL
@@ -229,11 +230,8 @@ def _check_names(claim: Claim, place: str) -> None:
             raise ConfigError(f"{place}: {shown(measure)} is no measure of the panel; {nearest(measure, known)}")
     if claim.kind == "flatter" and not claim.margin > 1:
         raise ConfigError(f"{place}: margin is a ratio above 1, such as 1.25, got {claim.margin:g}")
-    if claim.kind == "identity":
-        from lossscope.landscape.verdicts.identity import CHECKS
-
-        if claim.check not in CHECKS:
-            raise ConfigError(f"{place}: unknown check {shown(claim.check)}; {nearest(claim.check, CHECKS)}")
+    if claim.kind == "identity" and claim.check not in CHECKS:
+        raise ConfigError(f"{place}: unknown check {shown(claim.check)}; {nearest(claim.check, CHECKS)}")
 
 
 def _check_bound(claim: Claim, place: str) -> None:

@@ -26,7 +26,7 @@ from lossscope.landscape.verdicts.verdict import PANEL
 if TYPE_CHECKING:
     from lossscope.landscape.run import Run
 
-__all__ = ["costs", "figures_of", "test_losses"]
+__all__ = ["costs", "figures_of", "test_loss_at", "test_losses"]
 
 SERIES: Final = "adaptive_trace"  # the measure drawn along training
 RADIUS: Final = "sigma_star"
@@ -62,7 +62,7 @@ def test_losses(matchups: Sequence[Matchup], level: float, loss: LossName, confi
     found = []
     for one in matchups:
         sides = [
-            [_test_loss(run, level, loss) for run in runs]
+            [test_loss_at(run, level, loss) for run in runs]
             for runs in zip(*((p.a, p.b) for p in one.pairs), strict=True)
         ]
         if not sides or not np.isfinite(sides).any():
@@ -75,7 +75,7 @@ def test_losses(matchups: Sequence[Matchup], level: float, loss: LossName, confi
     return found
 
 
-def _test_loss(run: Run, level: float, loss: LossName) -> float:
+def test_loss_at(run: Run, level: float, loss: LossName) -> float:
     """Return the test loss of a run at a level: that of its evaluations, else of its steps; nan if it has none."""
     at = crossing(run, level, loss)
     if not isinstance(at, Crossing):

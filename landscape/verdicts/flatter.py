@@ -132,7 +132,8 @@ def _raw_says(status: Status, rows: Sequence[Row]) -> str:
     found = [row for row in raw if row.word in ("flatter", "sharper") and not row.small]
     if found and status in ("EQUIVALENT", "MIXED"):
         ratios = joined(f"{row.ratio:.2f}" for row in found)
-        return f"{found[0].label[0].upper()}{found[0].label[1:]} says {ratios} and would have misled: a rescaling changes it."
+        label = f"{found[0].label[0].upper()}{found[0].label[1:]}"
+        return f"{label} says {ratios} and would have misled: a rescaling changes it."
     return ""
 
 

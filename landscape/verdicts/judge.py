@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 from lossscope.landscape.errors import ConfigError, RunError
 from lossscope.landscape.run import Run
 from lossscope.landscape.verdicts.claims import Claim
 from lossscope.landscape.verdicts.flatter import flatter
+from lossscope.landscape.verdicts.matchups import matchups_of, unknown_arms
 from lossscope.landscape.verdicts.pairs import Matchup, arms_of, matchup, one_pair, resolve, task_of, unknown_arm
 from lossscope.landscape.verdicts.verdict import Reason, Verdict
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-__all__ = ["check", "compare", "judge", "matchups_of"]
+__all__ = ["check", "compare", "judge"]
 
 Side: TypeAlias = "str | Run | Sequence[Run]"
 Level: TypeAlias = "float | Literal['lowest'] | None"
@@ -41,9 +39,9 @@ def judge(claim: Claim, runs: Iterable[Run]) -> Verdict:
     - `unpaired`: names of the runs without a partner. `unconverged`: number of values used that missed the asked
       accuracy, by measure. `file`: `path`, `sha256` and `modified` of the claim's file.
 
-    A bound on times has `shares`: a list of `task`, `a`, `b`, `wins`, `losses`, `open`, `n`, and `low` and `high` of the
-    share of wins, with open pairs counted against the claim, and `best_low`, `best_high`, counted for it. An identity
-    has `tries` and `counter_examples`.
+    A bound on times has `shares`: a list of `task`, `a`, `b`, `wins`, `losses`, `open`, `n`, and `low`, `high` of the
+    share of wins, with open pairs counted against the claim in `low` and for it in `high`. An identity has `tries` and
+    `counter_examples`.
 
     Args:
         claim: The claim.
@@ -67,7 +65,7 @@ def judge(claim: Claim, runs: Iterable[Run]) -> Verdict:
             return identity(claim, runs)
         case "untestable":
             reason = Reason("NOT_TESTABLE", claim.reason)
-            words = f"Not testable: {claim.reason[:1].lower()}{claim.reason[1:].rstrip('.')}."
+            words = f"Not testable: {claim.reason.rstrip('.')}."
             return Verdict(
                 claim.id, "untestable", claim.text, "NOT_JUDGED", False, words, (reason,), source=claim.source
             )
@@ -109,39 +107,11 @@ def compare(a: Side, b: Side, runs: Iterable[Run] = (), *, level: Level = None, 
     return flatter(claim, [matchup(t, name_a, name_b, *part) for t, part in zip(shared, parts, strict=True)])
 
 
-def matchups_of(claim: Claim, runs: Sequence[Run]) -> tuple[list[Matchup], list[Reason]]:
-    """Return the matchups of a claim's arms on its tasks, and the reasons why others are missing."""
-    tasks = arms_of(runs)
-    reasons = [
-        Reason("NO_PAIRS", f"no run of {task} is here; tasks here: {', '.join(tasks) or 'none'}")
-        for task in claim.tasks
-        if task not in tasks
-    ]
-    wanted = [task for task in tasks if task in claim.tasks or not claim.tasks]
-    reasons += [Reason("NO_PAIRS", text) for text in _unknown(claim, {task: tasks[task] for task in wanted})]
-    found = []
-    for task in wanted:
-        sides = [{name: resolve(name, tasks[task]) for name in names} for names in (claim.a, claim.b)]
-        if task not in claim.tasks and not all(any(side.values()) for side in sides):
-            continue  # a task that others use
-        found += [matchup(task, a, b, of_a, of_b) for a, of_a in sides[0].items() for b, of_b in sides[1].items()]
-    return ([], reasons) if reasons else (found, [])
-
-
 def _known_matchups(claim: Claim, runs: Sequence[Run]) -> tuple[list[Matchup], list[Reason]]:
     """Return the matchups of a comparison. Raises ConfigError if no run of an arm is there."""
-    for text in _unknown(claim, arms_of(runs)):
+    for text in unknown_arms(claim, arms_of(runs)):
         raise ConfigError(text)
     return matchups_of(claim, runs)
-
-
-def _unknown(claim: Claim, tasks: Mapping[str, dict[str, list[Run]]]) -> list[str]:
-    """Return a clause for each arm of which no run is there."""
-    known = [name for arms in tasks.values() for name in arms]
-    known += [
-        str(one.manifest.get("arm") or one.name) for arms in tasks.values() for runs in arms.values() for one in runs
-    ]
-    return [unknown_arm(name, known) for name in (*claim.a, *claim.b) if name not in known]
 
 
 def _comparison(a: Side, b: Side, level: Level, margin: float | None) -> Claim:

@@ -36,6 +36,7 @@ LossName: TypeAlias = Literal["train_loss", "loss"]
 WIDE: Final = 8.0  # ratio of the two losses around a level from which it is noted
 _TWO_SIDED: Final = 1.959963984540054  # half widths of 95 % intervals over their standard error
 _CURVATURE: Final = (*(one.measure for one in PANEL), RAW.measure, "trace")
+_READ: Final = {*_CURVATURE, "loss", "train_loss", "test_loss", "sigma_star"}
 _KNOWN: WeakKeyDictionary[Run, Evaluations] = WeakKeyDictionary()
 
 
@@ -176,28 +177,30 @@ def spent(run: Run, step: float) -> tuple[float, float]:
 def _read(run: Run) -> Evaluations:
     """Read the evaluations of a run."""
     rows = run.estimates
-    rows = rows[rows["tensor"].isna()]
-    names = {*_CURVATURE, "loss", "train_loss", "test_loss", "sigma_star"}
-    rows = rows[rows["measure"].isin(names) & np.isfinite(_numbers(rows, "value"))]
-    curved = rows.loc[rows["measure"].isin(_CURVATURE), "step"]
-    steps = np.unique((curved if len(curved) else rows["step"]).to_numpy(dtype=np.int64))
-    values, errors, missed = {}, {}, {}
-    for measure, part in rows[rows["step"].isin(steps)].groupby("measure"):
-        places = np.searchsorted(steps, part["step"].to_numpy(dtype=np.int64))
-        values[str(measure)] = _placed(places, _numbers(part, "value"), len(steps))
-        errors[str(measure)] = _placed(places, _relative_errors(part), len(steps))
-        off = part["converged"].fillna(value=True).to_numpy(dtype=bool)
-        missed[str(measure)] = _placed(places, (~off).astype(np.float64), len(steps)) == 1
-    return Evaluations(run.name, steps.astype(np.float64), values, errors, missed)
+    rows = rows[rows["tensor"].isna().to_numpy() & rows["measure"].isin(_READ).to_numpy()]
+    columns = {name: _numbers(rows, name) for name in ("step", "value", "stderr", "low", "high")}
+    measures, known = rows["measure"].to_numpy(dtype=object), np.isfinite(columns["value"])
+    missed = known & ~rows["converged"].fillna(value=True).to_numpy(dtype=bool)
+    curved = known & np.isin(measures.astype(str), _CURVATURE)
+    steps = np.unique(columns["step"][curved if curved.any() else known])
+    columns["error"] = _relative_errors(columns)
+    known &= np.isin(columns["step"], steps)
+    masks = {str(measure): known & (measures == measure) for measure in dict.fromkeys(measures[known])}
+    places = {measure: np.searchsorted(steps, columns["step"][mask]) for measure, mask in masks.items()}
+
+    def placed(numbers: FloatArray) -> dict[str, FloatArray]:
+        return {measure: _placed(places[measure], numbers[mask], len(steps)) for measure, mask in masks.items()}
+
+    off = {measure: one == 1 for measure, one in placed(missed.astype(np.float64)).items()}
+    return Evaluations(run.name, steps, placed(columns["value"]), placed(columns["error"]), off)
 
 
-def _relative_errors(rows: pd.DataFrame) -> FloatArray:
+def _relative_errors(columns: dict[str, FloatArray]) -> FloatArray:
     """Return relative standard errors: the recorded ones, else those of an interval of the same half width."""
-    half = (_numbers(rows, "high") - _numbers(rows, "low")) / 2
-    error = _numbers(rows, "stderr")
-    error = np.where(np.isnan(error), half / _TWO_SIDED, error)
+    half = (columns["high"] - columns["low"]) / 2
+    error = np.where(np.isnan(columns["stderr"]), half / _TWO_SIDED, columns["stderr"])
     with np.errstate(divide="ignore", invalid="ignore"):
-        found: FloatArray = error / np.abs(_numbers(rows, "value"))
+        found: FloatArray = error / np.abs(columns["value"])
     return found
 
 
@@ -210,7 +213,7 @@ def _placed(places: npt.NDArray[np.int64], numbers: FloatArray, size: int) -> Fl
 
 def _numbers(rows: pd.DataFrame, column: str) -> FloatArray:
     """Return a column as float64, with nan for null."""
-    return rows[column].astype("Float64").to_numpy(dtype=np.float64, na_value=math.nan)
+    return rows[column].to_numpy(dtype=np.float64, na_value=math.nan)
 
 
 def _finite_min(numbers: FloatArray) -> float:

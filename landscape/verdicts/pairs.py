@@ -15,7 +15,7 @@ from lossscope.landscape.verdicts.wrong_values import nearest
 if TYPE_CHECKING:
     from lossscope.landscape.run import Run
 
-__all__ = ["Matchup", "Pair", "arms_of", "different_setup", "matchup", "resolve", "seed_name", "task_of"]
+__all__ = ["Matchup", "Pair", "arms_of", "different_setup", "keyed", "matchup", "resolve", "seed_name", "task_of"]
 
 SEEDS: Final = ("init", "split", "order")
 UNNAMED: Final = "unnamed task"  # of runs that no workload of lossscope trained
@@ -97,7 +97,7 @@ def matchup(task: str, a: str, b: str, of_a: Sequence[Run], of_b: Sequence[Run])
     Raises:
         RunError: Two runs of one arm have the same key; the message names both.
     """
-    keyed_a, keyed_b = _keyed(a, of_a), _keyed(b, of_b)
+    keyed_a, keyed_b = keyed(a, of_a), keyed(b, of_b)
     shared = [key for key in keyed_a if key in keyed_b]
     pairs = tuple(sorted((Pair(seed_name(keyed_a[k]), keyed_a[k], keyed_b[k]) for k in shared), key=_order))
     for pair in pairs:
@@ -150,7 +150,7 @@ def _no_pairs(a: str, b: str, of_a: Sequence[Run], of_b: Sequence[Run]) -> Reaso
     return Reason("NO_PAIRS", f"{text}be paired{more}", tuple(bare))
 
 
-def _keyed(arm: str, runs: Sequence[Run]) -> dict[Key, Run]:
+def keyed(arm: str, runs: Sequence[Run]) -> dict[Key, Run]:
     """Return the runs of an arm that have seeds, by key."""
     found: dict[Key, Run] = {}
     for run in runs:

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
 from lossscope.landscape.verdicts.level import Crossing, LossName, Value, crossing, evaluations_of, value
 from lossscope.landscape.verdicts.pairs import Matchup
 from lossscope.landscape.verdicts.rule import interval, word_of
-from lossscope.landscape.verdicts.verdict import PANEL, RAW, Code, PanelMeasure, Reason, Row
+from lossscope.landscape.verdicts.verdict import PANEL, RAW, Code, PanelMeasure, Reason, Row, Word
 
 __all__ = ["missing_text", "panel_of", "row_of", "rows_of"]
 
-_MOST_NAMED = 3  # runs in a message
+_MOST_NAMED: Final = 3  # runs in a message
+_OPEN: Final[tuple[Word, bool]] = ("open", False)
 
 
 def panel_of(matchup: Matchup, asked: Sequence[str] = ()) -> list[PanelMeasure]:
@@ -103,7 +104,7 @@ def row_of(
     known = d[np.isfinite(d)]
     complete = len(known) == len(d) > 0
     mean, low, high = (float(one) for one in interval(d, confidence)) if complete else (math.nan,) * 3
-    word, small = ("open", False) if not complete else word_of(low, high, margin)
+    word, small = _OPEN if not complete else word_of(low, high, margin)
     identical = complete and len(d) > 1 and not d.any()
     if identical:
         reasons = [*reasons, Reason("IDENTICAL", "the values of both arms are equal in every pair")]

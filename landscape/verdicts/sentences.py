@@ -50,7 +50,8 @@ def sentence(
             size = f"but by less than {margin_words(margin)} on each" if small else f"by at least {at_least(rows)}"
             return f"{a} is {word} than {b} {_on_all(rows)}, {size} ({where})."
         case "EQUIVALENT":
-            return f"{a} and {b} differ by less than {margin_words(margin)} {_on_all(rows)}{_if_anything(a, rows)} ({where})."
+            less = f"differ by less than {margin_words(margin)} {_on_all(rows)}"
+            return f"{a} and {b} {less}{_if_anything(a, rows)} ({where})."
         case "MIXED":
             return f"It depends on what flat means: {a} is {_mixed(rows)} ({where})."
         case "INCONCLUSIVE":
@@ -220,8 +221,8 @@ def too_few(n: int, task: str = "") -> Reason:
         text = f"one pair of runs{at} decides nothing: seeds alone differ by about 10 %; {LEAST_PAIRS} pairs are needed"
         return Reason("TOO_FEW_PAIRS", text)
     text = (
-        f"{n} pairs{at}, {LEAST_PAIRS} are needed: five equal signs come by chance once in 16. `lossscope ablate GRID.toml "
-        f"--seeds {LEAST_PAIRS}`"
+        f"{n} pairs{at}, {LEAST_PAIRS} are needed: five equal signs come by chance once in 16. "
+        f"`lossscope ablate GRID.toml --seeds {LEAST_PAIRS}`"
     )
     return Reason("TOO_FEW_PAIRS", text)
 

@@ -67,7 +67,9 @@ def run(
         probes.append({**shared, "measure": "loss", "value": loss, "stderr": 0.0})
         for measure in measures:
             factor = scale if isinstance(scale, int | float) else scale.get(measure, 1.0)
-            probes.append({**shared, "measure": measure, "value": factor * loss**0.5, "stderr": 1e-3 * factor * loss**0.5})
+            probes.append(
+                {**shared, "measure": measure, "value": factor * loss**0.5, "stderr": 1e-3 * factor * loss**0.5}
+            )
     for step in range(1, 10 * len(list(losses)) - 9):
         steps.append({"step": step, "loss": 1.0, "passes": passes, "synced": passes > 1, "seconds": 0.1 * step})
     kept = [new for row in probes if (new := changed(row)) is not None]
@@ -92,7 +94,8 @@ def two_arms(
     found = []
     for seed in range(n):
         factors = {
-            measure: (ratios if isinstance(ratios, int | float) else ratios.get(measure, 1.0)) * float(np.exp(noise[seed, k]))
+            measure: (ratios if isinstance(ratios, int | float) else ratios.get(measure, 1.0))
+            * float(np.exp(noise[seed, k]))
             for k, measure in enumerate(MEASURES)
         }
         found += [run("a", seed, scale=factors, **{**both, **(a or {})}), run("b", seed, **{**both, **(b or {})})]
