@@ -15,7 +15,7 @@ from lossscope.landscape.verdicts.notes import claim_after_runs
 from lossscope.landscape.verdicts.pairs import Matchup, arms_of, keyed, resolve, seed_name, unknown_arm
 from lossscope.landscape.verdicts.rows import missing_text
 from lossscope.landscape.verdicts.rule import CONFIDENCE, LEAST_PAIRS, interval
-from lossscope.landscape.verdicts.sentences import joined, too_few
+from lossscope.landscape.verdicts.sentences import joined, spoken, too_few
 from lossscope.landscape.verdicts.statistic_names import Statistic, parse_statistic
 from lossscope.landscape.verdicts.statistic_values import Times, paired_values, seed_values, times
 from lossscope.landscape.verdicts.verdict import Note, Reason, Row, Status, Verdict, Word
@@ -264,7 +264,7 @@ def _sentence(
 ) -> str:
     """Return the sentence of a bound: what was found beside what was claimed."""
     if status == "NOT_JUDGED":
-        return f"{reasons[0].text[0].upper()}{reasons[0].text[1:]}."
+        return spoken(reasons[0])
     limit, least = _limit(claim)
     said = f"{'at least' if least else 'at most'} {limit:g}"
     found = joined(_found(row, figures, at) for at, row in enumerate(rows))
@@ -295,5 +295,5 @@ def _found(row: Row, figures: dict[str, Any], at: int) -> str:
 
 def _unjudged(claim: Claim, reasons: Sequence[Reason]) -> Verdict:
     """Return the verdict on a claim without rows."""
-    words = f"{reasons[0].text[0].upper()}{reasons[0].text[1:]}."
+    words = spoken(reasons[0])
     return Verdict(claim.id, "bound", claim.text, "NOT_JUDGED", False, words, tuple(reasons), source=claim.source)

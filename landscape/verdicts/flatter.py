@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
@@ -12,7 +13,7 @@ from lossscope.landscape.verdicts.notes import claim_after_runs, notes_of
 from lossscope.landscape.verdicts.pairs import Matchup
 from lossscope.landscape.verdicts.rows import rows_of
 from lossscope.landscape.verdicts.rule import CONFIDENCE, LEAST_PAIRS, status_of_words
-from lossscope.landscape.verdicts.sentences import changes, joined, sentence, too_few
+from lossscope.landscape.verdicts.sentences import changes, joined, sentence, spoken, too_few
 from lossscope.landscape.verdicts.verdict import Note, Reason, Row, Status, Verdict
 
 __all__ = ["flatter"]
@@ -50,6 +51,7 @@ def flatter(
     status = "NOT_JUDGED" if blocked else _status(counting, paired)
     small = status in ("SUPPORTED", "CONTRADICTED") and all(row.small for row in counting)
     figures = {**figures_of(paired, level, loss, confidence), "lowest": lowest, "raw_says": _raw_says(status, rows)}
+    figures |= _extremes(counting)
     figures["file"] = {"path": claim.file, "sha256": claim.file_hash, "modified": claim.modified} if claim.file else {}
     figures["other_levels"] = [] if blocked else [*_other_levels(claim, paired, level, loss, confidence)]
     notes = [
@@ -137,9 +139,17 @@ def _raw_says(status: Status, rows: Sequence[Row]) -> str:
     return ""
 
 
+def _extremes(rows: Sequence[Row]) -> dict[str, dict[str, Any]]:
+    """Return the rows whose ratios are nearest to 1 and farthest from it, each as label, task, arms and ratio."""
+    known = sorted((row for row in rows if row.ratio > 0), key=lambda row: abs(math.log(row.ratio)))
+    ends = {"weakest": known[0], "strongest": known[-1]} if known else {}
+    keys = ("label", "task", "a", "b", "ratio")
+    return {name: {key: getattr(row, key) for key in keys} for name, row in ends.items()}
+
+
 def _unjudged(claim: Claim, reasons: Sequence[Reason]) -> Verdict:
     """Return the verdict on a claim without rows."""
-    words = f"{reasons[0].text[0].upper()}{reasons[0].text[1:]}."
+    words = spoken(reasons[0])
     return Verdict(claim.id, "flatter", claim.text, "NOT_JUDGED", False, words, tuple(reasons), source=claim.source)
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from lossscope.landscape.verdicts.claims import Claim
 from lossscope.landscape.verdicts.counter_examples import CHECKS, look
 from lossscope.landscape.verdicts.pairs import arms_of, resolve, task_of, unknown_arm
+from lossscope.landscape.verdicts.sentences import spoken
 from lossscope.landscape.verdicts.verdict import Reason, Status, Verdict
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ def identity(claim: Claim, runs: Sequence[Run]) -> Verdict:
     if check.of_run is not None:
         chosen, reason = _chosen(claim, runs)
         if reason is not None:
-            return _verdict(claim, "NOT_JUDGED", f"{reason.text[0].upper()}{reason.text[1:]}.", (reason,))
+            return _verdict(claim, "NOT_JUDGED", spoken(reason), (reason,))
     found = [(run, look(check, run)) for run in chosen]
     tries = sum(one.tries for _, one in found)
     against = [f"{one.text}{'' if run is None else f' ({run.name})'}" for run, one in found if one.text]
@@ -34,7 +35,8 @@ def identity(claim: Claim, runs: Sequence[Run]) -> Verdict:
         return _verdict(claim, "CONTRADICTED", f"As stated: {against[0]}.", figures=figures)
     if not tries:
         text = f"no run here recorded what {claim.check} compares; train one with --preset full"
-        return _verdict(claim, "NOT_JUDGED", f"{text[0].upper()}{text[1:]}.", (Reason("NOT_MEASURED", text),), figures)
+        reason = Reason("NOT_MEASURED", text)
+        return _verdict(claim, "NOT_JUDGED", spoken(reason), (reason,), figures)
     return _verdict(claim, "INCONCLUSIVE", f"No counter-example in {tries} tries.", figures=figures)
 
 

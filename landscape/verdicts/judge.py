@@ -33,6 +33,7 @@ def judge(claim: Claim, runs: Iterable[Run]) -> Verdict:
     - `cost`: mean `gradients`, `ascents` and `steps` up to the level; nan where not recorded.
     - `test_loss`: a list of matchups with `task`, `a`, `b`, `n`, `a_value`, `b_value`, `difference`, `low`, `high` and
       `differences`, at the level.
+    - `weakest`, `strongest`: the rows nearest to 1 and farthest from it: `label`, `task`, `a`, `b`, `ratio`.
     - `other_levels`: a list of `level`, `status` and `small`, for the usual levels that all runs reach.
     - `raw_says`: a sentence where raw numbers contradict the verdict, else empty. The raw row is in `rows`, with
       `counts` False.

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["claim_after_runs", "notes_of", "unequal_cost"]
 
 _UNEQUAL: Final = 1.1  # ratio of gradients or ascents from which it is noted
+_EQUAL: Final = 0.005  # relative difference that rounds to 0 %
 _MOST_NAMED: Final = 3
 
 
@@ -62,11 +63,13 @@ def unequal_cost(matchups: Sequence[Matchup], costs: Mapping[str, Mapping[str, M
 
 
 def _more(a: float, b: float, kind: str) -> tuple[bool, str]:
-    """Return True if two counts differ by more than 10 %, and the difference in words; no words if unknown or 0."""
+    """Return True if two counts differ by more than 10 %, and the difference in words, if there is a known one."""
     if not (a > 0 and b > 0):
         return False, ""
     ratio = a / b
     word = "more" if ratio >= 1 else "fewer"
+    if abs(ratio - 1) < _EQUAL:
+        return False, ""
     return max(ratio, 1 / ratio) > _UNEQUAL, f"{100 * abs(ratio - 1):.0f} % {word} {kind}"
 
 

@@ -6,10 +6,10 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
-from lossscope.landscape.verdicts.rule import CONFIDENCE, LEAST_PAIRS, MOST_PAIRS, pairs_needed, smallest_effect
+from lossscope.landscape.verdicts.rule import LEAST_PAIRS, MOST_PAIRS, pairs_needed, smallest_effect
 from lossscope.landscape.verdicts.verdict import Reason, Row, Status
 
-__all__ = ["at_least", "changes", "decisive_row", "joined", "margin_words", "sentence"]
+__all__ = ["at_least", "changes", "decisive_row", "joined", "margin_words", "sentence", "spoken", "too_few"]
 
 _NUMBERS: Final = ("no", "one", "two", "three", "four")
 
@@ -57,7 +57,7 @@ def sentence(
         case "INCONCLUSIVE":
             return _inconclusive(rows, pairs, level, reasons, margin, (lowest, steps))
         case "NOT_JUDGED":
-            return _not_judged(reasons, pairs)
+            return _not_judged(reasons)
 
 
 def at_least(rows: Sequence[Row]) -> str:
@@ -206,12 +206,15 @@ def _remedy(missing: Reason, level: float | None, lowest: float | None, steps: i
             return "A ratio of such numbers means nothing; claim at another loss, or leave the measure out."
 
 
-def _not_judged(reasons: Sequence[Reason], pairs: Mapping[str, int]) -> str:
+def _not_judged(reasons: Sequence[Reason]) -> str:
     """Return the sentence of a claim that was not judged."""
-    reason = next(iter(reasons), None)
-    if reason is None:
-        return "Nothing was judged."
-    return f"{reason.text[0].upper()}{reason.text[1:]}."
+    return spoken(reasons[0]) if reasons else "Nothing was judged."
+
+
+def spoken(reason: Reason) -> str:
+    """Return a reason as a sentence. One that begins with the name of an arm keeps it as it is."""
+    first = reason.text[:1] if reason.code == "DIFFERENT_SETUP" else reason.text[:1].upper()
+    return f"{first}{reason.text[1:]}{'' if reason.text.endswith('?') else '.'}"
 
 
 def too_few(n: int, task: str = "") -> Reason:
@@ -225,8 +228,3 @@ def too_few(n: int, task: str = "") -> Reason:
         f"`lossscope ablate GRID.toml --seeds {LEAST_PAIRS}`"
     )
     return Reason("TOO_FEW_PAIRS", text)
-
-
-def per_cent(confidence: float = CONFIDENCE) -> str:
-    """Return a confidence as a per cent."""
-    return f"{100 * confidence:.4g} %"

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
+import pandas as pd
 import pytest
 
 from lossscope.landscape.run import Run
-from lossscope.landscape.storage.schema import arrow_schema
+from lossscope.landscape.storage.schema import TABLES
 from lossscope.landscape.verdicts.verdict import PANEL
 
 MEASURES = (*(one.measure for one in PANEL), "lambda_max")
@@ -20,16 +21,36 @@ LOSSES = (2.0, 0.8, 0.3, 0.08, 0.03, 0.01)  # crosses 0.5, 0.1 and 0.02
 Change = Callable[[dict[str, Any]], dict[str, Any] | None]
 
 
-class Tables:
-    """Tables of a run, from rows."""
+KINDS = {"float": "float64", "bool": "boolean", "int": "Int64"}
 
-    def __init__(self, rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
-        self._rows = rows
 
-    def rows(self, table: str) -> pa.Table:
-        schema = arrow_schema(table)
-        rows = [{name: row.get(name) for name in schema.names} for row in self._rows.get(table, ())]
-        return pa.Table.from_pylist(rows, schema=schema)
+@cache
+def empty(table: str) -> pd.DataFrame:
+    return pd.DataFrame({column.name: pd.Series(dtype=KINDS.get(column.type, "object")) for column in TABLES[table]})
+
+
+def filled(table: str, rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """Return a table with the dtypes that reading a run gives."""
+    columns = {}
+    for column in TABLES[table]:
+        values = [row.get(column.name) for row in rows]
+        if column.type == "float":
+            columns[column.name] = np.array([np.nan if one is None else one for one in values], dtype=np.float64)
+        elif column.type == "int" and column.required:
+            columns[column.name] = np.array(values, dtype=np.int64)
+        else:
+            columns[column.name] = pd.array(values, dtype=KINDS.get(column.type, "object"))
+    return pd.DataFrame(columns)
+
+
+class Made(Run):
+    """A run whose tables are given rows. One row a step and measure, so its estimates are its probes."""
+
+    def __init__(self, name: str, facts: dict[str, Any], rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+        super().__init__(Path(name), facts, "finished", None)
+        for table in TABLES:
+            vars(self)[table] = filled(table, rows[table]) if rows.get(table) else empty(table)
+        vars(self)["estimates"] = vars(self)["probes"]
 
 
 def manifest(arm: str, seed: int, **facts: Any) -> dict[str, Any]:
@@ -73,8 +94,9 @@ def run(
     for step in range(1, 10 * len(list(losses)) - 9):
         steps.append({"step": step, "loss": 1.0, "passes": passes, "synced": passes > 1, "seconds": 0.1 * step})
     kept = [new for row in probes if (new := changed(row)) is not None]
-    tables: Any = Tables({"probes": kept, "steps": steps, **(more or {})})
-    return Run(Path(name or f"{arm}-s{seed}"), manifest(arm, seed, **facts), "finished", tables)
+    return Made(
+        name or f"{arm}-s{seed}", manifest(arm, seed, **facts), {"probes": kept, "steps": steps, **(more or {})}
+    )
 
 
 def two_arms(
@@ -83,6 +105,7 @@ def two_arms(
     *,
     spread: float = 0.05,
     draw: int = 0,
+    names: tuple[str, str] = ("a", "b"),
     a: Mapping[str, Any] | None = None,
     b: Mapping[str, Any] | None = None,
     **both: Any,
@@ -98,7 +121,10 @@ def two_arms(
             * float(np.exp(noise[seed, k]))
             for k, measure in enumerate(MEASURES)
         }
-        found += [run("a", seed, scale=factors, **{**both, **(a or {})}), run("b", seed, **{**both, **(b or {})})]
+        found += [
+            run(names[0], seed, scale=factors, **{**both, **(a or {})}),
+            run(names[1], seed, **{**both, **(b or {})}),
+        ]
     return found
 
 
