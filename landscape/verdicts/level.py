@@ -147,9 +147,10 @@ def value(run: Run, at: Crossing, measure: str) -> Value | Reason:
         worst = min(ends, key=lambda k: float(numbers[k]))
         text = f"{measure} is {numbers[worst]:.2g} at step {evaluations.steps[worst]:.0f}"
         return Reason("NOT_POSITIVE", text, (run.name,))
-    weights = np.array([1 - at.weight, at.weight])
-    log = float(weights @ np.log(numbers[list(ends)]))
-    error = float(np.linalg.norm(weights * evaluations.errors[measure][list(ends)]))
+    weights = (1 - at.weight, at.weight)
+    log = sum(weight * math.log(numbers[k]) for weight, k in zip(weights, ends, strict=True))
+    errors = evaluations.errors[measure]
+    error = math.hypot(*(weight * float(errors[k]) for weight, k in zip(weights, ends, strict=True)))
     return Value(log, error, bool(evaluations.unconverged[measure][list(ends)].any()))
 
 
