@@ -1,19 +1,22 @@
-"""`lossscope list`: the optimizers, workloads and measures that exist."""
+"""`lossscope list`: the optimizers, workloads, measures and claims that exist."""
 
 from __future__ import annotations
 
 import json
 import textwrap
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
 from lossscope.cli.terminal import echo, text_width
 
+if TYPE_CHECKING:
+    from lossscope.landscape.verdicts.claims import Claim
+
 __all__ = ["list_app"]
 
-list_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="List optimizers, workloads or measures.")
+list_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="List optimizers, workloads, measures or claims.")
 
 _HARD_SPACE: Final = "\u00a0"
 
@@ -119,3 +122,38 @@ def measures(as_json: _Json = False) -> None:
             name = f"    {measure.name:<{width}}  "
             words = f"[{measure.unit}] {measure.meaning}"
             echo(textwrap.fill(words, room, initial_indent=name, subsequent_indent=" " * len(name)))
+
+
+@list_app.command()
+def claims(as_json: _Json = False) -> None:
+    """Print the claims of the founding papers, with their source, their kind and what decides them.
+
+    `lossscope check founding` decides them from recorded runs.
+
+    Example: lossscope list claims
+    """
+    from lossscope.landscape.verdicts.claims import founding_claims
+
+    found = founding_claims().claims
+    if as_json:
+        echo(json.dumps({"schema": 1, "claims": [_claim(one) for one in found]}, indent=2), format="json")
+        return
+    width = text_width()
+    for claim in found:
+        cost = "" if claim.minutes is None else f", {claim.minutes:g} minutes"
+        echo(f"{claim.id} ({claim.kind}{cost})\n{_filled(claim.text, width)}")
+        for words in (f"source: {claim.source}", f"decided by: {_decided(claim)}"):
+            if not words.endswith(": "):
+                echo(_filled(words, width))
+
+
+def _decided(claim: Claim) -> str:
+    """Return what decides a claim, or why nothing does."""
+    return claim.reason or claim.needs or claim.statistic or claim.check
+
+
+def _claim(claim: Claim) -> dict[str, Any]:
+    """Return a claim for programs; keys that say nothing are left out."""
+    from dataclasses import asdict
+
+    return {key: value for key, value in asdict(claim).items() if value not in ("", None, ())}

@@ -12,6 +12,8 @@ from typing import Annotated, Any, Final, Literal
 import typer
 
 from lossscope.cli.catalogue import list_app
+from lossscope.cli.check import check
+from lossscope.cli.compare import compare
 from lossscope.cli.demo import demo
 from lossscope.cli.doctor import doctor
 from lossscope.cli.probe import probe
@@ -50,13 +52,15 @@ def _options(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """Loss-landscape analysis of training runs, with error bars: train, record, probe and report."""
+    """Loss-landscape analysis of training runs, with error bars: train, record, probe, report, and compare."""
 
 
 app.command()(demo)
 app.command()(train)
 app.command()(probe)
 app.command()(runs)
+app.command()(compare)
+app.command()(check)
 app.command()(doctor)
 app.add_typer(report_app, name="report")
 app.add_typer(list_app, name="list")

@@ -1,8 +1,9 @@
-"""Data model of a report: findings, tables and figures. Renderers take this and nothing else."""
+"""Data model of reports and documents: findings, sections, tables and figures. Renderers take this and nothing else."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Final, Literal, TypeAlias
 
 __all__ = [
@@ -13,13 +14,17 @@ __all__ = [
     "Column",
     "Curve",
     "Curves",
+    "Document",
     "FigureData",
     "Finding",
+    "Forest",
+    "ForestRow",
     "Missing",
     "Numbers",
     "Points",
     "Quantity",
     "Report",
+    "Section",
     "Spectra",
     "Spectrum",
     "Table",
@@ -90,6 +95,7 @@ class Axis:
     linear_to: float = 1.0  # a symlog axis is linear between minus and plus this value
     linear_decades: float = 0.35  # length of each half of the linear part, in decades
     limits: tuple[float, float] | None = None
+    falling: bool = False  # the largest value is on the left
 
 
 @dataclass(frozen=True)
@@ -123,7 +129,7 @@ class Points:
 
 @dataclass(frozen=True)
 class Threshold:
-    """A horizontal line with its formula."""
+    """A horizontal line, or a vertical one in `Curves.marks`, with its formula."""
 
     value: float
     label: str
@@ -143,6 +149,7 @@ class Curves:
     styles: tuple[str, str] | None = None  # meanings of solid and dashed lines, if both occur
     absent: tuple[str, ...] = ()  # arms without data, named in the legend
     summary: tuple[str, ...] = ()  # the figure in numbers, also its alternative text
+    marks: tuple[Threshold, ...] = ()  # vertical lines
 
 
 @dataclass(frozen=True)
@@ -186,7 +193,37 @@ class Spectra:
     summary: tuple[str, ...] = ()
 
 
-FigureData: TypeAlias = Curves | Cloud | Spectra
+@dataclass(frozen=True)
+class ForestRow:
+    """A number with its interval and the values behind it, on a line of a forest plot."""
+
+    label: str
+    value: float | None
+    low: float | None
+    high: float | None
+    dots: Numbers
+    words: str  # right of the line: the numbers
+    faint: bool = False  # drawn in grey: shown, but it decides nothing
+
+
+@dataclass(frozen=True)
+class Forest:
+    """A forest plot: a line for each number, with a reference that separates one direction from the other."""
+
+    key: str
+    title: str
+    caption: str
+    x: Axis
+    rows: tuple[ForestRow, ...]
+    reference: float = 1.0
+    band: tuple[float, float] | None = None  # values too close to the reference to matter
+    sides: tuple[str, str] | None = None  # meanings of smaller and of larger values
+    narrow: bool = False  # as wide as other figures; else as wide as the page
+    absent: tuple[str, ...] = ()
+    summary: tuple[str, ...] = ()
+
+
+FigureData: TypeAlias = Curves | Cloud | Spectra | Forest
 
 
 @dataclass(frozen=True)
@@ -211,6 +248,40 @@ class Report:
     missing: tuple[Missing, ...]
     provenance: Table
     alert: str = ""  # first line of every format, if not empty: the runs that diverged
+    schema: int = REPORT_SCHEMA
+
+
+@dataclass(frozen=True)
+class Section:
+    """A question with its answer, and the evidence."""
+
+    key: str
+    question: str
+    status: str  # in capitals; "" if there is none
+    outcome: bool | None  # True: the claim holds, False: it does not, None: it could not be judged
+    sentence: str
+    setting: str = ""  # task, level, pairs
+    tables: tuple[Table, ...] = ()
+    facts: tuple[str, ...] = ()  # sentences below the tables
+    change: tuple[str, ...] = ()  # sentences: what would change the answer
+    figures: tuple[FigureData, ...] = ()
+    data: Mapping[str, object] = field(default_factory=dict)  # for programs
+
+
+@dataclass(frozen=True)
+class Document:
+    """Answers to questions: of one comparison, of each claim of a file, or of each contrast of a study."""
+
+    kind: Literal["compare", "check", "contrasts"]
+    title: str
+    subtitle: str
+    sections: tuple[Section, ...]
+    provenance: Table
+    tables: tuple[Table, ...] = ()  # all sections together
+    closing: str = ""  # last line: counts
+    notes: tuple[str, ...] = ()
+    reproduce: tuple[str, ...] = ()  # commands
+    alert: str = ""  # first line of every format, if not empty
     schema: int = REPORT_SCHEMA
 
 

@@ -32,6 +32,8 @@ def dress(ax: Axes, x: Axis, y: Axis) -> None:
     if x.limits is not None:
         first, last = x.limits
         ax.set_xlim(first, last * (1.02 if x.scale == "linear" else 1.1))  # room for the last whisker
+    if x.falling:
+        ax.xaxis.set_inverted(True)
 
 
 def _short_numbers(axis: Any, described: Axis) -> None:

@@ -15,6 +15,7 @@ from lossscope.reports.content import (
     Curve,
     Curves,
     FigureData,
+    Forest,
     Numbers,
     Points,
     Spectra,
@@ -23,6 +24,7 @@ from lossscope.reports.content import (
     drawn,
 )
 from lossscope.reports.render.axes import dress
+from lossscope.reports.render.forest import forest_figure
 from lossscope.reports.render.style import HEIGHT, RC, WIDTH, hue_color
 
 if TYPE_CHECKING:
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
-__all__ = ["CurveArtists", "draw_curve", "draw_figure", "draw_points", "draw_spectrum", "draw_threshold", "figure_svg"]
+__all__ = ["CurveArtists", "draw_curve", "draw_figure", "draw_mark", "draw_points", "draw_spectrum", "draw_threshold", "figure_svg"]
 
 _LONGEST_NAME: Final = 26
 _APART: Final = 1.03  # factor on x that separates curves with whiskers at the same positions
@@ -104,11 +106,18 @@ def draw_threshold(ax: Axes, threshold: Threshold) -> Artist:
     return ax.axhline(threshold.value, color=_ink(), linewidth=1.0, linestyle=(0, (2, 2)), zorder=2)
 
 
+def draw_mark(ax: Axes, mark: Threshold) -> Artist:
+    """Draw a vertical dotted line at the mark."""
+    return ax.axvline(mark.value, color=_ink(), linewidth=1.0, linestyle=(0, (1, 2)), zorder=2)
+
+
 def draw_figure(data: FigureData) -> Figure:
     """Return the complete figure, with axes and legend."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
+    if isinstance(data, Forest):
+        return forest_figure(data)
     with rc_context(RC):
         figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
         ax = figure.subplots()
@@ -149,7 +158,8 @@ def _draw_curves(ax: Axes, data: Curves) -> list[tuple[Any, str]]:
         entries += [
             (_sample(_ink(), dashed=dashed), words) for dashed, words in zip((False, True), data.styles, strict=True)
         ]
-    return entries + [(draw_threshold(ax, one), one.label) for one in data.thresholds]
+    entries += [(draw_threshold(ax, one), one.label) for one in data.thresholds]
+    return entries + [(draw_mark(ax, one), one.label) for one in data.marks]
 
 
 def _draw_cloud(ax: Axes, data: Cloud) -> list[tuple[Any, str]]:

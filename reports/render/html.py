@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import re
-from typing import Final
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
 from xml.etree import ElementTree
 
 from lossscope.landscape.storage.safe_text import printable
-from lossscope.reports.content import FigureData, Report, outcome_words
+from lossscope.reports.content import Document, FigureData, Forest, Report, outcome_words
 from lossscope.reports.render.drawing import figure_svg
 from lossscope.reports.render.style import ROLES
 from lossscope.reports.shared.number_format import cell_text, header
+if TYPE_CHECKING:
+    from jinja2 import Environment
+    from markupsafe import Markup
 
-__all__ = ["inline_svg", "report_html"]
+__all__ = ["document_html", "inline_svg", "report_html"]
 
 _XLINK: Final = "{http://www.w3.org/1999/xlink}href"
 _REFERENCE: Final = re.compile(r"url\(#([^)]+)\)")
@@ -20,8 +25,23 @@ _REFERENCE: Final = re.compile(r"url\(#([^)]+)\)")
 
 def report_html(report: Report) -> str:
     """Return the report as a self-contained page: figures are inline SVG, all text is escaped."""
+    return _environment().get_template("page.html.j2").render(report=report, pictures=_pictures(report.figures))
+
+
+def document_html(document: Document) -> str:
+    """Return the document as a self-contained page, like `report_html`; figures of each section are prefixed by it."""
+    own = [
+        replace(section, figures=tuple(replace(one, key=f"s{place}-{one.key}") for one in section.figures))
+        for place, section in enumerate(document.sections)
+    ]
+    pictures = _pictures(tuple(figure for section in own for figure in section.figures))
+    page = replace(document, sections=tuple(own))
+    return _environment().get_template("document.html.j2").render(document=page, pictures=pictures)
+
+
+def _environment() -> Environment:
+    """Return the templates' environment, which escapes all text."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
-    from markupsafe import Markup
 
     environment = Environment(
         loader=PackageLoader("lossscope.reports.render", ""),
@@ -32,9 +52,16 @@ def report_html(report: Report) -> str:
         lstrip_blocks=True,
     )
     environment.filters.update(cell=cell_text, header=header, outcome=outcome_words, printable=printable)
+    environment.globals["wide"] = lambda figure: isinstance(figure, Forest) and not figure.narrow
+    return environment
+
+
+def _pictures(figures: Sequence[FigureData]) -> dict[str, Markup]:
+    """Return the drawing of each figure by its key."""
+    from markupsafe import Markup
+
     # the only markup not escaped by the template: ElementTree has escaped it already
-    pictures = {figure.key: Markup(inline_svg(figure)) for figure in report.figures}
-    return environment.get_template("page.html.j2").render(report=report, pictures=pictures)
+    return {figure.key: Markup(inline_svg(figure)) for figure in figures}
 
 
 def inline_svg(figure: FigureData) -> str:

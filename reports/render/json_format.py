@@ -10,16 +10,19 @@ from lossscope.reports.content import (
     Cell,
     Cloud,
     Curves,
+    Document,
     FigureData,
     Finding,
+    Forest,
     Quantity,
     Report,
+    Section,
     Spectra,
     Table,
     outcome_words,
 )
 
-__all__ = ["report_json", "table_object"]
+__all__ = ["document_json", "report_json", "table_object"]
 
 
 def report_json(report: Report) -> str:
@@ -44,6 +47,24 @@ def report_json(report: Report) -> str:
     return json.dumps(_finite(content), ensure_ascii=False, allow_nan=False) + "\n"
 
 
+def document_json(document: Document) -> str:
+    """Return a document as one JSON object with its schema version; missing values, nan and infinity are null."""
+    content = {
+        "schema": document.schema,
+        "kind": document.kind,
+        "title": document.title,
+        "subtitle": document.subtitle,
+        "alert": document.alert,
+        "sections": [_section(section) for section in document.sections],
+        "tables": {table.key: table_object(table) for table in document.tables},
+        "closing": document.closing,
+        "notes": list(document.notes),
+        "reproduce": list(document.reproduce),
+        "provenance": table_object(document.provenance),
+    }
+    return json.dumps(_finite(content), ensure_ascii=False, allow_nan=False) + "\n"
+
+
 def table_object(table: Table) -> dict[str, object]:
     """Return a table as an object: title, note, columns with units, rows by column key."""
     keys = [column.key for column in table.columns]
@@ -63,9 +84,25 @@ def _finding(finding: Finding) -> dict[str, object]:
     return {**asdict(finding), "outcome_in_words": outcome_words(finding.outcome)}
 
 
+def _section(section: Section) -> dict[str, object]:
+    """Return a section with its tables, figures and data."""
+    return {
+        "key": section.key,
+        "question": section.question,
+        "status": section.status,
+        "sentence": section.sentence,
+        "setting": section.setting,
+        "tables": {table.key: table_object(table) for table in section.tables},
+        "facts": list(section.facts),
+        "change": list(section.change),
+        "figures": {figure.key: _figure(figure) for figure in section.figures},
+        "data": dict(section.data),
+    }
+
+
 def _figure(figure: FigureData) -> dict[str, object]:
     """Return a figure with its data."""
-    kinds: dict[type, str] = {Curves: "curves", Cloud: "points", Spectra: "spectra"}
+    kinds: dict[type, str] = {Curves: "curves", Cloud: "points", Spectra: "spectra", Forest: "forest"}
     return {"kind": kinds[type(figure)], **asdict(figure)}
 
 

@@ -1,21 +1,21 @@
-"""Render a report as text, JSON or HTML."""
+"""Render a report or a document as text, JSON or HTML."""
 
 from __future__ import annotations
 
 from typing import Literal, TypeAlias, assert_never
 
-from lossscope.reports.content import Report
+from lossscope.reports.content import Document, Report
 
 __all__ = ["Format", "render"]
 
 Format: TypeAlias = Literal["text", "json", "html"]
 
 
-def render(report: Report, format: Format, *, width: int = 120) -> str:
-    """Return the report as one string, ending in a newline.
+def render(report: Report | Document, format: Format, *, width: int = 120) -> str:
+    """Return the report or document as one string, ending in a newline.
 
     Args:
-        report: The report.
+        report: The report, or the document of a comparison, of claims or of contrasts.
         format: `text` for a terminal, `json` for a program, `html` for a page with figures. Only `html` loads
             matplotlib.
         width: Length of the longest line of `text` in columns, at least 80; the other formats ignore it.
@@ -25,16 +25,19 @@ def render(report: Report, format: Format, *, width: int = 120) -> str:
     """
     match format:
         case "text":
+            from lossscope.reports.render.document_text import document_text
             from lossscope.reports.render.text import report_text
 
+            if isinstance(report, Document):
+                return document_text(report, width)
             return report_text(report, width)
         case "json":
-            from lossscope.reports.render.json_format import report_json
+            from lossscope.reports.render.json_format import document_json, report_json
 
-            return report_json(report)
+            return document_json(report) if isinstance(report, Document) else report_json(report)
         case "html":
-            from lossscope.reports.render.html import report_html
+            from lossscope.reports.render.html import document_html, report_html
 
-            return report_html(report)
+            return document_html(report) if isinstance(report, Document) else report_html(report)
         case _:
             assert_never(format)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.table import Table as Grid
 
-__all__ = ["NARROWEST", "WIDEST", "report_text", "table_text"]
+__all__ = ["NARROWEST", "WIDEST", "paragraph", "report_text", "rows_text", "table_text"]
 
 NARROWEST: Final = 80  # columns; every table of a report fits
 WIDEST: Final = 120  # columns; longer lines are hard to read
@@ -28,6 +28,7 @@ _FIGURES_NOTE: Final = (
     "otherwise. "
     "--format html draws the figures."
 )
+_WITH_INTERVAL: Final = re.compile(r"-?[\d.e+-]+ \[[^\[\]]+\]( \*)?")  # a number with its interval, as text
 _OUTCOME: Final = 12  # columns; the longest outcome is "inconclusive"
 _NAME: Final = 16  # columns that names keep before the columns of a table are spread over blocks
 _LABELS: Final = 3  # columns repeated in each block, at most
@@ -79,6 +80,30 @@ def table_text(table: Table, width: int = WIDEST) -> str:
     """
     out, console = _console(width)
     _table(console, table)
+    return _tidy(out)
+
+
+def rows_text(table: Table, width: int = WIDEST) -> str:
+    """Return the header and the rows of a table as text, without title and note, ending in a newline."""
+    out, console = _console(width)
+    for place, grid in enumerate(_blocks(table, width)):
+        if place:
+            console.print()
+        console.print(grid)
+    return _tidy(out)
+
+
+def paragraph(words: str, width: int = WIDEST, *, mark: str = "") -> str:
+    """Return a paragraph as text, wrapped with a hanging indent after its mark, ending in a newline."""
+    from rich.table import Table as Grid
+
+    out, console = _console(width)
+    grid = Grid.grid(padding=(0, 1, 0, 0), pad_edge=False)
+    if mark:
+        grid.add_column(no_wrap=True)
+    grid.add_column()
+    grid.add_row(*([_plain(mark)] if mark else []), _plain(words))
+    console.print(grid)
     return _tidy(out)
 
 
@@ -260,7 +285,8 @@ def _header(column: Column) -> str:
 def _cell(cell: Cell, between: str) -> str:
     """Return a cell as text, with `between` before the interval and before the number of missing values."""
     words = cell_text(cell)
-    return re.sub(r" (?=\[|\(\d+ missing)", between, words) if isinstance(cell, Quantity) else words
+    breaks = isinstance(cell, Quantity) or (isinstance(cell, str) and _WITH_INTERVAL.fullmatch(cell))
+    return re.sub(r" (?=\[|\(\d+ missing)", between, words) if breaks else words
 
 
 def _plain(words: str) -> RenderableType:

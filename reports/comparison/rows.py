@@ -1,0 +1,198 @@
+"""Table and forest plot of the rows of a verdict."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+from lossscope.landscape.verdicts.rule import LEAST_PAIRS, MARGIN
+from lossscope.landscape.verdicts.verdict import PANEL, Row, Verdict
+from lossscope.reports.content import Axis, Cell, Column, Forest, ForestRow, Table
+from lossscope.reports.shared.number_format import percent, plain
+from lossscope.reports.shared.quantities import number
+
+__all__ = ["MISSING", "bound_table", "forest", "interval_texts", "ratio_texts", "reading", "row_table"]
+
+MISSING: Final = "–"
+_PLAIN: Final = (0.01, 100.0)  # ratios within have decimals
+_FINEST: Final = 1e-4  # half-widths below have digits of their own
+_PLACES: Final = (1e-6, 1e6)  # half-widths within have decimals
+_ROUNDING: Final = 1e-9  # spreads below are rounding
+_LARGEST: Final = 100.0  # logarithm of a ratio that is drawn or written
+_WORDS: Final = {
+    "flatter": "flatter",
+    "sharper": "sharper",
+    "small": f"no difference above {MARGIN - 1:.0%}".replace("%", " %"),
+    "unclear": "cannot tell",
+    "holds": "as claimed",
+    "fails": "against the claim",
+}
+_RAW: Final = "does not count: a rescaling changes it"
+_ONE: Final = "one pair: no verdict"
+_SEEDS: Final = "standard deviation of the log-ratio over the pairs"
+
+
+def row_table(verdict: Verdict) -> Table:
+    """Return the rows of a verdict as a table: ratio with its interval, pairs that agree, spread, and the reading.
+
+    Tasks and arms have columns where there are several of them. The rows that never count come last.
+    """
+    rows = _ordered(verdict.rows)
+    several = len({row.task for row in rows}) > 1, len({(row.a, row.b) for row in rows}) > 1
+    head = f"{rows[0].a} / {rows[0].b}" if rows and not several[1] else "ratio"
+    columns = [Column("task", "task", words=True)] if several[0] else []
+    columns += [Column("arms", "arms", words=True)] if several[1] else []
+    columns += [
+        Column("measure", "sharpness", words=True, meaning="relative: to each weight; balanced: after balancing"),
+        Column("ratio", head, "1", "below 1: the first is flatter"),
+        Column("interval", "95 % interval", "1", "Student t over pairs"),
+        Column("wins", "flatter in", words=True),
+        Column("spread", "seeds differ by", meaning=_SEEDS),
+        Column("reading", "", words=True),
+    ]
+    return Table("rows", "Sharpness at equal training loss", tuple(columns), tuple(_cells(row, several) for row in rows))
+
+
+def bound_table(verdict: Verdict) -> Table:
+    """Return the rows of a bound as a table: the statistic with its interval, and on how many seeds or pairs it holds."""
+    columns = (
+        Column("task", "task", words=True),
+        Column("arms", "arms", words=True),
+        Column("value", verdict.rows[0].label if verdict.rows else "statistic"),
+        Column("interval", "95 % interval"),
+        Column("wins", "as claimed in", words=True),
+        Column("reading", "", words=True),
+    )
+    return Table("rows", "Statistic of the claim", columns, tuple(map(_bound_cells, verdict.rows)))
+
+
+def _bound_cells(row: Row) -> tuple[Cell, ...]:
+    """Return the cells of a row of a bound."""
+    value, ends = interval_texts(row.ratio, row.low, row.high)
+    arms = f"{row.a} and {row.b}" if row.b else row.a
+    return row.task, arms, value, ends or None, f"{row.wins} of {row.n}", reading(row)
+
+
+def forest(verdict: Verdict) -> Forest | None:
+    """Return the forest plot of the rows: dots are pairs, bars intervals; None if there are no rows."""
+    rows = _ordered(verdict.rows)
+    if not rows:
+        return None
+    several = len({row.task for row in rows}) > 1, len({(row.a, row.b) for row in rows}) > 1
+    of = f"sharpness of {rows[0].a} over {rows[0].b}" if not several[1] else "ratio of sharpness"
+    lines = tuple(_line(row, several) for row in rows)
+    return Forest(
+        key="rows",
+        title=of[0].upper() + of[1:],
+        caption="Every dot is a pair of runs with equal seeds, the diamond their geometric mean, the bar its 95 % "
+        "interval. Grey band: differences below 25 %. The grey row does not count.",
+        x=Axis("ratio of sharpness", scale="log"),
+        rows=lines,
+        band=(1 / MARGIN, MARGIN),
+        sides=("flatter", "sharper"),
+        summary=tuple(f"{line.label}: {line.words}" for line in lines),
+    )
+
+
+def ratio_texts(value: float, low: float, high: float) -> tuple[str, str]:
+    """Return a ratio and its interval as texts, with two decimals, or one digit of the half-width if that is finer.
+
+    Example:
+        >>> ratio_texts(0.4412, 0.4012, 0.4798)
+        ('0.44', '0.40 - 0.48')
+        >>> ratio_texts(0.4412, math.nan, math.nan)
+        ('0.44', '–')
+    """
+    if not math.isfinite(value):
+        return MISSING, MISSING
+    if not (math.isfinite(low) and math.isfinite(high)):
+        return plain(value, 2), MISSING
+    half = (high - low) / 2
+    if not (_PLAIN[0] <= low and high < _PLAIN[1]) or 0 < half < _FINEST:
+        return plain(value, 3), f"{plain(low, 3)} - {plain(high, 3)}"
+    places = max(2, -math.floor(math.log10(half))) if half else 2
+    return f"{value:.{places}f}", f"{low:.{places}f} - {high:.{places}f}"
+
+
+def interval_texts(value: float, low: float, high: float) -> tuple[str, str]:
+    """Return a number and its interval as texts, with one digit of the half-width; no interval if it is missing.
+
+    Example:
+        >>> interval_texts(-0.0061, -0.0121, -0.0001)
+        ('-0.006', '-0.012 to 0.000')
+    """
+    if not math.isfinite(value):
+        return MISSING, ""
+    half = (high - low) / 2
+    if not math.isfinite(half) or half <= 0:
+        return plain(value, 2), ""
+    if not _PLACES[0] <= half < _PLACES[1]:
+        return plain(value, 2), f"{plain(low, 2)} to {plain(high, 2)}"
+    places = max(0, -math.floor(math.log10(half)))
+    texts = [f"{round(one, places) + 0.0:.{places}f}" for one in (value, low, high)]
+    return texts[0], f"{texts[1]} to {texts[2]}"
+
+
+def reading(row: Row) -> str:
+    """Return what a row says, in words."""
+    if not row.counts:
+        return _RAW if not row.reasons else f"{row.reasons[0].text}"
+    if row.word == "open":
+        return f"open: {row.reasons[0].text}" if row.reasons else "open"
+    if row.n < LEAST_PAIRS:
+        return _ONE if row.n == 1 else f"{row.n} pairs: too few"
+    return _WORDS[row.word] + (", by less than 25 %" if row.small and row.word in ("flatter", "sharper") else "")
+
+
+def _ordered(rows: Sequence[Row]) -> list[Row]:
+    """Return the rows by task and arms, those that count first, in the order of the panel."""
+    panel = [one.measure for one in PANEL]
+    groups = list(dict.fromkeys((row.task, row.a, row.b) for row in rows))
+
+    def place(row: Row) -> tuple[int, bool, int]:
+        """Return the place of a row in the table."""
+        within = panel.index(row.measure) if row.measure in panel else len(panel)
+        return groups.index((row.task, row.a, row.b)), not row.counts, within
+
+    return sorted(rows, key=place)
+
+
+def _cells(row: Row, several: tuple[bool, bool]) -> tuple[Cell, ...]:
+    """Return the cells of a row."""
+    spread = _spread(row)
+    wins = f"{row.wins} of {row.n}" if math.isfinite(row.ratio) else None
+    label = row.label if row.counts else f"  {row.label}"
+    texts = ratio_texts(row.ratio, row.low, row.high)
+    return (*_where(row, several), label, *texts, wins, spread, reading(row))
+
+
+def _spread(row: Row) -> str | None:
+    """Return by how much the ratios of the pairs differ; None for fewer than two."""
+    if row.n < 2 or not math.isfinite(row.spread):
+        return None
+    return "0 %" if row.spread < _ROUNDING else percent(math.expm1(min(row.spread, _LARGEST)))
+
+
+def _where(row: Row, several: tuple[bool, bool]) -> Iterable[str]:
+    """Return the task and the arms of a row, where they are not the same for all rows."""
+    if several[0]:
+        yield row.task
+    if several[1]:
+        yield f"{row.a} / {row.b}"
+
+
+def _line(row: Row, several: tuple[bool, bool]) -> ForestRow:
+    """Return a row as a line of the forest plot."""
+    middle, ends = ratio_texts(row.ratio, row.low, row.high)
+    numbers = middle if ends == MISSING else f"{middle} [{ends.replace(' - ', ', ')}]"
+    there = math.isfinite(row.ratio)
+    return ForestRow(
+        label=" · ".join((row.label, *_where(row, several))) + ("" if row.counts else " (does not count)"),
+        value=number(row.ratio),
+        low=number(row.low),
+        high=number(row.high),
+        dots=tuple(math.exp(one) if math.isfinite(one) and abs(one) < _LARGEST else None for one in row.differences),
+        words=f"{numbers}, flatter in {row.wins} of {row.n}" if there else reading(row),
+        faint=not row.counts,
+    )
