@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 __all__ = ["list_app"]
 
-list_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="List optimizers, workloads, measures or claims.")
+list_app = typer.Typer(
+    no_args_is_help=True, rich_markup_mode=None, help="List optimizers, workloads, measures or claims."
+)
 
 _HARD_SPACE: Final = "\u00a0"
 

@@ -13,12 +13,12 @@ from lossscope.cli.compare import write_document
 from lossscope.cli.options import ForceOption, FormatOption, JsonOption, OutputOption
 
 if TYPE_CHECKING:
-    from lossscope.landscape.run import Run
     from lossscope.landscape.verdicts.claims import Claim, ClaimsFile
 
 __all__ = ["check"]
 
 FOUNDING: Final = "founding"
+_FOLDER: Final = Path("runs")
 
 _Claims = Annotated[
     str,
@@ -30,7 +30,9 @@ _In = Annotated[
 ]
 _Minutes = Annotated[
     float | None,
-    typer.Option("--minutes", metavar="M", min=0, help="Only claims whose runs take at most M minutes.", show_default=False),
+    typer.Option(
+        "--minutes", metavar="M", min=0, help="Only claims whose runs take at most M minutes.", show_default=False
+    ),
 ]
 
 
@@ -51,6 +53,7 @@ def check(
     Example: lossscope check founding --in runs/parts --format html --output verdict.html
     """
     from lossscope import __version__
+    from lossscope.cli.report import opened
     from lossscope.landscape.verdicts.judge import judge
     from lossscope.reports.comparison.report import check_report, exit_code
     from lossscope.reports.render.output import refuse_taken
@@ -59,14 +62,15 @@ def check(
         refuse_taken(output, force=force)
     file = _read(claims)
     asked = [one for one in file.claims if minutes is None or one.minutes is None or one.minutes <= minutes]
-    runs = _runs(folders or [])
+    places = _folders(folders or [], claims)
+    runs = opened(places)
     verdicts = [judge(claim, runs) for claim in asked]
     document = check_report(
         verdicts,
         runs,
         version=__version__,
         claims=file,
-        commands=[_command(claims, folders or [], minutes)],
+        commands=[_command(claims, places, minutes)],
         notes=_left_out(file, asked, minutes),
     )
     write_document(document, "json" if as_json else format, output, force=force)
@@ -80,11 +84,19 @@ def _read(claims: str) -> ClaimsFile:
     return founding_claims() if claims == FOUNDING else read_claims(claims)
 
 
-def _runs(folders: Sequence[Path]) -> list[Run]:
-    """Return the runs of all folders, each once."""
-    from lossscope.cli.report import opened
+def _folders(given: Sequence[Path], claims: str) -> Sequence[Path]:
+    """Return the folders of runs: those given, else `runs`, if it is there; claims that ship need none.
 
-    return opened(folders)
+    Raises:
+        ConfigError: There is none for the claims of a file.
+    """
+    from lossscope.landscape.errors import ConfigError
+
+    if given or _FOLDER.is_dir():
+        return given or [_FOLDER]
+    if claims != FOUNDING:
+        raise ConfigError("no folder of runs: name one with --in DIR, or train its runs with lossscope ablate")
+    return []
 
 
 def _left_out(file: ClaimsFile, asked: Sequence[Claim], minutes: float | None) -> list[str]:

@@ -261,6 +261,7 @@ class Section:
     outcome: bool | None  # True: the claim holds, False: it does not, None: it could not be judged
     sentence: str
     setting: str = ""  # task, level, pairs
+    claim: str = ""  # the claim in its own words, with its source
     tables: tuple[Table, ...] = ()
     facts: tuple[str, ...] = ()  # sentences below the tables
     change: tuple[str, ...] = ()  # sentences: what would change the answer

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hand_made_verdicts import trained
 from hypothesis import HealthCheck, settings
 
 from lossscope.landscape.recording.cadence import PRESETS
@@ -172,6 +173,16 @@ def demo_runs(demo_folder: Path, tmp_path: Path) -> list[Run]:
     """Return a copy of the runs in `demo_folder` that a test may change, in the order of arms and seeds."""
     folder = Path(shutil.copytree(demo_folder, tmp_path / "demo"))
     return [Run.open(path) for path in sorted(folder.iterdir())]
+
+
+@pytest.fixture(scope="session")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder of two arms with ten paired seeds, without training and for reading only."""
+    folder = tmp_path_factory.mktemp("study")
+    for arm in ("sync", "base"):
+        for seed in range(10):
+            trained(folder / f"{arm}-s{seed}", arm, seed)
+    return folder
 
 
 @pytest.fixture

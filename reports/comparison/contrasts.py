@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
@@ -65,8 +65,8 @@ def _terms(table: ContrastTable) -> str:
     level = "" if table.level is None else f" at training loss {table.level:g}"
     each = f"{100 * table.confidence:.4g} %"
     return (
-        f"Sharpness{level} with the part over that without it, below 1: flatter with it. 95 % intervals for the table as "
-        f"a whole ({each} each)."
+        f"Sharpness{level} with the part over that without it, below 1: flatter with it. 95 % intervals for the table "
+        f"as a whole ({each} each)."
     )
 
 
@@ -144,12 +144,14 @@ def _test_loss(contrast: Contrast) -> str:
     if not math.isfinite(contrast.test_loss):
         return MISSING
     value, ends = interval_texts(contrast.test_loss, contrast.test_loss_low, contrast.test_loss_high)
-    return " ".join([value, *([f"[{ends.replace(' to ', ', ')}]"] if ends else []), *(["*"] if contrast.test_loss_differs else [])])
+    return " ".join(
+        [value, *([f"[{ends.replace(' to ', ', ')}]"] if ends else []), *(["*"] if contrast.test_loss_differs else [])]
+    )
 
 
 def _both(contrast: Contrast, kind: str) -> str:
     """Return a mean count of both arms, on the first task."""
-    costs = next(iter(contrast.verdict.figures.get("cost", {}).values()), {})
+    costs: Mapping[str, Any] = next(iter(contrast.verdict.figures.get("cost", {}).values()), {})
     both = [costs.get(arm, {}).get(kind, math.nan) for arm in (contrast.with_part, contrast.without)]
     return " / ".join(f"{one:,.0f}" if math.isfinite(one) else MISSING for one in both)
 

@@ -47,7 +47,7 @@ def test_loss_figure(verdict: Verdict) -> Forest | None:
     return Forest(
         key="test_loss",
         title="Test loss at equal fit",
-        caption="Difference of the test losses at the level: below 0, the first generalizes better. A claim of its own.",
+        caption="Difference of the test losses at the level; below 0 the first generalizes better. A claim of its own.",
         x=Axis("difference of test loss"),
         rows=rows,
         reference=0.0,
@@ -86,7 +86,8 @@ def _test_loss(found: list[dict[str, Any]]) -> Iterator[str]:
             continue
         places = len(difference.partition(".")[2]) if ends and "e" not in difference else None
         a, b = (plain(one[key], 2) if places is None else f"{one[key]:.{places}f}" for key in ("a_value", "b_value"))
-        yield f"Test loss there{_of(one, found)}: {a} against {b}, difference {difference}{f' ({ends})' if ends else ''}."
+        interval = f" ({ends})" if ends else ""
+        yield f"Test loss there{_of(one, found)}: {a} against {b}, difference {difference}{interval}."
 
 
 def _of(one: Mapping[str, Any], found: list[dict[str, Any]]) -> str:
@@ -134,8 +135,11 @@ def _lowest(verdict: Verdict) -> Iterator[str]:
 
 def _other_levels(found: list[dict[str, Any]]) -> Iterator[str]:
     """Yield the status at the other levels that all runs reach."""
-    if found:
-        words = ", ".join(f"{one['status'].replace('_', ' ')} at {one['level']:g}" for one in found)
+    levels: dict[str, list[str]] = {}
+    for one in found:
+        levels.setdefault(one["status"].replace("_", " "), []).append(f"{one['level']:g}")
+    if levels:
+        words = "; ".join(f"{status} at {', '.join(at)}" for status, at in levels.items())
         yield f"At other training losses: {words}."
 
 

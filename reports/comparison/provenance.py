@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Final
 from lossscope.reports.content import Column, Table
 
 if TYPE_CHECKING:
-    from lossscope.landscape.verdicts.claims import ClaimsFile
     from lossscope.landscape.run import Run
+    from lossscope.landscape.verdicts.claims import ClaimsFile
 
 __all__ = ["provenance"]
 

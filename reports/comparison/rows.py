@@ -51,11 +51,13 @@ def row_table(verdict: Verdict) -> Table:
         Column("spread", "seeds differ by", meaning=_SEEDS),
         Column("reading", "", words=True),
     ]
-    return Table("rows", "Sharpness at equal training loss", tuple(columns), tuple(_cells(row, several) for row in rows))
+    return Table(
+        "rows", "Sharpness at equal training loss", tuple(columns), tuple(_cells(row, several) for row in rows)
+    )
 
 
 def bound_table(verdict: Verdict) -> Table:
-    """Return the rows of a bound as a table: the statistic with its interval, and on how many seeds or pairs it holds."""
+    """Return the rows of a bound as a table: the statistic, its interval, and in how many seeds or pairs it holds."""
     columns = (
         Column("task", "task", words=True),
         Column("arms", "arms", words=True),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Final
@@ -34,7 +33,8 @@ def section(verdict: Verdict, *, question: str = "") -> Section:
         sentence=verdict.sentence,
         setting=setting(verdict),
         tables=(table,) if table.rows else (),
-        facts=(*_quoted(verdict), *facts(verdict)),
+        claim=_quoted(verdict),
+        facts=facts(verdict),
         change=verdict.change,
         figures=_figures(verdict),
         data=_data(verdict),
@@ -76,11 +76,11 @@ def _question(verdict: Verdict) -> str:
     return f"Does {first} find flatter minima than {second}?"
 
 
-def _quoted(verdict: Verdict) -> tuple[str, ...]:
+def _quoted(verdict: Verdict) -> str:
     """Return the claim in its own words with its source, where it has some."""
     if not verdict.claim or not verdict.text:
-        return ()
-    return (f"Claim {verdict.claim}: \u201c{verdict.text}\u201d{f' ({verdict.source})' if verdict.source else ''}.",)
+        return ""
+    return f"\u201c{verdict.text}\u201d{f' ({verdict.source})' if verdict.source else ''}"
 
 
 def _figures(verdict: Verdict) -> tuple[FigureData, ...]:

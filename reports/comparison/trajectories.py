@@ -58,8 +58,8 @@ def _sharpness(
     return Curves(
         key=f"sharpness{place[0]}",
         title=f"Sharpness along training{place[1]}",
-        caption="Adaptive trace over the training loss, which falls to the right. Lines are geometric means over seeds, "
-        "bands the range over seeds, as far as all seeds of the arm came.",
+        caption="Adaptive trace over the training loss, which falls to the right. Lines are geometric means over "
+        "seeds, bands the range over seeds, as far as all seeds of the arm came.",
         x=Axis("training loss", scale="log", falling=True),
         y=Axis("adaptive trace", scale="log"),
         curves=there,
@@ -75,8 +75,9 @@ def _noise(arms: Mapping[str, Mapping[str, Any]], place: tuple[str, str]) -> Cur
     return Curves(
         key=f"noise{place[0]}",
         title=f"Noise that each weight can bear{place[1]}",
-        caption="Mean rise of the loss where each weight is off by a random share of itself, of size sigma; at the level. "
-        f"Lines are geometric means over seeds, bands the range over seeds. A line crosses {RISE:g} at its sigma*.",
+        caption="Mean rise of the loss where each weight is off by a random share of itself, of size sigma; at the "
+        "level. Lines are geometric means over seeds, bands the range over seeds. A line crosses "
+        f"{RISE:g} at its sigma*.",
         x=Axis("sigma", scale="log"),
         y=Axis("rise of the loss", scale="log"),
         curves=curves,

@@ -1,7 +1,8 @@
-"""Plain-text renderer of documents: a table and a sentence for one comparison, one line a claim, one table of contrasts."""
+"""Plain-text renderer of documents: a table and a sentence of a comparison, one line a claim, tables of contrasts."""
 
 from __future__ import annotations
 
+from lossscope.landscape.storage.safe_text import printable
 from lossscope.reports.content import Document, Section
 from lossscope.reports.render.text import WIDEST, paragraph, rows_text, table_text
 
@@ -21,7 +22,7 @@ def document_text(document: Document, width: int = WIDEST) -> str:
     Returns:
         The text, ending in a newline.
     """
-    parts = [paragraph(one, width) for one in (document.alert,) if one]
+    parts = [_line(one, width) for one in (document.alert,) if one]
     match document.kind:
         case "compare":
             parts += [_whole(section, width) for section in document.sections]
@@ -31,19 +32,19 @@ def document_text(document: Document, width: int = WIDEST) -> str:
             parts += [_heading(document, width)]
     parts += [table_text(table, width) for table in document.tables]
     if document.notes:
-        parts.append("".join(paragraph(one, width, mark=" *") for one in document.notes))
+        parts.append("".join(_line(one, width, mark=" *") for one in document.notes))
     if document.closing:
-        parts.append(paragraph(document.closing, width))
+        parts.append(_line(document.closing, width))
     separator = "" if document.kind == "check" else "\n"
     return separator.join(parts)
 
 
 def _whole(section: Section, width: int) -> str:
     """Return a section with its tables, its sentence and its facts."""
-    parts = [paragraph(one, width) for one in (section.setting,) if one]
+    parts = [_line(one, width) for one in (section.setting,) if one]
     parts += [rows_text(table, width) + _note(table.note, width) for table in section.tables if table.rows]
-    answer = paragraph(f"{section.status}: {section.sentence}" if section.status else section.sentence, width)
-    parts.append(answer + "".join(paragraph(one, width, mark=" ") for one in (*section.facts, *section.change)))
+    answer = _line(f"{section.status}: {section.sentence}" if section.status else section.sentence, width)
+    parts.append(answer + "".join(_line(one, width, mark=" ") for one in (*section.facts, *section.change)))
     return "\n".join(parts)
 
 
@@ -52,16 +53,21 @@ def _lines(sections: tuple[Section, ...], width: int) -> str:
     longest = max((len(section.key) for section in sections), default=0)
     status = max((len(section.status) for section in sections), default=0)
     return "".join(
-        paragraph(section.sentence, width, mark=f"{section.key:<{longest}}  {section.status:<{status}} ")
+        _line(section.sentence, width, mark=f"{section.key:<{longest}}  {section.status:<{status}} ")
         for section in sections
     )
 
 
+def _line(words: str, width: int, *, mark: str = "") -> str:
+    """Return a paragraph on lines of its own, whatever line feeds a name may hold."""
+    return paragraph(printable(words), width, mark=printable(mark))
+
+
 def _heading(document: Document, width: int) -> str:
     """Return the title and the subtitle."""
-    return "".join(paragraph(one, width) for one in (document.title, document.subtitle) if one)
+    return "".join(_line(one, width) for one in (document.title, document.subtitle) if one)
 
 
 def _note(note: str, width: int) -> str:
     """Return the note of a table; nothing if it has none."""
-    return paragraph(note, width, mark=" *") if note else ""
+    return _line(note, width, mark=" *") if note else ""

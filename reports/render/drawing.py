@@ -35,7 +35,16 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
-__all__ = ["CurveArtists", "draw_curve", "draw_figure", "draw_mark", "draw_points", "draw_spectrum", "draw_threshold", "figure_svg"]
+__all__ = [
+    "CurveArtists",
+    "draw_curve",
+    "draw_figure",
+    "draw_mark",
+    "draw_points",
+    "draw_spectrum",
+    "draw_threshold",
+    "figure_svg",
+]
 
 _LONGEST_NAME: Final = 26
 _APART: Final = 1.03  # factor on x that separates curves with whiskers at the same positions

@@ -83,10 +83,12 @@ def _limits(ax: Axes, data: Forest) -> None:
 
 
 def _ratios(ax: Axes, data: Forest) -> None:
-    """Label a logarithmic axis at round ratios, unless it is longer than they reach."""
-    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+    """Label a logarithmic axis at round ratios, unless it is longer than they reach; a linear one at few numbers."""
+    from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
     low, high = ax.get_xlim()
+    if data.x.scale == "linear":
+        ax.xaxis.set_major_locator(MaxNLocator(4))
     if data.x.scale != "log" or low < _RATIOS[0] / 2 or high > 2 * _RATIOS[-1]:
         return
     ticks = [one for one in _RATIOS if low <= one <= high]

@@ -13,6 +13,7 @@ from lossscope.reports.content import Document, FigureData, Forest, Report, outc
 from lossscope.reports.render.drawing import figure_svg
 from lossscope.reports.render.style import ROLES
 from lossscope.reports.shared.number_format import cell_text, header
+
 if TYPE_CHECKING:
     from jinja2 import Environment
     from markupsafe import Markup

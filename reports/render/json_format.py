@@ -92,6 +92,7 @@ def _section(section: Section) -> dict[str, object]:
         "status": section.status,
         "sentence": section.sentence,
         "setting": section.setting,
+        "claim": section.claim,
         "tables": {table.key: table_object(table) for table in section.tables},
         "facts": list(section.facts),
         "change": list(section.change),

@@ -64,7 +64,9 @@ def test_a_forest_without_rows_can_be_drawn():
 def test_a_falling_axis_has_its_largest_value_on_the_left_and_a_mark_is_vertical():
     curve = Curve("arm", 0, (2.0, 0.2, 0.02), (9.0, 5.0, 1.0), (8.0, 4.0, 1.0), (9.5, 6.0, 2.0), (None,) * 3, 3)
     axis = Axis("training loss", scale="log", falling=True)
-    data = Curves("key", "Title", "Caption", axis, Axis("trace", scale="log"), (curve,), marks=(Threshold(0.1, "level"),))
+    data = Curves(
+        "key", "Title", "Caption", axis, Axis("trace", scale="log"), (curve,), marks=(Threshold(0.1, "level"),)
+    )
     figure = draw_figure(data)
     (ax,) = figure.axes
     assert ax.xaxis_inverted()

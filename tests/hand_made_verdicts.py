@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 from lossscope.landscape.run import Run
 from lossscope.landscape.storage.run_store import RunStore
@@ -81,12 +80,18 @@ EVERY = {
     "one": verdict("NOT_JUDGED", n=1, claim="C8", sentence="1 pair, 6 are needed."),
     "none": verdict("NOT_JUDGED", (), pairs={}, claim="C9", sentence="The runs share no seeds.", level=None),
     "identity": verdict(
-        "CONTRADICTED", (), kind="identity", pairs={}, claim="C10", level=None, sentence="as stated: step 1, condition 1.66"
+        "CONTRADICTED",
+        (),
+        kind="identity",
+        pairs={},
+        claim="C10",
+        level=None,
+        sentence="as stated: step 1, condition 1.66",
     ),
 }
 
 
-def trained(path: Path, arm: str, seed: int, *, curves: bool = True) -> Run:
+def trained(path: Path, arm: str, seed: int) -> Run:
     """Write a run whose sharpness falls with its loss, as it falls for `arm`."""
     factor = {"sync": 0.57}.get(arm, 1.0)
     noise = np.random.default_rng([seed, *arm.encode()])
@@ -108,22 +113,8 @@ def trained(path: Path, arm: str, seed: int, *, curves: bool = True) -> Run:
         rows["test_loss"] += 0.002 * noise.normal()
         for measure, number in rows.items():
             store.append("probes", {**shared, "measure": measure, "value": number, "stderr": 0.0, "gauge": "raw"})
-        store.append("steps", {"step": step, "loss": value, "passes": 2 if arm == "sync" else 1, "synced": arm == "sync"})
+        store.append(
+            "steps", {"step": step, "loss": value, "passes": 2 if arm == "sync" else 1, "synced": arm == "sync"}
+        )
     store.close("finished", "the loop ended")
     return Run.open(path)
-
-
-@pytest.fixture(scope="session")
-def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder of two arms with ten paired seeds, for reading only."""
-    folder = tmp_path_factory.mktemp("study")
-    for arm in ("sync", "base"):
-        for seed in range(10):
-            trained(folder / f"{arm}-s{seed}", arm, seed)
-    return folder
-
-
-@pytest.fixture
-def made() -> Callable[..., Verdict]:
-    """Return the function that makes a verdict by hand."""
-    return verdict
