@@ -47,12 +47,18 @@ class Preset:
     layers_every: int | None  # period in steps of the Taylor remainders of single layers
     windows_every: int | None  # period in steps of the windows in which pairs of minibatches are sampled
     lags: tuple[int, ...]  # steps from the start of a window to its other samples; all below `windows_every`
+    warm: bool = True  # True: evaluations start from the eigenvectors of the last, and depend on it within bounds
 
 
 PRESETS: Final[dict[str, Preset]] = {
     "economy": Preset("economy", 100, None, 8, 2.0, 0.02, 3, 32, 0.03, 0.15, 1, True, 3, None, None, None, ()),
     "standard": Preset("standard", 10, 100, 20, 1.5, 0.10, 8, 64, 0.02, 0.05, 1, False, 1, 100, 600, 600, (1, 5, 20)),
     "full": Preset("full", 1, 10, 40, 1.2, 0.50, 20, 256, 0.01, 0.02, 5, False, 1, 10, 10, 40, (1, 2, 5, 10, 20)),
+    # What a comparison of arms reads: every evaluation is long and depends on the weights alone, so that a resumed run
+    # holds the same numbers; a few norms and spectra.
+    "comparison": Preset(
+        *("comparison", 50, 200, 10, 1.5, 0.50, 3, 64, 0.02, 0.05, 1, False, 1, None, None, None, ()), warm=False
+    ),
 }
 
 

@@ -68,7 +68,7 @@ class Wanted:
 
 
 class CurvatureEvaluations:
-    """Measure curvature at the present parameters, each evaluation starting from the top eigenvectors of the last.
+    """Measure curvature at the present parameters, starting from the top eigenvectors of the last if the preset does.
 
     The catalogue declares which measures are due (`MeasureGroup.recorded`). A short evaluation takes the losses,
     `lambda_max` and both curvatures along the step taken. A long one takes the whole panel, and the error of the
@@ -202,7 +202,8 @@ class CurvatureEvaluations:
 
     def _panel(self, taken: RecordedStep | None) -> Panel:
         """Return a new panel at the present parameters."""
-        return Panel(replace(self._target, step=taken), self._options, self._near)
+        near = self._near if self._preset.warm else {}
+        return Panel(replace(self._target, step=taken), self._options, near)
 
     def _due(self, long: bool, *, stepped: bool) -> Iterator[_Measurement]:
         """Yield the measurements that are due, in order."""
