@@ -16,7 +16,7 @@ from lossscope.optimizer import OptimizerError, create, settings
 from lossscope.probes.objective.losses import CrossEntropy
 from lossscope.probes.objective.objective import Objective
 
-__all__ = ["Job", "job_of"]
+__all__ = ["Job", "job_of", "optimizer_of"]
 
 _PAIR_SEED: Final = 50_000  # keeps these draws apart from those of training orders
 _PAIRS: Final = 32
@@ -64,6 +64,22 @@ class Job:
         return Objective(self.model, CrossEntropy(), batches)
 
 
+def optimizer_of(config: TrainConfig, model: nn.Module) -> Optimizer:
+    """Build the optimizer of a config for a model.
+
+    Raises:
+        ConfigError: Its name or a setting is unknown or out of bounds.
+    """
+    overrides = {key: tuple(value) if isinstance(value, list) else value for key, value in config.options.items()}
+    if config.lr is not None:
+        overrides["lr"] = config.lr
+    try:
+        seed = {"seed": config.seeds["order"]} if "seed" in settings(config.optimizer) else {}
+        return create(config.optimizer, model, **{**seed, **overrides})
+    except OptimizerError as error:
+        raise ConfigError(str(error)) from error
+
+
 def job_of(config: TrainConfig) -> Job:
     """Build the job of a config. It is a pure function, so the model and data of a run can be rebuilt.
 
@@ -76,14 +92,7 @@ def job_of(config: TrainConfig) -> Job:
     task = workload(config.workload)
     split = task.split(config.seeds["split"])
     model = built(task.network, config.seeds["init"])
-    overrides = {key: tuple(value) if isinstance(value, list) else value for key, value in config.options.items()}
-    if config.lr is not None:
-        overrides["lr"] = config.lr
-    try:
-        seed = {"seed": config.seeds["order"]} if "seed" in settings(config.optimizer) else {}
-        optimizer = create(config.optimizer, model, **{**seed, **overrides})
-    except OptimizerError as error:
-        raise ConfigError(str(error)) from error
+    optimizer = optimizer_of(config, model)
     count = config.curvature_samples  # None takes all
     probe = (split.train[0][:count], split.train[1][:count])
     return Job(config, task, split, model, optimizer, Objective(model, CrossEntropy(), [probe]))

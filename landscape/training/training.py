@@ -141,7 +141,8 @@ def _record(
     try:
         with recorder:
             measured = sum(len(labels) for _, labels in job.objective.data.batches)
-            recorder.note(curvature_samples=measured, training_samples=len(job.split.train[1]))
+            source = {"workload_source": job.task.source} if job.task.source else {}
+            recorder.note(curvature_samples=measured, training_samples=len(job.split.train[1]), **source)
             _loop(job, recorder, start or 0, progress)
     except (OptimizerError, ProbeError) as error:
         raise TrainingError(f"{error}; the rows recorded until then are kept in {path}") from error

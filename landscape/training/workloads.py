@@ -42,6 +42,7 @@ class Workload:
     eval_every: int  # period in steps of the evaluation on the test set
     options: dict[str, Any] = field(default_factory=dict)  # usual optimizer settings of this workload
     rates: dict[str, float] = field(default_factory=dict)  # learning rates by rule, where the default is too small
+    source: str = ""  # SHA-256 of the user's file that made it; "" for those that ship
 
     @property
     def usual(self) -> str:
