@@ -1,4 +1,4 @@
-"""Parallel training of several configs, each in its own process."""
+"""Parallel training: tasks in worker processes, one at a time in each, that can be interrupted."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, redirect_stderr
+from contextlib import ExitStack, contextmanager, redirect_stderr, suppress
 from ctypes import Array, c_longlong
+from dataclasses import dataclass
+from functools import partial
 from multiprocessing import active_children, get_context, parent_process
 from threading import Event, Thread, current_thread, main_thread
 from types import FrameType
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import torch
 
@@ -28,18 +30,30 @@ from lossscope.landscape.storage.run_folder import check_free
 from lossscope.landscape.training.config import TrainConfig
 from lossscope.landscape.training.training import resolved, train
 
-__all__ = ["train_all"]
+__all__ = ["Count", "Ending", "Progress", "run_tasks", "sigterm_raises", "train_all"]
 
 # the steps of each training, then the process of each that is under way (else 0); the last entry is 1 if all must stop
 Counts: TypeAlias = "Array[c_longlong]"
-Ending: TypeAlias = tuple[str, LandscapeError | KeyboardInterrupt | None]  # stderr of a training, and its error
 Progress: TypeAlias = Callable[[int, int, str], None]
+Count: TypeAlias = Callable[[int, int, float], None]  # step, steps, loss
 
 _POLL_SECONDS: Final = 0.2  # between two reports of progress
 _STEP_SECONDS: Final = 1.0  # from an interrupt until a training that has not ended its step is interrupted within it
 _GRACE_SECONDS: Final = 30.0  # from an interrupt until trainings that have not ended are terminated
 
 _counts: Counts | None = None  # set in worker processes only
+
+
+@dataclass(frozen=True)
+class Ending:
+    """End of a task: what it returned, or the error by which it ended; and what it wrote to stderr."""
+
+    value: Any = None
+    error: LandscapeError | KeyboardInterrupt | BrokenProcessPool | None = None
+    output: str = ""
+
+
+Done: TypeAlias = Callable[[int, Ending], bool]  # index of the task -> whether others may begin
 
 
 def train_all(
@@ -73,8 +87,19 @@ def train_all(
         if paths.count(path) > 1:
             raise ConfigError(f"two configs write the same run {path}: give each its own name")
         check_free(path, force)
-    with _sigterm_raises():
-        failure = _failure(complete, jobs, force, progress)
+    failures: list[BaseException] = []
+
+    def done(slot: int, ending: Ending) -> bool:
+        """Keep the error of a training; stop the others if its process was killed."""
+        if isinstance(ending.error, BrokenProcessPool):
+            raise ending.error
+        failures.extend([] if ending.error is None else [ending.error])
+        return not failures
+
+    tasks, steps = [(config, force) for config in complete], [config.steps or 0 for config in complete]
+    with sigterm_raises():
+        stop = run_tasks(_trained, tasks, steps=steps, jobs=jobs, done=done, progress=progress)
+    failure = failures[0] if failures else stop
     if isinstance(failure, BrokenProcessPool):
         raise TrainingError(
             "the process of a training could not start or was killed, perhaps because memory ran out, and the others "
@@ -85,41 +110,88 @@ def train_all(
     return [Run.open(path) for path in paths]
 
 
-def _failure(configs: Sequence[TrainConfig], jobs: int, force: bool, progress: Progress | None) -> BaseException | None:
-    """Train all configs and return the error of the first that failed."""
+def _trained(task: tuple[TrainConfig, bool], count: Count) -> None:
+    """Train in a worker process."""
+    train(task[0], force=task[1], progress=count)
+
+
+def run_tasks(
+    work: Callable[[Any, Count], Any],
+    tasks: Sequence[Any],
+    *,
+    steps: Sequence[int],
+    jobs: int,
+    done: Done,
+    progress: Progress | None = None,
+    quiet: bool = False,
+) -> BaseException | None:
+    """Run tasks in processes of their own that are used again, until all have ended or one says to begin no other.
+
+    A process that is killed ends its own task only; another takes its place. Interrupts are those of `train_all`.
+
+    Args:
+        work: An importable function, called as `work(task, count)` in a process; it calls `count(step, steps, loss)`
+            after every step. What it raises, other than LandscapeError, is raised here.
+        tasks: The tasks, which can be pickled.
+        steps: Number of steps of each task, for `progress`.
+        jobs: Number of parallel processes, >= 1.
+        done: Called here as `done(index, ending)` at the end of each task; returns False to begin no other one. If
+            it raises, the others are stopped.
+        progress: As in `train_all`.
+        quiet: Do not show what the tasks write to stderr.
+
+    Returns:
+        The interrupt, or the exception of `done` or `progress`, that stopped the tasks; None if none did.
+    """
     context = get_context("spawn")  # a forked process may inherit a lock held by torch
-    count = len(configs)
+    count, total, ended = len(tasks), sum(steps), 0
     counts: Counts = context.RawArray(c_longlong, 2 * count + 1)
-    waiting, under_way, failures = list(enumerate(configs)), set[Future[Ending]](), list[BaseException]()
-    steps, ended = sum(config.steps or 0 for config in configs), 0
-    others, deadline = set(active_children()), math.inf
-    with ProcessPoolExecutor(jobs, context, initializer=_begin, initargs=(counts,)) as pool:
-        while under_way or (waiting and not failures):
+    waiting, idle = list(enumerate(tasks)), list[ProcessPoolExecutor]()
+    under_way = dict[Future[Any], tuple[int, ProcessPoolExecutor]]()
+    others, deadline, failure = set(active_children()), math.inf, None
+    with ExitStack() as pools:  # of one process each, so that a killed one breaks no other's
+        while under_way or waiting:
             try:
-                while waiting and len(under_way) < jobs and not failures:
-                    with _not_interrupted():
-                        under_way.add(pool.submit(_trained, *waiting.pop(0), force))
-                done, under_way = wait(under_way, timeout=_POLL_SECONDS, return_when=FIRST_COMPLETED)
-                ended += len(done)
-                for output, failure in (future.result() for future in done):
-                    _say(output)
-                    failures += [] if failure is None else [failure]
+                while waiting and len(under_way) < jobs and failure is None:
+                    with _not_interrupted(), suppress(BrokenProcessPool):  # an idle process was killed: take another
+                        begin = partial(ProcessPoolExecutor, 1, context, initializer=_begin, initargs=(counts,))
+                        pool = idle.pop() if idle else pools.enter_context(begin())
+                        under_way[pool.submit(_worked, waiting[0][0], work, waiting[0][1])] = waiting[0][0], pool
+                        waiting.pop(0)
+                for future in wait(under_way, timeout=_POLL_SECONDS, return_when=FIRST_COMPLETED).done:
+                    slot, pool = under_way.pop(future)
+                    ended, counts[count + slot] = ended + 1, 0
+                    ending = _ending(future)
+                    _say("" if quiet else ending.output)
+                    if not isinstance(ending.error, BrokenProcessPool):
+                        idle.append(pool)
+                    if failure is None and not done(slot, ending):
+                        waiting.clear()
                 if progress is not None and not counts[-1]:
-                    progress(sum(counts[:count]), steps, f"{ended} of {len(configs)} runs")
+                    progress(sum(counts[:count]), total, f"{ended} of {count} runs")
                 if counts[-1] and (not any(counts[count:-1]) or time.monotonic() > deadline):
                     _terminate(others)  # what is left is still loading torch, or does not react
-            except BaseException as failure:
-                asked = isinstance(failure, KeyboardInterrupt | SystemExit)
+            except BaseException as error:
+                asked = isinstance(error, KeyboardInterrupt | SystemExit)
                 if asked and counts[-1]:
                     _terminate(others)  # asked twice
                 elif asked:
                     _say("stopping: what was recorded is kept; interrupt again to stop at once\n")
-                failures.append(failure)
+                failure = error if failure is None else failure
+                waiting.clear()
                 deadline = min(deadline, time.monotonic() + _GRACE_SECONDS)
                 counts[2 * count] = True  # see `_stopped_when_told`
         if counts[-1]:
             _terminate(others)
-    return failures[0] if failures else None
+    return failure
+
+
+def _ending(future: Future[Ending]) -> Ending:
+    """Return the ending of a task; that of a killed process has the error of its pool."""
+    try:
+        return future.result()
+    except BrokenProcessPool as killed:
+        return Ending(error=killed)
 
 
 def _say(text: str) -> None:
@@ -137,7 +209,7 @@ def _terminate(others: Collection[object]) -> None:
 
 
 @contextmanager
-def _sigterm_raises() -> Iterator[None]:
+def sigterm_raises() -> Iterator[None]:
     """Raise SystemExit on SIGTERM within the context, where the signal would end this process at once.
 
     The trainings then stop as after an interrupt, and nothing that the processes share stays behind.
@@ -211,29 +283,30 @@ def _stopped_when_told(counts: Counts, noticed: Event) -> Iterator[None]:
         watcher.join()
 
 
-def _trained(slot: int, config: TrainConfig, force: bool) -> Ending:
-    """Train in a worker process. Return its stderr, kept so that lines do not mix, and its error if it failed."""
+def _worked(slot: int, work: Callable[[Any, Count], Any], task: Any) -> Ending:
+    """Work on a task in a worker process. Its stderr is kept, so that lines of several tasks do not mix."""
     counts, threads, noticed = _counts, torch.get_num_threads(), Event()
     if counts is None:
-        raise RuntimeError("_trained must run in a worker process of train_all")
+        raise RuntimeError("_worked must run in a worker process of run_tasks")
     own = len(counts) // 2 + slot
     counts[own] = os.getpid()
 
     def count(step: int, steps: int, loss: float) -> None:
-        """Publish the step, and stop if all trainings must stop."""
+        """Publish the step, and stop if all tasks must stop."""
         counts[slot] = step
         if counts[len(counts) - 1]:
             noticed.set()
             raise KeyboardInterrupt
 
+    value, error = None, None
     with redirect_stderr(io.StringIO()) as output:
         try:
             count(0, 0, 0.0)  # a process takes seconds to start, and a stop may have been requested meanwhile
             with _stopped_when_told(counts, noticed):
-                train(config, force=force, progress=count)
+                value = work(task, count)
         except (LandscapeError, KeyboardInterrupt) as failure:
-            return output.getvalue(), failure
+            error = failure
         finally:
             torch.set_num_threads(threads)  # the next training in this process may not set a number
             counts[own] = 0
-    return output.getvalue(), None
+    return Ending(value, error, output.getvalue())
