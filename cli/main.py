@@ -11,6 +11,7 @@ from typing import Annotated, Any, Final, Literal
 
 import typer
 
+from lossscope.cli.ablate import ablate
 from lossscope.cli.catalogue import list_app
 from lossscope.cli.check import check
 from lossscope.cli.compare import compare
@@ -57,6 +58,7 @@ def _options(
 
 app.command()(demo)
 app.command()(train)
+app.command()(ablate)
 app.command()(probe)
 app.command()(runs)
 app.command()(compare)

@@ -86,6 +86,11 @@ def test_the_page_on_reading_a_report_runs(page: Page) -> None:
     assert str(scope["text"]).startswith("Sharpness\n")
 
 
+def test_ablate_runs(page: Page) -> None:
+    page("howto/ablate.md")
+    assert not Path("runs").exists()
+
+
 @pytest.mark.slow
 def test_the_page_on_probing_a_recorded_run_runs(page: Page) -> None:
     scope = page("howto/probe_a_recorded_run.md")
