@@ -50,6 +50,9 @@ def check(
     The exit code is 0 if every claim is supported, 3 if the runs speak against one (CONTRADICTED, EQUIVALENT, MIXED),
     and 4 if none is of these but one is INCONCLUSIVE or NOT JUDGED.
 
+    Without --in, claims are decided from the runs in runs; `founding --minutes M` first trains those missing of
+    the arms that its claims name, in runs/parts.
+
     Example: lossscope check founding --in runs/parts --format html --output verdict.html
     """
     from lossscope import __version__
@@ -62,7 +65,7 @@ def check(
         refuse_taken(output, force=force)
     file = _read(claims)
     asked = [one for one in file.claims if minutes is None or one.minutes is None or one.minutes <= minutes]
-    places = _folders(folders or [], claims)
+    places = _folders(folders or [], claims, asked if minutes else [])
     runs = opened(places)
     verdicts = [judge(claim, runs) for claim in asked]
     document = check_report(
@@ -84,16 +87,27 @@ def _read(claims: str) -> ClaimsFile:
     return founding_claims() if claims == FOUNDING else read_claims(claims)
 
 
-def _folders(given: Sequence[Path], claims: str) -> Sequence[Path]:
-    """Return the folders of runs: those given, else `runs`, if it is there; claims that ship need none.
+def _folders(given: Sequence[Path], claims: str, affordable: Sequence[Claim]) -> Sequence[Path]:
+    """Return the folders of runs: those given, else those trained for claims that ship, else `runs`.
+
+    Args:
+        given: Folders that were named.
+        claims: The file of claims, or `founding`.
+        affordable: Claims for which runs are to be trained.
 
     Raises:
-        ConfigError: There is none for the claims of a file.
+        ConfigError: There is no folder for the claims of a file.
     """
+    from lossscope.cli.founding_runs import train_founding_runs
     from lossscope.landscape.errors import ConfigError
 
-    if given or _FOLDER.is_dir():
-        return given or [_FOLDER]
+    if given:
+        return given
+    if claims == FOUNDING and affordable:
+        made = train_founding_runs(affordable)
+        return [] if made is None else [made]
+    if _FOLDER.is_dir():
+        return [_FOLDER]
     if claims != FOUNDING:
         raise ConfigError("no folder of runs: name one with --in DIR, or train its runs with lossscope ablate")
     return []

@@ -177,10 +177,10 @@ def demo_runs(demo_folder: Path, tmp_path: Path) -> list[Run]:
 
 @pytest.fixture(scope="session")
 def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder of two arms with ten paired seeds, without training and for reading only."""
+    """Return a folder of two arms with six paired seeds, without training and for reading only."""
     folder = tmp_path_factory.mktemp("study")
     for arm in ("sync", "base"):
-        for seed in range(10):
+        for seed in range(6):
             trained(folder / f"{arm}-s{seed}", arm, seed)
     return folder
 

@@ -35,7 +35,7 @@ def claims(tmp_path):
 
 def test_two_arms_of_a_folder_are_compared(study):
     text = invoke("compare", "sync", "base", "--in", study, "--level", "0.02")
-    assert text.startswith("sync against base on digits-mlp at training loss 0.02: 10 pairs of seeds\n")
+    assert text.startswith("sync against base on digits-mlp at training loss 0.02: 6 pairs of seeds\n")
     assert "SUPPORTED: sync is flatter than base on all four measures" in text
     assert invoke("compare", "base", "sync", "--in", study).count("CONTRADICTED") >= 1
 
@@ -45,7 +45,7 @@ def test_arms_are_looked_up_in_the_folder_runs_by_default(study, tmp_path, monke
     with pytest.raises(ConfigError, match="sync is no run and no folder of runs"):
         invoke("compare", "sync", "base")
     shutil.copytree(study, tmp_path / "runs")
-    assert "10 pairs" in invoke("compare", "sync", "base")
+    assert "6 pairs" in invoke("compare", "sync", "base")
 
 
 def test_two_runs_are_one_pair_and_no_verdict(study):
@@ -192,3 +192,23 @@ def test_paths_that_are_no_runs_are_named(tmp_path, monkeypatch):
     Path("a").mkdir()
     with pytest.raises(ConfigError, match="b is no run"):
         invoke("compare", "a", "b")
+
+
+def test_founding_claims_that_fit_the_minutes_have_their_runs_trained(study, tmp_path, monkeypatch):
+    from lossscope.cli import founding_runs
+
+    monkeypatch.chdir(tmp_path)
+    asked = []
+
+    def train(claims):
+        asked.extend(claim.id for claim in claims)
+        return study
+
+    monkeypatch.setattr(founding_runs, "train_founding_runs", train)
+    text = invoke("check", "founding", "--minutes", "10", code=3)
+    assert "C1a" in asked
+    assert "C3" not in asked
+    assert next(line for line in text.splitlines() if line.startswith("C1a")).split()[1] == "SUPPORTED"
+    invoke("check", "founding", "--minutes", "10", "--in", study, code=3)
+    invoke("check", "founding", code=3)  # identities that need no run
+    assert asked.count("C1a") == 1

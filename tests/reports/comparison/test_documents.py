@@ -218,7 +218,7 @@ def test_a_comparison_of_recorded_runs_has_its_figures(study):
     assert all(a < b for a, b in zip(sync, base, strict=False))
     page = render(document, "html")
     assert page == render(document, "html")
-    for words in ("2e6774e4", "lossscope 0.2.0", "lossscope compare sync base", "10 seeds"):
+    for words in ("2e6774e4", "lossscope 0.2.0", "lossscope compare sync base", "6 seeds"):
         assert words in page
 
 
