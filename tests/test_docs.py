@@ -86,9 +86,16 @@ def test_the_page_on_reading_a_report_runs(page: Page) -> None:
     assert str(scope["text"]).startswith("Sharpness\n")
 
 
-def test_ablate_runs(page: Page) -> None:
+def test_the_page_on_ablations_runs(page: Page) -> None:
     page("howto/ablate.md")
     assert not Path("runs").exists()
+
+
+def test_the_page_on_comparing_two_optimizers_runs(page: Page) -> None:
+    scope = page("howto/compare_two_optimizers.md")
+    assert scope["verdict"].status == "NOT_JUDGED"  # type: ignore[attr-defined]
+    assert "average, relative" in [name for name, *_ in scope["table"]]  # type: ignore[attr-defined]
+    assert Path("verdict.html").read_text().startswith("<!doctype html>")
 
 
 @pytest.mark.slow

@@ -147,6 +147,11 @@ def reading(row: Row) -> str:
     return _WORDS[row.word] + (", by less than 25 %" if row.small and row.word in ("flatter", "sharper") else "")
 
 
+def _open(row: Row) -> str:
+    """Return the code of the reason why a row is open; the table has the reason in full."""
+    return f"open: {row.reasons[0].code.lower().replace('_', ' ')}" if row.reasons else "open"
+
+
 def _ordered(rows: Sequence[Row]) -> list[Row]:
     """Return the rows by task and arms, those that count first, in the order of the panel."""
     panel = [one.measure for one in PANEL]
@@ -195,6 +200,6 @@ def _line(row: Row, several: tuple[bool, bool]) -> ForestRow:
         low=number(row.low),
         high=number(row.high),
         dots=tuple(math.exp(one) if math.isfinite(one) and abs(one) < _LARGEST else None for one in row.differences),
-        words=f"{numbers}, flatter in {row.wins} of {row.n}" if there else reading(row),
+        words=f"{numbers}, flatter in {row.wins} of {row.n}" if there else _open(row),
         faint=not row.counts,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from lossscope.landscape.storage.safe_text import printable
@@ -22,7 +23,7 @@ _FRAME: Final = 0.95  # inches above and below the rows
 _RATIOS: Final = (1 / 8, 1 / 4, 1 / 2, 1 / 1.25, 1.0, 1.25, 2.0, 4.0, 8.0)
 _NAMES: Final = {1 / 8: "1/8", 1 / 4: "1/4", 1 / 2: "1/2", 1 / 1.25: "0.8"}
 _FAINT: Final = str(RC["xtick.color"])
-_LONGEST: Final = 48
+_LONGEST: Final = {False: (48, 48), True: (22, 26)}  # characters of labels and of numbers; narrow plots have less room
 _ROWS: Final = Axis("")
 
 
@@ -39,12 +40,12 @@ def forest_figure(data: Forest) -> Figure:
             ax.axvspan(*data.band, color=_FAINT, alpha=0.16, linewidth=0, zorder=0)
         ax.axvline(data.reference, color=str(RC["text.color"]), linewidth=1.0, zorder=1)
         for place, row in enumerate(data.rows):
-            draw_forest_row(ax, row, place)
+            draw_forest_row(ax, replace(row, words=_short(row.words, _LONGEST[data.narrow][1])), place)
         ax.set_ylim(max(len(data.rows), 1) - 0.4, -0.6)
         _limits(ax, data)
         dress(ax, data.x, _ROWS)
         _ratios(ax, data)
-        ax.set_yticks(range(len(data.rows)), [_short(row.label) for row in data.rows])
+        ax.set_yticks(range(len(data.rows)), [_short(row.label, _LONGEST[data.narrow][0]) for row in data.rows])
         ax.tick_params(axis="y", length=0)
         _sides(ax, data)
     return figure
@@ -118,7 +119,7 @@ def _sides(ax: Axes, data: Forest) -> None:
         )
 
 
-def _short(name: str) -> str:
-    """Return a label: printable and shortened."""
+def _short(name: str, most: int) -> str:
+    """Return a label: printable, and shortened to at most this many characters."""
     name = printable(name)
-    return name if len(name) <= _LONGEST else f"{name[: _LONGEST - 1]}…"
+    return name if len(name) <= most else f"{name[: most - 1]}…"

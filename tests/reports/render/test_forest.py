@@ -72,3 +72,11 @@ def test_a_falling_axis_has_its_largest_value_on_the_left_and_a_mark_is_vertical
     assert ax.xaxis_inverted()
     assert any(list(line.get_xdata()) == [0.1, 0.1] for line in ax.lines)
     assert "level" in [text.get_text() for text in figure.legends[0].get_texts()]
+
+
+@pytest.mark.parametrize("narrow", [False, True])
+def test_long_names_and_reasons_leave_room_for_the_plot(narrow):
+    row = replace(ROWS[0], label="a label that is long " * 9, words="open, for a reason that is long " * 9)
+    figure = draw_figure(replace(FOREST, rows=(row,), narrow=narrow))
+    figure.canvas.draw()  # warns, and so fails, where the axes have no room
+    assert figure.axes[0].get_position().width > 0.1
