@@ -17,8 +17,21 @@ Settings: TypeAlias = dict[str, Any]  # by name; a setting that was not recorded
 # settings of `lossscope train` that change no step and no number on the fixed data: seeds, names, and what is recorded
 _FREE: Final = {
     *("seed", "seed_init", "seed_split", "seed_order"),
-    *("arm", "name", "out", "threads", "preset", "evaluations", "visits", "eval_every", "measures", "checkpoints"),
+    *(
+        "arm",
+        "name",
+        "out",
+        "threads",
+        "preset",
+        "evaluations",
+        "visits",
+        "eval_every",
+        "measures",
+        "checkpoints",
+        "replay",
+    ),
 }
+_OF_ONE_RUN: Final = {"seed", "replay_counts", "replay_window"}  # settings of an optimizer that go with the seeds
 _OF_THE_OPTIMIZER: Final = {"optimizer", "lr"}  # of the config; the facts of the optimizer are more exact
 _MOST_NAMED: Final = 3  # differences in the name of an arm
 _LONGEST_VALUE: Final = 24
@@ -122,7 +135,9 @@ def _recorded(manifest: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     given = {key: value for key, value in config.items() if key not in _FREE | {"options"} and value is not None}
     if optimizers:
         given = {key: value for key, value in given.items() if key not in _OF_THE_OPTIMIZER}
-    given |= {key: value for key, value in (options.items() if isinstance(options, Mapping) else ()) if key != "seed"}
+    given |= {
+        key: value for key, value in (options.items() if isinstance(options, Mapping) else ()) if key not in _OF_ONE_RUN
+    }
     yield from {**of_groups, **{key: value for key, value in given.items() if key not in of_groups}}.items()
     for key in ("class", "rule"):
         if optimizers:
@@ -145,7 +160,7 @@ def _optimizers(facts: object) -> Iterator[Mapping[str, Any]]:
 def _of_groups(groups: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, Any]]:
     """Yield each setting of parameter groups: its value if all groups share it, else the list of values by group."""
     settings = [one["settings"] for one in groups if isinstance(one.get("settings"), Mapping)]
-    for key in dict.fromkeys(key for one in settings for key in one if key != "seed"):
+    for key in dict.fromkeys(key for one in settings for key in one if key not in _OF_ONE_RUN):
         values = [one.get(key) for one in settings]
         yield key, values[0] if all(value == values[0] for value in values) else values
     if len(groups) > 1:

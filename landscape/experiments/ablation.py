@@ -186,6 +186,12 @@ class _Work:
     def all(self) -> None:
         """Work until each task has an outcome, and no run is left to another process."""
         due = [slot for slot in self._tasks if slot not in self._outcomes]
+        replays = [slot for slot in due if self._tasks[slot].config.replay is not None]
+        for stage in ([slot for slot in due if slot not in replays], replays):  # a replay reads a run that has ended
+            self._stage(stage)
+
+    def _stage(self, due: list[int]) -> None:
+        """Work until each of some tasks has an outcome, and none of their runs is left to another process."""
         while due:
             if self._backend is None:
                 self._in_processes(due)

@@ -24,7 +24,11 @@ _MOST_SEED: Final = 2**31 - 1
 _OWN: Final = ("name", "workload", "workloads", "seeds", "arms", "contrasts", "level")
 _SEEDS: Final = ("seed", "seed_init", "seed_split", "seed_order")
 _ALIASES: Final[Mapping[str, str]] = {"visits": "evaluations"}
-_NOT_AT_THE_TOP: Final = {"arm": "[arms] names them", "seed": "seeds = [0, 1, ...] lists them"}
+_NOT_AT_THE_TOP: Final = {
+    "arm": "[arms] names them",
+    "seed": "seeds = [0, 1, ...] lists them",
+    "replay": "an arm replays another one",
+}
 _NOT_IN_AN_ARM: Final = {
     "arm": "its name in [arms] is the arm's",
     "name": "runs are named after arm and seed",
@@ -42,7 +46,8 @@ class Grid:
         name: Name of the folder of runs in `out`.
         workloads: Names of the workloads. With more than one, the names of runs start with theirs.
         seeds: Each for weights, split and order, unless a setting fixes one of these for all runs.
-        arms: Settings of `TrainConfig` by arm; they replace those of `settings`.
+        arms: Settings of `TrainConfig` by arm; they replace those of `settings`. `replay` names another arm, whose
+            runs are trained before and give the number of second gradients in each window.
         contrasts: Arms (with, without) by name of the part.
         settings: Settings of all runs.
         out: Folder of experiments.
@@ -82,6 +87,8 @@ class Grid:
         given["options"] = {**self.settings.get("options", {}), **self.arms[arm].get("options", {})}
         prefix = f"{workload}-" if len(self.workloads) > 1 else ""
         names = {"arm": arm, "name": f"{prefix}{arm}-s{seed}", "out": str(self.folder)}
+        if given.get("replay") is not None:
+            names["replay"] = f"{prefix}{given['replay']}-s{seed}"
         return TrainConfig.of({**given, "workload": workload, "seed": seed, **names})
 
 
@@ -140,6 +147,7 @@ def grid_of(table: Mapping[str, Any], *, usual_name: str = "ablation") -> Grid:
             f"the grid has {size:,} runs ({len(arms)} arms, {count:,} seeds, workloads: {len(workloads)}), at most "
             f"{_MOST_RUNS:,} are allowed: take fewer seeds"
         )
+    _check_replays(arms)
     contrasts = _contrasts(given.get("contrasts"), arms)
     seeds, level = _seeds(given.get("seeds", count)), _level(given.get("level", "lowest"))
     grid = Grid(name, workloads, seeds, arms, contrasts, settings, out, level)
@@ -180,6 +188,18 @@ def _arms(table: Any) -> dict[str, dict[str, Any]]:
         arms[name] = {_ALIASES.get(key, key): value for key, value in settings.items()}
         _check_settings(arms[name], f"arm {name}", _NOT_IN_AN_ARM, _ALIASES)
     return arms
+
+
+def _check_replays(arms: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raise ConfigError for an arm that replays an unknown arm, or one that replays another."""
+    for name, settings in arms.items():
+        other = settings.get("replay")
+        if other is None:
+            continue
+        if other not in arms:
+            raise ConfigError(f"arm {name} replays the unknown arm {shown(other)}{_near(other, arms)}")
+        if arms[other].get("replay") is not None:
+            raise ConfigError(f"arm {name} replays arm {other}, which replays another: name an arm that replays none")
 
 
 def _contrasts(table: Any, arms: Mapping[str, object]) -> dict[str, tuple[str, str]]:

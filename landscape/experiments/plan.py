@@ -130,7 +130,7 @@ def _cost(config: TrainConfig, folder: Path) -> ArmCost:
     steps = min(_STEPS, config.steps or _STEPS)
     few = replace(config, steps=steps, evaluations=min(2, _evaluations(config)), checkpoints=1, out=str(folder))
     started = perf_counter()
-    run = train(replace(few, until_accuracy=None))
+    run = train(replace(few, until_accuracy=None, replay=None))  # what it replays may not be there yet
     seconds = perf_counter() - started
     curvature = float((run.manifest.get("overhead") or {}).get("curvature_seconds", 0.0))
     step = max(seconds - curvature, 0.0) / steps

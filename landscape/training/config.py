@@ -66,6 +66,7 @@ class TrainConfig:
     curvature_samples: int | None = None  # training samples over which curvature is averaged; None: all of them
     eval_every: int | None = None  # period in steps of the evaluation on the test set
     until_accuracy: float | None = None  # stop when the test accuracy reaches it
+    replay: str | None = None  # run in `out` whose second gradients `ars2-timer` repeats window by window
     threads: int | None = None  # number of CPU threads of torch; None: unchanged
     options: dict[str, Any] = field(default_factory=dict)  # further settings of the optimizer
 

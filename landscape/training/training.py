@@ -21,6 +21,7 @@ from lossscope.landscape.run import Run
 from lossscope.landscape.storage.manifest import run_path
 from lossscope.landscape.storage.run_folder import check_free
 from lossscope.landscape.training.config import TrainConfig
+from lossscope.landscape.training.replay import replayed
 from lossscope.landscape.training.setup import Job, job_of
 from lossscope.landscape.training.workloads import Examples, Workload, batch_at, workload
 from lossscope.optimizer import ENTRIES, OptimizerError, TwoPassOptimizer, settings
@@ -48,6 +49,8 @@ def resolved(config: TrainConfig) -> TrainConfig:
         known = _read(config)
     except OptimizerError as error:
         raise ConfigError(f"{error}; see `lossscope list optimizers`") from error
+    if config.replay is not None and "replay_counts" not in known:
+        raise ConfigError(f"replay needs an optimizer that can replay, such as ars2-timer, got {config.optimizer}")
     usual = {key: value for key, value in task.options.items() if key in known} | _usual_rate(config, task)
     return config.with_settings(
         {
@@ -101,7 +104,7 @@ def train(config: TrainConfig, *, resume: bool = False, force: bool = False, pro
     path = run_path(Path(config.out), config.run_name)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    job = job_of(config)
+    job = job_of(replayed(config))
     start = _resume_point(path, config, job) if resume else None
     if start is None:
         check_free(path, force)  # in the words of the command line

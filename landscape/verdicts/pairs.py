@@ -24,7 +24,19 @@ UNNAMED: Final = "unnamed task"  # of runs that no workload of lossscope trained
 LENGTH: Final = frozenset({"steps", "until_accuracy"})
 _FREE: Final = LENGTH | {
     *("optimizer", "lr", "options", "seed", "seed_init", "seed_split", "seed_order"),
-    *("arm", "name", "out", "threads", "preset", "evaluations", "visits", "eval_every", "measures", "checkpoints"),
+    *(
+        "arm",
+        "name",
+        "out",
+        "threads",
+        "preset",
+        "evaluations",
+        "visits",
+        "eval_every",
+        "measures",
+        "checkpoints",
+        "replay",
+    ),
 }
 _SHOWN: Final = 40  # characters of a value in a message
 Key: TypeAlias = tuple[str, str, str, str]  # workload, seeds, data hash, batch size

@@ -13,6 +13,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from lossscope.landscape.analysis.arms import by_arm
 from lossscope.landscape.errors import ConfigError
 from lossscope.landscape.experiments.ablation import Ablation, ablate
 from lossscope.landscape.experiments.grid import Grid, grid_of
@@ -112,6 +113,20 @@ def test_an_interrupted_ablation_that_goes_on_equals_an_uninterrupted_one(made: 
     assert statuses(found) == {"base-s0": "trained", "sync-s0": "resumed", "base-s1": "trained", "sync-s1": "trained"}
     for one in found.outcomes:
         same_numbers(mine.folder / one.name, made.grid.folder / one.name)
+
+
+def test_a_replay_is_trained_after_the_run_of_its_seed_and_ascends_as_often(tmp_path: Path) -> None:
+    arms = {"timer": {"optimizer": "ars2-timer", "replay": "aga"}, "aga": {"optimizer": "ars2-aga"}}
+    mine = grid(tmp_path, arms=arms, steps=100, evaluations=0)
+    found = ablate(mine, backend=HERE)
+    assert set(statuses(found).values()) == {"trained"}
+    for seed in (0, 1):
+        aga, timer = (Run.open(mine.folder / f"{arm}-s{seed}") for arm in ("aga", "timer"))
+        both = [run.steps["synced"].to_numpy(dtype=bool) for run in (aga, timer)]
+        windows = [one.reshape(50, 2).sum(1).tolist() for one in both]
+        assert windows[0] == windows[1]
+        assert both[0].tolist() != both[1].tolist()
+    assert list(by_arm(found.runs)) == ["timer", "aga"]  # the numbers replayed differ between seeds, and split no arm
 
 
 def test_a_run_without_a_checkpoint_is_made_again(tmp_path: Path) -> None:
