@@ -78,7 +78,7 @@ def balance(model: nn.Module, *, batch: Any = None) -> Balanced:
         >>> net = nn.Sequential(nn.Linear(1, 1, bias=False), nn.ReLU(), nn.Linear(1, 1, bias=False))
         >>> with torch.no_grad():
         ...     _ = net[0].weight.fill_(8.0), net[2].weight.fill_(0.5)
-        >>> [float(p) for p in balance(net).model.parameters()]
+        >>> [p.item() for p in balance(net).model.parameters()]
         [2.0, 2.0]
     """
     other = copied(model)
