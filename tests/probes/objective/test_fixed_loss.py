@@ -59,7 +59,7 @@ def test_a_run_says_it_once(tmp_path: Any, capsys: pytest.CaptureFixture[str]) -
     model, batch = young()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
     objective = Objective(model, CrossEntropy(), [batch])
-    with Recorder(tmp_path / "run", model, optimizer, objective, "economy", steps=2) as recorder:
+    with Recorder(tmp_path / "run", model, optimizer, objective, "economy", steps=2, overhead=1) as recorder:
         for _ in range(2):
             loss = F.cross_entropy(model(batch[0]), batch[1])
             optimizer.zero_grad()
