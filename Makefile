@@ -33,7 +33,7 @@ $(VENV)/ready-dev: $(VENV)/ready
 	@touch $@
 
 demo: $(VENV)/ready
-	@echo "== training three arms with three seeds each on handwritten digits, into runs/demo"
+	@echo "== training three arms with six seeds each on handwritten digits, into runs/demo"
 	@$(BIN)/lossscope demo --force
 
 test: $(VENV)/ready-dev

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Any, TypeAlias
@@ -16,9 +18,9 @@ from typer.testing import CliRunner
 
 from lossscope import __version__
 from lossscope.cli.main import app, main
-from lossscope.landscape.run import Run, open_runs
-from lossscope.landscape.training.config import TrainConfig
-from lossscope.landscape.training.parallel import train_all
+from lossscope.landscape.experiments.ablation import Ablation, ablate
+from lossscope.landscape.experiments.grid import Grid
+from lossscope.landscape.run import open_runs
 from lossscope.optimizer import names, settings
 
 Command: TypeAlias = Callable[..., CompletedProcess[str]]
@@ -280,34 +282,29 @@ def test_the_demo_trains_nothing_where_it_can_make_no_folder(inside: Command, tm
     assert said.stderr == f"error: {tmp_path / out.partition('/')[0]} is no folder; choose another folder with --out\n"
 
 
-def test_the_demo_leaves_nine_runs_and_one_page_and_prints_two_tables(
+def test_the_demo_leaves_its_runs_and_two_pages_and_prints_the_comparison(
     inside: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def quickly(configs: Sequence[TrainConfig], *, jobs: int, **more: Any) -> list[Run]:
-        """Train as the demo does, in one process and with curvature of few samples, for speed."""
-        return train_all([one.with_settings({"curvature_samples": 128}) for one in configs], jobs=1, **more)
+    def quickly(grid: Grid, *, jobs: int, **more: Any) -> Ablation:
+        """Train as the demo does, in this process and with curvature of few samples, for speed."""
+        return ablate(replace(grid, settings={**grid.settings, "curvature_samples": 128}), backend="sequential", **more)
 
-    monkeypatch.setattr("lossscope.cli.demo._EVALUATIONS", 2)
-    monkeypatch.setattr("lossscope.landscape.training.parallel.train_all", quickly)
+    monkeypatch.setattr("lossscope.cli.demo.EVALUATIONS", 3)
+    monkeypatch.setattr("lossscope.cli.demo.SEEDS", 2)
+    monkeypatch.setattr("lossscope.landscape.experiments.ablation.ablate", quickly)
     arguments = ["demo", "--out", str(tmp_path / "demo"), "--steps", "12"]
     result = CliRunner().invoke(app, arguments, catch_exceptions=False)
     assert result.exit_code == 0
-    runs = {f"{arm}-s{seed}" for arm in ("ars2-base", "ars2-sync", "adamw@rms") for seed in range(3)}
-    assert {path.name for path in (tmp_path / "demo").iterdir()} == runs | {"report.html"}
-    assert result.stdout.count("Each arm at the end of training") == 1
-    assert result.stdout.count("Norm controls at the end") == 1
-    assert "report.html" in result.stdout
+    runs = {f"{arm}-s{seed}" for arm in ("ars2-base", "ars2-sync", "adamw@rms") for seed in range(2)}
+    assert {path.name for path in (tmp_path / "demo").iterdir()} == runs | {"report.html", "verdict.html"}
+    assert "worst, relative" in result.stdout
+    assert "NOT JUDGED: 2 pairs" in result.stdout
+    assert re.search(r"Recording took \d+ % of the time, with 3 evaluations a run", result.stdout)
+    assert str(tmp_path / "demo" / "verdict.html") in result.stdout
     page = (tmp_path / "demo" / "report.html").read_text()
-    for figure in (
-        "Training loss",
-        "λ_max",
-        "Directional edge ratio",
-        "Trace",
-        "entropy",
-        "Shear angle",
-        "Fisher energy",
-    ):
+    for figure in ("Training loss", "λ_max", "entropy", "Shear angle", "Fisher energy"):
         assert figure in page
+    assert "average, balanced" in (tmp_path / "demo" / "verdict.html").read_text()
     again = inside(*arguments)
     assert again.returncode == 1
     assert "--force" in again.stderr
@@ -317,18 +314,17 @@ def test_the_demo_leaves_nine_runs_and_one_page_and_prints_two_tables(
 
 
 @pytest.mark.slow
-def test_the_whole_demo_makes_twenty_evaluations_a_run(tmp_path: Path) -> None:
+def test_the_whole_demo_supports_that_the_ascent_flattens(tmp_path: Path) -> None:
     done = lossscope("demo", "--out", str(tmp_path / "demo"), "--json")
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["kind"] == "overview"
-    for run in open_runs(tmp_path / "demo"):
-        probes = run.probes
-        assert (probes["measure"] == "lambda_max").sum() == 20
-        assert probes.loc[probes["measure"] == "lambda_max", "converged"].all()
-        assert (
-            probes.loc[probes["measure"] == "trace", "converged"].mean() > 0.25
-        )  # early ones are small beside their noise
-    assert done.stderr.count("of which recording took") == 9
+    found = json.loads(done.stdout)
+    assert found["kind"] == "compare"
+    assert "SUPPORTED" in done.stdout
+    runs = open_runs(tmp_path / "demo")
+    assert len(runs) == 18
+    for run in runs:
+        rows = run.probes[run.probes["measure"].isin(["adaptive_lambda_max", "adaptive_trace", "balanced_trace"])]
+        assert rows.groupby("measure").size().tolist() == [5, 5, 5]
 
 
 def test_usage_errors_exit_2(inside: Command) -> None:
