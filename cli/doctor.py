@@ -30,6 +30,7 @@ TESTED_VERSIONS: Final = {
     "rich": "15.0.0",
     "safetensors": "0.8.0",
     "filelock": "4.3.1",
+    "joblib": "1.6.0",
     "lazy-loader": "0.6",
     "scikit-learn": "1.9.1",
     "pyhessian": "0.1",

@@ -86,11 +86,13 @@ def test_the_page_on_reading_a_report_runs(page: Page) -> None:
     assert str(scope["text"]).startswith("Sharpness\n")
 
 
+@pytest.mark.slow
 def test_the_page_on_ablations_runs(page: Page) -> None:
     page("howto/ablate.md")
     assert not Path("runs").exists()
 
 
+@pytest.mark.slow
 def test_the_page_on_comparing_two_optimizers_runs(page: Page) -> None:
     scope = page("howto/compare_two_optimizers.md")
     assert scope["verdict"].status == "NOT_JUDGED"  # type: ignore[attr-defined]

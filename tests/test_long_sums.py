@@ -57,6 +57,7 @@ ALLOWED: dict[str, tuple[str, dict[str, int]]] = {
     "probes/sharpness/norm_ball.py": (f"{MATRIX}; layers, in float64", {"@": 3, "normalize": 1}),
     "probes/sharpness/per_block.py": (MATRIX, {"@": 1}),
     "probes/sharpness/sampling_error.py": (MATRIX, {"@": 1}),
+    "probes/statistics/crossing.py": (SHORT, {"@": 2}),
     "probes/statistics/estimate.py": (SHORT, {"@": 1}),
     "probes/step_tensors/newton_schulz.py": (SHORT, {"vector_norm": 3, "norm": 1}),
     "probes/step_tensors/singular_values.py": ("one layer, scaled to norm 1, in float64", {"@": 2}),

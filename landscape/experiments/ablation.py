@@ -131,10 +131,9 @@ def prepared(grid: Grid, *, force: bool) -> list[TrainConfig]:
 
 def cores() -> int:
     """Return the number of cores that this process may use."""
-    try:
+    if hasattr(os, "sched_getaffinity"):  # on Linux
         return len(os.sched_getaffinity(0))
-    except AttributeError:  # not on Linux
-        return os.cpu_count() or 1
+    return os.cpu_count() or 1
 
 
 def default_jobs(configs: Sequence[TrainConfig], jobs: int | None) -> int:

@@ -109,14 +109,16 @@ def test_an_interrupt_stops_trainings_and_keeps_their_rows(
         if taken:
             signal.raise_signal(getattr(signal, name))
 
-    before = signal.getsignal(signal.SIGTERM)
+    before = {one: signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGINT)}
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # recorders of other tests may have set their own
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it for what runs in the background
     try:
         with pytest.raises(KeyboardInterrupt if name == "SIGINT" else SystemExit):
             train_all([asked(tmp_path, seed, steps=100_000) for seed in range(2)], jobs=1, progress=interrupt)
         assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for one, handler in before.items():
+            signal.signal(one, handler)
     assert Run.open(tmp_path / "s0").manifest["how_it_ended"] == "KeyboardInterrupt"
     assert "of which recording took" in capsys.readouterr().err
     assert not (tmp_path / "s1").exists()

@@ -72,5 +72,5 @@ def test_probed_values_are_in_the_unit_of_the_loss(facts, units, write_run):
     row = {"step": 1, "tensor": None, "value": 1.0, "stderr": None, "low": None, "high": None, "residual": 0.1}
     row |= {"converged": True, "engine": "lossscope", "products": 3, "seconds": 1.0, "gradients": None}
     rows = tuple({**row, "measure": measure} for measure in ("trace", "negative_mass"))
-    table = probe_tables(Probed(run.path, (1,), rows, (), (), 1.0))[0]
+    table = probe_tables(Probed(run.path, (1,), rows, (), (), (), 1.0))[0]
     assert [cells[4] for cells in table.rows] == units
