@@ -139,8 +139,8 @@ def test_where_no_whole_evaluation_fits_cut_ones_take_place(clock: list[float], 
 
 
 def test_the_other_evaluations_leave_what_a_whole_last_one_takes(clock: list[float], tmp_path: Path) -> None:
-    run = train(tmp_path / "run", clock, 200, steps=200, spacing="linear")
-    assert {"lambda_max", "trace", "adaptive_trace"} <= measured(run)[200]
+    run = train(tmp_path / "run", clock, 400, steps=400, spacing="linear")
+    assert {"lambda_max", "trace", "adaptive_trace", "log_fisher_rao"} <= measured(run)[400]
     assert run.manifest["overhead"]["share"] <= 0.1
 
 
@@ -216,7 +216,7 @@ def test_a_cap_that_is_broken_is_named_at_the_end_and_the_price_at_the_start(
     train(tmp_path / "run", clock, 3, steps=3, overhead=0.01)
     told = capsys.readouterr().err
     assert re.search(r"a curvature evaluation takes up to [\d.]+ s; recording may take 1 % of the time", told)
-    assert re.search(r"needs up to \d[\d.]* [kMG]?B of memory, 94 copies of the parameters, beside the graphs", told)
+    assert re.search(r"needs up to \d[\d.]* [kMG]?B of memory, \d+ copies of the parameters, beside the graphs", told)
     assert re.search(r"of which recording took [\d.]+ %.*, [\d.]+ points above the cap of 1 %", told)
     train(tmp_path / "free", clock, 3, steps=3, overhead=1)
     told = capsys.readouterr().err

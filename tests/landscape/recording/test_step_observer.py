@@ -312,7 +312,8 @@ def test_an_objective_in_double_precision_is_measured(tmp_path: Path) -> None:
             recorder.step(loss)
     run = Run.open(tmp_path / "run")
     gaps = run.manifest["curvature_gaps"]
-    assert all("unused has no second moment" in gap["why"] for gap in gaps)
+    known = ("no balanced point is known for this network", "unused has no second moment")
+    assert all(any(words in gap["why"] for words in known) for gap in gaps), gaps
     assert {"log_fisher_rao", "logit_norm", "trust_ratio", "top_share"} <= set(run.probes["measure"])
 
 
