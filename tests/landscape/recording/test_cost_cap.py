@@ -139,8 +139,8 @@ def test_where_no_whole_evaluation_fits_cut_ones_take_place(clock: list[float], 
 
 
 def test_the_other_evaluations_leave_what_a_whole_last_one_takes(clock: list[float], tmp_path: Path) -> None:
-    run = train(tmp_path / "run", clock, 400, steps=400, spacing="linear")
-    assert {"lambda_max", "trace", "adaptive_trace", "log_fisher_rao"} <= measured(run)[400]
+    run = train(tmp_path / "run", clock, 200, steps=200, spacing="linear")
+    assert {"lambda_max", "trace", "adaptive_trace"} <= measured(run)[200]
     assert run.manifest["overhead"]["share"] <= 0.1
 
 

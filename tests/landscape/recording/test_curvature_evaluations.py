@@ -232,7 +232,9 @@ def test_flatness_that_is_named_is_taken_at_every_evaluation_and_otherwise_at_lo
     assert names <= set(values(named.rows(3, before, moved, long=False)))
     preset = CurvatureEvaluations(objective, ECONOMY, adamw)
     assert not names & set(values(preset.rows(3, before, moved, long=False)))
-    assert names <= set(values(preset.rows(3, before, moved)))
+    assert names & set(values(preset.rows(3, before, moved))) == {"adaptive_trace", "adaptive_lambda_max"}
+    full = CurvatureEvaluations(objective, PRESETS["full"], adamw)
+    assert names <= set(values(full.rows(3, before, moved)))
 
 
 def test_noise_curves_are_recorded_by_the_fullest_preset_or_where_they_are_named():
