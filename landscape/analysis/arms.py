@@ -10,27 +10,17 @@ from weakref import WeakKeyDictionary
 if TYPE_CHECKING:
     from lossscope.landscape.run import Run
 
-__all__ = ["by_arm", "has_seeds", "step_of_another_rate"]
+__all__ = ["SEED_SETTINGS", "WITHOUT_EFFECT", "by_arm", "has_seeds", "step_of_another_rate"]
 
 Settings: TypeAlias = dict[str, Any]  # by name; a setting that was not recorded is left out
 
-# settings of `lossscope train` that change no step and no number on the fixed data: seeds, names, and what is recorded
-_FREE: Final = {
-    *("seed", "seed_init", "seed_split", "seed_order"),
-    *(
-        "arm",
-        "name",
-        "out",
-        "threads",
-        "preset",
-        "evaluations",
-        "visits",
-        "eval_every",
-        "measures",
-        "checkpoints",
-        "replay",
-    ),
-}
+SEED_SETTINGS: Final = frozenset({"seed", "seed_init", "seed_split", "seed_order"})
+# settings of `lossscope train` that change no step and no number on the fixed data: names, what is recorded, and the
+# run that a control replays, which goes with the seeds
+WITHOUT_EFFECT: Final = frozenset(
+    ("arm", "name", "out", "threads", "preset", "evaluations", "visits", "eval_every", "measures", "checkpoints")
+) | {"weights_at_evaluations", "replay"}
+_FREE: Final = SEED_SETTINGS | WITHOUT_EFFECT
 _OF_ONE_RUN: Final = {"seed", "replay_counts", "replay_window"}  # settings of an optimizer that go with the seeds
 _OF_THE_OPTIMIZER: Final = {"optimizer", "lr"}  # of the config; the facts of the optimizer are more exact
 _MOST_NAMED: Final = 3  # differences in the name of an arm

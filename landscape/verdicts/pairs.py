@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
-from lossscope.landscape.analysis.arms import by_arm
+from lossscope.landscape.analysis.arms import SEED_SETTINGS, WITHOUT_EFFECT, by_arm
 from lossscope.landscape.errors import ConfigError, RunError
 from lossscope.landscape.verdicts.verdict import Reason
 from lossscope.landscape.verdicts.wrong_values import nearest
@@ -22,22 +22,7 @@ UNNAMED: Final = "unnamed task"  # of runs that no workload of lossscope trained
 # Settings that differ by intent, or that change no number: the optimizer, the length, seeds, names, and what is
 # recorded.
 LENGTH: Final = frozenset({"steps", "until_accuracy"})
-_FREE: Final = LENGTH | {
-    *("optimizer", "lr", "options", "seed", "seed_init", "seed_split", "seed_order"),
-    *(
-        "arm",
-        "name",
-        "out",
-        "threads",
-        "preset",
-        "evaluations",
-        "visits",
-        "eval_every",
-        "measures",
-        "checkpoints",
-        "replay",
-    ),
-}
+_FREE: Final = LENGTH | SEED_SETTINGS | WITHOUT_EFFECT | {"optimizer", "lr", "options"}
 _SHOWN: Final = 40  # characters of a value in a message
 Key: TypeAlias = tuple[str, str, str, str]  # workload, seeds, data hash, batch size
 

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import fields
 from typing import Any
 
 import pytest
 
-from lossscope.landscape.analysis.arms import by_arm, has_seeds, step_of_another_rate
+from lossscope.landscape.analysis.arms import (
+    SEED_SETTINGS,
+    WITHOUT_EFFECT,
+    by_arm,
+    has_seeds,
+    step_of_another_rate,
+)
 from lossscope.landscape.run import Run
+from lossscope.landscape.training.config import TrainConfig
 from lossscope.reports import overview, render
 
 Write = Callable[..., Run]
@@ -126,3 +134,9 @@ def test_runs_of_one_arm_with_different_schedules_are_told(write_run: Write) -> 
     assert step_of_another_rate([same, longer, other]) == 20
     assert "different learning rates" not in render(overview([same, longer]), "text")
     assert "x: its runs have different learning rates from step 20 on" in render(overview([same, other]), "text")
+
+
+def test_every_setting_of_a_training_either_separates_arms_or_is_named_as_without_effect() -> None:
+    """A key that is added to `TrainConfig` has to be put into one of the two sets."""
+    separates = {"workload", "optimizer", "steps", "batch_size", "lr", "curvature_samples", "until_accuracy", "options"}
+    assert {one.name for one in fields(TrainConfig)} == separates | SEED_SETTINGS | (WITHOUT_EFFECT - {"visits"})
