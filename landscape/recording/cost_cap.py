@@ -76,6 +76,10 @@ class CostCap:
             return math.inf
         return min(self.share * self._overhead.wall, self._most) - self._overhead.total
 
+    def has_room(self) -> bool:
+        """Return True while recording is below the cap."""
+        return self.left > 0
+
     def narrowed(self, seconds: float) -> CostCap:
         """Return a cap that leaves at most some seconds of what this one leaves now."""
         narrower = CostCap(self.share, self._overhead)

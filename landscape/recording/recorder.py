@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Collection, Sequence
-from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
@@ -165,7 +164,7 @@ class Recorder:
             evaluate_at=evaluate_at if measured else None,
             spacing=spacing,
             checkpoints=min(self.preset.checkpoints if checkpoints is None else checkpoints, fit),
-            room=partial(_room, self._cap),
+            room=self._cap.has_room,  # no method of the recorder, which the optimizer would keep alive
         )
         self._periods = SamplePeriods(self._cadence, self._cap, self._overhead, self._faults)
         self._instruments = LossInstruments(
@@ -397,8 +396,3 @@ class Recorder:
         if self._observer is not None:
             self._observer.close()
         self._instruments.release()
-
-
-def _room(cap: CostCap) -> bool:
-    """Return True while recording is below its cap. A method would keep the recorder alive as long as its optimizer."""
-    return cap.left > 0
