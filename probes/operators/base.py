@@ -311,7 +311,7 @@ class ObjectiveOperator(SymmetricOperator):
         differences = row_norms(found.difference.mT)
         if bool((differences <= _SATURATED * lengths).all()):
             # a single difference may be small by chance; where digits cancel, about 1 / loss units are lost
-            slack = torch.minimum(self.lost_digits * lengths, _CHANCE * found.share * differences)
+            slack = torch.minimum(_lost_digits(loss) * lengths, _CHANCE * found.share * differences)
             cancelled = differences > _CANCELLED * torch.finfo(torch.float32).eps * lengths
             return replace(found, slack=found.slack + torch.where(cancelled, slack, 0.0))
         known = MARGIN * torch.finfo(self.dtype).eps / loss if loss > 0 else 1.0
@@ -320,8 +320,7 @@ class ObjectiveOperator(SymmetricOperator):
     @property
     def lost_digits(self) -> float:
         """Relative error of float64 products of a classifier that fits its data, from 1 - p; 0 if none is known."""
-        loss = self.objective.value() if self.dtype == torch.float64 else 0.0
-        return torch.finfo(torch.float64).eps / loss if loss >= _LOST else 0.0
+        return _lost_digits(self.objective.value()) if self.dtype == torch.float64 else 0.0
 
     @property
     def asymmetry_hint(self) -> str:
@@ -355,6 +354,11 @@ class ObjectiveOperator(SymmetricOperator):
     def fallback_reason(self) -> str:
         """Reason that `method` replaced the default method; empty if it did not."""
         return self._facts().fallback_reason
+
+
+def _lost_digits(loss: float) -> float:
+    """Return the relative error of a float64 product where the loss is that of a classifier; 0 below all digits."""
+    return torch.finfo(torch.float64).eps / loss if loss >= _LOST else 0.0
 
 
 def from_matrix(A: Tensor) -> SymmetricOperator:
