@@ -19,7 +19,7 @@ __all__ = ["demo"]
 ARMS: Final = ("ars2-base", "ars2-sync", "adamw@rms")
 COMPARED: Final = ("ars2-sync", "ars2-base")
 SEEDS: Final = 6  # the fewest that a verdict takes
-EVALUATIONS: Final = 5  # so that recording takes about 30 % of the time
+EVALUATIONS: Final = 5  # the fewest that show a course; recording takes half of the time or more, which is printed
 _MOST_JOBS: Final = 4  # each process loads torch
 _PAGES: Final = ("report.html", "verdict.html")
 

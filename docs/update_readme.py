@@ -1,4 +1,4 @@
-"""Redraw docs/report.png and the README's table from the runs of a demo.
+"""Redraw docs/report.png, and write the README's comparison and table, from the runs of a demo.
 
 Usage, from the top of the repository: make demo && .venv/bin/python docs/update_readme.py runs/demo
 """
@@ -13,8 +13,11 @@ from pathlib import Path
 import matplotlib
 from PIL import Image, ImageDraw, ImageFont
 
-from lossscope import open_runs
-from lossscope.reports import overview
+from lossscope import __version__, open_runs
+from lossscope.cli.demo import COMPARED
+from lossscope.landscape import compare
+from lossscope.reports import overview, render
+from lossscope.reports.comparison.report import compare_report
 from lossscope.reports.content import FigureData
 from lossscope.reports.render.drawing import draw_figure
 from lossscope.reports.render.text import table_text
@@ -22,7 +25,7 @@ from lossscope.reports.render.text import table_text
 DOCS = Path(__file__).parent
 SHOWN = ("loss", "lambda_max", "adaptive_trace", "entropy")
 MARGIN = 16  # pixels
-BLOCK = re.compile(r"(<!-- written by docs/update_readme.py -->\n```text\n).*?(```)", re.S)
+BLOCK = r"(<!-- {} by docs/update_readme.py -->\n```text\n).*?(```)"
 
 
 def drawn(figure: FigureData) -> Image.Image:
@@ -39,8 +42,9 @@ def drawn(figure: FigureData) -> Image.Image:
 
 
 def main(demo: Path) -> None:
-    """Write the picture and the table."""
-    report = overview(open_runs(demo))
+    """Write the picture, the comparison and the table."""
+    runs = open_runs(demo)
+    report = overview(runs)
     figures = {figure.key: figure for figure in report.figures}
     panels = [drawn(figures[key]) for key in SHOWN]
     width, height = panels[0].size
@@ -50,11 +54,19 @@ def main(demo: Path) -> None:
     picture.quantize(64).save(DOCS / "report.png", optimize=True)
 
     readme = DOCS.parent / "README.md"
-    table = table_text(report.tables[0])
-    text, count = BLOCK.subn(lambda block: block[1] + table.rstrip() + "\n" + block[2], readme.read_text())
-    if count != 1:
-        sys.exit(f"README.md must have one block behind '<!-- written by docs/update_readme.py -->', got {count}")
+    compared = render(compare_report(compare(*COMPARED, runs), runs, version=__version__), "text", width=110)
+    text = readme.read_text()
+    for word, content in (("compared", compared), ("written", table_text(report.tables[0]))):
+        text, count = replaced(text, word, content)
+        if count != 1:
+            sys.exit(f"README.md must have one block behind '<!-- {word} by docs/update_readme.py -->', got {count}")
     readme.write_text(text)
+
+
+def replaced(text: str, word: str, content: str) -> tuple[str, int]:
+    """Return a text with the content of its block replaced, and the number of such blocks."""
+    pattern = re.compile(BLOCK.format(word), re.S)
+    return pattern.subn(lambda block: block[1] + content.rstrip() + "\n" + block[2], text)
 
 
 if __name__ == "__main__":
