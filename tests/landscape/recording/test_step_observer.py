@@ -47,12 +47,16 @@ def objectives(model: nn.Module) -> tuple[Objective, Objective]:
     )
 
 
+# Instruments of steps are tested here; an evaluation with every measure would be most of the time.
+FEW = {"measures": ["lambda_max"], "overhead": 1.0}
+
+
 def recorded(path: Path, name: str, count: int = 6, *, planned: bool = True, **settings: float) -> Run:
     model = network()
     optimizer = create(name, model, lr=0.02, **settings)
     fixed, pairs = objectives(model)
     with Recorder(
-        path, model, optimizer, fixed, "full", minibatches=pairs, steps=count if planned else None, overhead=1
+        path, model, optimizer, fixed, "full", minibatches=pairs, steps=count if planned else None, **FEW
     ) as recorder:
         for _ in range(count):
             recorder.step(step(model, optimizer))
@@ -111,7 +115,7 @@ def test_newton_schulz_is_compared_with_the_polar_factor_of_its_actual_output(no
     optimizer = create("ars2-base", model, lr=0.02, ns_norm=norm)
     kept: list[StepRecord] = []
     fixed, _ = objectives(model)
-    with Recorder(tmp_path / "run", model, optimizer, fixed, "full", steps=2, overhead=1) as recorder:
+    with Recorder(tmp_path / "run", model, optimizer, fixed, "full", steps=2, **FEW) as recorder:
         optimizer.observe(kept.append)
         for _ in range(2):
             recorder.step(step(model, optimizer))
@@ -229,7 +233,7 @@ def test_no_instrument_leaves_a_trace_in_weights_state_buffers_gradients_or_rand
     fixed, pairs = objectives(watched)
     generators = []
     with Recorder(
-        tmp_path / "run", watched, optimizers[1], fixed, "full", minibatches=pairs, steps=6, overhead=1
+        tmp_path / "run", watched, optimizers[1], fixed, "full", minibatches=pairs, steps=6, evaluations=2, overhead=1
     ) as recorder:
         for model, optimizer in zip((plain, watched), optimizers, strict=True):
             torch.manual_seed(5)
@@ -261,9 +265,7 @@ def test_rows_use_the_names_of_the_model_not_those_of_the_optimizer(tmp_path: Pa
     model = network()
     optimizer = ARS2Neo(model.parameters(), lr=0.02, mode="lazy", k=3)
     fixed, pairs = objectives(model)
-    with Recorder(
-        tmp_path / "run", model, optimizer, fixed, "full", minibatches=pairs, steps=4, overhead=1
-    ) as recorder:
+    with Recorder(tmp_path / "run", model, optimizer, fixed, "full", minibatches=pairs, steps=4, **FEW) as recorder:
         for _ in range(4):
             recorder.step(step(model, optimizer))
     run = Run.open(tmp_path / "run")
@@ -279,7 +281,7 @@ def test_a_parameter_of_the_optimizer_that_is_not_in_the_model_is_left_out(tmp_p
     optimizer = create("adamw", [*model.named_parameters(), ("temperature", temperature)], lr=0.02)
     x, y = data()
     fixed, _ = objectives(model)
-    with Recorder(tmp_path / "run", model, optimizer, fixed, "full", steps=2, overhead=1) as recorder:
+    with Recorder(tmp_path / "run", model, optimizer, fixed, "full", steps=2, **FEW) as recorder:
         for _ in range(2):
             optimizer.zero_grad()
             loss = F.cross_entropy(model(x) * temperature, y)
@@ -303,7 +305,7 @@ def test_an_objective_in_double_precision_is_measured(tmp_path: Path) -> None:
     optimizer = create("adamw", model, lr=0.02)
     x, y = data()
     fixed = Objective(model, CrossEntropy(), [(x.float(), y)]).in_double()
-    with Recorder(tmp_path / "run", model, optimizer, fixed, "full", steps=2, overhead=1) as recorder:
+    with Recorder(tmp_path / "run", model, optimizer, fixed, "full", steps=2, evaluations=1, overhead=1) as recorder:
         for _ in range(2):
             optimizer.zero_grad()
             loss = F.cross_entropy(model(x.float()), y)
