@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
@@ -19,14 +20,16 @@ __all__ = ["demo"]
 ARMS: Final = ("ars2-base", "ars2-sync", "adamw@rms")
 COMPARED: Final = ("ars2-sync", "ars2-base")
 SEEDS: Final = 6  # the fewest that a verdict takes
-EVALUATIONS: Final = 5  # the fewest that show a course; recording takes half of the time or more, which is printed
+# Shares of the run at which its sharpness is measured: around the losses where arms are compared. On so small a network
+# an evaluation takes as long as a hundred steps.
+EVALUATED: Final = (0.2, 0.6, 1.0)
 _MOST_JOBS: Final = 4  # each process loads torch
 _PAGES: Final = ("report.html", "verdict.html")
 
 
 def demo(
     out: Annotated[Path, typer.Option(help="Folder of the demo's runs and its pages.")] = Path("runs/demo"),
-    steps: Annotated[int, typer.Option(min=1, help="Optimizer steps of each run.")] = 400,
+    steps: Annotated[int, typer.Option(min=1, help="Optimizer steps of each run.")] = 1000,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing demo.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -58,7 +61,8 @@ def demo(
         echo(render(document, "json"), format="json")
         return
     echo(render(document, "text", width=text_width()))
-    echo(f"Recording took {100 * _recorded(runs):.0f} % of the time, with {EVALUATIONS} evaluations a run.")
+    share, evaluations = 100 * _recorded(runs), len(grid.settings["evaluate_at"])
+    echo(f"Recording took {share:.0f} % of the training time, with {evaluations} evaluations a run.")
     echo(f"page of this comparison: {out / _PAGES[1]}; of all runs, with figures: {out / _PAGES[0]}")
     echo(f"training dynamics: `lossscope report dynamics {out}`; another pair of arms: `{command}`")
 
@@ -90,7 +94,7 @@ def _grid(out: Path, steps: int) -> Grid:
             "workload": "digits-mlp",
             "steps": steps,
             "seeds": SEEDS,
-            "evaluations": EVALUATIONS,
+            "evaluate_at": sorted({math.ceil(share * steps) for share in EVALUATED}),
             "checkpoints": 2,
             "arms": arms,
             "contrasts": {},

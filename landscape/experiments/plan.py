@@ -128,19 +128,22 @@ def _timed(configs: Sequence[TrainConfig]) -> list[ArmCost]:
 def _cost(config: TrainConfig, folder: Path) -> ArmCost:
     """Return the cost of a run, after training its first steps in a folder."""
     steps = min(_STEPS, config.steps or _STEPS)
-    few = replace(config, steps=steps, evaluations=min(2, _evaluations(config)), checkpoints=1, out=str(folder))
+    evaluations = min(2, _evaluations(config))
+    few = replace(config, steps=steps, evaluations=evaluations, evaluate_at=None, checkpoints=1, out=str(folder))
     started = perf_counter()
     run = train(replace(few, until_accuracy=None, replay=None))  # what it replays may not be there yet
     seconds = perf_counter() - started
     curvature = float((run.manifest.get("overhead") or {}).get("curvature_seconds", 0.0))
     step = max(seconds - curvature, 0.0) / steps
-    evaluation = curvature / max(few.evaluations or 0, 1)
+    evaluation = curvature / max(evaluations, 1)
     whole = step * (config.steps or steps) + evaluation * _evaluations(config)
     return ArmCost(config.workload, config.arm_name, step, evaluation, whole, _bytes(run, config))
 
 
 def _evaluations(config: TrainConfig) -> int:
     """Return the number of evaluations of a run."""
+    if config.evaluate_at is not None:
+        return len(set(config.evaluate_at))
     count = preset_of(config.preset).evaluations if config.evaluations is None else config.evaluations
     return len(log_spaced(config.steps or 1, count))
 

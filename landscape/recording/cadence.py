@@ -19,6 +19,7 @@ __all__ = [
     "Preset",
     "Spacing",
     "geometric_step",
+    "given_steps",
     "log_spaced",
     "preset_of",
 ]
@@ -236,7 +237,7 @@ def _evaluation_steps(
     if spacing not in get_args(Spacing):
         raise ConfigError(f"spacing must be one of 'log', 'linear', got {spacing!r}")
     if given is not None:
-        return _given_steps(planned, given)
+        return given_steps(planned, given)
     if planned is None:
         return ()
     if spacing == "linear":
@@ -244,8 +245,12 @@ def _evaluation_steps(
     return log_spaced(planned, count, max(round(planned / _EARLIEST), 1))
 
 
-def _given_steps(planned: int | None, given: Collection[int]) -> tuple[int, ...]:
-    """Return the steps of `evaluate_at`, ascending and distinct."""
+def given_steps(planned: int | None, given: Collection[int]) -> tuple[int, ...]:
+    """Return the steps of `evaluate_at`, ascending and distinct.
+
+    Raises:
+        ConfigError: They are no steps of a run, or too many.
+    """
     try:
         listed = list(islice(given, MOST_EVALUATIONS + 1))
     except TypeError:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Final, Union, get_args, get_origin, get_type_hints
+from typing import Any, Final, Union, cast, get_args, get_origin, get_type_hints
 
 from lossscope.landscape.errors import ConfigError, RunError
 from lossscope.landscape.storage.files import read_regular
@@ -60,6 +60,7 @@ class TrainConfig:
     seed_order: int | None = None  # batches
     preset: str = "standard"  # how much is recorded
     evaluations: int | None = None  # number of log-spaced curvature evaluations; None: the preset's
+    evaluate_at: list[int] | None = None  # the steps of the curvature evaluations, in place of their number
     measures: list[str] | None = None  # of the evaluations, by measure or group; None: all that are recorded
     checkpoints: int | None = None  # number of log-spaced checkpoints; None: the preset's
     weights_at_evaluations: bool = False  # save the weights, without the optimizer, at curvature evaluations too
@@ -170,14 +171,23 @@ def _fits(value: Any, hint: Any) -> bool:
     if isinstance(value, bool):
         return _base(hint) is bool
     if isinstance(value, list) and _base(hint) is list:
-        return all(isinstance(one, str) for one in value)
+        return all(type(one) is _element(hint) for one in value)
     return isinstance(value, int | float if _base(hint) is float else _base(hint))
 
 
 def _words(hint: Any) -> str:
     """Return the type of a hint in words."""
-    words = {int: "an integer", float: "a number", str: "text", bool: "true or false", list: "a list of texts"}
-    return {**words, dict: "a table of settings"}[_base(hint)]
+    if _base(hint) is list:
+        return {str: "a list of texts", int: "a list of integers"}[_element(hint)]
+    words = {int: "an integer", float: "a number", str: "text", bool: "true or false", dict: "a table of settings"}
+    return words[_base(hint)]
+
+
+def _element(hint: Any) -> type:
+    """Return the type of the elements of a list's hint."""
+    (of_list,) = (arg for arg in (hint, *get_args(hint)) if get_origin(arg) is list)
+    (element,) = get_args(of_list)
+    return cast(type, element)
 
 
 def from_toml(path: Path) -> dict[str, Any]:

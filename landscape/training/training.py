@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lossscope.landscape.errors import ConfigError, RecordingWarning, RunError, TrainingError
-from lossscope.landscape.recording.cadence import preset_of
+from lossscope.landscape.recording.cadence import given_steps, preset_of
 from lossscope.landscape.recording.checkpoints import checkpoints, load_checkpoint
 from lossscope.landscape.recording.recorder import Recorder
 from lossscope.landscape.run import Run
@@ -36,8 +36,8 @@ def resolved(config: TrainConfig) -> TrainConfig:
     """Return the config with its missing settings replaced by the usual ones of its workload.
 
     Raises:
-        ConfigError: The workload, the optimizer or one of its settings is unknown, or more training examples are asked
-            for than there are.
+        ConfigError: The workload, the optimizer or one of its settings is unknown, more training examples are asked
+            for than there are, or an evaluation is asked for beyond the last step.
     """
     task = workload(config.workload)
     for key in ("batch_size", "curvature_samples"):
@@ -51,6 +51,8 @@ def resolved(config: TrainConfig) -> TrainConfig:
         raise ConfigError(f"{error}; see `lossscope list optimizers`") from error
     if config.replay is not None and "replay_counts" not in known:
         raise ConfigError(f"replay needs an optimizer that can replay, such as ars2-timer, got {config.optimizer}")
+    if config.evaluate_at is not None:
+        given_steps(config.steps or task.steps, config.evaluate_at)
     usual = {key: value for key, value in task.options.items() if key in known} | _usual_rate(config, task)
     return config.with_settings(
         {
@@ -129,6 +131,7 @@ def _record(
         test=job.test_loss(),
         steps=config.steps,
         evaluations=config.evaluations,
+        evaluate_at=config.evaluate_at,
         measures=config.measures,
         checkpoints=config.checkpoints,
         weights_at_evaluations=config.weights_at_evaluations,
@@ -158,7 +161,7 @@ def _resume_point(path: Path, config: TrainConfig, job: Job) -> int | None:
     if not path.exists():
         raise RunError(f"run {path} does not exist, so it cannot be resumed; omit --resume to start it")
     before = recorded_config(path)
-    free = {"steps", "evaluations", "measures", "checkpoints", "weights_at_evaluations"}
+    free = {"steps", "evaluations", "evaluate_at", "measures", "checkpoints", "weights_at_evaluations"}
     free |= {"until_accuracy", "threads", "out", "name"}
     for key, old in asdict(before).items():
         new = asdict(config)[key]

@@ -40,6 +40,7 @@ def test_an_unknown_key_suggests_the_nearest() -> None:
         ("options", 1, "options must be a table of settings, got 1 of type int"),
         ("seed", None, "seed must be an integer, got None of type NoneType"),
         ("measures", ["trace", 3], r"measures must be a list of texts, got \['trace', 3\] of type list"),
+        ("evaluate_at", [1, True], r"evaluate_at must be a list of integers, got \[1, True\] of type list"),
     ],
 )
 def test_the_message_for_a_wrong_type_names_the_right_one(key: str, value: object, words: str) -> None:

@@ -231,6 +231,18 @@ def test_evaluations_have_the_losses_on_all_training_data_and_on_the_test_set(tm
     assert len({rows["data_hash", "train_loss"][0], rows["data_hash", "test_loss"][0]}) == 2
 
 
+def test_evaluations_take_place_at_the_given_steps_before_and_after_a_resume(tmp_path: Path) -> None:
+    usual = {"preset": "economy", "measures": ["loss"], "evaluate_at": [9, 3, 12], "eval_every": 12}
+    whole = train(config(tmp_path, name="whole", **usual))
+    train(config(tmp_path, name="halves", **{**usual, "steps": 7, "evaluate_at": [3]}))
+    halves = train(config(tmp_path, name="halves", **usual), resume=True)
+    for run in (whole, halves):
+        assert run.probes["step"].unique().tolist() == [3, 9, 12]
+    with pytest.raises(ConfigError, match="evaluate_at must lie within the 12 planned steps, got 13"):
+        train(config(tmp_path, name="beyond", **{**usual, "evaluate_at": [13]}))
+    assert not (tmp_path / "beyond").exists()
+
+
 def test_a_run_with_weights_at_its_evaluations_is_the_same_and_resumes_from_a_full_checkpoint(tmp_path: Path) -> None:
     usual = {"preset": "economy", "evaluations": 5, "measures": ["loss"], "checkpoints": 2, "eval_every": 12}
     usual["weights_at_evaluations"] = True
