@@ -59,6 +59,7 @@ bench: $(VENV)/ready-dev
 	@$(BIN)/python benchmarks/startup.py
 	@$(BIN)/python benchmarks/step.py
 	@$(BIN)/python benchmarks/grokking.py
+	@$(BIN)/python benchmarks/ablation.py
 
 wheel: $(VENV)/ready-dev
 	@echo "== building a wheel into dist, installing it into an empty environment, recording two steps with it"
