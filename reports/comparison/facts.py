@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
-from lossscope.landscape.verdicts.verdict import Verdict
+from lossscope.landscape.verdicts.verdict import Row, Verdict
 from lossscope.reports.comparison.rows import interval_texts
 from lossscope.reports.comparison.trajectories import RISE
 from lossscope.reports.content import Axis, Forest, ForestRow
@@ -29,6 +29,7 @@ def facts(verdict: Verdict) -> tuple[str, ...]:
         *_test_loss(found.get("test_loss", [])),
         *_spent(found.get("cost", {})),
         *_shares(found.get("shares", [])),
+        *_open_rows(verdict),
         *([found["raw_says"]] if found.get("raw_says") else []),
         *_lowest(verdict),
         *_other_levels(found.get("other_levels", [])),
@@ -55,6 +56,20 @@ def test_loss_figure(verdict: Verdict) -> Forest | None:
         narrow=True,
         summary=tuple(f"{row.label}: {row.words}" for row in rows),
     )
+
+
+def _open_rows(verdict: Verdict) -> Iterator[str]:
+    """Yield why rows are open, once for all rows of one reason, unless the verdict's sentence says it."""
+    rows: dict[str, list[Row]] = {}
+    for row in verdict.rows:
+        for reason in row.reasons if row.word == "open" else ():
+            rows.setdefault(reason.text, []).append(row)
+    several = len({(row.task, row.a, row.b) for row in verdict.rows}) > 1
+    for text, some in rows.items():
+        if text in verdict.sentence:
+            continue
+        names = [f"{row.label} [{row.task}, {row.a} / {row.b}]" if several else row.label for row in some]
+        yield f"Open: {text}." if len(some) == len(verdict.rows) else f"Open ({'; '.join(names)}): {text}."
 
 
 def _bearable(tasks: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> Iterator[str]:

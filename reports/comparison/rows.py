@@ -138,17 +138,17 @@ def interval_texts(value: float, low: float, high: float) -> tuple[str, str]:
 
 def reading(row: Row) -> str:
     """Return what a row says, in words."""
+    if row.word == "open" and (row.counts or row.reasons):
+        return _open(row)
     if not row.counts:
-        return _RAW if not row.reasons else f"{row.reasons[0].text}"
-    if row.word == "open":
-        return f"open: {row.reasons[0].text}" if row.reasons else "open"
+        return _RAW
     if row.n < LEAST_PAIRS:
         return _ONE if row.n == 1 else f"{row.n} pairs: too few"
     return _WORDS[row.word] + (", by less than 25 %" if row.small and row.word in ("flatter", "sharper") else "")
 
 
 def _open(row: Row) -> str:
-    """Return the code of the reason why a row is open; the table has the reason in full."""
+    """Return the code of the reason why a row is open; the facts below have it in full."""
     return f"open: {row.reasons[0].code.lower().replace('_', ' ')}" if row.reasons else "open"
 
 

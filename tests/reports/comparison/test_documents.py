@@ -91,9 +91,15 @@ def test_few_pairs_have_no_word():
     assert render(compare_report(EVERY["few"], [], version="0.2.0"), "text").count("3 pairs: too few") == 4
 
 
-def test_an_open_row_says_why_and_has_no_number():
-    text = render(compare_report(EVERY["missing"], [], version="0.2.0"), "text", width=200)
-    assert "open: 1 of 10 pairs never reached loss 0.02 (base-s3: 0.05)" in text
+@pytest.mark.parametrize("sentence", [EVERY["missing"].sentence, "Too few pairs."])
+def test_open_rows_have_no_number_and_say_why_once(sentence: str):
+    (reasons,) = (row.reasons for row in EVERY["missing"].rows if row.word == "open")
+    rows = tuple(replace(row, word="open", ratio=math.nan, reasons=reasons) for row in EVERY["missing"].rows)
+    text = render(
+        compare_report(replace(EVERY["missing"], rows=rows, sentence=sentence), [], version="0.2.0"), "text", width=200
+    )
+    assert text.count("open: missing level") == len(rows) > 1
+    assert text.count("1 of 10 pairs never reached loss 0.02 (base-s3: 0.05)") == 1
     assert "nan" not in text
 
 
