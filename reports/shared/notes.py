@@ -29,7 +29,7 @@ ENDS_NOTE: Final = (
     "the residual: an eigenvalue lies within it, but not necessarily the extreme one."
 )
 VERDICT_NOTE: Final = (
-    "This report does not rank arms: a comparison requires matched train loss and at least 6 paired seeds."
+    "This report does not rank arms. `lossscope compare A B` does, at equal training loss and from 6 paired seeds on."
 )
 ADAPTIVE_NOTE: Final = (
     "The adaptive trace, sum of theta_i^2 H_ii, and the Fisher-Rao norm are invariant under rescalings of the weights "

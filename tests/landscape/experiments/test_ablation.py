@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import signal
 from dataclasses import replace
@@ -285,7 +284,7 @@ def test_loky_makes_the_same_runs_and_goes_on_after_its_processes_were_killed(ma
         same_numbers(mine.folder / one.name, made.grid.folder / one.name)
 
 
-@pytest.mark.skipif(importlib.util.find_spec("distributed") is None, reason="dask is missing: pip install distributed")
+@pytest.mark.slow
 def test_a_local_cluster_of_dask_with_two_workers_makes_the_same_runs(made: Ablation, tmp_path: Path) -> None:
     from distributed import Client, LocalCluster
 
