@@ -26,6 +26,10 @@ __all__ = ["contrasts_report"]
 
 _LABELS: Final = (Column("part", "part", words=True), Column("arms", "with / without", words=True))
 _DIFFERS: Final = "With a star: the interval of the test loss leaves out 0."
+_UNEQUAL: Final = (
+    "Unequal: the two sides differ by more than 10 % in gradients or ascents up to the level, so the ratio of their "
+    "sharpness is not that of the part alone."
+)
 
 
 def contrasts_report(
@@ -111,7 +115,7 @@ def _unjudged(table: ContrastTable) -> list[str]:
     for one in table.contrasts:
         if one.verdict.status == "NOT_JUDGED":
             names.setdefault(one.verdict.sentence, []).append(one.name)
-    return [f"Not judged: {', '.join(parts)}. {sentence}" for sentence, parts in names.items()]
+    return [f"Not judged: {'; '.join(parts)}. {sentence}" for sentence, parts in names.items()]
 
 
 def _ratio(row: Row | None) -> str:
@@ -132,11 +136,15 @@ def _cost(table: ContrastTable) -> Table:
         Column("cost", "", words=True),
     )
     rows = tuple(
-        (one.name, _arms(one), _test_loss(one), _both(one, "gradients"), _both(one, "ascents"), one.cost)
+        (
+            *(one.name, _arms(one), _test_loss(one), _both(one, "gradients"), _both(one, "ascents")),
+            "unequal" if one.cost else "",
+        )
         for one in table.contrasts
     )
-    note = _DIFFERS if any(one.test_loss_differs for one in table.contrasts) else ""
-    return Table("cost", "Test loss, and what each side spent up to the level", columns, rows, note)
+    notes = [_DIFFERS] if any(one.test_loss_differs for one in table.contrasts) else []
+    notes += [_UNEQUAL] if any(one.cost for one in table.contrasts) else []
+    return Table("cost", "Test loss, and what each side spent up to the level", columns, rows, " ".join(notes))
 
 
 def _test_loss(contrast: Contrast) -> str:

@@ -252,6 +252,11 @@ def test_contrasts_are_a_table_with_costs_and_reasons(study):
     assert line.split()[-1] == "flatter"
     spent = [line for line in render(document, "text").splitlines() if line.startswith("ascent")][1]
     assert "11 / 5" in spent
+    assert "unequal" not in render(document, "text")  # one side takes ascents, the other none
+    unequal = replace(table.contrasts[0], cost="sync took 50 % more gradients than base")
+    text = render(contrasts_report(replace(table, contrasts=(unequal,)), runs, version="0.2.0"), "text")
+    assert [line.split()[-1] for line in text.splitlines() if line.startswith("ascent")] == ["flatter", "unequal"]
+    assert "Unequal: the two sides differ" in text
     data = json.loads(render(document, "json"))
     assert data["tables"]["contrasts"]["rows"][0]["verdict"] == "flatter"
     assert [section["key"] for section in data["sections"]] == ["ascent", "nothing"]
