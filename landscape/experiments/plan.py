@@ -103,7 +103,7 @@ def planned(
     pairs = len(grid.seeds)
     return Plan(
         runs=len(configs),
-        states=Counter(states),
+        states=dict(Counter(states)),
         arms=tuple(arms.values()),
         jobs=jobs,
         seconds=sum(one.seconds for one in costs) / jobs + (_START_SECONDS if costs else 0.0),

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from lossscope.landscape.verdicts.claims import Claim
 from lossscope.landscape.verdicts.level import LossName, loss_name, lowest_level
-from lossscope.landscape.verdicts.matchups import matchups_of
-from lossscope.landscape.verdicts.notes import claim_after_runs
+from lossscope.landscape.verdicts.matchups import matchups_of, missing_tasks
+from lossscope.landscape.verdicts.notes import claim_after_runs, unpaired
 from lossscope.landscape.verdicts.pairs import Matchup, arms_of, keyed, resolve, seed_name, unknown_arm
 from lossscope.landscape.verdicts.rows import missing_text
 from lossscope.landscape.verdicts.rule import CONFIDENCE, LEAST_PAIRS, interval
 from lossscope.landscape.verdicts.sentences import joined, spoken, too_few
 from lossscope.landscape.verdicts.statistic_names import Statistic, parse_statistic
 from lossscope.landscape.verdicts.statistic_values import Times, paired_values, seed_values, times
-from lossscope.landscape.verdicts.verdict import Note, Reason, Row, Status, Verdict, Word
+from lossscope.landscape.verdicts.verdict import Code, Note, Reason, Row, Status, Verdict, Word
 
 if TYPE_CHECKING:
     from lossscope.landscape.run import Run
@@ -63,20 +63,24 @@ def bound(claim: Claim, runs: Sequence[Run]) -> Verdict:
             names = tuple(pair.name for pair in one.pairs)
             rows.append(_row(claim, statistic, numbers, missing, level, task=one.task, a=one.a, b=one.b, seeds=names))
     pairs = {one.task: len(one.pairs) for one in paired}
-    figures = {"shares": shares} if shares else {}
+    figures: dict[str, Any] = {"shares": shares} if shares else {}
     shown = level if statistic.name in _FIXES["level"] else None
+    figures["unpaired"] = sorted({name for one in paired for name in one.unpaired})
     return _verdict(claim, statistic, rows, pairs, used, shown, figures)
 
 
 def _of_seeds(claim: Claim, statistic: Statistic, runs: Sequence[Run]) -> Verdict:
     """Judge a statistic of single arms."""
-    tasks = {task: arms for task, arms in arms_of(runs).items() if task in claim.tasks or not claim.tasks}
-    rows, used, pairs, reasons = [], list[Any](), dict[str, int](), list[Reason]()
+    every = arms_of(runs)
+    tasks = {task: arms for task, arms in every.items() if task in claim.tasks or not claim.tasks}
+    rows, used, pairs, reasons = [], list[Any](), dict[str, int](), missing_tasks(claim, every)
     for arm in claim.a:
         found = {task: members for task, arms in tasks.items() if (members := resolve(arm, arms))}
         if not found:
             known = [name for arms in tasks.values() for name in arms]
             reasons.append(Reason("NO_PAIRS", unknown_arm(arm, known)))
+        bare = [task for task in claim.tasks if found and task in tasks and task not in found]
+        reasons += [Reason("NO_PAIRS", f"no run of arm {arm} on {task} is here") for task in bare]
         for task, members in found.items():
             seeded = [*keyed(arm, members).values()]
             if not seeded:
@@ -186,7 +190,8 @@ def _share_row(claim: Claim, matchup: Matchup, found: Sequence[Times], share: di
     known = logs[np.isfinite(logs)]
     word: Word = "holds" if share["low"] > 0.5 else "fails" if share["high"] < 0.5 else "unclear"
     never = [one.text for one in found if one.text]
-    reasons = (Reason("MISSING_LEVEL", f"{len(never)} of {len(found)} pairs: {never[0]}"),) if never else ()
+    code: Code = "MISSING_LEVEL" if any("never reached" in one for one in never) else "NOT_MEASURED"
+    reasons = (Reason(code, f"{len(never)} of {len(found)} pairs: {never[0]}"),) if never else ()
     return Row(
         matchup.task,
         matchup.a,
@@ -231,9 +236,11 @@ def _verdict(
     elif "holds" in words and "fails" in words:
         status = "MIXED"
     reasons = ([few] if few is not None else []) + [*dict.fromkeys(one for row in rows for one in row.reasons)]
-    notes = [*claim_after_runs(claim.modified, runs)]
+    notes = [*claim_after_runs(claim.modified, runs), *unpaired(figures.get("unpaired", ()))]
     if len(pairs) == 1:
         notes.append(Note("ONE_TASK", f"One task was tried: {next(iter(pairs))}."))
+    if statistic.name == "overfit":
+        notes += _still_falling(rows)
     return Verdict(
         claim.id,
         "bound",
@@ -251,6 +258,14 @@ def _verdict(
         figures={**figures, "file": {"path": claim.file, "sha256": claim.file_hash, "modified": claim.modified}},
         source=claim.source,
     )
+
+
+def _still_falling(rows: Sequence[Row]) -> Iterator[Note]:
+    """Yield a note if the test loss of some runs never rose: their last one is the least."""
+    values = [one for row in rows for one in row.differences]
+    if count := sum(one == 0 for one in values):
+        text = f"In {count} of {len(values)} runs the last test loss is the least: they were not trained past it."
+        yield Note("NOT_PAST_MINIMUM", text)
 
 
 def _sentence(

@@ -51,7 +51,7 @@ def flatter(
     status = "NOT_JUDGED" if blocked else _status(counting, paired)
     small = status in ("SUPPORTED", "CONTRADICTED") and all(row.small for row in counting)
     figures = {**figures_of(paired, level, loss, confidence), "lowest": lowest, "raw_says": _raw_says(status, rows)}
-    figures |= _extremes(counting)
+    figures |= {"margin": claim.margin, "confidence": confidence, **_extremes(counting)}
     figures["file"] = {"path": claim.file, "sha256": claim.file_hash, "modified": claim.modified} if claim.file else {}
     figures["other_levels"] = [] if blocked else [*_other_levels(claim, paired, level, loss, confidence)]
     notes = [

@@ -25,6 +25,7 @@ def judge(claim: Claim, runs: Iterable[Run]) -> Verdict:
 
     `figures` of a claim of kind `flatter` has these keys, where arms are inside tasks (`figures[key][task][arm]`):
 
+    - `margin`: ratio below which a difference is small. `confidence`: coverage of the intervals.
     - `loss`: the training loss that was read, `train_loss` or `loss` (that of the curvature data).
     - `lowest`: the lowest training loss that all runs reach, rounded up to one digit.
     - `series`: a list of runs with `run`, `seeds`, `measure` (`adaptive_trace`), `step`, `loss` and `value`.

@@ -15,7 +15,7 @@ from lossscope.landscape.verdicts.verdict import Note, Row
 if TYPE_CHECKING:
     from lossscope.landscape.run import Run
 
-__all__ = ["claim_after_runs", "notes_of", "unequal_cost"]
+__all__ = ["claim_after_runs", "notes_of", "unequal_cost", "unpaired"]
 
 _UNEQUAL: Final = 1.1  # ratio of gradients or ascents from which it is noted
 _EQUAL: Final = 0.005  # relative difference that rounds to 0 %
@@ -128,8 +128,8 @@ def _quality(
     matchups: Sequence[Matchup], rows: Sequence[Row], level: float, loss: LossName, figures: Mapping[str, Any]
 ) -> Iterator[Note]:
     """Yield notes on how well values and level are known."""
-    places = {run.name: crossing(run, level, loss) for one in matchups for run in one.runs}
-    wide = [name for name, at in places.items() if isinstance(at, Crossing) and at.ratio > WIDE]
+    places = {id(run): (run.name, crossing(run, level, loss)) for one in matchups for run in one.runs}
+    wide = [name for name, at in places.values() if isinstance(at, Crossing) and at.ratio > WIDE]
     if wide:
         text = f"Evaluations around the level lie more than a factor {WIDE:g} of loss apart in {_named(wide)}."
         yield Note("WIDE_BRACKET", text)
@@ -145,8 +145,13 @@ def _quality(
     if bare:
         tasks = joined(dict.fromkeys(bare))
         yield Note("RELATIVE_ONLY", f"There are no balanced rows on {tasks}: no balanced point was measured.")
-    if figures["unpaired"]:
-        yield Note("UNPAIRED", f"Left out, for want of a partner: {_named(figures['unpaired'])}.")
+    yield from unpaired(figures["unpaired"])
+
+
+def unpaired(names: Sequence[str]) -> Iterator[Note]:
+    """Yield a note that names the runs without a partner, if there are any."""
+    if names:
+        yield Note("UNPAIRED", f"Left out, for want of a partner: {_named(names)}.")
 
 
 def _named(names: Sequence[str]) -> str:

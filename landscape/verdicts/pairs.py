@@ -24,6 +24,7 @@ UNNAMED: Final = "unnamed task"  # of runs that no workload of lossscope trained
 LENGTH: Final = frozenset({"steps", "until_accuracy"})
 _FREE: Final = LENGTH | SEED_SETTINGS | WITHOUT_EFFECT | {"optimizer", "lr", "options"}
 _SHOWN: Final = 40  # characters of a value in a message
+_SHOWN_OF_HASH: Final = 9
 Key: TypeAlias = tuple[str, str, str, str]  # workload, seeds, data hash, batch size
 
 
@@ -120,7 +121,9 @@ def different_setup(a: Run, b: Run, name_a: str, name_b: str) -> Reason | None:
     mine, other = _setup(a), _setup(b)
     for key in mine:
         if key in other and _text(mine[key]) != _text(other[key]):
-            words = f"{name_a} was trained with {key} = {_short(mine[key])}, {name_b} with {_short(other[key])}"
+            most = _SHOWN_OF_HASH if key == "data_hash" else _SHOWN
+            words = f"{name_a} was trained with {key} = {_short(mine[key], most)}, {name_b} with "
+            words += _short(other[key], most) + (", other data or another split" if key == "data_hash" else "")
             return Reason("DIFFERENT_SETUP", f"{words}: the difference may be theirs", (a.name, b.name))
     return None
 
@@ -209,7 +212,7 @@ def _text(value: object) -> str:
     return json.dumps(value, sort_keys=True, default=str)
 
 
-def _short(value: object) -> str:
-    """Return a value as short text for a message."""
+def _short(value: object, most: int) -> str:
+    """Return a value as text of at most that many characters for a message."""
     words = f"{value:g}" if isinstance(value, float) else str(value)
-    return words if len(words) <= _SHOWN else f"{words[: _SHOWN - 1]}…"
+    return words if len(words) <= most else f"{words[: most - 1]}…"

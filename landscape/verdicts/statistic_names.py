@@ -15,7 +15,7 @@ STATISTICS: Final = {
     "test_loss": "test loss of A minus that of B at the level, in nats",
     "step_ratio": "steps of B up to the level over those of A",
     "first_step(COLUMN >= x)": "steps of B until a column reaches x over those of A, such as test_accuracy >= 0.99",
-    "seconds_ratio": "seconds of a step of A over those of B, medians",
+    "seconds_ratio": "mean seconds of a step of A over those of B, without evaluations",
     "overfit": "final over least test loss of A",
     "ascent_share": "share of the steps of A that took a second gradient",
     "memory_difference(k)": "direction memory of the shear of A minus that of its gradient, k steps later",

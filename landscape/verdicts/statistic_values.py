@@ -29,11 +29,11 @@ Numbers = tuple[list[float], list[list[Reason]]]  # one number each, and why oth
 class Times:
     """Steps of two runs until they reach something."""
 
-    a: float  # steps; infinity if it was not reached
+    a: float  # steps; infinity if it was not reached, nan if that is not known
     b: float
-    a_end: float  # last step of the run
+    a_end: float  # last step at which it was looked for
     b_end: float
-    text: str = ""  # which run never reached it; empty if both did
+    text: str = ""  # which run never reached it, or was not looked at; empty if both did
 
     @property
     def log_ratio(self) -> float:
@@ -56,7 +56,7 @@ class Times:
 
     def _range(self) -> tuple[float, float]:
         """Return the least and the largest ratio that what was seen allows. A run that was there at step 0 is open."""
-        if self.a <= 0 or self.b <= 0:
+        if not (self.a > 0 and self.b > 0):
             return 0.0, math.inf
         a_low, a_high = (self.a, self.a) if math.isfinite(self.a) else (self.a_end, math.inf)
         b_low, b_high = (self.b, self.b) if math.isfinite(self.b) else (self.b_end, math.inf)
@@ -68,9 +68,12 @@ def times(matchup: Matchup, statistic: Statistic, level: float | None, loss: Los
     """Return the steps until both runs of each pair reach a level, or a column a value."""
     found = []
     for pair in matchup.pairs:
-        a, b = (_time(run, statistic, level, loss) for run in (pair.a, pair.b))
-        never = " and ".join(run.name for run, at in ((pair.a, a), (pair.b, b)) if not math.isfinite(at))
-        found.append(Times(a, b, _end(pair.a), _end(pair.b), f"{never} never reached it" if never else ""))
+        (a, a_end), (b, b_end) = (_time(run, statistic, level, loss) for run in (pair.a, pair.b))
+        never = " and ".join(run.name for run, at in ((pair.a, a), (pair.b, b)) if at == math.inf)
+        unknown = " and ".join(run.name for run, at in ((pair.a, a), (pair.b, b)) if math.isnan(at))
+        said = [f"{never} never reached it"] if never else []
+        said += [f"when {unknown} reached it was not recorded"] if unknown else []
+        found.append(Times(a, b, a_end, b_end, ", and ".join(said)))
     return found
 
 
@@ -146,26 +149,39 @@ def _cosines(run: Run, lag: int) -> FloatArray | None:
     return np.array(sums)
 
 
-def _time(run: Run, statistic: Statistic, level: float | None, loss: LossName) -> float:
-    """Return the step at which a run reaches a level or a value; infinity if it does not."""
+def _time(run: Run, statistic: Statistic, level: float | None, loss: LossName) -> tuple[float, float]:
+    """Return the step at which a run reaches a level or a value, and the last step at which it was looked at.
+
+    The first is infinity if the run did not reach it, and nan if that is not known: nothing was recorded, or the first
+    that was is there already.
+    """
     if statistic.name == "first_step":
+        seen = run.steps.loc[run.steps[statistic.column].notna(), "step"]
         found = first_step(run, statistic.column, statistic.level)
-        return math.inf if found is None else float(found)
-    at = crossing(run, level or 0.0, loss)
-    return at.step if isinstance(at, Crossing) else math.inf
-
-
-def _end(run: Run) -> float:
-    """Return the last step of a run."""
-    return float(run.steps["step"].iloc[-1]) if len(run.steps) else 0.0
+        end = float(seen.iloc[-1]) if len(seen) else math.nan
+        return (math.inf if len(seen) else math.nan) if found is None else float(found), end
+    at, evaluations = crossing(run, level or 0.0, loss), evaluations_of(run)
+    losses = evaluations.losses(loss)
+    known = evaluations.steps[np.isfinite(losses)]
+    if isinstance(at, Crossing):
+        return at.step, float(known[-1])
+    never = len(known) and not (losses <= (level or 0.0)).any()
+    return math.inf if never else math.nan, float(known[-1]) if len(known) else math.nan
 
 
 def _seconds(run: Run) -> float:
-    """Return the median time of a step, which leaves out evaluations; nan if it was not recorded."""
-    rows = run.steps[["step", "seconds"]].dropna().to_numpy(dtype=np.float64)
-    apart = np.diff(rows, axis=0)
-    apart = apart[apart[:, 0] == 1] if len(apart) else apart
-    return float(np.median(apart[:, 1])) if len(apart) else math.nan
+    """Return the mean time of a step, nan if it was not recorded.
+
+    It is the mean of the medians of steps with and without an ascent, weighted by their numbers: a median leaves out
+    evaluations, and one of all steps would leave out the ascents, too, where they are few.
+    """
+    rows = run.steps[["step", "seconds", "synced"]].dropna(subset=["step", "seconds"])
+    steps, seconds = (rows[name].to_numpy(dtype=np.float64) for name in ("step", "seconds"))
+    ascends = rows["synced"].fillna(value=False).to_numpy(dtype=bool)[1:]
+    apart, next_to = np.diff(seconds), np.diff(steps) == 1
+    kinds = [apart[next_to & (ascends == kind)] for kind in (False, True)]
+    parts = [float(np.median(one)) * len(one) for one in kinds if len(one)]
+    return sum(parts) / sum(map(len, kinds)) if parts else math.nan
 
 
 def _overfit(run: Run) -> float:

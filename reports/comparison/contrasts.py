@@ -12,6 +12,7 @@ import numpy as np
 from lossscope.landscape.analysis.arms import by_arm
 from lossscope.landscape.analysis.series import Series, spectrum_series, step_series, synced_series, tensor_series
 from lossscope.landscape.verdicts.contrasts import Contrast, ContrastTable
+from lossscope.landscape.verdicts.notes import unpaired
 from lossscope.landscape.verdicts.verdict import PANEL, Row
 from lossscope.reports.comparison.provenance import provenance
 from lossscope.reports.comparison.rows import MISSING, interval_texts, ratio_texts
@@ -59,7 +60,7 @@ def contrasts_report(
         sections=tuple(_section(one) for one in table.contrasts),
         provenance=provenance(runs, version),
         tables=tables,
-        notes=(*table.notes, *_unjudged(table)),
+        notes=(*table.notes, *_unjudged(table), *_open(table), *_left_out(table)),
         reproduce=tuple(commands),
     )
 
@@ -68,9 +69,11 @@ def _terms(table: ContrastTable) -> str:
     """Return the terms of the table: level, direction, confidence."""
     level = "" if table.level is None else f" at training loss {table.level:g}"
     each = f"{100 * table.confidence:.4g} %"
+    counts = dict.fromkeys(one for line in table.contrasts for one in line.verdict.pairs.values())
+    pairs = f", {next(iter(counts))} pairs of seeds" if len(counts) == 1 else ""
     return (
-        f"Sharpness{level} with the part over that without it, below 1: flatter with it. 95 % intervals for the table "
-        f"as a whole ({each} each)."
+        f"Sharpness{level} with the part over that without it, below 1: flatter with it{pairs}. 95 % intervals for the "
+        f"table as a whole ({each} each)."
     )
 
 
@@ -116,6 +119,31 @@ def _unjudged(table: ContrastTable) -> list[str]:
         if one.verdict.status == "NOT_JUDGED":
             names.setdefault(one.verdict.sentence, []).append(one.name)
     return [f"Not judged: {'; '.join(parts)}. {sentence}" for sentence, parts in names.items()]
+
+
+def _open(table: ContrastTable) -> list[str]:
+    """Return a sentence for each reason why rows of judged contrasts are open."""
+    names: dict[str, list[str]] = {}
+    for one in table.contrasts:
+        judged = one.verdict.status != "NOT_JUDGED"
+        for text in dict.fromkeys(
+            reason.text for row in one.verdict.rows if row.word == "open" for reason in row.reasons
+        ):
+            if judged:
+                names.setdefault(text, []).append(one.name)
+    return [f"Open: {', '.join(parts)}. {text[0].upper()}{text[1:]}." for text, parts in names.items()]
+
+
+def _left_out(table: ContrastTable) -> list[str]:
+    """Return the number of pairs of each contrast, where they differ, with the runs that have no partner."""
+    pairs = {
+        one.name: " and ".join(map(str, one.verdict.pairs.values())) for one in table.contrasts if one.verdict.pairs
+    }
+    said = []
+    if len(set(pairs.values())) > 1:
+        said.append(f"Pairs of seeds: {', '.join(f'{name} {count}' for name, count in pairs.items())}.")
+    alone = dict.fromkeys(run for one in table.contrasts for run in one.verdict.figures.get("unpaired", ()))
+    return [*said, *(note.text for note in unpaired(list(alone)))]
 
 
 def _ratio(row: Row | None) -> str:

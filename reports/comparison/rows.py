@@ -6,7 +6,8 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Final
 
-from lossscope.landscape.verdicts.rule import LEAST_PAIRS, MARGIN
+from lossscope.landscape.verdicts.rule import CONFIDENCE, LEAST_PAIRS, MARGIN
+from lossscope.landscape.verdicts.sentences import margin_words
 from lossscope.landscape.verdicts.verdict import PANEL, Row, Verdict
 from lossscope.reports.content import Axis, Cell, Column, Forest, ForestRow, Table
 from lossscope.reports.shared.number_format import percent, plain
@@ -23,7 +24,6 @@ _LARGEST: Final = 100.0  # logarithm of a ratio that is drawn or written
 _WORDS: Final = {
     "flatter": "flatter",
     "sharper": "sharper",
-    "small": f"no difference above {MARGIN - 1:.0%}".replace("%", " %"),
     "unclear": "cannot tell",
     "holds": "as claimed",
     "fails": "against the claim",
@@ -46,13 +46,16 @@ def row_table(verdict: Verdict) -> Table:
     columns += [
         Column("measure", "sharpness", words=True, meaning="relative: to each weight; balanced: after balancing"),
         Column("ratio", head, "1", "below 1: the first is flatter"),
-        Column("interval", "95 % interval", "1", "Student t over pairs"),
+        Column("interval", f"{_level(verdict)} interval", "1", "Student t over pairs"),
         Column("wins", "flatter in", words=True),
         Column("spread", "seeds differ by", meaning=_SEEDS),
         Column("reading", "", words=True),
     ]
     return Table(
-        "rows", "Sharpness at equal training loss", tuple(columns), tuple(_cells(row, several) for row in rows)
+        "rows",
+        "Sharpness at equal training loss",
+        tuple(columns),
+        tuple(_cells(row, several, _margin(verdict)) for row in rows),
     )
 
 
@@ -84,14 +87,16 @@ def forest(verdict: Verdict) -> Forest | None:
     several = len({row.task for row in rows}) > 1, len({(row.a, row.b) for row in rows}) > 1
     of = f"sharpness of {rows[0].a} over {rows[0].b}" if not several[1] else "ratio of sharpness"
     lines = tuple(_line(row, several) for row in rows)
+    margin = _margin(verdict)
     return Forest(
         key="rows",
         title=of[0].upper() + of[1:],
-        caption="Every dot is a pair of runs with equal seeds, the diamond their geometric mean, the bar its 95 % "
-        "interval. Grey band: differences below 25 %. The grey row does not count.",
+        caption="Every dot is a pair of runs with equal seeds, the diamond their geometric mean, the bar its "
+        f"{_level(verdict)} interval. Grey band: differences below {margin_words(margin)}. The grey row does not "
+        "count.",
         x=Axis("ratio of sharpness", scale="log"),
         rows=lines,
-        band=(1 / MARGIN, MARGIN),
+        band=(1 / margin, margin),
         sides=("flatter", "sharper"),
         summary=tuple(f"{line.label}: {line.words}" for line in lines),
     )
@@ -103,13 +108,13 @@ def ratio_texts(value: float, low: float, high: float) -> tuple[str, str]:
     Example:
         >>> ratio_texts(0.4412, 0.4012, 0.4798)
         ('0.44', '0.40 - 0.48')
-        >>> ratio_texts(0.4412, math.nan, math.nan)
-        ('0.44', '–')
+        >>> ratio_texts(1.0412, math.nan, math.nan)
+        ('1.04', '–')
     """
     if not math.isfinite(value):
         return MISSING, MISSING
     if not (math.isfinite(low) and math.isfinite(high)):
-        return plain(value, 2), MISSING
+        return f"{value:.2f}" if _PLAIN[0] <= value < _PLAIN[1] else plain(value, 3), MISSING
     half = (high - low) / 2
     if not (_PLAIN[0] <= low and high < _PLAIN[1]) or 0 < half < _FINEST:
         return plain(value, 3), f"{plain(low, 3)} - {plain(high, 3)}"
@@ -136,15 +141,33 @@ def interval_texts(value: float, low: float, high: float) -> tuple[str, str]:
     return texts[0], f"{texts[1]} to {texts[2]}"
 
 
-def reading(row: Row) -> str:
-    """Return what a row says, in words."""
+def reading(row: Row, margin: float = MARGIN) -> str:
+    """Return what a row says, in words.
+
+    Args:
+        row: The row.
+        margin: Ratio below which a difference is small.
+    """
     if row.word == "open" and (row.counts or row.reasons):
         return _open(row)
     if not row.counts:
         return _RAW
     if row.n < LEAST_PAIRS:
         return _ONE if row.n == 1 else f"{row.n} pairs: too few"
-    return _WORDS[row.word] + (", by less than 25 %" if row.small and row.word in ("flatter", "sharper") else "")
+    if row.word == "small":
+        return f"no difference above {margin_words(margin)}"
+    small = row.small and row.word in ("flatter", "sharper")
+    return _WORDS[row.word] + (f", by less than {margin_words(margin)}" if small else "")
+
+
+def _margin(verdict: Verdict) -> float:
+    """Return the ratio below which a difference is small."""
+    return float(verdict.figures.get("margin", MARGIN))
+
+
+def _level(verdict: Verdict) -> str:
+    """Return the confidence of the intervals as a per cent."""
+    return f"{100 * verdict.figures.get('confidence', CONFIDENCE):.4g} %"
 
 
 def _open(row: Row) -> str:
@@ -165,13 +188,13 @@ def _ordered(rows: Sequence[Row]) -> list[Row]:
     return sorted(rows, key=place)
 
 
-def _cells(row: Row, several: tuple[bool, bool]) -> tuple[Cell, ...]:
+def _cells(row: Row, several: tuple[bool, bool], margin: float) -> tuple[Cell, ...]:
     """Return the cells of a row."""
     spread = _spread(row)
     wins = f"{row.wins} of {row.n}" if math.isfinite(row.ratio) else None
     label = row.label if row.counts else f"  {row.label}"
     texts = ratio_texts(row.ratio, row.low, row.high)
-    return (*_where(row, several), label, *texts, wins, spread, reading(row))
+    return (*_where(row, several), label, *texts, wins, spread, reading(row, margin))
 
 
 def _spread(row: Row) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from typer.testing import CliRunner
 
 from lossscope.cli.main import app
 from lossscope.landscape.errors import ConfigError, RunError, TrainingError
+from lossscope.landscape.experiments import plan
 
 ARMS = ("base", "sync", "adamw")
 GRID = """
@@ -93,6 +95,17 @@ def test_a_plan_trains_nothing_and_tells_the_smallest_effect(tmp_path: Path) -> 
     assert "30 absent" in result.output
     assert "10 pairs show a sharpness ratio of 0.91 or less with 80 % power" in result.output
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_plan_is_json_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    untimed = partial(plan.planned, time_arms=False)
+    monkeypatch.setattr(plan, "planned", untimed)
+    file = tmp_path / "tiny.toml"
+    file.write_text(GRID.format(more="", arms=""))
+    result = ablate(str(file), "--out", str(tmp_path / "runs"), "--plan", "--seeds", "1", "--json")
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert (found["runs"], found["states"], found["smallest"]) == (3, {"absent": 3}, None)
 
 
 @pytest.mark.parametrize(

@@ -212,3 +212,63 @@ def test_bounds_name_missing_arms_and_seeds(made) -> None:
     bare = made.two_arms(0.5, 6, changed=lambda row: None if row["measure"] == "loss" else row)
     found = judge(claim("test_loss", b=("b",), at_most=0.0), bare)
     assert (found.status, found.reasons[0].code) == ("NOT_JUDGED", "NOT_MEASURED")
+
+
+def test_a_named_task_without_runs_is_not_dropped(made) -> None:
+    runs = [overfitted(made, seed, 1.0) for seed in range(6)]
+    found = judge(claim("overfit", at_most=1.05, tasks=("digits-mlp", "modadd-59")), runs)
+    assert found.status == "NOT_JUDGED"
+    assert found.sentence == "No run of modadd-59 is here; tasks here: digits-mlp."
+    other = [made.run("c", seed, config={"workload": "modadd-59"}) for seed in range(6)]
+    found = judge(claim("overfit", at_most=1.05, tasks=("digits-mlp", "modadd-59")), [*runs, *other])
+    assert (found.status, found.sentence) == ("NOT_JUDGED", "No run of arm a on modadd-59 is here.")
+
+
+def test_runs_that_were_not_trained_past_the_least_test_loss_are_noted(made) -> None:
+    runs = [overfitted(made, seed, 1.0 if seed < 4 else 1.001) for seed in range(6)]
+    (note,) = [one for one in judge(claim("overfit", at_most=1.05), runs).notes if one.code == "NOT_PAST_MINIMUM"]
+    assert note.text == "In 4 of 6 runs the last test loss is the least: they were not trained past it."
+    risen = [overfitted(made, seed, 1.001) for seed in range(6)]
+    assert "NOT_PAST_MINIMUM" not in {one.code for one in judge(claim("overfit", at_most=1.05), risen).notes}
+
+
+def test_times_that_were_not_recorded_are_open(made) -> None:
+    bare = [made.run("a", seed) for seed in range(6)]  # no test accuracy
+    found = judge(claim(FIRST, b=("b",), at_least=4.0), [*bare, *(accurate(made, "b", s, 60) for s in range(6))])
+    assert (found.status, found.figures["shares"][0]["open"]) == ("INCONCLUSIVE", 6)
+    assert (found.reasons[0].code, "when a-s0 reached it was not recorded" in found.reasons[0].text) == (
+        "NOT_MEASURED",
+        True,
+    )
+    early = [made.run("a", seed, losses=(0.01, 0.005)) for seed in range(6)]  # below the level at the first evaluation
+    found = judge(
+        claim("step_ratio", b=("b",), at_least=1.5, level=0.02), [*early, *(made.run("b", s) for s in range(6))]
+    )
+    assert (found.status, found.figures["shares"][0]["open"]) == ("INCONCLUSIVE", 6)
+
+
+def test_a_run_is_known_up_to_the_last_step_at_which_its_accuracy_was_measured(made) -> None:
+    runs = []
+    for seed in range(10):
+        steps = [{"step": k, "passes": 1, "test_accuracy": 0.1 if k == 30 else None} for k in range(1, 101)]
+        runs += [accurate(made, "a", seed, 10), made.run("b", seed, more={"steps": steps})]
+    assert judge(claim(FIRST, b=("b",), at_least=4.0), runs).status == "INCONCLUSIVE"  # known is at least 3, not 10
+
+
+def test_runs_without_a_partner_are_named_beside_a_bound(made) -> None:
+    runs = [one for one in with_test_loss(made, -0.02) if one.name != "b-s7"]
+    (note,) = [one for one in judge(claim("test_loss", b=("b",), at_most=0.0), runs).notes if one.code == "UNPAIRED"]
+    assert note.text == "Left out, for want of a partner: a-s7."
+
+
+def test_seconds_ratio_counts_rare_ascents(made) -> None:
+    def clocked(arm: str, seed: int, every: int) -> Any:
+        rows = [{"step": k, "synced": k % every == 0, "passes": 1 + (k % every == 0)} for k in range(1, 41)]
+        times = np.cumsum([1.0 + row["synced"] for row in rows])
+        steps = [{**row, "seconds": float(at)} for row, at in zip(rows, times, strict=True)]
+        return made.run(arm, seed, more={"steps": steps})
+
+    runs = [clocked(arm, seed, every) for seed in range(6) for arm, every in (("a", 5), ("b", 100))]
+    found = judge(claim("seconds_ratio", b=("b",), at_most=1.05), runs)
+    assert found.status == "CONTRADICTED"
+    assert found.rows[0].ratio == pytest.approx(1.2, abs=0.01)

@@ -82,3 +82,9 @@ def test_runs_of_one_arm_may_be_of_different_length(made) -> None:
 
 def test_seeds_that_differ_are_named_one_by_one(made) -> None:
     assert seed_name(made.run(seeds={"init": 0, "split": 1, "order": 2})) == "init 0, split 1, order 2"
+
+
+def test_a_hash_is_short_in_a_message_and_explained(made) -> None:
+    hashes = [{"data_hash": letter * 64} for letter in "01"]
+    sentence = compare("a", "b", made.two_arms(0.5, 6, a=hashes[0], b=hashes[1])).sentence
+    assert "data_hash = 00000000…, b with 11111111…, other data or another split: " in sentence

@@ -270,3 +270,27 @@ def test_json_has_null_where_a_number_is_missing():
     assert open_row["ratio"] is None
     assert open_row["why"].startswith("MISSING_LEVEL")
     assert not math.isnan(data["sections"][0]["data"]["rows"][0]["ratio"])
+
+
+def test_margin_and_confidence_of_a_verdict_are_those_of_its_table_and_page():
+    one = verdict("EQUIVALENT", (1.0, 0.98, 1.02, 0.7), figures={"margin": 2.0, "confidence": 0.975})
+    document = compare_report(one, [], version="0.2.0")
+    text = render(document, "text")
+    for words in ("97.5 % interval", "no difference above 100 %"):
+        assert words in text
+    assert "25 %" not in text
+    forest = document.sections[0].figures[0]
+    assert forest.band == (0.5, 2.0)
+    assert "97.5 % interval. Grey band: differences below 100 %." in forest.caption
+
+
+def test_contrasts_say_how_many_pairs_there_are_and_why_rows_are_open(study):
+    runs = open_runs(study)
+    even = render(contrasts_report(contrasts({"ascent": ("sync", "base")}, runs), runs, version="0.2.0"), "text")
+    assert "flatter with it, 6 pairs of seeds." in " ".join(even.split())
+    alone = [run for run in runs if run.name != "base-s5"]
+    text = render(contrasts_report(contrasts({"ascent": ("sync", "base")}, alone), alone, version="0.2.0"), "text")
+    assert "Left out, for want of a partner: sync-s5." in text
+    missing = contrasts({"ascent": ("sync", "base")}, runs, level=1e-6)
+    text = " ".join(render(contrasts_report(missing, runs, version="0.2.0"), "text").split())
+    assert "Open: ascent. 6 of 6 pairs never reached loss 1e-06" in text
