@@ -158,8 +158,9 @@ def keyed(arm: str, runs: Sequence[Run]) -> dict[Key, Run]:
         if key is None:
             continue
         if key in found:
+            names = [str(one.path if found[key].name == run.name else one.name) for one in (found[key], run)]
             raise RunError(
-                f"runs {found[key].name} and {run.name} are both {arm} with seeds {seed_name(run)} on the same data: "
+                f"runs {names[0]} and {names[1]} are both {arm} with seeds {seed_name(run)} on the same data: "
                 "leave one out, or give them different arms"
             )
         found[key] = run

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from lossscope.landscape.errors import ConfigError, RunError
@@ -88,3 +90,11 @@ def test_a_hash_is_short_in_a_message_and_explained(made) -> None:
     hashes = [{"data_hash": letter * 64} for letter in "01"]
     sentence = compare("a", "b", made.two_arms(0.5, 6, a=hashes[0], b=hashes[1])).sentence
     assert "data_hash = 00000000…, b with 11111111…, other data or another split: " in sentence
+
+
+def test_runs_of_one_name_are_told_apart_by_their_folders(made) -> None:
+    runs = made.two_arms(0.5, 6)
+    twin = made.run("a", 3)
+    twin.path = Path("elsewhere/a-s3")
+    with pytest.raises(RunError, match=r"runs a-s3 and elsewhere/a-s3 are both a with seeds 3"):
+        compare("a", "b", [*runs, twin])
