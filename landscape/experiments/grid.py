@@ -133,7 +133,7 @@ def grid_of(table: Mapping[str, Any], *, usual_name: str = "ablation") -> Grid:
     Raises:
         ConfigError: A key, an arm or a value is not allowed; the message suggests the nearest name.
     """
-    given = {_ALIASES.get(key, key): value for key, value in table.items()}
+    given = _renamed(table, "the grid")
     settings = {key: value for key, value in given.items() if key not in (*_OWN, "out")}
     _check_settings(settings, "the grid", _NOT_AT_THE_TOP, {*_OWN, "out", *_ALIASES})
     name, out = _text(given, "name", usual_name), _text(given, "out", "runs")
@@ -185,9 +185,17 @@ def _arms(table: Any) -> dict[str, dict[str, Any]]:
     for name, settings in table.items():
         if not isinstance(settings, dict):
             raise ConfigError(f"arm {name} must be a table such as {{ optimizer = ... }}, got {shown(settings)}")
-        arms[name] = {_ALIASES.get(key, key): value for key, value in settings.items()}
+        arms[name] = _renamed(settings, f"arm {name}")
         _check_settings(arms[name], f"arm {name}", _NOT_IN_AN_ARM, _ALIASES)
     return arms
+
+
+def _renamed(table: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Return a table with today's names of its keys."""
+    for old, new in _ALIASES.items():
+        if old in table and new in table:
+            raise ConfigError(f"{where} has both {old} and {new}, which are one setting: leave out {old}")
+    return {_ALIASES.get(key, key): value for key, value in table.items()}
 
 
 def _check_replays(arms: Mapping[str, Mapping[str, Any]]) -> None:

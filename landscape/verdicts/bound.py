@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -88,7 +89,8 @@ def _of_seeds(claim: Claim, statistic: Statistic, runs: Sequence[Run]) -> Verdic
                 continue
             numbers, missing = seed_values(seeded, statistic)
             names = tuple(seed_name(run) for run in seeded)
-            rows.append(_row(claim, statistic, numbers, missing, None, task=task, a=arm, b="", seeds=names))
+            row = _row(claim, statistic, numbers, missing, None, task=task, a=arm, b="", seeds=names)
+            rows.append(_untested(row) if statistic.name == "overfit" else row)
             used += seeded
             pairs[task] = min(pairs.get(task, len(seeded)), len(seeded))
     if reasons or not rows:
@@ -258,6 +260,11 @@ def _verdict(
         figures={**figures, "file": {"path": claim.file, "sha256": claim.file_hash, "modified": claim.modified}},
         source=claim.source,
     )
+
+
+def _untested(row: Row) -> Row:
+    """Return a row of `overfit` as unclear where no run was trained past its least test loss."""
+    return row if any(row.differences) else replace(row, word="unclear")
 
 
 def _still_falling(rows: Sequence[Row]) -> Iterator[Note]:

@@ -33,6 +33,7 @@ __all__ = [
 
 FloatArray: TypeAlias = npt.NDArray[np.float64]
 LossName: TypeAlias = Literal["train_loss", "loss"]
+_LOSSES: Final[tuple[LossName, LossName]] = ("train_loss", "loss")
 WIDE: Final = 8.0  # ratio of the two losses around a level from which it is noted
 _TWO_SIDED: Final = 1.959963984540054  # half widths of 95 % intervals over their standard error
 _CURVATURE: Final = (*(one.measure for one in PANEL), RAW.measure, "trace")
@@ -83,9 +84,13 @@ def evaluations_of(run: Run) -> Evaluations:
 
 
 def loss_name(runs: Iterable[Run]) -> LossName:
-    """Return the training loss that all runs have at their evaluations: `train_loss`, else `loss`."""
-    every = all(np.isfinite(evaluations_of(run).losses("train_loss")).any() for run in runs)
-    return "train_loss" if every else "loss"
+    """Return the training loss that all runs have at their evaluations: `train_loss`, else `loss`.
+
+    A run that ended before its first evaluation has neither, and no say.
+    """
+    evaluations = [evaluations_of(run) for run in runs]
+    there = {name: [bool(np.isfinite(one.losses(name)).any()) for one in evaluations] for name in _LOSSES}
+    return "loss" if any(loss and not train for train, loss in zip(*there.values(), strict=True)) else "train_loss"
 
 
 def lowest_level(runs: Sequence[Run], name: LossName) -> float | None:

@@ -70,7 +70,7 @@ def _panel_row(
         found.append((a, b))
     both = [(a, b) if isinstance(a, Value) and isinstance(b, Value) else None for a, b in found]
     differences = [math.nan if one is None else one[0].log - one[1].log for one in both]
-    errors = [value.error for one in both if one is not None for value in one]
+    errors = [value.error for one in both if one is not None for value in one if math.isfinite(value.error)]
     noise = float(np.sqrt(np.mean(np.square(errors)))) if errors else math.nan
     reasons = missing_text([[one for one in pair if isinstance(one, Reason)] for pair in found], level)
     return row_of(

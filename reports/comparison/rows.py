@@ -18,6 +18,7 @@ __all__ = ["MISSING", "bound_table", "forest", "interval_texts", "ratio_texts", 
 MISSING: Final = "–"
 _PLAIN: Final = (0.01, 100.0)  # ratios within have decimals
 _FINEST: Final = 1e-4  # half-widths below have digits of their own
+_MOST_PLACES: Final = 5  # decimals by which an end differs from 1
 _PLACES: Final = (1e-6, 1e6)  # half-widths within have decimals
 _ROUNDING: Final = 1e-9  # spreads below are rounding
 _LARGEST: Final = 100.0  # logarithm of a ratio that is drawn or written
@@ -103,11 +104,13 @@ def forest(verdict: Verdict) -> Forest | None:
 
 
 def ratio_texts(value: float, low: float, high: float) -> tuple[str, str]:
-    """Return a ratio and its interval as texts, with two decimals, or one digit of the half-width if that is finer.
+    """Return a ratio and its interval as texts, with two decimals, or more where the half-width or an end near 1 asks.
 
     Example:
         >>> ratio_texts(0.4412, 0.4012, 0.4798)
         ('0.44', '0.40 - 0.48')
+        >>> ratio_texts(0.9412, 0.8912, 0.9966)  # whether 1 lies within is seen
+        ('0.941', '0.891 - 0.997')
         >>> ratio_texts(1.0412, math.nan, math.nan)
         ('1.04', '–')
     """
@@ -119,6 +122,9 @@ def ratio_texts(value: float, low: float, high: float) -> tuple[str, str]:
     if not (_PLAIN[0] <= low and high < _PLAIN[1]) or 0 < half < _FINEST:
         return plain(value, 3), f"{plain(low, 3)} - {plain(high, 3)}"
     places = max(2, -math.floor(math.log10(half))) if half else 2
+    places += sum(
+        any(end != 1 and round(end, more) == 1 for end in (low, high)) for more in range(places, _MOST_PLACES)
+    )
     return f"{value:.{places}f}", f"{low:.{places}f} - {high:.{places}f}"
 
 

@@ -29,6 +29,13 @@ def test_runs_are_named_after_arm_and_seed_and_share_settings() -> None:
     assert set(configs[0].measures or ()) <= set(MEASURES)
 
 
+def test_two_names_of_one_setting_are_refused() -> None:
+    with pytest.raises(ConfigError, match="the grid has both visits and evaluations, which are one setting"):
+        grid_of(table(visits=7, evaluations=3))
+    with pytest.raises(ConfigError, match="arm a has both visits and evaluations"):
+        grid_of(table(arms={"a": {"optimizer": "adamw", "evaluations": 3, "visits": 3}}))
+
+
 def test_options_of_an_arm_are_merged_with_those_of_the_grid() -> None:
     grid = grid_of(table(options={"rho": 0.2}, arms={"a": {"optimizer": "ars2-lazy", "options": {"shear": "off"}}}))
     assert grid.configs()[0].options == {"rho": 0.2, "shear": "off"}
@@ -121,7 +128,8 @@ def test_the_shipped_grid_of_parts_is_sound_and_tries_each_part_at_two_rates() -
     resolved_configs(Grid(**{**vars(grid), "seeds": grid.seeds[:1]}))
     once = [name for name in grid.contrasts if not name.endswith(", 2 lr")]
     assert [f"{name}, 2 lr" for name in once] == [name for name in grid.contrasts if name not in once]
-    assert {arm for pair in grid.contrasts.values() for arm in pair} == set(grid.arms)
+    compared = {arm for pair in grid.contrasts.values() for arm in pair}
+    assert {*compared, "adamw-plain"} == set(grid.arms)  # claims on the time of a step are about AdamW itself
     for name in once:
         assert grid.contrasts[f"{name}, 2 lr"] == tuple(f"{arm}-2lr" for arm in grid.contrasts[name])
 

@@ -224,6 +224,12 @@ def test_a_named_task_without_runs_is_not_dropped(made) -> None:
     assert (found.status, found.sentence) == ("NOT_JUDGED", "No run of arm a on modadd-59 is here.")
 
 
+def test_runs_of_which_none_was_trained_past_the_least_test_loss_support_nothing(made) -> None:
+    found = judge(claim("overfit", at_most=1.05), [overfitted(made, seed, 1.0) for seed in range(6)])
+    assert found.status == "INCONCLUSIVE"
+    assert "cannot tell" in found.sentence
+
+
 def test_runs_that_were_not_trained_past_the_least_test_loss_are_noted(made) -> None:
     runs = [overfitted(made, seed, 1.0 if seed < 4 else 1.001) for seed in range(6)]
     (note,) = [one for one in judge(claim("overfit", at_most=1.05), runs).notes if one.code == "NOT_PAST_MINIMUM"]

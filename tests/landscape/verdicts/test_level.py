@@ -119,6 +119,9 @@ def test_the_loss_on_all_training_data_is_read_where_every_run_has_it(made) -> N
     other = made.run(seed=1, changed=both)
     assert loss_name([other]) == "train_loss"
     assert loss_name([with_it, other]) == "loss"
+    lost = made.run(seed=2, changed=lambda row: None if row["measure"] == "loss" else row)
+    assert loss_name([other, lost]) == "train_loss"
+    assert loss_name([with_it, lost]) == "loss"
 
 
 ROUNDED = [
