@@ -172,6 +172,8 @@ def _cost(table: ContrastTable) -> Table:
     )
     notes = [_DIFFERS] if any(one.test_loss_differs for one in table.contrasts) else []
     notes += [_UNEQUAL] if any(one.cost for one in table.contrasts) else []
+    several = [list(one.verdict.pairs) for one in table.contrasts if len(one.verdict.pairs) > 1]
+    notes += [f"All of it on {several[0][0]}, the first of {len(several[0])} tasks."] if several else []
     return Table("cost", "Test loss, and what each side spent up to the level", columns, rows, " ".join(notes))
 
 

@@ -257,6 +257,10 @@ def test_contrasts_are_a_table_with_costs_and_reasons(study):
     text = render(contrasts_report(replace(table, contrasts=(unequal,)), runs, version="0.2.0"), "text")
     assert [line.split()[-1] for line in text.splitlines() if line.startswith("ascent")] == ["flatter", "unequal"]
     assert "Unequal: the two sides differ" in text
+    assert "the first of" not in text
+    tasks = replace(unequal, verdict=replace(unequal.verdict, pairs={"digits-mlp": 6, "digits-conv": 6}))
+    text = render(contrasts_report(replace(table, contrasts=(tasks,)), runs, version="0.2.0"), "text")
+    assert "All of it on digits-mlp, the first of 2 tasks." in " ".join(text.split())
     data = json.loads(render(document, "json"))
     assert data["tables"]["contrasts"]["rows"][0]["verdict"] == "flatter"
     assert [section["key"] for section in data["sections"]] == ["ascent", "nothing"]
