@@ -66,13 +66,15 @@ def noise_of(run: Run, *, draws: int = 2000) -> NoiseRecord | None:
     samples = np.unique(found.samples)
     if len(samples) > 1:
         return NoiseRecord(len(found.steps), math.nan, why="its minibatches differ in size")
-    late = found.steps > found.steps[-1] / 2
+    count = len(found.steps)
+    known = np.isfinite(found.small) & np.isfinite(found.large)
+    late = known & (found.steps > found.steps[-1] / 2)
     try:
-        whole = _scale(found, np.ones(len(late), dtype=bool), draws)
+        whole = _scale(found, np.ones(count, dtype=bool), draws)
     except ProbeError as error:
-        return NoiseRecord(len(late), float(samples[0]), why=str(error))
-    half = _scale(found, late, draws) if 2 <= late.sum() < len(late) else None
-    return NoiseRecord(len(late), float(samples[0]), whole, half)
+        return NoiseRecord(count, float(samples[0]), why=str(error))
+    half = _scale(found, late, draws) if 2 <= late.sum() < known.sum() else None
+    return NoiseRecord(count, float(samples[0]), whole, half)
 
 
 def order_of(run: Run, *, draws: int = 2000) -> dict[str, SpectralOrder]:

@@ -141,7 +141,7 @@ def angular_velocity(first: Estimate) -> Estimate:
     if math.isnan(first.value):
         return first
     value, high, low = (math.acos(min(max(x, -1.0), 1.0)) for x in (first.value, first.low, first.high))
-    slope = math.sqrt(max(1 - first.value**2, 0.0))
+    slope = math.sqrt(1 - first.value**2) if abs(first.value) < 1 else 0.0
     return replace(first, value=value, low=low, high=high, stderr=first.stderr / slope if slope > 0 else math.nan)
 
 

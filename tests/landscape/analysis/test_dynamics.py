@@ -332,6 +332,14 @@ def test_windows_without_a_noise_scale_say_why(recorded: Callable[..., Run], val
     assert why in found.why
 
 
+def test_late_windows_without_norms_leave_the_noise_scale_of_the_whole(recorded: Callable[..., Run]) -> None:
+    values = [(step, 5.0 + step % 3, 3.0 + step % 2, 8.0) for step in range(6)]
+    values += [(step, -math.inf, math.inf, 8.0) for step in (18, 19)]
+    found = noise_of(recorded(squares(values)))
+    assert found.whole is not None
+    assert found.late is None
+
+
 def spectrum(matrix: np.ndarray, kind: str, step: int, tensor: str = "w", part: int | None = None) -> tuple[str, dict]:
     s = np.linalg.svd(matrix, compute_uv=False)
     p = s * s / (s * s).sum()

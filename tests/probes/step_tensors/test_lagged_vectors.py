@@ -10,8 +10,14 @@ import torch
 from torch import Tensor
 
 from helpers import gaussian
-from lossscope.probes.dynamics.direction_memory import LaggedCosines, direction_memory, memory_difference
+from lossscope.probes.dynamics.direction_memory import (
+    LaggedCosines,
+    angular_velocity,
+    direction_memory,
+    memory_difference,
+)
 from lossscope.probes.errors import ProbeError
+from lossscope.probes.statistics.estimate import exact_estimate
 from lossscope.probes.step_tensors.lagged_vectors import lagged_cosines
 from lossscope.probes.step_tensors.shear_geometry import shear
 
@@ -189,6 +195,13 @@ def test_zero_vectors_and_noise_without_a_ceiling_are_gaps() -> None:
     assert math.isnan(opposed.normalized[0].value)
     assert math.isnan(opposed.half_life)
     assert math.isnan(opposed.angular_velocity.value)
+
+
+@pytest.mark.parametrize(("value", "angle"), [(-1e170, math.pi), (1e170, 0.0), (0.0, math.pi / 2)])
+def test_a_normalized_cosine_of_any_size_has_an_angular_velocity(value: float, angle: float) -> None:
+    found = angular_velocity(replace(exact_estimate(value), stderr=0.1))
+    assert found.value == angle
+    assert found.stderr == pytest.approx(0.1 if value == 0 else math.nan, nan_ok=True)
 
 
 def test_lags_and_lengths_that_do_not_fit_are_refused() -> None:
