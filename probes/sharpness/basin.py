@@ -270,9 +270,10 @@ class _Search:
             if found < self._rise:
                 low = sigma
                 if high is None and sigma >= _RANGE[1]:
+                    most = max(map(self._mean, self._seen))
                     raise ProbeError(
-                        f"the loss rises by {found:.3g} only at relative noise of {sigma:g}, less than {self._rise:g}: "
-                        "no radius up to 10"
+                        f"the loss rises by at most {most:.3g} at the {len(self._seen)} noise levels tried up to "
+                        f"{sigma:g}, less than {self._rise:g}: no radius up to {sigma:g}"
                     )
             else:
                 high = sigma

@@ -446,9 +446,10 @@ def noisy(b: Bench) -> Checks:
 def basin(b: Bench) -> Checks:
     rise = max(0.7 * sum(rises(b, 0.5, 16)) / 16, 1e-3)
     found = basin_radius(b.objective, rise=rise, draws=16, rel=0.02)
-    reached = sum(rises(b, found.value, 16)) / 16
-    slack = 0.05 * rise + ROUNDINGS * b.digits * abs(b.truth.value())
-    yield Check("mean rise", rise, rise - slack, rise + slack, reached)
+    # just before the radius the mean rise is below, just behind it above: a loss with routing jumps there
+    before, reached, behind = (sum(rises(b, share * found.value, 16)) / 16 for share in (0.98, 1.0, 1.02))
+    slack = 0.01 * rise + ROUNDINGS * b.digits * abs(b.truth.value())
+    yield Check("mean rise", reached, before - slack, behind + slack, rise)
     assert found.converged == (found.low <= found.value <= found.high)  # draws may differ too much far from a minimum
 
 

@@ -127,6 +127,7 @@ FURTHER: dict[str, dict[str, str]] = {
     },
     "packed": {"hessian: forward": "data pointer"},
     "huber": {"hessian: forward": "forward AD"},
+    "cosine": {"basin_radius": "no radius up to 10"},  # noise lowers this loss at every level
     "ctc": {
         "hessian: forward": "forward AD",
         **dict.fromkeys(

@@ -171,7 +171,7 @@ def test_a_mean_rise_may_be_negative_and_then_has_no_radius() -> None:
     concave = Objective(Vector(torch.ones(5)), lambda model, x: -x[0] * model.theta.square().sum(), [torch.ones(1)])
     curve = noise_curve(concave)
     assert (curve.mean[-2:] < 0).all()
-    with pytest.raises(ProbeError, match=r"at relative noise of 10, less than 0\.1: no radius up to 10"):
+    with pytest.raises(ProbeError, match=r"levels tried up to 10, less than 0\.1: no radius up to 10"):
         basin_radius(concave)
 
 
