@@ -82,7 +82,7 @@ def test_only_the_directional_edge_ratio_has_a_threshold_and_it_is_one(demo_runs
 
 
 def test_no_verdict_between_arms_is_given(demo_runs):
-    assert any("at least 6 paired seeds" in note for note in sharpness(demo_runs).notes)
+    assert any("`lossscope compare A B` does" in note for note in sharpness(demo_runs).notes)
 
 
 def test_a_run_without_curvature_is_a_gap_and_says_how_to_get_it(write_run):
