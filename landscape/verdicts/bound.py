@@ -144,7 +144,7 @@ def _row(
         small=complete and bool(max(abs(low - limit(x)), abs(high - limit(x))) < claim.margin),
         differences=tuple(float(one) for one in d),
         seeds=seeds,
-        reasons=tuple(missing_text(missing, level)),
+        reasons=tuple(missing_text(missing, level, unit="pairs" if b else "seeds")),
     )
 
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from lossscope.landscape.verdicts.level import WIDE, Crossing, LossName, crossing
-from lossscope.landscape.verdicts.pairs import Matchup
+from lossscope.landscape.verdicts.pairs import Matchup, date_of
 from lossscope.landscape.verdicts.sentences import joined
 from lossscope.landscape.verdicts.verdict import Note, Row
 
@@ -80,20 +79,11 @@ def claim_after_runs(modified: str, runs: Sequence[Run]) -> Iterator[Note]:
         modified: Date of the file, ISO 8601; empty if unknown.
         runs: The runs of the claim.
     """
-    dates = [date for run in runs if (date := _date(run.manifest.get("created"))) is not None]
-    written = _date(modified)
+    dates = [date for run in runs if (date := date_of(run.manifest.get("created"))) is not None]
+    written = date_of(modified)
     if written is not None and dates and written > max(dates):
         text = f"The claim was last changed on {modified}, after its youngest run began ({max(dates).isoformat()})."
         yield Note("CLAIM_AFTER_RUNS", text)
-
-
-def _date(text: object) -> datetime | None:
-    """Return a date; None if the text is none."""
-    try:
-        found = datetime.fromisoformat(str(text))
-    except ValueError:
-        return None
-    return found if found.tzinfo else found.replace(tzinfo=UTC)
 
 
 def _untried(matchups: Sequence[Matchup]) -> Iterator[Note]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from lossscope.landscape.analysis.arms import SEED_SETTINGS, WITHOUT_EFFECT, by_arm
@@ -15,7 +16,18 @@ from lossscope.landscape.verdicts.wrong_values import nearest
 if TYPE_CHECKING:
     from lossscope.landscape.run import Run
 
-__all__ = ["Matchup", "Pair", "arms_of", "different_setup", "keyed", "matchup", "resolve", "seed_name", "task_of"]
+__all__ = [
+    "Matchup",
+    "Pair",
+    "arms_of",
+    "date_of",
+    "different_setup",
+    "keyed",
+    "matchup",
+    "resolve",
+    "seed_name",
+    "task_of",
+]
 
 SEEDS: Final = ("init", "split", "order")
 UNNAMED: Final = "unnamed task"  # of runs that no workload of lossscope trained
@@ -206,6 +218,15 @@ def _seeds(run: Run) -> Mapping[str, Any]:
 def _order(pair: Pair) -> tuple[int, str]:
     """Return the place of a pair: by number where the name is one."""
     return (int(pair.name), "") if pair.name.isdecimal() else (2**63, pair.name)
+
+
+def date_of(text: object) -> datetime | None:
+    """Return a date of a manifest; None if the text is none."""
+    try:
+        found = datetime.fromisoformat(str(text))
+    except ValueError:
+        return None
+    return found if found.tzinfo else found.replace(tzinfo=UTC)
 
 
 def _text(value: object) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 
@@ -124,23 +124,27 @@ def row_of(
     )
 
 
-def missing_text(problems: Sequence[Sequence[Reason]], level: float | None) -> list[Reason]:
+def missing_text(
+    problems: Sequence[Sequence[Reason]], level: float | None, *, unit: Literal["pairs", "seeds"] = "pairs"
+) -> list[Reason]:
     """Return one reason for each code, over the pairs that have no value.
 
     Args:
         problems: The reasons of each pair, none where both values are there.
         level: Training loss, for the text.
+        unit: What has no value: pairs of runs, or the runs of single seeds.
     """
     codes = dict.fromkeys(one.code for pair in problems for one in pair)
-    return [_joined(code, problems, level) for code in codes]
+    return [_joined(code, problems, level, unit) for code in codes]
 
 
-def _joined(code: Code, problems: Sequence[Sequence[Reason]], level: float | None) -> Reason:
+def _joined(code: Code, problems: Sequence[Sequence[Reason]], level: float | None, unit: str) -> Reason:
     """Return the reason of one code over all pairs."""
     here = [one for pair in problems for one in pair if one.code == code]
     count = sum(any(one.code == code for one in pair) for pair in problems)
-    shown = [f"{one.runs[0]}: {one.text}" for one in here[:_MOST_NAMED]]
-    more = [f"{len(here) - _MOST_NAMED} more"] if len(here) > _MOST_NAMED else []
+    shared = len(here) > 1 and len({one.text for one in here}) == 1
+    shown = [here[0].text] if shared else [f"{one.runs[0]}: {one.text}" for one in here[:_MOST_NAMED]]
+    more = [f"{len(here) - _MOST_NAMED} more"] if len(here) > _MOST_NAMED and not shared else []
     at = "" if level is None else f" at loss {level:g}"
     never = all(one.text.startswith("lowest") for one in here)
     words = {
@@ -149,4 +153,4 @@ def _joined(code: Code, problems: Sequence[Sequence[Reason]], level: float | Non
         "NOT_POSITIVE": f"have a value that is not above 0{at}",
     }.get(code, "have no value")
     runs = tuple(dict.fromkeys(run for one in here for run in one.runs))
-    return Reason(code, f"{count} of {len(problems)} pairs {words} ({', '.join([*shown, *more])})", runs)
+    return Reason(code, f"{count} of {len(problems)} {unit} {words} ({', '.join([*shown, *more])})", runs)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 import numpy as np
 
@@ -13,7 +13,7 @@ from lossscope.landscape.analysis.minibatch_windows import lagged_cosines_of
 from lossscope.landscape.analysis.series import first_step
 from lossscope.landscape.verdicts.figures import test_loss_at
 from lossscope.landscape.verdicts.level import Crossing, FloatArray, LossName, crossing, evaluations_of
-from lossscope.landscape.verdicts.pairs import Matchup
+from lossscope.landscape.verdicts.pairs import Matchup, date_of
 from lossscope.landscape.verdicts.statistic_names import Statistic
 from lossscope.landscape.verdicts.verdict import Reason
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Times", "paired_values", "seed_values", "times"]
 
+_TIMED_TOGETHER: Final = 0.25  # hours between the starts of two runs whose times are compared
 Numbers = tuple[list[float], list[list[Reason]]]  # one number each, and why others are missing
 
 
@@ -89,7 +90,18 @@ def paired_values(matchup: Matchup, statistic: Statistic, level: float | None, l
             numbers.append(math.log(a / b) if a > 0 and b > 0 else math.nan)
         bare = [run for run, one in ((pair.a, a), (pair.b, b)) if not math.isfinite(one)]
         missing.append([_missing(run, statistic, level, loss) for run in bare])
+        if statistic.name == "seconds_ratio" and (apart := _hours_apart(pair.a, pair.b)) > _TIMED_TOGETHER:
+            numbers[-1] = math.nan
+            text = f"trained {apart:.1f} hours from its partner, when the machine may have been busier"
+            missing[-1].append(Reason("NOT_MEASURED", text, (pair.a.name,)))
     return numbers, missing
+
+
+def _hours_apart(a: Run, b: Run) -> float:
+    """Return the hours between the starts of two runs; 0 if one is unknown."""
+    dates = [date_of(run.manifest.get("created")) for run in (a, b)]
+    known = [one for one in dates if one is not None]
+    return abs((known[0] - known[-1]).total_seconds()) / 3600 if len(known) == 2 else 0.0
 
 
 def seed_values(runs: Sequence[Run], statistic: Statistic) -> Numbers:

@@ -267,6 +267,17 @@ def test_runs_without_a_partner_are_named_beside_a_bound(made) -> None:
     assert note.text == "Left out, for want of a partner: a-s7."
 
 
+def test_times_of_runs_that_were_trained_hours_apart_are_not_compared(made) -> None:
+    steps = [{"step": k, "passes": 1, "seconds": 0.1 * k} for k in range(1, 40)]
+    late = {"created": "2026-01-01T01:30:00+00:00"}
+    runs = [made.run(arm, seed, more={"steps": steps}) for seed in range(6) for arm in "ab"]
+    assert judge(claim("seconds_ratio", b=("b",), at_most=1.05), runs).status == "SUPPORTED"
+    runs[0].manifest.update(late)
+    found = judge(claim("seconds_ratio", b=("b",), at_most=1.05), runs)
+    assert (found.status, found.reasons[0].code) == ("INCONCLUSIVE", "NOT_MEASURED")
+    assert "trained 1.5 hours from its partner" in found.sentence
+
+
 def test_seconds_ratio_counts_rare_ascents(made) -> None:
     def clocked(arm: str, seed: int, every: int) -> Any:
         rows = [{"step": k, "synced": k % every == 0, "passes": 1 + (k % every == 0)} for k in range(1, 41)]
