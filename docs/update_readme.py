@@ -33,6 +33,7 @@ SHOWN = ("loss", "lambda_max", "adaptive_trace", "entropy")
 STUDY = DOCS.parent / "benchmarks" / "studies" / "founding" / "digits.toml"
 MISLEADING = ("base", "adamw")  # arms of the study whose raw curvature tells another story than the panel
 WIDTH = 110  # characters
+TABLE_WIDTH = 120  # of the table of contrasts, whose verdicts stand in the last column
 MARGIN = 16  # pixels
 BLOCK = r"(<!-- {} by docs/update_readme.py -->\n```text\n).*?(```)"
 
@@ -82,7 +83,7 @@ def studied(folder: Path) -> dict[str, str]:
     runs, grid = open_runs(folder), read_grid(STUDY)
     table = judged(grid, runs)
     first, *_ = contrasts_report(table, runs, version=__version__).tables
-    return {"studied": table_text(first, WIDTH), "misled": compared(MISLEADING, runs, grid.level)}
+    return {"studied": table_text(first, TABLE_WIDTH), "misled": compared(MISLEADING, runs, grid.level)}
 
 
 def replaced(text: str, word: str, content: str) -> tuple[str, int]:
