@@ -128,9 +128,7 @@ def small(curvature):
     )
 
 
-@pytest.mark.parametrize(
-    "job", [pytest.param(j, marks=pytest.mark.slow if j in ("panel", "top") else ()) for j in TITLES]
-)
+@pytest.mark.parametrize("job", [pytest.param(j, marks=pytest.mark.slow if j != "tracking" else ()) for j in TITLES])
 def test_a_job_prints_its_table_and_judges_its_aims(curvature, capsys, monkeypatch, tmp_path, job):
     monkeypatch.setattr(importlib.import_module("curvature_reference"), "gettempdir", lambda: tmp_path)
     rivals = importlib.import_module("curvature_rivals")

@@ -80,6 +80,7 @@ def test_the_page_on_a_loop_of_your_own_runs(page: Page) -> None:
     assert set(two.tensors["lr"]) == {0.02, 1e-3}
 
 
+@pytest.mark.slow
 def test_the_page_on_reading_a_report_runs(page: Page) -> None:
     scope = page("howto/read_a_report.md")
     assert scope["outcomes"]

@@ -58,10 +58,7 @@ def second(size: int) -> Tensor:
 
 @pytest.mark.parametrize(
     "name",
-    [
-        name if name in {"two close", "outlier and bulk"} else pytest.param(name, marks=pytest.mark.slow)
-        for name in SPECTRA
-    ],
+    [name if name == "two close" else pytest.param(name, marks=pytest.mark.slow) for name in SPECTRA],
 )
 def test_an_eigenvalue_is_ruled_out_where_it_is_in_at_most_five_per_cent_of_the_seeds(name: str) -> None:
     values, dimension = SPECTRA[name], DIMENSIONS[name]
@@ -237,7 +234,7 @@ def test_after_restarts_residuals_and_images_are_those_of_the_matrix(width: int)
     np.testing.assert_allclose(np.linalg.norm(defects, axis=1), found._loose, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", ["gaussian bulk", "two close"])
+@pytest.mark.parametrize("name", [pytest.param("gaussian bulk", marks=pytest.mark.slow), "two close"])
 def test_restarts_cost_hardly_a_product_and_leave_the_bounds_true(name: str) -> None:
     products, missed = [0, 0], 0
     for seed in range(60):

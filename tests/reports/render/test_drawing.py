@@ -104,7 +104,7 @@ def test_every_scale_can_be_drawn(scale, kind):
 
 
 def test_equal_data_gives_equal_drawings(demo_runs):
-    first, second = ([figure_svg(figure) for figure in overview(demo_runs).figures] for _ in range(2))
+    first, second = ([figure_svg(figure) for figure in overview(demo_runs).figures[:2]] for _ in range(2))
     assert first == second
 
 
