@@ -42,7 +42,6 @@ from .objective.losses import (
 )
 from .objective.objective import Objective as Objective
 from .operators.base import (
-    ObjectiveOperator as ObjectiveOperator,
     SymmetricOperator as SymmetricOperator,
     from_matrix as from_matrix,
 )
@@ -56,6 +55,7 @@ from .operators.gauss_newton import (
     gauss_newton as gauss_newton,
 )
 from .operators.hessian import hessian as hessian
+from .operators.objective_operator import ObjectiveOperator as ObjectiveOperator
 from .sharpness.alignment import (
     GradientAlignment as GradientAlignment,
     gradient_alignment as gradient_alignment,

@@ -13,8 +13,9 @@ from torch import Tensor
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.objective.evaluation import BatchEvaluation
 from lossscope.probes.objective.objective import Objective
-from lossscope.probes.operators.base import ObjectiveOperator, ProductFacts, Reference
+from lossscope.probes.operators.base import ProductFacts, Reference
 from lossscope.probes.operators.method import BatchProduct, Method, graph_bytes
+from lossscope.probes.operators.objective_operator import ObjectiveOperator
 from lossscope.probes.operators.second_derivative import SecondDerivativeError
 from lossscope.probes.operators.timing import GradientTime, now
 

@@ -8,7 +8,8 @@ from typing import overload
 from torch import Tensor
 
 from lossscope.probes.errors import ProbeError
-from lossscope.probes.operators.base import ObjectiveOperator, Reference, SymmetricOperator
+from lossscope.probes.operators.base import Reference, SymmetricOperator
+from lossscope.probes.operators.objective_operator import ObjectiveOperator
 from lossscope.probes.sums import all_finite
 
 __all__ = ["preconditioned", "restricted", "scaled"]

@@ -12,10 +12,10 @@ from torch import Tensor
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.objective.evaluation import BatchEvaluation
 from lossscope.probes.objective.objective import Objective
-from lossscope.probes.operators.base import ObjectiveOperator
 from lossscope.probes.operators.cached_products import CachedProducts
 from lossscope.probes.operators.finite_differences import DIFFERENCES
 from lossscope.probes.operators.method import BatchProduct, Method, graph_bytes
+from lossscope.probes.operators.objective_operator import ObjectiveOperator
 from lossscope.probes.operators.second_derivative import (
     gradient_function,
     require_agreement,

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.objective.objective import Objective
-from lossscope.probes.operators.base import ObjectiveOperator, SymmetricOperator
+from lossscope.probes.operators.base import SymmetricOperator
 from lossscope.probes.operators.hessian import hessian
+from lossscope.probes.operators.objective_operator import ObjectiveOperator
 from lossscope.probes.operators.quadratic_form import form_rounding
 from lossscope.probes.statistics.estimate import Estimate, exact_estimate
 from lossscope.probes.sums import row_dots

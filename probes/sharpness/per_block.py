@@ -14,9 +14,10 @@ from lossscope.probes.eigenvalues.measure import measure_spectrum
 from lossscope.probes.eigenvalues.results import EigenPairs
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.objective.objective import Objective
-from lossscope.probes.operators.base import ObjectiveOperator, SymmetricOperator
+from lossscope.probes.operators.base import SymmetricOperator
 from lossscope.probes.operators.derived import restricted
 from lossscope.probes.operators.hessian import hessian
+from lossscope.probes.operators.objective_operator import ObjectiveOperator
 from lossscope.probes.statistics.estimate import Estimate
 from lossscope.probes.statistics.propagation import (
     balanced_sum_estimate,

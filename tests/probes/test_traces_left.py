@@ -22,11 +22,12 @@ from lossscope.probes.errors import ProbeError
 from lossscope.probes.objective.fixed_loss import batch_norm_note
 from lossscope.probes.objective.losses import CrossEntropy
 from lossscope.probes.objective.objective import Objective
-from lossscope.probes.operators.base import ObjectiveOperator, SymmetricOperator
+from lossscope.probes.operators.base import SymmetricOperator
 from lossscope.probes.operators.derived import preconditioned, restricted, scaled
 from lossscope.probes.operators.gauss_newton import fisher, gauss_newton, split_loss
 from lossscope.probes.operators.hessian import hessian
 from lossscope.probes.operators.number_rounding import number_rounding
+from lossscope.probes.operators.objective_operator import ObjectiveOperator
 from lossscope.probes.operators.second_derivative import (
     check_adjoint,
     check_product,

@@ -25,8 +25,8 @@ from lossscope.landscape.recording.recorder import Recorder
 from lossscope.landscape.run import Run
 from lossscope.probes.objective.losses import CrossEntropy
 from lossscope.probes.objective.objective import Objective
-from lossscope.probes.operators.base import ObjectiveOperator
 from lossscope.probes.operators.hessian import hessian
+from lossscope.probes.operators.objective_operator import ObjectiveOperator
 
 STEP, PRODUCT = 1.0, 0.05  # seconds
 

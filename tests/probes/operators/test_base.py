@@ -14,9 +14,10 @@ from torch import Tensor
 from helpers import gaussian
 from lossscope.probes.eigenvalues.measure import measure_spectrum
 from lossscope.probes.errors import ProbeError
-from lossscope.probes.operators.base import ObjectiveOperator, SymmetricOperator, asymmetry, from_matrix
+from lossscope.probes.operators.base import SymmetricOperator, asymmetry, from_matrix
 from lossscope.probes.operators.derived import preconditioned, scaled
 from lossscope.probes.operators.hessian import hessian
+from lossscope.probes.operators.objective_operator import ObjectiveOperator
 
 
 def symmetric(n: int, seed: int = 0) -> Tensor:

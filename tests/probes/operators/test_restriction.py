@@ -11,10 +11,11 @@ from helpers import Identity, dense
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.objective.losses import CrossEntropy
 from lossscope.probes.objective.objective import Objective
-from lossscope.probes.operators.base import ObjectiveOperator, from_matrix
+from lossscope.probes.operators.base import from_matrix
 from lossscope.probes.operators.derived import preconditioned, restricted, scaled
 from lossscope.probes.operators.gauss_newton import fisher, gauss_newton
 from lossscope.probes.operators.hessian import hessian
+from lossscope.probes.operators.objective_operator import ObjectiveOperator
 
 OPERATORS: dict[str, Callable[[Objective], ObjectiveOperator]] = {
     "hessian": hessian,

@@ -12,9 +12,9 @@ from lossscope.probes.eigenvalues.measure import measure_spectrum
 from lossscope.probes.objective.losses import CrossEntropy
 from lossscope.probes.objective.objective import Objective
 from lossscope.probes.operators import cached_products, timing
-from lossscope.probes.operators.base import ObjectiveOperator
 from lossscope.probes.operators.gauss_newton import gauss_newton
 from lossscope.probes.operators.hessian import hessian
+from lossscope.probes.operators.objective_operator import ObjectiveOperator
 from lossscope.probes.operators.timing import signature
 
 

@@ -15,9 +15,10 @@ from lossscope.probes.eigenvalues.results import EigenPairs
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.objective.losses import CrossEntropy
 from lossscope.probes.objective.objective import Objective
-from lossscope.probes.operators.base import ObjectiveOperator, SymmetricOperator, from_matrix
+from lossscope.probes.operators.base import SymmetricOperator, from_matrix
 from lossscope.probes.operators.gauss_newton import fisher, gauss_newton
 from lossscope.probes.operators.hessian import hessian
+from lossscope.probes.operators.objective_operator import ObjectiveOperator
 from lossscope.probes.sharpness.per_block import (
     ModuleTable,
     _BlockMeasurement,
