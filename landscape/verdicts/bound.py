@@ -53,6 +53,7 @@ def bound(claim: Claim, runs: Sequence[Run]) -> Verdict:
     if reasons or not paired:
         return _unjudged(claim, reasons or [Reason("NO_PAIRS", "there are no runs of both arms on one task")])
     rows, shares = [], []
+    shown = level if statistic.name in _FIXES["level"] else None
     for one in paired:
         if statistic.censored:
             found = times(one, statistic, level, loss)
@@ -62,10 +63,9 @@ def bound(claim: Claim, runs: Sequence[Run]) -> Verdict:
         else:
             numbers, missing = paired_values(one, statistic, level, loss)
             names = tuple(pair.name for pair in one.pairs)
-            rows.append(_row(claim, statistic, numbers, missing, level, task=one.task, a=one.a, b=one.b, seeds=names))
+            rows.append(_row(claim, statistic, numbers, missing, shown, task=one.task, a=one.a, b=one.b, seeds=names))
     pairs = {one.task: len(one.pairs) for one in paired}
     figures: dict[str, Any] = {"shares": shares} if shares else {}
-    shown = level if statistic.name in _FIXES["level"] else None
     figures["unpaired"] = sorted({name for one in paired for name in one.unpaired})
     return _verdict(claim, statistic, rows, pairs, used, shown, figures)
 

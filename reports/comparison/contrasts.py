@@ -125,13 +125,12 @@ def _open(table: ContrastTable) -> list[str]:
     """Return a sentence for each reason why rows of judged contrasts are open."""
     names: dict[str, list[str]] = {}
     for one in table.contrasts:
-        judged = one.verdict.status != "NOT_JUDGED"
-        for text in dict.fromkeys(
-            reason.text for row in one.verdict.rows if row.word == "open" for reason in row.reasons
-        ):
-            if judged:
-                names.setdefault(text, []).append(one.name)
-    return [f"Open: {', '.join(parts)}. {text[0].upper()}{text[1:]}." for text, parts in names.items()]
+        if one.verdict.status == "NOT_JUDGED":
+            continue
+        texts = [reason.text for row in one.verdict.rows if row.word == "open" for reason in row.reasons]
+        for text in dict.fromkeys(texts):
+            names.setdefault(text, []).append(one.name)
+    return [f"Open: {'; '.join(parts)}. {text[0].upper()}{text[1:]}." for text, parts in names.items()]
 
 
 def _left_out(table: ContrastTable) -> list[str]:
@@ -141,7 +140,7 @@ def _left_out(table: ContrastTable) -> list[str]:
     }
     said = []
     if len(set(pairs.values())) > 1:
-        said.append(f"Pairs of seeds: {', '.join(f'{name} {count}' for name, count in pairs.items())}.")
+        said.append(f"Pairs of seeds: {'; '.join(f'{name} {count}' for name, count in pairs.items())}.")
     alone = dict.fromkeys(run for one in table.contrasts for run in one.verdict.figures.get("unpaired", ()))
     return [*said, *(note.text for note in unpaired(list(alone)))]
 

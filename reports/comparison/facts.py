@@ -23,8 +23,8 @@ def facts(verdict: Verdict) -> tuple[str, ...]:
     """Return the facts beside a verdict as sentences, and its notes; what the runs do not hold is left out."""
     found = verdict.figures
     said = {code for code, key in _ELSEWHERE.items() if found.get(key)}
-    tried = verdict.status == "NOT_JUDGED" or any(one.startswith("Not tried") for one in verdict.change)
-    said |= set(_UNTRIED) if tried else set()
+    if verdict.status == "NOT_JUDGED" or any(one.startswith("Not tried") for one in verdict.change):
+        said |= set(_UNTRIED)
     sentences = (
         *_bearable(found.get("sigma_star", {})),
         *_test_loss(found.get("test_loss", [])),

@@ -276,6 +276,7 @@ def test_times_of_runs_that_were_trained_hours_apart_are_not_compared(made) -> N
     found = judge(claim("seconds_ratio", b=("b",), at_most=1.05), runs)
     assert (found.status, found.reasons[0].code) == ("INCONCLUSIVE", "NOT_MEASURED")
     assert "trained 1.5 hours from its partner" in found.sentence
+    assert "at loss" not in found.sentence  # times have no level
 
 
 def test_seconds_ratio_counts_rare_ascents(made) -> None:
