@@ -8,6 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lossscope.probes.gauge.attention import head_symmetries
+from lossscope.probes.gauge.symmetry import Mixing, Scaling, Shift, Slot, Symmetry
+
 __all__ = ["ModularTransformer", "modular_addition"]
 
 
@@ -64,6 +67,46 @@ class ModularTransformer(nn.Module):
         last = last + self._attention(x, last)
         last = last + F.linear(F.relu(F.linear(last, self.W_in, self.b_in)), self.W_out, self.b_out)
         return last @ self.W_U
+
+    def weight_symmetries(self) -> list[Symmetry]:
+        """Return what may change between the weights of the same function, for the balanced point.
+
+        The residual stream is linear, so its basis is free. The token of the equals sign is always last, and no other
+        token is there, so that embedding and position may exchange a constant in each of the two cases.
+        """
+        heads, head, width = self.W_K.shape
+        vocabulary, hidden, every = self.W_E.shape[1], len(self.W_in), slice(None)
+        numbers, last = slice(0, vocabulary - 1), slice(vocabulary - 1, vocabulary)
+        stream = Mixing(
+            "the residual stream",
+            width,
+            (
+                *(Slot("W_E", (width, vocabulary), (0, 1)), Slot("W_pos", (3, width), (1, 0))),
+                *(Slot("W_O", (width, heads * head), (0, 1)), Slot("W_out", (width, hidden), (0, 1))),
+                Slot("b_out", (width,), (0,)),
+            ),
+            (
+                *(Slot(name, (heads, head, width), (2, 0, 1)) for name in ("W_Q", "W_K", "W_V")),
+                *(Slot("W_in", (hidden, width), (1, 0)), Slot("W_U", (width, vocabulary), (0, 1))),
+            ),
+        )
+        neurons = Scaling(
+            "W_in",
+            hidden,
+            (Slot("W_in", (hidden, width), (0, 1)), Slot("b_in", (hidden,), (0,))),
+            (Slot("W_out", (width, hidden), (1, 0)),),
+        )
+        found: list[Symmetry] = [stream, neurons]
+        for tokens, positions in ((numbers, slice(0, 2)), (last, slice(2, 3))):
+            embedding = Slot("W_E", (width, vocabulary), (0, 1), pick=(every, tokens))
+            found.append(Shift("W_E and W_pos", (embedding, Slot("W_pos", (3, width), (1, 0), pick=(positions,)))))
+        for index in range(heads):
+            query, key, value = (
+                [Slot(name, (heads, head, width), (0, 1), pick=(index,))] for name in ("W_Q", "W_K", "W_V")
+            )
+            columns = [Slot("W_O", (width, heads, head), (1, 0), pick=(every, index))]
+            found += head_symmetries(f"head {index}", head, query, key, value, columns)
+        return found
 
     def _attention(self, x: Tensor, last: Tensor) -> Tensor:
         """Return the attention output at the last position."""

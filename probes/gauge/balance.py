@@ -52,9 +52,16 @@ def balance(model: nn.Module, *, batch: Any = None) -> Balanced:
     as constants 1 and 0 that do not require grad, so the new network has fewer free parameters. Before ReLU, the gain
     and shift of a layer or group norm are the incoming weights of a neuron.
 
-    Where features meet a skip connection, tied weights, a layer or group norm (which ignores their scale but for its
-    eps, so that no point has the least norm), or a function that is not known to keep positive factors,
-    the symmetries are listed as unknown: numbers at that point may still depend on them.
+    Outputs that are added, as by skip connections, share one scale or one basis. In each head of attention without
+    rotary positions, queries with keys and values with outputs become balanced factors of their products by singular
+    values. A constant part of linear features, such as a bias between two linear layers, moves into the biases behind
+    it, or is shared by the summands in which it can be.
+
+    Where features meet tied weights, a layer or group norm (which ignores their scale but for its eps, so that no point
+    has the least norm), or a function that is not known to keep positive factors, the symmetries are listed as unknown:
+    numbers at that point may still depend on them. A network may declare what no trace shows: `weight_symmetries()`,
+    a method that returns a list of `Scaling`, `Mixing` and `Shift` (`lossscope.probes.gauge.symmetry`), is then taken
+    in place of a trace, and the outputs are compared.
 
     Args:
         model: The network; it is unchanged. Symmetries are those of its trainable parameters in eval mode.

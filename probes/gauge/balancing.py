@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.gauge.energy import ScalingEnergy
-from lossscope.probes.gauge.symmetry import Mixing, Scaling, Slot, Symmetry, Weights
+from lossscope.probes.gauge.symmetry import Mixing, Scaling, Shift, Slot, Symmetry, Weights
 from lossscope.probes.sums import all_finite, gram, norm, row_norms
 
 __all__ = ["least_norm", "random_scaling"]
@@ -36,10 +36,13 @@ def least_norm(symmetries: Sequence[Symmetry], weights: Weights) -> None:
         raise ProbeError("the weights are not finite: nothing can be balanced")
     scalings = [one for one in symmetries if isinstance(one, Scaling)]
     mixings = [one for one in symmetries if isinstance(one, Mixing)]
+    for shift in symmetries:
+        if isinstance(shift, Shift):
+            _center(shift, weights)
     for _ in range(_ROUNDS):
         apart = max((_rotate(one, weights) for one in mixings), default=0.0)
         moved = _rescale(scalings, weights)
-        if max(apart, moved) <= _CONVERGED or not (mixings and scalings):
+        if max(apart, moved) <= _CONVERGED or not mixings or (len(mixings) == 1 and not scalings):
             return
     raise ProbeError(f"balancing did not converge in {_ROUNDS} rounds: two sides still differ by {apart:.1e}")
 
@@ -53,6 +56,8 @@ def random_scaling(symmetries: Iterable[Symmetry], weights: Weights, generator: 
         generator: Source of the factors, on the CPU.
     """
     for one in symmetries:
+        if isinstance(one, Shift):
+            continue
         factors = torch.randn(one.size, generator=generator, dtype=torch.float64).exp()
         _multiply(one.gains or one.writes, weights, factors)
         _multiply(one.reads, weights, 1 / factors)
@@ -83,6 +88,18 @@ def _silence(scaling: Scaling, weights: Weights) -> bool:
     for slots in (scaling.writes, scaling.reads):
         _multiply(slots, weights, torch.where(idle, 0.0, 1.0).to(torch.float64))
     return True
+
+
+def _center(shift: Shift, weights: Weights) -> None:
+    r"""Move a constant vector between summands of :math:`n_i` columns such that their squared norm is least.
+
+    Their means then are :math:`c / (n_i \sum_j 1 / n_j)`, with c the sum of the means.
+    """
+    means = [slot.rows(weights).mean(1) for slot in shift.writes]
+    counts = [slot.rows(weights).shape[1] for slot in shift.writes]
+    total = torch.stack(means).sum(0) / sum(1 / count for count in counts)
+    for slot, mean, count in zip(shift.writes, means, counts, strict=True):
+        slot.assign(weights, slot.rows(weights) + (total / count - mean)[:, None])
 
 
 def _rotate(mixing: Mixing, weights: Weights) -> float:

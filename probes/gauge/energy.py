@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lossscope.probes.errors import ProbeError
-from lossscope.probes.gauge.symmetry import Scaling, Weights
+from lossscope.probes.gauge.symmetry import Scaling, Slot, Weights
 
 __all__ = ["ScalingEnergy"]
 
@@ -19,6 +19,7 @@ _STEPS: Final = 200
 _SOLVED: Final = 1e-8  # relative residual of a Newton step
 _HALVINGS: Final = 40
 
+Part: TypeAlias = tuple[str, str]  # name of a weight, and the part of it as text
 Block: TypeAlias = tuple[Tensor, slice, slice]  # (written neurons, read neurons), and where their logarithms stand
 
 
@@ -37,28 +38,33 @@ class ScalingEnergy:
     def __init__(self, scalings: Sequence[Scaling], weights: Weights) -> None:
         self._places: list[slice] = []
         self.size = 0
-        written: dict[str, list[tuple[Tensor, slice]]] = {}
-        read: dict[str, list[tuple[Tensor, slice]]] = {}
+        written: dict[Part, list[tuple[Tensor, slice]]] = {}
+        read: dict[Part, list[tuple[Tensor, slice]]] = {}
+        values: dict[Part, Tensor] = {}
         for one in scalings:
             place = slice(self.size, self.size + one.size)
             self._places.append(place)
             self.size += one.size
             for slots, table in ((one.writes, written), (one.reads, read)):
                 for slot in slots:
-                    index = torch.ones(weights[slot.name].shape, dtype=torch.int64)
-                    slot.multiply({slot.name: index}, torch.arange(one.size))
-                    table.setdefault(slot.name, []).append((index, place))
+                    part, whole = slot.part(weights), (slot.name, str(slot.pick))
+                    values[whole] = part
+                    index = torch.ones(part.shape, dtype=torch.int64)
+                    Slot("", tuple(part.shape), slot.order, slot.lead).multiply({"": index}, torch.arange(one.size))
+                    table.setdefault(whole, []).append((index.reshape(-1), place))
         fixed = slice(self.size, self.size + 1)
         self._blocks: list[Block] = []
-        for name in dict.fromkeys((*written, *read)):
-            rows, columns = (self._side(table.get(name), weights[name], fixed) for table in (written, read))
-            self._blocks.append(_block(weights[name], rows, columns))
+        for key, value in values.items():
+            if any(name == key[0] and pick != key[1] and "()" in (pick, key[1]) for name, pick in values):
+                raise ProbeError(f"{key[0]}: a layer of neurons has a part of it, another one all: report this network")
+            rows, columns = (self._side(table.get(key), value, fixed) for table in (written, read))
+            self._blocks.append(_block(value, rows, columns))
 
     @staticmethod
     def _side(found: list[tuple[Tensor, slice]] | None, like: Tensor, fixed: slice) -> tuple[Tensor, slice]:
         """Return the neuron of each weight on one side, and where the logarithms of that layer stand."""
         if found is None:
-            return torch.zeros(like.shape, dtype=torch.int64), fixed
+            return torch.zeros(like.numel(), dtype=torch.int64), fixed
         if len(found) > 1:
             raise ProbeError("a weight belongs to two layers of neurons on one side: report this network")
         return found[0]
@@ -144,7 +150,7 @@ def _block(weight: Tensor, rows: tuple[Tensor, slice], columns: tuple[Tensor, sl
     """Return the sums of the squares of a weight, by the neurons on its two sides."""
     (i, at_rows), (j, at_columns) = rows, columns
     height, width = (at.stop - at.start for at in (at_rows, at_columns))
-    where = (i * width + j).reshape(-1)
+    where = i * width + j
     squares = weight.detach().cpu().reshape(-1).square()
     sums = torch.bincount(where, squares, minlength=height * width).reshape(height, width)
     return sums, at_rows, at_columns

@@ -1,4 +1,4 @@
-"""Gains of normalization layers moved into the weights beside them, which keeps the function."""
+"""Gains of normalization layers, and constants, moved into the weights behind them, which keeps the function."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lossscope.probes.gauge.symmetry import Slot
 
-__all__ = ["BatchNormFold", "Fold", "GainFold"]
+__all__ = ["BatchNormFold", "ConstantFold", "Fold", "GainFold"]
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,46 @@ class GainFold:
             _freeze(parameters[self.shift], 0.0)
 
 
-Fold: TypeAlias = BatchNormFold | GainFold
+@dataclass(frozen=True)
+class ConstantFold:
+    """A constant part of features that only linear layers with biases read.
+
+    Attributes:
+        constant: A bias, or an embedding, of which the mean over its rows is the constant.
+        reads: Columns of the linear layers.
+        biases: Names of their biases.
+    """
+
+    constant: Slot
+    reads: tuple[Slot, ...]
+    biases: tuple[str, ...]
+
+    @property
+    def words(self) -> str:
+        """The symmetry in words."""
+        return (
+            f"constant part of {self.constant.name}, moved into {', '.join(self.biases) or 'nothing, as none reads it'}"
+        )
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        """Names of all parameters that change."""
+        return (self.constant.name, *self.biases)
+
+    def apply(self, model: nn.Module) -> None:
+        """Fold in place: the bias, or the mean of the embedding, is left at 0 and stays trainable."""
+        parameters = dict(model.named_parameters())
+        own = {self.constant.name: _double(parameters[self.constant.name])}
+        rows = self.constant.rows(own)
+        mean = rows.mean(1)
+        for read, bias in zip(self.reads, self.biases, strict=True):
+            columns = read.of({read.name: _double(parameters[read.name])})
+            _set(parameters[bias], _double(parameters[bias]) + (columns.flatten(2).sum(2) * mean[:, None]).sum(0))
+        self.constant.assign(own, rows - mean[:, None])
+        _set(parameters[self.constant.name], own[self.constant.name])
+
+
+Fold: TypeAlias = BatchNormFold | GainFold | ConstantFold
 
 
 def _double(tensor: Tensor) -> Tensor:

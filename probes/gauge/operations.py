@@ -18,6 +18,7 @@ class Effect(Enum):
     """Relation of a function f of features x to positive factors s, one for each feature."""
 
     LINEAR = "f(s x) = s f(x), and f is linear and the same for each feature"
+    AVERAGE = "and f(x + c) = f(x) + c for a constant c: the identity, and averages over positions"
     POSITIVE = "f(s x) = s f(x) for positive s only"
     SMOOTH = "f(s x) is no multiple of f(x): the features have no rescaling symmetry"
     FLATTEN = "puts features and positions onto one axis"
@@ -26,11 +27,11 @@ class Effect(Enum):
     UNKNOWN = "not known"
 
 
-_LINEAR_MODULES: Final = (
+_AVERAGE_MODULES: Final = (
     *(nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d),
-    *(nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d),
     *(nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d),
 )
+_LINEAR_MODULES: Final = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
 _POSITIVE_MODULES: Final = (
     *(nn.ReLU, nn.LeakyReLU, nn.PReLU, nn.RReLU),
     *(nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d),
@@ -41,12 +42,12 @@ _SMOOTH_MODULES: Final = (
     *(nn.ELU, nn.SELU, nn.CELU, nn.ReLU6, nn.Hardtanh, nn.Hardswish, nn.Hardsigmoid),
     *(nn.Softmax, nn.LogSoftmax),
 )
-_LINEAR: Final[set[Any]] = {
-    *(F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, torch.dropout, operator.neg, torch.neg),
-    *(F.avg_pool1d, F.avg_pool2d, F.avg_pool3d),
+_AVERAGE: Final[set[Any]] = {
+    *(F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, torch.dropout),
     *(F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d),
-    *("contiguous", "clone", "neg", "float", "double"),
+    *("contiguous", "clone", "float", "double"),
 }
+_LINEAR: Final[set[Any]] = {operator.neg, torch.neg, "neg", F.avg_pool1d, F.avg_pool2d, F.avg_pool3d}
 _POSITIVE: Final[set[Any]] = {
     *(F.relu, F.relu_, torch.relu, torch.relu_, F.leaky_relu, F.leaky_relu_, torch.abs, abs, operator.abs),
     *(F.max_pool1d, F.max_pool2d, F.max_pool3d, torch.max_pool1d, torch.max_pool2d, torch.max_pool3d),
@@ -78,9 +79,14 @@ def effect_of_module(module: nn.Module) -> Effect:
         return Effect.FLATTEN if (module.start_dim, module.end_dim) == (1, -1) else Effect.UNKNOWN
     if isinstance(module, nn.LeakyReLU) and not _bends(module.negative_slope):
         return Effect.UNKNOWN
-    known = ((_LINEAR_MODULES, Effect.LINEAR), (_POSITIVE_MODULES, Effect.POSITIVE), (_SMOOTH_MODULES, Effect.SMOOTH))
+    known = (
+        *((_AVERAGE_MODULES, Effect.AVERAGE), (_LINEAR_MODULES, Effect.LINEAR)),
+        *((_POSITIVE_MODULES, Effect.POSITIVE), (_SMOOTH_MODULES, Effect.SMOOTH)),
+    )
     if getattr(module, "return_indices", False):
         return Effect.UNKNOWN
+    if kind in _LINEAR_MODULES and module.padding in (0, (0,), (0, 0), (0, 0, 0)):
+        return Effect.AVERAGE
     return next((effect for kinds, effect in known if kind in kinds), Effect.UNKNOWN)
 
 
@@ -111,7 +117,10 @@ def effect_of_call(node: fx.Node) -> Effect:
     if kwargs.get("return_indices"):
         return Effect.UNKNOWN
     known: tuple[tuple[set[Callable[..., Any] | str], Effect], ...]
-    known = ((_LINEAR, Effect.LINEAR), (_POSITIVE, Effect.POSITIVE), (_SMOOTH, Effect.SMOOTH))
+    known = (
+        *((_AVERAGE, Effect.AVERAGE), (_LINEAR, Effect.LINEAR)),
+        *((_POSITIVE, Effect.POSITIVE), (_SMOOTH, Effect.SMOOTH)),
+    )
     return next((effect for targets, effect in known if target in targets), Effect.UNKNOWN)
 
 

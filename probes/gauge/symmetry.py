@@ -8,7 +8,7 @@ from typing import TypeAlias
 
 from torch import Tensor
 
-__all__ = ["Mixing", "Scaling", "Slot", "Symmetry", "Weights"]
+__all__ = ["Mixing", "Scaling", "Shift", "Slot", "Symmetry", "Weights"]
 
 Weights: TypeAlias = dict[str, Tensor]  # name -> float64 tensor, contiguous
 
@@ -22,16 +22,23 @@ class Slot:
         shape: Shape to view it in.
         order: Order of the axes of that shape, those of the neurons first.
         lead: Number of axes that index neurons: one, or two for grouped convolutions (group, channel in it).
+        pick: Indices into the first axes of that shape, for a part of it: one head of several, say. An integer removes
+            its axis; `order` is that of the axes that stay.
     """
 
     name: str
     shape: tuple[int, ...]
     order: tuple[int, ...]
     lead: int = 1
+    pick: tuple[int | slice, ...] = ()
+
+    def part(self, weights: Weights) -> Tensor:
+        """Return the part of the weight, with its axes in their own order."""
+        return weights[self.name].view(self.shape)[self.pick]
 
     def of(self, weights: Weights) -> Tensor:
         """Return the view, `(neurons, ...)` or `(groups, neurons of a group, ...)`."""
-        return weights[self.name].view(self.shape).permute(self.order)
+        return self.part(weights).permute(self.order)
 
     def rows(self, weights: Weights) -> Tensor:
         """Return a copy with one row for each neuron, `(neurons, k)`."""
@@ -97,4 +104,24 @@ class Mixing:
         return f"basis of the {self.size} dimensions after {self.name}"
 
 
-Symmetry: TypeAlias = Scaling | Mixing
+@dataclass(frozen=True)
+class Shift:
+    """Summands between which a constant vector may be moved: one is added to, the other subtracted from.
+
+    Attributes:
+        name: The summands, as text.
+        writes: The summands, one row for each dimension: the vector is added to each column.
+    """
+
+    name: str
+    writes: tuple[Slot, ...]
+    reads: tuple[Slot, ...] = ()
+    gains: tuple[Slot, ...] = ()
+
+    @property
+    def words(self) -> str:
+        """The symmetry in words."""
+        return f"constant vector between {self.name}"
+
+
+Symmetry: TypeAlias = Scaling | Mixing | Shift

@@ -200,14 +200,30 @@ def test_a_linear_network_becomes_the_balanced_factors_of_its_product() -> None:
         mixed[0].bias.copy_(G @ net[0].bias)
         mixed[2].weight.copy_(net[2].weight @ G.inverse())
     found, other = (balance(one, batch=gaussian(6, 5)).model for one in (net, mixed))
-    assert balance(net).fixed == ("basis of the 4 dimensions after 0",)
-    A, B = torch.cat([found[0].weight, found[0].bias[:, None]], 1), found[2].weight
+    assert balance(net).fixed == ("constant part of 0.bias, moved into 2.bias", "basis of the 4 dimensions after 0")
+    A, B = found[0].weight, found[2].weight
     torch.testing.assert_close(A @ A.mT, B.mT @ B)
-    known = torch.linalg.svdvals(net[2].weight @ torch.cat([net[0].weight, net[0].bias[:, None]], 1))
-    torch.testing.assert_close(torch.linalg.svdvals(B), known.sqrt())
+    torch.testing.assert_close(torch.linalg.svdvals(B), torch.linalg.svdvals(net[2].weight @ net[0].weight).sqrt())
+    assert not found[0].bias.any()
+    torch.testing.assert_close(found[2].bias, net[2].bias + net[2].weight @ net[0].bias)
     for a, b in zip(found.parameters(), other.parameters(), strict=True):
         torch.testing.assert_close(torch.linalg.norm(a), torch.linalg.norm(b))
     assert_same(balance(found).model, found, 1e-12)
+
+
+def test_a_constant_behind_a_factor_is_unknown() -> None:
+    class Halved(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two = nn.Linear(4, 3), nn.Linear(3, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.two(self.one(x) / 2)
+
+    net = Halved()
+    assert balance(net).unknown == ("one.bias: may move into two.bias past a factor",)
+    net.two.bias = None
+    assert balance(net).unknown == ()
 
 
 def test_frozen_weights_take_no_part() -> None:
