@@ -120,7 +120,9 @@ def _print(made: Ablation, csv: Path | None, *, as_json: bool) -> None:
         echo(_table_text(made, table))
     for line in sentences(checked):
         echo(line)
-    if made.grid.contrasts:
+    if made.grid.contrasts and table is None:
+        echo("Curvature was not evaluated (evaluations = 0), so that no contrast has a number.")
+    elif made.grid.contrasts:
         arms = " ".join(next(iter(made.grid.contrasts.values())))
         echo(f"One sentence and the seeds behind a line: lossscope compare {arms} --in {_folder(made)}")
 

@@ -41,11 +41,19 @@ def sides(a: str, b: str, folder: Path | None) -> Sides:
 
     if folder is None and Path(a).exists() and Path(b).exists():
         return _of_paths(Path(a), Path(b))
+    if folder is None and sum(_is_place(one) for one in (a, b)) == 1:
+        place, other = (a, b) if _is_place(a) else (b, a)
+        raise ConfigError(f"{other} is no run and no folder of runs, as {place} is; give two of them, or two arms")
     if folder is None and not _FOLDER.is_dir():
         missing = next(one for one in (a, b) if not Path(one).exists())
         raise ConfigError(f"{missing} is no run and no folder of runs; give two paths, or arms with --in DIR")
     folder = folder or _FOLDER
     return Sides(a, b, open_runs(folder), folder)
+
+
+def _is_place(word: str) -> bool:
+    """Return True if a word is the path of a folder, and no name of an arm."""
+    return len(Path(word).parts) > 1 and Path(word).is_dir()
 
 
 def _of_paths(a: Path, b: Path) -> Sides:

@@ -13,7 +13,7 @@ __all__ = ["judged"]
 
 
 def judged(grid: Grid, runs: Sequence[Run]) -> ContrastTable | None:
-    """Return the contrasts of a grid; None if it has none.
+    """Return the contrasts of a grid; None if it has none, or takes no evaluations of curvature.
 
     Without a level in the grid it is the lowest that all finished runs of the contrasts reach. Diverged runs count as
     members of their pairs, which then have no value there: no pair is left out silently.
@@ -22,7 +22,7 @@ def judged(grid: Grid, runs: Sequence[Run]) -> ContrastTable | None:
         grid: The grid.
         runs: Its runs, diverged ones included.
     """
-    if not grid.contrasts:
+    if not grid.contrasts or (grid.settings.get("evaluations") == 0 and not grid.settings.get("evaluate_at")):
         return None
     return contrasts(grid.contrasts, runs, level=grid.level or _lowest(grid, runs) or "lowest")
 

@@ -125,6 +125,18 @@ def test_a_mistake_is_one_line(tmp_path: Path, arguments: tuple[str, ...], words
     assert not (tmp_path / "runs").exists()
 
 
+def test_without_evaluations_there_is_no_table_of_contrasts(tmp_path: Path) -> None:
+    file = tmp_path / "few.toml"
+    settings = 'workload = "digits-mlp"\nsteps = 2\nseeds = 1\nevaluations = 0\n'
+    arms = '[arms]\na = { optimizer = "sgd" }\nb = { optimizer = "adamw" }\n[contrasts]\nrule = ["a", "b"]\n'
+    file.write_text(settings + arms)
+    result = ablate(str(file), "--out", str(tmp_path / "runs"))
+    assert result.exit_code == 0
+    assert "Curvature was not evaluated (evaluations = 0), so that no contrast has a number." in result.output
+    assert "contrast  " not in result.output
+    assert "lossscope compare" not in result.output
+
+
 def test_it_fails_if_no_run_could_be_trained(tmp_path: Path) -> None:
     file = tmp_path / "far.toml"
     file.write_text('steps = 4\nseeds = 1\nevaluations = 0\n[arms]\nfar = { optimizer = "sgd", lr = 1e30 }\n')

@@ -194,6 +194,15 @@ def test_paths_that_are_no_runs_are_named(tmp_path, monkeypatch):
         invoke("compare", "a", "b")
 
 
+def test_a_run_and_an_arm_are_no_pair(study, tmp_path, monkeypatch):
+    shutil.copytree(study, tmp_path / "runs")
+    monkeypatch.chdir(tmp_path)
+    words = r"base is no run and no folder of runs, as runs/sync-s0 is; give two of them, or two arms"
+    for sides in (("runs/sync-s0", "base"), ("base", "runs/sync-s0")):
+        with pytest.raises(ConfigError, match=words):
+            invoke("compare", *sides)
+
+
 def test_founding_claims_that_fit_the_minutes_have_their_runs_trained(study, tmp_path, monkeypatch):
     from lossscope.cli import founding_runs
 
