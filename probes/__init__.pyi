@@ -65,6 +65,11 @@ from .sharpness.basin import (
     basin_radius as basin_radius,
     noise_curve as noise_curve,
 )
+from .sharpness.critical import (
+    CriticalLearningRate as CriticalLearningRate,
+    critical_learning_rate as critical_learning_rate,
+    nonquadraticity as nonquadraticity,
+)
 from .sharpness.directional import (
     DirectionalSharpness as DirectionalSharpness,
     directional_sharpness as directional_sharpness,

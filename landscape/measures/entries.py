@@ -21,14 +21,57 @@ if TYPE_CHECKING:
 
 __all__ = ["ENTRIES"]
 
+_CRITICAL: Final = (
+    Measure(
+        "critical_step",
+        "1",
+        Bound.BRACKET,
+        LINEAR,
+        "multiple of the step taken at which the loss is back at its value before it: below 1 the step raised the loss",
+    ),
+    Measure(
+        "critical_learning_rate",
+        "1",
+        Bound.BRACKET,
+        LINEAR,
+        "learning rate at which the update would leave the loss as it was; a larger one would raise it",
+    ),
+    Measure(
+        "critical_sharpness",
+        "1",
+        Bound.BRACKET,
+        LINEAR,
+        "2 over the critical learning rate: a number of a finite step, no estimate of an eigenvalue",
+    ),
+    Measure(
+        "critical_ratio",
+        "1",
+        Bound.BRACKET,
+        LINEAR,
+        "critical_sharpness over lambda_dir: 1 where the loss is quadratic along the step",
+    ),
+)
 _ALONG_STEP: Final = (
-    Measure("directional_sharpness", "loss", Bound.EXACT, ROTATIONS, "D'HD / |D|^2 along the step D that was taken"),
+    Measure(
+        "directional_sharpness",
+        "loss",
+        Bound.EXACT,
+        ROTATIONS,
+        "normalized directional sharpness D'HD / |D|^2 along the step D that was taken",
+    ),
     Measure(
         "directional_edge_ratio",
         "1",
         Bound.EXACT,
         LINEAR,
         "-D'HD / (2 g'D): above 1 the step goes too far downhill",
+    ),
+    Measure(
+        "lambda_dir",
+        "1",
+        Bound.EXACT,
+        LINEAR,
+        "directional sharpness d'Hd / (g'd) of the update d = -D / lr: 2 / lr where the directional edge ratio is 1",
     ),
     Measure("loss_change", "loss", Bound.ROUNDED, LINEAR, "L(theta + D) - L(theta) along the step D that was taken"),
     Measure("first_remainder", "loss", Bound.ROUNDED, LINEAR, "R1 = loss change - g'D: error of the linear model"),
@@ -78,7 +121,12 @@ def _direction_due(evaluation: Evaluation) -> Collection[str]:
         return ()
     if evaluation.long:
         return tuple(measure.name for measure in _ALONG_STEP)
-    return ("directional_edge_ratio", "directional_sharpness")
+    return ("directional_edge_ratio", "directional_sharpness", "lambda_dir")
+
+
+def _critical_due(evaluation: Evaluation) -> Collection[str]:
+    """Return the critical learning rate at every evaluation with a step: it takes a few losses."""
+    return tuple(measure.name for measure in _CRITICAL) if evaluation.stepped else ()
 
 
 def _metric_due(evaluation: Evaluation) -> Collection[str]:
@@ -226,6 +274,14 @@ ENTRIES: Final[tuple[MeasureGroup, ...]] = (
         run=lambda panel, names: panel.along_step(names),
         recorded=Schedule(8, _direction_due),
         reports=("dynamics", "sharpness"),
+        own_table=True,
+        needs_step=True,
+    ),
+    MeasureGroup(
+        "critical",
+        _CRITICAL,
+        run=lambda panel, names: panel.critical(names),
+        recorded=Schedule(8, _critical_due),  # right after the direction, whose edge ratio it is compared with
         own_table=True,
         needs_step=True,
     ),

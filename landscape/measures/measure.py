@@ -54,6 +54,7 @@ class Bound(StrEnum):
     BATCHES = "95 % interval over minibatches"
     DRAWS = "95 % interval over draws of noise"
     RATIO = "between the ratios of the opposite ends of the bounds of both numbers"
+    BRACKET = "the loss is lower than before the step at one end and higher at the other, beyond its rounding"
     LOWER = "low: reached by a point that was found; high: unknown, the maximum may be elsewhere"
 
     @property

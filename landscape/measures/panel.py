@@ -25,7 +25,7 @@ from lossscope.landscape.measures.measure import BY_PYHESSIAN, EIGENVALUES, FROM
 from lossscope.landscape.measures.optimizer_metric import StepMetric, optimizer_name, step_metric, why_no_metric
 from lossscope.landscape.measures.options import MeasurementTarget, SolverOptions
 from lossscope.landscape.measures.pyhessian_engine import pyhessian_spectrum
-from lossscope.landscape.measures.step_measures import step_rows
+from lossscope.landscape.measures.step_measures import RecordedStep, critical_rows, one_rate, step_rows
 from lossscope.probes.eigenvalues.eigen_tracker import EigenTracker
 from lossscope.probes.eigenvalues.measure import measure_spectrum
 from lossscope.probes.eigenvalues.results import EigenPairs, SpectrumEstimate
@@ -141,6 +141,7 @@ class Panel:
         self.hessian = hessian(target.objective)
         self.near = {} if near is None else near
         self._top: EigenPairs | None = None  # eigenpairs of the Hessian measured so far
+        self._edge_ratio: Estimate | None = None  # directional edge ratio of the step, if it was measured
 
     def with_provenance(self, rows: Rows, step: int) -> Rows:
         """Return the rows with the step and the provenance columns."""
@@ -318,9 +319,38 @@ class Panel:
         Raises:
             ProbeError: The step is not known.
         """
+        step = self._step
+        rows, self._edge_ratio = step_rows(self.objective, step, names, self._rate(step, names & {"lambda_dir"}))
+        return rows
+
+    def critical(self, names: frozenset[str]) -> Rows:
+        """Bracket the critical learning rate of the step that was taken.
+
+        Raises:
+            ProbeError: The step is not known, or there is no bracket.
+        """
+        step = self._step
+        rate = self._rate(step, names & {"critical_learning_rate", "critical_sharpness"})
+        if "critical_ratio" in names and self._edge_ratio is None:
+            self.absent["critical_ratio"] = "directional_edge_ratio of this step was not measured"
+        return critical_rows(self.objective, step, names, rate, self._edge_ratio)
+
+    @property
+    def _step(self) -> RecordedStep:
+        """The step that was taken."""
         if self.target.step is None:
             raise ProbeError("the step is not known: measures along it are recorded during training only")
-        return step_rows(self.objective, self.target.step, names)
+        return self.target.step
+
+    def _rate(self, step: RecordedStep, names: Collection[str]) -> float | None:
+        """Return the learning rate of the step; None if there is no single one, which is why some measures lack."""
+        optimizer = self.target.optimizer
+        groups = step.groups or ([] if optimizer is None else optimizer.param_groups)
+        rate = one_rate(self.objective, groups)
+        if isinstance(rate, float):
+            return rate
+        self.absent |= dict.fromkeys(sorted(names), rate)
+        return None
 
     def fisher_rao(self) -> Rows:
         """Compute the logarithm of the Fisher-Rao norm."""

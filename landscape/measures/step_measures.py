@@ -6,20 +6,22 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from torch import Tensor
 
 from lossscope.landscape.measures.estimate_rows import Rows, estimate_row
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.objective.objective import Objective
+from lossscope.probes.sharpness.critical import critical_learning_rate, nonquadraticity
 from lossscope.probes.sharpness.directional import DirectionalSharpness, directional_sharpness
 from lossscope.probes.sharpness.step_quality import SecantCurvature, StepQuality, secant_curvature, step_quality
 from lossscope.probes.statistics.estimate import Estimate
 
-__all__ = ["ByParameter", "RecordedStep", "flat_vector", "step_rows"]
+__all__ = ["ByParameter", "RecordedStep", "critical_rows", "flat_vector", "one_rate", "step_rows"]
 
 ByParameter = Mapping[Tensor, Tensor]
+_OF_CURVATURE: Final = frozenset({"directional_edge_ratio", "directional_sharpness", "lambda_dir"})
 
 
 @dataclass(frozen=True)
@@ -54,27 +56,74 @@ def flat_vector(objective: Objective, by_parameter: ByParameter) -> Tensor:
     return objective.vector.joined([by_parameter[parameters[name]] for name in objective.names])
 
 
-def step_rows(objective: Objective, step: RecordedStep, names: frozenset[str]) -> Rows:
-    """Compute the named measures along a step.
+def one_rate(objective: Objective, groups: Sequence[Mapping[str, Any]]) -> float | str:
+    """Return the learning rate of the step of all parameters, or the reason why there is no single one."""
+    parameters = dict(objective.model.named_parameters())
+    members = {parameters[name] for name in objective.names if name in parameters}
+    given = [group.get("lr") for group in groups if members & {*group["params"]}]
+    if not given or any(lr is None for lr in given):
+        return "the optimizer names no learning rate"
+    rates = sorted({float(lr) for lr in given if lr is not None})
+    if len(rates) > 1:
+        shown = ", ".join(f"{rate:g}" for rate in rates)
+        return f"the parameter groups have different learning rates ({shown}): read critical_step"
+    return rates[0] if rates[0] > 0 else f"the learning rate is {rates[0]:g} at this step"
+
+
+def critical_rows(
+    objective: Objective, step: RecordedStep, names: frozenset[str], lr: float | None, edge: Estimate | None
+) -> Rows:
+    """Bracket the critical learning rate of a step.
+
+    Args:
+        objective: The loss.
+        step: The step.
+        names: The measures to take.
+        lr: Its learning rate; None if the parameters have several, for the multiple of the step alone.
+        edge: Directional edge ratio of the same step; None if it is not known.
+    """
+    at, moved = flat_vector(objective, step.before), flat_vector(objective, step.displacement)
+    found = critical_learning_rate(objective, moved, 1.0 if lr is None else lr, at=at)
+    estimates = {"critical_step": found.multiple}
+    if lr is not None:
+        estimates |= {"critical_learning_rate": found.rate, "critical_sharpness": found.sharpness}
+    if edge is not None:
+        estimates["critical_ratio"] = nonquadraticity(found.multiple, edge)
+    return Rows([estimate_row(name, one) for name, one in estimates.items() if name in names])
+
+
+def step_rows(
+    objective: Objective, step: RecordedStep, names: frozenset[str], lr: float | None = None
+) -> tuple[Rows, Estimate]:
+    """Compute the named measures along a step, and its directional edge ratio.
 
     Slope and curvature at the start of the step cost one product; the other measures need the losses and gradients at
     both of its ends as well.
+
+    Args:
+        objective: The loss.
+        step: The step.
+        names: The measures to take.
+        lr: Its learning rate; None if the parameters have several, for no `lambda_dir`.
     """
     at, moved = flat_vector(objective, step.before), flat_vector(objective, step.displacement)
-    if names <= {"directional_edge_ratio", "directional_sharpness"}:
-        along = _along(directional_sharpness(objective, moved, at=at))
-        return Rows([estimate_row(name, one) for name, one in along.items() if name in names])
+    if names <= _OF_CURVATURE:
+        curvature = directional_sharpness(objective, moved, at=at)
+        along = _along(curvature, lr)
+        return Rows([estimate_row(name, one) for name, one in along.items() if name in names]), curvature.edge_ratio
     begun = time.perf_counter()
     quality = step_quality(objective, moved, at=at)
     secant = secant_curvature(objective, moved, at=at)
     cost = {"products": 1, "seconds": time.perf_counter() - begun}
-    found = _along(quality.along) | _of_quality(quality) | _of_secant(secant)
-    return Rows([{**estimate_row(name, one), **cost} for name, one in found.items() if name in names])
+    found = _along(quality.along, lr) | _of_quality(quality) | _of_secant(secant)
+    rows = [{**estimate_row(name, one), **cost} for name, one in found.items() if name in names]
+    return Rows(rows), quality.along.edge_ratio
 
 
-def _along(found: DirectionalSharpness) -> dict[str, Estimate]:
+def _along(found: DirectionalSharpness, lr: float | None) -> dict[str, Estimate]:
     """Return the measures of slope and curvature along the step."""
-    return {"directional_edge_ratio": found.edge_ratio, "directional_sharpness": found.normalized}
+    of_rate = {} if lr is None else {"lambda_dir": found.sharpness(lr)}
+    return {"directional_edge_ratio": found.edge_ratio, "directional_sharpness": found.normalized, **of_rate}
 
 
 def _of_quality(quality: StepQuality) -> dict[str, Estimate]:

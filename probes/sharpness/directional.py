@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -27,8 +27,32 @@ class DirectionalSharpness:
 
     slope: Estimate  # g'D, nats
     curvature: Estimate  # D'HD, nats
-    normalized: Estimate  # D'HD / |D|^2; nan if D is zero
+    normalized: Estimate  # D'HD / |D|^2, the normalized directional sharpness; nan if D is zero
     edge_ratio: Estimate  # -D'HD / (2 g'D), dimensionless; nan unless D is a descent direction
+
+    def sharpness(self, lr: float) -> Estimate:
+        r"""Return the directional sharpness :math:`\lambda_{dir} = d^\top H d / (g^\top d)` of the update d = -D / lr.
+
+        The step is at the edge of stability where it is 2 / lr. For gradient descent it is a mean of the eigenvalues
+        weighted by the squared gradient, and so at most lambda_max.
+
+        Args:
+            lr: Learning rate of the step, finite and above 0.
+
+        Returns:
+            Twice the edge ratio over the learning rate; nan unless D is a descent direction.
+
+        Raises:
+            ProbeError: The learning rate is out of range.
+
+        Source:
+            V. Roulet et al. (2024), Stepping on the edge: curvature aware learning rate tuners, arXiv:2407.06183; D.
+            Kalra et al. (2026), arXiv:2601.16979.
+        """
+        if not (math.isfinite(lr) and lr > 0):
+            raise ProbeError(f"lr must be finite and above 0, got {lr:g}")
+        R, factor = self.edge_ratio, 2 / lr
+        return replace(R, value=factor * R.value, stderr=factor * R.stderr, low=factor * R.low, high=factor * R.high)
 
 
 def directional_sharpness(

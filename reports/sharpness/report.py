@@ -28,7 +28,7 @@ from lossscope.reports.shared.provenance import ending_notes, missing_curvature,
 from lossscope.reports.sharpness.block_table import module_table
 from lossscope.reports.sharpness.density_figure import density_figure
 from lossscope.reports.sharpness.second_opinion_table import opinion_table
-from lossscope.reports.sharpness.spectrum_tables import metric_table, sampling_table, spectrum_table
+from lossscope.reports.sharpness.spectrum_tables import critical_table, metric_table, sampling_table, spectrum_table
 
 if TYPE_CHECKING:
     from lossscope.landscape.run import Run
@@ -99,6 +99,7 @@ def sharpness(runs: Sequence[Run]) -> Report:
                 arm_table(runs, _ARM_CELLS, f"{HESSIAN_NOTE} {SEEDS_NOTE}"),
                 *norm_table(runs),
                 *metric_table(runs),
+                *critical_table(runs),
                 *spectrum_table(runs),
                 *module_table(runs),
                 *sampling_table(runs),

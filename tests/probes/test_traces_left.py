@@ -39,6 +39,7 @@ from lossscope.probes.operators.stopped_gradient import stops_gradients
 from lossscope.probes.operators.timing import signature
 from lossscope.probes.sharpness.alignment import gradient_alignment
 from lossscope.probes.sharpness.basin import basin_radius, noise_curve
+from lossscope.probes.sharpness.critical import critical_learning_rate
 from lossscope.probes.sharpness.directional import directional_sharpness
 from lossscope.probes.sharpness.invariant import (
     adaptive_lambda_max,
@@ -195,6 +196,9 @@ PROBES: dict[str, Callable[[Objective], Any]] = {
     "adaptive_lambda_max": lambda o: adaptive_lambda_max(o, max_products=16),
     "basin_radius": lambda o: basin_radius(o, draws=16),
     "noise_curve": lambda o: noise_curve(o, [0.1, 0.2], draws=16),
+    "critical_learning_rate": lambda o: critical_learning_rate(
+        o, -0.1 * o.gradient(), 0.1, at=o.parameters() + 0.01, scan=4
+    ),
     "log_fisher_rao": log_fisher_rao,
     "theta_hessian_theta": theta_hessian_theta,
     "step_quality": lambda o: step_quality(o, 0.01 * vector(o), at=o.parameters() + 0.1),
@@ -215,6 +219,7 @@ PROBES: dict[str, Callable[[Objective], Any]] = {
 REFUSES = {
     (name, mode) for name in ("sampled_eigenvalue", "Objective: split") for mode in ("frozen", "train")
 }  # batch norm: no mean
+REFUSES.add(("critical_learning_rate", "train"))  # buffers that move in between
 REFUSES |= {(f"hessian: {name}", "train") for name in ("forward", "differences")}  # buffers that move in between
 
 

@@ -24,6 +24,7 @@ from lossscope.probes.operators.hessian import hessian
 from lossscope.probes.operators.objective_operator import ObjectiveOperator
 from lossscope.probes.sharpness.alignment import gradient_alignment
 from lossscope.probes.sharpness.basin import basin_radius, noise_curve
+from lossscope.probes.sharpness.critical import critical_learning_rate
 from lossscope.probes.sharpness.directional import directional_sharpness
 from lossscope.probes.sharpness.invariant import (
     adaptive_lambda_max,
@@ -409,6 +410,20 @@ def along(b: Bench) -> Checks:
         yield exact("edge_ratio", found.edge_ratio, ratio, b.digits, scale)
 
 
+def critical(b: Bench) -> Checks:
+    """Compare the change of the loss at both ends of the bracket: lower before, higher behind."""
+    g = b.truth.gradient()
+    D = (-g / g.norm() * (0.1 * float(b.truth.theta.norm()))).to(b.objective.dtype).double()
+    found = critical_learning_rate(b.objective, D, 0.1)
+    before = b.truth.value()
+    lower, higher = (b.truth.value(b.truth.theta + s * D) - before for s in (found.multiple.low, found.multiple.high))
+    yield Check("lower", lower, -math.inf, 0.0, lower)
+    yield Check("higher", higher, 0.0, math.inf, higher)
+    yield Check("order", found.rate.value, found.rate.low, found.rate.high, found.rate.value)
+    change = b.truth.value(b.truth.theta + D) - before
+    yield exact("change", found.change, change, b.digits, abs(before) + abs(change))
+
+
 def adaptive(b: Bench) -> Checks:
     theta = b.truth.theta
     found = adaptive_trace(b.objective, max_products=24, seed=b.seed)
@@ -593,6 +608,7 @@ MEASURES: dict[str, Callable[[Bench], Checks]] = {
     "norm_sharpness: sign": partial(in_ball, "sign"),
     "keskar_sharpness": in_box,
     "directional_sharpness": along,
+    "critical_learning_rate": critical,
     "adaptive_trace": adaptive,
     "adaptive_lambda_max": adaptive_top,
     "noise_curve": noisy,

@@ -49,6 +49,7 @@ WRONG_BACKWARD = dict.fromkeys(
     "WeightNormInterface",
 )
 BATCH_STATISTICS = {"sampled_eigenvalue": "batch norm", "Objective: split": "batch norm"}
+NEVER_RISES = {"critical_learning_rate": "does not rise along the step"}  # normalized outputs, or unbounded below
 NO_PARTS = dict.fromkeys(("sampled_eigenvalue", "Objective: split"), "mean over samples")
 ONE_PIECE = dict.fromkeys(("sampled_eigenvalue", "Objective: split"), "fails on a part")
 REENTRANT = {"": "use_reentrant"}
@@ -88,7 +89,7 @@ MEMBERS: dict[str, Member] = {
         own_losses.simclr,
         options={"additive": False},
         terms=same,
-        refuses=NO_OUTPUTS | NO_PARTS,
+        refuses=NO_OUTPUTS | NO_PARTS | NEVER_RISES,
     ),
     "graphs": Member(
         own_losses.graphs, options={"count": graph_count}, terms=graph_count, refuses=NO_OUTPUTS | ONE_PIECE
@@ -127,7 +128,9 @@ FURTHER: dict[str, dict[str, str]] = {
     },
     "packed": {"hessian: forward": "data pointer"},
     "huber": {"hessian: forward": "forward AD"},
-    "cosine": {"basin_radius": "no radius up to 10"},  # noise lowers this loss at every level
+    "cosine": {"basin_radius": "no radius up to 10"} | NEVER_RISES,  # noise lowers this loss at every level
+    "triplet": NEVER_RISES,
+    "by_layer": NEVER_RISES,
     "ctc": {
         "hessian: forward": "forward AD",
         **dict.fromkeys(

@@ -167,8 +167,67 @@ def test_a_short_evaluation_takes_the_loss_the_top_and_the_step_alone():
             "lambda_max",
             "directional_edge_ratio",
             "directional_sharpness",
+            "lambda_dir",
+            "critical_step",
+            "critical_learning_rate",
+            "critical_sharpness",
+            "critical_ratio",
         }
         assert rows.densities == []
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_the_critical_learning_rate_is_where_the_same_step_would_leave_the_loss_as_it_was(optimizer):
+    model, used, objective, before, moved = problem(optimizer)
+    for long in (False, True):
+        rows = CurvatureEvaluations(objective, ECONOMY, used).rows(3, before, moved, long=long)
+        found = {row["measure"]: row for row in rows.probes}
+        step, rate = found["critical_step"], used.param_groups[0]["lr"]
+        at, D = (objective.vector.joined([one[p] for p in model.parameters()]) for one in (before, moved))
+        start = objective.value_at(at)
+        assert objective.value_at(at + step["low"] * D) < start < objective.value_at(at + step["high"] * D)
+        for end in ("value", "low", "high"):
+            assert found["critical_learning_rate"][end] == pytest.approx(rate * step[end], rel=1e-12)
+        assert found["critical_sharpness"]["value"] == pytest.approx(2 / (rate * step["value"]))
+        edge = found["directional_edge_ratio"]["value"]
+        assert found["lambda_dir"]["value"] == pytest.approx(2 * edge / rate)
+        assert found["critical_ratio"]["value"] == pytest.approx(1 / (step["value"] * edge))
+        assert (step["products"], step["samples"], step["stderr"] != step["stderr"]) == (0, 0, True)
+        assert step["gradients"] > 0
+
+
+def test_groups_of_different_learning_rates_have_a_critical_step_and_no_critical_learning_rate():
+    _, adamw, objective, before, moved = problem()
+    first, *others = adamw.param_groups[0]["params"]
+    same = adamw.param_groups[0]
+    groups = [{**same, "params": [first], "lr": 0.5}, {**same, "params": others, "lr": 0.1}]
+    probe = CurvatureEvaluations(objective, ECONOMY, adamw)
+    found = values(probe.rows(3, before, moved, long=False, groups=groups))
+    assert {"critical_step", "critical_ratio"} <= set(found)
+    assert not {"critical_learning_rate", "critical_sharpness", "lambda_dir"} & set(found)
+    assert probe.missing == []
+
+
+def test_a_step_without_a_critical_learning_rate_is_missing_with_the_reason_and_stops_nothing():
+    _, adamw, objective, before, moved = problem()
+    uphill = {p: -one for p, one in moved.items()}
+    probe = CurvatureEvaluations(objective, ECONOMY, adamw)
+    found = values(probe.rows(3, before, uphill, long=False))
+    assert "lambda_max" in found
+    assert not any(name.startswith("critical") for name in found)
+    (gap,) = probe.missing
+    assert "does not fall along the step" in gap["why"]
+    assert "critical_step" in gap["measures"]
+
+
+def test_the_critical_learning_rate_alone_takes_losses_only():
+    _, adamw, objective, before, moved = problem()
+    wanted = wanted_measures(["critical"])
+    rows = CurvatureEvaluations(objective, ECONOMY, adamw, wanted=wanted).rows(3, before, moved)
+    assert {row["measure"] for row in rows.probes} == {
+        *("loss", "critical_step", "critical_learning_rate", "critical_sharpness")
+    }
+    assert sum(row["products"] for row in rows.probes) == 0
 
 
 def test_following_the_top_costs_a_few_products_after_the_first_evaluation():

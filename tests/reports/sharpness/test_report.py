@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from lossscope.landscape.measures.catalogue import GROUPS
 from lossscope.reports import flatness, overview, sharpness
 from lossscope.reports.content import Quantity
+from lossscope.reports.sharpness import spectrum_tables
 
 
 def rows_of(report, key):
@@ -153,3 +155,24 @@ def test_runs_of_the_same_seeds_are_one_seed_and_said_so(report, write_run):
         assert "unknown:" not in table.note
         return
     pytest.fail("no table counts seeds")
+
+
+def test_the_critical_learning_rate_is_shown_with_its_bracket_and_is_called_no_edge(write_run):
+
+    def with_step(table, row):
+        if row.get("measure") != "directional_edge_ratio":
+            return row
+        return {**row, "measure": "critical_step", "value": 3.0, "stderr": None, "low": 2.9, "high": 3.2}
+
+    shown = {column.key for column in spectrum_tables._CRITICAL}
+    assert shown == {*GROUPS["critical"].names, "lambda_dir"}
+    report = sharpness([write_run("a", rows=with_step)])
+    (row,) = rows_of(report, "critical")
+    assert row["critical_step"] == Quantity(3.0, error=pytest.approx(0.2))
+    assert set(row) == {"run", "step", "critical_step"}  # columns without a number are left out
+    (table,) = (one for one in report.tables if one.key == "critical")
+    assert "Below 1 the step raised the loss" in table.note
+    assert "no stability threshold" in table.note
+    text = " ".join([table.title, table.note, *(f"{one.title} {one.meaning}" for one in table.columns)]).lower()
+    assert "edge" not in text
+    assert not any("critical" in finding.claim for finding in report.findings)
