@@ -16,7 +16,7 @@ from lossscope.optimizer.update.matrix_view import track_of
 from lossscope.optimizer.update.rules import ADAMW, SGD
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.objective.objective import Objective
-from lossscope.probes.sharpness.stability_thresholds import frozen_adam, heavy_ball, nesterov
+from lossscope.probes.sharpness.stability_thresholds import Threshold, frozen_adam, heavy_ball, nesterov
 
 __all__ = ["StepMetric", "optimizer_name", "step_metric", "takes_second_gradient", "why_no_metric"]
 
@@ -259,14 +259,13 @@ def _coordinate_threshold(
 ) -> _CoordinateThreshold:
     """Return the stability threshold of the coordinates of a parameter at the settings of its group."""
     lr, decay, metric = _setting(group, "lr"), _setting(group, "weight_decay"), None
+    beside = decay if rule.decoupled_decay else 0.0
     if rule.direction is Direction.GRADIENT:
-        threshold = _of_momentum(lr, group)
+        threshold = _of_momentum(lr, group, beside)
     else:
-        threshold = frozen_adam(lr, float(group["betas"][0])).value
+        threshold = frozen_adam(lr, float(group["betas"][0]), decoupled_decay=beside)
         metric = _adam_metric(optimizer, label, p, group)
-    if rule.decoupled_decay:
-        return _CoordinateThreshold(metric, threshold * (1 - lr * decay / 2), 0.0)
-    return _CoordinateThreshold(metric, threshold, decay)
+    return _CoordinateThreshold(metric, threshold.value, decay - beside)
 
 
 def _adam_metric(optimizer: Optimizer, label: str, p: nn.Parameter, group: dict[str, Any]) -> Tensor:
@@ -278,13 +277,14 @@ def _adam_metric(optimizer: Optimizer, label: str, p: nn.Parameter, group: dict[
     return metric
 
 
-def _of_momentum(lr: float, group: dict[str, Any]) -> float:
+def _of_momentum(lr: float, group: dict[str, Any], decay: float) -> Threshold:
     """Return the threshold of a step along the gradient, with the momentum of the group if it has one."""
     momentum = float(group.get("momentum", 0.0))
     if group.get("nesterov"):
-        return nesterov(lr, momentum).value
+        return nesterov(lr, momentum, decoupled_decay=decay)
     # torch ignores the dampening without a momentum, and ours has none
-    return heavy_ball(lr, momentum, float(group.get("dampening", 0.0)) if momentum else 0.0).value
+    dampening = float(group.get("dampening", 0.0)) if momentum else 0.0
+    return heavy_ball(lr, momentum, dampening, decoupled_decay=decay)
 
 
 def _whitening(optimizer: Optimizer, label: str, p: nn.Parameter, group: dict[str, Any]) -> tuple[Tensor, float]:

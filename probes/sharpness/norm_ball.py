@@ -27,6 +27,38 @@ _Parts: TypeAlias = list[tuple[int, ...]]  # shapes of the pieces of the flat ve
 
 
 @dataclass(frozen=True)
+class _Ball:
+    """Unit ball of a norm: the pieces of the flat vector, and the radius of each."""
+
+    norm: Norm
+    parts: _Parts
+    radii: tuple[float, ...]
+
+    @property
+    def sizes(self) -> list[int]:
+        """Number of entries of each piece."""
+        return [math.prod(shape) for shape in self.parts]
+
+    @property
+    def squared_radius(self) -> float:
+        """Largest squared Euclidean length in the ball."""
+        ends = self.sizes if self.norm == "sign" else [min(s) if len(s) == 2 else 1 for s in self.parts]
+        return math.fsum(radius**2 * end for radius, end in zip(self.radii, ends, strict=True))
+
+    def steepest(self, columns: Tensor) -> Tensor:
+        """Return for each column `(n, k)` the point of the ball with the largest inner product with it."""
+        rows = torch.split(columns.mT, self.sizes, 1)
+        ends = [self._end(row, shape) for row, shape in zip(rows, self.parts, strict=True)]
+        return torch.cat([radius * end for radius, end in zip(self.radii, ends, strict=True)], 1).mT
+
+    def _end(self, row: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """Return the point of length 1 of one piece, for each row `(k, size)`."""
+        if self.norm == "sign":
+            return torch.where(row >= 0, 1.0, -1.0).to(row.dtype)
+        return _polar(row.reshape(len(row), *shape)).reshape(len(row), -1)
+
+
+@dataclass(frozen=True)
 class NormSharpness:
     """Sharpness in a norm, with the dual norm of the gradient that it is compared with."""
 
@@ -43,6 +75,7 @@ def norm_sharpness(
     norm: Norm = "spectral",
     *,
     shapes: Sequence[Sequence[int]] | None = None,
+    radii: Sequence[float] | None = None,
     lambda_max: float = math.nan,
     restarts: int = 10,
     rel: float = 1e-3,
@@ -53,7 +86,9 @@ def norm_sharpness(
 
     `sign`: maximum norm, that of sign descent and Lion. `spectral`: the maximum over the layers of the spectral norm,
     that of Muon; a tensor with more than two dimensions is reshaped to the matrix `(first, -1)`, a tensor with fewer is
-    measured in the Euclidean norm. In the Euclidean norm the result would be lambda_max.
+    measured in the Euclidean norm. In the Euclidean norm the result would be lambda_max. An optimizer whose step of a
+    layer is longer than lr by a factor r (Muon: the square root of max(1, rows / columns), times the multiplier of its
+    learning rate) has the norm max over the layers of |d_l| / r_l: pass these factors as `radii`.
 
     Maximizing a quadratic form over such a ball is hard (for `sign` as hard as max-cut), so the best of several local
     ascents is returned. Each iteration finds the point y of the ball with the largest :math:`\langle Hd, y\rangle` (the
@@ -66,6 +101,8 @@ def norm_sharpness(
         norm: `sign` or `spectral`.
         shapes: Shapes of the tensors in the flat vector; required for `spectral` with an operator that has no
             objective.
+        radii: Radius of the ball in each tensor, one for each of the shapes (of an objective: in the order of its
+            names), above 0. Default: 1 for all.
         lambda_max: Upper bound of the largest eigenvalue, if known. Multiplied by the largest squared Euclidean length
             in the ball it gives the (loose) upper end of the estimate.
         restarts: Number of ascents from random points, at least 1.
@@ -86,13 +123,13 @@ def norm_sharpness(
     """
     operator = hessian(target) if isinstance(target, Objective) else target
     _check(norm, restarts, rel, max_products)
-    parts = _parts(operator, norm, shapes)
+    ball = _ball(operator, norm, shapes, radii)
     begun, before = time.perf_counter(), operator.products
     with operator.cached():
-        best, found, ended = _ascents(operator, norm, parts, restarts, rel, max_products, seed)
+        best, found, ended = _ascents(operator, ball, restarts, rel, max_products, seed)
     values = row_dots(best.mT, found.mT)
     winner = int(values.argmax())
-    highest = lambda_max * _squared_radius(norm, parts)
+    highest = lambda_max * ball.squared_radius
     reached, direction = _reached(operator, best[:, winner], found[:, winner], float(values[winner]), highest, rel)
     sharpness = replace(
         reached,
@@ -103,7 +140,7 @@ def norm_sharpness(
     )
     slope = math.nan
     if isinstance(operator, ObjectiveOperator) and operator.is_hessian:
-        slope = dual_norm(operator.objective.gradient(), norm, parts)
+        slope = _dual(operator.objective.gradient(), ball)
     return NormSharpness(
         norm,
         sharpness,
@@ -114,45 +151,53 @@ def norm_sharpness(
     )
 
 
-def dual_norm(gradient: Tensor, norm: Norm, shapes: Sequence[Sequence[int]]) -> float:
+def dual_norm(
+    gradient: Tensor, norm: Norm, shapes: Sequence[Sequence[int]], radii: Sequence[float] | None = None
+) -> float:
     """Compute the dual norm of a gradient: its largest inner product with a step of length 1.
 
     For `sign` it is the sum of absolute values; for `spectral` the sum over the layers of nuclear norms, and of
-    Euclidean norms for vectors.
+    Euclidean norms for vectors; with radii, each tensor's part of these sums is multiplied by its radius.
 
     Args:
         gradient: `(n,)`.
         norm: `sign` or `spectral`.
         shapes: Shapes of the tensors in the flat vector.
+        radii: Radius of the ball in each tensor, above 0. Default: 1 for all.
 
     Returns:
         The dual norm.
 
     Raises:
-        ProbeError: The shapes do not add up to n entries.
+        ProbeError: The shapes do not add up to n entries, or the radii are not one for each of them, above 0.
 
     Example:
         >>> dual_norm(torch.tensor([3.0, 0.0, 0.0, -4.0]), "spectral", [(2, 2)])
         7.0
     """
     parts = _fitting(shapes, gradient.numel())
+    return _dual(gradient, _Ball(norm, parts, _known(radii, len(parts))))
+
+
+def _dual(gradient: Tensor, ball: _Ball) -> float:
+    """Return the largest inner product of a gradient with a point of the ball."""
     columns = gradient.detach().double().reshape(-1, 1)
-    return float((columns * _steepest(columns, norm, parts)).sum())
+    return float((columns * ball.steepest(columns)).sum())
 
 
 def _ascents(
-    operator: SymmetricOperator, norm: Norm, parts: _Parts, restarts: int, rel: float, max_products: int, seed: int
+    operator: SymmetricOperator, ball: _Ball, restarts: int, rel: float, max_products: int, seed: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the points `(n, k)` reached by the ascents, their products, and a mask of the ascents that stopped."""
     generator = torch.Generator().manual_seed(seed)
     drawn = [torch.randn(operator.size, generator=generator, dtype=torch.float64) for _ in range(restarts)]
-    D = _steepest(torch.stack(drawn, 1).to(operator.device), norm, parts)
+    D = ball.steepest(torch.stack(drawn, 1).to(operator.device))
     HD = (operator @ D).double()
     ended = torch.zeros(restarts, dtype=torch.bool, device=D.device)
     spent = restarts
     while spent + (going := int((~ended).sum())) <= max_products and going:
         d, Hd = D[:, ~ended], HD[:, ~ended]
-        segment = _steepest(Hd, norm, parts) - d
+        segment = ball.steepest(Hd) - d
         product = (operator @ segment).double()
         spent += going
         slope, curvature = (segment * Hd).sum(0), (segment * product).sum(0)
@@ -186,15 +231,6 @@ def _reached(
     return Estimate(value, math.nan, low, high, 1, "lower bound", converged=rounding <= rel * value), direction
 
 
-def _steepest(columns: Tensor, norm: Norm, parts: _Parts) -> Tensor:
-    """Return for each column `(n, k)` the point of the unit ball with the largest inner product with it."""
-    if norm == "sign":
-        return torch.where(columns >= 0, 1.0, -1.0).to(columns.dtype)
-    rows = torch.split(columns.mT, [math.prod(shape) for shape in parts], 1)
-    ends = [_polar(row.reshape(len(row), *shape)).reshape(len(row), -1) for row, shape in zip(rows, parts, strict=True)]
-    return torch.cat(ends, 1).mT
-
-
 def _polar(block: Tensor) -> Tensor:
     """Return the polar factor of each matrix `(k, m, n)`, or each vector `(k, n)` scaled to unit length."""
     if block.ndim == 2:
@@ -202,13 +238,6 @@ def _polar(block: Tensor) -> Tensor:
     U, _, Vh = torch.linalg.svd(block, full_matrices=False)
     product: Tensor = U @ Vh
     return product
-
-
-def _squared_radius(norm: Norm, parts: _Parts) -> int:
-    """Return the largest squared Euclidean length in the unit ball."""
-    if norm == "sign":
-        return sum(math.prod(shape) for shape in parts)
-    return sum(min(shape) if len(shape) == 2 else 1 for shape in parts)
 
 
 def _over(sharpness: Estimate, slope: float) -> Estimate:
@@ -219,15 +248,29 @@ def _over(sharpness: Estimate, slope: float) -> Estimate:
     return replace(sharpness, value=value, low=value, high=high)
 
 
-def _parts(operator: SymmetricOperator, norm: Norm, shapes: Sequence[Sequence[int]] | None) -> _Parts:
-    """Return the shapes of the pieces of the flat vector."""
+def _ball(
+    operator: SymmetricOperator, norm: Norm, shapes: Sequence[Sequence[int]] | None, radii: Sequence[float] | None
+) -> _Ball:
+    """Return the unit ball of a norm in the coordinates of an operator."""
     if shapes is None and isinstance(operator, ObjectiveOperator):
         shapes = [p.shape for p in operator.objective.vector.tensors()]
-    if shapes is None and norm == "sign":
+    if shapes is None and norm == "sign" and radii is None:
         shapes = [(operator.size,)]
     if shapes is None:
-        raise ProbeError("norm='spectral' of an operator without an objective requires shapes=[...] of its tensors")
-    return _fitting(shapes, operator.size)
+        which = f"norm={norm!r}" if radii is None else "radii"
+        raise ProbeError(f"{which} of an operator without an objective requires shapes=[...] of its tensors")
+    parts = _fitting(shapes, operator.size)
+    return _Ball(norm, parts, _known(radii, len(parts)))
+
+
+def _known(radii: Sequence[float] | None, count: int) -> tuple[float, ...]:
+    """Return the radii of the pieces; raise unless there is one for each, finite and above 0."""
+    found = (1.0,) * count if radii is None else tuple(map(float, radii))
+    if len(found) != count:
+        raise ProbeError(f"radii must have one entry for each of the {count} tensors, got {len(found)}")
+    if wrong := [radius for radius in found if not (math.isfinite(radius) and radius > 0)]:
+        raise ProbeError(f"radii must be finite and above 0, got {wrong[0]:g}")
+    return found
 
 
 def _fitting(shapes: Sequence[Sequence[int]], size: int) -> _Parts:

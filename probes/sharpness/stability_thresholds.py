@@ -80,13 +80,16 @@ def edge_ratio(quantity: Estimate, threshold: Threshold | float) -> Estimate:
     )
 
 
-def gradient_descent(lr: float) -> Threshold:
+def gradient_descent(lr: float, *, coupled_decay: float = 0.0, decoupled_decay: float = 0.0) -> Threshold:
     r"""Return the threshold 2 / lr of gradient descent on :math:`\lambda_{\max}(H)`.
 
-    Along an eigenvector a step multiplies the distance to the minimum by :math:`1 - \eta\lambda`.
+    Along an eigenvector a step multiplies the distance to the minimum by :math:`1 - \eta\lambda`. With weight decay w,
+    in the gradient or beside it, the factor is :math:`1 - \eta\lambda - \eta w` and the threshold 2 / lr - w.
 
     Args:
         lr: Learning rate, finite and above 0.
+        coupled_decay: Weight decay added to the gradient (`weight_decay` of torch's SGD and Adam), at least 0.
+        decoupled_decay: Weight decay that shrinks the weights beside the step (AdamW), at least 0.
 
     Returns:
         The threshold.
@@ -99,20 +102,28 @@ def gradient_descent(lr: float) -> Threshold:
         arXiv:2103.00065.
     """
     _check(lr)
-    return Threshold("gradient descent", "lambda_max", 2 / lr, "theorem")
+    found = Threshold("gradient descent", "lambda_max", 2 / lr, "theorem")
+    return _decayed(found, lr, coupled_decay, decoupled_decay)
 
 
-def heavy_ball(lr: float, momentum: float, dampening: float = 0.0) -> Threshold:
+def heavy_ball(
+    lr: float, momentum: float, dampening: float = 0.0, *, coupled_decay: float = 0.0, decoupled_decay: float = 0.0
+) -> Threshold:
     r"""Return the threshold 2 (1 + b) / ((1 - d) lr) of torch's momentum on :math:`\lambda_{\max}(H)`.
 
     With :math:`B \leftarrow b B + (1 - d) g` and :math:`x \leftarrow x - \eta B` an eigendirection has the
     characteristic equation :math:`r^2 - (1 + b - (1 - d)\eta\lambda) r + b = 0`. Since :math:`b < 1`, a root leaves the
-    unit circle only at :math:`r = -1`, where :math:`(1 - d)\eta\lambda = 2 (1 + b)`.
+    unit circle only at :math:`r = -1`, where :math:`(1 - d)\eta\lambda = 2 (1 + b)`. Weight decay w in the gradient
+    adds w to the curvature: the threshold falls by w. Decoupled, :math:`x \leftarrow (1 - \eta w) x - \eta B` has
+    :math:`(r - 1 + \eta w)(r - b) + (1 - d)\eta\lambda r = 0`, which at :math:`r = -1` is
+    :math:`(1 - d)\eta\lambda = (2 - \eta w)(1 + b)`: the threshold is multiplied by 1 - lr w / 2.
 
     Args:
         lr: Learning rate, finite and above 0.
         momentum: b, from 0 to below 1.
         dampening: d, from 0 to below 1.
+        coupled_decay: Weight decay added to the gradient (`weight_decay` of torch's SGD and Adam), at least 0.
+        decoupled_decay: Weight decay that shrinks the weights beside the step (AdamW), at least 0.
 
     Returns:
         The threshold.
@@ -124,15 +135,18 @@ def heavy_ball(lr: float, momentum: float, dampening: float = 0.0) -> Threshold:
         Derived here; for d = 0, B. Polyak (1964), Some methods of speeding up the convergence of iteration methods.
     """
     _check(lr, momentum=momentum, dampening=dampening)
-    return Threshold("heavy ball", "lambda_max", 2 * (1 + momentum) / ((1 - dampening) * lr), "theorem")
+    found = Threshold("heavy ball", "lambda_max", 2 * (1 + momentum) / ((1 - dampening) * lr), "theorem")
+    return _decayed(found, lr, coupled_decay, decoupled_decay)
 
 
-def ema_momentum(lr: float, beta: float) -> Threshold:
+def ema_momentum(lr: float, beta: float, *, coupled_decay: float = 0.0, decoupled_decay: float = 0.0) -> Threshold:
     """Return the threshold 2 (1 + b) / ((1 - b) lr) of EMA momentum on lambda_max: heavy ball with d = b.
 
     Args:
         lr: Learning rate, finite and above 0.
         beta: b, from 0 to below 1.
+        coupled_decay: Weight decay added to the gradient (`weight_decay` of torch's SGD and Adam), at least 0.
+        decoupled_decay: Weight decay that shrinks the weights beside the step (AdamW), at least 0.
 
     Returns:
         The threshold.
@@ -144,19 +158,22 @@ def ema_momentum(lr: float, beta: float) -> Threshold:
         Derived here, see `heavy_ball`.
     """
     _check(lr, beta=beta)
-    return Threshold("EMA momentum", "lambda_max", 2 * (1 + beta) / ((1 - beta) * lr), "theorem")
+    found = Threshold("EMA momentum", "lambda_max", 2 * (1 + beta) / ((1 - beta) * lr), "theorem")
+    return _decayed(found, lr, coupled_decay, decoupled_decay)
 
 
-def nesterov(lr: float, momentum: float) -> Threshold:
+def nesterov(lr: float, momentum: float, *, coupled_decay: float = 0.0, decoupled_decay: float = 0.0) -> Threshold:
     r"""Return the threshold 2 (1 + b) / ((1 + 2 b) lr) of torch's Nesterov momentum on :math:`\lambda_{\max}(H)`.
 
     With :math:`B \leftarrow b B + g` and :math:`x \leftarrow x - \eta (g + b B)` an eigendirection has the
     characteristic equation :math:`r^2 - (1 + b) s\, r + b s = 0` with :math:`s = 1 - \eta\lambda`; a root first leaves
-    the unit circle at :math:`r = -1`, where :math:`s = -1/(1 + 2b)`.
+    the unit circle at :math:`r = -1`, where :math:`s = -1/(1 + 2b)`. Weight decay as for `heavy_ball`.
 
     Args:
         lr: Learning rate, finite and above 0.
         momentum: b, from 0 to below 1.
+        coupled_decay: Weight decay added to the gradient (`weight_decay` of torch's SGD and Adam), at least 0.
+        decoupled_decay: Weight decay that shrinks the weights beside the step (AdamW), at least 0.
 
     Returns:
         The threshold.
@@ -168,18 +185,23 @@ def nesterov(lr: float, momentum: float) -> Threshold:
         Derived here.
     """
     _check(lr, momentum=momentum)
-    return Threshold("Nesterov", "lambda_max", (2 + 2 * momentum) / ((1 + 2 * momentum) * lr), "theorem")
+    found = Threshold("Nesterov", "lambda_max", (2 + 2 * momentum) / ((1 + 2 * momentum) * lr), "theorem")
+    return _decayed(found, lr, coupled_decay, decoupled_decay)
 
 
-def frozen_adam(lr: float, beta1: float) -> Threshold:
+def frozen_adam(lr: float, beta1: float, *, coupled_decay: float = 0.0, decoupled_decay: float = 0.0) -> Threshold:
     r"""Return the threshold 2 (1 + b1) / ((1 - b1) lr) of Adam on :math:`\lambda_{\max}(P^{-1/2} H P^{-1/2})`, P fixed.
 
     In the coordinates :math:`P^{1/2} x` Adam is EMA momentum. For b1 = 0.9 the threshold is 38 / lr.
-    `landscape.curvature.optimizer_metric` builds P from an optimizer's state.
+    `landscape.measures.optimizer_metric` builds P from an optimizer's state. Decoupled weight decay w (AdamW) gives
+    (2 / lr - w) (1 + b1) / (1 - b1), as in `heavy_ball`. Decay in the gradient leaves the number and changes what it is
+    compared with: the largest eigenvalue of :math:`P^{-1/2} (H + w I) P^{-1/2}`, which is no shift of that of H.
 
     Args:
         lr: Learning rate, finite and above 0.
         beta1: b1, from 0 to below 1.
+        coupled_decay: Weight decay added to the gradient (`weight_decay` of torch's SGD and Adam), at least 0.
+        decoupled_decay: Weight decay that shrinks the weights beside the step (AdamW), at least 0.
 
     Returns:
         The threshold.
@@ -191,7 +213,12 @@ def frozen_adam(lr: float, beta1: float) -> Threshold:
         J. Cohen et al. (2022), Adaptive gradient methods at the edge of stability, arXiv:2207.14484.
     """
     _check(lr, beta1=beta1)
-    return Threshold("Adam", "preconditioned_sharpness", 2 * (1 + beta1) / ((1 - beta1) * lr), "theorem")
+    quantity = "preconditioned_sharpness"
+    if coupled_decay > 0:
+        quantity += f" of H + {coupled_decay:g} I"
+    found = Threshold("Adam", quantity, 2 * (1 + beta1) / ((1 - beta1) * lr), "theorem")
+    _require_decay(coupled_decay)
+    return _decayed(found, lr, 0.0, decoupled_decay)
 
 
 def sam(lr: float, rho: float, gradient_norm: float) -> Threshold:
@@ -337,6 +364,29 @@ def logged_step(lr: float) -> Threshold:
     """
     _check(lr)
     return Threshold("any step", "d'Hd / (g'd)", 2 / lr, "descent")
+
+
+def _decayed(threshold: Threshold, lr: float, coupled: float, decoupled: float) -> Threshold:
+    """Return the threshold of an iteration with momentum when its weights decay.
+
+    Raises:
+        ProbeError: A decay is out of range, or is so large that the iteration is unstable without curvature.
+    """
+    _require_decay(coupled)
+    _require_decay(decoupled)
+    value = threshold.value * (1 - lr * decoupled / 2) - coupled
+    if value <= 0:
+        raise ProbeError(
+            f"weight decay must leave a stable iteration, got coupled_decay={coupled:g}, decoupled_decay={decoupled:g} "
+            f"at lr={lr:g}: the weights diverge without any curvature; lower the decay or lr"
+        )
+    return replace(threshold, value=value)
+
+
+def _require_decay(decay: float) -> None:
+    """Raise if a weight decay is out of range."""
+    if not (math.isfinite(decay) and decay >= 0):
+        raise ProbeError(f"weight decay must be finite and at least 0, got {decay:g}")
 
 
 def _check(lr: float, **decays: float) -> None:

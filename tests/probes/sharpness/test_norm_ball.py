@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from lossscope.probes.operators.base import from_matrix
 from lossscope.probes.operators.hessian import hessian
 from lossscope.probes.sharpness.norm_ball import Norm, dual_norm, norm_sharpness
 from lossscope.probes.sharpness.stability_thresholds import edge_ratio, normalized
+from lossscope.probes.statistics.estimate import exact_estimate
 
 
 def symmetric(n: int, seed: int = 0) -> Tensor:
@@ -95,6 +97,93 @@ def test_layers_that_do_not_interact_add_up() -> None:
         ]
         whole = norm_sharpness(both, norm, shapes=shapes, restarts=30, rel=1e-10, max_products=6000)
         assert whole.sharpness.value == pytest.approx(sum(parts), rel=1e-6)
+
+
+RADII = (3.0, 0.5)
+
+
+@pytest.mark.parametrize(("norm", "shapes"), [("sign", [(6,), (4,)]), ("spectral", [(3, 2), (2, 2)])])
+def test_radii_are_a_scale_of_each_tensor(norm: Norm, shapes: list[tuple[int, ...]]) -> None:
+    """The ball with radii r is the unit ball of the parameters d / r, in which the Hessian is R H R."""
+    A, g = symmetric(10), gaussian(10, seed=5)
+    sizes = [math.prod(s) for s in shapes]
+    r = torch.repeat_interleave(torch.tensor(RADII, dtype=torch.float64), torch.tensor(sizes))
+    settings: dict[str, Any] = {"shapes": shapes, "restarts": 5, "max_products": 100, "lambda_max": 1.0}
+    found = norm_sharpness(from_matrix(A), norm, radii=RADII, **settings)
+    scaled = norm_sharpness(from_matrix(r[:, None] * A * r), norm, **settings)
+    assert found.sharpness.value == pytest.approx(scaled.sharpness.value, rel=1e-6)
+    parts = zip(torch.split(found.direction, sizes), shapes, RADII, strict=True)
+    assert max(length(d, norm, [s]) / radius for d, s, radius in parts) == pytest.approx(1)
+    assert dual_norm(g, norm, shapes, RADII) == pytest.approx(dual_norm(r * g, norm, shapes))
+    same = norm_sharpness(from_matrix(A), norm, radii=(1.0, 1.0), **settings)
+    assert same.sharpness.value == norm_sharpness(from_matrix(A), norm, **settings).sharpness.value
+
+
+def test_radii_enter_the_closed_forms_squared() -> None:
+    spectrum = torch.arange(1.0, 11, dtype=torch.float64)
+    found = norm_sharpness(from_matrix(torch.diag(spectrum)), "sign", shapes=[(6,), (4,)], radii=RADII, lambda_max=10.0)
+    assert found.sharpness.value == pytest.approx(9 * 21 + 34 / 4, rel=1e-12)
+    assert found.sharpness.high == pytest.approx(10 * (9 * 6 + 4 / 4))
+    A, B = semidefinite(7, 1), semidefinite(4, 2)
+    eigenvalues = [torch.linalg.eigvalsh(M).flip(0)[:4] for M in (A, B)]
+    found = norm_sharpness(
+        from_matrix(torch.kron(A, B)), "spectral", shapes=[(7, 4)], radii=[1.5], rel=1e-9, max_products=2000
+    )
+    assert found.sharpness.value == pytest.approx(1.5**2 * float(eigenvalues[0] @ eigenvalues[1]), rel=1e-6)
+    assert dual_norm(torch.tensor([3.0, 0.0, 0.0, -4.0]), "spectral", [(2, 2)], [2.0]) == 14.0
+
+
+@pytest.mark.parametrize(("share", "rises"), [(1.02, False), (0.98, True)])
+def test_muon_with_the_factor_of_each_matrix_raises_the_loss_exactly_above_its_threshold(
+    share: float, rises: bool
+) -> None:
+    """Steps of lr sqrt(max(1, rows / columns)) polar(g) on a quadratic whose gradient is orthogonal in each layer."""
+    shapes, lr, curvature = [(8, 2), (3, 3), (2, 6)], 0.1, 2.0
+    radii = [math.sqrt(max(1.0, m / n)) for m, n in shapes]
+    assert radii[0] == 2.0
+    weights = [torch.linalg.qr(gaussian(m, n, seed=m) if m >= n else gaussian(n, m, seed=m))[0] for m, n in shapes]
+    weights = [w if w.shape == torch.Size(s) else w.mT for w, s in zip(weights, shapes, strict=True)]
+    theta = torch.cat([share * lr / 2 * r * w.reshape(-1) for w, r in zip(weights, radii, strict=True)])
+    size = len(theta)
+    found = norm_sharpness(from_matrix(curvature * torch.eye(size)), "spectral", shapes=shapes, radii=radii)
+    assert found.sharpness.value == pytest.approx(
+        curvature * sum(r**2 * min(s) for r, s in zip(radii, shapes, strict=True))
+    )
+    slope = dual_norm(curvature * theta, "spectral", shapes, radii)
+    ratio = edge_ratio(exact_estimate(found.sharpness.value / slope), normalized(lr))
+    assert (ratio.value > 1) is rises
+    after = theta - lr * torch.cat([r * w.reshape(-1) for w, r in zip(weights, radii, strict=True)])
+    assert (float(after @ after) > float(theta @ theta)) is rises
+
+
+def test_radii_of_an_objective_are_those_of_its_tensors() -> None:
+    objective = network()
+    found = norm_sharpness(objective, "spectral", radii=[2.0, 1.0, 1.0, 1.0], restarts=3, max_products=60)
+    shapes = [p.shape for p in objective.model.parameters()]
+    right = dual_norm(objective.gradient(), "spectral", shapes, [2.0, 1.0, 1.0, 1.0])
+    assert found.dual_norm.value == pytest.approx(right, rel=1e-12)
+    plain = norm_sharpness(objective, "spectral", restarts=3, max_products=60)
+    assert plain.sharpness.value < found.sharpness.value < 4 * plain.sharpness.value
+
+
+@pytest.mark.parametrize(
+    ("radii", "words"),
+    [
+        ([1.0], "radii must have one entry for each of the 2 tensors, got 1"),
+        ([1.0, 0.0], "radii must be finite and above 0, got 0"),
+        ([1.0, math.nan], "radii must be finite and above 0, got nan"),
+    ],
+)
+def test_radii_that_fit_no_tensor_are_rejected(radii: list[float], words: str) -> None:
+    with pytest.raises(ProbeError, match=words):
+        norm_sharpness(from_matrix(symmetric(10)), "sign", shapes=[(6,), (4,)], radii=radii)
+    with pytest.raises(ProbeError, match=words):
+        dual_norm(torch.ones(10), "spectral", [(6,), (4,)], radii)
+
+
+def test_radii_without_shapes_are_rejected() -> None:
+    with pytest.raises(ProbeError, match=r"radii of an operator without an objective requires shapes=\[...\]"):
+        norm_sharpness(from_matrix(symmetric(4)), "sign", radii=[1.0])
 
 
 @given(seed=st.integers(0, 10**6), norm=st.sampled_from(["sign", "spectral"]), definite=st.booleans())

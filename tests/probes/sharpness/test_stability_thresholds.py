@@ -92,6 +92,99 @@ def test_frozen_adam_is_stable_up_to_38_over_lr_in_its_own_metric() -> None:
         assert (float(np.abs(np.linalg.eigvals(iteration(step))).max()) < 1) is stable
 
 
+W = 1.7  # weight decay; LR times it is half of what is stable without curvature
+
+
+def decaying(H: np.ndarray, b: float, d: float, coupled: float, beside: float, *, looks: bool = False) -> np.ndarray:
+    """Return the matrix of a step with momentum, Nesterov's if it looks ahead, and both kinds of weight decay."""
+
+    def step(x: np.ndarray, m: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        g = H @ x + coupled * x
+        m = b * m + (1 - d) * g
+        return (1 - LR * beside) * x - LR * (g + b * m if looks else m), m
+
+    return iteration(step)
+
+
+DECAYING = {
+    "gradient descent": (lambda **w: stability.gradient_descent(LR, **w), (0.0, 0.0, False)),
+    "heavy ball": (lambda **w: stability.heavy_ball(LR, B, **w), (B, 0.0, False)),
+    "dampened": (lambda **w: stability.heavy_ball(LR, B, 0.4, **w), (B, 0.4, False)),
+    "ema": (lambda **w: stability.ema_momentum(LR, B, **w), (B, B, False)),
+    "nesterov": (lambda **w: stability.nesterov(LR, B, **w), (B, 0.0, True)),
+    "adam with P = 1": (lambda **w: stability.frozen_adam(LR, B, **w), (B, B, False)),
+}
+
+
+@pytest.mark.parametrize("name", DECAYING)
+@pytest.mark.parametrize(("coupled", "beside"), [(W, 0.0), (0.0, W), (0.4, W)])
+def test_the_iteration_with_weight_decay_converges_below_its_threshold_and_diverges_above(
+    name: str, coupled: float, beside: float
+) -> None:
+    threshold, (b, d, looks) = DECAYING[name]
+    found = threshold(coupled_decay=coupled, decoupled_decay=beside)
+    of_shifted = name.startswith("adam") and coupled > 0  # there the quantity is that of H + w I
+    if of_shifted:
+        assert found.quantity == f"preconditioned_sharpness of H + {coupled:g} I"
+    largest = found.value - coupled if of_shifted else found.value
+    radii = [
+        np.abs(np.linalg.eigvals(decaying(hessian(f * largest), b, d, coupled, beside, looks=looks))).max()
+        for f in (0.999, 1.001)
+    ]
+    assert radii[0] < 1 < radii[1]
+    assert found.value < threshold().value or of_shifted
+
+
+def test_both_decays_are_one_for_plain_descent_and_two_formulas_with_momentum() -> None:
+    both = [stability.gradient_descent(LR, **{kind: W}).value for kind in ("coupled_decay", "decoupled_decay")]
+    assert both == pytest.approx([2 / LR - W] * 2)
+    sums = (1 + B) / (1 - B)
+    assert stability.ema_momentum(LR, B, coupled_decay=W).value == pytest.approx(2 / LR * sums - W)
+    assert stability.ema_momentum(LR, B, decoupled_decay=W).value == pytest.approx((2 / LR - W) * sums)
+    adamw = stability.frozen_adam(1e-3, 0.9, decoupled_decay=0.1).value
+    assert adamw == pytest.approx(38_000 - 1.9)
+
+
+def stays(optimizer: Callable[[list[torch.nn.Parameter]], torch.optim.Optimizer], largest: float) -> bool:
+    """Train a quadratic with an optimizer of torch; return True if the weights have shrunk at the end."""
+    curvature = largest * torch.tensor(SPECTRUM)
+    x = torch.nn.Parameter(torch.full((3,), 1e-3, dtype=torch.float64))
+    made = optimizer([x])
+    sizes = []
+    for _ in range(500):
+        made.zero_grad()
+        (curvature * x.square()).sum().div(2).backward()
+        made.step()
+        sizes.append(float(x.detach().abs().max()))
+        if sizes[-1] > 1.0:
+            return False
+    return max(sizes[-50:]) < max(sizes[100:150])
+
+
+OF_TORCH: dict[str, tuple[Callable[[list[torch.nn.Parameter]], torch.optim.Optimizer], Threshold]] = {
+    "sgd": (lambda p: torch.optim.SGD(p, LR), stability.gradient_descent(LR)),
+    "sgd with decay": (
+        lambda p: torch.optim.SGD(p, LR, weight_decay=W),
+        stability.gradient_descent(LR, coupled_decay=W),
+    ),
+    "momentum with decay": (
+        lambda p: torch.optim.SGD(p, LR, momentum=0.8, dampening=0.3, weight_decay=W),
+        stability.heavy_ball(LR, 0.8, 0.3, coupled_decay=W),
+    ),
+    "nesterov with decay": (
+        lambda p: torch.optim.SGD(p, LR, momentum=0.8, nesterov=True, weight_decay=1.0),
+        stability.nesterov(LR, 0.8, coupled_decay=1.0),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OF_TORCH)
+def test_the_optimizer_of_torch_stays_just_below_and_leaves_just_above(name: str) -> None:
+    optimizer, threshold = OF_TORCH[name]
+    assert stays(optimizer, 0.97 * threshold.value)
+    assert not stays(optimizer, 1.03 * threshold.value)
+
+
 @given(lam=st.floats(0.1, 30), rho=st.floats(0.001, 0.5), x=st.floats(1e-3, 10))
 @settings(max_examples=100, deadline=None)
 def test_a_step_of_sam_moves_away_from_a_minimum_exactly_above_its_threshold(lam: float, rho: float, x: float) -> None:
@@ -192,6 +285,13 @@ def test_nothing_is_divided_by_a_threshold_that_is_none(line: float) -> None:
         (lambda: stability.ema_momentum(0.1, -0.1), r"beta must be in \[0, 1\), got -0.1"),
         (lambda: stability.frozen_adam(0.1, math.nan), r"beta1 must be in \[0, 1\), got nan"),
         (lambda: stability.frozen_adam(math.inf, 0.9), "lr must be finite and above 0, got inf"),
+        (
+            lambda: stability.heavy_ball(0.1, 0.9, decoupled_decay=-1.0),
+            "weight decay must be finite and at least 0, got -1",
+        ),
+        (lambda: stability.frozen_adam(0.1, 0.9, coupled_decay=math.nan), "weight decay must be finite"),
+        (lambda: stability.gradient_descent(0.1, coupled_decay=20.0), "weight decay must leave a stable iteration"),
+        (lambda: stability.nesterov(0.1, 0.9, decoupled_decay=30.0), "weights diverge without any curvature"),
         (lambda: stability.sam(0.1, -0.1, 1.0), "rho must be finite and at least 0, got -0.1"),
         (lambda: stability.sam(0.1, 0.1, 0.0), "gradient_norm must be finite and above 0, got 0"),
         (lambda: stability.normalized(0.0), "lr must be finite and above 0, got 0"),
