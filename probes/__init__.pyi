@@ -50,6 +50,7 @@ from .operators.derived import (
     restricted as restricted,
     scaled as scaled,
 )
+from .operators.distributed import over_ranks as over_ranks
 from .operators.gauss_newton import (
     fisher as fisher,
     gauss_newton as gauss_newton,

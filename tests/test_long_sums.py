@@ -45,6 +45,7 @@ ALLOWED: dict[str, tuple[str, dict[str, int]]] = {
     "probes/gauge/energy.py": ("one number a neuron, in float64", {"@": 2}),
     "probes/operators/base.py": (MATRIX, {"@": 3}),
     "probes/operators/derived.py": (MATRIX, {"@": 1}),
+    "probes/operators/distributed.py": (MATRIX, {"@": 1}),
     "probes/operators/gauss_newton.py": (SCALAR, {"dot": 3}),
     "probes/operators/second_derivative.py": (SCALAR, {"dot": 1}),
     "probes/selfcheck/oracles.py": (MATRIX, {"@": 2}),

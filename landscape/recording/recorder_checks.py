@@ -26,7 +26,8 @@ def check_model(model: nn.Module, *objectives: Objective | None) -> None:
     """Check that a model can be recorded.
 
     Raises:
-        LandscapeError: The model has no trainable parameters, they are sharded, or an objective is of others.
+        LandscapeError: The model has no trainable parameters, they are sharded, or an objective is of others or over
+            several processes.
     """
     if not isinstance(model, nn.Module):
         raise LandscapeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
@@ -42,6 +43,11 @@ def check_model(model: nn.Module, *objectives: Objective | None) -> None:
             "be recorded: record a replica on one device or under DistributedDataParallel"
         )
     for objective in objectives:
+        if objective is not None and objective.is_distributed:
+            raise LandscapeError(
+                "one process records a run, and the objective's batches lie on several: pass objective.local, the loss "
+                "on those of this rank, or call measure_spectrum(hessian(objective)) on every rank"
+            )
         parameters = dict(objective.model.named_parameters()) if objective is not None else {}
         for name in objective.names if objective is not None else ():
             if parameters.get(name) not in trainable:

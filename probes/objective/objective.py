@@ -6,7 +6,7 @@ import copy
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, get_args
+from typing import Any, ClassVar, get_args
 
 import torch
 from torch import Tensor, nn
@@ -64,6 +64,8 @@ class Objective(BatchwiseLoss):
         ...     objective.value(), objective.gradient()
         (3.25, tensor([3.]))
     """
+
+    is_distributed: ClassVar[bool] = False  # True if its batches lie on several processes
 
     def __init__(
         self,
@@ -146,6 +148,17 @@ class Objective(BatchwiseLoss):
             for batch in self.gradients():
                 total.add_(batch.gradient, alpha=batch.weight)
             return total
+
+    def operator(self, make: Callable[[Objective], Any]) -> Any:
+        """Return a matrix of the loss; that of a loss over several processes is averaged over them.
+
+        Args:
+            make: Makes the matrix of an objective whose batches are all in this process.
+
+        Returns:
+            The matrix.
+        """
+        return make(self)
 
     def require_repeatable(self) -> None:
         """Raise if the loss is not a deterministic function of the parameters; `losses` includes this check."""

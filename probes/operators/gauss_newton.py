@@ -277,11 +277,17 @@ def fisher(
 
 def _operator(objective: Objective, curvature: OutputCurvature, method: str, memory: float) -> ObjectiveOperator:
     """Return the operator J' S J, with S the curvature of the loss with respect to the outputs."""
+    found: ObjectiveOperator = objective.operator(lambda own: _own_operator(own, curvature, method, memory))
+    return found
+
+
+def _own_operator(objective: Objective, curvature: OutputCurvature, method: str, memory: float) -> ObjectiveOperator:
+    """Return the operator of an objective whose batches are all in this process."""
     loss = split_loss(objective)
     products = CachedProducts(objective, output_methods(loss, curvature), method=method, memory=memory)
     return products.operator(
-        lambda names: _operator(objective.restricted(names), curvature, method, memory),
-        lambda other: _operator(other, curvature, "reverse", 0.0),
+        lambda names: _own_operator(objective.restricted(names), curvature, method, memory),
+        lambda other: _own_operator(other, curvature, "reverse", 0.0),
     )
 
 

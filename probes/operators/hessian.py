@@ -168,6 +168,12 @@ def hessian(objective: Objective, *, method: str = "reverse", memory: float = 2*
     Source:
         B. Pearlmutter (1994), Fast exact multiplication by the Hessian, Neural Computation 6(1), 147-160.
     """
+    found: ObjectiveOperator = objective.operator(lambda own: _hessian(own, method, memory))
+    return found
+
+
+def _hessian(objective: Objective, method: str, memory: float) -> ObjectiveOperator:
+    """Return the Hessian of an objective whose batches are all in this process."""
     available = [known for known in HESSIAN_METHODS if known.name != "compile" or objective.device.type == "cuda"]
     products = CachedProducts(objective, available, method=method, memory=memory)
     return products.operator(
