@@ -54,6 +54,7 @@ class Reference:
     # the error of a product, as a share of its difference from that of the reference: 1 for a more precise reference,
     # the ratio of the rounding units for a less precise one
     share: float = 1.0
+    rounding: float = 0.0  # further error of the product with a unit vector, absolute
 
 
 @dataclass(frozen=True)
@@ -178,6 +179,7 @@ class SymmetricOperator:
         facts, slack = reference.operator._facts(), torch.zeros(V.shape[1], dtype=torch.float64)
         if facts.unit_is_measured and reference.share == 1:  # it takes differences, for want of a second derivative
             slack = MARGIN * facts.unit * row_norms(found.mT).cpu()
+        slack += reference.rounding * row_norms(V.mT).cpu()
         difference = found.double()
         difference -= images
         return ProductError(difference, reference.share, slack.to(difference.device))

@@ -21,6 +21,7 @@ from lossscope.probes.operators.timing import GradientTime, now
 
 __all__ = ["CachedProducts", "out_of_memory", "reason"]
 
+_SHARE: Final = 1 / 3  # error of a difference, as a share of its distance from that of twice the step
 _UNSETTLED: Final = 0.01  # relative error of differences above which they are no derivative
 
 
@@ -60,6 +61,7 @@ class CachedProducts:
         self._free = math.nan  # bytes that may still be cached
         self._gradient = GradientTime(objective)
         self._unit = math.nan
+        self._rounding = 0.0  # of the measured error, see `MeasuredError`
 
     @property
     def facts(self) -> ProductFacts:
@@ -96,9 +98,11 @@ class CachedProducts:
         )
 
     def _reference(self, again: Callable[[Objective], ObjectiveOperator]) -> Reference | None:
-        """Return the operator with which products are compared; None for differences, which measure their own error."""
-        if not math.isnan(self._unit):
-            return None
+        """Return the operator with which products are compared; that of differences has another step."""
+        if self._method.compared is not None and not math.isnan(self._unit):
+            doubled = CachedProducts(self._objective, [self._method.compared], method=self._method.name, memory=0)
+            operator = doubled.operator(lambda names: again(self._objective.restricted(names)), again)
+            return Reference(operator, _SHARE, self._rounding)
         wide, narrow = torch.finfo(torch.float64).eps, torch.finfo(torch.float32).eps
         if self._objective.vector.unit > wide:
             return Reference(again(self._objective.in_dtype(torch.float64)))
@@ -221,7 +225,8 @@ class CachedProducts:
         if method.check is not None:
             method.check(self._objective)
         if method.unit is not None and math.isnan(self._unit):
-            self._unit = method.unit(self._objective, at)
+            found = method.unit(self._objective, at)
+            self._unit, self._rounding = found.unit, found.rounding
         return product
 
     def _fits(self, product: BatchProduct) -> bool:

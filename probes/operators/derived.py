@@ -40,7 +40,9 @@ def scaled(operator: SymmetricOperator, diagonal: Tensor) -> SymmetricOperator:
 
     def reference() -> Reference | None:
         found = operator.reference()
-        return None if found is None else Reference(scaled(found.operator, d[:, 0]), found.share)
+        if found is None:
+            return None
+        return Reference(scaled(found.operator, d[:, 0]), found.share, found.rounding * float(d.abs().max()) ** 2)
 
     def product(V: Tensor) -> Tensor:
         return d * (operator @ (d * V))

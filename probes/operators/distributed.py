@@ -168,8 +168,8 @@ class DistributedObjective(Objective):
         """Return the mean over the ranks of a matrix of the loss on their batches."""
         return _Averaged(self, self._ranks.together(lambda: make(self.local))[0])
 
-    @property  # type: ignore[override]
-    def data(self) -> FixedData:
+    @property
+    def data(self) -> FixedData:  # type: ignore[override]
         """Raise: the batches are those of one rank."""
         self._refuse()
 
@@ -261,11 +261,11 @@ class _Averaged(ObjectiveOperator):
 
     def _compared(self) -> Reference | None:
         """Return the mean of the operators with which the products of the ranks are compared; None if one has none."""
-        other, known = self._ranks.together(self._local.reference, lambda found: found is not None)
-        if not all(known) or other is None or not isinstance(other.operator, ObjectiveOperator):
+        other, found = self._ranks.together(self._local.reference, lambda one: None if one is None else one.rounding)
+        if None in found or other is None or not isinstance(other.operator, ObjectiveOperator):
             return None
         other_objective = DistributedObjective(other.operator.objective, self._ranks)
-        return replace(other, operator=_Averaged(other_objective, other.operator))
+        return replace(other, operator=_Averaged(other_objective, other.operator), rounding=max(found))
 
 
 def _combined(facts: list[ProductFacts]) -> ProductFacts:

@@ -1,9 +1,19 @@
-"""Hessian products by central differences of gradients, for models without a second derivative and to check others."""
+r"""Hessian products by central differences of gradients, for models without a second derivative and to check others.
+
+**Error.** With the gradient g at five points of a line and the step h, the central differences
+:math:`D_h = (g_{+h} - g_{-h}) / 2h` and :math:`D_{2h}` are off by :math:`h^2 T / 6` and four times that, with T the
+third derivative twice along the line. So :math:`|D_{2h} - D_h| / 3` is the truncation of :math:`D_h`. The fourth
+difference :math:`g_{2h} - 4 g_h + 6 g_0 - 4 g_{-h} + g_{-2h}` has no part of the first three orders: it is the rounding
+of the gradients times :math:`\sqrt{70}`, and that of :math:`D_h` is :math:`\delta / \sqrt2 h`. Both are measured, and
+their sum is smallest at the step where rounding is twice the truncation.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import astuple, dataclass
+from functools import partial
 from typing import Final
 
 import torch
@@ -12,14 +22,64 @@ from torch import Tensor
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.objective.evaluation import BatchEvaluation
 from lossscope.probes.objective.objective import Objective
-from lossscope.probes.operators.method import BatchProduct, Method
+from lossscope.probes.operators.method import BatchProduct, MeasuredError, Method
 from lossscope.probes.sums import norm
 
-__all__ = ["DIFFERENCES", "Differences", "relative_distance"]
+__all__ = ["DIFFERENCES", "DifferenceError", "Differences", "difference_error", "relative_distance"]
 
 # exponent of the rounding unit in the step: 1/3 balances rounding and truncation, but crosses more kinks
 _EXPONENT: Final = 0.4
 _GROUP: Final = 0.15  # exponent of the rounding unit in the ratio of scales that may share a step
+_DOUBLED: Final = 2.0  # step of the comparison, in steps
+_TUNINGS: Final = 2  # times that a better step is tried
+_CHANGES: Final = (0.1, 10.0)  # factors by which it may change at a time
+_FINE: Final = 1e-6  # relative error up to which the step is kept: a longer one crosses more kinks
+_WORTH: Final = 0.5  # ratio of errors below which a step replaces another
+
+
+@dataclass(frozen=True)
+class DifferenceError:
+    """Measured error of a central difference along one direction, absolute."""
+
+    truncation: float  # from the third derivative, or from kinks
+    rounding: float  # of the gradients
+    size: float  # length of the difference
+
+    @property
+    def total(self) -> float:
+        """Sum of both."""
+        return self.truncation + self.rounding
+
+    @property
+    def bound(self) -> float:
+        """Bound of the error, also where the gradient jumps within the step."""
+        return 3 * self.truncation + self.rounding
+
+    @property
+    def relative(self) -> float:
+        """The bound relative to the difference; 1 at most."""
+        return min(1.0, self.bound / self.size) if self.size > 0 else float(self.bound > 0)
+
+    @property
+    def change(self) -> float:
+        """Factor on the step at which their sum is smallest."""
+        # the difference of the two steps contains sqrt(5) / 2 of the rounding
+        apart = math.sqrt(max(0.0, (3 * self.truncation) ** 2 - 1.25 * self.rounding**2)) / 3
+        best = math.cbrt(self.rounding / (2 * apart)) if apart > 0 else math.inf
+        return min(max(best, _CHANGES[0]), _CHANGES[1])
+
+
+def difference_error(near: Tensor, far: Tensor, fourth: Tensor, scale: float) -> DifferenceError:
+    """Return the error of a central difference from the gradients at five points of a line.
+
+    Args:
+        near: The central difference, `(n,)`.
+        far: That of twice the step.
+        fourth: Fourth difference of the gradients, not divided by the step.
+        scale: The step, as a multiple of the direction.
+    """
+    rounding = float(norm(fourth)) / math.sqrt(70) / (math.sqrt(2) * scale)
+    return DifferenceError(float(norm(far - near)) / 3, rounding, float(norm(near)))
 
 
 class Differences:
@@ -80,10 +140,25 @@ class Differences:
             above += self._slope(theta + step).sub(here).div(scale)
         return above, 2 * central - above
 
-    def error(self) -> float:
-        """Estimate the relative error: the change along `probe` when the step is doubled, at least rounding."""
-        change = relative_distance(self.along(self.probe), self.along(self.probe, stretch=2.0))
-        return max(float(self.objective.vector.unit ** (1 - _EXPONENT)), change)
+    def error(self, direction: Tensor, stretch: float = 1.0) -> DifferenceError:
+        """Measure the error of `along` for one direction, from five gradients for each scale of parameters.
+
+        Args:
+            direction: `(n,)`.
+            stretch: Factor on the length of the step.
+
+        Returns:
+            The error; those of parameters of different scale are added.
+        """
+        theta, direction = self.objective.parameters(), direction.to(self.objective.dtype)
+        here, found = self._slope(theta.clone()), []
+        for step, scale in self._steps(theta, direction, stretch):
+            near = [self._slope(theta + step), self._slope(theta - step)]
+            far = [self._slope(theta + 2 * step), self._slope(theta - 2 * step)]
+            fourth = (far[0] + far[1]).sub_(near[0] + near[1], alpha=4).add_(here, alpha=6)
+            differences = (near[0] - near[1]).div_(2 * scale), (far[0] - far[1]).div_(4 * scale)
+            found.append(difference_error(*differences, fourth, scale))
+        return DifferenceError(*(math.fsum(part) for part in zip(*map(astuple, found), strict=True)))
 
     def _grouped(self, gradient: Tensor) -> dict[float, Tensor]:
         """Return the indices of the coordinates whose steps are shorter by the same factor, by that factor."""
@@ -144,22 +219,40 @@ def relative_distance(expected: Tensor, found: Tensor) -> float:
     return distance / size if size > 0 else float(distance > 0)
 
 
-def _prepare(objective: Objective, at: BatchEvaluation) -> BatchProduct:
-    """Prepare products by differences of gradients."""
+def _prepare(stretch: float, objective: Objective, at: BatchEvaluation) -> BatchProduct:
+    """Prepare products by differences of gradients whose step is stretched."""
     if objective.mode == "train":
         raise ProbeError("method='differences' does not support mode='train', which updates buffers: use mode='frozen'")
     objective.slope(objective.leaf(), at)
-    differences = Differences(objective, at)
+    made: list[Differences] = []
 
     def multiply(rows: Tensor, keep: bool) -> Tensor:
-        return torch.stack([differences.along(row) for row in rows]).to(rows.dtype)
+        if not made:
+            made.append(Differences(objective, at))
+        step = stretch * objective.difference_steps.get(made[0].objective.dtype, 1.0)
+        return torch.stack([made[0].along(row, step) for row in rows]).to(rows.dtype)
 
     return BatchProduct(multiply)
 
 
-def _error(objective: Objective, at: BatchEvaluation) -> float:
-    """Estimate the relative error of products, which are rounded to the objective's own dtype."""
-    return max(torch.finfo(objective.dtype).eps, Differences(objective, at).error())
+def _measure(objective: Objective, at: BatchEvaluation) -> MeasuredError:
+    """Measure the error of products along a random direction, and choose the step at which it is smallest."""
+    differences = Differences(objective, at)
+    steps, dtype = objective.difference_steps, differences.objective.dtype
+    stretch = steps.get(dtype, 1.0)
+    found = differences.error(differences.probe, stretch)
+    for _ in range(_TUNINGS if found.relative > _FINE else 0):
+        change = found.change
+        other = differences.error(differences.probe, stretch * change)
+        if not other.total < _WORTH * found.total:
+            break
+        found, stretch = other, stretch * change
+    steps[dtype] = stretch
+    unit = max(torch.finfo(objective.dtype).eps, found.relative)  # products are rounded to the objective's own dtype
+    return MeasuredError(unit, found.rounding / float(norm(differences.probe)))
 
 
-DIFFERENCES: Final = Method("differences", _prepare, unit=_error, is_gradient=True, fallback=True)
+_COMPARED: Final = Method("differences", partial(_prepare, _DOUBLED), is_gradient=True)
+DIFFERENCES: Final = Method(
+    "differences", partial(_prepare, 1.0), unit=_measure, compared=_COMPARED, is_gradient=True, fallback=True
+)

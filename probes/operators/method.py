@@ -12,7 +12,7 @@ from lossscope.probes.objective.autograd_guards import graph_nodes
 from lossscope.probes.objective.evaluation import BatchEvaluation
 from lossscope.probes.objective.objective import Objective
 
-__all__ = ["BatchProduct", "Method", "graph_bytes"]
+__all__ = ["BatchProduct", "MeasuredError", "Method", "graph_bytes"]
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,14 @@ class BatchProduct:
 
 
 @dataclass(frozen=True)
+class MeasuredError:
+    """Error of the products of a method, measured along a random direction."""
+
+    unit: float  # relative to the length of the product
+    rounding: float  # part of it that products by `Method.compared` do not show, for a unit vector, absolute
+
+
+@dataclass(frozen=True)
 class Method:
     """A method of taking products, with its properties."""
 
@@ -34,7 +42,8 @@ class Method:
     width: int = 1  # columns multiplied at a time
     is_gradient: bool = False  # True if `prepare` costs one gradient and little else
     check: Callable[[Objective], None] | None = None  # raises if its products are silently wrong
-    unit: Callable[[Objective, BatchEvaluation], float] | None = None  # its relative error; None if exact to rounding
+    unit: Callable[[Objective, BatchEvaluation], MeasuredError] | None = None  # its error; None if exact to rounding
+    compared: Method | None = None  # takes products whose error is four times as large, to measure that of these
     fallback: bool = False  # True if it may replace the default method where that one raises
 
 

@@ -82,7 +82,7 @@ class ObjectiveOperator(SymmetricOperator):
         the error is then as large as the product.
         """
         found = super().product_error(V, images)
-        if found is None or found.share == 1:
+        if found is None or found.share == 1 or self._facts().unit_is_measured:
             return found
         loss = self.objective.value()
         lengths = row_norms(images.mT)
