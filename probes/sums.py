@@ -15,19 +15,42 @@ Source:
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Final
 
 import torch
 from torch import Tensor
 
-__all__ = ["all_finite", "dot", "gram", "norm", "norms", "row_dots", "row_norms", "without"]
+__all__ = ["all_finite", "dot", "gram", "norm", "norms", "of_parts", "row_dots", "row_norms", "without"]
 
 _NARROW: Final = {"mps"}  # types of devices without float64
 _CHUNK: Final = {"cpu": 2**18}  # entries of a chunk: 2 MiB in float64, which stay in the cache
 _SHORT: Final = 2**16  # entries up to which a tensor is one chunk everywhere
 _CHUNK_ELSEWHERE: Final = 2**24  # entries of a chunk on an accelerator, where each launch costs
 _SPLIT: Final = 4097.0  # 2^12 + 1, cuts a float32 number into two of 12 bits each
+
+_REDUCE: ContextVar[Callable[[Tensor], Tensor] | None] = ContextVar("reduce", default=None)
+
+
+@contextmanager
+def of_parts(reduce: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Sum over vectors of which this process has a part, inside this context.
+
+    Every process must take the same sums in the same order, of parts of the same length.
+
+    Args:
+        reduce: Returns the sum of a float64 tensor over all processes.
+
+    Yields:
+        Nothing.
+    """
+    token = _REDUCE.set(reduce)
+    try:
+        yield
+    finally:
+        _REDUCE.reset(token)
 
 
 def all_finite(values: Tensor) -> bool:
@@ -50,7 +73,7 @@ def dot(a: Tensor, b: Tensor) -> Tensor:
         tensor(6., dtype=torch.float64)
     """
     if _is_short(a):
-        return torch.dot(a.detach().reshape(-1).double(), b.detach().reshape(-1).double())
+        return _whole(torch.dot(a.detach().reshape(-1).double(), b.detach().reshape(-1).double()))
     return row_dots(a.reshape(1, -1), b.reshape(1, -1))[0]
 
 
@@ -75,6 +98,8 @@ def norms(tensors: Sequence[Tensor]) -> list[Tensor]:
     Returns:
         One 0-d float64 tensor for each, on the device as for `dot`.
     """
+    if _REDUCE.get() is not None:
+        return [norm(tensor) for tensor in tensors]
     # on the CPU the conversion of a whole long tensor is slower than that of its chunks
     together = [i for i, t in enumerate(tensors) if _is_short(t) or not (t.device.type == "cpu" or _narrow(t))]
     found: dict[int, Tensor] = {}
@@ -109,7 +134,7 @@ def row_dots(rows: Tensor, others: Tensor) -> Tensor:
     if _is_short(rows):
         a = rows.detach().double()
         found: Tensor = torch.linalg.vecdot(a, a if rows is others else others.detach().double())
-        return found
+        return _whole(found)
     total = _zeros(rows, (len(rows),))
     for a, b in _chunks(rows, others):
         if _narrow(rows):
@@ -117,7 +142,7 @@ def row_dots(rows: Tensor, others: Tensor) -> Tensor:
         else:
             a = a.double()
             total += torch.linalg.vecdot(a, a if rows is others else b.double())
-    return total
+    return _whole(total)
 
 
 def gram(rows: Tensor, others: Tensor) -> Tensor:
@@ -131,7 +156,7 @@ def gram(rows: Tensor, others: Tensor) -> Tensor:
         `(j, k)`, float64, on the device as for `dot`.
     """
     if _is_short(rows) and _is_short(others):
-        return rows.detach().double() @ others.detach().double().mT
+        return _whole(rows.detach().double() @ others.detach().double().mT)
     total = _zeros(rows, (len(rows), len(others)))
     for a, b in _chunks(rows, others):
         if _narrow(rows):
@@ -139,7 +164,7 @@ def gram(rows: Tensor, others: Tensor) -> Tensor:
                 total[index] += _compensated(b, one.expand_as(b))
         else:
             total += a.double() @ b.double().mT
-    return total
+    return _whole(total)
 
 
 def without(rows: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
@@ -154,6 +179,12 @@ def without(rows: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
     """
     coordinates = gram(rows, basis)
     return torch.addmm(rows, coordinates.to(rows), basis, alpha=-1), coordinates
+
+
+def _whole(total: Tensor) -> Tensor:
+    """Return a sum over all parts of the vectors."""
+    reduce = _REDUCE.get()
+    return total if reduce is None or not total.numel() else reduce(total)
 
 
 def _is_short(tensor: Tensor) -> bool:

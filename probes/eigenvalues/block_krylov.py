@@ -260,7 +260,7 @@ class BlockKrylov:
 
     def _random(self) -> Tensor:
         """Return a random unit row orthogonal to the basis."""
-        drawn = torch.randn(1, self._operator.size, generator=self._generator, dtype=torch.float64)
+        drawn = self._operator.normal(self._generator)[None]
         row, _ = self._orthogonal(drawn.to(self._pending))
         row, _ = self._orthogonal(row / float(norm(row)))
         return row / float(norm(row))
@@ -353,9 +353,9 @@ def start_block(
         ProbeError: `warm_start` has another shape or is not finite.
     """
     n = operator.size
-    rows = [torch.randn(n, generator=generator, dtype=torch.float64) for _ in range(min(width, n))]
+    rows = [operator.normal(generator) for _ in range(min(width, n))]
     if warm_start is not None:
-        warm = _mean_direction(warm_start, n).cpu() * math.sqrt(n) / _RANDOM_SHARE
+        warm = _mean_direction(warm_start, operator.length).cpu() * math.sqrt(n) / _RANDOM_SHARE
         if len(rows) == 1:
             rows[0] = rows[0] + warm
         else:

@@ -96,8 +96,8 @@ class EigenTracker:
             self._evaluations += 1
             pairs = eigenpairs(space, found, self._keep, self._rel, largest=True)
             del space
+            self._update(pairs)
         cause = rounding_cause(operator, found.rounding, found.scale, self._rel)
-        self._update(pairs)
         seconds = time.perf_counter() - begun
         gradients = seconds / operator.gradient_seconds if operator.gradient_seconds > 0 else math.nan
         top = replace(_first(pairs, self._rel * found.scale), cause=cause)
@@ -168,15 +168,15 @@ class EigenTracker:
 
     def _start(self, operator: SymmetricOperator, kept: Tensor) -> Tensor:
         """Return the start vector: the kept vectors plus a small random one."""
-        n = operator.size
+        n = operator.length
         if len(kept) != n or kept.dtype != operator.dtype:
             raise ProbeError(
                 f"operator must have size {len(kept)} and {kept.dtype} as before, got {n} and {operator.dtype}: "
                 "use a new EigenTracker for it"
             )
         fading = torch.tensor([_FADING**i for i in range(kept.shape[1])], dtype=kept.dtype, device=kept.device)
-        drawn = torch.randn(n, generator=self._generator, dtype=torch.float64)
-        return kept @ fading * (math.sqrt(n) / _RANDOM_SHARE) + drawn.to(kept)
+        drawn = operator.normal(self._generator)
+        return kept @ fading * (math.sqrt(operator.size) / _RANDOM_SHARE) + drawn.to(kept)
 
     def _update(self, pairs: EigenPairs) -> None:
         """Keep vectors for the next evaluation, more of them if eigenvalues are close or have crossed."""

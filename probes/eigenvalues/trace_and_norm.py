@@ -79,7 +79,7 @@ class Complement:
         size = self._operator.size
         width = max(1, min(count, max(_SMALL // size, min(_WIDTH, _BLOCK_ENTRIES // size))))
         for begin in range(0, count, width):
-            signs = _signs(min(width, count - begin), size, self._generator).to(self._operator.device)
+            signs = _signs(min(width, count - begin), self._operator, self._generator).to(self._operator.device)
             Z = self._space.without(signs.to(self._operator.dtype))[0]
             images = (self._operator @ Z.mT).mT
             check_size(images)
@@ -320,7 +320,6 @@ def _shifted(estimate: Estimate, by: float) -> Estimate:
     return replace(estimate, value=estimate.value + by, low=estimate.low + by, high=estimate.high + by)
 
 
-def _signs(count: int, size: int, generator: torch.Generator) -> Tensor:
+def _signs(count: int, operator: SymmetricOperator, generator: torch.Generator) -> Tensor:
     """Draw random signs `(count, n)` int8, one probe after the other."""
-    drawn = [torch.randint(2, (size,), generator=generator, dtype=torch.int8) for _ in range(count)]
-    return torch.stack(drawn).mul_(2).sub_(1)
+    return torch.stack([operator.signs(generator) for _ in range(count)])

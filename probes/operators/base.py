@@ -119,6 +119,7 @@ class SymmetricOperator:
         if not dtype.is_floating_point:
             raise ProbeError(f"dtype must be real and floating, such as torch.float32, got {dtype}")
         self.size = size
+        self.length = size  # entries of a vector in this process; fewer where vectors are sharded
         self.dtype = dtype
         self.device = device
         self.products = 0  # columns multiplied so far
@@ -127,6 +128,14 @@ class SymmetricOperator:
         self._product = product
         self._facts = facts
         self.reference = reference
+
+    def normal(self, generator: torch.Generator) -> Tensor:
+        """Draw a standard normal vector, float64 on the CPU; of a sharded one the part of this process."""
+        return torch.randn(self.size, generator=generator, dtype=torch.float64)
+
+    def signs(self, generator: torch.Generator) -> Tensor:
+        """Draw a vector of random signs, int8 on the CPU; of a sharded one the part of this process."""
+        return torch.randint(2, (self.size,), generator=generator, dtype=torch.int8).mul_(2).sub_(1)
 
     @property
     def asymmetry_hint(self) -> str:
@@ -201,11 +210,12 @@ class SymmetricOperator:
         Raises:
             ProbeError: V is complex or of another shape, or the product is not finite or of another shape.
         """
-        if V.ndim not in (1, 2) or len(V) != self.size:
-            raise ProbeError(f"V must have shape ({self.size},) or ({self.size}, k), got {tuple(V.shape)}")
+        n = self.length
+        if V.ndim not in (1, 2) or len(V) != n:
+            raise ProbeError(f"V must have shape ({n},) or ({n}, k), got {tuple(V.shape)}")
         if V.is_complex():
             raise ProbeError(f"V must be real, got {V.dtype}: multiply V.real and V.imag separately")
-        columns = V.detach().to(self.device, self.dtype).reshape(self.size, -1)
+        columns = V.detach().to(self.device, self.dtype).reshape(n, -1)
         found = self._product(columns.clone() if self._may_modify_argument else columns)
         if not isinstance(found, Tensor) or found.shape != columns.shape:
             got = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__

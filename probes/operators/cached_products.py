@@ -21,7 +21,6 @@ from lossscope.probes.operators.timing import GradientTime, now
 
 __all__ = ["CachedProducts", "out_of_memory", "reason"]
 
-_SHARE: Final = 1 / 3  # error of a difference, as a share of its distance from that of twice the step
 _UNSETTLED: Final = 0.01  # relative error of differences above which they are no derivative
 
 
@@ -102,7 +101,7 @@ class CachedProducts:
         if self._method.compared is not None and not math.isnan(self._unit):
             doubled = CachedProducts(self._objective, [self._method.compared], method=self._method.name, memory=0)
             operator = doubled.operator(lambda names: again(self._objective.restricted(names)), again)
-            return Reference(operator, _SHARE, self._rounding)
+            return Reference(operator, self._method.share, self._rounding)
         wide, narrow = torch.finfo(torch.float64).eps, torch.finfo(torch.float32).eps
         if self._objective.vector.unit > wide:
             return Reference(again(self._objective.in_dtype(torch.float64)))

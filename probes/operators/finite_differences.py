@@ -11,7 +11,7 @@ their sum is smallest at the step where rounding is twice the truncation.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import astuple, dataclass
 from functools import partial
 from typing import Final
@@ -25,12 +25,23 @@ from lossscope.probes.objective.objective import Objective
 from lossscope.probes.operators.method import BatchProduct, MeasuredError, Method
 from lossscope.probes.sums import norm
 
-__all__ = ["DIFFERENCES", "DifferenceError", "Differences", "difference_error", "relative_distance"]
+__all__ = [
+    "COMPARED_STEP",
+    "DIFFERENCES",
+    "ERROR_SHARE",
+    "EXPONENT",
+    "DifferenceError",
+    "Differences",
+    "line_error",
+    "relative_distance",
+    "tuned",
+]
 
 # exponent of the rounding unit in the step: 1/3 balances rounding and truncation, but crosses more kinks
-_EXPONENT: Final = 0.4
+EXPONENT: Final = 0.4
 _GROUP: Final = 0.15  # exponent of the rounding unit in the ratio of scales that may share a step
-_DOUBLED: Final = 2.0  # step of the comparison, in steps
+COMPARED_STEP: Final = 2.0  # step of the difference with which one is compared, in steps
+ERROR_SHARE: Final = 1 / 3  # error of a difference, as a share of its distance from that one
 _TUNINGS: Final = 2  # times that a better step is tried
 _CHANGES: Final = (0.1, 10.0)  # factors by which it may change at a time
 _FINE: Final = 1e-6  # relative error up to which the step is kept: a longer one crosses more kinks
@@ -69,17 +80,40 @@ class DifferenceError:
         return min(max(best, _CHANGES[0]), _CHANGES[1])
 
 
-def difference_error(near: Tensor, far: Tensor, fourth: Tensor, scale: float) -> DifferenceError:
-    """Return the error of a central difference from the gradients at five points of a line.
+def line_error(
+    slope: Callable[[Tensor], Tensor], theta: Tensor, here: Tensor, step: Tensor, scale: float
+) -> DifferenceError:
+    """Return the error of a central difference, from the gradients at five points of a line.
 
     Args:
-        near: The central difference, `(n,)`.
-        far: That of twice the step.
-        fourth: Fourth difference of the gradients, not divided by the step.
-        scale: The step, as a multiple of the direction.
+        slope: Returns the gradient at given parameters, `(n,)`.
+        theta: `(n,)`, the parameters.
+        here: `(n,)`, their gradient.
+        step: `(n,)`, the step.
+        scale: The step as a multiple of the direction along which the derivative is taken.
+
+    Returns:
+        The error for that direction.
     """
+    total, near = slope(theta + step), slope(theta - step)  # sum and difference of both sides, in two vectors
+    total, near = total + near, (total - near).div_(2 * scale)
+    fourth, far = slope(theta + 2 * step), slope(theta - 2 * step)
+    fourth, far = fourth + far, (fourth - far).div_(4 * scale)
+    fourth.sub_(total, alpha=4).add_(here, alpha=6)
     rounding = float(norm(fourth)) / math.sqrt(70) / (math.sqrt(2) * scale)
     return DifferenceError(float(norm(far - near)) / 3, rounding, float(norm(near)))
+
+
+def tuned(measure: Callable[[float], DifferenceError], stretch: float) -> tuple[float, DifferenceError]:
+    """Return a factor on the step at which the error is small, from a first one, and the error there."""
+    found = measure(stretch)
+    for _ in range(_TUNINGS if found.relative > _FINE else 0):
+        change = found.change
+        other = measure(stretch * change)
+        if not other.total < _WORTH * found.total:
+            break
+        found, stretch = other, stretch * change
+    return stretch, found
 
 
 class Differences:
@@ -153,11 +187,7 @@ class Differences:
         theta, direction = self.objective.parameters(), direction.to(self.objective.dtype)
         here, found = self._slope(theta.clone()), []
         for step, scale in self._steps(theta, direction, stretch):
-            near = [self._slope(theta + step), self._slope(theta - step)]
-            far = [self._slope(theta + 2 * step), self._slope(theta - 2 * step)]
-            fourth = (far[0] + far[1]).sub_(near[0] + near[1], alpha=4).add_(here, alpha=6)
-            differences = (near[0] - near[1]).div_(2 * scale), (far[0] - far[1]).div_(4 * scale)
-            found.append(difference_error(*differences, fourth, scale))
+            found.append(line_error(self._slope, theta, here, step, scale))
         return DifferenceError(*(math.fsum(part) for part in zip(*map(astuple, found), strict=True)))
 
     def _grouped(self, gradient: Tensor) -> dict[float, Tensor]:
@@ -177,7 +207,7 @@ class Differences:
 
     def _steps(self, theta: Tensor, direction: Tensor, stretch: float) -> Iterator[tuple[Tensor, float]]:
         """Yield the steps along a direction whose sum is parallel to it but for their scales, and these."""
-        reach = stretch * self.objective.vector.unit**_EXPONENT * (float(norm(theta)) or 1.0)
+        reach = stretch * self.objective.vector.unit**EXPONENT * (float(norm(theta)) or 1.0)
         for factor, indices in self._groups.items():
             if len(self._groups) == 1:
                 part = direction
@@ -239,20 +269,18 @@ def _measure(objective: Objective, at: BatchEvaluation) -> MeasuredError:
     """Measure the error of products along a random direction, and choose the step at which it is smallest."""
     differences = Differences(objective, at)
     steps, dtype = objective.difference_steps, differences.objective.dtype
-    stretch = steps.get(dtype, 1.0)
-    found = differences.error(differences.probe, stretch)
-    for _ in range(_TUNINGS if found.relative > _FINE else 0):
-        change = found.change
-        other = differences.error(differences.probe, stretch * change)
-        if not other.total < _WORTH * found.total:
-            break
-        found, stretch = other, stretch * change
-    steps[dtype] = stretch
+    steps[dtype], found = tuned(lambda stretch: differences.error(differences.probe, stretch), steps.get(dtype, 1.0))
     unit = max(torch.finfo(objective.dtype).eps, found.relative)  # products are rounded to the objective's own dtype
     return MeasuredError(unit, found.rounding / float(norm(differences.probe)))
 
 
-_COMPARED: Final = Method("differences", partial(_prepare, _DOUBLED), is_gradient=True)
+_COMPARED: Final = Method("differences", partial(_prepare, COMPARED_STEP), is_gradient=True)
 DIFFERENCES: Final = Method(
-    "differences", partial(_prepare, 1.0), unit=_measure, compared=_COMPARED, is_gradient=True, fallback=True
+    "differences",
+    partial(_prepare, 1.0),
+    unit=_measure,
+    compared=_COMPARED,
+    share=ERROR_SHARE,
+    is_gradient=True,
+    fallback=True,
 )

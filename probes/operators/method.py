@@ -43,7 +43,8 @@ class Method:
     is_gradient: bool = False  # True if `prepare` costs one gradient and little else
     check: Callable[[Objective], None] | None = None  # raises if its products are silently wrong
     unit: Callable[[Objective, BatchEvaluation], MeasuredError] | None = None  # its error; None if exact to rounding
-    compared: Method | None = None  # takes products whose error is four times as large, to measure that of these
+    compared: Method | None = None  # takes products with which these are compared, to measure their error
+    share: float = 1.0  # the error, as a share of the distance of the two
     fallback: bool = False  # True if it may replace the default method where that one raises
 
 

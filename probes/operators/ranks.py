@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, TypeVar
 
 import torch
@@ -25,6 +25,7 @@ class _Report:
 
     failure: str  # the error in words; empty if there was none
     facts: Any
+    lost: bool = False  # True if it may be the failure of another rank that was seen here
 
 
 class Ranks:
@@ -35,12 +36,13 @@ class Ranks:
 
     Args:
         group: The process group; None for all processes.
+        apart: True if the model itself makes collective calls: messages then take a group of their own.
 
     Raises:
         ProbeError: torch.distributed is not initialized, or this process is not in the group.
     """
 
-    def __init__(self, group: dist.ProcessGroup | None = None) -> None:
+    def __init__(self, group: dist.ProcessGroup | None = None, *, apart: bool = False) -> None:
         if not dist.is_available() or not dist.is_initialized():
             raise ProbeError(
                 "there is no process group: start the script with torchrun, and call "
@@ -54,7 +56,9 @@ class Ranks:
                 f"process {dist.get_rank()} is not in the group of {self.count}: call it on its ranks only"
             )
         self._words = self._group
-        if dist.get_backend(self._group) != "gloo":  # a failed NCCL collective ends the process without a sentence
+        if (
+            apart or dist.get_backend(self._group) != "gloo"
+        ):  # a failed NCCL collective ends the process without a sentence
             self._words = self._spoken(
                 lambda: dist.new_group(dist.get_process_group_ranks(self._group), backend="gloo")
             )
@@ -82,12 +86,13 @@ class Ranks:
             result = compute()
             known = facts(result)
         except Exception as error:  # whatever it is, the others must not wait
-            self.gather(_Report(f"{type(error).__name__}: {' '.join(str(error).split())}", None))
+            words, lost = f"{type(error).__name__}: {' '.join(str(error).split())}", isinstance(error, RuntimeError)
+            reports = self.gather(_Report(words, None, lost))
+            if lost:  # as the collective calls of a sharded model raise where another rank has failed
+                self._require_success([replace(one, failure="") if one.lost else one for one in reports])
             raise
         reports = self.gather(_Report("", known))
-        for rank, report in enumerate(reports):
-            if report.failure:
-                raise ProbeError(f"rank {rank} of {self.count} failed, so that this one cannot go on: {report.failure}")
+        self._require_success(reports)
         return result, [report.facts for report in reports]
 
     def sum_(self, tensor: Tensor) -> Tensor:
@@ -112,6 +117,12 @@ class Ranks:
         for rank, value in enumerate(values):
             if value != values[0]:
                 raise ProbeError(f"{what} differ between rank 0 and rank {rank} of {self.count}: {remedy}")
+
+    def _require_success(self, reports: Sequence[_Report]) -> None:
+        """Raise if a rank has failed."""
+        for rank, report in enumerate(reports):
+            if report.failure:
+                raise ProbeError(f"rank {rank} of {self.count} failed, so that this one cannot go on: {report.failure}")
 
     def _spoken(self, collective: Callable[[], _T]) -> _T:
         """Run a collective call; turn the error of a lost connection or a timeout into a sentence."""
