@@ -228,3 +228,127 @@ def refused_silence(rank: int) -> None:
     if rank:
         time.sleep(2 * TIMEOUT)
     objective.value()
+
+
+def sharded(rank: int, dtype: torch.dtype, **more: Any) -> Any:
+    """Return the objective of a model under FSDP2; its import takes seconds, so it stands here."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    from lossscope.probes.operators.sharded import ShardedObjective
+
+    model = net().to(dtype)
+    mesh = init_device_mesh("cpu", (2,))
+    fully_shard(model[0], mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    own = [(x.to(dtype), y) for x, y in mine(rank)]
+    if more.get("factor"):
+        model[0].set_gradient_divide_factor(more["factor"])
+        model.set_gradient_divide_factor(more["factor"])
+    if more.get("hook"):
+        model[0].weight.register_post_accumulate_grad_hook(lambda p: None)
+    return ShardedObjective(more.get("model", model), more.get("loss", CrossEntropy()), own)
+
+
+def whole(objective: Any, vector: torch.Tensor) -> torch.Tensor:
+    """Return a sharded vector as one in the order of the parameters."""
+    from torch.distributed.tensor import DTensor
+
+    found = []
+    for p, part in zip(objective._parameters, objective._split(vector), strict=True):
+        found.append(
+            DTensor.from_local(part, p.device_mesh, p.placements, shape=p.shape, stride=p.stride()).full_tensor()
+        )
+    return torch.cat([part.reshape(-1) for part in found])
+
+
+def sharded_numbers(rank: int, dtype: torch.dtype) -> dict[str, Any]:
+    objective = sharded(rank, dtype)
+    model, parameters = objective.model, list(objective.model.parameters())
+    CrossEntropy()(model, (mine(rank)[0][0].to(dtype), mine(rank)[0][1])).backward()
+    before = [(p.to_local().clone(), p.grad, p.grad.to_local().clone()) for p in parameters]
+    H = objective.hessian()
+    v = H.normal(torch.Generator().manual_seed(1)).to(dtype)
+    found = measure_spectrum(H, top=2, max_products=70)
+    tracker = EigenTracker(rel=0.01)
+    tracked = [tracker.measure(H).top for _ in range(2)]
+    assert model.training
+    assert all(torch.equal(p.to_local(), old) for p, (old, _, _) in zip(parameters, before, strict=True))
+    assert all(p.grad is kept for p, (_, kept, _) in zip(parameters, before, strict=True))
+    assert all(torch.equal(p.grad.to_local(), old) for p, (_, _, old) in zip(parameters, before, strict=True))
+    assert found.top
+    assert found.bottom
+    assert found.trace
+    assert found.frobenius
+    return {
+        "size": objective.size,
+        "value": objective.value(),
+        "gradient": whole(objective, objective.gradient()),
+        "direction": whole(objective, v),
+        "product": whole(objective, H @ v),
+        "unit": H.unit,
+        "top": found.top.values,
+        "bounds": found.top.bounds,
+        "vector": whole(objective, found.top.vectors[:, 0]),
+        "bottom": [found.bottom.values[0], found.bottom.bounds[0]],
+        "trace": [found.trace.low, found.trace.high],
+        "frobenius": [found.frobenius.low, found.frobenius.high],
+        "tracked": [float(one.values[0]) for one in tracked if one],
+        "bounded": [float(one.bounds[0]) for one in tracked if one],
+        "method": found.method,
+    }
+
+
+@job
+def sharded_double(rank: int) -> dict[str, Any]:
+    return sharded_numbers(rank, torch.float64)
+
+
+@job
+def sharded_single(rank: int) -> dict[str, Any]:
+    return sharded_numbers(rank, torch.float32)
+
+
+@job
+def refused_reverse(rank: int) -> None:
+    sharded(rank, torch.float32).hessian(method="reverse")
+
+
+@job
+def refused_plain(rank: int) -> None:
+    sharded(rank, torch.float32, model=net())
+
+
+@job
+def refused_scale(rank: int) -> None:
+    sharded(rank, torch.float32, factor=1.0).value()
+
+
+@job
+def refused_hook(rank: int) -> None:
+    sharded(rank, torch.float32, hook=True)
+
+
+@job
+def refused_columns(rank: int) -> None:
+    H = sharded(rank, torch.float32).hessian()
+    _ = H @ torch.ones(H.length, 1 + rank)
+
+
+@job
+def refused_sharded_failure(rank: int) -> None:
+    def loss(model: nn.Module, batch: Any) -> torch.Tensor:
+        if rank:
+            raise KeyError("labels")
+        return CrossEntropy()(model, batch)
+
+    sharded(rank, torch.float32, loss=loss).value()
+
+
+@job
+def refused_sharded_death(rank: int) -> None:
+    objective = sharded(rank, torch.float32)
+    objective.value()
+    if rank:
+        os._exit(1)
+    measure_spectrum(objective.hessian(), top=1)

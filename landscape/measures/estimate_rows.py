@@ -122,10 +122,21 @@ def with_provenance(rows: Rows, step: int, objective: Objective, seed: int, grad
     }
     more = {**coordinates, "engine": "lossscope"}
     return Rows(
-        [{**shared, **more, **row, "gradients": _gradients(row, gradient_seconds)} for row in rows.probes],
-        [{**shared, **row, "gradients": _gradients(row, gradient_seconds)} for row in rows.densities],
-        [{**shared, **coordinates, **row, "gradients": _gradients(row, gradient_seconds)} for row in rows.curves],
+        [{**shared, **more, **_error(row, objective), **row, **_cost(row, gradient_seconds)} for row in rows.probes],
+        [{**shared, **_error(row, objective), **row, **_cost(row, gradient_seconds)} for row in rows.densities],
+        [{**shared, **coordinates, **row, **_cost(row, gradient_seconds)} for row in rows.curves],
     )
+
+
+def _error(row: Row, objective: Objective) -> Row:
+    """Return the measured error of the products of a row; nan where they are exact to rounding."""
+    by_differences = "differences" in (row.get("method") or "").split(", ")
+    return {"product_error": objective.difference_errors.get(objective.dtype, math.nan) if by_differences else math.nan}
+
+
+def _cost(row: Row, gradient_seconds: float) -> Row:
+    """Return the cost of a row in gradients."""
+    return {"gradients": _gradients(row, gradient_seconds)}
 
 
 def _gradients(row: Row, gradient_seconds: float) -> float:

@@ -83,7 +83,10 @@ class BatchwiseLoss:
         self.call = Substitution(model, loss_fn, None, self.reached, self._held)
         self.graph: GraphFacts | None = None  # what the graph of the loss tells; None until a first gradient
         self.verified: frozenset[str] = frozenset()  # methods whose products were found right
-        self.difference_steps: dict[torch.dtype, float] = {}  # by dtype, in steps; shared by all copies
+        # shared by all copies, by dtype: step of differences of gradients, and relative error of products by them
+        self.difference_steps: dict[torch.dtype, float] = {}
+        self.difference_errors: dict[torch.dtype, float] = {}
+        self.replaced: dict[Any, str] = {}  # method of products -> name of the one that replaced it
         self._differentiated = False  # True if the loss itself differentiates by the parameters
         self._whole = True  # True if the coordinates are all trainable parameters, in their own dtype
         self._inside = False

@@ -67,7 +67,8 @@ class CachedProducts:
         """Current method, rounding unit and cost of the products."""
         measured = not math.isnan(self._unit)
         unit = self._unit if measured else self._objective.vector.unit
-        return ProductFacts(self._method.name, unit, measured, self._gradient.seconds, self._fallback_reason)
+        name = self._objective.replaced.get(self._method, self._method.name)  # found when products were taken before
+        return ProductFacts(name, unit, measured, self._gradient.seconds, self._fallback_reason)
 
     def operator(
         self,
@@ -182,6 +183,7 @@ class CachedProducts:
             if not _finite(found) or (isinstance(error, ArithmeticError) and self._unit > _UNSETTLED):
                 continue  # differences that grow as the step shrinks: there is no second derivative
             self._fallback_reason = why
+            self._objective.replaced[failed] = method.name
             return found
         self._method, self._width, self._fallbacks = failed, width, fallbacks
         if self._cache is not None:  # without the graphs of the last fallback

@@ -271,6 +271,7 @@ def _measure(objective: Objective, at: BatchEvaluation) -> MeasuredError:
     steps, dtype = objective.difference_steps, differences.objective.dtype
     steps[dtype], found = tuned(lambda stretch: differences.error(differences.probe, stretch), steps.get(dtype, 1.0))
     unit = max(torch.finfo(objective.dtype).eps, found.relative)  # products are rounded to the objective's own dtype
+    objective.difference_errors[objective.dtype] = unit
     return MeasuredError(unit, found.rounding / float(norm(differences.probe)))
 
 

@@ -61,9 +61,9 @@ class ShardedObjective:
         ranks: Number of processes.
 
     Raises:
-        ProbeError: There is no process group, a trainable parameter is not sharded over one dimension, it has hooks that
-            run after its gradient (an optimizer in the backward pass), the gradient is not that of the mean loss (see
-            `set_gradient_divide_factor`), two evaluations differ, or a rank has failed or is gone.
+        ProbeError: There is no process group, a trainable parameter is not sharded over one dimension, it has hooks
+            that run after its gradient (an optimizer in the backward pass), the gradient is not that of the mean loss
+            (see `set_gradient_divide_factor`), two evaluations differ, or a rank has failed or is gone.
     """
 
     def __init__(
@@ -132,8 +132,8 @@ class ShardedObjective:
         """
         if method != "differences":
             raise ProbeError(
-                f"method={method!r} differentiates the gradient, which FSDP2 reduces between the ranks in hooks outside "
-                "the graph, so that it has no derivative: use method='differences', or a model that is not sharded"
+                f"method={method!r} differentiates the gradient, which FSDP2 reduces between the ranks in hooks "
+                "outside the graph: it has no derivative; use method='differences', or a model that is not sharded"
             )
         return _ShardedHessian(self, 1.0)
 
@@ -183,7 +183,7 @@ class ShardedObjective:
             p.grad = None
         for batch, weight in self._passes:
             # the gradients are averaged over the ranks
-            (self._loss(batch) * (weight * self._ranks.count)).backward()
+            (self._loss(batch) * (weight * self._ranks.count)).backward()  # type: ignore[no-untyped-call]
         parts = [torch.zeros_like(p.to_local()) if p.grad is None else p.grad.to_local() for p in self._parameters]
         return self._joined(parts)
 
@@ -213,7 +213,7 @@ class ShardedObjective:
         slack = _ULPS * torch.finfo(self.dtype).eps * max(abs(first), abs(again))
         if not abs(first - again) <= slack:
             raise ProbeError(
-                f"two evaluations of one loss gave {first:.9g} and {again:.9g}: take the random numbers out of the model"
+                f"two evaluations of one loss gave {first:.9g} and {again:.9g}: take the random numbers out"
             )
         theta = self.parameters()
         gradient = self.slope(theta)
@@ -232,7 +232,7 @@ class ShardedObjective:
         if shown and not 1 / _SCALE < slope / square < _SCALE:
             raise ProbeError(
                 f"the gradient of the sharded model is {square / slope:.3g} times the slope of the mean loss: undo "
-                "set_gradient_divide_factor or set_reduce_scatter_divide_factor, and what else scales or stops gradients"
+                "set_gradient_divide_factor, and what else scales or stops gradients"
             )
         self._checked = True
 
