@@ -8,6 +8,7 @@ from collections.abc import Collection
 from functools import cached_property
 from typing import Final
 
+import torch
 from torch import Tensor
 
 from lossscope.landscape.measures.estimate_rows import (
@@ -122,14 +123,14 @@ class Panel:
     Args:
         target: The loss, its optimizer and the step taken.
         options: Tolerances, budget, seed and engine.
-        near: Top eigenvectors found at nearby parameters, by group of measures: searches start from them and replace
-            them.
+        near: Top eigenvectors, and the critical learning rate, found at nearby parameters, by group of measures:
+            searches start from them and replace them.
 
     Attributes:
         absent: Requested measures that do not apply here, with the reason.
         failed: Requested measures that could not be taken although others of their group were, with the reason.
         hessian: The Hessian operator.
-        near: The top eigenvectors, by group.
+        near: The top eigenvectors and the critical learning rate, by group.
     """
 
     def __init__(
@@ -333,7 +334,11 @@ class Panel:
         rate = self._rate(step, names & {"critical_learning_rate", "critical_sharpness"})
         if "critical_ratio" in names and self._edge_ratio is None:
             self.absent["critical_ratio"] = "directional_edge_ratio of this step was not measured"
-        return critical_rows(self.objective, step, names, rate, self._edge_ratio)
+        key = "critical" if rate is None else "critical rate"
+        near = float(self.near[key]) if key in self.near else None
+        rows, found = critical_rows(self.objective, step, names, rate, self._edge_ratio, near)
+        self.near[key] = torch.tensor(found, dtype=torch.float64)
+        return rows
 
     @property
     def _step(self) -> RecordedStep:

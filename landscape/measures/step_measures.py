@@ -71,9 +71,14 @@ def one_rate(objective: Objective, groups: Sequence[Mapping[str, Any]]) -> float
 
 
 def critical_rows(
-    objective: Objective, step: RecordedStep, names: frozenset[str], lr: float | None, edge: Estimate | None
-) -> Rows:
-    """Bracket the critical learning rate of a step.
+    objective: Objective,
+    step: RecordedStep,
+    names: frozenset[str],
+    lr: float | None,
+    edge: Estimate | None,
+    near: float | None,
+) -> tuple[Rows, float]:
+    """Bracket the critical learning rate of a step, and return it, or its multiple of the step, as the next start.
 
     Args:
         objective: The loss.
@@ -81,15 +86,17 @@ def critical_rows(
         names: The measures to take.
         lr: Its learning rate; None if the parameters have several, for the multiple of the step alone.
         edge: Directional edge ratio of the same step; None if it is not known.
+        near: The number that was returned for an earlier step; None if there is none.
     """
     at, moved = flat_vector(objective, step.before), flat_vector(objective, step.displacement)
-    found = critical_learning_rate(objective, moved, 1.0 if lr is None else lr, at=at)
+    unit = 1.0 if lr is None else lr
+    found = critical_learning_rate(objective, moved, unit, at=at, start=1.0 if near is None else near / unit)
     estimates = {"critical_step": found.multiple}
     if lr is not None:
         estimates |= {"critical_learning_rate": found.rate, "critical_sharpness": found.sharpness}
     if edge is not None:
         estimates["critical_ratio"] = nonquadraticity(found.multiple, edge)
-    return Rows([estimate_row(name, one) for name, one in estimates.items() if name in names])
+    return Rows([estimate_row(name, one) for name, one in estimates.items() if name in names]), found.rate.value
 
 
 def step_rows(

@@ -14,11 +14,11 @@ from lossscope.probes.errors import ProbeError
 from lossscope.probes.objective.objective import Objective
 from lossscope.probes.operators.number_rounding import number_rounding
 from lossscope.probes.sharpness.step_quality import rounding
-from lossscope.probes.statistics.estimate import Estimate, rounded_estimate
+from lossscope.probes.statistics.estimate import Estimate
 
 __all__ = ["CriticalLearningRate", "critical_learning_rate", "nonquadraticity"]
 
-_REACH: Final = 2.0**20  # multiples of the step from its inverse to itself are tried: 40 factors of two
+_REACH: Final = 2.0**20  # factors of the start up to this and down to its inverse are tried: 40 factors of two
 _FLAT: Final = 3  # halvings in a row whose change is within rounding, after which smaller steps show no more
 _TRIES: Final = 2  # searches: with the rounding that is assumed, and with the one that was measured
 _ROUNDS: Final = 200  # points of one refinement; halving a bracket down to rounding takes a quarter
@@ -34,7 +34,6 @@ class CriticalLearningRate:
     )
     sharpness: Estimate  # lambda_c = 2 / eta_c, in the inverse unit of the learning rate
     multiple: Estimate  # eta_c over the learning rate of the step: below 1 the step raises the loss
-    change: Estimate  # L(theta + D) - L(theta) of the step itself, nats
     losses: int  # evaluations of the loss, without those in another precision that measure its rounding
 
 
@@ -64,6 +63,7 @@ def critical_learning_rate(
     lr: float,
     *,
     at: Tensor | None = None,
+    start: float = 1.0,
     rel: float = 1 / 16,
     scan: int = 0,
     max_losses: int = 64,
@@ -76,11 +76,11 @@ def critical_learning_rate(
     sharpness :math:`\lambda_{dir} = -D^\top H D / (\eta_0\, g^\top D)`, a mean of eigenvalues and so at most
     :math:`\lambda_{\max}` for gradient descent; elsewhere it is a number of a finite step and estimates no eigenvalue.
 
-    From the step itself, multiples of it are doubled until the loss is higher than before, or halved until it is lower;
-    the bracket is then narrowed towards the root of the change over the multiple, which on a quadratic is a straight
-    line. The signs at both ends are compared with the rounding of the loss, measured in another precision, so the
-    change is zero somewhere inside if the loss is continuous. **It need not be the first zero**: the loss may rise and
-    fall again between two points tried.
+    From the step itself (or `start`), multiples of it are doubled until the loss is higher than before, or halved until
+    it is lower; the bracket is then narrowed towards the root of the change over the multiple, which on a quadratic is
+    a straight line. The signs at both ends are compared with the rounding of the loss, measured in another precision,
+    so the change is zero somewhere inside if the loss is continuous. **It need not be the first zero**: the loss may
+    rise and fall again between two points tried.
 
     Args:
         objective: The loss, in mode `eval` or `frozen`. It may be another one than D was computed for: the result then
@@ -88,10 +88,12 @@ def critical_learning_rate(
         displacement: `(n,)`, D, parameters after the step minus before.
         lr: Learning rate of the step, above 0.
         at: `(n,)`, parameters before the step. Default: the model's current parameters.
+        start: Multiple of the step at which the search begins, such as the critical one of an earlier step.
         rel: Relative width at which the bracket is narrow enough: 1 - low / high is at most this.
         scan: Number of equally spaced points between zero and the upper end at which an earlier crossing is looked for
             before narrowing; 0 for none, 16 is usual.
-        max_losses: Budget of losses, at least 3; about 6 are usual.
+        max_losses: Budget of losses, at least 3; five or six, and one for each factor of two between `start` and the
+            crossing, are usual.
 
     Returns:
         The bracket. Cost: the losses, and three more in float64 (of a float64 objective in float32). The model is not
@@ -112,22 +114,15 @@ def critical_learning_rate(
         >>> found.rate.low < 1.0 < found.rate.high  # 2 over the curvature, which is 2
         True
     """
-    _check(objective, displacement, lr, rel, scan, max_losses)
+    _check(objective, displacement, lr, start, rel, scan, max_losses)
     begun = time.perf_counter()
     theta = objective.parameters() if at is None else objective.vector.fitting(at)
     with objective.evaluating():
         line = _Line(objective, theta, objective.vector.fitting(displacement), max_losses)
-        low, high = _resolved(line, rel, scan)
-        change = line.change(1.0)
-        error = line.errors([1.0])[0]
+        low, high = _resolved(line, start, rel, scan)
     multiple = _estimate(line, low, high, rel, time.perf_counter() - begun)
-    return CriticalLearningRate(
-        _scaled(multiple, lr),
-        _inverted(_scaled(multiple, lr)),
-        multiple,
-        rounded_estimate(change, error),
-        line.losses,
-    )
+    rate = _scaled(multiple, lr)
+    return CriticalLearningRate(rate, _inverted(rate), multiple, line.losses)
 
 
 class _SpentError(Exception):
@@ -202,10 +197,10 @@ class _Line:
         return number_rounding(self._objective, again, changes, sizes)
 
 
-def _resolved(line: _Line, rel: float, scan: int) -> tuple[float, float]:
+def _resolved(line: _Line, start: float, rel: float, scan: int) -> tuple[float, float]:
     """Return a bracket with changes at both ends beyond their rounding; search again once the rounding is known."""
     for _ in range(_TRIES):
-        low, high = _search(line, rel, scan)
+        low, high = _search(line, start, rel, scan)
         ends = [low, high] if math.isfinite(line.change(high)) else [low]
         errors = line.errors(ends)
         if all(abs(line.change(s)) > error for s, error in zip(ends, errors, strict=True)):
@@ -218,14 +213,14 @@ def _resolved(line: _Line, rel: float, scan: int) -> tuple[float, float]:
     )
 
 
-def _search(line: _Line, rel: float, scan: int) -> tuple[float, float]:
+def _search(line: _Line, start: float, rel: float, scan: int) -> tuple[float, float]:
     """Return multiples of the step at which the loss is lower and higher than before it."""
     try:
-        low, high = _upwards(line)
+        low, high = _upwards(line, start)
         if scan:
             low, high = _scanned(line, high, scan)
         if low is None:
-            low, high = _downwards(line, high)
+            low, high = _downwards(line, high, start)
     except _SpentError:
         raise ProbeError(
             f"max_losses must be larger: {line.losses} losses along the step found no two between which the change of "
@@ -240,15 +235,15 @@ def _search(line: _Line, rel: float, scan: int) -> tuple[float, float]:
     return low, high
 
 
-def _upwards(line: _Line) -> tuple[float | None, float]:
+def _upwards(line: _Line, start: float) -> tuple[float | None, float]:
     """Double the step until the loss is higher than before; return the last multiple at which it is lower, and that."""
-    low, s = None, 1.0
+    low, s = None, start
     while not line.rises(s):
         low = s if line.falls(s) else low
         s *= 2
-        if s > _REACH and low is None:
+        if s > start * _REACH and low is None:
             raise ProbeError(f"the loss changes along the step by no more than its rounding of {line.slack():.2g}")
-        if s > _REACH:
+        if s > start * _REACH:
             raise ProbeError(f"the loss does not rise along the step: it is lower than before at {low:.3g} times of it")
     return low, s
 
@@ -264,12 +259,12 @@ def _scanned(line: _Line, high: float, count: int) -> tuple[float | None, float]
     return low, high
 
 
-def _downwards(line: _Line, high: float) -> tuple[float, float]:
+def _downwards(line: _Line, high: float, start: float) -> tuple[float, float]:
     """Halve the step until the loss is lower than before."""
     s, flat = high / 2, 0
     while not line.falls(s):
         high, flat = (s, 0) if line.rises(s) else (high, flat + 1)
-        if flat == _FLAT or s < 1 / _REACH:
+        if flat == _FLAT or s < start / _REACH:
             raise ProbeError(
                 f"the loss does not fall along the step: it is higher than before at {high:.3g} times of it, and "
                 f"changes within its rounding of {line.slack():.2g} at {s:.3g} times; the step is no descent direction "
@@ -324,15 +319,18 @@ def _inverted(rate: Estimate) -> Estimate:
     return replace(rate, value=2 / rate.value, low=2 / rate.high, high=2 / rate.low)
 
 
-def _check(objective: Objective, displacement: Tensor, lr: float, rel: float, scan: int, max_losses: int) -> None:
+def _check(
+    objective: Objective, displacement: Tensor, lr: float, start: float, rel: float, scan: int, max_losses: int
+) -> None:
     """Reject arguments out of range."""
     if objective.mode == "train":
         raise ProbeError(
             "mode must be 'eval' or 'frozen' for a critical learning rate, got 'train': the buffers must be the same "
             "at all points of the line"
         )
-    if not (math.isfinite(lr) and lr > 0):
-        raise ProbeError(f"lr must be finite and above 0, got {lr:g}")
+    for name, positive in (("lr", lr), ("start", start)):
+        if not (math.isfinite(positive) and positive > 0):
+            raise ProbeError(f"{name} must be finite and above 0, got {positive:g}")
     if not bool(torch.isfinite(displacement).all()):
         raise ProbeError("displacement must be finite, got nan or inf: the optimizer step itself failed")
     if not bool((displacement != 0).any()):

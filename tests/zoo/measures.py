@@ -420,8 +420,6 @@ def critical(b: Bench) -> Checks:
     yield Check("lower", lower, -math.inf, 0.0, lower)
     yield Check("higher", higher, 0.0, math.inf, higher)
     yield Check("order", found.rate.value, found.rate.low, found.rate.high, found.rate.value)
-    change = b.truth.value(b.truth.theta + D) - before
-    yield exact("change", found.change, change, b.digits, abs(before) + abs(change))
 
 
 def adaptive(b: Bench) -> Checks:

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from lossscope.landscape.measures import step_measures
 from lossscope.landscape.measures.catalogue import recorded_groups
 from lossscope.landscape.measures.estimate_rows import Rows
 from lossscope.landscape.measures.optimizer_metric import step_metric
@@ -20,6 +21,7 @@ from lossscope.landscape.recording.curvature_evaluations import CurvatureEvaluat
 from lossscope.optimizer import create
 from lossscope.probes.objective.losses import CrossEntropy
 from lossscope.probes.objective.objective import Objective
+from lossscope.probes.sharpness.critical import critical_learning_rate
 
 ECONOMY, FULL = PRESETS["economy"], PRESETS["full"]
 
@@ -194,6 +196,23 @@ def test_the_critical_learning_rate_is_where_the_same_step_would_leave_the_loss_
         assert found["critical_ratio"]["value"] == pytest.approx(1 / (step["value"] * edge))
         assert (step["products"], step["samples"], step["stderr"] != step["stderr"]) == (0, 0, True)
         assert step["gradients"] > 0
+
+
+def test_the_search_starts_at_the_last_critical_learning_rate_unless_the_preset_starts_afresh(monkeypatch):
+    starts = []
+
+    def spied(*arguments, start, **more):
+        starts.append(start)
+        return critical_learning_rate(*arguments, start=start, **more)
+
+    monkeypatch.setattr(step_measures, "critical_learning_rate", spied)
+    for preset, warm in ((ECONOMY, True), (PRESETS["comparison"], False)):
+        _, adamw, objective, before, moved = problem()
+        probe = CurvatureEvaluations(objective, preset, adamw, wanted=wanted_measures(["critical"]))
+        first, again = (values(probe.rows(3, before, moved)) for _ in range(2))
+        assert starts[-2] == 1
+        assert starts[-1] == (pytest.approx(first["critical_step"]) if warm else 1)
+        assert again["critical_step"] == pytest.approx(first["critical_step"], rel=1 / 16)
 
 
 def test_groups_of_different_learning_rates_have_a_critical_step_and_no_critical_learning_rate():
