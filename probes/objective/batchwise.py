@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from functools import partial
-from typing import Any, Final, Self
+from typing import Any, Final, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +41,7 @@ from lossscope.probes.objective.reached import reached
 __all__ = ["BatchwiseLoss", "LossFunction"]
 
 LossFunction = Callable[[Any, Any], Tensor]
+_Found = TypeVar("_Found")
 _CLOSE: Final = 0.1  # distance of the second evaluation point, relative to the root mean square of the parameters
 
 
@@ -158,11 +159,19 @@ class BatchwiseLoss:
 
         They require grad only if the loss itself differentiates by the parameters, so that no graph is kept for others.
         """
-        return self.vector.views(self.leaf() if self._differentiated else self.parameters(), apart=True)
+        return self.moved(self.parameters())
 
-    def leaf(self) -> Tensor:
-        """Return a copy of the parameters as the leaf of a graph, `(n,)`."""
-        return self.parameters().requires_grad_()
+    def moved(self, theta: Tensor) -> list[Tensor]:
+        """Return a vector `(n,)` as tensors that stand for the parameters in `loss`; a model may modify it in place."""
+        return self.vector.placeable(self.vector.leaves(theta, graph=self._differentiated))
+
+    def leaves(self, theta: Tensor | None = None) -> list[Tensor]:
+        """Return parameters as leaves of a graph, in their shapes: views of one vector.
+
+        Args:
+            theta: The vector `(n,)`, which a model may modify in place. Default: a copy of the present parameters.
+        """
+        return self.vector.leaves(self.parameters() if theta is None else theta)
 
     def substitution(self, function: Callable[[Any, Any], Any]) -> Substitution:
         """Return another function of model and batch, evaluated in the dtype of the loss."""
@@ -210,38 +219,42 @@ class BatchwiseLoss:
         for at in self.passes():
             yield at.weight, self.loss(leaves, at)
 
-    def derivative(self, of: Tensor, theta: Tensor, *, graph: bool = False, keep: bool = False) -> Tensor:
-        """Return the derivative of a scalar by a leaf, `(n,)`; `graph` gives it a graph, `keep` retains the old one."""
-        found = None
+    def derivative(
+        self, of: Tensor, leaves: Sequence[Tensor], *, graph: bool = False, keep: bool = False
+    ) -> list[Tensor]:
+        """Return the derivative of a scalar by each leaf; `graph` gives it a graph, `keep` retains the old one."""
+        found: Sequence[Tensor | None] = [None] * len(leaves)
         if of.requires_grad:
-            found = torch.autograd.grad(of, theta, create_graph=graph, retain_graph=graph or keep, allow_unused=True)[0]
-        if theta.grad is not None:
-            refuse_backward(self.names[0] if len(self.names) == 1 else f"one of {len(self.names)}")
-        if found is None and self._whole:
+            retained = graph or keep
+            found = torch.autograd.grad(of, leaves, create_graph=graph, retain_graph=retained, allow_unused=True)
+        if written := [name for name, leaf in zip(self.names, leaves, strict=True) if leaf.grad is not None]:
+            refuse_backward(written[0])
+        if self._whole and all(part is None for part in found):
             raise ProbeError(
                 f"the loss depends on none of the {len(self.names)} trainable parameters: does loss_fn use "
                 "the model it is given, without detach() or no_grad()?"
             )
-        return torch.zeros_like(theta) if found is None else found
+        pairs = zip(found, leaves, strict=True)
+        return [torch.zeros_like(leaf, requires_grad=False) if part is None else part for part, leaf in pairs]
 
-    def slope(self, theta: Tensor, at: BatchEvaluation, *, graph: bool = False) -> BatchGradient:
-        """Return the gradient of one batch by a leaf, with its graph if requested; call it inside `evaluating`."""
+    def slope(self, leaves: Sequence[Tensor], at: BatchEvaluation, *, graph: bool = False) -> BatchGradient:
+        """Return the gradient of one batch by leaves, with its graph if requested; call it inside `evaluating`."""
 
-        def gradient(found: Any) -> Tensor:
+        def gradient(found: Any) -> list[Tensor]:
             loss = self.validated_loss(found, at)
             self.inspect(loss)
-            return self.derivative(loss, theta, graph=graph)
+            return self.derivative(loss, leaves, graph=graph)
 
-        return BatchGradient(at.weight, theta, self.within(gradient, theta, at))
+        return BatchGradient(at.weight, leaves, self.within(gradient, leaves, at))
 
-    def within(self, compute: Callable[[Any], Tensor], theta: Tensor, at: BatchEvaluation) -> Tensor:
-        """Return what a function makes of the loss of one batch, computed while a leaf is in the model.
+    def within(self, compute: Callable[[Any], _Found], leaves: Sequence[Tensor], at: BatchEvaluation) -> _Found:
+        """Return what a function makes of the loss of one batch, computed while leaves are in the model.
 
         A checkpoint inside the model recomputes its activations in the backward pass, with the parameters that are
         there at that time.
         """
         call = self.substitution(lambda model, batch: compute(self.loss_fn(model, batch)))
-        found: Tensor = self.evaluated(call, self.vector.views(theta, apart=True), at)
+        found: _Found = self.evaluated(call, self.vector.placeable(leaves), at)
         return found
 
     def inspect(self, loss: Tensor) -> GraphFacts:
@@ -254,13 +267,13 @@ class BatchwiseLoss:
         return self.graph
 
     def gradients(self, *, graph: bool = False) -> Iterator[BatchGradient]:
-        """Yield the gradient of each batch by a new leaf, with its graph if requested.
+        """Yield the gradient of each batch by new leaves, with its graph if requested.
 
         Call it inside `evaluating`.
         """
-        theta = self.leaf()
+        leaves = self.leaves()
         for at in self.passes():
-            yield self.slope(theta, at, graph=graph)
+            yield self.slope(leaves, at, graph=graph)
 
     def _starts(self, before: list[float] | None) -> Iterator[BatchEvaluation]:
         """Yield the batches with the initial buffers, which in train mode each batch updates for the next."""
@@ -340,7 +353,7 @@ class BatchwiseLoss:
         """Return the losses of any batches at given parameters, the present ones by default."""
 
         def evaluate(batch: Any, of: BatchwiseLoss = self) -> float:
-            leaves = of.copies() if theta is None else of.vector.views(theta.to(of.dtype, copy=True), apart=True)
+            leaves = of.copies() if theta is None else of.moved(theta.to(of.dtype, copy=True))
             return float(of._evaluated_on(batch, of.call, leaves, of.call.buffers()).detach())
 
         return BatchLosses(
@@ -372,8 +385,7 @@ class BatchwiseLoss:
 
     def _near(self, theta: Tensor, at: BatchEvaluation) -> float:
         """Return the loss of one batch at other parameters."""
-        leaf = theta.clone().requires_grad_(self._differentiated)
-        return float(self.evaluated(self.call, self.vector.views(leaf, apart=True), at).detach())
+        return float(self.evaluated(self.call, self.moved(theta.clone()), at).detach())
 
     def _function_in(self, dtype: torch.dtype) -> Self:
         """Return the loss evaluated in another dtype, with the data as they are."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
+import torch
 from torch import Tensor, nn
 
 from lossscope.probes.errors import ProbeError
@@ -35,8 +36,13 @@ class BatchGradient:
     """Gradient of one batch's loss, with its graph if requested."""
 
     weight: float  # share of the batch in the mean
-    theta: Tensor  # (n,), the leaf of the graph: the parameters
-    gradient: Tensor  # (n,), zero where the loss does not contain a parameter
+    leaves: Sequence[Tensor]  # of the graph: the parameters, in their own shapes
+    parts: Sequence[Tensor]  # derivative by each leaf, zero where the loss does not contain it
+
+    @property
+    def gradient(self) -> Tensor:
+        """The gradient as a flat vector `(n,)`, without its graph: a copy."""
+        return torch.cat([part.detach().reshape(-1) for part in self.parts])
 
 
 def validated_loss(loss: Any, at: BatchEvaluation, model: nn.Module) -> Tensor:

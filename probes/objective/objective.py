@@ -145,8 +145,10 @@ class Objective(BatchwiseLoss):
         """Return the gradient of the mean loss as a flat vector `(n,)`."""
         with self.evaluating():
             total = torch.zeros(self.size, dtype=self.dtype, device=self.device)
+            targets = self.vector.leaves(total, graph=False)
             for batch in self.gradients():
-                total.add_(batch.gradient, alpha=batch.weight)
+                for target, part in zip(targets, batch.parts, strict=True):
+                    target.add_(part, alpha=batch.weight)
             return total
 
     def operator(self, make: Callable[[Objective], Any]) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import reduce
 from itertools import pairwise
 from typing import Any, Final
@@ -13,7 +13,7 @@ from torch.nn.parameter import is_lazy
 
 from lossscope.probes.errors import ProbeError
 
-__all__ = ["ParameterVector", "cast"]
+__all__ = ["ParameterVector", "cast", "joined", "shaped"]
 
 _SHARDED: Final = ("DTensor", "FlatParameter")  # of FSDP2 and FSDP
 
@@ -120,17 +120,39 @@ class ParameterVector:
         """Split a vector `(n,)` into tensors of the parameters' shapes and dtypes."""
         return self.views(self.fitting(vector).contiguous())
 
-    def views(self, vector: Tensor, *, apart: bool = False) -> list[Tensor]:
+    def views(self, vector: Tensor) -> list[Tensor]:
         """Return views of a vector with the parameters' shapes and dtypes, differentiable with respect to the vector.
 
         Args:
             vector: `(n,)` on the right device.
-            apart: True if autograd treats each part as a separate tensor, so that a model may modify one in place (an
-                embedding with `max_norm` does); torch.func transforms have no rule for it.
         """
-        cut = torch.unsafe_split_with_sizes if apart else torch.split_with_sizes
-        parts = zip(cut(vector, self._sizes), self._shapes, self._dtypes, strict=True)
-        return [part.view(shape) if part.dtype == d else part.view(shape).to(d) for part, shape, d in parts]
+        return self.placeable(self._shaped(torch.split_with_sizes(vector, self._sizes)))
+
+    def leaves(self, vector: Tensor, *, graph: bool = True) -> list[Tensor]:
+        """Return views of a vector with the parameters' shapes, each a leaf of a graph of its own.
+
+        A model may modify one in place (an embedding with `max_norm` does) without spoiling the graphs of the others.
+
+        Args:
+            vector: `(n,)` on the right device, without a graph.
+            graph: True if they require grad.
+        """
+        parts = self._shaped(torch.unsafe_split_with_sizes(vector.detach(), self._sizes))
+        return [part.detach().requires_grad_(graph) for part in parts]
+
+    def placeable(self, leaves: Sequence[Tensor]) -> list[Tensor]:
+        """Return tensors that may stand in the model for its parameters: in their dtypes, and no leaves themselves.
+
+        A leaf that stands in the model would look like a parameter that the loss holds past the model.
+        """
+        return [
+            leaf.to(d) if leaf.dtype != d else leaf.view(leaf.shape)
+            for leaf, d in zip(leaves, self._dtypes, strict=True)
+        ]
+
+    def _shaped(self, parts: Iterable[Tensor]) -> list[Tensor]:
+        """Return views of the parts of a vector with the parameters' shapes."""
+        return [part.view(shape) for part, shape in zip(parts, self._shapes, strict=True)]
 
     def place(self, parts: Sequence[Tensor]) -> None:
         """Copy tensors into the parameters of the model.
@@ -228,6 +250,42 @@ def _no_trainable_parameter(model: nn.Module) -> str:
             f"parameters must be real and floating, got {integral[0]} of {kinds[integral[0]]}: convert it with .float()"
         )
     return f"0 of {len(kinds)} parameters require grad, need at least 1: call requires_grad_() on some"
+
+
+def shaped(vector: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
+    """Return views of the parts of a vector in the shapes of some tensors.
+
+    Args:
+        vector: `(..., n)`, with as many entries on its last axis as the tensors have together.
+        like: The tensors.
+
+    Returns:
+        Tensors `(..., *shape)`.
+    """
+    parts = torch.split_with_sizes(vector, [one.numel() for one in like], -1)
+    return [part.view(part.shape[:-1] + one.shape) for part, one in zip(parts, like, strict=True)]
+
+
+def joined(parts: list[Tensor]) -> Tensor:
+    """Join tensors to one vector; each is freed as soon as it is copied, so that there is never a second whole copy.
+
+    Args:
+        parts: The tensors, at least one, of one dtype. The list is emptied.
+
+    Returns:
+        The vector `(n,)`, without a graph.
+    """
+    vector = parts[0].new_empty(sum(part.numel() for part in parts))
+    for target, part in zip(shaped(vector, parts), _taken(parts), strict=True):
+        target.copy_(part.detach())
+        del part
+    return vector
+
+
+def _taken(tensors: list[Tensor]) -> Iterator[Tensor]:
+    """Yield tensors from the first to the last and take each off the list."""
+    while tensors:
+        yield tensors.pop(0)
 
 
 def cast(value: Any, dtype: torch.dtype | None) -> Any:

@@ -222,8 +222,12 @@ class SymmetricOperator:
             raise ProbeError(f"product must return a tensor of the shape {tuple(columns.shape)} it is given, got {got}")
         self.products += columns.shape[1]
         if not all_finite(found):
-            raise ProbeError(f"product {self.products} with the operator {self._defect(found)}")
+            found = self._finite(columns, found)
         return found.reshape(V.shape)
+
+    def _finite(self, columns: Tensor, found: Tensor) -> Tensor:
+        """Return a finite product in place of one that is not, or raise."""
+        raise ProbeError(f"product {self.products} with the operator {self._defect(found)}")
 
     def _defect(self, found: Tensor) -> str:
         """Return the reason that a product is not finite, and what may help."""

@@ -18,6 +18,7 @@ from lossscope.probes.operators.method import BatchProduct, Method, graph_bytes
 from lossscope.probes.operators.objective_operator import ObjectiveOperator
 from lossscope.probes.operators.second_derivative import SecondDerivativeError
 from lossscope.probes.operators.timing import GradientTime, now
+from lossscope.probes.sums import all_finite
 
 __all__ = ["CachedProducts", "out_of_memory", "reason"]
 
@@ -94,6 +95,7 @@ class CachedProducts:
             cached=self.cached,
             facts=lambda: self.facts,
             reference=lambda: self._reference(again),
+            otherwise=self.by_fallback,
             is_hessian=is_hessian,
         )
 
@@ -137,13 +139,26 @@ class CachedProducts:
                 found = self._product(rows)
             except Exception as error:  # torch raises many types where a derivative is missing
                 self._raise_if_final(error)
-                return self._product_by_fallback(rows, error).mT
-            if self._fallbacks and not _finite(found):  # a formula of autograd fails at a point, such as sinc at 0
-                try:
-                    return self._product_by_fallback(rows, ArithmeticError("the product is not finite")).mT
-                except ArithmeticError:
-                    pass  # no method has a finite product: the operator says so
+                found = self._product_by_fallback(rows, error)
             return found.mT
+
+    def by_fallback(self, V: Tensor) -> Tensor | None:
+        """Return a product that is not finite by another method: a formula of autograd may fail at a point.
+
+        Args:
+            V: `(n, k)`.
+
+        Returns:
+            The product by the first fallback that has a finite one; None if there is none.
+        """
+        if not self._fallbacks:
+            return None
+        with self._objective.evaluating():
+            try:
+                error = ArithmeticError("the product is not finite")  # sinc at 0, say
+                return self._product_by_fallback(V.mT.contiguous(), error).mT
+            except ArithmeticError:
+                return None
 
     def _raise_if_final(self, error: Exception) -> None:
         """Raise if no other method could succeed: the loss is invalid, or memory ran out."""
@@ -180,7 +195,7 @@ class CachedProducts:
                 found = self._product(rows)
             except Exception:  # the first error names the cause
                 continue
-            if not _finite(found) or (isinstance(error, ArithmeticError) and self._unit > _UNSETTLED):
+            if not all_finite(found) or (isinstance(error, ArithmeticError) and self._unit > _UNSETTLED):
                 continue  # differences that grow as the step shrinks: there is no second derivative
             self._fallback_reason = why
             self._objective.replaced[failed] = method.name
@@ -205,7 +220,7 @@ class CachedProducts:
             end = begin + len(chunk)
             part = product.multiply(chunk, keep or end < len(rows))
             if at.weight != 1:
-                part = part * at.weight
+                part.mul_(at.weight)  # a new tensor
             if total is None:
                 if len(chunk) == len(rows):
                     return part
@@ -243,11 +258,6 @@ class CachedProducts:
         if self._objective.mode == "train" and self._cache:
             self._cache.clear()
             self._free = -1.0
-
-
-def _finite(rows: Tensor) -> bool:
-    """Return True if all entries are finite."""
-    return math.isfinite(float(rows.sum())) or bool(rows.isfinite().all())
 
 
 def reason(error: Exception) -> str:

@@ -221,13 +221,13 @@ class Differences:
 
     def _slope(self, theta: Tensor) -> Tensor:
         """Return the gradient at other parameters."""
-        objective, moved = self.objective, theta.requires_grad_()
+        objective, leaves = self.objective, self.objective.leaves(theta)
 
-        def gradient(found: Tensor) -> Tensor:
+        def gradient(found: Tensor) -> list[Tensor]:
             objective.inspect(found)
-            return objective.derivative(found.reshape(()), moved)
+            return objective.derivative(found.reshape(()), leaves)
 
-        return objective.within(gradient, moved, self._at)
+        return objective.vector.joined(objective.within(gradient, leaves, self._at))
 
 
 def _mean_square(part: Tensor) -> float:
@@ -253,7 +253,7 @@ def _prepare(stretch: float, objective: Objective, at: BatchEvaluation) -> Batch
     """Prepare products by differences of gradients whose step is stretched."""
     if objective.mode == "train":
         raise ProbeError("method='differences' does not support mode='train', which updates buffers: use mode='frozen'")
-    objective.slope(objective.leaf(), at)
+    objective.slope(objective.leaves(), at)
     made: list[Differences] = []
 
     def multiply(rows: Tensor, keep: bool) -> Tensor:

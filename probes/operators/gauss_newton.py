@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, get_args
@@ -25,10 +25,11 @@ from lossscope.probes.objective.losses import (
     rows,
 )
 from lossscope.probes.objective.objective import Objective
+from lossscope.probes.objective.parameters import joined, shaped
 from lossscope.probes.operators.cached_products import CachedProducts
-from lossscope.probes.operators.method import BatchProduct, Method
+from lossscope.probes.operators.method import BatchProduct, Method, stacked
 from lossscope.probes.operators.objective_operator import ObjectiveOperator
-from lossscope.probes.operators.second_derivative import check_adjoint
+from lossscope.probes.operators.second_derivative import Pairing, batched_derivative, check_adjoint
 
 __all__ = ["FisherKind", "OutputCurvature", "fisher", "gauss_newton", "output_methods", "split_loss"]
 
@@ -91,39 +92,35 @@ class _Outputs:
     """Outputs for a batch with their graph, and the curvature of the loss with respect to them."""
 
     objective: Objective
-    theta: Tensor  # (n,), the leaf
+    leaves: Sequence[Tensor]  # the parameters
     outputs: Tensor
     multiply: Callable[[Tensor], Tensor]  # u -> S u, shaped like the outputs
 
-    def pullback(self, w: Tensor, *, graph: bool = False) -> Tensor:
-        """Return J'w for w of the shape of the outputs, with its graph if requested."""
+    def pullback(self, w: Tensor, *, graph: bool = False) -> list[Tensor]:
+        """Return J'w for w of the shape of the outputs, shaped like the parameters, with its graph if requested."""
         along = torch.dot(self.outputs.reshape(-1), w.reshape(-1))
-        return self.objective.derivative(along, self.theta, graph=graph, keep=True)
+        return self.objective.derivative(along, self.leaves, graph=graph, keep=True)
 
 
 def _outputs(loss: SplitLoss, curvature: OutputCurvature, objective: Objective, at: BatchEvaluation) -> _Outputs:
     """Evaluate the outputs for a batch."""
-    theta, batch = objective.leaf(), objective.data.batches[at.index]
-    leaves = objective.vector.views(theta, apart=True)
-    outputs: Tensor = objective.evaluated(objective.substitution(loss.outputs), leaves, at)
+    leaves, batch = objective.leaves(), objective.data.batches[at.index]
+    outputs: Tensor = objective.evaluated(objective.substitution(loss.outputs), objective.vector.placeable(leaves), at)
     objective.validated_loss(loss.of_outputs(outputs.detach(), batch), at)
-    return _Outputs(objective, theta, outputs, curvature(loss, outputs.detach(), batch))
+    return _Outputs(objective, leaves, outputs, curvature(loss, outputs.detach(), batch))
 
 
 def _reverse(loss: SplitLoss, curvature: OutputCurvature, objective: Objective, at: BatchEvaluation) -> BatchProduct:
     """Compute J v as the derivative of J'w by w, which is linear in w, then J'(S J v), by backward passes only."""
     made = _outputs(loss, curvature, objective, at)
     w = torch.zeros_like(made.outputs, requires_grad=True)
-    pulled = made.pullback(w, graph=True)
+    pairing = Pairing(made.pullback(w, graph=True))
 
     def push(row: Tensor) -> Tensor:
-        return torch.autograd.grad(torch.dot(pulled, row), w, retain_graph=True)[0]
+        return pairing.derivative(shaped(row, made.leaves), [w], last=False)[0]
 
-    def column(row: Tensor) -> Tensor:
-        return made.pullback(made.multiply(push(row)))
-
-    _check_jacobian(made, push if pulled.requires_grad else None, "reverse")
-    return BatchProduct(_by_columns(column, pulled.requires_grad), [pulled], [made.theta])
+    _check_jacobian(made, push if pairing.ends else None, "reverse")
+    return BatchProduct(_by_columns(made, push, bool(pairing.ends)), pairing.ends, made.leaves)
 
 
 def _batched(loss: SplitLoss, curvature: OutputCurvature, objective: Objective, at: BatchEvaluation) -> BatchProduct:
@@ -131,19 +128,18 @@ def _batched(loss: SplitLoss, curvature: OutputCurvature, objective: Objective, 
     made = _outputs(loss, curvature, objective, at)
     w = torch.zeros_like(made.outputs, requires_grad=True)
     pulled = made.pullback(w, graph=True)
+    pairing = Pairing(pulled)
 
     def push(row: Tensor) -> Tensor:
-        return torch.autograd.grad(torch.dot(pulled, row), w, retain_graph=True)[0]
+        return pairing.derivative(shaped(row, made.leaves), [w], last=False)[0]
 
     def multiply(rows: Tensor, keep: bool) -> Tensor:
-        if not pulled.requires_grad:
-            return torch.zeros_like(rows)
-        u = torch.autograd.grad(pulled, w, rows, retain_graph=True, is_grads_batched=True)[0]
-        curved = torch.stack([made.multiply(one) for one in u])
-        return torch.autograd.grad(made.outputs, made.theta, curved, retain_graph=True, is_grads_batched=True)[0]
+        u = batched_derivative(pulled, shaped(rows, made.leaves), [w], last=False)
+        curved = torch.stack([made.multiply(one) for one in u.view(len(rows), *w.shape)])
+        return batched_derivative([made.outputs], [curved], made.leaves, last=False)
 
-    _check_jacobian(made, push if pulled.requires_grad else None, "reverse")
-    return BatchProduct(multiply, [pulled], [made.theta])
+    _check_jacobian(made, push if pairing.ends else None, "reverse")
+    return BatchProduct(multiply, pairing.ends, made.leaves)
 
 
 def _forward(loss: SplitLoss, curvature: OutputCurvature, objective: Objective, at: BatchEvaluation) -> BatchProduct:
@@ -152,12 +148,9 @@ def _forward(loss: SplitLoss, curvature: OutputCurvature, objective: Objective, 
         raise ProbeError("method='forward' does not support mode='train', which updates buffers: use mode='frozen'")
     made = _outputs(loss, curvature, objective, at)
     push = partial(_pushforward, loss, objective, at)
-
-    def column(row: Tensor) -> Tensor:
-        return made.pullback(made.multiply(push(row)))
-
-    _check_jacobian(made, push if made.outputs.requires_grad else None, "forward")
-    return BatchProduct(_by_columns(column, made.outputs.requires_grad), [made.outputs], [made.theta])
+    depends = made.outputs.requires_grad
+    _check_jacobian(made, push if depends else None, "forward")
+    return BatchProduct(_by_columns(made, push, depends), [made.outputs], made.leaves)
 
 
 def _check_jacobian(made: _Outputs, push: Callable[[Tensor], Tensor] | None, method: str) -> None:
@@ -172,17 +165,19 @@ def _check_jacobian(made: _Outputs, push: Callable[[Tensor], Tensor] | None, met
     objective.vector.unit = max(objective.vector.unit, facts.unit)
     if facts.unverified or method != "reverse":
         drawn = torch.randn(objective.size, generator=torch.Generator().manual_seed(0))
-        direction = drawn.to(made.theta.device, made.theta.dtype)
+        direction = drawn.to(objective.device, objective.dtype)
         image = push(direction).detach()
-        check_adjoint(objective, image, made.pullback(image), direction, method)
+        check_adjoint(objective, image, joined(made.pullback(image)), direction, method)
     objective.verified |= {name}
 
 
-def _by_columns(column: Callable[[Tensor], Tensor], depends: bool) -> Callable[[Tensor, bool], Tensor]:
-    """Return products taken column by column; all zero unless the outputs depend on the parameters."""
+def _by_columns(made: _Outputs, push: Callable[[Tensor], Tensor], depends: bool) -> Callable[[Tensor, bool], Tensor]:
+    """Return products J'(S J v) taken column by column; all zero unless the outputs depend on the parameters."""
 
     def multiply(rows: Tensor, keep: bool) -> Tensor:
-        return torch.stack([column(row) for row in rows]) if depends else torch.zeros_like(rows)
+        if not depends:
+            return torch.zeros_like(rows)
+        return stacked(joined(made.pullback(made.multiply(push(row)))) for row in rows)
 
     return multiply
 

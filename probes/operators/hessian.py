@@ -12,15 +12,17 @@ from torch import Tensor
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.objective.evaluation import BatchEvaluation
 from lossscope.probes.objective.objective import Objective
+from lossscope.probes.objective.parameters import joined, shaped
 from lossscope.probes.operators.cached_products import CachedProducts
 from lossscope.probes.operators.finite_differences import DIFFERENCES
-from lossscope.probes.operators.method import BatchProduct, Method, graph_bytes
+from lossscope.probes.operators.method import BatchProduct, Method, graph_bytes, stacked
 from lossscope.probes.operators.objective_operator import ObjectiveOperator
 from lossscope.probes.operators.second_derivative import (
+    Pairing,
+    batched_derivative,
     gradient_function,
     require_agreement,
     require_second_derivative,
-    second_derivative,
 )
 
 __all__ = ["HESSIAN_METHODS", "hessian"]
@@ -28,29 +30,28 @@ __all__ = ["HESSIAN_METHODS", "hessian"]
 
 def _reverse(objective: Objective, at: BatchEvaluation) -> BatchProduct:
     """Reverse over reverse: differentiate <gradient, v> by a second backward pass, column by column."""
-    batch = objective.slope(objective.leaf(), at, graph=True)
+    leaves = objective.leaves()
+    pairing = Pairing(objective.slope(leaves, at, graph=True).parts)
 
     def multiply(rows: Tensor, keep: bool) -> Tensor:
-        count = len(rows)
-        found = [second_derivative(batch, row, not keep and i == count) for i, row in enumerate(rows, 1)]
-        return found[0][None] if count == 1 else torch.stack(found)
+        last = len(rows) - 1
+        return stacked(
+            joined(pairing.derivative(shaped(row, leaves), leaves, last=not keep and i == last))
+            for i, row in enumerate(rows)
+        )
 
-    return BatchProduct(multiply, [batch.gradient], [batch.theta])
+    return BatchProduct(multiply, pairing.ends, leaves)
 
 
 def _batched(objective: Objective, at: BatchEvaluation) -> BatchProduct:
     """Reverse over reverse, with all columns in one backward pass (`is_grads_batched`)."""
-    batch = objective.slope(objective.leaf(), at, graph=True)
+    leaves = objective.leaves()
+    parts = objective.slope(leaves, at, graph=True).parts
 
     def multiply(rows: Tensor, keep: bool) -> Tensor:
-        if not batch.gradient.requires_grad:
-            return torch.zeros_like(rows)
-        found = torch.autograd.grad(
-            batch.gradient, batch.theta, rows, retain_graph=keep, allow_unused=True, is_grads_batched=True
-        )[0]
-        return torch.zeros_like(rows) if found is None else found
+        return batched_derivative(parts, shaped(rows, leaves), leaves, last=not keep)
 
-    return BatchProduct(multiply, [batch.gradient], [batch.theta])
+    return BatchProduct(multiply, parts, leaves)
 
 
 def _forward(objective: Objective, at: BatchEvaluation) -> BatchProduct:
@@ -109,7 +110,7 @@ def _mapped(derivative: Callable[[Tensor], Tensor]) -> Callable[[Tensor, bool], 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns about slow batching rules
             found: Tensor = torch.func.vmap(derivative)(rows)
-        return found
+        return found.contiguous()  # a constant one is expanded
 
     return multiply
 

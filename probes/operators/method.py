@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from lossscope.probes.objective.autograd_guards import graph_nodes
 from lossscope.probes.objective.evaluation import BatchEvaluation
 from lossscope.probes.objective.objective import Objective
 
-__all__ = ["BatchProduct", "MeasuredError", "Method", "graph_bytes"]
+__all__ = ["BatchProduct", "MeasuredError", "Method", "graph_bytes", "stacked"]
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,16 @@ class Method:
     compared: Method | None = None  # takes products with which these are compared, to measure their error
     share: float = 1.0  # the error, as a share of the distance of the two
     fallback: bool = False  # True if it may replace the default method where that one raises
+
+
+def stacked(rows: Iterable[Tensor]) -> Tensor:
+    """Return rows `(n,)` as a matrix `(k, n)`; a single one is not copied.
+
+    Args:
+        rows: The rows, at least one.
+    """
+    found = list(rows)
+    return found[0][None] if len(found) == 1 else torch.stack(found)
 
 
 def graph_bytes(product: BatchProduct) -> int:

@@ -42,6 +42,8 @@ class ObjectiveOperator(SymmetricOperator):
             parameters only outside.
         facts: Returns the current properties of the products.
         reference: Returns the operator with which products are compared to measure their error, None if there is none.
+        otherwise: Takes a product by another method where that by the present one is not finite; returns None if no
+            method has a finite one.
         is_hessian: True if the matrix is the Hessian of the objective.
     """
 
@@ -56,6 +58,7 @@ class ObjectiveOperator(SymmetricOperator):
         cached: Callable[[], AbstractContextManager[None]] = nullcontext,
         facts: Callable[[], ProductFacts] = ProductFacts,
         reference: Callable[[], Reference | None] = lambda: None,
+        otherwise: Callable[[Tensor], Tensor | None] = lambda columns: None,
         is_hessian: bool = False,
     ) -> None:
         super().__init__(
@@ -71,7 +74,13 @@ class ObjectiveOperator(SymmetricOperator):
         self.objective = objective
         self.restrict = restrict
         self.is_hessian = is_hessian
+        self._otherwise = otherwise
         self._unscaled: ObjectiveOperator | None = None  # A of an operator D A D
+
+    def _finite(self, columns: Tensor, found: Tensor) -> Tensor:
+        """Return the product by another method in place of one that is not finite, or raise."""
+        other = self._otherwise(columns)
+        return super()._finite(columns, found) if other is None else other
 
     def product_error(self, V: Tensor, images: Tensor) -> ProductError | None:
         """Measure the error of products that were taken, see `SymmetricOperator.product_error`.

@@ -47,14 +47,15 @@ def stops_gradients(objective: Objective, *, slightly: bool = False) -> bool:
 def _contradicted(objective: Objective, at: BatchEvaluation, allowed: float) -> bool:
     """Compare differences of the loss of one batch with its gradient."""
     theta = objective.parameters()
-    leaf = objective.leaf()
-    gradient = objective.within(lambda loss: objective.derivative(loss.reshape(()), leaf), leaf, at)
+    leaves = objective.leaves()
+    parts = objective.within(lambda loss: objective.derivative(loss.reshape(()), leaves), leaves, at)
+    gradient = objective.vector.joined(parts)
     drawn = torch.randn(objective.size, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(theta)
     direction = drawn / float(norm(drawn)) + gradient / (float(norm(gradient)) or 1.0)
 
     def slope(length: float) -> float:
         ends = [theta + side * length * direction for side in (1, -1)]
-        above, below = (float(objective.within(lambda loss: loss.detach(), end.requires_grad_(), at)) for end in ends)
+        above, below = (float(objective.within(lambda loss: loss.detach(), objective.leaves(end), at)) for end in ends)
         return (above - below) / (2 * length)
 
     step = objective.vector.unit**_STEP * (float(norm(theta)) or 1.0)

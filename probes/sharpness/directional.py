@@ -118,11 +118,12 @@ def _along(objective: Objective, displacement: Tensor) -> _Along:
     slope = curvature = first = second = 0.0
     with objective.evaluating():
         for batch in objective.gradients(graph=True):
-            slope += batch.weight * float(dot(batch.gradient, D))
+            gradient = batch.gradient
+            slope += batch.weight * float(dot(gradient, D))
             with named():
                 product = second_derivative(batch, D, last=True)
             curvature += batch.weight * float(dot(product, D))
-            first += batch.weight * float(norm(batch.gradient))
+            first += batch.weight * float(norm(gradient))
             second += batch.weight * float(norm(product))
         require_second_derivative(objective)
     length = float(norm(D))

@@ -208,10 +208,11 @@ def _mean_variance(objective: Objective, logits: Callable[[Any, Any], Tensor]) -
 
 def _check_derivative(objective: Objective, call: Substitution, at: BatchEvaluation, u: Tensor) -> None:
     """Raise unless the derivative of the logits along the parameters is that of a backward pass."""
-    theta = objective.leaf()
-    z = objective.evaluated(call, objective.vector.views(theta, apart=True), at)
-    back = objective.derivative(torch.dot(z.reshape(-1), u.reshape(-1)), theta)
-    check_adjoint(objective, u, back, theta.detach(), "forward mode")
+    theta = objective.parameters()
+    leaves = objective.leaves(theta)
+    z = objective.evaluated(call, objective.vector.placeable(leaves), at)
+    back = objective.vector.joined(objective.derivative(torch.dot(z.reshape(-1), u.reshape(-1)), leaves))
+    check_adjoint(objective, u, back, theta, "forward mode")
 
 
 def _variance(logits: Tensor, derivative: Tensor) -> Tensor:

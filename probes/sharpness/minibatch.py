@@ -144,7 +144,7 @@ def _quadratic_forms(objective: Objective) -> _Forms:
     before: Tensor | None = None
     with objective.evaluating():
         for batch in objective.gradients(graph=True):
-            own, length = _direction(batch.gradient.detach())
+            own, length = _direction(batch.gradient)
             lengths.append(length)
             if before is not None:
                 crossed.append(_form(batch, before, last=False))

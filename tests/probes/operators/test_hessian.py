@@ -137,7 +137,7 @@ def test_in_train_mode_buffers_move_from_batch_to_batch_whatever_is_kept(graphs:
     objective = Objective(Ageing(), lambda m, x: m(x), batches, mode="train", count=lambda _: 1)
     with objective.evaluating():
         batch = next(objective.gradients(graph=True))
-    size = graph_bytes(BatchProduct(lambda rows, keep: rows, [batch.gradient], [batch.theta]))
+    size = graph_bytes(BatchProduct(lambda rows, keep: rows, batch.parts, batch.leaves))
     H = hessian(objective, memory=graphs * size)
     diagonal = sum((2 + i) * x.square() for i, x in enumerate(batches)) * 2 / 3
     with H.cached():

@@ -23,8 +23,8 @@ def test_the_memory_of_a_graph_is_what_autograd_saves(name: str, make_case: Any)
 
     with objective.evaluating(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         batch = next(objective.gradients(graph=True))
-    saved.pop(batch.theta.untyped_storage().data_ptr(), None)
-    made = BatchProduct(lambda rows, keep: rows, [batch.gradient], [batch.theta])
+    saved.pop(batch.leaves[0].untyped_storage().data_ptr(), None)
+    made = BatchProduct(lambda rows, keep: rows, batch.parts, batch.leaves)
     # torch packs a few scalars on the way that no node keeps in a tensor of its own
     assert graph_bytes(made) == pytest.approx(sum(saved.values()), rel=0.02)
 
