@@ -91,6 +91,7 @@ class BatchwiseLoss:
         self._differentiated = False  # True if the loss itself differentiates by the parameters
         self._whole = True  # True if the coordinates are all trainable parameters, in their own dtype
         self._inside = False
+        self._shared: list[Tensor] | None = None  # leaves inside `fixed`, empty until there are some
         self._checked = False
 
     @property
@@ -171,7 +172,28 @@ class BatchwiseLoss:
         Args:
             theta: The vector `(n,)`, which a model may modify in place. Default: a copy of the present parameters.
         """
-        return self.vector.leaves(self.parameters() if theta is None else theta)
+        if theta is not None:
+            return self.vector.leaves(theta)
+        if self._shared is None:
+            return self.vector.leaves(self.parameters())
+        if not self._shared or _are_modified(self._shared):
+            self._shared[:] = self.vector.leaves(self.parameters())
+        return list(self._shared)
+
+    @contextmanager
+    def fixed(self) -> Iterator[None]:
+        """Make only one copy of the parameters inside this context, in which they must not move; it may be nested.
+
+        Yields:
+            Nothing.
+        """
+        before = self._shared
+        if before is None:
+            self._shared = []
+        try:
+            yield
+        finally:
+            self._shared = before
 
     def substitution(self, function: Callable[[Any, Any], Any]) -> Substitution:
         """Return another function of model and batch, evaluated in the dtype of the loss."""
@@ -273,6 +295,7 @@ class BatchwiseLoss:
         """
         leaves = self.leaves()
         for at in self.passes():
+            leaves = self.leaves() if _are_modified(leaves) else leaves
             yield self.slope(leaves, at, graph=graph)
 
     def _starts(self, before: list[float] | None) -> Iterator[BatchEvaluation]:
@@ -393,8 +416,13 @@ class BatchwiseLoss:
         other.vector = ParameterVector(self.model, self.names, dtype)
         other.call = Substitution(self.model, self.loss_fn, dtype, self.reached, self._held)
         other.graph = None
-        other._whole, other._inside = False, False
+        other._whole, other._inside, other._shared = False, False, None
         return other
+
+
+def _are_modified(leaves: Sequence[Tensor]) -> bool:
+    """Return True if a model has modified a parameter in place since the leaves were made."""
+    return any(leaf._version for leaf in leaves)
 
 
 def _normalizes(network: nn.Module) -> bool:

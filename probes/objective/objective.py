@@ -182,7 +182,7 @@ class Objective(BatchwiseLoss):
         part = copy.copy(self)
         part.vector = ParameterVector(self.model, self.vector.known(names), self.vector.cast_to)
         part.vector.unit = max(part.vector.unit, self.graph.unit if self.graph else 0.0)
-        part._whole, part._inside = False, False
+        part._whole, part._inside, part._shared = False, False, None
         return part
 
     def in_double(self) -> Objective:

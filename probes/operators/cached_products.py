@@ -123,7 +123,7 @@ class CachedProducts:
         if self._cache is not None:
             yield
             return
-        with self._objective.evaluating():
+        with self._objective.evaluating(), self._objective.fixed():
             try:
                 self._cache, self._free = {}, self._memory
                 yield
@@ -134,7 +134,7 @@ class CachedProducts:
     def __call__(self, V: Tensor) -> Tensor:
         """Return the product A V for V of shape `(n, k)`."""
         rows = V.mT.contiguous()
-        with self._objective.evaluating():
+        with self._objective.evaluating(), self._objective.fixed():
             try:
                 found = self._product(rows)
             except Exception as error:  # torch raises many types where a derivative is missing

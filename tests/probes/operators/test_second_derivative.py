@@ -125,7 +125,7 @@ def test_tensors_are_joined_to_a_vector_and_freed_and_a_vector_is_cut_to_their_s
 
 
 def test_a_model_may_modify_one_parameter_in_place_and_use_the_others() -> None:
-    class Clipped(nn.Module):
+    class Halved(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.a, self.b = nn.Parameter(gaussian(4)), nn.Parameter(gaussian(4, seed=1))
@@ -133,14 +133,35 @@ def test_a_model_may_modify_one_parameter_in_place_and_use_the_others() -> None:
         def forward(self, x: Tensor) -> Tensor:
             found = (self.b * x).exp().sum()  # b is saved for the backward pass
             with torch.no_grad():
-                self.a.clamp_(-0.5, 0.5)
+                self.a.mul_(0.5)
             return found + (self.a**3).sum()
 
-    model = Clipped()
+    model = Halved()
     before = [p.detach().clone() for p in model.parameters()]
-    objective = Objective(model, lambda m, x: m(x), [torch.ones(1)])
-    clipped = before[0].clamp(-0.5, 0.5)
-    torch.testing.assert_close(objective.gradient(), torch.cat([3 * clipped**2, before[1].exp()]))
-    H = hessian(objective) @ torch.eye(8, dtype=torch.float64)
-    torch.testing.assert_close(H, torch.diag(torch.cat([6 * clipped, before[1].exp()])))
+    objective = Objective(model, lambda m, x: m(x), [torch.ones(1)] * 3, count=lambda _: 1)
+    half = before[0] / 2
+    torch.testing.assert_close(objective.gradient(), torch.cat([3 * half**2, before[1].exp()]))
+    expected = torch.diag(torch.cat([6 * half, before[1].exp()]))
+    for memory in (0, 2**30):
+        H = hessian(objective, memory=memory)
+        with H.cached():
+            for _ in range(2):
+                torch.testing.assert_close(H @ torch.eye(8, dtype=torch.float64), expected)
     assert all(torch.equal(p, old) for p, old in zip(model.parameters(), before, strict=True))
+
+
+@pytest.mark.parametrize("memory", [0, 2**30])
+def test_all_batches_and_products_share_one_copy_of_the_parameters(memory: float, monkeypatch: Any) -> None:
+    torch.manual_seed(0)
+    batches = [(torch.randn(3, 5), torch.tensor([0, 1, 2])) for _ in range(4)]
+    objective = Objective(nn.Linear(5, 3), CrossEntropy(), batches)
+    objective.value()
+    H, v, copies = hessian(objective, memory=memory), gaussian(18, dtype=torch.float32), []
+    expected = H @ v
+    monkeypatch.setattr(objective, "parameters", lambda: copies.append(1) or type(objective).parameters(objective))
+    with H.cached():
+        for _ in range(3):
+            assert torch.equal(H @ v, expected)
+        assert len(copies) == 1
+    assert torch.equal(H @ v, expected)
+    assert len(copies) == 2
