@@ -17,9 +17,9 @@ from networks import RECIPES, Problem, evaluated, trained
 from torch import Tensor
 
 from lossscope.probes import hessian, measure_spectrum
-from lossscope.probes.eigenvalues.block_krylov import start_block
 from lossscope.probes.eigenvalues.eigen_tracker import EigenTracker
 from lossscope.probes.eigenvalues.ritz import ritz
+from lossscope.probes.eigenvalues.start_block import start_block
 
 Call = Callable[[int], Found]  # by seed
 PANEL = ("top", "bottom", "trace", "density")

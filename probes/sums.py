@@ -23,7 +23,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-__all__ = ["all_finite", "dot", "gram", "norm", "norms", "of_parts", "row_dots", "row_norms", "without"]
+__all__ = ["all_finite", "dot", "gram", "norm", "norms", "of_parts", "row_dots", "row_norms", "sketch", "without"]
 
 _NARROW: Final = {"mps"}  # types of devices without float64
 _CHUNK: Final = {"cpu": 2**18}  # entries of a chunk: 2 MiB in float64, which stay in the cache
@@ -185,6 +185,31 @@ def _whole(total: Tensor) -> Tensor:
     """Return a sum over all parts of the vectors."""
     reduce = _REDUCE.get()
     return total if reduce is None or not total.numel() else reduce(total)
+
+
+def sketch(vector: Tensor, signs: Tensor, buckets: int) -> Tensor:
+    r"""Sum the entries of a vector with random signs into buckets, which keeps lengths and angles in the mean.
+
+    Args:
+        vector: `(n,)`, floating-point.
+        signs: `(n,)`, random entries of 1 and -1, the same for all vectors that are compared.
+        buckets: Number of sums, m; entry i of the vector belongs to sum i modulo m. The squared length has the relative
+            standard error :math:`\sqrt{2 / m}` or less.
+
+    Returns:
+        `(m,)`, float64, on the device as for `dot`; `(n,)`, the vector itself, if n is at most m.
+    """
+    vector, n = vector.detach(), len(vector)
+    narrow = _narrow(vector)
+    if n <= buckets:
+        return (vector.cpu() if narrow else vector).double()
+    total = _zeros(vector, (buckets,))
+    width = max(1, _CHUNK.get(vector.device.type, _CHUNK_ELSEWHERE) // buckets) * buckets
+    for begin in range(0, n, width):
+        part = vector[begin : begin + width] * signs[begin : begin + width]
+        part = torch.nn.functional.pad(part, (0, -len(part) % buckets)).view(-1, buckets)
+        total += part.sum(0).cpu().double() if narrow else part.sum(0, dtype=torch.float64)
+    return total
 
 
 def _is_short(tensor: Tensor) -> bool:

@@ -10,19 +10,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lossscope.probes.eigenvalues.measured_rounding import MeasuredRounding
 from lossscope.probes.eigenvalues.orthonormal_rows import Array, OrthonormalRows
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.operators.base import MARGIN, SymmetricOperator
 from lossscope.probes.sums import dot, gram, norm, row_norms
 
-__all__ = ["Array", "BlockKrylov", "Restart", "StartBlock", "check_size", "start_block"]
+__all__ = ["Array", "BlockKrylov", "Restart", "check_size"]
 
 _LOST: Final = 0.7  # ratio of lengths below which a vector is orthogonalized a second time
 # difference of q'Ap and p'Aq, in rounding units of the longest image, below which nothing is suspected
 _SUSPICIOUS: Final = 100.0
 _ASYMMETRY: Final = 1e4  # and above which an operator whose rounding cannot be measured is not symmetric
 _EXPLAINED: Final = 10.0  # largest difference that measured rounding explains, in units of it
-_FLOOR: Final = 16.0  # rounding units that a measured error has at least: of the basis and of the sums
 _SIZES: Final = (1e-70, 1e70)  # products of which fourth powers are representable in float64
 _NONLINEAR: Final = 0.3  # relative error of the image of a sum above which images are rounding only
 _SMALL: Final = 0.1  # a remainder below this share of the largest entry is orthogonalized again
@@ -39,7 +39,7 @@ class Restart:
     outwards: Array  # (p, k - j), what leaves the space from them, in the next block: the next p vectors of the basis
 
 
-class BlockKrylov:
+class BlockKrylov(MeasuredRounding):
     r"""The space spanned by :math:`X, AX, A^2X, \dots`, with an orthonormal basis Q.
 
     Every new block is made orthogonal to the whole basis, so no copies ("ghosts") of converged eigenvalues appear.
@@ -64,7 +64,7 @@ class BlockKrylov:
     """
 
     def __init__(self, operator: SymmetricOperator, start: Tensor, generator: torch.Generator) -> None:
-        self._operator = operator
+        super().__init__(operator)
         self._generator = generator
         start = start.to(operator.device, operator.dtype)
         self._rows = OrthonormalRows(start)
@@ -74,7 +74,6 @@ class BlockKrylov:
         self.restarts: list[Restart] = []
         self._scale = 0.0  # largest absolute entry of T so far
         self._longest = 0.0  # norm of the longest image so far
-        self._error = math.nan  # measured bound of |E v| for a unit vector v, absolute
         self.steps = 0  # number of block steps
         self.products = 0  # number of vectors multiplied: those removed by restarts too
         self._pending, across = self._independent(start, 0.0)
@@ -127,27 +126,14 @@ class BlockKrylov:
         return self._operator.size
 
     @property
+    def exhausted(self) -> bool:
+        """True if the space is the whole one; an invariant space is extended by a random vector."""
+        return self.dimension >= self.size
+
+    @property
     def width(self) -> int:
         """Number of vectors of the next block; 0 if the space is invariant."""
         return len(self._pending)
-
-    def rounding(self, scale: float) -> float:
-        """Return a bound of the 2-norm of the error of a product with a unit vector.
-
-        Args:
-            scale: Largest absolute eigenvalue.
-
-        Returns:
-            The measured bound, at least 16 rounding units; what the operator assumes if nothing was measured.
-        """
-        if math.isnan(self._error):
-            return self._operator.assumed_error * scale
-        return max(self._error, _FLOOR * torch.finfo(self._operator.dtype).eps * scale)
-
-    @property
-    def measured_error(self) -> float:
-        """Measured bound of the error of a product with a unit vector; 0 if nothing was measured."""
-        return 0.0 if math.isnan(self._error) else self._error
 
     def measure_rounding(self, coefficients: Array) -> None:
         """Measure the error of products with vectors of the space; it enters `rounding` from then on.
@@ -161,14 +147,6 @@ class BlockKrylov:
             found = self._operator.product_error(vector.mT, image.mT)
             if found is not None:
                 self.raise_error(MARGIN * float(found.norms.max()))
-
-    def raise_error(self, error: float) -> None:
-        """Raise the measured error to a larger one.
-
-        Args:
-            error: Bound of the 2-norm of the error of a product with a unit vector, absolute.
-        """
-        self._error = error if math.isnan(self._error) else max(self._error, error)
 
     def step(self, at_most: int) -> None:
         """Multiply the next block, or as many of its vectors as `at_most` > 0 products allow."""
@@ -212,6 +190,7 @@ class BlockKrylov:
         self.projected = kept.T @ self.projected @ kept
         self.coupling = self.coupling @ kept
         self._rows.rotate(kept)
+        self.image_square = float(np.square(self.projected).sum() + np.square(self.coupling).sum())
 
     def _advance(self, rest: Tensor, remainder: Tensor) -> None:
         """Build the next block from the rest of the current one and the remainder of the new images."""
@@ -319,61 +298,3 @@ def check_size(images: Tensor) -> None:
             f"products must have entries between {_SIZES[0]:g} and {_SIZES[1]:g} for their powers to be "
             f"representable, got a largest one of {size:.2g}: multiply the loss or the matrix by {1 / size:.0e}"
         )
-
-
-_RANDOM_SHARE: Final = 0.3  # random part of a warm start, so that a new largest eigenvalue is found
-
-
-@dataclass(frozen=True)
-class StartBlock:
-    """A Krylov space with the random part of its start."""
-
-    space: BlockKrylov
-    random: Array  # (b', b), coordinates of b standard normal vectors in the first block
-
-
-def start_block(
-    operator: SymmetricOperator, width: int, warm_start: Tensor | None, generator: torch.Generator
-) -> StartBlock:
-    """Return the Krylov space of `width` standard normal vectors, before its first product.
-
-    A warm start is added to a single random vector, and is an additional vector of a wider block. Adding a fixed vector
-    to a normal one never makes it more likely that an eigenvector is missed, so the bounds stay valid.
-
-    Args:
-        operator: `(n, n)`.
-        width: Number of random vectors.
-        warm_start: `(n,)` or `(n, j)`, approximate eigenvectors, or None.
-        generator: CPU generator, the only source of randomness.
-
-    Returns:
-        The space.
-
-    Raises:
-        ProbeError: `warm_start` has another shape or is not finite.
-    """
-    n = operator.size
-    rows = [operator.normal(generator) for _ in range(min(width, n))]
-    if warm_start is not None:
-        warm = _mean_direction(warm_start, operator.length).cpu() * math.sqrt(n) / _RANDOM_SHARE
-        if len(rows) == 1:
-            rows[0] = rows[0] + warm
-        else:
-            rows.append(warm)
-    space = BlockKrylov(operator, torch.stack(rows), generator)
-    return StartBlock(space, space.start[:, : min(width, n)])
-
-
-def _mean_direction(warm_start: Tensor, size: int) -> Tensor:
-    """Return the normalized mean of the normalized warm vectors; zero if they are zero."""
-    if warm_start.ndim not in (1, 2) or len(warm_start) != size or not bool(torch.isfinite(warm_start).all()):
-        raise ProbeError(
-            f"warm_start must be finite, of shape ({size},) or ({size}, j), got shape {tuple(warm_start.shape)}"
-        )
-    columns = warm_start.detach().double().reshape(size, -1)
-    return _unit(_unit(columns).sum(1, keepdim=True))[:, 0]
-
-
-def _unit(columns: Tensor) -> Tensor:
-    """Normalize the columns; zero columns stay zero."""
-    return columns / row_norms(columns.mT).to(columns.device).clamp_min(torch.finfo(torch.float64).tiny)

@@ -16,7 +16,7 @@ from lossscope.probes.eigenvalues.ritz import Ritz
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.statistics.estimate import Estimate, exact_estimate
 
-__all__ = ["SpectralDensity", "spectral_density"]
+__all__ = ["SpectralDensity", "are_single", "spectral_density"]
 
 _ISOLATED: Final = 4.0  # gap of a settled Ritz value, in units of its residual
 _AGREE: Final = 1e-2  # relative change over the second half of the steps that counts as converged
@@ -52,6 +52,7 @@ class SpectralDensity:
     noise: float  # accuracy of a Ritz value near zero
     lowest: float  # lower bound of all eigenvalues, at 95 % confidence
     half: SpectralDensity | None = None  # the density after half of the steps
+    separate: bool = False  # True if each random vector has nodes of its own, which are few
 
     @cached_property
     def shares(self) -> Array:
@@ -125,6 +126,9 @@ class SpectralDensity:
     def _negative_mass(self) -> Estimate:
         """Negative mass, with its own convergence."""
         found = self._estimate(lambda d: d._ratio(d._negative(), np.abs(d.nodes)), 0.0, 1.0)
+        if self.separate and not math.isnan(found.value):
+            jump = self._jump()
+            found = replace(found, low=max(found.low - jump, 0.0), high=min(found.high + jump, 1.0))
         # compare with the dead zone alone: eigenvalues within the noise may turn out to be negative
         if found.value > 0 or self.settled.all() or self.lowest >= -self._dead:
             return found
@@ -195,6 +199,15 @@ class SpectralDensity:
     def _negative(self) -> Array:
         """Return the absolute values of the nodes below the dead zone, 0 for the others."""
         return np.where(self.nodes < -self._zone, -self.nodes, 0.0)
+
+    def _jump(self) -> float:
+        """Return the change of the negative mass if the nodes at the edge of the dead zone moved across it."""
+        edges = []
+        for row in self.weights:
+            own = np.flatnonzero((row > 0) & ~self.settled)
+            near = own[np.argsort(np.abs(self.nodes[own] + self._zone), kind="stable")[:2]]
+            edges.append(float(row[near].max(initial=0.0)))
+        return self._zone * float(np.mean(edges)) / float(self.shares @ np.abs(self.nodes))
 
     @property
     def _zone(self) -> float:
@@ -285,8 +298,19 @@ def _settled(pairs: Ritz, size: int) -> Array:
     """Return a mask, True for Ritz values that have converged to single eigenvalues."""
     if len(pairs.values) == size:
         return np.ones(size, dtype=bool)
-    light: Array = size * pairs.weights.mean(0) <= _HEAVY
-    return light & (_ISOLATED * pairs.residuals <= pairs.gaps)
+    return are_single(size * pairs.weights.mean(0), pairs.residuals, pairs.gaps)
+
+
+def are_single(weights: Array, residuals: Array, gaps: Array) -> Array:
+    """Return a mask, True for nodes that have converged to single eigenvalues.
+
+    Args:
+        weights: Weights of the nodes, in eigenvalues.
+        residuals: Residuals of their vectors.
+        gaps: Distances to the nearest other interval in which an eigenvalue may lie.
+    """
+    found: Array = (weights <= _HEAVY) & (_ISOLATED * residuals <= gaps)
+    return found
 
 
 def _positive(values: Array) -> Array:

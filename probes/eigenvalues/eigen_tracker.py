@@ -10,11 +10,12 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from lossscope.probes.eigenvalues.block_krylov import BlockKrylov, StartBlock, start_block
+from lossscope.probes.eigenvalues.block_krylov import BlockKrylov
 from lossscope.probes.eigenvalues.extreme_pairs import cut, eigenpairs, grow, restart_dimensions
 from lossscope.probes.eigenvalues.results import EigenPairs, SpectrumEstimate
 from lossscope.probes.eigenvalues.ritz import Ritz, ritz
 from lossscope.probes.eigenvalues.rounding_cause import rounding_cause
+from lossscope.probes.eigenvalues.start_block import StartBlock, start_block
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.operators.base import SymmetricOperator
 from lossscope.probes.sums import dot

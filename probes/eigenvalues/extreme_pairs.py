@@ -6,10 +6,12 @@ from typing import Final
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from lossscope.probes.eigenvalues.block_krylov import BlockKrylov, StartBlock
+from lossscope.probes.eigenvalues.block_krylov import Array, BlockKrylov
 from lossscope.probes.eigenvalues.results import EigenPairs
 from lossscope.probes.eigenvalues.ritz import Ritz, ritz
+from lossscope.probes.eigenvalues.start_block import Space, StartBlock
 
 __all__ = ["WHOLE", "cut", "eigenpairs", "grow", "measure_rounding", "restart_dimensions"]
 
@@ -24,7 +26,7 @@ _OFTEN: Final = 24  # dimensions up to which the bounds are tested after each st
 
 
 def grow(
-    start: StartBlock,
+    start: StartBlock[Space],
     *,
     top: int,
     bottom: int,
@@ -50,7 +52,7 @@ def grow(
     least = limit if limit == space.size <= WHOLE else min(limit, top + bottom)
     if 0 < space.products < limit and _met(ritz(space, start.random), top, bottom, rel):
         return
-    while space.products < limit and space.dimension < space.size:
+    while space.products < limit and space.dimension < space.size and not space.exhausted:
         left = limit - space.products
         if dimensions is not None and space.dimension >= dimensions and 0 < space.width <= left:
             cut(start, top, bottom)
@@ -76,7 +78,7 @@ def restart_dimensions(size: int, pairs: int) -> int:
     return max(_LONG + _LONGER * (pairs - 1), _SMALL // size)
 
 
-def cut(start: StartBlock, top: int, bottom: int) -> None:
+def cut(start: StartBlock[Space], top: int, bottom: int) -> None:
     """Cut the space to the outer half of its Ritz vectors, at each end in proportion to the pairs requested there.
 
     Args:
@@ -84,16 +86,18 @@ def cut(start: StartBlock, top: int, bottom: int) -> None:
         top: Number of pairs at the upper end.
         bottom: Number of pairs at the lower end.
     """
-    found = ritz(start.space, start.random)
+    space, found = start.space, ritz(start.space, start.random)
+    if not isinstance(space, BlockKrylov):
+        return
     k = len(found.values)
     keep = round(_KEPT * k)
-    below = round(keep * bottom / (top + bottom))
+    below = round(keep * bottom / max(top + bottom, 1))
     outer = np.r_[0:below, k - (keep - below) : k]
     inner = np.setdiff1d(np.arange(k), outer)
-    start.space.restart(found.values[inner], found.coefficients[:, outer], found.coefficients[:, inner])
+    space.restart(found.values[inner], found.coefficients[:, outer], found.coefficients[:, inner])
 
 
-def measure_rounding(start: StartBlock, *, top: bool, bottom: bool) -> None:
+def measure_rounding(start: StartBlock[Space], *, top: bool, bottom: bool) -> None:
     """Measure the error of products with the outermost Ritz vectors and with the start of a space.
 
     Args:
@@ -102,6 +106,10 @@ def measure_rounding(start: StartBlock, *, top: bool, bottom: bool) -> None:
         bottom: True for the vector at the lower end.
     """
     space = start.space
+    if not isinstance(space, BlockKrylov):  # a vector and its product are only at hand while a step is taken
+        space.measure_next()
+        space.step()
+        return
     found = ritz(space, start.random)
     ends = [found.coefficients[:, -1:]] * top + [found.coefficients[:, :1]] * bottom
     # the first vector after those that a restart has kept is as random as the start
@@ -109,7 +117,7 @@ def measure_rounding(start: StartBlock, *, top: bool, bottom: bool) -> None:
     space.measure_rounding(np.concatenate([*ends, random][: space.dimension], 1))
 
 
-def eigenpairs(space: BlockKrylov, found: Ritz, count: int, rel: float, *, largest: bool) -> EigenPairs:
+def eigenpairs(space: Space, found: Ritz, count: int, rel: float, *, largest: bool) -> EigenPairs:
     """Return the Ritz pairs at one end of the spectrum.
 
     Args:
@@ -123,9 +131,9 @@ def eigenpairs(space: BlockKrylov, found: Ritz, count: int, rel: float, *, large
         The pairs. Residuals follow from what leaves the space, without another product; a bound of the rounding
         errors, which they do not contain, is added.
     """
-    order = np.arange(len(found.values))[::-1][:count] if largest else np.arange(len(found.values))[:count]
+    order = found.outermost(count, largest=largest)
     values = torch.from_numpy(found.values[order])
-    vectors = space.mixed(found.coefficients[:, order]).mT
+    vectors = _vectors(space, found.coefficients[:, order])
     rounding = found.rounding
     residuals = torch.from_numpy(found.residuals[order])
     bounds = torch.from_numpy(found.bounds[order])
@@ -136,14 +144,23 @@ def eigenpairs(space: BlockKrylov, found: Ritz, count: int, rel: float, *, large
     return EigenPairs(values, vectors, residuals, bounds, bounds <= rel * found.scale)
 
 
+def _vectors(space: Space, coefficients: Array) -> Tensor:
+    """Return vectors of the space as columns, `(n, j)`; `(n, 0)` where no basis is kept."""
+    if isinstance(space, BlockKrylov):
+        return space.mixed(coefficients).mT
+    return torch.empty(space.size, 0)
+
+
 def _met(found: Ritz, top: int, bottom: int, rel: float) -> bool:
     """Return True if the requested pairs at both ends meet their bounds."""
     # a space that is known as well as its products needs no more of them
     allowed = max(rel * found.scale - found.rounding, found.rounding)
-    k = len(found.values)
     if top and not found.enclosed(allowed, largest=True):
         return False
     if bottom and not found.enclosed(allowed, largest=False):
         return False
-    inner = np.concatenate([np.arange(k - top, k - 1), np.arange(1, bottom)]).astype(int)
+    highest, lowest = found.outermost(top, largest=True), found.outermost(bottom, largest=False)
+    if len(highest) < top or len(lowest) < bottom:
+        return False
+    inner = np.concatenate([highest[1:], lowest[1:]])
     return bool(np.all(found.bounds[inner] <= allowed + found.rounding))

@@ -14,15 +14,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lossscope.probes.eigenvalues.block_krylov import BlockKrylov, StartBlock, start_block
+from lossscope.probes.eigenvalues.block_krylov import BlockKrylov
 from lossscope.probes.eigenvalues.density import SpectralDensity, spectral_density
 from lossscope.probes.eigenvalues.extreme_pairs import WHOLE, eigenpairs, grow, measure_rounding, restart_dimensions
-from lossscope.probes.eigenvalues.results import SpectrumEstimate
+from lossscope.probes.eigenvalues.memory_plan import MemoryPlan, Mode, memory_plan
+from lossscope.probes.eigenvalues.recurrence_density import recurrence_density
+from lossscope.probes.eigenvalues.results import EigenPairs, SpectrumEstimate
 from lossscope.probes.eigenvalues.ritz import ritz
 from lossscope.probes.eigenvalues.rounding_cause import rounding_cause, rounding_remedy
+from lossscope.probes.eigenvalues.start_block import Space, StartBlock, start_block, start_of_three_vectors
+from lossscope.probes.eigenvalues.three_vectors import ThreeVectors
 from lossscope.probes.eigenvalues.trace_and_norm import trace_and_frobenius
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.operators.base import SymmetricOperator
+from lossscope.probes.statistics.estimate import Estimate
 
 __all__ = ["QUANTITIES", "SpectrumRequest", "least_products", "measure_spectrum", "spectrum_copies"]
 
@@ -152,6 +157,7 @@ def measure_spectrum(
     quantities: Collection[str] | None = None,
     seed: int = 0,
     warm_start: Tensor | None = None,
+    memory: int | str | None = None,
 ) -> SpectrumEstimate:
     r"""Measure both ends of a spectrum with bounds, trace and Frobenius norm with 95 % intervals, and the density.
 
@@ -185,6 +191,15 @@ def measure_spectrum(
             size (common random numbers).
         warm_start: `(n,)` or `(n, j)`, eigenvectors of a similar operator: the bound is reached with fewer products. A
             random part is added, so the bounds stay valid.
+        memory: Memory for the vectors of the measurement: bytes, text such as "6GB", or None for half of what is
+            available (on the CPU the least of `MemAvailable`, of what the control group leaves and of the limit on the
+            address space; on CUDA what is free). If the basis does not fit, a part of it is kept, or none: see below.
+
+    **With little memory.** Where the basis fits, nothing depends on `memory`. Otherwise `basis` of the result says what
+    was kept. A *restarted basis* is cut to its outer half whenever it is full; all bounds stay valid. With *three
+    vectors* the Lanczos recurrence runs without a basis (`ThreeVectors`): bounds of eigenvalues stay valid, no
+    eigenvalue is counted twice, and eigenvectors are not returned; trace and norm come from probes alone, whose
+    intervals are wider.
 
     Returns:
         The estimates; None for quantities that were not requested.
@@ -210,72 +225,185 @@ def measure_spectrum(
         seed,
     )
     ask.check_budget(operator.size)
-    return _measured(operator, ask, warm_start)
+    pairs = sum(ask.pairs)
+    plan = memory_plan(
+        operator,
+        memory,
+        work=_PAIR_WORK + pairs if ask.only_pairs else _WORK + pairs,
+        basis=min(max_products, restart_dimensions(operator.size, pairs) if ask.only_pairs else operator.size),
+        pairs=pairs,
+    )
+    return _measured(operator, ask, warm_start, plan)
 
 
-def _measured(operator: SymmetricOperator, request: SpectrumRequest, warm_start: Tensor | None) -> SpectrumEstimate:
-    """Measure all requested quantities, from one Krylov space and probes on its complement."""
+def _measured(
+    operator: SymmetricOperator, request: SpectrumRequest, warm_start: Tensor | None, plan: MemoryPlan
+) -> SpectrumEstimate:
+    """Measure all requested quantities in the mode of a plan."""
     begun, before = time.perf_counter(), operator.products
-    trace = frobenius = top = bottom = density = None
     with operator.cached():
-        generator = torch.Generator().manual_seed(request.seed)
-        start = start_block(operator, request.width if request.krylov else 1, warm_start, generator)
-        space, (most, least) = start.space, request.pairs
-        if request.krylov or operator.size <= min(WHOLE, request.max_products):
-            steps = _DENSITY_STEPS if "density" in request.wanted else 0
-            room = request.space_budget(operator.size)
-            enclose = partial(
-                grow,
-                start,
-                top=most,
-                bottom=least,
-                rel=request.rel,
-                max_products=room,
-                steps=steps,
-                dimensions=restart_dimensions(operator.size, most + least) if request.only_pairs else None,
-            )
-            enclose()
-            if most or least or request.only_density or space.dimension == operator.size:
-                measure_rounding(start, top=most > 0, bottom=least > 0)
-                enclose()
-        if request.probes:
-            trace, frobenius = trace_and_frobenius(
-                operator,
-                space,
-                rel=request.trace_rel,
-                max_products=max(2, request.max_products - (operator.products - before)),
-                generator=torch.Generator().manual_seed((request.seed ^ _PROBE_STREAM) % 2**63),
-                decide=request.probes,
-            )
-        if request.krylov:
-            found = ritz(space, start.random)
-            top = eigenpairs(space, found, most, request.rel, largest=True) if most else None
-            bottom = eigenpairs(space, found, least, request.rel, largest=False) if least else None
-            if "density" in request.wanted:
-                density = _density(start, request.space_budget(operator.size) if request.only_density else 0)
+        way = _with_three_vectors if plan.mode == "three vectors" else _with_basis
+        parts = way(operator, request, warm_start, plan)
     seconds = time.perf_counter() - begun
     products = operator.products - before
+    trace, frobenius = (
+        replace(one, products=products, seconds=seconds) if one is not None and name in request.probes else None
+        for name, one in (("trace", parts.trace), ("frobenius", parts.frobenius))
+    )
     found_all = _complete(
         SpectrumEstimate(
-            top,
-            bottom,
-            replace(trace, products=products, seconds=seconds) if trace and "trace" in request.probes else None,
-            replace(frobenius, products=products, seconds=seconds)
-            if frobenius and "frobenius" in request.probes
-            else None,
-            density,
+            parts.top,
+            parts.bottom,
+            trace,
+            frobenius,
+            parts.density,
             products,
             seconds,
             seconds / operator.gradient_seconds if operator.gradient_seconds > 0 else math.nan,
             "lossscope",
             operator.method,
             (),
+            basis=parts.basis,
+            memory=plan.memory,
         )
     )
-    return _with_cause(found_all, operator, space, request)
+    causes = [one.cause for one in (parts.trace, parts.frobenius) if one is not None and one.cause]
+    return _with_cause(found_all, operator, parts.space, request, causes)
 
 
-def _density(start: StartBlock, room: int) -> SpectralDensity:
+@dataclass(frozen=True)
+class _Parts:
+    """Quantities found, and the space they are from."""
+
+    space: Space
+    basis: Mode
+    top: EigenPairs | None = None
+    bottom: EigenPairs | None = None
+    trace: Estimate | None = None
+    frobenius: Estimate | None = None
+    density: SpectralDensity | None = None
+
+
+def _with_basis(
+    operator: SymmetricOperator, request: SpectrumRequest, warm_start: Tensor | None, plan: MemoryPlan
+) -> _Parts:
+    """Measure all requested quantities, from one Krylov space and probes on its complement."""
+    before = operator.products
+    trace = frobenius = top = bottom = density = None
+    generator = torch.Generator().manual_seed(request.seed)
+    start = start_block(operator, request.width if request.krylov else 1, warm_start, generator)
+    space, (most, least) = start.space, request.pairs
+    if request.krylov or operator.size <= min(WHOLE, request.max_products):
+        steps = _DENSITY_STEPS if "density" in request.wanted else 0
+        cuts = restart_dimensions(operator.size, most + least) if request.only_pairs else plan.restarts
+        enclose = partial(
+            grow,
+            start,
+            top=most,
+            bottom=least,
+            rel=request.rel,
+            max_products=request.space_budget(operator.size),
+            steps=steps,
+            dimensions=cuts if plan.restarts is None or cuts is None else min(cuts, plan.restarts),
+        )
+        enclose()
+        if most or least or request.only_density or space.dimension == operator.size:
+            measure_rounding(start, top=most > 0, bottom=least > 0)
+            enclose()
+    if request.probes:
+        trace, frobenius = trace_and_frobenius(
+            operator,
+            space,
+            rel=request.trace_rel,
+            max_products=max(2, request.max_products - (operator.products - before)),
+            generator=torch.Generator().manual_seed((request.seed ^ _PROBE_STREAM) % 2**63),
+            decide=request.probes,
+            dimensions=plan.restarts,
+        )
+    if request.krylov:
+        found = ritz(space, start.random)
+        top = eigenpairs(space, found, most, request.rel, largest=True) if most else None
+        bottom = eigenpairs(space, found, least, request.rel, largest=False) if least else None
+        if "density" in request.wanted:
+            density = _density(start, request.space_budget(operator.size) if request.only_density else 0)
+    basis: Mode = "restarted basis" if space.restarts else "whole basis"
+    return _Parts(space, basis, top, bottom, trace, frobenius, density)
+
+
+def _with_three_vectors(
+    operator: SymmetricOperator, request: SpectrumRequest, warm_start: Tensor | None, plan: MemoryPlan
+) -> _Parts:
+    """Measure all requested quantities with three vectors, and two for the probes."""
+    before = operator.products
+    trace = frobenius = top = bottom = density = None
+    generator = torch.Generator().manual_seed(request.seed)
+    most, least = request.pairs
+    room, draw = request.space_budget(operator.size), partial(_recurrence, operator, request, plan, generator)
+    start = draw(warm_start)
+    space = start.space
+    if request.krylov:
+        both = "density" in request.wanted  # a density takes a second recurrence
+        enclose = partial(
+            grow,
+            start,
+            top=most,
+            bottom=least,
+            rel=request.rel,
+            max_products=max(room // 2, room - _DENSITY_STEPS) if both else room,
+            steps=_DENSITY_STEPS if both else 0,
+        )
+        enclose()
+        if (most or least) and operator.products - before < room:
+            measure_rounding(start, top=most > 0, bottom=least > 0)
+            enclose()
+        found = ritz(space, start.random)
+        top = eigenpairs(space, found, most, request.rel, largest=True) if most else None
+        bottom = eigenpairs(space, found, least, request.rel, largest=False) if least else None
+        if both:
+            if request.only_density:
+                _until_converged(start, room // 2)
+            space.release()
+            second = draw(None)
+            while second.space.steps < min(space.steps, room - space.steps) and not second.space.exhausted:
+                second.space.step()
+            second.space.release()
+            density = recurrence_density([start, second])
+    space.release()
+    if request.probes:
+        trace, frobenius = trace_and_frobenius(
+            operator,
+            BlockKrylov(operator, torch.empty(0, operator.size), generator),
+            rel=request.trace_rel,
+            max_products=max(2, request.max_products - (operator.products - before)),
+            generator=torch.Generator().manual_seed((request.seed ^ _PROBE_STREAM) % 2**63),
+            decide=request.probes,
+            sparing=True,
+            measured=plan.measures_rounding,
+        )
+    return _Parts(space, "three vectors", top, bottom, trace, frobenius, density)
+
+
+def _recurrence(
+    operator: SymmetricOperator,
+    request: SpectrumRequest,
+    plan: MemoryPlan,
+    generator: torch.Generator,
+    warm_start: Tensor | None,
+) -> StartBlock[ThreeVectors]:
+    """Return the recurrence of the next random vector."""
+    return start_of_three_vectors(
+        operator, warm_start, generator, request.seed, measures_rounding=plan.measures_rounding
+    )
+
+
+def _until_converged(start: StartBlock[ThreeVectors], room: int) -> None:
+    """Take steps until the density of one recurrence converges, or `room` are taken."""
+    while not (recurrence_density([start]).converged or start.space.steps >= room or start.space.exhausted):
+        for _ in range(_MORE_STEPS):
+            start.space.step(room - start.space.steps)
+
+
+def _density(start: StartBlock[BlockKrylov], room: int) -> SpectralDensity:
     """Return the density, growing the space up to `room` dimensions until it converges."""
     space = start.space
     while True:
@@ -305,14 +433,13 @@ def _complete(found: SpectrumEstimate) -> SpectrumEstimate:
 
 
 def _with_cause(
-    found: SpectrumEstimate, operator: SymmetricOperator, space: BlockKrylov, request: SpectrumRequest
+    found: SpectrumEstimate, operator: SymmetricOperator, space: Space, request: SpectrumRequest, causes: list[str]
 ) -> SpectrumEstimate:
     """Add the reason that bounds are not met to the pairs and to the whole where it is the rounding of products."""
     scale = float(np.abs(np.linalg.eigvalsh(space.projected)).max()) if space.dimension else 0.0
     rounding = space.rounding(scale)
     of_pairs = rounding_cause(operator, rounding, scale, request.rel)
-    causes = [of_pairs] if {"top", "bottom"} & {*found.unmet} else []
-    causes += [one.cause for one in (found.trace, found.frobenius) if one is not None and one.cause]
+    causes = ([of_pairs] if {"top", "bottom"} & {*found.unmet} else []) + causes
     if not any(causes):
         return found
     remedy = rounding_remedy(operator, rounding / scale if scale else 1.0)

@@ -57,11 +57,13 @@ class OrthonormalRows:
         """Project rows `(j, n)` onto the complement.
 
         Args:
-            rows: The rows; they are not changed.
+            rows: The rows; they are not changed, and returned themselves if nothing is taken away.
 
         Returns:
             The projected rows and their coordinates, `(j, k)` in float64.
         """
+        if not self._count:
+            return rows, torch.zeros(len(rows), 0, dtype=torch.float64)
         coordinates = gram(rows[:, :0], self._like[:0, :0].new_empty(self._count, 0))
         for columns, part in self._ranges():
             coordinates += gram(rows[:, columns], part)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from lossscope.probes.eigenvalues.density import SpectralDensity
+from lossscope.probes.eigenvalues.memory_plan import Mode
 from lossscope.probes.statistics.estimate import Estimate
 
 __all__ = ["EigenPairs", "SpectrumEstimate"]
@@ -69,6 +70,8 @@ class SpectrumEstimate:
     method: str  # method of the products
     unmet: tuple[str, ...]  # quantities whose bound was not met
     cause: str = ""  # reason that a bound was not met, and a remedy, where it is the rounding of products
+    basis: Mode = "whole basis"  # what was kept of the Krylov space; with another engine nothing is known
+    memory: int = 0  # bytes for which that was chosen
 
     @property
     def negative_mass(self) -> Estimate | None:

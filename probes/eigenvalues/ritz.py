@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Final
 
 import numpy as np
 from scipy.special import gammaincinv
 
-from lossscope.probes.eigenvalues.block_krylov import Array, BlockKrylov, Restart
+from lossscope.probes.eigenvalues.block_krylov import Array, Restart
+from lossscope.probes.eigenvalues.start_block import Space
+from lossscope.probes.eigenvalues.three_vectors import ThreeVectors
 
 __all__ = ["Ritz", "ritz"]
 
 _RISK: Final = 0.05  # probability of an eigenvalue outside its bound
 _FAR: Final = 3.0  # and at this multiple of the bound
 _FAR_RISK: Final = 0.001  # this one: a start that nearly misses the outermost eigenvector finds the next one instead
+_DISTINCT: Final = 0.5  # length of what a unit Ritz vector adds to those found before; of a copy it is near 0
+_PARALLEL: Final = 0.9  # cosine of the sketches of two vectors that are the same
+_UNSURE: Final = 1.1  # ratio of a length to its sketch, at most
 _POINTS: Final = 24  # points between two Ritz values, or beyond the last, that are tested for an eigenvalue
 _TINY: Final = 1e-120  # smallest distance of a point from a Ritz value
 _NEAREST, _FARTHEST = 1e-12, 1e6  # distances tested, relative to the largest Ritz value
@@ -89,6 +94,41 @@ class Ritz:
     _outwards: Array  # (p, k), C U
     _start: Array  # (k, b), U'S
     _history: History | None = None  # where the space was restarted: S depends on the point tested
+    _noise: float = 0.0  # rounding errors along an eigenvector, where the basis is not orthogonal
+    _sketches: Array | None = None  # (m, k) of the Ritz vectors, where they may be copies of each other
+    _lengths: Array | None = None  # (k,) lower bounds of their lengths there
+
+    def outermost(self, count: int, *, largest: bool) -> Array:
+        """Return the indices of the outermost Ritz pairs at one end, without copies of the same eigenvector.
+
+        Args:
+            count: Number of pairs; fewer are returned if there are no more.
+            largest: True for the upper end, descending; False for the lower, ascending.
+        """
+        order = np.arange(len(self.values))
+        order = order[::-1] if largest else order
+        if self._sketches is None:
+            return order[:count]
+        found, known = list[int](), np.zeros((len(self._sketches), 0))
+        for index in order:
+            if len(found) >= count:
+                break
+            rest = self._sketches[:, index]
+            rest = rest - known @ (known.T @ rest)
+            length = float(np.linalg.norm(rest))
+            if length > _DISTINCT:
+                found.append(int(index))
+                known = np.c_[known, rest / length]
+        return np.array(found, dtype=int)
+
+    @property
+    def groups(self) -> list[Array]:
+        """The indices of all pairs, ascending, those together that have the same vector."""
+        if self._sketches is None:
+            return [np.array([index]) for index in range(len(self.values))]
+        unit = self._sketches / np.maximum(np.linalg.norm(self._sketches, axis=0), np.finfo(float).tiny)
+        same = np.abs((unit[:, 1:] * unit[:, :-1]).sum(0)) > _PARALLEL
+        return np.split(np.arange(len(self.values)), np.flatnonzero(~same) + 1)
 
     def enclosed(self, distance: float, *, largest: bool) -> bool:
         """Return True if an end of the spectrum is within `distance` of its Ritz value, at 95 % confidence.
@@ -137,7 +177,10 @@ class Ritz:
 
         A gap is known if eigenvalues are excluded at some point on either side.
         """
-        theta = self.values
+        return self.gaps_between(self.values)
+
+    def gaps_between(self, theta: Array) -> Array:
+        """Return these distances for some of the Ritz values, ascending, between which no other is an eigenvalue."""
         if len(theta) < 2:
             return np.zeros(len(theta))
         share = (np.arange(_POINTS) + 0.5) / _POINTS
@@ -163,7 +206,7 @@ class Ritz:
     def _loose(self) -> Array:
         """Residuals without the allowance for rounding."""
         found: Array = np.linalg.norm(self._outwards, axis=0) if self._outwards.size else np.zeros(len(self.values))
-        return found
+        return found if self._lengths is None else found / self._lengths
 
     def _open(self, distances: Array, largest: bool) -> Array:
         """Return a mask, True where eigenvalues beyond a distance from the outermost Ritz value are not excluded."""
@@ -178,7 +221,11 @@ class Ritz:
         inverse = 1.0 / np.where(np.abs(apart) > _TINY, apart, _TINY)
         start = self._start if self._history is None else self.coefficients.T @ self._history.start(points)
         M = (self._outwards * inverse[:, None, :]) @ start  # (m, p, b)
-        possible: Array = np.square(M).sum((1, 2)) >= self._quantile(risk)
+        square = np.square(M).sum((1, 2))
+        if self._noise:
+            lengths = np.sqrt((np.square(inverse) @ np.square(self._start)).sum(1)) / np.linalg.norm(self._start)
+            square = np.square(np.sqrt(square) + self._noise * lengths)
+        possible: Array = square >= self._quantile(risk)
         return possible
 
     def _quantile(self, risk: float) -> float:
@@ -186,7 +233,7 @@ class Ritz:
         return 2 * float(gammaincinv(self._start.shape[1] / 2, risk)) if self._start.shape[1] else 0.0
 
 
-def ritz(space: BlockKrylov, random: Array, *, dimensions: int | None = None) -> Ritz:
+def ritz(space: Space, random: Array, *, dimensions: int | None = None) -> Ritz:
     """Return the Ritz pairs of a space, or of the space after its first steps.
 
     Args:
@@ -211,4 +258,13 @@ def ritz(space: BlockKrylov, random: Array, *, dimensions: int | None = None) ->
     weights, history = np.square(inwards).T / lengths[:, None], None
     if space.restarts:
         weights, history = np.full_like(weights, np.nan), History(space.restarts, random, k)
-    return Ritz(values, U, residuals, weights, scale, rounding, outwards, inwards, history)
+    found = Ritz(values, U, residuals, weights, scale, rounding, outwards, inwards, history)
+    return _without_basis(found, space) if isinstance(space, ThreeVectors) else found
+
+
+def _without_basis(found: Ritz, space: ThreeVectors) -> Ritz:
+    """Allow for what is not known without a basis: lengths of Ritz vectors, copies, and rounding along eigenvectors."""
+    sketches = space.sketched(found.coefficients)
+    lengths = np.minimum(np.linalg.norm(sketches, axis=0) / _UNSURE, 1.0)
+    lengths = np.maximum(lengths, np.finfo(float).tiny)
+    return replace(found, residuals=found.residuals / lengths, _noise=space.noise, _sketches=sketches, _lengths=lengths)

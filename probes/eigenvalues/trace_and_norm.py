@@ -45,6 +45,24 @@ class _Block:
     known: int  # dimension for which these were computed
 
 
+@dataclass(frozen=True)
+class _Shares:
+    """Rounding of the products with some vectors z: mean of |Ez|^2 / |z|^2 and of |z'Ez| / |z|^2."""
+
+    square: float
+    form: float
+
+
+@dataclass(frozen=True)
+class _Known:
+    """Rounding that was measured when the first probe was drawn; None where it was not."""
+
+    shares: _Shares | None
+
+
+_First = tuple[Tensor, Tensor] | _Known
+
+
 class Complement:
     r"""Random probes of :math:`B = PAP`, with :math:`P = I - QQ^\top` for a Krylov basis Q.
 
@@ -65,26 +83,36 @@ class Complement:
         (1990), Commun. Stat. Simul. Comput. 19(2), 433-450.
     """
 
-    def __init__(self, operator: SymmetricOperator, space: BlockKrylov, generator: torch.Generator) -> None:
+    def __init__(
+        self,
+        operator: SymmetricOperator,
+        space: BlockKrylov,
+        generator: torch.Generator,
+        *,
+        sparing: bool = False,
+        measured: bool = True,
+    ) -> None:
         self._operator = operator
         self._space = space
         self._generator = generator
-        self._kept: list[_Block] | None = []
+        self._sparing, self._measured = sparing, measured
+        self._kept: list[_Block] | None = None if sparing else []
         self._numbers: list[tuple[Array, Array]] = []  # of the blocks that are not kept
-        self._known: tuple[Tensor, Tensor] | None = None
+        self._first: _First | None = None
         self.samples = 0
 
     def draw(self, count: int) -> None:
         """Draw and multiply `count` new probes."""
         size = self._operator.size
-        width = max(1, min(count, max(_SMALL // size, min(_WIDTH, _BLOCK_ENTRIES // size))))
+        most = 1 if self._sparing else max(_SMALL // size, min(_WIDTH, _BLOCK_ENTRIES // size))
+        width = max(1, min(count, most))
         for begin in range(0, count, width):
             signs = _signs(min(width, count - begin), self._operator, self._generator).to(self._operator.device)
             Z = self._space.without(signs.to(self._operator.dtype))[0]
             images = (self._operator @ Z.mT).mT
             check_size(images)
-            if self._known is None:
-                self._known = Z[0].clone(), images[0].clone()
+            if self._first is None:
+                self._first = self._kept_first(Z, images)
             forms = row_dots(Z, images).cpu().numpy()
             del Z  # before the images need as much
             numbers = forms, self._squares(images)
@@ -101,9 +129,22 @@ class Complement:
             self._numbers, self._kept = [self._updated(block) for block in self._kept], None
 
     def first(self) -> tuple[Tensor, Tensor]:
-        """Return the first probe and its product, `(n,)` each."""
-        assert self._known is not None
-        return self._known
+        """Return the first probe and its product, `(n,)` each; where memory is spared they are not kept."""
+        assert isinstance(self._first, tuple)
+        return self._first
+
+    def rounding(self) -> _Shares | None:
+        """Return the rounding of products, measured with the first probe; None if it cannot be measured."""
+        if isinstance(self._first, _Known):
+            return self._first.shares
+        z, image = self.first()
+        return _shares(self._operator, z[:, None], image[:, None])
+
+    def _kept_first(self, Z: Tensor, images: Tensor) -> _First:
+        """Return a copy of the first probe and its product; where memory is spared their rounding, measured now."""
+        if not self._sparing:
+            return Z[0].clone(), images[0].clone()
+        return _Known(_shares(self._operator, Z[:1].mT, images[:1].mT) if self._measured else None)
 
     def estimates(self) -> tuple[Estimate, Estimate]:
         """Return estimates of the trace and the squared Frobenius norm of A."""
@@ -148,6 +189,9 @@ def trace_and_frobenius(
     max_products: int,
     generator: torch.Generator,
     decide: Collection[str] = ("trace", "frobenius"),
+    dimensions: int | None = None,
+    sparing: bool = False,
+    measured: bool = True,
 ) -> tuple[Estimate, Estimate]:
     r"""Estimate the trace and the Frobenius norm of A to a requested standard error.
 
@@ -164,6 +208,10 @@ def trace_and_frobenius(
         max_products: Budget of products, at least 2.
         generator: CPU generator of the probes; the j-th probe depends on nothing else.
         decide: Those of `trace` and `frobenius` that must meet `rel`.
+        dimensions: Dimensions that the space may have at most; None for any number.
+        sparing: Take probes one at a time and keep none; the space is not grown.
+        measured: False for no product in float64, which needs the memory of fifteen vectors, where memory is spared;
+            rounding is then assumed.
 
     Returns:
         Trace and Frobenius norm; `converged` is True if at least ten samples were drawn, the standard error met `rel`
@@ -179,18 +227,19 @@ def trace_and_frobenius(
     if max_products < 2:
         raise ProbeError(f"max_products must be at least 2 for a standard error, got {max_products}: raise the budget")
     before = operator.products
-    rest = Complement(operator, space, generator)
-    growing = True
+    rest = Complement(operator, space, generator, sparing=sparing, measured=measured)
+    growing = not sparing
+    most = 0 if sparing else operator.size if dimensions is None else min(operator.size, dimensions)
     goal = min(_FIRST_TEST, max_products)
     while True:
         if space.dimension >= operator.size:
             some = _orthonormal(space.dimension, min(_COMPARED, space.dimension))
-            taken = space.mixed(some).mT, space.images_of(some).mT
-            return _rounded(_exact(space), operator, taken, space.measured_error, rel)
+            shares = _shares(operator, space.mixed(some).mT, space.images_of(some).mT)
+            return _rounded(_exact(space), operator, shares, space.measured_error, rel)
         rest.draw(goal - rest.samples)
         missing = _missing(rest, rel, decide)
         left = max_products - (operator.products - before)
-        while growing and missing > _CHUNK and left > _CHUNK and space.dimension + _CHUNK <= operator.size:
+        while growing and missing > _CHUNK and left > _CHUNK and space.dimension + _CHUNK <= most:
             _grow(space, _CHUNK)
             left = max_products - (operator.products - before)
             fewer = _missing(rest, rel, decide)
@@ -201,9 +250,9 @@ def trace_and_frobenius(
             continue
         if missing <= 0 or left <= 0:
             found = _sampled(rest, rel, operator.products - before)
-            z, image = rest.first()
-            return _rounded(found, operator, (z[:, None], image[:, None]), space.measured_error, rel)
-        if (whole := operator.size - space.dimension) <= min(missing, left):
+            return _rounded(found, operator, rest.rounding(), space.measured_error, rel)
+        whole = operator.size - space.dimension
+        if operator.size <= most and whole <= min(missing, left):
             _grow(space, whole)  # the whole matrix costs no more than the missing probes
             continue
         goal = rest.samples + min(missing, left, (_LEAP - 1) * rest.samples)
@@ -269,7 +318,7 @@ def _exact(space: BlockKrylov) -> tuple[Estimate, Estimate]:
 def _rounded(
     found: tuple[Estimate, Estimate],
     operator: SymmetricOperator,
-    taken: tuple[Tensor, Tensor],
+    shares: _Shares | None,
     known: float,
     rel: float,
 ) -> tuple[Estimate, Estimate]:
@@ -280,15 +329,12 @@ def _rounded(
     orthogonal to an error of rank one, four are not. An error `known` from products with other vectors bounds both from
     below.
     """
-    (trace, norm_), (Z, images) = found, taken
-    n, error = operator.size, operator.product_error(Z, images)
-    if error is None:
+    trace, norm_ = found
+    if shares is None:
         widths = [operator.assumed_error * norm_.value] * 2
     else:
-        squares, least = row_norms(Z.mT).square(), _FLOOR * torch.finfo(operator.dtype).eps * norm_.value
-        used = squares > 0
-        shares = (error.norms.square() / squares)[used], (error.forms(Z) / squares)[used]
-        size, along = math.sqrt(n * _mean(shares[0])), n * _mean(shares[1])
+        n, least = operator.size, _FLOOR * torch.finfo(operator.dtype).eps * norm_.value
+        size, along = math.sqrt(n * shares.square), n * shares.form
         widths = [max(along + _SPREAD * size, known) + least, max(_SPREAD * size, known) + least]
     scales = {"the trace": max(abs(trace.value), norm_.value), "the Frobenius norm": norm_.value}
     wide = [
@@ -302,6 +348,16 @@ def _rounded(
         for one, width, (what, scale) in zip(found, widths, scales.items(), strict=True)
     ]
     return wide[0], replace(wide[1], low=max(wide[1].low, 0.0))
+
+
+def _shares(operator: SymmetricOperator, Z: Tensor, images: Tensor) -> _Shares | None:
+    """Measure the rounding of products with vectors `(n, k)`; None if that is not possible."""
+    error = operator.product_error(Z, images)
+    if error is None:
+        return None
+    squares = row_norms(Z.mT).square()
+    used = squares > 0
+    return _Shares(_mean((error.norms.square() / squares)[used]), _mean((error.forms(Z) / squares)[used]))
 
 
 def _orthonormal(size: int, count: int) -> Array:

@@ -9,10 +9,11 @@ from scipy.stats import binom
 from torch import Tensor
 
 from helpers import gaussian, generator
-from lossscope.probes.eigenvalues.block_krylov import Array, BlockKrylov, start_block
+from lossscope.probes.eigenvalues.block_krylov import Array, BlockKrylov
 from lossscope.probes.eigenvalues.density import SpectralDensity, spectral_density
 from lossscope.probes.eigenvalues.measure import measure_spectrum
 from lossscope.probes.eigenvalues.ritz import ritz
+from lossscope.probes.eigenvalues.start_block import start_block
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.operators.base import SymmetricOperator, from_matrix
 from lossscope.probes.statistics.estimate import Estimate

@@ -11,10 +11,11 @@ from scipy.stats import binom
 from torch import Tensor
 
 from helpers import gaussian, generator
-from lossscope.probes.eigenvalues.block_krylov import Array, StartBlock, start_block
+from lossscope.probes.eigenvalues.block_krylov import Array, BlockKrylov
 from lossscope.probes.eigenvalues.extreme_pairs import eigenpairs, grow
 from lossscope.probes.eigenvalues.results import EigenPairs
 from lossscope.probes.eigenvalues.ritz import Ritz, ritz
+from lossscope.probes.eigenvalues.start_block import StartBlock, start_block
 from lossscope.probes.operators.base import SymmetricOperator, from_matrix
 
 
@@ -24,7 +25,7 @@ def diagonal(values: Array) -> SymmetricOperator:
     return SymmetricOperator(len(d), lambda V: d * V, dtype=torch.float64, device=torch.device("cpu"))
 
 
-def grown(values: Array, dimension: int, width: int = 1, seed: int = 0) -> StartBlock:
+def grown(values: Array, dimension: int, width: int = 1, seed: int = 0) -> StartBlock[BlockKrylov]:
     start = start_block(diagonal(values), width, None, generator(seed))
     while start.space.dimension < dimension:
         start.space.step(dimension - start.space.dimension)
@@ -149,7 +150,7 @@ def test_a_pair_has_converged_exactly_where_the_search_would_stop(largest: bool)
     assert both == {True, False}
 
 
-def first_convergence(start: StartBlock, true: float, allowed: float) -> int:
+def first_convergence(start: StartBlock[BlockKrylov], true: float, allowed: float) -> int:
     """Return the number of products at which the largest Ritz value is first within the tolerance of the truth."""
     T = start.space.projected
     values = (float(np.linalg.eigvalsh(T[:k, :k])[-1]) for k in range(1, len(T) + 1))
@@ -186,7 +187,7 @@ def test_inner_pairs_lie_within_their_bounds(name: str, top: int) -> None:
     assert quadratic > (5 if name == "four close" else 30)  # the finer bound is in use
 
 
-def restarted(values: Array, width: int, seed: int, cuts: tuple[int, ...] = (12, 12, 12)) -> StartBlock:
+def restarted(values: Array, width: int, seed: int, cuts: tuple[int, ...] = (12, 12, 12)) -> StartBlock[BlockKrylov]:
     """Return a space that was cut to a part of its Ritz vectors several times, and has grown again."""
     start = start_block(diagonal(values), width, None, generator(seed))
     for dimension in cuts:
