@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -57,17 +58,20 @@ class BlockKrylov(MeasuredRounding):
         operator: A, `(n, n)`.
         start: `(b, n)`, the rows of :math:`X^\top`; linearly dependent rows are dropped.
         generator: CPU generator of the vectors with which an invariant space is extended.
+        spill: Folder of the files in which the basis lies, of a basis on the CPU; None for memory.
 
     Source:
         G. Golub, R. Underwood (1977), The block Lanczos method for computing eigenvalues; B. Parlett (1998), The
         Symmetric Eigenvalue Problem, sections 6.9 (twice is enough) and 13.10.
     """
 
-    def __init__(self, operator: SymmetricOperator, start: Tensor, generator: torch.Generator) -> None:
+    def __init__(
+        self, operator: SymmetricOperator, start: Tensor, generator: torch.Generator, *, spill: Path | None = None
+    ) -> None:
         super().__init__(operator)
         self._generator = generator
         start = start.to(operator.device, operator.dtype)
-        self._rows = OrthonormalRows(start)
+        self._rows = OrthonormalRows(start, spill)
         self._first: list[Tensor] = []  # images of the first block steps, until symmetry has been checked
         self.projected: Array = np.zeros((0, 0))  # T, (k, k)
         self.image_square = 0.0  # squared Frobenius norm of A Q

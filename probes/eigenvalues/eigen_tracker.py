@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 from dataclasses import replace
 from typing import Final
@@ -12,10 +13,13 @@ from torch import Tensor
 
 from lossscope.probes.eigenvalues.block_krylov import BlockKrylov
 from lossscope.probes.eigenvalues.extreme_pairs import cut, eigenpairs, grow, restart_dimensions
+from lossscope.probes.eigenvalues.memory_plan import MemoryPlan, byte_count, memory_plan
+from lossscope.probes.eigenvalues.random_vectors import standard_normal
 from lossscope.probes.eigenvalues.results import EigenPairs, SpectrumEstimate
 from lossscope.probes.eigenvalues.ritz import Ritz, ritz
 from lossscope.probes.eigenvalues.rounding_cause import rounding_cause
-from lossscope.probes.eigenvalues.start_block import StartBlock, start_block
+from lossscope.probes.eigenvalues.start_block import Space, StartBlock, start_block
+from lossscope.probes.eigenvalues.three_vectors import ThreeVectors
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.operators.base import SymmetricOperator
 from lossscope.probes.sums import dot
@@ -29,6 +33,7 @@ _RANDOM_SHARE: Final = 0.1  # random part of the next start vector, so that new 
 _CLOSE: Final = 0.8  # a kept eigenvalue above this share of the largest may overtake it
 _REMEASURED: Final = 8  # evaluations after which the error of products is measured again
 _CHANGED: Final = 2.0  # and ratio of two eigenvalues from which on it is measured earlier
+_WORK: Final = 20  # vectors beside a basis: a product in float64, the kept ones, and others
 _SAME: Final = 0.5  # overlap above which two top vectors are the same eigenvector
 
 
@@ -50,9 +55,11 @@ class EigenTracker:
         rel: The residual to reach, relative to the largest absolute Ritz value.
         max_products: Budget of products per evaluation.
         seed: Seed of the random vectors.
+        memory: Memory for the vectors of an evaluation, as in `measure_spectrum`. Where no basis fits, the recurrence
+            of `ThreeVectors` is run twice, the second time for the vector from which the next evaluation starts.
 
     Raises:
-        ProbeError: `rel` or `max_products` is out of range.
+        ProbeError: `rel`, `max_products` or `memory` is out of range.
 
     Example:
         >>> from lossscope.probes.operators.base import from_matrix
@@ -63,11 +70,15 @@ class EigenTracker:
         (3, True)
     """
 
-    def __init__(self, rel: float = 0.03, *, max_products: int = 64, seed: int = 0) -> None:
+    def __init__(
+        self, rel: float = 0.03, *, max_products: int = 64, seed: int = 0, memory: int | str | None = None
+    ) -> None:
         if not 0 < rel < 1:
             raise ProbeError(f"rel must be between 0 and 1, got {rel:g}")
         if max_products < 1:
             raise ProbeError(f"max_products must be at least 1, got {max_products}")
+        self._memory = memory if memory is None else byte_count(memory)
+        self._plan: MemoryPlan | None = None  # chosen at the first evaluation, and kept
         self.crossings = 0  # evaluations at which another eigenvector became the top one
         self._rel = rel
         self._max_products = max_products
@@ -92,11 +103,10 @@ class EigenTracker:
             ProbeError: the size or the dtype has changed, or a product is not finite.
         """
         begun, before = time.perf_counter(), operator.products
+        plan = self._plan = self._plan or self._planned(operator)
         with operator.cached():
-            space, found = self._cold(operator) if self._kept is None else self._warm(operator, self._kept)
+            pairs, found = self._with_three(operator) if plan.mode == "three vectors" else self._with_basis(operator)
             self._evaluations += 1
-            pairs = eigenpairs(space, found, self._keep, self._rel, largest=True)
-            del space
             self._update(pairs)
         cause = rounding_cause(operator, found.rounding, found.scale, self._rel)
         seconds = time.perf_counter() - begun
@@ -115,7 +125,49 @@ class EigenTracker:
             operator.method,
             () if bool(top.converged[0]) else ("top",),
             top.estimate(0).cause,
+            basis=plan.mode,
+            memory=plan.memory,
         )
+
+    def _planned(self, operator: SymmetricOperator) -> MemoryPlan:
+        """Return the plan of all evaluations."""
+        basis = min(self._max_products, restart_dimensions(operator.size, 1))
+        return memory_plan(operator, self._memory, None, work=_WORK, basis=basis, pairs=1)
+
+    @property
+    def _dimensions(self) -> int:
+        """Dimensions of a basis, at most, for the memory alone."""
+        return sys.maxsize if self._plan is None or self._plan.restarts is None else self._plan.restarts
+
+    def _with_basis(self, operator: SymmetricOperator) -> tuple[EigenPairs, Ritz]:
+        """Run an evaluation that keeps a basis."""
+        space, found = self._cold(operator) if self._kept is None else self._warm(operator, self._kept)
+        return eigenpairs(space, found, self._keep, self._rel, largest=True), found
+
+    def _with_three(self, operator: SymmetricOperator) -> tuple[EigenPairs, Ritz]:
+        """Run an evaluation that keeps three vectors, and find its top vector by a second run."""
+        state, cold = self._generator.get_state(), self._kept is None
+        measures = self._plan is not None and self._plan.measures_rounding
+        start = self._drawn(operator)
+        space = ThreeVectors(operator, start, 0, measures_rounding=measures)
+        block = StartBlock(space, space.start)
+        del start
+        if cold:
+            grow(block, top=1, bottom=0, rel=self._rel, max_products=self._max_products, steps=0)
+        else:
+            self._grow_warm(space)
+        space.release()
+        found = ritz(space, space.start)
+        pairs = eigenpairs(space, found, 1, self._rel, largest=True)
+        after = self._generator.get_state()
+        self._generator.set_state(state)
+        vector = space.replay(self._drawn(operator), found.coefficients[:, found.outermost(1, largest=True)[0]])
+        self._generator.set_state(after)
+        return replace(pairs, vectors=vector[:, None]), found
+
+    def _drawn(self, operator: SymmetricOperator) -> Tensor:
+        """Return the next start vector: random at the first evaluation, later with the kept vectors."""
+        return standard_normal(operator, self._generator) if self._kept is None else self._start(operator, self._kept)
 
     def _cold(self, operator: SymmetricOperator) -> tuple[BlockKrylov, Ritz]:
         """Run the first evaluation: from a random vector, until no eigenvalue can lie further out."""
@@ -128,7 +180,7 @@ class EigenTracker:
                 rel=self._rel,
                 max_products=self._max_products,
                 steps=0,
-                dimensions=restart_dimensions(operator.size, 1),
+                dimensions=min(restart_dimensions(operator.size, 1), self._dimensions),
             )
             self._measure_rounding(start.space, ritz(start.space, start.random))
         return start.space, ritz(start.space, start.random)
@@ -141,16 +193,16 @@ class EigenTracker:
             self._measure_rounding(space, ritz(space, space.start))
         return space, ritz(space, space.start)
 
-    def _grow_warm(self, space: BlockKrylov) -> None:
+    def _grow_warm(self, space: Space) -> None:
         """Take products until the residual is small enough, or no larger than their rounding."""
-        dimensions = restart_dimensions(space.size, 1)
-        while space.dimension < space.size and space.products < self._max_products:
+        dimensions = min(restart_dimensions(space.size, 1), self._dimensions)
+        while space.dimension < space.size and not space.exhausted and space.products < self._max_products:
             if space.dimension:
                 found = ritz(space, space.start)
                 residual = found.residuals[-1] - found.rounding
                 if residual <= max(self._rel * found.scale - found.rounding, found.rounding):
                     return
-            if space.dimension >= dimensions and space.width:
+            if isinstance(space, BlockKrylov) and space.dimension >= dimensions and space.width:
                 cut(StartBlock(space, space.start), 1, 0)
             space.step(1)
 
@@ -175,6 +227,9 @@ class EigenTracker:
                 f"operator must have size {len(kept)} and {kept.dtype} as before, got {n} and {operator.dtype}: "
                 "use a new EigenTracker for it"
             )
+        if self._plan is not None and self._plan.mode == "three vectors":
+            found = standard_normal(operator, self._generator)
+            return found.add_(kept[:, 0], alpha=math.sqrt(n) / _RANDOM_SHARE)
         fading = torch.tensor([_FADING**i for i in range(kept.shape[1])], dtype=kept.dtype, device=kept.device)
         drawn = operator.normal(self._generator)
         return kept @ fading * (math.sqrt(operator.size) / _RANDOM_SHARE) + drawn.to(kept)

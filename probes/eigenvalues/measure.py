@@ -8,6 +8,7 @@ import time
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -142,6 +143,7 @@ def spectrum_copies(max_products: int, *, pairs: int, only_pairs: bool) -> int:
 
 QUANTITIES: Final = ("top", "bottom", "trace", "frobenius", "density")
 _PROBE_STREAM: Final = 0x9E3779B97F4A7C15  # makes the random probes independent of the start vectors of the same seed
+_DENSITY_STREAM: Final = 0x2545F4914F6CDD1D  # and the recurrences of a density those of a space that was cut
 _DENSITY_STEPS: Final = 8  # block steps of a density, at least
 _MORE_STEPS: Final = 4  # and between two tests of its convergence
 
@@ -158,6 +160,7 @@ def measure_spectrum(
     seed: int = 0,
     warm_start: Tensor | None = None,
     memory: int | str | None = None,
+    spill: str | Path | None = None,
 ) -> SpectrumEstimate:
     r"""Measure both ends of a spectrum with bounds, trace and Frobenius norm with 95 % intervals, and the density.
 
@@ -194,12 +197,14 @@ def measure_spectrum(
         memory: Memory for the vectors of the measurement: bytes, text such as "6GB", or None for half of what is
             available (on the CPU the least of `MemAvailable`, of what the control group leaves and of the limit on the
             address space; on CUDA what is free). If the basis does not fit, a part of it is kept, or none: see below.
+        spill: Folder for files with the basis where it does not fit into memory, on the CPU. They vanish at the end.
 
     **With little memory.** Where the basis fits, nothing depends on `memory`. Otherwise `basis` of the result says what
-    was kept. A *restarted basis* is cut to its outer half whenever it is full; all bounds stay valid. With *three
-    vectors* the Lanczos recurrence runs without a basis (`ThreeVectors`): bounds of eigenvalues stay valid, no
-    eigenvalue is counted twice, and eigenvectors are not returned; trace and norm come from probes alone, whose
-    intervals are wider.
+    was kept. A *spilled basis* lies in files, and gives the same numbers more slowly. A *restarted basis* is cut to its
+    outer half whenever it is full; all bounds stay valid. With *three vectors* the Lanczos recurrence runs without a
+    basis (`ThreeVectors`): bounds of eigenvalues stay valid, no eigenvalue is counted twice, and eigenvectors are not
+    returned; trace and norm come from probes alone, whose intervals are wider. The density is then that of two such
+    recurrences (`recurrence_density`), also where a basis was cut.
 
     Returns:
         The estimates; None for quantities that were not requested.
@@ -229,6 +234,7 @@ def measure_spectrum(
     plan = memory_plan(
         operator,
         memory,
+        spill,
         work=_PAIR_WORK + pairs if ask.only_pairs else _WORK + pairs,
         basis=min(max_products, restart_dimensions(operator.size, pairs) if ask.only_pairs else operator.size),
         pairs=pairs,
@@ -242,7 +248,8 @@ def _measured(
     """Measure all requested quantities in the mode of a plan."""
     begun, before = time.perf_counter(), operator.products
     with operator.cached():
-        way = _with_three_vectors if plan.mode == "three vectors" else _with_basis
+        three = plan.mode == "three vectors" or (plan.restarts is not None and request.only_density)
+        way = _with_three_vectors if three else _with_basis
         parts = way(operator, request, warm_start, plan)
     seconds = time.perf_counter() - begun
     products = operator.products - before
@@ -291,10 +298,13 @@ def _with_basis(
     before = operator.products
     trace = frobenius = top = bottom = density = None
     generator = torch.Generator().manual_seed(request.seed)
-    start = start_block(operator, request.width if request.krylov else 1, warm_start, generator)
+    start = start_block(operator, request.width if request.krylov else 1, warm_start, generator, spill=plan.spill)
     space, (most, least) = start.space, request.pairs
     if request.krylov or operator.size <= min(WHOLE, request.max_products):
         steps = _DENSITY_STEPS if "density" in request.wanted else 0
+        room = request.space_budget(operator.size)
+        if plan.restarts is not None and steps:  # left for the recurrences of a density
+            room = max(room // 2, room - 2 * _DENSITY_STEPS)
         cuts = restart_dimensions(operator.size, most + least) if request.only_pairs else plan.restarts
         enclose = partial(
             grow,
@@ -302,7 +312,7 @@ def _with_basis(
             top=most,
             bottom=least,
             rel=request.rel,
-            max_products=request.space_budget(operator.size),
+            max_products=room,
             steps=steps,
             dimensions=cuts if plan.restarts is None or cuts is None else min(cuts, plan.restarts),
         )
@@ -310,6 +320,10 @@ def _with_basis(
         if most or least or request.only_density or space.dimension == operator.size:
             measure_rounding(start, top=most > 0, bottom=least > 0)
             enclose()
+    if (
+        plan.restarts and space.restarts and "density" in request.wanted
+    ):  # the quadrature of a space that was cut is lost
+        density = _recurrence_density(operator, request, plan, operator.products - before)
     if request.probes:
         trace, frobenius = trace_and_frobenius(
             operator,
@@ -324,9 +338,9 @@ def _with_basis(
         found = ritz(space, start.random)
         top = eigenpairs(space, found, most, request.rel, largest=True) if most else None
         bottom = eigenpairs(space, found, least, request.rel, largest=False) if least else None
-        if "density" in request.wanted:
+        if "density" in request.wanted and density is None:
             density = _density(start, request.space_budget(operator.size) if request.only_density else 0)
-    basis: Mode = "restarted basis" if space.restarts else "whole basis"
+    basis: Mode = "restarted basis" if plan.restarts and space.restarts else plan.kept
     return _Parts(space, basis, top, bottom, trace, frobenius, density)
 
 
@@ -339,10 +353,10 @@ def _with_three_vectors(
     generator = torch.Generator().manual_seed(request.seed)
     most, least = request.pairs
     room, draw = request.space_budget(operator.size), partial(_recurrence, operator, request, plan, generator)
-    start = draw(warm_start)
+    both = "density" in request.wanted  # a density takes a second recurrence, and starts that are random alone
+    start = draw(None if both else warm_start)
     space = start.space
     if request.krylov:
-        both = "density" in request.wanted  # a density takes a second recurrence
         enclose = partial(
             grow,
             start,
@@ -362,12 +376,7 @@ def _with_three_vectors(
         if both:
             if request.only_density:
                 _until_converged(start, room // 2)
-            space.release()
-            second = draw(None)
-            while second.space.steps < min(space.steps, room - space.steps) and not second.space.exhausted:
-                second.space.step()
-            second.space.release()
-            density = recurrence_density([start, second])
+            density = recurrence_density([start, _second(draw(None), space, room - space.steps)])
     space.release()
     if request.probes:
         trace, frobenius = trace_and_frobenius(
@@ -396,11 +405,35 @@ def _recurrence(
     )
 
 
+def _second(start: StartBlock[ThreeVectors], first: ThreeVectors, room: int) -> StartBlock[ThreeVectors]:
+    """Take as many steps of a second recurrence as the first one has, or `room`; both release their vectors."""
+    first.release()
+    while start.space.steps < min(first.steps, room) and not start.space.exhausted:
+        start.space.step()
+    start.space.release()
+    return start
+
+
+def _recurrence_density(
+    operator: SymmetricOperator, request: SpectrumRequest, plan: MemoryPlan, taken: int
+) -> SpectralDensity:
+    """Return the density of two recurrences, in place of that of a space that was cut."""
+    generator = torch.Generator().manual_seed((request.seed ^ _DENSITY_STREAM) % 2**63)
+    room = max(request.space_budget(operator.size) - taken, 2)
+    first = _recurrence(operator, request, plan, generator, None)
+    while first.space.steps < min(_DENSITY_STEPS, room // 2) and not first.space.exhausted:
+        first.space.step()
+    second = _second(_recurrence(operator, request, plan, generator, None), first.space, room - first.space.steps)
+    return recurrence_density([first, second])
+
+
 def _until_converged(start: StartBlock[ThreeVectors], room: int) -> None:
     """Take steps until the density of one recurrence converges, or `room` are taken."""
-    while not (recurrence_density([start]).converged or start.space.steps >= room or start.space.exhausted):
-        for _ in range(_MORE_STEPS):
-            start.space.step(room - start.space.steps)
+    space = start.space
+    while space.steps < room and not space.exhausted:
+        space.step()
+        if space.steps >= _DENSITY_STEPS and space.steps % _MORE_STEPS == 0 and recurrence_density([start]).converged:
+            return
 
 
 def _density(start: StartBlock[BlockKrylov], room: int) -> SpectralDensity:

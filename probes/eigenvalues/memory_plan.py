@@ -10,12 +10,13 @@ from typing import Final, Literal
 
 import torch
 
+from lossscope.probes.eigenvalues.row_store import check_spill_folder
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.operators.base import SymmetricOperator
 
 __all__ = ["MemoryPlan", "Mode", "available_memory", "byte_count", "memory_plan"]
 
-Mode = Literal["whole basis", "restarted basis", "three vectors"]
+Mode = Literal["whole basis", "spilled basis", "restarted basis", "three vectors"]
 _LEAST: Final = 3  # vectors without which nothing is measured
 _DIMENSIONS: Final = 12  # of a basis that is worth keeping, for one eigenpair
 _MORE: Final = 4  # and for each other pair
@@ -37,6 +38,12 @@ class MemoryPlan:
     memory: int  # bytes
     dimensions: int  # of the basis, at most
     measures_rounding: bool  # False if a product in float64 does not fit
+    spill: Path | None = None  # folder of the files of a spilled basis
+
+    @property
+    def kept(self) -> Mode:
+        """What is kept of a basis that is not cut for want of memory."""
+        return "spilled basis" if self.mode == "spilled basis" else "whole basis"
 
     @property
     def restarts(self) -> int | None:
@@ -45,16 +52,24 @@ class MemoryPlan:
 
 
 def memory_plan(
-    operator: SymmetricOperator, memory: int | str | None, *, work: int, basis: int, pairs: int
+    operator: SymmetricOperator,
+    memory: int | str | None,
+    spill: str | Path | None,
+    *,
+    work: int,
+    basis: int,
+    pairs: int,
 ) -> MemoryPlan:
     """Choose the mode of a measurement.
 
-    The whole basis is kept if it fits; else the part that fits, if at least twelve vectors do (and four more for each
-    further pair), which is cut when it is full; else three vectors.
+    The whole basis is kept if it fits; else it is spilled into files, if a folder is given and what is held beside it
+    fits; else the part that fits is kept, if at least twelve vectors do (and four more for each further pair), which is
+    cut when it is full; else three vectors.
 
     Args:
         operator: `(n, n)`.
         memory: Bytes, text such as "6GB", or None for half of what is available.
+        spill: Folder for the basis; None for none.
         work: Vectors that are held beside a basis.
         basis: Vectors of a whole basis, at most.
         pairs: Number of eigenpairs at both ends together.
@@ -63,7 +78,8 @@ def memory_plan(
         The plan.
 
     Raises:
-        ProbeError: The memory is not a positive number of bytes, or holds fewer than three vectors.
+        ProbeError: The memory is not a positive number of bytes, or holds fewer than three vectors; or there is no such
+            folder.
     """
     one = operator.size * operator.dtype.itemsize
     budget = available_memory(operator.device) // _SHARE if memory is None else byte_count(memory)
@@ -73,9 +89,12 @@ def memory_plan(
             f"memory must hold at least {_LEAST} vectors of {operator.size} numbers, {_LEAST * one} bytes, got "
             f"{memory!r}: raise it, or measure fewer parameters (restricted)"
         )
+    folder = None if spill is None else check_spill_folder(spill)
     reference = fit >= _REFERENCE
     if fit >= basis + work:
         return MemoryPlan("whole basis", budget, sys.maxsize, reference)
+    if folder is not None and fit >= work and operator.device.type == "cpu":
+        return MemoryPlan("spilled basis", budget, sys.maxsize, reference, folder)
     least = _DIMENSIONS + _MORE * max(pairs - 1, 0)
     if fit - work >= least:
         return MemoryPlan("restarted basis", budget, fit - work, reference)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from lossscope.probes.eigenvalues.row_store import SpilledRows
 from lossscope.probes.sums import gram
 
 __all__ = ["SPARE", "Array", "OrthonormalRows"]
@@ -24,11 +26,13 @@ class OrthonormalRows:
 
     Args:
         like: `(j, n)`, gives length, dtype and device; none of its rows is taken.
+        spill: Folder for files that hold the rows in place of memory; None for memory.
     """
 
-    def __init__(self, like: Tensor) -> None:
+    def __init__(self, like: Tensor, spill: Path | None = None) -> None:
         width = min(max(like.shape[1] // _RANGES, _WIDTHS[0]), _WIDTHS[1])
         self._parts = [part.new_empty(0, part.shape[1]) for part in torch.split(like, width, 1)]
+        self._files = [] if spill is None else [SpilledRows(spill, part) for part in self._parts]
         self._width = width
         self._like = like[:0]
         self._count = 0
@@ -47,11 +51,20 @@ class OrthonormalRows:
         for place, new in enumerate(torch.split(rows, self._width, 1)):
             part = self._parts[place]
             if count > len(part):
-                part = part.new_empty(-(-count // SPARE) * SPARE, part.shape[1])
-                part[: self._count] = self._parts[place][: self._count]
-                self._parts[place] = part
+                part = self._grown(place, -(-count // SPARE) * SPARE)
             part[self._count : count] = new
         self._count = count
+
+    def _grown(self, place: int, count: int) -> Tensor:
+        """Return a range of columns with place for `count` rows."""
+        if self._files:
+            part = self._files[place].grow(count)
+        else:
+            old = self._parts[place]
+            part = old.new_empty(count, old.shape[1])
+            part[: self._count] = old[: self._count]
+        self._parts[place] = part
+        return part
 
     def without(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Project rows `(j, n)` onto the complement.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final, Generic, TypeVar
 
 import torch
@@ -34,7 +35,12 @@ class StartBlock(Generic[AnySpace]):
 
 
 def start_block(
-    operator: SymmetricOperator, width: int, warm_start: Tensor | None, generator: torch.Generator
+    operator: SymmetricOperator,
+    width: int,
+    warm_start: Tensor | None,
+    generator: torch.Generator,
+    *,
+    spill: Path | None = None,
 ) -> StartBlock[BlockKrylov]:
     """Return the Krylov space of `width` standard normal vectors, before its first product.
 
@@ -46,6 +52,7 @@ def start_block(
         width: Number of random vectors.
         warm_start: `(n,)` or `(n, j)`, approximate eigenvectors, or None.
         generator: CPU generator, the only source of randomness.
+        spill: Folder of the files in which the basis lies; None for memory.
 
     Returns:
         The space.
@@ -61,7 +68,7 @@ def start_block(
             rows[0] = rows[0] + warm
         else:
             rows.append(warm)
-    space = BlockKrylov(operator, torch.stack(rows), generator)
+    space = BlockKrylov(operator, torch.stack(rows), generator, spill=spill)
     return StartBlock(space, space.start[:, : min(width, n)])
 
 

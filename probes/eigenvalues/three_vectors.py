@@ -171,6 +171,22 @@ class ThreeVectors(MeasuredRounding):
         self.steps += 1
         self.products += 1
 
+    def replay(self, start: Tensor, coefficients: Array) -> Tensor:
+        """Run the recurrence once more and return the unit vector with these coordinates in its basis, `(n,)`.
+
+        Args:
+            start: `(n,)`, the start vector as it was before; it is overwritten.
+            coefficients: `(k,)`; k - 1 products are taken.
+        """
+        again = ThreeVectors(self._operator, start, 0, measures_rounding=False)
+        found = torch.zeros_like(start)
+        for place, share in enumerate(coefficients):
+            if again._current is not None:
+                found.add_(again._current, alpha=float(share))
+            if place + 1 < len(coefficients):
+                again.step()
+        return found.div_(float(norm(found)))
+
     @property
     def _scale(self) -> float:
         """Largest absolute entry of T, at least that of its eigenvalues over three."""
