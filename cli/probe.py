@@ -56,6 +56,17 @@ def probe(
         typer.Option(help="pyhessian gives a second opinion on eigenvalues and trace."),
     ] = "lossscope",
     seed: Annotated[int, typer.Option(help="Seed of the random vectors.")] = 0,
+    memory: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            help="Memory for the vectors of a measurement, such as 6GB; what does not fit is measured without a part "
+            "of the Krylov basis, as the rows say. Default: half of what is available.",
+        ),
+    ] = None,
+    spill: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder for the Krylov basis where it does not fit into memory.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Measure checkpoints of a run and append the numbers to it; prints them with bounds and cost.
@@ -71,7 +82,7 @@ def probe(
     from lossscope.landscape.reprobe.checkpoint_probe import probe as measure
 
     names = None if measures is None else _names(measures)
-    effort = _effort(rel, max_products, seed, engine)
+    effort = _effort(rel, max_products, seed, engine, memory, spill)
     steps = _steps(checkpoint)
     with progress_bar(f"probe {run.name}") as progress:
         found = measure(run, at=steps, measures=names, effort=effort, objective=objective, progress=progress)
@@ -129,17 +140,28 @@ def _names(measures: str) -> list[str]:
     return names
 
 
-def _effort(rel: str, max_products: int, seed: int, engine: Literal["lossscope", "pyhessian"]) -> SolverOptions:
+def _effort(
+    rel: str,
+    max_products: int,
+    seed: int,
+    engine: Literal["lossscope", "pyhessian"],
+    memory: str | None,
+    spill: Path | None,
+) -> SolverOptions:
     """Return the solver options, checked before anything is loaded."""
     from lossscope.landscape.errors import ConfigError
     from lossscope.landscape.measures.options import SolverOptions
     from lossscope.landscape.training.config import shown
+    from lossscope.probes.eigenvalues.memory_plan import byte_count
+    from lossscope.probes.eigenvalues.row_store import check_spill_folder
 
     share = share_of(rel)
     for flag, value, least in (("--max-products", max_products, 1), ("--seed", seed, 0)):
         if not least <= value <= _MOST:
             raise ConfigError(f"{flag} {shown(value)} is out of range: need at least {least} and at most {_MOST}")
-    return SolverOptions(share, share, max_products, seed, engine)
+    size = None if memory is None else byte_count(memory)
+    folder = None if spill is None else check_spill_folder(spill)
+    return SolverOptions(share, share, max_products, seed, engine, size, folder)
 
 
 def share_of(text: str) -> float:

@@ -99,6 +99,8 @@ def shared_cost(found: SpectrumEstimate) -> Row:
         "method": found.method,
         "engine": found.engine,
         "gradients": found.gradients,
+        "basis": found.basis if found.engine == "lossscope" else None,
+        "memory": None if found.basis == "whole basis" else found.memory,
     }
 
 

@@ -68,6 +68,8 @@ def top_and_trace(
         quantities=tuple(wanted),
         seed=options.seed,
         warm_start=near,
+        memory=options.memory,
+        spill=options.spill,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, get_args
 
 from torch.optim.optimizer import Optimizer
@@ -29,6 +30,8 @@ class SolverOptions:
     max_products: int  # Hessian products that one group of measures may spend
     seed: int = 0
     engine: Engine = "lossscope"
+    memory: int | str | None = None  # for the vectors of a measurement, see `measure_spectrum`
+    spill: str | Path | None = None  # folder of the basis where it does not fit
 
     def __post_init__(self) -> None:
         """Reject an unknown engine."""

@@ -115,6 +115,7 @@ def sampling_rows(target: MeasurementTarget, options: SolverOptions, names: froz
 
 
 _EDGE: Final = "sharpness_edge_ratio"
+_NO_VECTORS: Final = "eigenvectors are not kept with three vectors: give more memory, or a folder to spill the basis to"
 
 
 class Panel:
@@ -253,6 +254,8 @@ class Panel:
             quantities=tuple(quantity for quantity, wanted in quantities.items() if wanted),
             seed=self.options.seed,
             warm_start=self.near.get("spectrum"),
+            memory=self.options.memory,
+            spill=self.options.spill,
         )
         self.remember("spectrum", found)
         if eigenvalues:
@@ -302,6 +305,8 @@ class Panel:
             quantities=("top",),
             seed=self.options.seed,
             warm_start=self.near.get("metric"),
+            memory=self.options.memory,
+            spill=self.options.spill,
         )
         self.remember("metric", found)
         if found.top is None:
@@ -393,13 +398,16 @@ class Panel:
             self._own_spectrum(frozenset(EIGENVALUES[:count]))
         if self._top is None or not len(self._top.values):
             return Rows()
+        if self._top.vectors.shape[1] < min(count, len(self._top.values)):
+            self.absent |= dict.fromkeys(sorted(names), _NO_VECTORS)
+            return Rows()
         rows = alignment_rows(self.objective, self._top, names)
         cost = {"products": self.hessian.products - before + 1, "seconds": time.perf_counter() - begun}
         return Rows([{**row, **cost} for row in rows.probes])
 
     def remember(self, group: str, found: SpectrumEstimate) -> None:
         """Keep the top eigenvector as the start of the next search."""
-        if found.top is not None and len(found.top.values):
+        if found.top is not None and found.top.vectors.shape[1]:
             self.near[group] = found.top.vectors[:, 0].detach().clone()
 
     @property

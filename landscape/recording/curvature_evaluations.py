@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import partial
+from pathlib import Path
 from typing import Any, Final
 
 from torch import Tensor
@@ -85,6 +86,8 @@ class CurvatureEvaluations:
             with an error of traces of at most 3 %.
         train: The same loss on all training data; None for no `train_loss`.
         test: The same loss on test data; None for no `test_loss`.
+        memory: Memory for the vectors of a measurement, as in `measure_spectrum`.
+        spill: Folder of a basis that does not fit.
     """
 
     def __init__(
@@ -98,6 +101,8 @@ class CurvatureEvaluations:
         *,
         train: Objective | None = None,
         test: Objective | None = None,
+        memory: int | str | None = None,
+        spill: str | Path | None = None,
     ) -> None:
         self.objective = objective
         self._faults = faults or Faults("curvature")
@@ -107,9 +112,10 @@ class CurvatureEvaluations:
         for_verdict = bool(self._wanted.names and self._wanted.names & VERDICT)
         trace_rel = min(preset.trace_rel, _VERDICT_TRACE) if for_verdict else preset.trace_rel
         products = max(preset.products, _VERDICT_PRODUCTS) if for_verdict else preset.products
-        self._options = SolverOptions(preset.rel, trace_rel, products, seed)
+        self._options = SolverOptions(preset.rel, trace_rel, products, seed, memory=memory, spill=spill)
         self._others = {name: one for name, one in (("train_loss", train), ("test_loss", test)) if one is not None}
-        self._tracker = EigenTracker(preset.rel, max_products=preset.products, seed=seed) if preset.tracked else None
+        tracker = partial(EigenTracker, preset.rel, max_products=preset.products, seed=seed, memory=memory)
+        self._tracker = tracker() if preset.tracked else None
         self._near: dict[str, Tensor] = {}
         self._costs = MeasurementCosts()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Final
 
 import torch
@@ -49,6 +50,8 @@ class LossInstruments:
         name: Name of the run, for lines on stderr.
         train: The same loss on all training data, for evaluations; None if they are not known.
         test: The same loss on test data; None if they are not known.
+        memory: Bytes for the vectors of an evaluation.
+        spill: Folder of a basis that does not fit.
 
     Attributes:
         objective: The loss on fixed data, or None.
@@ -70,6 +73,8 @@ class LossInstruments:
         name: str,
         train: Objective | None = None,
         test: Objective | None = None,
+        memory: int | None = None,
+        spill: str | Path | None = None,
     ) -> None:
         self.objective = objective
         self._lags = preset.lags
@@ -82,7 +87,15 @@ class LossInstruments:
         if objective is not None:
             only = optimizers[0] if len(optimizers) == 1 else None
             self._curvature = CurvatureEvaluations(
-                objective, preset, only, faults=faults, wanted=wanted, train=train, test=test
+                objective,
+                preset,
+                only,
+                faults=faults,
+                wanted=wanted,
+                train=train,
+                test=test,
+                memory=memory,
+                spill=spill,
             )
             self._schedule = EvaluationSchedule(self._curvature, cadence, cap, overhead, faults, name)
         if minibatches is not None and preset.lags:

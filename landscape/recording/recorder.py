@@ -16,6 +16,7 @@ from lossscope.landscape.recording.cadence import MOST_EVALUATIONS, Cadence, Spa
 from lossscope.landscape.recording.checkpoint_saver import CheckpointSaver
 from lossscope.landscape.recording.cost_cap import CostCap, overhead_share
 from lossscope.landscape.recording.curvature_evaluations import wanted_measures
+from lossscope.landscape.recording.curvature_memory import CURVATURE_MEMORY, curvature_memory
 from lossscope.landscape.recording.disk_cap import byte_count, expected_bytes
 from lossscope.landscape.recording.faults import Faults, say
 from lossscope.landscape.recording.loss_instruments import LossInstruments
@@ -95,6 +96,10 @@ class Recorder:
             the reason. Default: the preset's share (0.02, 0.10, 0.50). 1: no cap, and no row depends on the time that
             anything took.
         disk: Bound on the size of all checkpoints, in bytes or as text such as "500MB". Place for the last one is kept.
+        memory: Memory for the vectors of a curvature evaluation, in bytes or as text such as "6GB". Default: half of
+            what is available. What does not fit is measured with a part of the Krylov basis or with three vectors, as
+            the rows say; a run that is resumed keeps its number.
+        spill: Folder for the basis of an evaluation where it does not fit into memory.
         arm: Name of the arm, the group of runs that differ in their seeds only. Default: `optimizer_name(optimizer)`.
         config: Settings of the run, kept in the manifest.
         seeds: The init, split and order seeds, kept in the manifest.
@@ -128,6 +133,8 @@ class Recorder:
         weights_at_evaluations: bool = False,
         overhead: float | None = None,
         disk: int | str = "2GB",
+        memory: int | str | None = None,
+        spill: str | Path | None = None,
         arm: str | None = None,
         config: dict[str, Any] | None = None,
         seeds: dict[str, int] | None = None,
@@ -148,6 +155,7 @@ class Recorder:
         check_losses(objective, train, test)
         check_model(model, objective, minibatches, train, test)
         times, earlier = earlier_facts(self._folder, resume_at)
+        evaluation_memory = curvature_memory(memory, spill, objective, self._folder, resume_at)
         self._faults = Faults(str(path), strict=strict, earlier=earlier)
         load_libraries()  # before the clock starts, as the time of imports is not that of recording
         self._overhead = Overhead(times)
@@ -181,6 +189,8 @@ class Recorder:
             name=str(path),
             train=train,
             test=test,
+            memory=evaluation_memory,
+            spill=spill,
         )
         self._saver = CheckpointSaver(
             self._folder,
@@ -208,6 +218,8 @@ class Recorder:
             self._folder, manifest, self._faults, self._overhead, planned=steps, force=force, resume_at=resume_at
         )
         if self._writer is not None:
+            if evaluation_memory is not None:
+                self._writer.update(**{CURVATURE_MEMORY: evaluation_memory})
             self._begin(optimizers, self._writer, new=resume_at is None)
 
     # -- public interface ---------------------------------------------------------------------------

@@ -174,6 +174,8 @@ _PROBES: Final = (
     Column("parameters", "int", "", "number of parameters over which the loss was differentiated; frozen ones are not"),
     Column("additivity", "text", "", "how batches make up the loss: mean of samples, mean of batches, unchecked"),
     Column("converged", "bool", "", "true if the requested accuracy was reached"),
+    Column("basis", "text", "", "what was kept of a Krylov basis: whole, spilled, restarted, or three vectors alone"),
+    Column("memory", "int", "bytes", "memory for which that was chosen; null where the whole basis fits"),
     Column("cause", "text", "", "reason that it was not, where more products would not reach it; otherwise null"),
 )
 
@@ -190,6 +192,8 @@ _DENSITIES: Final = (
     Column("method", "text", "", "method of the products"),
     Column("product_error", "float", "1", "differences only: measured relative error of a product; null if exact"),
     Column("engine", "text", "", "lossscope"),
+    Column("basis", "text", "", "what was kept of the Krylov basis; with three vectors each probe has its own nodes"),
+    Column("memory", "int", "bytes", "memory for which that was chosen; null where the whole basis fits"),
     Column("mode", "text", "", "mode of the model: eval, frozen or train"),
     Column("loss_kind", "text", "", "name of the loss function"),
     Column("seed", "int", "", "seed of the random probes"),
