@@ -66,6 +66,8 @@ def memory_plan(
     fits; else the part that fits is kept, if at least twelve vectors do (and four more for each further pair), which is
     cut when it is full; else three vectors.
 
+    Processes that measure together choose one mode: that of the least of their memories.
+
     Args:
         operator: `(n, n)`.
         memory: Bytes, text such as "6GB", or None for half of what is available.
@@ -81,9 +83,10 @@ def memory_plan(
         ProbeError: The memory is not a positive number of bytes, or holds fewer than three vectors; or there is no such
             folder.
     """
-    one = operator.size * operator.dtype.itemsize
-    budget = available_memory(operator.device) // _SHARE if memory is None else byte_count(memory)
-    fit = budget // one
+    one = operator.length * operator.dtype.itemsize
+    share = _SHARE * operator.processes
+    budget = operator.agreed(available_memory(operator.device) // share if memory is None else byte_count(memory))
+    fit = operator.agreed(budget // one)
     if fit < _LEAST and memory is not None:
         raise ProbeError(
             f"memory must hold at least {_LEAST} vectors of {operator.size} numbers, {_LEAST * one} bytes, got "
@@ -98,6 +101,11 @@ def memory_plan(
     least = _DIMENSIONS + _MORE * max(pairs - 1, 0)
     if fit - work >= least:
         return MemoryPlan("restarted basis", budget, fit - work, reference)
+    if operator.length < operator.size:
+        raise ProbeError(
+            f"memory must hold at least {least + work} vectors of {operator.length} numbers in each process for a "
+            f"sharded model, {(least + work) * one} bytes, got {budget}: raise it, or use more processes"
+        )
     return MemoryPlan("three vectors", budget, 0, reference)
 
 

@@ -120,6 +120,7 @@ class SymmetricOperator:
             raise ProbeError(f"dtype must be real and floating, such as torch.float32, got {dtype}")
         self.size = size
         self.length = size  # entries of a vector in this process; fewer where vectors are sharded
+        self.processes = 1  # number of processes that measure together
         self.dtype = dtype
         self.device = device
         self.products = 0  # columns multiplied so far
@@ -128,6 +129,10 @@ class SymmetricOperator:
         self._product = product
         self._facts = facts
         self.reference = reference
+
+    def agreed(self, number: int) -> int:
+        """Return the least of the numbers that the processes which measure together have; a collective call."""
+        return number
 
     def normal(self, generator: torch.Generator) -> Tensor:
         """Draw a standard normal vector, float64 on the CPU; of a sharded one the part of this process."""

@@ -237,6 +237,11 @@ class _Averaged(ObjectiveOperator):
             is_hessian=local.is_hessian,
         )
         self._over = objective
+        self.processes = self._ranks.count
+
+    def agreed(self, number: int) -> int:
+        """Return the least of the numbers that the ranks have."""
+        return min(self._ranks.gather(number))
 
     @property
     def asymmetry_hint(self) -> str:

@@ -169,6 +169,10 @@ class ShardedObjective:
         """Place this rank's part of the parameters in the model."""
         self._place(self._split(theta))
 
+    def least(self, number: int) -> int:
+        """Return the least of the numbers that the ranks have."""
+        return min(self._ranks.gather(number))
+
     def require_equal_count(self, columns: int) -> None:
         """Raise if the ranks multiply different numbers of vectors."""
         self._ranks.require_equal(
@@ -274,7 +278,7 @@ class _ShardedHessian(SymmetricOperator):
             facts=lambda: self._found,
             reference=self._compared,
         )
-        self.length = objective.length
+        self.length, self.processes = objective.length, objective.ranks
         self.objective = objective
         self._stretch = stretch
         self._rounding = 0.0  # of a product with a unit vector
@@ -284,6 +288,10 @@ class _ShardedHessian(SymmetricOperator):
     def asymmetry_hint(self) -> str:
         """Advice that an algorithm gives if it finds the matrix asymmetric."""
         return "differences of gradients do not settle here (kinks within a step); measure at other parameters"
+
+    def agreed(self, number: int) -> int:
+        """Return the least of the numbers that the ranks have."""
+        return self.objective.least(number)
 
     def normal(self, generator: torch.Generator) -> Tensor:
         """Draw this rank's part of a standard normal vector, float64 on the CPU."""
