@@ -186,8 +186,8 @@ def _differentiable(model: nn.Module, names: Collection[str] | None) -> list[tup
         if type(p).__name__ in _SHARDED:
             raise ProbeError(
                 f"parameters must be whole on this process, got {name} ({type(p).__name__}), of which it has a "
-                "part: use ShardedObjective for a model under fully_shard, or measure a copy that was not sharded, with "
-                "the full state dictionary"
+                "part: use ShardedObjective for a model under fully_shard, or measure a copy that was not sharded, "
+                "with the full state dictionary"
             )
         if not p.is_floating_point():
             raise ProbeError(f"parameters must be real and floating, got {name} of {p.dtype}: freeze or convert it")
