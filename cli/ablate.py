@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from lossscope.cli.amounts import bytes_text, duration_text
 from lossscope.cli.options import JsonOption
 from lossscope.cli.terminal import echo, text_width
 
@@ -141,7 +142,7 @@ def _heading(made: Ablation) -> str:
     failed = len(made.lost) - diverged
     words += f" on {', '.join(grid.workloads)}, {len(made.finished)} finished, {diverged} diverged"
     words += f", {failed} failed" if failed else ""
-    lines = [f"{words}; {_duration(made.seconds)}, {_size(made.bytes)} in {_folder(made)}"]
+    lines = [f"{words}; {duration_text(made.seconds)}, {bytes_text(made.bytes)} in {_folder(made)}"]
     lines += [f"  {one.name} {one.status}: {one.why}" for one in made.lost[:_MOST_LISTED]]
     if len(made.lost) > _MOST_LISTED:
         lines.append(f"  and {len(made.lost) - _MOST_LISTED} more")
@@ -214,9 +215,9 @@ def _plan_text(grid: Grid, plan: Plan) -> str:
         name = arm.arm if len(grid.workloads) == 1 else f"{arm.arm} on {arm.workload}"
         lines.append(
             f"  {name}: {1000 * arm.step_seconds:.1f} ms a step, {arm.evaluation_seconds:.2g} s an evaluation, "
-            f"{arm.seconds:.3g} s and {_size(arm.bytes)} a run"
+            f"{arm.seconds:.3g} s and {bytes_text(arm.bytes)} a run"
         )
-    lines.append(f"About {_duration(plan.seconds)} with {plan.jobs} jobs, {_size(plan.bytes)}.")
+    lines.append(f"About {duration_text(plan.seconds)} with {plan.jobs} jobs, {bytes_text(plan.bytes)}.")
     return "\n".join([*lines, _power(plan)])
 
 
@@ -230,14 +231,3 @@ def _power(plan: Plan) -> str:
         f"{100 * plan.spread:.0f} % ({source})."
     )
     return words if plan.enough else f"{words} A verdict needs 6 pairs: add --seeds 6."
-
-
-def _duration(seconds: float) -> str:
-    """Return a duration in words."""
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
-
-
-def _size(count: int) -> str:
-    """Return a number of bytes as text."""
-    return f"{count / 1e6:.3g} MB" if count >= 1e6 else f"{count / 1e3:.3g} kB"

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Final, Literal
 import typer
 
 from lossscope.cli.ablate import ablate
+from lossscope.cli.budget import budget
 from lossscope.cli.catalogue import list_app
 from lossscope.cli.check import check
 from lossscope.cli.compare import compare
@@ -59,6 +60,7 @@ def _options(
 app.command()(demo)
 app.command()(train)
 app.command()(ablate)
+app.command()(budget)
 app.command()(probe)
 app.command()(runs)
 app.command()(compare)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from lossscope.landscape.measures.options import SolverOptions
     from lossscope.landscape.reprobe.result import Probed
 
-__all__ = ["probe", "share_of"]
+__all__ = ["measure_names", "probe", "share_of", "solver_options"]
 
 _MOST: Final = 2**31 - 1
 _MOST_DIGITS: Final = 18
@@ -81,8 +81,8 @@ def probe(
     from lossscope.cli.progress import progress_bar
     from lossscope.landscape.reprobe.checkpoint_probe import probe as measure
 
-    names = None if measures is None else _names(measures)
-    effort = _effort(rel, max_products, seed, engine, memory, spill)
+    names = None if measures is None else measure_names(measures)
+    effort = solver_options(rel, max_products, seed, engine, memory, spill)
     steps = _steps(checkpoint)
     with progress_bar(f"probe {run.name}") as progress:
         found = measure(run, at=steps, measures=names, effort=effort, objective=objective, progress=progress)
@@ -130,8 +130,12 @@ def _missed(found: Probed) -> str:
     return "".join(lines)
 
 
-def _names(measures: str) -> list[str]:
-    """Return the names in a comma-separated list."""
+def measure_names(measures: str) -> list[str]:
+    """Return the names in a comma-separated list.
+
+    Raises:
+        ConfigError: There is none.
+    """
     from lossscope.landscape.errors import ConfigError
 
     names = [name.strip() for name in measures.split(",") if name.strip()]
@@ -140,7 +144,7 @@ def _names(measures: str) -> list[str]:
     return names
 
 
-def _effort(
+def solver_options(
     rel: str,
     max_products: int,
     seed: int,
@@ -148,7 +152,12 @@ def _effort(
     memory: str | None,
     spill: Path | None,
 ) -> SolverOptions:
-    """Return the solver options, checked before anything is loaded."""
+    """Return the solver options, checked before anything is loaded.
+
+    Raises:
+        ConfigError: One of them is out of range.
+        ProbeError: The memory is no number of bytes, or there is no such folder.
+    """
     from lossscope.landscape.errors import ConfigError
     from lossscope.landscape.measures.options import SolverOptions
     from lossscope.landscape.training.config import shown

@@ -1,3 +1,8 @@
+from .budget import (
+    Budget as Budget,
+    Price as Price,
+    budget as budget,
+)
 from .dynamics.direction_memory import (
     DirectionMemory as DirectionMemory,
     LaggedCosines as LaggedCosines,

@@ -30,7 +30,15 @@ from lossscope.probes.errors import ProbeError
 from lossscope.probes.operators.base import SymmetricOperator
 from lossscope.probes.statistics.estimate import Estimate
 
-__all__ = ["QUANTITIES", "SpectrumRequest", "least_products", "measure_spectrum", "spectrum_copies"]
+__all__ = [
+    "QUANTITIES",
+    "SpectrumRequest",
+    "least_products",
+    "measure_spectrum",
+    "spectrum_copies",
+    "spectrum_plan",
+    "spectrum_request",
+]
 
 _SPACE: Final = 4  # smallest dimension of a space
 _SAMPLES: Final = 2  # random vectors needed for a standard error
@@ -91,6 +99,11 @@ class SpectrumRequest:
     def only_density(self) -> bool:
         """True if the density is the only quantity that decides when the space is large enough."""
         return self.wanted == {"density"}
+
+    @property
+    def work(self) -> int:
+        """Number of vectors held beside a basis."""
+        return (_PAIR_WORK if self.only_pairs else _WORK) + sum(self.pairs)
 
     def check_budget(self, size: int) -> None:
         """Raise if the budget is too small for the requested quantities."""
@@ -219,27 +232,53 @@ def measure_spectrum(
         >>> [round(float(x), 6) for x in (found.top.values[0], found.bottom.values[0], found.trace.value)]
         [4.0, -1.0, 4.0]
     """
-    _check(top, bottom, (rel, rel if trace_rel is None else trace_rel))
-    ask = SpectrumRequest(
-        _wanted(quantities),
-        min(top, operator.size),
-        min(bottom, operator.size),
-        rel,
-        rel if trace_rel is None else trace_rel,
-        max_products,
-        seed,
-    )
-    ask.check_budget(operator.size)
-    pairs = sum(ask.pairs)
-    plan = memory_plan(
+    accuracy = (rel, rel if trace_rel is None else trace_rel)
+    ask = spectrum_request(operator, quantities, (top, bottom), accuracy, max_products, seed)
+    return _measured(operator, ask, warm_start, spectrum_plan(operator, ask, memory, spill))
+
+
+def spectrum_request(
+    operator: SymmetricOperator,
+    quantities: Collection[str] | None,
+    pairs: tuple[int, int],
+    accuracy: tuple[float, float],
+    max_products: int,
+    seed: int,
+) -> SpectrumRequest:
+    """Return a request after checking it, as `measure_spectrum` does.
+
+    Args:
+        operator: `(n, n)`.
+        quantities: As for `measure_spectrum`, as the rest.
+        pairs: `top` and `bottom`.
+        accuracy: `rel` and `trace_rel`.
+        max_products: Budget of products.
+        seed: Seed.
+
+    Raises:
+        ProbeError: An argument is out of range, or the budget is too small for the quantities.
+    """
+    _check(*pairs, accuracy)
+    top, bottom = (min(count, operator.size) for count in pairs)
+    request = SpectrumRequest(_wanted(quantities), top, bottom, *accuracy, max_products, seed)
+    request.check_budget(operator.size)
+    return request
+
+
+def spectrum_plan(
+    operator: SymmetricOperator, request: SpectrumRequest, memory: int | str | None, spill: str | Path | None
+) -> MemoryPlan:
+    """Return the plan of a request for a memory budget, see `memory_plan`."""
+    pairs = sum(request.pairs)
+    dimensions = restart_dimensions(operator.size, pairs) if request.only_pairs else operator.size
+    return memory_plan(
         operator,
         memory,
         spill,
-        work=_PAIR_WORK + pairs if ask.only_pairs else _WORK + pairs,
-        basis=min(max_products, restart_dimensions(operator.size, pairs) if ask.only_pairs else operator.size),
+        work=request.work,
+        basis=min(request.max_products, dimensions),
         pairs=pairs,
     )
-    return _measured(operator, ask, warm_start, plan)
 
 
 def _measured(

@@ -14,7 +14,7 @@ from lossscope.probes.eigenvalues.row_store import check_spill_folder
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.operators.base import SymmetricOperator
 
-__all__ = ["MemoryPlan", "Mode", "available_memory", "byte_count", "memory_plan"]
+__all__ = ["MemoryPlan", "Mode", "available_memory", "byte_count", "memory_for", "memory_plan"]
 
 Mode = Literal["whole basis", "spilled basis", "restarted basis", "three vectors"]
 _LEAST: Final = 3  # vectors without which nothing is measured
@@ -84,8 +84,7 @@ def memory_plan(
             folder.
     """
     one = operator.length * operator.dtype.itemsize
-    share = _SHARE * operator.processes
-    budget = operator.agreed(available_memory(operator.device) // share if memory is None else byte_count(memory))
+    budget = memory_for(operator, memory)
     fit = operator.agreed(budget // one)
     if fit < _LEAST and memory is not None:
         raise ProbeError(
@@ -107,6 +106,20 @@ def memory_plan(
             f"sharded model, {(least + work) * one} bytes, got {budget}: raise it, or use more processes"
         )
     return MemoryPlan("three vectors", budget, 0, reference)
+
+
+def memory_for(operator: SymmetricOperator, memory: int | str | None) -> int:
+    """Return the bytes that the vectors of a measurement may take in each process.
+
+    Args:
+        operator: `(n, n)`.
+        memory: Bytes, text such as "6GB", or None for half of what is available to all processes.
+
+    Raises:
+        ProbeError: The memory is not a positive number of bytes.
+    """
+    share = _SHARE * operator.processes
+    return operator.agreed(available_memory(operator.device) // share if memory is None else byte_count(memory))
 
 
 def byte_count(memory: int | str) -> int:

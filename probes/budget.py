@@ -1,0 +1,224 @@
+"""Cost of a curvature measurement before it is taken: bytes, products, seconds and gradients."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import torch
+
+from lossscope.probes.eigenvalues.extreme_pairs import restart_dimensions
+from lossscope.probes.eigenvalues.measure import SpectrumRequest, spectrum_plan, spectrum_request
+from lossscope.probes.eigenvalues.memory_plan import MemoryPlan, Mode
+from lossscope.probes.objective.objective import Objective
+from lossscope.probes.operators.base import SymmetricOperator
+from lossscope.probes.operators.hessian import hessian
+from lossscope.probes.operators.timing import now
+
+__all__ = ["Budget", "Price", "budget", "price_of"]
+
+_SPARING: Final = 6  # vectors of a recurrence, and of a probe, beside what one product takes
+_REFERENCE: Final = 15  # vectors of a product in float64, by which rounding is measured
+_STATUS: Final = Path("/proc/self/status")
+_RESET: Final = Path("/proc/self/clear_refs")  # "5" sets the peak of the resident memory back to its present size
+
+
+@dataclass(frozen=True)
+class Price:
+    """Measured cost of one Hessian product.
+
+    Attributes:
+        parameters: Number of parameters, n.
+        vector_bytes: Bytes of a vector of that length.
+        product_seconds: Time of a product once the graph is cached.
+        gradient_seconds: Time of a gradient; nan if it was not measured.
+        product_bytes: Memory that the first product took beyond what was resident before: activations, the graph that
+            is kept for the next ones, gradients. Memory that the process had freed and kept is taken again, and does
+            not count. None where the system does not tell.
+        method: Method of the products.
+    """
+
+    parameters: int
+    vector_bytes: int
+    product_seconds: float
+    gradient_seconds: float
+    product_bytes: int | None
+    method: str
+
+    @property
+    def gradients(self) -> float:
+        """Time of a product over that of a gradient."""
+        return self.product_seconds / self.gradient_seconds
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Predicted cost of `measure_spectrum`.
+
+    Attributes:
+        quantities: What is measured.
+        price: Cost of one product.
+        least: Products without which nothing is measured.
+        products: Products that are taken at most, but for one or two that measure their rounding. An easy spectrum
+            needs fewer.
+        basis: Mode that the memory allows, see `measure_spectrum`.
+        memory: Bytes for the vectors, for which the mode was chosen.
+        vectors: Vectors of the length of the parameters that are held at most at a time.
+    """
+
+    quantities: tuple[str, ...]
+    price: Price
+    least: int
+    products: int
+    basis: Mode
+    memory: int
+    vectors: int
+
+    @property
+    def bytes(self) -> int:
+        """Growth of the resident memory at most: the vectors and what a product takes."""
+        return self.vectors * self.price.vector_bytes + (self.price.product_bytes or 0)
+
+    @property
+    def seconds(self) -> float:
+        """Time of all products."""
+        return self.products * self.price.product_seconds
+
+    @property
+    def gradients(self) -> float:
+        """Time of all products over that of a gradient; nan if that was not measured."""
+        return self.products * self.price.gradients
+
+
+def budget(
+    objective: Objective,
+    quantities: Collection[str] | None = None,
+    *,
+    top: int = 5,
+    bottom: int = 1,
+    max_products: int = 200,
+    memory: int | str | None = None,
+    spill: str | Path | None = None,
+) -> Budget:
+    """Predict what `measure_spectrum` of the Hessian costs at most, by a formula and one timed product.
+
+    Args:
+        objective: The loss.
+        quantities: As for `measure_spectrum`, as the rest.
+        top: Number of eigenpairs at the upper end.
+        bottom: Number of eigenpairs at the lower end.
+        max_products: Budget of products.
+        memory: Memory for the vectors.
+        spill: Folder of a basis that does not fit.
+
+    Returns:
+        The prediction. Cost: two products and a gradient.
+
+    Raises:
+        ProbeError: An argument is out of range, or the memory holds fewer than three vectors; the message names how
+            many parameters it would hold.
+
+    Example:
+        >>> net = torch.nn.Linear(3, 1, bias=False)
+        >>> objective = Objective(net, lambda model, x: model(x).square().mean(), [torch.ones(4, 3)])
+        >>> found = budget(objective, ["top"], max_products=50)
+        >>> found.products, found.basis  # a matrix of three rows has no more
+        (3, 'whole basis')
+    """
+    operator = hessian(objective)
+    request = spectrum_request(operator, quantities, (top, bottom), (0.01, 0.01), max_products, 0)
+    plan = spectrum_plan(operator, request, memory, spill)
+    return budget_of(request, plan, price_of(operator))
+
+
+def budget_of(request: SpectrumRequest, plan: MemoryPlan, price: Price) -> Budget:
+    """Return the cost of a request in the mode of a plan.
+
+    Args:
+        request: The request.
+        plan: Its plan.
+        price: Cost of one product.
+    """
+    products = request.max_products
+    if request.only_pairs:
+        products = min(products, price.parameters)
+    return Budget(
+        tuple(sorted(request.wanted)),
+        price,
+        min(request.least, price.parameters) if request.krylov else 2,
+        products,
+        plan.mode,
+        plan.memory,
+        _vectors(request, plan, min(products, price.parameters)),
+    )
+
+
+def price_of(operator: SymmetricOperator) -> Price:
+    """Measure the cost of one product.
+
+    The first product loads kernels and builds what is cached; its memory counts, and the time of the second.
+
+    Args:
+        operator: `(n, n)`.
+
+    Raises:
+        ProbeError: A product cannot be taken.
+    """
+    v = operator.normal(torch.Generator().manual_seed(0)).to(operator.device, operator.dtype)
+    v /= math.sqrt(operator.size)
+    with operator.cached():
+        peak = _Peak(operator.device)
+        _ = operator @ v
+        taken = peak.growth()
+        begun = now(operator.device)
+        _ = operator @ v
+        seconds = now(operator.device) - begun
+    return Price(
+        operator.size, v.numel() * v.element_size(), seconds, operator.gradient_seconds, taken, operator.method
+    )
+
+
+def _vectors(request: SpectrumRequest, plan: MemoryPlan, dimensions: int) -> int:
+    """Return the number of vectors held at most in the mode of a plan."""
+    if plan.mode == "three vectors":
+        return max(_SPARING, _REFERENCE if plan.measures_rounding else 0)
+    if plan.mode == "spilled basis":
+        return request.work
+    if request.only_pairs:
+        dimensions = min(dimensions, restart_dimensions(sys.maxsize, sum(request.pairs)))
+    return min(dimensions, plan.dimensions) + request.work
+
+
+class _Peak:
+    """Growth of the peak of the memory in use on a device, from now on."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._before: int | None = None
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+            self._before = torch.cuda.memory_allocated(device)
+        elif device.type == "cpu" and sys.platform == "linux":
+            try:
+                _RESET.write_text("5")
+                self._before = _resident("VmRSS")
+            except OSError:
+                self._before = None
+
+    def growth(self) -> int | None:
+        """Return the growth in bytes; None where the system does not tell."""
+        if self._before is None:
+            return None
+        if self._device.type == "cuda":
+            return int(torch.cuda.max_memory_allocated(self._device)) - self._before
+        return max(0, _resident("VmHWM") - self._before)
+
+
+def _resident(name: str) -> int:
+    """Return an entry of the status of this process, in bytes."""
+    line = next(line for line in _STATUS.read_text().splitlines() if line.startswith(f"{name}:"))
+    return int(line.split()[1]) * 1024
