@@ -242,9 +242,6 @@ def sharded(rank: int, dtype: torch.dtype, **more: Any) -> Any:
     fully_shard(model[0], mesh=mesh)
     fully_shard(model, mesh=mesh)
     own = [(x.to(dtype), y) for x, y in mine(rank)]
-    if more.get("factor"):
-        model[0].set_gradient_divide_factor(more["factor"])
-        model.set_gradient_divide_factor(more["factor"])
     if more.get("hook"):
         model[0].weight.register_post_accumulate_grad_hook(lambda p: None)
     return ShardedObjective(more.get("model", model), more.get("loss", CrossEntropy()), own)
@@ -321,7 +318,11 @@ def refused_plain(rank: int) -> None:
 
 @job
 def refused_scale(rank: int) -> None:
-    sharded(rank, torch.float32, factor=1.0).value()
+    def loss(model: nn.Module, batch: Any) -> torch.Tensor:
+        found = CrossEntropy()(model, batch)
+        return 2 * found - found.detach()
+
+    sharded(rank, torch.float32, loss=loss).value()
 
 
 @job

@@ -101,7 +101,7 @@ def test_the_scripts_of_the_documentation_run_on_two_processes(tmp_path: Path, w
     page = (Path(__file__).parents[3] / "docs" / "howto" / "measure_on_several_processes.md").read_text()
     script = tmp_path / "measure.py"
     script.write_text(re.findall(r"^```python\n(.*?)^```$", page, re.M | re.S)[which])
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     found = subprocess.run(
         [*command, str(script)], capture_output=True, text=True, check=True, timeout=300, cwd=tmp_path
     )
