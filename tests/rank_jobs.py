@@ -25,7 +25,7 @@ from lossscope.probes.operators.gauss_newton import fisher, gauss_newton
 from lossscope.probes.operators.hessian import hessian
 from lossscope.probes.sharpness.invariant import adaptive_lambda_max, log_fisher_rao, theta_hessian_theta
 
-__all__ = ["JOBS", "TIMEOUT", "data", "measured", "net", "on_ranks"]
+__all__ = ["JOBS", "TIMEOUT", "data", "few", "measured", "net", "on_ranks"]
 
 TIMEOUT = 3.0  # seconds of the process group of a job with a rank that is silent
 Job = Callable[[int], Any]
@@ -118,6 +118,28 @@ def measured(objective: Objective) -> dict[str, Any]:
         "adaptive": adaptive_lambda_max(objective).value,
         "samples": objective.samples,
     }
+
+
+def few(objective: Objective) -> dict[str, Any]:
+    """Return the numbers that take little time."""
+    v = torch.linspace(-1, 1, objective.size, dtype=torch.float64)
+    top = measure_spectrum(hessian(objective), top=1, quantities=["top"], rel=0.1).top
+    assert top
+    return {
+        "value": objective.value(),
+        "gradient": objective.gradient(),
+        "hessian": hessian(objective) @ torch.stack([v, v.square()], 1),
+        "gauss_newton": gauss_newton(objective) @ v,
+        "top": top.values,
+        "bounds": top.bounds,
+        "vectors": top.vectors,
+        "samples": objective.samples,
+    }
+
+
+@job
+def numbers(rank: int) -> dict[str, Any]:
+    return few(over_ranks(Objective(net(), CrossEntropy(), mine(rank))))
 
 
 @job

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from rank_jobs import TIMEOUT, data, measured, net, on_ranks
+from rank_jobs import TIMEOUT, data, few, measured, net, on_ranks
 
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.objective.losses import CrossEntropy
@@ -32,15 +32,27 @@ REFUSED = {
 
 @pytest.fixture(name="ranks", scope="module")
 def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    jobs = ["everything", "wrapped", "buffers", *(f"refused_{name}" for name in REFUSED), "refused_failure"]
+    jobs = ["numbers", "wrapped", "buffers", *(f"refused_{name}" for name in REFUSED), "refused_failure"]
     return on_ranks(tmp_path_factory.mktemp("ranks"), *jobs, "refused_death")
 
 
 def test_numbers_over_two_ranks_are_those_of_one_process_with_all_batches(ranks: list[dict[str, Any]]) -> None:
-    assert isinstance(ranks[0]["everything"], dict), ranks[0]["everything"]
-    whole = measured(Objective(net(), CrossEntropy(), data()))
+    compare(ranks[0]["numbers"], few(Objective(net(), CrossEntropy(), data())))
+
+
+@pytest.mark.slow
+def test_every_measure_over_two_ranks_is_that_of_one_process_and_the_same_on_both(tmp_path: Path) -> None:
+    found = [rank["everything"] for rank in on_ranks(tmp_path, "everything")]
+    compare(found[0], measured(Objective(net(), CrossEntropy(), data())))
+    for name, first in found[0].items():
+        assert torch.equal(torch.as_tensor(first), torch.as_tensor(found[1][name])), name
+
+
+def compare(numbers: Any, whole: dict[str, Any]) -> None:
+    """Compare the numbers of a rank with those of one process."""
+    assert isinstance(numbers, dict), numbers
     for name, expected in whole.items():
-        found = ranks[0]["everything"][name]
+        found = numbers[name]
         expected, found = torch.as_tensor(expected).abs().double(), torch.as_tensor(found).abs().double()
         size = float(expected.abs().max())
         # bounds are as small as the rounding of products, eigenvectors lose digits by their gap
@@ -49,7 +61,7 @@ def test_numbers_over_two_ranks_are_those_of_one_process_with_all_batches(ranks:
 
 
 def test_all_ranks_have_the_same_numbers_bit_for_bit(ranks: list[dict[str, Any]]) -> None:
-    for job in ("everything", "wrapped", "buffers"):
+    for job in ("numbers", "wrapped", "buffers"):
         for name, first in ranks[0][job].items():
             if name != "buffers":
                 assert torch.equal(torch.as_tensor(first), torch.as_tensor(ranks[1][job][name])), (job, name)
