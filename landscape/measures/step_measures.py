@@ -87,8 +87,15 @@ def critical_rows(
         lr: Its learning rate; None if the parameters have several, for the multiple of the step alone.
         edge: Directional edge ratio of the same step; None if it is not known.
         near: The number that was returned for an earlier step; None if there is none.
+
+    Raises:
+        ProbeError: There is no bracket.
     """
     at, moved = flat_vector(objective, step.before), flat_vector(objective, step.displacement)
+    if edge is not None and math.isnan(edge.value) and bool((moved != 0).any()):
+        raise ProbeError(
+            "the step is no descent direction of the loss on the fixed data: no length of it leaves the loss as it was"
+        )
     unit = 1.0 if lr is None else lr
     found = critical_learning_rate(objective, moved, unit, at=at, start=1.0 if near is None else near / unit)
     estimates = {"critical_step": found.multiple}

@@ -264,11 +264,16 @@ def _downwards(line: _Line, high: float, start: float) -> tuple[float, float]:
     s, flat = high / 2, 0
     while not line.falls(s):
         high, flat = (s, 0) if line.rises(s) else (high, flat + 1)
-        if flat == _FLAT or s < start / _REACH:
+        if s < start / _REACH:
+            raise ProbeError(
+                f"the loss does not fall along the step: it is higher than before down to {high:.3g} times of it, so "
+                "the step is no descent direction of this loss"
+            )
+        if flat == _FLAT:
             raise ProbeError(
                 f"the loss does not fall along the step: it is higher than before at {high:.3g} times of it, and "
-                f"changes within its rounding of {line.slack():.2g} at {s:.3g} times; the step is no descent direction "
-                "of this loss, or the rounding hides it"
+                f"smaller ones change it within its rounding of {line.slack():.2g}: measure in float64, with "
+                "objective.in_double(), if the step is a descent direction"
             )
         s /= 2
     return s, high

@@ -235,8 +235,11 @@ def test_a_step_without_a_critical_learning_rate_is_missing_with_the_reason_and_
     assert "lambda_max" in found
     assert not any(name.startswith("critical") for name in found)
     (gap,) = probe.missing
-    assert "does not fall along the step" in gap["why"]
+    assert "no descent direction of the loss on the fixed data" in gap["why"]
     assert "critical_step" in gap["measures"]
+    alone = CurvatureEvaluations(objective, ECONOMY, adamw, wanted=wanted_measures(["critical"]))
+    alone.rows(3, before, uphill)
+    assert "the loss does not fall along the step" in alone.missing[0]["why"]  # found by losses
 
 
 def test_the_critical_learning_rate_alone_takes_losses_only():

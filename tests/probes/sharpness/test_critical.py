@@ -222,6 +222,12 @@ def test_a_step_that_lands_on_the_crossing_is_bracketed() -> None:
     assert 1 - found.multiple.low / found.multiple.high <= 1 / 16
 
 
+def test_a_dip_close_to_the_start_of_a_rising_line_is_found() -> None:
+    """The change for its length is far from constant there."""
+    found = critical_learning_rate(line(lambda t: t - 1e-4 * torch.tanh(1e5 * t) + 1), ONE, 1.0)
+    assert found.multiple.low < 1e-4 < found.multiple.high
+
+
 def test_infinite_loss_counts_as_higher() -> None:
     barrier = line(lambda t: -t + torch.where(t > 0.3, math.inf, 0.0))
     found = critical_learning_rate(barrier, ONE, 1.0)
