@@ -371,7 +371,8 @@ def _with_basis(
             max_products=max(2, request.max_products - (operator.products - before)),
             generator=torch.Generator().manual_seed((request.seed ^ _PROBE_STREAM) % 2**63),
             decide=request.probes,
-            dimensions=plan.restarts,
+            sparing=plan.restarts is not None,
+            measured=plan.measures_rounding,
         )
     if request.krylov:
         found = ritz(space, start.random)

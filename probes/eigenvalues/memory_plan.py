@@ -42,7 +42,7 @@ class MemoryPlan:
 
     @property
     def kept(self) -> Mode:
-        """What is kept of a basis that is not cut for want of memory."""
+        """Part that is kept of a basis which is not cut for want of memory: all of it, in memory or in files."""
         return "spilled basis" if self.mode == "spilled basis" else "whole basis"
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import weakref
 from pathlib import Path
 from typing import IO, Any, Final
 
@@ -41,6 +42,7 @@ class SpilledRows:
         try:
             if self._file is None:
                 self._file = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115  (it lives as long as the rows)
+                weakref.finalize(self, self._file.close)
             _reserve(self._file.fileno(), size)
             mapped: Any = np.memmap(self._file, dtype=np.uint8, mode="r+", shape=(size,))
         except OSError as error:

@@ -107,7 +107,7 @@ class ThreeVectors(MeasuredRounding):
 
     @property
     def coupling(self) -> Array:
-        """What leaves the space, `(1, k)`; `(0, k)` if it is invariant."""
+        """Products outside the space, `(1, k)`; `(0, k)` if it is invariant."""
         found = np.zeros((self.width, self.dimension))
         if self.width and self.dimension:
             found[0, -1] = self._beta[-1]

@@ -189,7 +189,6 @@ def trace_and_frobenius(
     max_products: int,
     generator: torch.Generator,
     decide: Collection[str] = ("trace", "frobenius"),
-    dimensions: int | None = None,
     sparing: bool = False,
     measured: bool = True,
 ) -> tuple[Estimate, Estimate]:
@@ -208,7 +207,6 @@ def trace_and_frobenius(
         max_products: Budget of products, at least 2.
         generator: CPU generator of the probes; the j-th probe depends on nothing else.
         decide: Those of `trace` and `frobenius` that must meet `rel`.
-        dimensions: Dimensions that the space may have at most; None for any number.
         sparing: Take probes one at a time and keep none; the space is not grown.
         measured: False for no product in float64, which needs the memory of fifteen vectors, where memory is spared;
             rounding is then assumed.
@@ -229,7 +227,6 @@ def trace_and_frobenius(
     before = operator.products
     rest = Complement(operator, space, generator, sparing=sparing, measured=measured)
     growing = not sparing
-    most = 0 if sparing else operator.size if dimensions is None else min(operator.size, dimensions)
     goal = min(_FIRST_TEST, max_products)
     while True:
         if space.dimension >= operator.size:
@@ -239,7 +236,7 @@ def trace_and_frobenius(
         rest.draw(goal - rest.samples)
         missing = _missing(rest, rel, decide)
         left = max_products - (operator.products - before)
-        while growing and missing > _CHUNK and left > _CHUNK and space.dimension + _CHUNK <= most:
+        while growing and missing > _CHUNK and left > _CHUNK and space.dimension + _CHUNK <= operator.size:
             _grow(space, _CHUNK)
             left = max_products - (operator.products - before)
             fewer = _missing(rest, rel, decide)
@@ -252,7 +249,7 @@ def trace_and_frobenius(
             found = _sampled(rest, rel, operator.products - before)
             return _rounded(found, operator, rest.rounding(), space.measured_error, rel)
         whole = operator.size - space.dimension
-        if operator.size <= most and whole <= min(missing, left):
+        if not sparing and whole <= min(missing, left):
             _grow(space, whole)  # the whole matrix costs no more than the missing probes
             continue
         goal = rest.samples + min(missing, left, (_LEAP - 1) * rest.samples)

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import errno
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from scipy.fft import dct, idct
 from torch import Tensor
 
+from lossscope.probes.eigenvalues import row_store
+from lossscope.probes.eigenvalues.eigen_tracker import EigenTracker
 from lossscope.probes.eigenvalues.measure import measure_spectrum
 from lossscope.probes.eigenvalues.orthonormal_rows import Array
 from lossscope.probes.eigenvalues.recurrence_density import recurrence_density
@@ -223,3 +229,55 @@ def test_an_asymmetric_operator_is_refused() -> None:
 def test_a_memory_that_is_none_is_refused(memory: int | str, message: str) -> None:
     with pytest.raises(ProbeError, match=message):
         measure_spectrum(from_matrix(torch.eye(100)), memory=memory)
+
+
+@pytest.mark.parametrize("bytes_each", [4 * 10, 4 * 34])
+def test_tracking_with_little_memory_finds_the_eigenvalue_in_as_few_products(bytes_each: int) -> None:
+    values = outliers(20_000)
+    tracker = EigenTracker(0.03, memory=bytes_each * len(values))
+    for change in (1.0, 1.01, 1.02):
+        operator = rotated(values * change)
+        found = tracker.measure(operator)
+        assert found.top is not None
+        estimate = found.top.estimate()
+        assert estimate.low <= 10 * change <= estimate.high
+        assert found.products <= (16 if change == 1.0 else 3)
+        vector = found.top.vectors[:, 0]
+        image = operator @ vector
+        assert float((image - estimate.value * vector).norm()) <= 0.05 * estimate.value
+    assert found.basis == ("three vectors" if bytes_each == 4 * 10 else "restarted basis")
+
+
+def test_a_spilled_basis_gives_the_same_bits(tmp_path: Path) -> None:
+    values = outliers(20_000)
+    spilled = measure_spectrum(rotated(values), memory=LITTLE * 20_000, spill=tmp_path)
+    whole = measure_spectrum(rotated(values))
+    assert (spilled.basis, whole.basis) == ("spilled basis", "whole basis")
+    assert torch.equal(spilled.top.vectors, whole.top.vectors)
+    assert torch.equal(spilled.top.bounds, whole.top.bounds)
+    assert spilled.trace.value == whole.trace.value
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_missing_or_full_spill_folder_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    operator = rotated(outliers(20_000))
+    with pytest.raises(ProbeError, match="spill must be an existing folder"):
+        measure_spectrum(operator, memory=LITTLE * 20_000, spill=tmp_path / "none")
+
+    def full(descriptor: int, size: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(row_store, "_reserve", full)
+    with pytest.raises(ProbeError, match=r"could not be spilled: \d+ bytes in .* gave 'No space left on device'"):
+        measure_spectrum(operator, memory=LITTLE * 20_000, spill=tmp_path)
+
+
+def test_disk_is_reserved_before_rows_are_written_where_the_system_has_no_call_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(os, "posix_fallocate", raising=False)
+    rows = row_store.SpilledRows(tmp_path, torch.zeros(1, 1000))
+    rows.grow(2)[:] = 1.0
+    grown = rows.grow(6)
+    assert grown.sum() == 2000
+    assert grown.shape == (6, 1000)
