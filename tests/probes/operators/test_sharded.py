@@ -101,11 +101,9 @@ def test_the_scripts_of_the_documentation_run_on_two_processes(tmp_path: Path, w
     page = (Path(__file__).parents[3] / "docs" / "howto" / "measure_on_several_processes.md").read_text()
     script = tmp_path / "measure.py"
     script.write_text(re.findall(r"^```python\n(.*?)^```$", page, re.M | re.S)[which])
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    found = subprocess.run(
-        [*command, str(script)], capture_output=True, text=True, check=True, timeout=300, cwd=tmp_path
-    )
-    lines = [line.split() for line in found.stdout.splitlines()]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-r", "3"]
+    subprocess.run([*command, "--log-dir", str(tmp_path / "logs"), str(script)], check=True, timeout=300, cwd=tmp_path)
+    lines = [path.read_text().split() for path in (tmp_path / "logs").rglob("stdout.log")]
     assert {line[0] for line in lines} == {"0", "1"}
     assert lines[0][1:] == lines[1][1:]
 
