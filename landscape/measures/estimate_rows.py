@@ -101,6 +101,7 @@ def shared_cost(found: SpectrumEstimate) -> Row:
         "gradients": found.gradients,
         "basis": found.basis if found.engine == "lossscope" else None,
         "memory": None if found.basis == "whole basis" else found.memory,
+        "proof": found.proof if found.engine == "lossscope" and (found.top or found.bottom) else None,
     }
 
 

@@ -176,6 +176,7 @@ _PROBES: Final = (
     Column("converged", "bool", "", "true if the requested accuracy was reached"),
     Column("basis", "text", "", "what was kept of a Krylov basis: whole, spilled, restarted, or three vectors alone"),
     Column("memory", "int", "bytes", "memory for which that was chosen; null where the whole basis fits"),
+    Column("proof", "bool", "", "false if an eigenvalue further out than the one found is unlikely but not excluded"),
     Column("cause", "text", "", "reason that it was not, where more products would not reach it; otherwise null"),
 )
 

@@ -104,6 +104,7 @@ class EigenTracker:
         """
         begun, before = time.perf_counter(), operator.products
         plan = self._plan = self._plan or self._planned(operator)
+        cold = self._kept is None
         with operator.cached():
             pairs, found = self._with_three(operator) if plan.mode == "three vectors" else self._with_basis(operator)
             self._evaluations += 1
@@ -111,7 +112,8 @@ class EigenTracker:
         cause = rounding_cause(operator, found.rounding, found.scale, self._rel)
         seconds = time.perf_counter() - begun
         gradients = seconds / operator.gradient_seconds if operator.gradient_seconds > 0 else math.nan
-        top = replace(_first(pairs, self._rel * found.scale), cause=cause)
+        proof = cold and found.enclosed(self._rel * found.scale, largest=True)
+        top = replace(_first(pairs, self._rel * found.scale), cause=cause, proof=proof)
         return SpectrumEstimate(
             top,
             None,

@@ -34,6 +34,7 @@ def grow(
     max_products: int,
     steps: int,
     dimensions: int | None = None,
+    proof: bool = True,
 ) -> None:
     """Grow the space until both ends meet their bounds, or `max_products` are spent.
 
@@ -46,11 +47,13 @@ def grow(
         steps: Block steps to take in any case, as far as the budget allows.
         dimensions: Dimensions at which the space is cut to its outer Ritz vectors and grows again, see
             `restart_dimensions`; None for never.
+        proof: False if small residuals are enough, for which no end needs to be enclosed.
     """
     space = start.space
+    met = _met if proof else _settled
     limit = max_products if dimensions is not None else min(space.size, max_products)
     least = limit if limit == space.size <= WHOLE else min(limit, top + bottom)
-    if 0 < space.products < limit and _met(ritz(space, start.random), top, bottom, rel):
+    if 0 < space.products < limit and met(ritz(space, start.random), top, bottom, rel):
         return
     while space.products < limit and space.dimension < space.size and not space.exhausted:
         left = limit - space.products
@@ -58,10 +61,10 @@ def grow(
             cut(start, top, bottom)
         space.step(left)
         k = space.dimension
-        early = space.width and (k < min(limit, least + _MORE) or space.steps < steps)
+        early = space.width and (k < min(limit, least + _MORE * proof) or space.steps < steps)
         if k < least or early or (k > _OFTEN and space.steps % 2):
             continue
-        if _met(ritz(space, start.random), top, bottom, rel):
+        if met(ritz(space, start.random), top, bottom, rel):
             return
 
 
@@ -97,13 +100,14 @@ def cut(start: StartBlock[Space], top: int, bottom: int) -> None:
     space.restart(found.values[inner], found.coefficients[:, outer], found.coefficients[:, inner])
 
 
-def measure_rounding(start: StartBlock[Space], *, top: bool, bottom: bool) -> None:
+def measure_rounding(start: StartBlock[Space], *, top: bool, bottom: bool, proof: bool = True) -> None:
     """Measure the error of products with the outermost Ritz vectors and with the start of a space.
 
     Args:
         start: The space; its `rounding` contains the error from then on.
         top: True for the vector at the upper end.
         bottom: True for the vector at the lower end.
+        proof: False to leave out the start if there is another vector: residuals alone do not depend on it.
     """
     space = start.space
     if not isinstance(space, BlockKrylov):  # a vector and its product are only at hand while a step is taken
@@ -114,10 +118,11 @@ def measure_rounding(start: StartBlock[Space], *, top: bool, bottom: bool) -> No
     ends = [found.coefficients[:, -1:]] * top + [found.coefficients[:, :1]] * bottom
     # the first vector after those that a restart has kept is as random as the start
     random = np.eye(space.dimension, 1, k=-(space.restarts[-1].kept.shape[1] if space.restarts else 0))
-    space.measure_rounding(np.concatenate([*ends, random][: space.dimension], 1))
+    vectors = [*ends, random] if proof or not ends else ends
+    space.measure_rounding(np.concatenate(vectors[: space.dimension], 1))
 
 
-def eigenpairs(space: Space, found: Ritz, count: int, rel: float, *, largest: bool) -> EigenPairs:
+def eigenpairs(space: Space, found: Ritz, count: int, rel: float, *, largest: bool, proof: bool = True) -> EigenPairs:
     """Return the Ritz pairs at one end of the spectrum.
 
     Args:
@@ -126,6 +131,7 @@ def eigenpairs(space: Space, found: Ritz, count: int, rel: float, *, largest: bo
         count: Number of pairs; fewer are returned if the space is smaller.
         rel: A bound up to `rel` times the largest absolute Ritz value counts as converged.
         largest: True for the largest pairs (descending), False for the smallest (ascending).
+        proof: False if the bound of the outermost pair is its residual.
 
     Returns:
         The pairs. Residuals follow from what leaves the space, without another product; a bound of the rounding
@@ -137,11 +143,13 @@ def eigenpairs(space: Space, found: Ritz, count: int, rel: float, *, largest: bo
     rounding = found.rounding
     residuals = torch.from_numpy(found.residuals[order])
     bounds = torch.from_numpy(found.bounds[order])
-    if len(bounds):
+    if len(bounds) and not proof:
+        bounds[0] = residuals[0]
+    elif len(bounds):
         bounds[0] = found.reach(largest=largest) + rounding
         if found.enclosed(rel * found.scale - rounding, largest=largest):  # the criterion that stopped the search
             bounds[0] = bounds[0].clamp(max=rel * found.scale)
-    return EigenPairs(values, vectors, residuals, bounds, bounds <= rel * found.scale)
+    return EigenPairs(values, vectors, residuals, bounds, bounds <= rel * found.scale, proof=proof)
 
 
 def _vectors(space: Space, coefficients: Array) -> Tensor:
@@ -164,3 +172,10 @@ def _met(found: Ritz, top: int, bottom: int, rel: float) -> bool:
         return False
     inner = np.concatenate([highest[1:], lowest[1:]])
     return bool(np.all(found.bounds[inner] <= allowed + found.rounding))
+
+
+def _settled(found: Ritz, top: int, bottom: int, rel: float) -> bool:
+    """Return True if the residuals of the requested pairs at both ends are small enough, or rounding."""
+    outer = np.concatenate([found.outermost(top, largest=True), found.outermost(bottom, largest=False)])
+    allowed = max(rel * found.scale, 2 * found.rounding)  # a residual contains the rounding of a product
+    return len(outer) == top + bottom and bool(np.all(found.residuals[outer] <= allowed))

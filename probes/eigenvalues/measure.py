@@ -21,7 +21,7 @@ from lossscope.probes.eigenvalues.extreme_pairs import WHOLE, eigenpairs, grow, 
 from lossscope.probes.eigenvalues.memory_plan import MemoryPlan, Mode, memory_plan
 from lossscope.probes.eigenvalues.recurrence_density import recurrence_density
 from lossscope.probes.eigenvalues.results import EigenPairs, SpectrumEstimate
-from lossscope.probes.eigenvalues.ritz import ritz
+from lossscope.probes.eigenvalues.ritz import Ritz, ritz
 from lossscope.probes.eigenvalues.rounding_cause import rounding_cause, rounding_remedy
 from lossscope.probes.eigenvalues.start_block import Space, StartBlock, start_block, start_of_three_vectors
 from lossscope.probes.eigenvalues.three_vectors import ThreeVectors
@@ -57,6 +57,7 @@ class SpectrumRequest:
     trace_rel: float
     max_products: int
     seed: int
+    proof: bool = True
 
     @property
     def probes(self) -> tuple[str, ...]:
@@ -174,6 +175,7 @@ def measure_spectrum(
     warm_start: Tensor | None = None,
     memory: int | str | None = None,
     spill: str | Path | None = None,
+    proof: bool = True,
 ) -> SpectrumEstimate:
     r"""Measure both ends of a spectrum with bounds, trace and Frobenius norm with 95 % intervals, and the density.
 
@@ -211,6 +213,9 @@ def measure_spectrum(
             available (on the CPU the least of `MemAvailable`, of what the control group leaves and of the limit on the
             address space; on CUDA what is free). If the basis does not fit, a part of it is kept, or none: see below.
         spill: Folder for files with the basis where it does not fit into memory, on the CPU. They vanish at the end.
+        proof: False to stop as soon as the residuals of the eigenvalues are `rel`: some eigenvalue then lies within
+            the bound of each, but that none lies further out is likely, not proven: `proof` of the result and of its
+            rows is false. The gradient is then the warm start of a single eigenvalue of a Hessian, unless one is given.
 
     **With little memory.** Where the basis fits, nothing depends on `memory`. Otherwise `basis` of the result says what
     was kept. A *spilled basis* lies in files, and gives the same numbers more slowly. A *restarted basis* is cut to its
@@ -233,7 +238,9 @@ def measure_spectrum(
         [4.0, -1.0, 4.0]
     """
     accuracy = (rel, rel if trace_rel is None else trace_rel)
-    ask = spectrum_request(operator, quantities, (top, bottom), accuracy, max_products, seed)
+    ask = replace(spectrum_request(operator, quantities, (top, bottom), accuracy, max_products, seed), proof=proof)
+    if not proof and warm_start is None and ask.krylov and ask.width == 1:
+        warm_start = operator.likely_direction()
     return _measured(operator, ask, warm_start, spectrum_plan(operator, ask, memory, spill))
 
 
@@ -354,10 +361,11 @@ def _with_basis(
             max_products=room,
             steps=steps,
             dimensions=cuts if plan.restarts is None or cuts is None else min(cuts, plan.restarts),
+            proof=request.proof,
         )
         enclose()
         if most or least or request.only_density or space.dimension == operator.size:
-            measure_rounding(start, top=most > 0, bottom=least > 0)
+            measure_rounding(start, top=most > 0, bottom=least > 0, proof=request.proof)
             enclose()
     if (
         plan.restarts and space.restarts and "density" in request.wanted
@@ -376,12 +384,18 @@ def _with_basis(
         )
     if request.krylov:
         found = ritz(space, start.random)
-        top = eigenpairs(space, found, most, request.rel, largest=True) if most else None
-        bottom = eigenpairs(space, found, least, request.rel, largest=False) if least else None
+        top, bottom = _ends(space, found, request)
         if "density" in request.wanted and density is None:
             density = _density(start, request.space_budget(operator.size) if request.only_density else 0)
     basis: Mode = "restarted basis" if plan.restarts and space.restarts else plan.kept
     return _Parts(space, basis, top, bottom, trace, frobenius, density)
+
+
+def _ends(space: Space, found: Ritz, request: SpectrumRequest) -> tuple[EigenPairs | None, EigenPairs | None]:
+    """Return the requested pairs at both ends."""
+    read = partial(eigenpairs, space, found, rel=request.rel, proof=request.proof)
+    most, least = request.pairs
+    return read(count=most, largest=True) if most else None, read(count=least, largest=False) if least else None
 
 
 def _with_three_vectors(
@@ -405,14 +419,14 @@ def _with_three_vectors(
             rel=request.rel,
             max_products=max(room // 2, room - _DENSITY_STEPS) if both else room,
             steps=_DENSITY_STEPS if both else 0,
+            proof=request.proof,
         )
         enclose()
         if (most or least) and operator.products - before < room:
-            measure_rounding(start, top=most > 0, bottom=least > 0)
+            measure_rounding(start, top=most > 0, bottom=least > 0, proof=request.proof)
             enclose()
         found = ritz(space, start.random)
-        top = eigenpairs(space, found, most, request.rel, largest=True) if most else None
-        bottom = eigenpairs(space, found, least, request.rel, largest=False) if least else None
+        top, bottom = _ends(space, found, request)
         if both:
             if request.only_density:
                 _until_converged(start, room // 2)

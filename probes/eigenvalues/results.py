@@ -21,7 +21,8 @@ class EigenPairs:
     Some eigenvalue lies within `residuals[i]` of `values[i]`, for any matrix. The search stops by `bounds`. For the
     outermost pair the bound encloses the end of the spectrum at 95 % confidence: no eigenvalue lies further out. For
     the others it is the residual r, or :math:`r^2 /` gap where the gap to all other eigenvalues is known. Copies of a
-    multiple eigenvalue beyond the width of the block may be missed.
+    multiple eigenvalue beyond the width of the block may be missed. Without `proof` the bound of the outermost pair is
+    its residual too, and an eigenvalue further out is unlikely, but not excluded.
     """
 
     values: Tensor  # (k,) float64 on the CPU
@@ -30,6 +31,7 @@ class EigenPairs:
     bounds: Tensor  # (k,) float64 on the CPU
     converged: Tensor  # (k,) bool on the CPU, True if the bound is as small as requested
     cause: str = ""  # reason that a bound is not, where it is the rounding of products
+    proof: bool = True  # False if nothing excludes that an eigenvalue lies further out
 
     def estimate(self, index: int = 0) -> Estimate:
         """Return one eigenvalue as an estimate with its bounds.
@@ -72,6 +74,11 @@ class SpectrumEstimate:
     cause: str = ""  # reason that a bound was not met, and a remedy, where it is the rounding of products
     basis: Mode = "whole basis"  # what was kept of the Krylov space; with another engine nothing is known
     memory: int = 0  # bytes for which that was chosen
+
+    @property
+    def proof(self) -> bool:
+        """False if nothing excludes that an eigenvalue lies further out than those that were found."""
+        return all(pairs.proof for pairs in (self.top, self.bottom) if pairs is not None)
 
     @property
     def negative_mass(self) -> Estimate | None:

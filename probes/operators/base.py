@@ -246,6 +246,10 @@ class SymmetricOperator:
         remedy = "divide the loss by a constant" if self.dtype == torch.float64 else "try the model in float64"
         return f"is not finite (inf): the curvature overflows {self.dtype} at these parameters; {remedy}"
 
+    def likely_direction(self) -> Tensor | None:
+        """Return a vector `(n,)` that is likely to lie near the top eigenvectors; None if none is known."""
+        return None
+
     @property
     def lost_digits(self) -> float:
         """Relative error of products that is known without a measurement; 0 for a matrix."""

@@ -106,6 +106,10 @@ class ObjectiveOperator(SymmetricOperator):
         known = MARGIN * torch.finfo(self.dtype).eps / loss if loss > 0 else 1.0
         return replace(found, share=min(1.0, max(found.share, known)))
 
+    def likely_direction(self) -> Tensor | None:
+        """Return the gradient for a Hessian: training moves along its top eigenvectors; None for other matrices."""
+        return self.objective.gradient() if self.is_hessian else None
+
     @property
     def lost_digits(self) -> float:
         """Relative error of float64 products of a classifier that fits its data, from 1 - p; 0 if none is known."""
