@@ -119,7 +119,7 @@ def curvlinops_operator(problem: Problem) -> Any:
             self.products += M[0].shape[-1]
             return super()._matmat(M)  # type: ignore[no-any-return]
 
-    settings = {"check_deterministic": False, "num_data": len(problem.batch[1])}
+    settings = {"check_deterministic": False, "num_data": len(problem.batch[0])}
     return Counted(problem.model, nn.CrossEntropyLoss(), problem.parameters, [problem.batch], **settings)
 
 

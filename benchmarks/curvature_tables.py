@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from statistics import median
 
@@ -29,8 +29,8 @@ class Verdict:
         return [self.aim, self.measured, "met" if self.met else "**missed**"]
 
 
-def print_table(title: str, head: str, rows: Sequence[Sequence[str]]) -> None:
-    """Print a markdown table."""
+def print_table(title: str, head: str, rows: Iterable[Sequence[str]]) -> None:
+    """Print a markdown table, row by row."""
     print(f"\n{title}\n\n| {head} |\n|{'---|' * (head.count('|') + 1)}")
     for row in rows:
         print(f"| {' | '.join(row)} |", flush=True)

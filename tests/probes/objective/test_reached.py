@@ -293,7 +293,7 @@ class Recomputing(torch.autograd.Function):
 def test_a_backward_pass_that_writes_gradients_past_autograd_is_refused() -> None:
     model = seeded(lambda: nn.Linear(4, 3), lambda: nn.Linear(3, 3))
     objective = Objective(model, lambda m, x: Recomputing.apply(m[0](x), m[1]).square().mean(), [X])
-    with pytest.raises(ProbeError, match=r"has written \.grad of a parameter \(one of 4\), past torch\.autograd\.grad"):
+    with pytest.raises(ProbeError, match=r"has written \.grad of a parameter \(1.weight\), past torch\.autograd\.grad"):
         objective.gradient()
     assert all(p.grad is None for p in model.parameters())
 
