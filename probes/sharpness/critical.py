@@ -20,7 +20,8 @@ __all__ = ["CriticalLearningRate", "critical_learning_rate", "nonquadraticity"]
 
 _REACH: Final = 2.0**20  # factors of the start up to this and down to its inverse are tried: 40 factors of two
 _FLAT: Final = 3  # halvings in a row whose change is within rounding, after which smaller steps show no more
-_TRIES: Final = 2  # searches: with the rounding that is assumed, and with the one that was measured
+_TRIES: Final = 4  # searches: with the rounding that is assumed, and with those that were measured
+_FAR: Final = 10.0  # ratio of losses from which their rounding errors are not comparable
 _ROUNDS: Final = 200  # points of one refinement; halving a bracket down to rounding takes a quarter
 _LEAST: Final = 3  # losses: at the start, and at both ends of a bracket
 
@@ -138,7 +139,8 @@ class _Line:
         self.start = objective.value_at(theta)
         if not math.isfinite(self.start):
             raise ProbeError(f"the loss before the step must be finite, got {self.start}")
-        self.share = rounding(objective, 1.0)  # of the larger of both losses that their difference may be off by
+        # rounding of a change: a share of the larger of both losses, and what was measured beyond that
+        self.share, self.floor = rounding(objective, 1.0), 0.0
 
     @property
     def losses(self) -> int:
@@ -159,10 +161,23 @@ class _Line:
             self._changes[s] = math.nan if found == -math.inf else found
         return self._changes[s]
 
-    def slack(self, s: float = 0.0) -> float:
+    def size(self, s: float) -> float:
+        """Return the larger of the losses before the step and at a point, in absolute value."""
+        change = self.change(s)
+        return max(abs(self.start), abs(self.start + change) if math.isfinite(change) else 0.0)
+
+    def slack(self, s: float | None = None) -> float:
         """Return the rounding of the change at a point; by default where the loss is about that before the step."""
-        change = self.change(s) if s else 0.0
-        return self.share * max(abs(self.start), abs(self.start + change) if math.isfinite(change) else 0.0)
+        return self.floor + self.share * (abs(self.start) if s is None else self.size(s))
+
+    def learn(self, low: float, high: float, errors: list[float]) -> None:
+        """Raise the rounding to the errors measured at both ends; those of a far larger loss are a share of it."""
+        near = max(self.size(s) for s in self._changes if s <= low)
+        for s, error in zip((low, high), errors, strict=False):
+            if self.size(s) <= _FAR * near:
+                self.floor = max(self.floor, error)
+            else:
+                self.share = max(self.share, error / self.size(s))
 
     def falls(self, s: float) -> bool:
         """Return True if the loss is lower than before the step, by more than its rounding."""
@@ -187,7 +202,7 @@ class _Line:
     def errors(self, points: list[float]) -> list[float]:
         """Bound the rounding of the changes at some points, by computing them in another precision."""
         changes = [self.change(s) for s in points]
-        sizes = [max(abs(self.start), abs(self.start + change)) for change in changes]
+        sizes = [self.size(s) for s in points]
 
         def again(other: Objective) -> list[float]:
             theta, step = self._theta.to(other.dtype), self._step.to(other.dtype)
@@ -205,11 +220,10 @@ def _resolved(line: _Line, start: float, rel: float, scan: int) -> tuple[float, 
         errors = line.errors(ends)
         if all(abs(line.change(s)) > error for s, error in zip(ends, errors, strict=True)):
             return low, high
-        losses = [max(abs(line.start), abs(line.start + line.change(s))) for s in ends]
-        line.share = max(line.share, *(error / loss for error, loss in zip(errors, losses, strict=True)))
+        line.learn(low, high, errors)
     raise ProbeError(
-        f"the loss changes along the step by no more than its rounding, a share of {line.share:.2g} of it, so that the "
-        "sign of the change is not known: measure in float64, with objective.in_double()"
+        f"the loss changes along the step by no more than its rounding of {line.slack():.2g}, so that the sign of the "
+        "change is not known: measure in float64, with objective.in_double()"
     )
 
 

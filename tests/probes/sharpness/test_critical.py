@@ -146,6 +146,19 @@ def test_the_bracket_of_a_float32_loss_contains_the_crossing_of_the_exact_one(se
     assert "within its rounding" in found.rate.cause
 
 
+@pytest.mark.parametrize("root", [1.03, 1.41, 2.2, 3.7])
+def test_rounding_that_is_far_above_that_of_the_loss_is_found_and_respected(root: float) -> None:
+    """Large terms cancel: the loss is off by 0.06 where units in its last place are 1e-7."""
+
+    def noisy(t: Tensor) -> Tensor:
+        ones = [torch.sin(k * t) ** 2 + torch.cos(k * t) ** 2 for k in range(900, 932)]
+        return 4 * t * (t - root) / root**2 + 5e4 * (torch.stack(ones) - 1).sum()
+
+    objective = line(noisy, torch.float32)
+    found = critical_learning_rate(objective, torch.ones(1), 1.0, rel=1e-4)
+    assert found.rate.low < root < found.rate.high
+
+
 def test_it_depends_on_the_line_alone() -> None:
     """A scale of the step, and a linear map of the parameters that keeps the function, change nothing."""
     objective = network()
