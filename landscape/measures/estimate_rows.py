@@ -88,7 +88,8 @@ def density_rows(density: SpectralDensity) -> list[Row]:
 
 def spectrum_rows(estimates: Mapping[str, Estimate], found: SpectrumEstimate) -> Rows:
     """Return rows of estimates from one computation; each row states the whole cost."""
-    return Rows([{**estimate_row(name, one), **shared_cost(found)} for name, one in estimates.items()])
+    proof = found.proof if found.engine == "lossscope" and (found.top or found.bottom) else None
+    return Rows([{**estimate_row(name, one), **shared_cost(found), "proof": proof} for name, one in estimates.items()])
 
 
 def shared_cost(found: SpectrumEstimate) -> Row:
@@ -101,7 +102,6 @@ def shared_cost(found: SpectrumEstimate) -> Row:
         "gradients": found.gradients,
         "basis": found.basis if found.engine == "lossscope" else None,
         "memory": None if found.basis == "whole basis" else found.memory,
-        "proof": found.proof if found.engine == "lossscope" and (found.top or found.bottom) else None,
     }
 
 

@@ -201,15 +201,9 @@ def _stat(path: Path, name: str) -> int:
 
 def _address_space() -> int:
     """Return what the limit on the address space (`ulimit -v`) leaves."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return sys.maxsize
-    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
-    pages = _text("/proc/self/statm").split()
-    if limit == resource.RLIM_INFINITY or not pages:
-        return sys.maxsize
-    return limit - int(pages[0]) * resource.getpagesize()
+    found = re.search(r"^Max address space\s+(\d+)", _text("/proc/self/limits"), re.MULTILINE)
+    used = re.search(r"^VmSize:\s+(\d+) kB", _text("/proc/self/status"), re.MULTILINE)
+    return int(found[1]) - int(used[1]) * 1024 if found and used else sys.maxsize
 
 
 def _text(path: str | Path) -> str:

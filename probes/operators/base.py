@@ -194,6 +194,8 @@ class SymmetricOperator:
         if facts.unit_is_measured and reference.share == 1:  # it takes differences, for want of a second derivative
             slack = MARGIN * facts.unit * row_norms(found.mT).cpu()
         slack += reference.rounding * row_norms(V.mT).cpu()
+        if reference.operator.dtype == self.dtype:  # what both lose when they are rounded to it
+            slack += torch.finfo(self.dtype).eps / 2 * row_norms(images.mT).cpu()
         difference = found.double()
         difference -= images
         return ProductError(difference, reference.share, slack.to(difference.device))

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lossscope.landscape.measures.pyhessian_engine import pyhessian_spectrum
+from lossscope.probes.budget import budget
 from lossscope.probes.eigenvalues.eigen_tracker import EigenTracker
 from lossscope.probes.eigenvalues.measure import measure_spectrum
 from lossscope.probes.errors import ProbeError
@@ -24,6 +25,7 @@ from lossscope.probes.objective.losses import CrossEntropy
 from lossscope.probes.objective.objective import Objective
 from lossscope.probes.operators.base import SymmetricOperator
 from lossscope.probes.operators.derived import preconditioned, restricted, scaled
+from lossscope.probes.operators.distributed import over_ranks
 from lossscope.probes.operators.gauss_newton import fisher, gauss_newton, split_loss
 from lossscope.probes.operators.hessian import hessian
 from lossscope.probes.operators.number_rounding import number_rounding
@@ -157,6 +159,11 @@ def refused_agreement(objective: Objective) -> None:
         require_agreement(objective, lambda *_: vector(objective), "own")
 
 
+def refused_ranks(objective: Objective) -> None:
+    with pytest.raises(ProbeError, match="there is no process group"):
+        over_ranks(objective)
+
+
 METHODS = ("reverse", "batched", "forward", "differences")
 # keys: the public name of a probe; "name: variant" for one that has several variants
 PROBES: dict[str, Callable[[Objective], Any]] = {
@@ -206,6 +213,8 @@ PROBES: dict[str, Callable[[Objective], Any]] = {
     "logit_scale": lambda o: logit_scale(o),
     "layer_remainders": lambda o: layer_remainders(o, 0.01 * vector(o), at=o.parameters() + 0.1),
     "rounding": lambda o: rounding(o, 1.0),
+    "budget": lambda o: budget(o, ["trace"], max_products=4),
+    "over_ranks": refused_ranks,
     "gradient_alignment": aligned,
     "split_loss": own_split,
     "stops_gradients": stops_gradients,
