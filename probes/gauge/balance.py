@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -57,6 +58,7 @@ def balance(model: nn.Module, *, batch: Any = None) -> Balanced:
     values. A constant part of linear features, such as a bias between two linear layers, moves into the biases behind
     it, or is shared by the summands in which it can be.
 
+    Weights without effect, as what no layer behind a sum can read of a summand, have no such point and are unknown.
     Where features meet tied weights, a layer or group norm (which ignores their scale but for its eps, so that no point
     has the least norm), or a function that is not known to keep positive factors, the symmetries are listed as unknown:
     numbers at that point may still depend on them. A network may declare what no trace shows: `weight_symmetries()`,
@@ -89,7 +91,7 @@ def balance(model: nn.Module, *, batch: Any = None) -> Balanced:
         [2.0, 2.0]
     """
     other = copied(model)
-    found = symmetries_of(other)
+    found = symmetries_of(other, tuple(batch) if isinstance(batch, Mapping) else ())
     require_precise(dict(other.named_parameters()), (name for fold in found.folds for name in fold.parameters))
     for fold in found.folds:
         fold.apply(other)

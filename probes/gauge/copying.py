@@ -100,7 +100,12 @@ def outputs_apart(model: nn.Module, other: nn.Module, batch: Any) -> float:
 
     Returns:
         The difference; 0 if both outputs are all zero, nan if they are not finite.
+
+    Raises:
+        ProbeError: The batch is an empty tuple or list.
     """
+    if isinstance(batch, tuple | list) and not batch:
+        raise ProbeError("the batch is empty: pass the inputs, or a tuple that starts with them")
     before, after = (_outputs(one, batch) for one in (model, other))
     largest = max((float(a.abs().max()) for a in before if a.numel()), default=0.0)
     apart = max((float((a - b).abs().max()) for a, b in zip(before, after, strict=True) if a.numel()), default=0.0)

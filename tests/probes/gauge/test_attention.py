@@ -269,6 +269,28 @@ def test_a_wrong_declaration_is_refused() -> None:
         balance(built(lambda: Declaring("c.weight"), 0), batch=gaussian(5, 3, dtype=torch.float32))
 
 
+WRONG: dict[str, tuple[object, str]] = {
+    "shape": (
+        [Scaling("a", 4, (Slot("a.weight", (5, 3), (0, 1)),), (Slot("b.weight", (2, 4), (1, 0)),))],
+        "of shape .4, 3.",
+    ),
+    "size": (
+        [Scaling("a", 3, (Slot("a.weight", (4, 3), (0, 1)),), (Slot("b.weight", (2, 4), (1, 0)),))],
+        "has 4 rows there",
+    ),
+    "side": ([Scaling("a", 4, (Slot("a.weight", (4, 3), (0, 1)),), ())], "without writes or reads"),
+    "type": (None, "must return a list of Scaling, Mixing and Shift, got None"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_declaration_that_does_not_fit_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    declared, words = WRONG[name]
+    monkeypatch.setattr(Declaring, "weight_symmetries", lambda self: declared)
+    with pytest.raises(ProbeError, match=rf"Declaring\.weight_symmetries\(\) .*{words}"):
+        balance(Declaring())
+
+
 def test_shifts_leave_scales_alone() -> None:
     shift = Shift("a and b", (Slot("a", (2, 1), (0, 1)), Slot("b", (2, 3), (0, 1))))
     weights = {"a": torch.tensor([[4.0], [0.0]]).double(), "b": torch.zeros(2, 3).double()}

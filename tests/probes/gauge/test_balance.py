@@ -264,6 +264,11 @@ def test_outputs_that_differ_are_refused(monkeypatch: pytest.MonkeyPatch) -> Non
     assert balance(net).fixed
 
 
+def test_an_empty_batch_is_refused() -> None:
+    with pytest.raises(ProbeError, match="the batch is empty"):
+        balance(network("dense")[0], batch=())
+
+
 def test_weights_without_values_are_refused() -> None:
     with pytest.raises(ProbeError, match="no values yet"):
         balance(nn.Sequential(nn.LazyLinear(3), nn.ReLU(), nn.Linear(3, 2)))
