@@ -2,26 +2,57 @@
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
 
 from torch import nn
 
 from lossscope.probes.gauge.folding import ConstantFold
 from lossscope.probes.gauge.symmetry import Mixing, Slot
 
-__all__ = ["MASKS", "head_symmetries", "inner_symmetries", "is_plain"]
+__all__ = ["MASKS", "head_symmetries", "inner_symmetries", "input_slots", "is_plain"]
 
 MASKS: Final = ("key_padding_mask", "attn_mask")
 _QUERY, _KEY, _VALUE = range(3)
+_WEIGHTS: Final = {"in_proj_weight", "out_proj.weight"}
+_BIASES: Final = {"in_proj_bias", "out_proj.bias"}
 
 
-def is_plain(module: nn.MultiheadAttention) -> bool:
+def is_plain(module: nn.MultiheadAttention, own: Mapping[str, str]) -> bool:
     """Return True if queries, keys and values have one width and only the inputs are attended to.
 
     Args:
         module: The attention layer.
+        own: Names of its parameters in the network; others than the usual ones are those of a parametrization.
     """
-    return module._qkv_same_embed_dim and module.bias_k is None and not module.add_zero_attn
+    usual = own.keys() <= _WEIGHTS | _BIASES and own.keys() >= _WEIGHTS
+    return usual and module._qkv_same_embed_dim and module.bias_k is None and not module.add_zero_attn
+
+
+def input_slots(
+    own: Mapping[str, str], size: int, sources: Sequence[Any]
+) -> list[tuple[Any, tuple[Slot, Slot | None]]]:
+    """Return each input of a plain attention layer with the weights that read it, and their bias.
+
+    Args:
+        own: Names of the parameters in the network.
+        size: Width of the inputs.
+        sources: Queries, keys and values; they are one input where all are the same.
+    """
+    weight, bias = own["in_proj_weight"], own.get("in_proj_bias")
+    if sources[0] is sources[1] is sources[2]:
+        every = Slot(weight, (3 * size, size), (1, 0))
+        return [(sources[0], (every, None if bias is None else Slot(bias, (3 * size,), (0,))))]
+    return [
+        (
+            source,
+            (
+                Slot(weight, (3, size, size), (1, 0), pick=(kind,)),
+                None if bias is None else Slot(bias, (3, size), (0,), pick=(kind,)),
+            ),
+        )
+        for kind, source in enumerate(sources)
+    ]
 
 
 def inner_symmetries(
@@ -46,9 +77,9 @@ def inner_symmetries(
     weight, bias, out = own["in_proj_weight"], own.get("in_proj_bias"), own["out_proj.weight"]
 
     def part(kind: int, head: int) -> list[Slot]:
-        """Return the rows of one head, with its bias for a query."""
+        """Return the rows of one head, with its bias but for a key, where it has no effect."""
         rows = [Slot(weight, (3, heads, width, size), (0, 1), pick=(kind, head))]
-        if kind == _QUERY and bias is not None:
+        if kind != _KEY and bias is not None:
             rows.append(Slot(bias, (3, heads, width), (0,), pick=(kind, head)))
         return rows
 
@@ -60,8 +91,9 @@ def inner_symmetries(
     if bias is None:
         return pairs, []
     of_key, of_value = (Slot(bias, (3, size), (0,), pick=(kind,)) for kind in (_KEY, _VALUE))
-    output = ConstantFold(of_value, (Slot(out, (size, size, 1), (1, 0, 2)),), (own["out_proj.bias"],))
-    return pairs, [ConstantFold(of_key, (), ()), output]
+    of_output = Slot(own["out_proj.bias"], (size,), (0,))
+    output = ConstantFold(of_value, (Slot(out, (size, size), (1, 0)),), (of_output,), (1,))
+    return pairs, [ConstantFold(of_key, (), (), ()), output]
 
 
 def head_symmetries(
@@ -74,7 +106,7 @@ def head_symmetries(
         width: Width of queries and keys, and of values.
         query: Rows that write the queries, with their bias.
         key: Rows that write the keys; a bias of keys has no effect, and is none of them.
-        value: Rows that write the values.
+        value: Rows that write the values, with their bias.
         output: Columns that read the values.
 
     Returns:

@@ -6,11 +6,15 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from graphlib import TopologicalSorter
 
+import torch
 from torch import nn
 
+from lossscope.probes.gauge.constants import ConstantMoves
 from lossscope.probes.gauge.features import Read, Space
 from lossscope.probes.gauge.folding import ConstantFold, Fold, GainFold
-from lossscope.probes.gauge.symmetry import Mixing, Scaling, Shift, Slot, Symmetry
+from lossscope.probes.gauge.symmetry import Mixing, Scaling, Slot, Symmetry
+from lossscope.probes.gauge.unread import parts_without_effect
+from lossscope.probes.sums import all_finite, gram
 
 __all__ = ["Conclusion", "Symmetries"]
 
@@ -52,7 +56,7 @@ class Conclusion:
         writers: dict[str, set[str]] = {fold.constant.name: set() for fold in constants}
         for fold in constants:
             for bias in fold.biases:
-                writers.setdefault(bias, set()).add(fold.constant.name)
+                writers.setdefault(bias.name, set()).add(fold.constant.name)
         order = {name: place for place, name in enumerate(TopologicalSorter(writers).static_order())}
         return (*others, *sorted(constants, key=lambda fold: order[fold.constant.name]))
 
@@ -77,51 +81,35 @@ class Conclusion:
                 self._folds.append(fold)
             else:
                 space.reasons.append(f"{fold.name} or the layer before it is used more than once")
-        if space.linear and space.symmetric and not space.is_gain:
+        if space.mixes and space.symmetric:
             both = {slot.name for slot in space.writes} & {read.slot.name for read in space.reads}
             space.reasons += [f"{name} reads and writes it" for name in sorted(both)]
+        if space.linear and space.symmetric and 1 < space.block < space.size and not space.is_gain:
+            space.reasons.append(f"its basis may change within groups of {space.block} features")
+        free = space.symmetric and not any(self._is_fixed(slot.name) for slot in slots)
+        if not any(self._parameters[slot.name].requires_grad for slot in space.writes):
+            space.reasons.clear()  # no factor and no basis can change what is written
         if space.reasons:
             self.unknown += [f"{space.name}: {reason}" for reason in dict.fromkeys(space.reasons)]
-        elif space.symmetric and space.reads and not any(self._is_fixed(slot.name) for slot in slots):
-            self._add_known(space)
+        elif space.size and space.reads:
+            self._add_known(space, free=free)
 
-    def _add_known(self, space: Space) -> None:
-        """Add the symmetry of a space about which all is known."""
-        if space.is_gain and space.linear and not space.is_sum:
+    def _add_known(self, space: Space, *, free: bool) -> None:
+        """Add the symmetry of a space about which all is known; without one, if it is not free, only its constants."""
+        if free and space.is_gain and space.linear and space.block == space.size and not space.is_sum:
             self._add_gain(space)
             return
-        mixes = space.linear and not space.is_gain
-        folded = self._fold_constants(space) if mixes else set()
-        self._add_shifts(space, folded)
-        kind = Mixing if mixes else Scaling
-        reads = tuple(read.slot for read in space.reads)
-        self.known.append(kind(space.name, space.size, tuple(space.writes), reads, _gains(space)))
-
-    def _fold_constants(self, space: Space) -> set[str]:
-        """Fold constants into the biases of all layers that read them; return the names of those folded."""
-        folded = set()
-        for constant in dict.fromkeys(one for read in space.reads for one in read.constants):
-            reads = [read for read in space.reads if constant in read.constants]
-            biases = [read.bias for read in reads if read.bias is not None]
-            if len(biases) < len(reads) or not self._is_free((constant.name, *biases)):
-                continue
-            if all(read.exact for read in reads):
-                self._folds.append(ConstantFold(constant, tuple(read.slot for read in reads), tuple(biases)))
-                folded.add(constant.name)
-            else:
-                self.unknown.append(f"{constant.name}: may move into {', '.join(biases)} past a factor")
-        return folded
-
-    def _add_shifts(self, space: Space, folded: set[str]) -> None:
-        """Add what may be moved between constants that are nowhere used one without the other."""
-        places = [read.constants for read in space.reads] + space.bends
-        together: dict[tuple[int, ...], list[Slot]] = {}
-        for constant in dict.fromkeys(one for place in places for one in place):
-            if constant.name not in folded and self._is_free((constant.name,)):
-                together.setdefault(tuple(place.count(constant) for place in places), []).append(constant)
-        for slots in together.values():
-            if len(slots) > 1:
-                self.known.append(Shift(" and ".join(slot.name for slot in slots), tuple(slots)))
+        moves = ConstantMoves(space, self._is_free, self._rank)
+        self._folds += moves.folds
+        self.known += moves.shifts
+        self.unknown += moves.unknown
+        gone = {fold.constant for fold in moves.folds if fold.constant.columns == 1}
+        others = lambda slot: slot not in gone and self._is_free((slot.name,))  # noqa: E731
+        self.unknown += parts_without_effect(space, mixes=free and space.mixes, is_free=others, rank=self._rank)
+        if free:
+            kind = Mixing if space.mixes else Scaling
+            reads = tuple(read.slot for read in space.reads)
+            self.known.append(kind(space.name, space.size, tuple(space.writes), reads, _gains(space)))
 
     def _add_gain(self, space: Space) -> None:
         """Add the fold of a gain into the linear layers that read it, or say that they cannot take it over."""
@@ -133,6 +121,15 @@ class Conclusion:
         else:
             self.unknown.append(f"{space.name}: its gain and shift are read by layers that cannot take them over")
 
+    def _rank(self, slots: Iterable[Slot]) -> int:
+        """Return the rank of weights with one row for each feature, up to a relative error of 1e-7."""
+        rows = [
+            slot.rows({slot.name: self._parameters[slot.name].detach().double().cpu().contiguous()}) for slot in slots
+        ]
+        if not rows or not all_finite(stacked := torch.cat(rows, 1)):
+            return 0
+        return int(torch.linalg.matrix_rank(gram(stacked, stacked), hermitian=True))
+
     def _is_free(self, names: Iterable[str]) -> bool:
         """Return True if all parameters are trainable and used once."""
         return all(self._uses[name] == 1 and self._parameters[name].requires_grad for name in names)
@@ -143,7 +140,7 @@ class Conclusion:
         return not parameter.requires_grad and bool(parameter.detach().count_nonzero())
 
 
-def _columns(reads: list[Read]) -> tuple[tuple[Slot, ...], tuple[str | None, ...]]:
+def _columns(reads: list[Read]) -> tuple[tuple[Slot, ...], tuple[Slot | None, ...]]:
     """Return the columns of the layers that read features, and their biases."""
     return tuple(read.slot for read in reads), tuple(read.bias for read in reads)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal, TypeAlias
 
 from torch import fx
@@ -10,7 +10,7 @@ from torch import fx
 from lossscope.probes.gauge.folding import BatchNormFold
 from lossscope.probes.gauge.symmetry import Slot
 
-__all__ = ["FLAT", "Attended", "Layout", "Read", "Space", "Value", "Weight", "pools_all"]
+__all__ = ["FLAT", "Attended", "Constant", "Layout", "Read", "Space", "Value", "Weight", "pools_all"]
 
 # Place of the features in a tensor: axis 1, the last axis, or one axis together with positions, features or positions
 # first.
@@ -18,22 +18,30 @@ Layout: TypeAlias = Literal["channels", "last", "channels flat", "last flat"]
 FLAT: Final[dict[Layout, Layout]] = {"channels": "channels flat", "last": "last flat"}
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Read:
     """Weights of a linear layer that read features.
 
     Attributes:
         slot: The weights.
-        bias: Name of the bias of that layer; None if it has none, and for convolutions, whose padding a constant
-            feature would not survive.
-        constants: The biases, and embeddings with their means, that are a constant part of what is read.
-        exact: False if a factor or padding came between, so that the constants are read at another scale.
+        bias: The bias of that layer; None if it has none, and if padding changes a constant feature.
+        value: What is read.
+        target: The space that the layer writes, where its constants hold what the weights make of those of `value`.
     """
 
     slot: Slot
-    bias: str | None
-    constants: tuple[Slot, ...]
-    exact: bool
+    bias: Slot | None
+    value: Value
+    target: Space | None = None
+
+    @property
+    def is_grouped(self) -> bool:
+        """True for a convolution whose groups read their own features alone."""
+        return self.slot.lead > 1 and self.slot.shape[0] > 1
+
+
+# A bias, an embedding with its mean, or what a layer without a bias makes of constants.
+Constant: TypeAlias = Slot | Read
 
 
 @dataclass
@@ -45,8 +53,9 @@ class Space:
     positions: int  # number of axes of positions, such as 2 for an image; 0 where features are last
     writes: list[Slot]
     reads: list[Read] = field(default_factory=list)
-    bends: list[tuple[Slot, ...]] = field(default_factory=list)  # constants at each function that is not linear
-    linear: bool = True  # only linear functions lie between writes and reads, and no grouped convolution
+    bends: list[Value] = field(default_factory=list)  # what goes into the outputs or a function that is not linear
+    linear: bool = True  # only linear functions lie between writes and reads
+    block: int = 0  # features in a row that grouped convolutions leave together; all of them without groups
     symmetric: bool = True
     reasons: list[str] = field(default_factory=list)
     origin: fx.Node | None = None  # the node that has written them
@@ -64,6 +73,16 @@ class Space:
         """True if outputs of several layers are added in it."""
         return self.origin is None
 
+    @property
+    def mixes(self) -> bool:
+        """True if any basis of the features would do."""
+        return self.linear and self.block == self.size and not self.is_gain
+
+    @property
+    def values(self) -> list[Value]:
+        """The features wherever they are used, those that layers read first."""
+        return [read.value for read in self.reads] + self.bends
+
     def join(self, other: Space) -> None:
         """Take over another space, whose features are added to those of this one."""
         if other is self:
@@ -75,6 +94,7 @@ class Space:
         self.reasons += other.reasons
         self.folds += other.folds
         self.linear &= other.linear
+        self.block = min(self.block, other.block)
         self.symmetric &= other.symmetric
         self.is_gain |= other.is_gain
         self.origin = None
@@ -83,22 +103,48 @@ class Space:
 
 @dataclass(frozen=True)
 class Value:
-    """Tensor of the trace that holds the features of a space, with its constant parts as in `Read`."""
+    """Tensor of the trace that holds the features of a space.
+
+    Attributes:
+        space: The space.
+        layout: Place of the features in the tensor.
+        constants: The constant parts of the features, each as often as it is added.
+        exact: False if a factor or padding came between, so that the constants are there at another scale.
+        parts: Weights that write the features with only linear functions since.
+        spans: False if nothing is in the features but what `parts` write.
+    """
 
     space: Space
     layout: Layout
-    constants: tuple[Slot, ...] = ()
+    constants: tuple[Constant, ...] = ()
     exact: bool = True
+    parts: tuple[Slot, ...] = ()
+    spans: bool = False
 
-    def read(self, slot: Slot, bias: str | None) -> None:
+    def read(self, slot: Slot, bias: Slot | None) -> Read:
         """Note that weights of a layer read the features."""
-        self.space.reads.append(Read(slot, bias, self.constants, self.exact))
+        read = Read(slot, bias, self)
+        self.space.reads.append(read)
+        return read
 
-    def bent(self) -> Value:
-        """Return the features behind a function that is not linear, which has no constant part."""
+    def bent(self, *, shifts: bool = False) -> Value:
+        """Return the features behind a function that is not linear; constants stay if it only adds them."""
         self.space.linear = False
-        self.space.bends.append(self.constants)
-        return Value(self.space, self.layout)
+        self.space.bends.append(replace(self, constants=()) if shifts else self)
+        kept = self.constants if shifts else ()
+        return Value(self.space, self.layout, kept, self.exact or not shifts, spans=True)
+
+    def plus(self, other: Value) -> Value:
+        """Return the sum with features that are written to the same space."""
+        self.space.join(other.space)
+        return Value(
+            self.space,
+            self.layout,
+            (*self.constants, *other.constants),
+            self.exact and other.exact,
+            (*self.parts, *other.parts),
+            self.spans or other.spans,
+        )
 
 
 @dataclass(frozen=True)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from lossscope.probes.gauge.symmetry import Slot
+from lossscope.probes.gauge.symmetry import Slot, Weights
 
-__all__ = ["BatchNormFold", "ConstantFold", "Fold", "GainFold"]
+__all__ = ["BatchNormFold", "ConstantFold", "Fold", "GainFold", "is_folded"]
 
 
 @dataclass(frozen=True)
@@ -41,8 +43,8 @@ class BatchNormFold:
     @property
     def gains(self) -> tuple[Slot, ...]:
         """The slots of gain and shift, which scale the features as long as they are not folded."""
-        size = (self.weight.shape[0],) if self.weight.lead == 1 else (self.weight.shape[0] * self.weight.shape[2],)
-        return tuple(Slot(f"{self.name}.{key}", size, (0,)) for key in ("weight", "bias"))
+        size = math.prod(self.weight.shape[axis] for axis in self.weight.order[: self.weight.lead])
+        return tuple(Slot(f"{self.name}.{key}", (size,), (0,)) for key in ("weight", "bias"))
 
     def apply(self, model: nn.Module) -> None:
         """Fold in place: the batch norm is left with gain 1, which is frozen, and with the only bias of the two."""
@@ -66,6 +68,21 @@ class BatchNormFold:
             _freeze(parameters[f"{self.name}.bias"], 0.0)
 
 
+def is_folded(norm: nn.Module, *, own_bias: bool) -> bool:
+    """Return True if a batch norm only adds its bias in eval mode, or does nothing.
+
+    Args:
+        norm: A batch norm with statistics, gain and shift.
+        own_bias: True if its shift is the only bias; otherwise it has to be 0.
+    """
+    if norm.weight.requires_grad or norm.bias.requires_grad is not own_bias:
+        return False
+    keys = ("weight", "bias", "running_mean", "running_var")
+    gain, shift, mean, variance = (_double(getattr(norm, key)) for key in keys)
+    factors = gain / (variance + norm.eps).sqrt()  # type: ignore[operator]
+    return not mean.any() and (own_bias or not shift.any()) and torch.allclose(factors, torch.ones_like(gain))
+
+
 @dataclass(frozen=True)
 class GainFold:
     """Gain and shift of a normalization that linear layers read.
@@ -75,25 +92,25 @@ class GainFold:
         gain: Name of its gain, one for each feature.
         shift: Name of its shift, or None.
         reads: Columns of the linear layers.
-        biases: Names of their biases, or None where there is none; with a shift each layer has one.
+        biases: Their biases, or None where there is none; with a shift each layer has one.
     """
 
     name: str
     gain: str
     shift: str | None
     reads: tuple[Slot, ...]
-    biases: tuple[str | None, ...]
+    biases: tuple[Slot | None, ...]
 
     @property
     def words(self) -> str:
         """The symmetry in words."""
-        return f"gains of {self.name}, folded into {', '.join(slot.name for slot in self.reads)}"
+        return f"gains of {self.name}, folded into {', '.join(_names(self.reads))}"
 
     @property
     def parameters(self) -> tuple[str, ...]:
         """Names of all parameters that change."""
-        names = (self.gain, self.shift, *(slot.name for slot in self.reads), *(self.biases if self.shift else ()))
-        return tuple(name for name in names if name is not None)
+        biases = _names(bias for bias in self.biases if bias is not None) if self.shift else ()
+        return tuple(name for name in (self.gain, self.shift, *_names(self.reads), *biases) if name is not None)
 
     @property
     def gains(self) -> tuple[Slot, ...]:
@@ -108,10 +125,7 @@ class GainFold:
         for read, bias in zip(self.reads, self.biases, strict=True):
             weight = {read.name: _double(parameters[read.name])}
             if self.shift is not None and bias is not None:
-                columns = read.of(weight)
-                shift = _double(parameters[self.shift])
-                moved = (columns.flatten(2).sum(2) * shift[:, None]).sum(0)
-                _set(parameters[bias], _double(parameters[bias]) + moved)
+                _add(parameters, bias, _read(weight, read, _double(parameters[self.shift])))
             read.multiply(weight, gain)
             _set(parameters[read.name], weight[read.name])
         _freeze(parameters[self.gain], 1.0)
@@ -126,24 +140,25 @@ class ConstantFold:
     Attributes:
         constant: A bias, or an embedding, of which the mean over its rows is the constant.
         reads: Columns of the linear layers.
-        biases: Names of their biases.
+        biases: Their biases, or constants that are added behind them.
+        times: How often the constant is a part of what each of them reads.
     """
 
     constant: Slot
     reads: tuple[Slot, ...]
-    biases: tuple[str, ...]
+    biases: tuple[Slot, ...]
+    times: tuple[int, ...]
 
     @property
     def words(self) -> str:
         """The symmetry in words."""
-        return (
-            f"constant part of {self.constant.name}, moved into {', '.join(self.biases) or 'nothing, as none reads it'}"
-        )
+        into = ", ".join(_names(self.biases)) or "nothing, as none reads it"
+        return f"constant part of {self.constant.name}, moved into {into}"
 
     @property
     def parameters(self) -> tuple[str, ...]:
         """Names of all parameters that change."""
-        return (self.constant.name, *self.biases)
+        return (self.constant.name, *_names(self.biases))
 
     def apply(self, model: nn.Module) -> None:
         """Fold in place: the bias, or the mean of the embedding, is left at 0 and stays trainable."""
@@ -151,14 +166,32 @@ class ConstantFold:
         own = {self.constant.name: _double(parameters[self.constant.name])}
         rows = self.constant.rows(own)
         mean = rows.mean(1)
-        for read, bias in zip(self.reads, self.biases, strict=True):
-            columns = read.of({read.name: _double(parameters[read.name])})
-            _set(parameters[bias], _double(parameters[bias]) + (columns.flatten(2).sum(2) * mean[:, None]).sum(0))
+        for read, bias, times in zip(self.reads, self.biases, self.times, strict=True):
+            _add(parameters, bias, times * _read({read.name: _double(parameters[read.name])}, read, mean))
         self.constant.assign(own, rows - mean[:, None])
         _set(parameters[self.constant.name], own[self.constant.name])
 
 
 Fold: TypeAlias = BatchNormFold | GainFold | ConstantFold
+
+
+def _names(slots: Iterable[Slot]) -> tuple[str, ...]:
+    """Return the names of parameters, each once."""
+    return tuple(dict.fromkeys(slot.name for slot in slots))
+
+
+def _read(weight: Weights, slot: Slot, constant: Tensor) -> Tensor:
+    """Return what a linear layer makes of a constant vector of features."""
+    view = slot.of(weight)
+    taps = view.reshape(*view.shape[: slot.lead + 1], -1).sum(-1)  # features of a group last but one, outputs last
+    return (taps * constant.reshape(*view.shape[: slot.lead], 1)).sum(-2).reshape(-1)
+
+
+def _add(parameters: Mapping[str, nn.Parameter], bias: Slot, values: Tensor) -> None:
+    """Add a vector to a bias, or to each column of another constant."""
+    own = {bias.name: _double(parameters[bias.name])}
+    bias.assign(own, bias.rows(own) + values[:, None])
+    _set(parameters[bias.name], own[bias.name])
 
 
 def _double(tensor: Tensor) -> Tensor:

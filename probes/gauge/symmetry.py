@@ -32,6 +32,11 @@ class Slot:
     lead: int = 1
     pick: tuple[int | slice, ...] = ()
 
+    @property
+    def columns(self) -> int:
+        """Number of weights of each neuron, where the slot is a whole parameter."""
+        return math.prod(self.shape[axis] for axis in self.order[self.lead :])
+
     def part(self, weights: Weights) -> Tensor:
         """Return the part of the weight, with its axes in their own order."""
         return weights[self.name].view(self.shape)[self.pick]

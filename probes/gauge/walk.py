@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import operator
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
@@ -17,11 +17,19 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from lossscope.probes.gauge.attention import MASKS, inner_symmetries, is_plain
+from lossscope.probes.gauge.attention import MASKS, inner_symmetries, input_slots, is_plain
 from lossscope.probes.gauge.conclusion import Conclusion, Symmetries
-from lossscope.probes.gauge.features import FLAT, Attended, Space, Value, Weight, pools_all
-from lossscope.probes.gauge.folding import BatchNormFold, ConstantFold
-from lossscope.probes.gauge.operations import Effect, effect_of_call, effect_of_module
+from lossscope.probes.gauge.features import FLAT, Attended, Constant, Read, Space, Value, Weight, pools_all
+from lossscope.probes.gauge.folding import BatchNormFold, ConstantFold, is_folded
+from lossscope.probes.gauge.operations import (
+    Effect,
+    effect_of_call,
+    effect_of_module,
+    has_padding,
+    is_query,
+    keeps_batch,
+    pooled_axes,
+)
 from lossscope.probes.gauge.symmetry import Mixing, Slot
 
 __all__ = ["Walk"]
@@ -31,6 +39,8 @@ _TRANSPOSED: Final = {nn.ConvTranspose1d: 1, nn.ConvTranspose2d: 2, nn.ConvTrans
 _BATCH_NORMS: Final = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _FUNCTIONAL: Final[dict[Any, int]] = {F.conv1d: 1, F.conv2d: 2, F.conv3d: 3}
 _ADDITIONS: Final[set[Any]] = {operator.add, operator.iadd, torch.add, "add", "add_"}
+
+_IN_PLACE: Final[set[Any]] = {operator.iadd, "add_"}
 
 
 class Walk:
@@ -64,7 +74,7 @@ class Walk:
             if space.joined is None:
                 conclusion.add(space)
         unknown = self._unknown + conclusion.unknown
-        unused = self._parameters.keys() - self._uses.keys()
+        unused = {name for name, one in self._parameters.items() if one.requires_grad} - self._uses.keys()
         if unused:
             unknown.append(f"{', '.join(sorted(unused))}: not used in the trace of the forward pass")
         return Symmetries(tuple(conclusion.known), conclusion.folds, tuple(dict.fromkeys(unknown)))
@@ -80,6 +90,7 @@ class Walk:
         if node.op == "output":
             for value in self._inputs(node):
                 value.space.symmetric = False  # its scale is that of the outputs
+                value.space.bends.append(value)
         return None
 
     def _attribute(self, node: fx.Node) -> Weight | None:
@@ -90,7 +101,7 @@ class Walk:
         name = self._names.get(id(found))
         if name is None:
             return None
-        self._uses[name] += len(node.users)
+        self._uses[name] += sum(not is_query(user) for user in node.users)
         return Weight(name)
 
     def _module(self, node: fx.Node, module: nn.Module) -> Value | Attended | None:
@@ -100,12 +111,21 @@ class Walk:
         kind, name, groups = type(module), str(node.target), getattr(module, "groups", 1)
         if module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module):
             return self._opaque(node, f"{name}, which has hooks", own)
+        if module._buffers and kind not in _BATCH_NORMS:
+            return self._opaque(node, f"{name}, which has buffers", own)
+        masks = MASKS if kind is nn.MultiheadAttention else ()
+        given = (*node.args[:3], *(one for key, one in node.kwargs.items() if key not in masks))
+        found = [self._values.get(one) for one in given if isinstance(one, fx.Node)]
+        if weights := {one.name: one.name for one in found if isinstance(one, Weight)}:
+            return self._opaque(node, name, own | weights)
         if kind is nn.Linear and "weight" in own:
             return self._dense(node, name, own["weight"], own.get("bias"))
         if isinstance(module, nn.Embedding) and kind is nn.Embedding and module.max_norm is None:
             return self._embedding(node, name, own["weight"])
         if kind in _CONVOLUTIONS and "weight" in own:
-            return self._convolution(node, name, own["weight"], own.get("bias"), _CONVOLUTIONS[kind], groups)
+            padded = module.padding_mode == "zeros" and has_padding(module.padding)
+            axes = _CONVOLUTIONS[kind]
+            return self._convolution(node, name, own["weight"], own.get("bias"), axes, groups, padded=padded)
         if kind in _TRANSPOSED and "weight" in own:
             return self._transposed(node, name, own["weight"], own.get("bias"), _TRANSPOSED[kind], groups)
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and kind in _BATCH_NORMS:
@@ -125,55 +145,64 @@ class Walk:
         if target is F.linear or target in _FUNCTIONAL:
             return self._functional(node)
         words = target if isinstance(target, str) else getattr(target, "__name__", str(target))
-        if target is operator.getitem and isinstance(pair := self._values[node.all_input_nodes[0]], Attended):
-            return pair.output if node.args[1] == 0 else None
+        pair = self._values[node.all_input_nodes[0]] if target is operator.getitem else None
+        if isinstance(pair, Attended) and node.args[1] in (0, 1, -1, -2):
+            return pair.output if node.args[1] in (0, -2) else None
         if target in _ADDITIONS and len(node.args) == 2 and not node.kwargs:
             found = self._added(*node.args)
             if found is not None:
+                if target in _IN_PLACE:
+                    self._values[node.all_input_nodes[0]] = found
                 return found
+        if is_query(node):
+            return None
         weights = [self._values[one] for one in node.all_input_nodes]
         names = {one.name: one.name for one in weights if isinstance(one, Weight)}
         effect = Effect.UNKNOWN if names else effect_of_call(node)
-        if effect is Effect.QUERY:
-            return None
         return self._after(node, effect, words, names)
 
     def _functional(self, node: fx.Node) -> Value | None:
         """Return the output of a layer that is called as a function of its weights."""
-        names = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
-        given = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
+        order = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+        given = dict(zip(order, node.args, strict=False)) | dict(node.kwargs)
         weight, bias = (self._values.get(given.get(key)) for key in ("weight", "bias"))  # type: ignore[arg-type]
         words = str(getattr(node.target, "__name__", node.target))
-        if not isinstance(weight, Weight) or not (isinstance(bias, Weight) or given.get("bias") is None):
-            weights = [self._values[one] for one in node.all_input_nodes]
-            return self._opaque(node, words, {one.name: one.name for one in weights if isinstance(one, Weight)})
+        weights = [self._values[one] for one in node.all_input_nodes]
+        names = {one.name: one.name for one in weights if isinstance(one, Weight)}
+        plain = isinstance(weight, Weight) and (isinstance(bias, Weight) or given.get("bias") is None)
+        if not isinstance(weight, Weight) or not plain or isinstance(weights[0], Weight):
+            return self._opaque(node, words, names)
         bias_name = bias.name if isinstance(bias, Weight) else None
         if node.target is F.linear:
             return self._dense(node, weight.name, weight.name, bias_name)
         axes, groups = _FUNCTIONAL[node.target], given.get("groups", 1)
-        return self._convolution(node, weight.name, weight.name, bias_name, axes, groups)
+        padded = has_padding(given.get("padding", 0))
+        return self._convolution(node, weight.name, weight.name, bias_name, axes, groups, padded=padded)
 
     def _dense(self, node: fx.Node, name: str, weight: str, bias: str | None) -> Value:
         """Return the output of a linear layer, which reads the last axis."""
         outputs, inputs = self._parameters[weight].shape
+        own_bias, reads = next(_bias(bias, outputs), None), []
         for value in self._inputs(node):
             size, layout = value.space.size, value.layout
-            repeats = inputs // size
-            if layout == "channels" or inputs % size or (layout == "last" and repeats > 1):
+            repeats = inputs // max(size, 1)
+            if layout == "channels" or inputs != repeats * size or (layout == "last" and repeats > 1):
                 value.space.reasons.append(f"{name} does not read its {size} features along one axis")
             elif layout == "last flat":
-                value.read(Slot(weight, (outputs, repeats, size), (2, 0, 1)), bias)
+                reads.append(value.read(Slot(weight, (outputs, repeats, size), (2, 0, 1)), own_bias))
             else:
-                value.read(Slot(weight, (outputs, size, repeats), (1, 0, 2)), bias)
-        return self._opened(node, name, outputs, 0, [Slot(weight, (outputs, inputs), (0, 1)), *_bias(bias, outputs)])
+                reads.append(value.read(Slot(weight, (outputs, size, repeats), (1, 0, 2)), own_bias))
+        write = Slot(weight, (outputs, inputs), (0, 1))
+        return self._opened(node, name, outputs, 0, [write], _bias(bias, outputs), passed=reads)
 
     def _embedding(self, node: fx.Node, name: str, weight: str) -> Value:
         """Return the output of an embedding: a linear layer of indicators."""
         count, size = self._parameters[weight].shape
-        return self._opened(node, name, size, 0, [Slot(weight, (count, size), (1, 0))], embedded=True)
+        write = Slot(weight, (count, size), (1, 0))
+        return self._opened(node, name, size, 0, [write], embedded=True)
 
     def _convolution(
-        self, node: fx.Node, name: str, weight: str, bias: str | None, axes: int, groups: Any
+        self, node: fx.Node, name: str, weight: str, bias: str | None, axes: int, groups: Any, *, padded: bool
     ) -> Value | None:
         """Return the output of a convolution, which reads axis 1."""
         outputs, inputs, *kernel = self._parameters[weight].shape
@@ -181,28 +210,35 @@ class Walk:
             return self._opaque(node, f"{name}, which has a traced number of groups", {weight: weight})
         rest = tuple(range(3, 3 + axes))
         read = Slot(weight, (groups, outputs // groups, inputs, *kernel), (0, 2, 1, *rest), lead=2)
-        self._read_channels(node, name, read, inputs * groups, groups)
+        own_bias = None if padded else next(_bias(bias, outputs), None)
+        reads = self._read_channels(node, name, read, inputs * groups, groups, own_bias)
         write = Slot(weight, (outputs, inputs, *kernel), (0, 1, *(axis - 1 for axis in rest)))
-        return self._opened(node, name, outputs, axes, [write, *_bias(bias, outputs)], linear=groups == 1)
+        passed = [] if padded else reads
+        return self._opened(node, name, outputs, axes, [write], _bias(bias, outputs), passed=passed, groups=groups)
 
     def _transposed(self, node: fx.Node, name: str, weight: str, bias: str | None, axes: int, groups: int) -> Value:
         """Return the output of a transposed convolution, which reads axis 1."""
         inputs, outputs, *kernel = self._parameters[weight].shape
         rest = tuple(range(3, 3 + axes))
         read = Slot(weight, (inputs, outputs, *kernel), (0, 1, *(axis - 1 for axis in rest)))
-        self._read_channels(node, name, read, inputs, groups)
+        self._read_channels(node, name, read, inputs, groups, None)
         write = Slot(weight, (groups, inputs // groups, outputs, *kernel), (0, 2, 1, *rest), lead=2)
         size = outputs * groups
-        return self._opened(node, name, size, axes, [write, *_bias(bias, size)], linear=groups == 1)
+        return self._opened(node, name, size, axes, [write], _bias(bias, size), groups=groups)
 
-    def _read_channels(self, node: fx.Node, name: str, read: Slot, size: int, groups: int) -> None:
+    def _read_channels(
+        self, node: fx.Node, name: str, read: Slot, size: int, groups: int, bias: Slot | None
+    ) -> list[Read]:
         """Close the space that a convolution reads."""
+        reads = []
         for value in self._inputs(node):
             space = value.space
             if value.layout != "channels" or space.size != size:
                 space.reasons.append(f"{name} does not read its {space.size} features as channels")
-            value.read(read, None)
-            space.linear &= groups == 1
+            else:
+                reads.append(value.read(read, bias))
+                space.block = min(space.block, size // groups)
+        return reads
 
     def _opened(
         self,
@@ -210,16 +246,24 @@ class Walk:
         name: str,
         size: int,
         positions: int,
-        writes: list[Slot],
+        weights: list[Slot],
+        biases: Iterable[Slot] = (),
         *,
-        linear: bool = True,
+        passed: Sequence[Read] = (),
+        groups: int = 1,
         embedded: bool = False,
     ) -> Value:
-        """Return the features of a new space."""
-        space = Space(name, size, positions, writes, linear=linear, origin=node)
+        """Return the features of a new space, whose constants are biases, or what its layer makes of those it reads."""
+        own = tuple(biases)
+        space = Space(name, size, positions, [*weights, *own], origin=node, block=size // groups)
         self._spaces.append(space)
-        constants = writes[1:] if len(writes) > 1 else [slot for slot in writes if embedded]
-        return Value(space, "channels" if positions else "last", tuple(constants))
+        constants: tuple[Constant, ...] = own or tuple(weights if embedded else ())
+        for read in passed if not own else ():
+            if read.value.constants:
+                read.target = space
+                constants = (*constants, read)
+        parts = own if groups > 1 else (*weights, *own)
+        return Value(space, "channels" if positions else "last", constants, parts=parts, spans=groups > 1)
 
     def _batch_norm(self, node: fx.Node, name: str, module: nn.Module, own: dict[str, str]) -> Value | None:
         """Return the output of a batch norm, which in eval mode is one affine map with the layer right before it."""
@@ -228,16 +272,19 @@ class Walk:
             return self._opaque(node, words, own)
         space = values[0].space
         names = [slot.name for slot in space.writes] + list(own.values())
-        alone = space.origin is node.all_input_nodes[0] and len(space.origin.users) == 1
+        alone = space.origin is node.all_input_nodes[0] and len(space.origin.users) == 1 and not space.folds
         free = all(self._parameters[one].requires_grad for one in names)
-        if not alone or not free or self._parameters[own["weight"]].shape != (space.size,):
-            return self._opaque(node, words, own)
         bias = space.writes[1].name if len(space.writes) > 1 else None
-        space.folds = [BatchNormFold(name, space.writes[0], bias)]
+        folded = is_folded(module, own_bias=bias is None)
+        if not alone or not (free or folded) or self._parameters[own["weight"]].shape != (space.size,):
+            return self._opaque(node, words, own)
+        if not folded:
+            space.folds = [BatchNormFold(name, space.writes[0], bias)]
         space.origin = node
         if bias is None:
             space.writes += _bias(own["bias"], space.size)
-        return replace(values[0], constants=tuple(space.writes[1:]))
+        passed = [one for one in values[0].constants if isinstance(one, Read)]
+        return replace(values[0], constants=(space.writes[1], *passed), parts=(*values[0].parts, *space.writes[1:]))
 
     def _normalized(self, node: fx.Node, words: str, module: nn.Module, own: dict[str, str]) -> Value | None:
         """Return the output of a normalization: its gain and shift write it."""
@@ -255,10 +302,10 @@ class Walk:
             or (wanted == "channels") != (positions > 0)
         ):
             return self._opaque(node, words, own)
-        writes = [slot for key in ("weight", "bias") for slot in _bias(own.get(key), size[0])]
-        value = self._opened(node, words, size[0], positions, writes)
+        gain, shift = (list(_bias(own.get(key), size[0])) for key in ("weight", "bias"))
+        value = self._opened(node, words, size[0], positions, gain, shift)
         value.space.is_gain = True
-        return value
+        return replace(value, parts=tuple(shift), spans=True)
 
     def _after(self, node: fx.Node, effect: Effect, words: str, weights: dict[str, str]) -> Value | None:
         """Return the features behind a function of a known effect."""
@@ -269,9 +316,15 @@ class Walk:
             return self._opaque(node, words, weights)
         (value,) = values
         space, layout = value.space, value.layout
+        axes = pooled_axes(self._model, node)
+        if axes is not None and (layout != "channels" or axes != space.positions):
+            return self._opaque(node, words, weights)
         if effect is Effect.SMOOTH:
             space.symmetric = False
+            space.bends.append(value)
             return None
+        if effect is Effect.FLATTEN and layout == "channels" and not keeps_batch(node, self._holds_features):
+            return self._opaque(node, words, weights)
         if effect is Effect.FLATTEN and layout in FLAT:
             return replace(value, layout=FLAT[layout])
         if effect is Effect.POOLED:
@@ -280,7 +333,11 @@ class Walk:
             return value
         if effect is Effect.LINEAR:
             return replace(value, exact=False)
-        return value.bent()
+        return value.bent(shifts=effect is Effect.MAXIMUM)
+
+    def _holds_features(self, node: fx.Node) -> bool:
+        """Return True for a node whose features are followed, so that its first axis is that of its input."""
+        return isinstance(self._values.get(node), Value)
 
     def _added(self, first: Any, second: Any) -> Value | None:
         """Return the sum of two features of one size, or of features and a parameter; None for other sums."""
@@ -297,14 +354,13 @@ class Walk:
             slot = Slot(other.name, (shape.numel() // shape[-1], shape[-1]), (1, 0))
             one.space.writes.append(slot)
             one.space.origin = None
-            return replace(one, constants=(*one.constants, slot))
+            return replace(one, constants=(*one.constants, slot), parts=(*one.parts, slot))
         if not isinstance(other, Value):
             return None
         same = other.space.whole.size == one.space.size and other.space.whole.positions == one.space.positions
         if other.layout != one.layout or not same:
             return None
-        one.space.join(other.space.whole)
-        return Value(one.space, one.layout, (*one.constants, *other.constants), one.exact and other.exact)
+        return one.plus(replace(other, space=other.space.whole))
 
     def _attention(
         self, node: fx.Node, name: str, module: nn.MultiheadAttention, own: dict[str, str]
@@ -312,15 +368,11 @@ class Walk:
         """Return the output of an attention layer, and note what may change between its own weights."""
         given: dict[str, Any] = dict(zip(("query", "key", "value"), node.args, strict=False)) | dict(node.kwargs)
         masks = [given[key] for key in MASKS if isinstance(given.get(key), fx.Node)]
-        if not is_plain(module) or any(isinstance(self._values[mask], Value) for mask in masks):
-            return self._opaque(node, f"{name}, an attention layer with a mask of features or keys of its own", own)
+        if not is_plain(module, own) or any(isinstance(self._values[mask], Value) for mask in masks):
+            words = f"{name}, an attention layer with a mask of features, or with keys or weights of its own"
+            return self._opaque(node, words, own)
         size, sources = module.embed_dim, [given[key] for key in ("query", "key", "value")]
-        weight, bias = own["in_proj_weight"], own.get("in_proj_bias")
-        if sources[0] is sources[1] is sources[2]:
-            reads = [(sources[0], Slot(weight, (3 * size, size, 1), (1, 0, 2)), bias)]
-        else:
-            reads = [(one, Slot(weight, (3, size, size), (1, 0), pick=(i,)), None) for i, one in enumerate(sources)]
-        for source, slot, own_bias in reads:
+        for source, (slot, own_bias) in input_slots(own, size, sources):
             value = self._values.get(source)
             if isinstance(value, Value):
                 value = replace(value, space=value.space.whole)
@@ -329,15 +381,15 @@ class Walk:
                 value.read(slot, own_bias)
         self._inner.append(inner_symmetries(name, module, own))
         out, out_bias = own["out_proj.weight"], own.get("out_proj.bias")
-        writes = [Slot(out, (size, size), (0, 1)), *_bias(out_bias, size)]
-        return Attended(self._opened(node, name, size, 0, writes))
+        write = Slot(out, (size, size), (0, 1))
+        return Attended(self._opened(node, name, size, 0, [write], _bias(out_bias, size)))
 
     def _opaque(self, node: fx.Node, words: str, weights: dict[str, str]) -> Value | None:
         """Note that nothing is known about the features and parameters that a node uses; return no features."""
         for value in self._inputs(node):
             value.space.reasons.append(f"its features go into {words}")
-        if weights:
-            self._unknown.append(f"{', '.join(dict.fromkeys(weights.values()))}: used by {words}")
+        if names := [name for name in dict.fromkeys(weights.values()) if self._parameters[name].requires_grad]:
+            self._unknown.append(f"{', '.join(names)}: used by {words}")
         return None
 
     def _inputs(self, node: fx.Node) -> list[Value]:

@@ -136,3 +136,13 @@ def test_a_batch_norm_behind_a_layer_that_is_used_twice_is_not_folded() -> None:
     found = balance(net, batch=gaussian(6, 4, dtype=torch.float32))
     assert found.unknown
     assert not found.fixed
+
+
+def test_a_batch_norm_behind_an_embedding_is_folded_and_rescaled() -> None:
+    net, ids = (
+        nn.Sequential(nn.Embedding(7, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 3)).double(),
+        torch.arange(7),
+    )
+    net = trained(net, ids)
+    assert (balance(net, batch=ids).unknown, balance(net, batch=ids).logit_error < 1e-12) == ((), True)
+    torch.testing.assert_close(rescaled(net, 1)(ids), net(ids))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from helpers import gaussian
 from lossscope.landscape.training.workloads import digits_conv
 from lossscope.probes.gauge.balance import balance
 from lossscope.probes.gauge.tracing import symmetries_of
@@ -21,7 +23,7 @@ class Own(nn.Module):
     def __init__(self, function: Callable[[nn.Module, Tensor], Tensor]) -> None:
         super().__init__()
         self.first, self.second, self.function = nn.Linear(4, 4), nn.Linear(4, 4), function
-        self.gain = nn.Parameter(torch.ones(4))
+        self.gain, self.act = nn.Parameter(torch.ones(4)), nn.Tanh()
 
     def forward(self, x: Tensor) -> Tensor:
         return self.second(self.function(self, self.first(x))) * self.gain.detach().sum()
@@ -96,6 +98,63 @@ class Branching(nn.Module):
         return self.layer(x) if x.sum() > 0 else x
 
 
+class Frames(nn.Module):
+    """Frames of a film through a convolution, put side by side afterwards."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(1, 2, 2), nn.Linear(36, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        size = x.size(0)
+        return self.head(F.relu(self.conv(x.flatten(0, 1))).view(size, -1))
+
+
+class Scaled(nn.Module):
+    """Features that are added at different scales, as embeddings often are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.other, self.second = (nn.Linear(4, 4) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(F.relu(2 * self.first(x) + self.other(x)))
+
+
+class Optional(nn.Module):
+    """A layer whose activation depends on an argument, and one that a flag leaves out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor, gate: Tensor | None = None, *, short: bool = False) -> Tensor:
+        x = torch.tanh(self.first(x)) if gate is None else F.relu(self.first(x))
+        return x if short else self.second(x)
+
+
+def constant_bias() -> nn.Module:
+    net = chain(nn.ReLU())
+    del net[0].bias
+    net[0].register_buffer("bias", torch.ones(4))
+    return net
+
+
+class Attending(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.attention(x, x, x)[0]
+
+
+def parametrized_attention() -> nn.Module:
+    net = Attending()
+    nn.utils.parametrizations.weight_norm(net.attention.out_proj)
+    return net
+
+
 UNKNOWN: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "sum with the data": (Added, "inner: its features go into add"),
     "sum of two axes": (lambda: Own(lambda m, x: F.relu(x) + m.gain[:, None]), "gain: used by getitem"),
@@ -125,6 +184,40 @@ UNKNOWN: dict[str, tuple[Callable[[], nn.Module], str]] = {
         "0: 2 does not read its 4 features along one axis",
     ),
     "slope one": (lambda: chain(nn.LeakyReLU(1.0)), "0: its features go into 1 (LeakyReLU)"),
+    "layer on a parameter": (
+        lambda: Own(lambda m, x: m.first(m.gain) + x),
+        "first.weight, first.bias, gain: used by first",
+    ),
+    "function of two parameters": (
+        lambda: Own(lambda m, x: x + F.linear(m.second.weight, m.gain)),
+        "second.weight, gain: used by linear",
+    ),
+    "module on a parameter": (
+        lambda: Own(lambda m, x: F.linear(x, m.act(m.first.weight))),
+        "first.weight: used by act",
+    ),
+    "pooling over features": (lambda: chain(nn.ReLU(), nn.MaxPool1d(3, 1, 1)), "0: its features go into 2 (MaxPool1d)"),
+    "pooling over channels": (
+        lambda: nn.Sequential(nn.Conv1d(4, 4, 1), nn.ReLU(), nn.MaxPool2d(3, 1, 1), nn.Conv1d(4, 4, 1)),
+        "0: its features go into 2 (MaxPool2d)",
+    ),
+    "constant as a buffer": (constant_bias, "0.weight: used by 0, which has buffers"),
+    "factor before a sum": (Scaled, "first.bias and other.bias: a constant vector may move between them past a factor"),
+    "argument by name": (lambda: Own(lambda m, x: F.relu(x).div(other=2)), "first: its features go into div"),
+    "view of frames": (Frames, "conv: its features go into view"),
+    "batch norm twice": (
+        lambda: nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 4)),
+        "2.weight, 2.bias: used by 2 (BatchNorm1d)",
+    ),
+    "divisor of an average": (
+        lambda: nn.Sequential(nn.Conv2d(1, 4, 1), nn.AvgPool2d(2, divisor_override=3), nn.Flatten(), nn.Linear(16, 4)),
+        "0.bias: may move into 3.bias past a factor",
+    ),
+    "argument with a default": (Optional, "it is another one where gate is given to its forward pass"),
+    "parametrized attention": (
+        parametrized_attention,
+        "attention layer with a mask of features, or with keys or weights",
+    ),
     "unused parameter": (lambda: Own(lambda m, x: F.relu(x)), "gain: used by detach"),
 }
 
@@ -134,6 +227,60 @@ def test_what_is_not_known_is_listed(name: str) -> None:
     build, words = UNKNOWN[name]
     found = symmetries_of(build())
     assert any(words in one for one in found.unknown), found
+
+
+INPUTS = {
+    "view of frames": (3, 2, 1, 4, 4),
+    "batch norm twice": (6, 4),
+    "divisor of an average": (3, 1, 4, 4),
+    "pooling over features": (3, 2, 4),
+    "pooling over channels": (3, 4, 5),
+    "constant as a buffer": (6, 4),
+    "factor before a sum": (6, 4),
+    "argument with a default": (6, 4),
+}
+
+
+@pytest.mark.parametrize("name", INPUTS)
+def test_what_is_not_known_stays_the_same_function(name: str) -> None:
+    net, x = UNKNOWN[name][0]().double(), gaussian(*INPUTS[name])
+    for _ in range(3):
+        net.train()(x)
+    assert balance(net, batch=x).logit_error < 1e-13
+
+
+class Plain(nn.Module):
+    """A network that asks its weights for their dtype, and gives features back if a flag says so."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor, features: bool = False) -> Tensor:
+        x = F.relu(self.first(x.to(self.first.weight.dtype)))
+        return x if features else self.second(x)
+
+
+def test_flags_keep_their_defaults_and_dtypes_of_weights_are_no_use_of_them() -> None:
+    assert balance(Plain()).fixed == ("scale of each of the 4 neurons of first",)
+    assert balance(Plain()).unknown == ()
+    given = symmetries_of(Plain(), ["features"])
+    assert "torch.fx cannot trace it" in given.unknown[0]
+    assert balance(Optional(), batch={"x": torch.ones(2, 4), "gate": torch.ones(1)}).fixed
+
+
+def test_frozen_layers_have_no_symmetry_that_could_be_unknown() -> None:
+    net = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2), nn.Hardshrink(), nn.Flatten(), nn.Linear(8, 3))
+    assert symmetries_of(net).unknown
+    net[:3].requires_grad_(False)
+    assert symmetries_of(net).unknown == ()
+
+
+def test_layers_without_neurons_have_no_symmetry() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch warns about empty weights
+        nets = [nn.Sequential(nn.Linear(4, 0), *between, nn.Linear(0, 3)) for between in ((), (nn.ReLU(),))]
+    assert [balance(net, batch=torch.ones(2, 4)).fixed for net in nets] == [(), ()]
 
 
 def test_known_layers_are_fixed_beside_unknown_ones() -> None:
@@ -165,7 +312,7 @@ def test_a_trace_leaves_the_network_as_it_was() -> None:
 NOT_KNOWN = {
     *("weight_norm", "weight_norm_legacy", "gpt", "gpt_11m", "lstm", "gru", "lora", "graphs", "odd_shapes", "encoder"),
     *("gradient_penalty", "group_norm", "transposed", "pooled", "rms_norm", "experts"),
-    *("router", "fourier", "solve", "sorted", "custom_right", "custom_once", "grid_sample", "twice", "mixed_dtypes"),
+    *("router", "fourier", "solve", "sorted", "custom_right", "custom_once", "grid_sample", "twice"),
     *("orthogonal", "spectral_norm", "data_parallel", "packed", "batch_norm_without_statistics", "masked_attention"),
     *("forces", "tied_by_list", "compiled"),
 }
