@@ -336,6 +336,11 @@ class Panel:
             ProbeError: The step is not known, or there is no bracket.
         """
         step = self._step
+        if not any(bool((moved != 0).any()) for moved in step.displacement.values()):
+            self.absent |= dict.fromkeys(
+                names, "the step is zero, so that there is no line along which the loss changes"
+            )
+            return Rows()
         rate = self._rate(step, names & {"critical_learning_rate", "critical_sharpness"})
         if "critical_ratio" in names and self._edge_ratio is None:
             self.absent["critical_ratio"] = "directional_edge_ratio of this step was not measured"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Final
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +13,11 @@ from lossscope.probes.gauge.attention import head_symmetries
 from lossscope.probes.gauge.symmetry import Mixing, Scaling, Shift, Slot, Symmetry
 
 __all__ = ["ModularTransformer", "modular_addition"]
+
+_WITHOUT_EFFECT: Final = (
+    "W_Q: only what it makes of the one vector of the equals sign has an effect",
+    "W_out: what W_U does not read of it has no effect",
+)
 
 
 def modular_addition(prime: int) -> tuple[Tensor, Tensor]:
@@ -68,8 +74,8 @@ class ModularTransformer(nn.Module):
         last = last + F.linear(F.relu(F.linear(last, self.W_in, self.b_in)), self.W_out, self.b_out)
         return last @ self.W_U
 
-    def weight_symmetries(self) -> list[Symmetry]:
-        """Return what may change between the weights of the same function, for the balanced point.
+    def weight_symmetries(self) -> list[Symmetry | str]:
+        """Return what may change between the weights of the same function, for the balanced point, and what is open.
 
         The residual stream is linear, so its basis is free. The token of the equals sign is always last, and no other
         token is there, so that embedding and position may exchange a constant in each of the two cases.
@@ -96,7 +102,7 @@ class ModularTransformer(nn.Module):
             (Slot("W_in", (hidden, width), (0, 1)), Slot("b_in", (hidden,), (0,))),
             (Slot("W_out", (width, hidden), (1, 0)),),
         )
-        found: list[Symmetry] = [stream, neurons]
+        found: list[Symmetry | str] = [stream, neurons, *_WITHOUT_EFFECT]
         for tokens, positions in ((numbers, slice(0, 2)), (last, slice(2, 3))):
             embedding = Slot("W_E", (width, vocabulary), (0, 1), pick=(every, tokens))
             found.append(Shift("W_E and W_pos", (embedding, Slot("W_pos", (3, width), (1, 0), pick=(positions,)))))

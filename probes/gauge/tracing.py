@@ -90,10 +90,12 @@ def _traced(model: nn.Module, fixed: Mapping[str, Any]) -> fx.Graph | str:
 def _declared(model: nn.Module, symmetries: Any) -> Symmetries:
     """Return the symmetries that a network declares, but for those of frozen weights."""
     where = f"{type(model).__name__}.{DECLARATION}()"
-    if not isinstance(symmetries, list | tuple) or not all(isinstance(one, Symmetry) for one in symmetries):
-        raise ProbeError(f"{where} must return a list of Scaling, Mixing and Shift, got {symmetries!r:.80}")
+    if not isinstance(symmetries, list | tuple) or not all(isinstance(one, Symmetry | str) for one in symmetries):
+        raise ProbeError(f"{where} must return a list of Scaling, Mixing, Shift and text, got {symmetries!r:.80}")
     parameters, known = dict(model.named_parameters()), []
     for one in symmetries:
+        if isinstance(one, str):
+            continue
         names = [slot.name for slot in (*one.writes, *one.reads)]
         if unknown := [name for name in names if name not in parameters]:
             raise ProbeError(
@@ -103,7 +105,7 @@ def _declared(model: nn.Module, symmetries: Any) -> Symmetries:
         _require_rows(one, parameters, where)
         if all(parameters[name].requires_grad for name in names):
             known.append(one)
-    return Symmetries(tuple(known), (), ())
+    return Symmetries(tuple(known), (), tuple(one for one in symmetries if isinstance(one, str)))
 
 
 def _require_rows(one: Symmetry, parameters: Mapping[str, Tensor], where: str) -> None:
