@@ -88,8 +88,12 @@ def density_rows(density: SpectralDensity) -> list[Row]:
 
 def spectrum_rows(estimates: Mapping[str, Estimate], found: SpectrumEstimate) -> Rows:
     """Return rows of estimates from one computation; each row states the whole cost."""
-    proof = found.proof if found.engine == "lossscope" and (found.top or found.bottom) else None
-    return Rows([{**estimate_row(name, one), **shared_cost(found), "proof": proof} for name, one in estimates.items()])
+    return Rows(
+        [
+            {**estimate_row(name, one), **shared_cost(found), "proof": found.proof if one.bound == "residual" else None}
+            for name, one in estimates.items()
+        ]
+    )
 
 
 def shared_cost(found: SpectrumEstimate) -> Row:

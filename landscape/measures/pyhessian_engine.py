@@ -142,7 +142,9 @@ def _pairs(operator: SymmetricOperator, judge: Any, top: int, budget: int, rel: 
     converged = (residuals <= rel * largest) & positive
     # no spectral gap is known, so the error bound is the residual
     bounds = torch.where(positive, residuals, residuals + theta.abs() + largest)
-    return EigenPairs(theta[order], V[:, order.to(V.device)], residuals[order], bounds[order], converged[order])
+    return EigenPairs(
+        theta[order], V[:, order.to(V.device)], residuals[order], bounds[order], converged[order], proof=False
+    )
 
 
 def _trace(judge: Any, samples: int, rel: float) -> Estimate:

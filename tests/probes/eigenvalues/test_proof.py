@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from helpers import dense, gaussian
+from lossscope.landscape.measures.estimate_rows import spectrum_rows
 from lossscope.probes.eigenvalues.eigen_tracker import EigenTracker
 from lossscope.probes.eigenvalues.measure import measure_spectrum
 from lossscope.probes.eigenvalues.results import SpectrumEstimate
@@ -77,3 +78,13 @@ def test_a_tracker_has_a_proof_at_its_first_evaluation_alone_and_only_if_its_bud
     tracker = EigenTracker(rel=0.05)
     assert [tracker.measure(operator).proof for _ in range(3)] == [True, False, False]
     assert not EigenTracker(rel=0.05, max_products=2).measure(operator).proof
+
+
+def test_rows_of_eigenvalues_say_so_and_no_others() -> None:
+    operator, _ = spread()
+    for proof in (True, False):
+        found = measure_spectrum(operator, top=1, rel=0.05, trace_rel=0.3, quantities=("top", "trace"), proof=proof)
+        assert found.top is not None
+        assert found.trace is not None
+        rows = spectrum_rows({"lambda_max": found.top.estimate(0), "trace": found.trace}, found).probes
+        assert [row["proof"] for row in rows] == [proof, None]
