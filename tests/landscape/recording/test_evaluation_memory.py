@@ -67,9 +67,7 @@ def measured_copies(preset: str, measures: tuple[str, ...] | None) -> tuple[floa
 @pytest.mark.parametrize(
     ("preset", "measures"),
     [
-        ("economy", None),
-        ("standard", None),
-        pytest.param("full", None, marks=pytest.mark.slow),
+        *(pytest.param(preset, None, marks=pytest.mark.slow) for preset in ("economy", "standard", "full")),
         ("economy", ("lambda_max",)),
         ("standard", ("lambda_max",)),
         ("standard", ("trace",)),
