@@ -1,7 +1,7 @@
 """Entries of the catalogue: one `MeasureGroup` declares all that the recorder, `probe`, lists and reports know.
 
-To add a measure, add an entry to the tuple at the end; those of flatness are in `flatness_entries.py`. This module
-imports no torch; the functions that measure import it when they are called.
+To add a measure, add an entry to the tuple at the end; those of flatness are in `flatness_entries.py`, those along the
+step taken in `step_entries.py`. This module imports no torch; the functions that measure import it when called.
 """
 
 from __future__ import annotations
@@ -9,98 +9,18 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Final
 
-from lossscope.landscape.measures.declarations import EVERY, LINEAR, OPTIMIZER, ROTATIONS, krylov, long
+from lossscope.landscape.measures.declarations import EVERY, OPTIMIZER, ROTATIONS, krylov, long
 from lossscope.landscape.measures.flatness_entries import FLATNESS
 from lossscope.landscape.measures.measure import EIGENVALUES, FROM_DENSITY, Bound, Measure
 from lossscope.landscape.measures.measure_group import Evaluation, MeasureGroup, Names, Schedule
 from lossscope.landscape.measures.memory import METRIC_COPIES, krylov_vectors
+from lossscope.landscape.measures.step_entries import ALONG_STEP
 
 if TYPE_CHECKING:
     from lossscope.landscape.measures.panel import Panel
     from lossscope.probes.statistics.estimate import Estimate
 
 __all__ = ["ENTRIES"]
-
-_CRITICAL: Final = (
-    Measure(
-        "critical_step",
-        "1",
-        Bound.BRACKET,
-        LINEAR,
-        "multiple of the step taken at which the loss is back at its value before it: below 1 the step raised the loss",
-    ),
-    Measure(
-        "critical_learning_rate",
-        "1",
-        Bound.BRACKET,
-        LINEAR,
-        "learning rate at which the update would leave the loss as it was; a larger one would raise it",
-    ),
-    Measure(
-        "critical_sharpness",
-        "1",
-        Bound.BRACKET,
-        LINEAR,
-        "2 over the critical learning rate: a number of a finite step, no estimate of an eigenvalue",
-    ),
-    Measure(
-        "critical_ratio",
-        "1",
-        Bound.BRACKET,
-        LINEAR,
-        "critical_sharpness over lambda_dir: 1 where the loss is quadratic along the step",
-    ),
-)
-_ALONG_STEP: Final = (
-    Measure(
-        "directional_sharpness",
-        "loss",
-        Bound.EXACT,
-        ROTATIONS,
-        "normalized directional sharpness D'HD / |D|^2 along the step D that was taken",
-    ),
-    Measure(
-        "directional_edge_ratio",
-        "1",
-        Bound.EXACT,
-        LINEAR,
-        "-D'HD / (2 g'D): above 1 the step goes too far downhill",
-    ),
-    Measure(
-        "lambda_dir",
-        "1",
-        Bound.EXACT,
-        LINEAR,
-        "directional sharpness d'Hd / (g'd) of the update d = -D / lr: 2 / lr where the directional edge ratio is 1",
-    ),
-    Measure("loss_change", "loss", Bound.ROUNDED, LINEAR, "L(theta + D) - L(theta) along the step D that was taken"),
-    Measure("first_remainder", "loss", Bound.ROUNDED, LINEAR, "R1 = loss change - g'D: error of the linear model"),
-    Measure("second_remainder", "loss", Bound.ROUNDED, LINEAR, "R2 = R1 - D'HD / 2: error of the quadratic model"),
-    Measure("relative_first", "1", Bound.ROUNDED, LINEAR, "|R1| / |g'D|"),
-    Measure("relative_second", "1", Bound.ROUNDED, LINEAR, "|R2| / (|g'D| + |D'HD| / 2)"),
-    Measure(
-        "trust_ratio",
-        "1",
-        Bound.ROUNDED,
-        LINEAR,
-        "actual change of the loss over that of the quadratic model: 1 where the model is exact",
-    ),
-    Measure(
-        "secant_curvature",
-        "loss",
-        Bound.ROUNDED,
-        ROTATIONS,
-        "D'y / |D|^2, y the change of gradient on the step",
-    ),
-    Measure(
-        "secant_norm",
-        "loss",
-        Bound.ROUNDED,
-        ROTATIONS,
-        "|y| / |D|: never below the magnitude of secant_curvature",
-    ),
-    Measure("secant_alignment", "1", Bound.ROUNDED, ROTATIONS, "cosine of the step and the change of gradient"),
-)
 
 
 def _spectrum_due(evaluation: Evaluation) -> Collection[str]:
@@ -113,20 +33,6 @@ def _alignment_due(evaluation: Evaluation) -> Collection[str]:
     """Return the shares along as many eigenvectors as the preset measures."""
     five = ("top5_share",) if evaluation.eigenvalues >= 5 else ()
     return ("top_share", "gradient_cosine", "gradient_rayleigh", *five) if evaluation.long else ()
-
-
-def _direction_due(evaluation: Evaluation) -> Collection[str]:
-    """Return the measures along the step: at short evaluations the two that need no further loss or gradient."""
-    if not evaluation.stepped:
-        return ()
-    if evaluation.long:
-        return tuple(measure.name for measure in _ALONG_STEP)
-    return ("directional_edge_ratio", "directional_sharpness", "lambda_dir")
-
-
-def _critical_due(evaluation: Evaluation) -> Collection[str]:
-    """Return the critical learning rate at every evaluation with a step: it takes a few losses."""
-    return tuple(measure.name for measure in _CRITICAL) if evaluation.stepped else ()
 
 
 def _metric_due(evaluation: Evaluation) -> Collection[str]:
@@ -268,23 +174,7 @@ ENTRIES: Final[tuple[MeasureGroup, ...]] = (
         usual=True,
         own_table=True,
     ),
-    MeasureGroup(
-        "direction",
-        _ALONG_STEP,
-        run=lambda panel, names: panel.along_step(names),
-        recorded=Schedule(8, _direction_due),
-        reports=("dynamics", "sharpness"),
-        own_table=True,
-        needs_step=True,
-    ),
-    MeasureGroup(
-        "critical",
-        _CRITICAL,
-        run=lambda panel, names: panel.critical(names),
-        recorded=Schedule(8, _critical_due),  # right after the direction, whose edge ratio it is compared with
-        own_table=True,
-        needs_step=True,
-    ),
+    *ALONG_STEP,
     MeasureGroup(
         "alignment",
         (
