@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from lossscope.landscape.measures.catalogue import known_measures
+from lossscope.landscape.measures.detail_rows import batch_rows, module_rows, sampling_rows
 from lossscope.landscape.measures.options import MeasurementTarget, SolverOptions
-from lossscope.landscape.measures.panel import batch_rows, module_rows, sampling_rows
 from lossscope.probes.objective.losses import CrossEntropy
 from lossscope.probes.objective.objective import Objective
 from lossscope.probes.operators.hessian import hessian
