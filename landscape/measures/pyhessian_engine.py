@@ -17,7 +17,8 @@ from lossscope.probes.eigenvalues.results import EigenPairs, SpectrumEstimate
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.objective.objective import Objective
 from lossscope.probes.operators.base import SymmetricOperator
-from lossscope.probes.operators.second_derivative import named, require_second_derivative
+from lossscope.probes.operators.derivative_checks import require_second_derivative
+from lossscope.probes.operators.second_derivative import named
 from lossscope.probes.statistics.estimate import Estimate, mean_estimate
 from lossscope.probes.sums import row_norms
 

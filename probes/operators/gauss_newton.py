@@ -27,9 +27,10 @@ from lossscope.probes.objective.losses import (
 from lossscope.probes.objective.objective import Objective
 from lossscope.probes.objective.parameters import joined, shaped
 from lossscope.probes.operators.cached_products import CachedProducts
+from lossscope.probes.operators.derivative_checks import check_adjoint
 from lossscope.probes.operators.method import BatchProduct, Method, stacked
 from lossscope.probes.operators.objective_operator import ObjectiveOperator
-from lossscope.probes.operators.second_derivative import Pairing, batched_derivative, check_adjoint
+from lossscope.probes.operators.second_derivative import Pairing, batched_derivative
 
 __all__ = ["FisherKind", "OutputCurvature", "fisher", "gauss_newton", "output_methods", "split_loss"]
 

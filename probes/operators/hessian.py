@@ -14,16 +14,11 @@ from lossscope.probes.objective.evaluation import BatchEvaluation
 from lossscope.probes.objective.objective import Objective
 from lossscope.probes.objective.parameters import joined, shaped
 from lossscope.probes.operators.cached_products import CachedProducts
+from lossscope.probes.operators.derivative_checks import require_agreement, require_second_derivative
 from lossscope.probes.operators.finite_differences import DIFFERENCES
 from lossscope.probes.operators.method import BatchProduct, Method, graph_bytes, stacked
 from lossscope.probes.operators.objective_operator import ObjectiveOperator
-from lossscope.probes.operators.second_derivative import (
-    Pairing,
-    batched_derivative,
-    gradient_function,
-    require_agreement,
-    require_second_derivative,
-)
+from lossscope.probes.operators.second_derivative import Pairing, batched_derivative, gradient_function
 
 __all__ = ["HESSIAN_METHODS", "hessian"]
 

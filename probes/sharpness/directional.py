@@ -13,8 +13,9 @@ from torch import Tensor
 
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.objective.objective import Objective
+from lossscope.probes.operators.derivative_checks import require_second_derivative
 from lossscope.probes.operators.number_rounding import number_rounding
-from lossscope.probes.operators.second_derivative import named, require_second_derivative, second_derivative
+from lossscope.probes.operators.second_derivative import named, second_derivative
 from lossscope.probes.statistics.estimate import Estimate, rounded_estimate
 from lossscope.probes.sums import dot, norm
 

@@ -20,11 +20,11 @@ from lossscope.probes.objective.loss_terms import averaging_shares, class_logits
 from lossscope.probes.objective.objective import Objective
 from lossscope.probes.operators.base import SymmetricOperator
 from lossscope.probes.operators.cached_products import reason
+from lossscope.probes.operators.derivative_checks import check_adjoint
 from lossscope.probes.operators.derived import scaled
 from lossscope.probes.operators.hessian import hessian
 from lossscope.probes.operators.number_rounding import number_rounding
 from lossscope.probes.operators.quadratic_form import form_rounding
-from lossscope.probes.operators.second_derivative import check_adjoint
 from lossscope.probes.statistics.estimate import Estimate, exact_estimate, rounded_estimate
 from lossscope.probes.sums import dot
 

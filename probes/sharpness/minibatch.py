@@ -14,7 +14,8 @@ from torch import Tensor
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.objective.evaluation import BatchGradient
 from lossscope.probes.objective.objective import Objective
-from lossscope.probes.operators.second_derivative import named, require_second_derivative, second_derivative
+from lossscope.probes.operators.derivative_checks import require_second_derivative
+from lossscope.probes.operators.second_derivative import named, second_derivative
 from lossscope.probes.statistics.estimate import Estimate, exact_estimate, mean_estimate
 from lossscope.probes.sums import dot, norm
 

@@ -24,19 +24,19 @@ from lossscope.probes.objective.fixed_loss import batch_norm_note
 from lossscope.probes.objective.losses import CrossEntropy
 from lossscope.probes.objective.objective import Objective
 from lossscope.probes.operators.base import SymmetricOperator
+from lossscope.probes.operators.derivative_checks import (
+    check_adjoint,
+    check_product,
+    require_agreement,
+    require_second_derivative,
+)
 from lossscope.probes.operators.derived import preconditioned, restricted, scaled
 from lossscope.probes.operators.distributed import over_ranks
 from lossscope.probes.operators.gauss_newton import fisher, gauss_newton, split_loss
 from lossscope.probes.operators.hessian import hessian
 from lossscope.probes.operators.number_rounding import number_rounding
 from lossscope.probes.operators.objective_operator import ObjectiveOperator
-from lossscope.probes.operators.second_derivative import (
-    check_adjoint,
-    check_product,
-    gradient_function,
-    require_agreement,
-    require_second_derivative,
-)
+from lossscope.probes.operators.second_derivative import HessianProduct, by_forward, by_reverse, gradient_function
 from lossscope.probes.operators.stopped_gradient import stops_gradients
 from lossscope.probes.operators.timing import signature
 from lossscope.probes.sharpness.alignment import gradient_alignment
@@ -137,6 +137,13 @@ def own_gradient(objective: Objective) -> None:
         gradient_function(quiet, next(quiet.passes()))(quiet.parameters())
 
 
+def own_product(objective: Objective, product: HessianProduct) -> None:
+    quiet = copy.copy(objective)
+    quiet.mode = "eval" if objective.mode == "eval" else "frozen"
+    with quiet.evaluating():
+        product(quiet, next(quiet.passes()), vector(objective))
+
+
 def between(objective: Objective, operator: SymmetricOperator) -> Tensor:
     """Take two products inside `cached`."""
     with operator.cached():
@@ -219,6 +226,8 @@ PROBES: dict[str, Callable[[Objective], Any]] = {
     "split_loss": own_split,
     "stops_gradients": stops_gradients,
     "gradient_function": own_gradient,
+    "by_reverse": lambda o: own_product(o, by_reverse),
+    "by_forward": lambda o: own_product(o, by_forward),
     "signature": signature,
     "require_second_derivative": require_second_derivative,
     "check_product": refused_product,
