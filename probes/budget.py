@@ -11,9 +11,13 @@ from typing import Final
 
 import torch
 
-from lossscope.probes.eigenvalues.extreme_pairs import restart_dimensions
-from lossscope.probes.eigenvalues.measure import SpectrumRequest, spectrum_plan, spectrum_request
-from lossscope.probes.eigenvalues.memory_plan import MemoryPlan, Mode
+from lossscope.probes.eigenvalues.memory_plan import REFERENCE, MemoryPlan, Mode
+from lossscope.probes.eigenvalues.spectrum_request import (
+    SpectrumRequest,
+    spectrum_copies,
+    spectrum_plan,
+    spectrum_request,
+)
 from lossscope.probes.objective.objective import Objective
 from lossscope.probes.operators.base import SymmetricOperator
 from lossscope.probes.operators.hessian import hessian
@@ -22,7 +26,6 @@ from lossscope.probes.operators.timing import now
 __all__ = ["Budget", "Price", "budget", "price_of"]
 
 _SPARING: Final = 6  # vectors of a recurrence, and of a probe, beside what one product takes
-_REFERENCE: Final = 15  # vectors of a product in float64, by which rounding is measured
 _STATUS: Final = Path("/proc/self/status")
 _RESET: Final = Path("/proc/self/clear_refs")  # "5" sets the peak of the resident memory back to its present size
 
@@ -130,7 +133,7 @@ def budget(
         (3, 'whole basis')
     """
     operator = hessian(objective)
-    request = spectrum_request(operator, quantities, (top, bottom), (0.01, 0.01), max_products, 0)
+    request = spectrum_request(operator, quantities, (top, bottom), (0.01, 0.01), max_products)
     plan = spectrum_plan(operator, request, memory, spill)
     return budget_of(request, plan, price_of(operator))
 
@@ -185,12 +188,11 @@ def price_of(operator: SymmetricOperator) -> Price:
 def _vectors(request: SpectrumRequest, plan: MemoryPlan, dimensions: int) -> int:
     """Return the number of vectors held at most in the mode of a plan."""
     if plan.mode == "three vectors":
-        return max(_SPARING, _REFERENCE if plan.measures_rounding else 0)
+        return max(_SPARING, REFERENCE if plan.measures_rounding else 0)
     if plan.mode == "spilled basis":
         return request.work
-    if request.only_pairs:
-        dimensions = min(dimensions, restart_dimensions(sys.maxsize, sum(request.pairs)))
-    return min(dimensions, plan.dimensions) + request.work
+    whole = spectrum_copies(dimensions, pairs=sum(request.pairs), only_pairs=request.only_pairs)
+    return min(whole, plan.dimensions + request.work)
 
 
 class _Peak:

@@ -25,7 +25,7 @@ def krylov(pairs: Callable[[Names], int], *, space: bool = True, probes: bool = 
     """Return the rule of a measurement by a Krylov space, random probes or both."""
 
     def least(names: Names, size: int) -> int:
-        from lossscope.probes.eigenvalues.measure import least_products
+        from lossscope.probes.eigenvalues.spectrum_request import least_products
 
         return least_products(size, pairs=pairs(names), space=space, probes=probes)
 

@@ -27,7 +27,7 @@ def krylov_vectors(
     """
 
     def vectors(names: Names, max_products: int) -> int:
-        from lossscope.probes.eigenvalues.measure import spectrum_copies
+        from lossscope.probes.eigenvalues.spectrum_request import spectrum_copies
 
         count, all_of_it = pairs(names), whole(names)
         if not count and not all_of_it:

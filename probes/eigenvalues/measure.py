@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 import time
 from collections.abc import Collection
 from dataclasses import dataclass, replace
@@ -18,144 +17,20 @@ from torch import Tensor
 from lossscope.probes.eigenvalues.block_krylov import BlockKrylov
 from lossscope.probes.eigenvalues.density import SpectralDensity, spectral_density
 from lossscope.probes.eigenvalues.extreme_pairs import WHOLE, eigenpairs, grow, measure_rounding, restart_dimensions
-from lossscope.probes.eigenvalues.memory_plan import MemoryPlan, Mode, memory_plan
+from lossscope.probes.eigenvalues.memory_plan import MemoryPlan, Mode
 from lossscope.probes.eigenvalues.recurrence_density import recurrence_density
 from lossscope.probes.eigenvalues.results import EigenPairs, SpectrumEstimate
 from lossscope.probes.eigenvalues.ritz import Ritz, ritz
 from lossscope.probes.eigenvalues.rounding_cause import rounding_cause, rounding_remedy
+from lossscope.probes.eigenvalues.spectrum_request import SpectrumRequest, spectrum_plan, spectrum_request
 from lossscope.probes.eigenvalues.start_block import Space, StartBlock, start_block, start_of_three_vectors
 from lossscope.probes.eigenvalues.three_vectors import ThreeVectors
 from lossscope.probes.eigenvalues.trace_and_norm import trace_and_frobenius
-from lossscope.probes.errors import ProbeError
 from lossscope.probes.operators.base import SymmetricOperator
 from lossscope.probes.statistics.estimate import Estimate
 
-__all__ = [
-    "QUANTITIES",
-    "SpectrumRequest",
-    "least_products",
-    "measure_spectrum",
-    "spectrum_copies",
-    "spectrum_plan",
-    "spectrum_request",
-]
+__all__ = ["measure_spectrum"]
 
-_SPACE: Final = 4  # smallest dimension of a space
-_SAMPLES: Final = 2  # random vectors needed for a standard error
-_PROBES: Final = 10  # products reserved for the probes, at least
-_PROBES_SHARE: Final = 3  # and one third of the budget
-
-
-@dataclass(frozen=True)
-class SpectrumRequest:
-    """A request for spectral quantities, and the Krylov dimension and budget it implies."""
-
-    wanted: frozenset[str]
-    top: int
-    bottom: int
-    rel: float
-    trace_rel: float
-    max_products: int
-    seed: int
-    proof: bool = True
-
-    @property
-    def probes(self) -> tuple[str, ...]:
-        """Requested quantities that are estimated by random probes."""
-        return tuple(name for name in ("trace", "frobenius") if name in self.wanted)
-
-    @property
-    def pairs(self) -> tuple[int, int]:
-        """Number of eigenpairs at the upper and at the lower end."""
-        return self.top * ("top" in self.wanted), self.bottom * ("bottom" in self.wanted)
-
-    @property
-    def krylov(self) -> bool:
-        """True if a quantity is read off the Krylov space itself."""
-        return bool(self.wanted & {"top", "bottom", "density"})
-
-    @property
-    def least(self) -> int:
-        """Smallest dimension of a space with all requested pairs."""
-        return max(sum(self.pairs) + 1, _SPACE)
-
-    def space_budget(self, size: int) -> int:
-        """Return the part of the budget for the space before the probes; all products that a small matrix needs."""
-        if size <= min(WHOLE, self.max_products):
-            return size
-        kept = max(_PROBES, self.max_products // _PROBES_SHARE) if self.probes else 0
-        return max(self.max_products - kept, self.max_products // 2, min(self.least, self.max_products))
-
-    @property
-    def width(self) -> int:
-        """Block width: 2 if multiple eigenvalues or the density matter."""
-        return 2 if max(self.pairs) > 1 or "density" in self.wanted else 1
-
-    @property
-    def only_pairs(self) -> bool:
-        """True if no other quantity than eigenpairs is requested, for which a long space may be restarted."""
-        return self.wanted <= {"top", "bottom"}
-
-    @property
-    def only_density(self) -> bool:
-        """True if the density is the only quantity that decides when the space is large enough."""
-        return self.wanted == {"density"}
-
-    @property
-    def work(self) -> int:
-        """Number of vectors held beside a basis."""
-        return (_PAIR_WORK if self.only_pairs else _WORK) + sum(self.pairs)
-
-    def check_budget(self, size: int) -> None:
-        """Raise if the budget is too small for the requested quantities."""
-        least = least_products(size, pairs=sum(self.pairs), space=self.krylov, probes=bool(self.probes))
-        if self.max_products < least:
-            raise ProbeError(
-                f"max_products must be at least {least} for {', '.join(sorted(self.wanted))} "
-                f"(top={self.top}, bottom={self.bottom}), got {self.max_products}: raise it or request less"
-            )
-
-
-def least_products(size: int, *, pairs: int, space: bool, probes: bool) -> int:
-    """Return the smallest possible budget: a space with the pairs and one more, and two probes.
-
-    Args:
-        size: `n`.
-        pairs: Number of eigenpairs at both ends together.
-        space: True if a quantity is read off the Krylov space.
-        probes: True if random probes are needed.
-
-    Returns:
-        The number of products; `measure_spectrum` raises for fewer.
-    """
-    least = min(size, max(pairs + 1, _SPACE)) if space else 0
-    return least + (_SAMPLES if probes and size > least else 0)
-
-
-_PAIR_WORK: Final = 15  # vectors beside a basis: a product in float64, by which its rounding is measured, and others
-_WORK: Final = 18  # and with the products of the first random probes
-
-
-def spectrum_copies(max_products: int, *, pairs: int, only_pairs: bool) -> int:
-    """Return the vectors of the length of the parameters that `measure_spectrum` holds at most at a time.
-
-    A basis has as many as products were taken; one for eigenpairs alone is cut where it is long. Parameters in float32
-    are assumed: beside those in float64 less is needed. Not counted are about 8 MiB, and the graphs of the loss.
-
-    Args:
-        max_products: Budget of products.
-        pairs: Number of eigenpairs at both ends together.
-        only_pairs: True if nothing else is requested; False for the trace, the norm or the density too.
-
-    Returns:
-        The number, in units of the parameters in their own dtype.
-    """
-    if only_pairs:
-        return min(max_products, restart_dimensions(sys.maxsize, pairs)) + _PAIR_WORK + pairs
-    return max_products + _WORK + pairs
-
-
-QUANTITIES: Final = ("top", "bottom", "trace", "frobenius", "density")
 _PROBE_STREAM: Final = 0x9E3779B97F4A7C15  # makes the random probes independent of the start vectors of the same seed
 _DENSITY_STREAM: Final = 0x2545F4914F6CDD1D  # and the recurrences of a density those of a space that was cut
 _DENSITY_STEPS: Final = 8  # block steps of a density, at least
@@ -238,54 +113,10 @@ def measure_spectrum(
         [4.0, -1.0, 4.0]
     """
     accuracy = (rel, rel if trace_rel is None else trace_rel)
-    ask = replace(spectrum_request(operator, quantities, (top, bottom), accuracy, max_products, seed), proof=proof)
+    ask = spectrum_request(operator, quantities, (top, bottom), accuracy, max_products, seed=seed, proof=proof)
     if not proof and warm_start is None and ask.krylov and ask.width == 1:
         warm_start = operator.likely_direction()
     return _measured(operator, ask, warm_start, spectrum_plan(operator, ask, memory, spill))
-
-
-def spectrum_request(
-    operator: SymmetricOperator,
-    quantities: Collection[str] | None,
-    pairs: tuple[int, int],
-    accuracy: tuple[float, float],
-    max_products: int,
-    seed: int,
-) -> SpectrumRequest:
-    """Return a request after checking it, as `measure_spectrum` does.
-
-    Args:
-        operator: `(n, n)`.
-        quantities: As for `measure_spectrum`, as the rest.
-        pairs: `top` and `bottom`.
-        accuracy: `rel` and `trace_rel`.
-        max_products: Budget of products.
-        seed: Seed.
-
-    Raises:
-        ProbeError: An argument is out of range, or the budget is too small for the quantities.
-    """
-    _check(*pairs, accuracy)
-    top, bottom = (min(count, operator.size) for count in pairs)
-    request = SpectrumRequest(_wanted(quantities), top, bottom, *accuracy, max_products, seed)
-    request.check_budget(operator.size)
-    return request
-
-
-def spectrum_plan(
-    operator: SymmetricOperator, request: SpectrumRequest, memory: int | str | None, spill: str | Path | None
-) -> MemoryPlan:
-    """Return the plan of a request for a memory budget, see `memory_plan`."""
-    pairs = sum(request.pairs)
-    dimensions = restart_dimensions(operator.size, pairs) if request.only_pairs else operator.size
-    return memory_plan(
-        operator,
-        memory,
-        spill,
-        work=request.work,
-        basis=min(request.max_products, dimensions),
-        pairs=pairs,
-    )
 
 
 def _measured(
@@ -367,21 +198,10 @@ def _with_basis(
         if most or least or request.only_density or space.dimension == operator.size:
             measure_rounding(start, top=most > 0, bottom=least > 0, proof=request.proof)
             enclose()
-    if (
-        plan.restarts and space.restarts and "density" in request.wanted
-    ):  # the quadrature of a space that was cut is lost
+    if plan.restarts and space.restarts and "density" in request.wanted:  # a space that was cut has no quadrature
         density = _recurrence_density(operator, request, plan, operator.products - before)
     if request.probes:
-        trace, frobenius = trace_and_frobenius(
-            operator,
-            space,
-            rel=request.trace_rel,
-            max_products=max(2, request.max_products - (operator.products - before)),
-            generator=torch.Generator().manual_seed((request.seed ^ _PROBE_STREAM) % 2**63),
-            decide=request.probes,
-            sparing=plan.restarts is not None,
-            measured=plan.measures_rounding,
-        )
+        trace, frobenius = _trace_and_norm(operator, space, request, plan, operator.products - before)
     if request.krylov:
         found = ritz(space, start.random)
         top, bottom = _ends(space, found, request)
@@ -389,6 +209,22 @@ def _with_basis(
             density = _density(start, request.space_budget(operator.size) if request.only_density else 0)
     basis: Mode = "restarted basis" if plan.restarts and space.restarts else plan.kept
     return _Parts(space, basis, top, bottom, trace, frobenius, density)
+
+
+def _trace_and_norm(
+    operator: SymmetricOperator, space: BlockKrylov, request: SpectrumRequest, plan: MemoryPlan, taken: int
+) -> tuple[Estimate, Estimate]:
+    """Return trace and norm by the products that are left; without a whole basis probes are not kept either."""
+    return trace_and_frobenius(
+        operator,
+        space,
+        rel=request.trace_rel,
+        max_products=max(2, request.max_products - taken),
+        generator=torch.Generator().manual_seed((request.seed ^ _PROBE_STREAM) % 2**63),
+        decide=request.probes,
+        sparing=plan.mode in ("restarted basis", "three vectors"),
+        measured=plan.measures_rounding,
+    )
 
 
 def _ends(space: Space, found: Ritz, request: SpectrumRequest) -> tuple[EigenPairs | None, EigenPairs | None]:
@@ -433,16 +269,8 @@ def _with_three_vectors(
             density = recurrence_density([start, _second(draw(None), space, room - space.steps)])
     space.release()
     if request.probes:
-        trace, frobenius = trace_and_frobenius(
-            operator,
-            BlockKrylov(operator, torch.empty(0, operator.size), generator),
-            rel=request.trace_rel,
-            max_products=max(2, request.max_products - (operator.products - before)),
-            generator=torch.Generator().manual_seed((request.seed ^ _PROBE_STREAM) % 2**63),
-            decide=request.probes,
-            sparing=True,
-            measured=plan.measures_rounding,
-        )
+        none = BlockKrylov(operator, torch.empty(0, operator.size), generator)
+        trace, frobenius = _trace_and_norm(operator, none, request, plan, operator.products - before)
     return _Parts(space, "three vectors", top, bottom, trace, frobenius, density)
 
 
@@ -536,23 +364,3 @@ def _with_cause(
         bottom=found.bottom and replace(found.bottom, cause=of_pairs),
         cause=f"{next(filter(None, causes))}: {remedy}",
     )
-
-
-def _wanted(quantities: Collection[str] | None) -> frozenset[str]:
-    """Return the set of quantities to compute."""
-    wanted = frozenset(QUANTITIES if quantities is None else quantities)
-    if not wanted or isinstance(quantities, str):
-        raise ProbeError(f"quantities must be None for all, or a tuple of {', '.join(QUANTITIES)}, got {quantities!r}")
-    if unknown := sorted(wanted - set(QUANTITIES)):
-        raise ProbeError(f"unknown quantities {unknown}: use some of {', '.join(QUANTITIES)}")
-    return wanted
-
-
-def _check(top: int, bottom: int, rels: tuple[float, ...]) -> None:
-    """Raise if an argument is out of range."""
-    for name, count in (("top", top), ("bottom", bottom)):
-        if count < 1:
-            raise ProbeError(f"{name} must be at least 1 eigenpair, got {count}: for none, name the other quantities")
-    for rel in rels:
-        if not 0 < rel < 1:
-            raise ProbeError(f"rel must be between 0 and 1, got {rel:g}")

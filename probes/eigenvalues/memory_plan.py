@@ -14,13 +14,13 @@ from lossscope.probes.eigenvalues.row_store import check_spill_folder
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.operators.base import SymmetricOperator
 
-__all__ = ["MemoryPlan", "Mode", "available_memory", "byte_count", "memory_for", "memory_plan"]
+__all__ = ["REFERENCE", "MemoryPlan", "Mode", "available_memory", "byte_count", "memory_for", "memory_plan"]
 
 Mode = Literal["whole basis", "spilled basis", "restarted basis", "three vectors"]
 _LEAST: Final = 3  # vectors without which nothing is measured
 _DIMENSIONS: Final = 12  # of a basis that is worth keeping, for one eigenpair
 _MORE: Final = 4  # and for each other pair
-_REFERENCE: Final = 15  # copies that a product in float64 takes, by which rounding is measured
+REFERENCE: Final = 15  # copies that a product in float64 takes, by which rounding is measured
 _SHARE: Final = 2  # a default budget is what is available over this
 _UNITS: Final = {
     "": 1,
@@ -89,10 +89,11 @@ def memory_plan(
     if fit < _LEAST and memory is not None:
         raise ProbeError(
             f"memory must hold at least {_LEAST} vectors of {operator.size} numbers, {_LEAST * one} bytes, got "
-            f"{memory!r}: raise it, or measure fewer parameters (restricted)"
+            f"{memory!r}: raise it, or measure at most {budget // (_LEAST * operator.dtype.itemsize)} parameters "
+            "(restricted)"
         )
     folder = None if spill is None else check_spill_folder(spill)
-    reference = fit >= _REFERENCE
+    reference = fit >= REFERENCE
     if fit >= basis + work:
         return MemoryPlan("whole basis", budget, sys.maxsize, reference)
     if folder is not None and fit >= work and operator.device.type == "cpu":

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from helpers import gaussian
 from lossscope.probes.eigenvalues import extreme_pairs
 from lossscope.probes.eigenvalues.block_krylov import BlockKrylov
-from lossscope.probes.eigenvalues.measure import QUANTITIES, measure_spectrum
+from lossscope.probes.eigenvalues.measure import measure_spectrum
+from lossscope.probes.eigenvalues.spectrum_request import QUANTITIES
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.objective.losses import CrossEntropy
 from lossscope.probes.objective.objective import Objective
