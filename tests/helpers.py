@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -9,7 +14,9 @@ from torch import Tensor, nn
 
 from lossscope.probes import SymmetricOperator
 
-__all__ = ["Identity", "Vector", "dense", "draw", "gaussian", "generator"]
+__all__ = ["BENCHMARKS", "Identity", "Vector", "benchmark", "dense", "draw", "gaussian", "generator"]
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -30,6 +37,15 @@ def draw(seed: int, *shape: int) -> Tensor:
 def dense(operator: SymmetricOperator) -> Tensor:
     """Return the matrix of an operator, `(n, n)`."""
     return operator @ torch.eye(operator.size, dtype=operator.dtype)
+
+
+def benchmark(name: str) -> Iterator[ModuleType]:
+    """Yield a module of the folder `benchmarks`, which is on the import path meanwhile."""
+    sys.path.insert(0, str(BENCHMARKS))
+    try:
+        yield importlib.import_module(name)
+    finally:
+        sys.path.remove(str(BENCHMARKS))
 
 
 class Identity(torch.autograd.Function):

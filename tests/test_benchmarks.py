@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import importlib
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,16 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+from helpers import benchmark
 
 
 @pytest.fixture(scope="module")
 def curvature() -> Iterator[object]:
-    sys.path.insert(0, str(BENCHMARKS))
-    try:
-        yield importlib.import_module("curvature")
-    finally:
-        sys.path.remove(str(BENCHMARKS))
+    yield from benchmark("curvature")
 
 
 @pytest.fixture(scope="module")

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 
-ROOT = Path(__file__).resolve().parent.parent
-SCRIPT = ROOT / "benchmarks" / "device.py"
+from helpers import BENCHMARKS
+
+SCRIPT = BENCHMARKS / "device.py"
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -5,33 +5,23 @@ from __future__ import annotations
 import importlib
 import json
 import math
-import sys
 from argparse import Namespace
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-
-
-def imported(name: str) -> Iterator[object]:
-    sys.path.insert(0, str(BENCHMARKS))
-    try:
-        yield importlib.import_module(name)
-    finally:
-        sys.path.remove(str(BENCHMARKS))
+from helpers import benchmark
 
 
 @pytest.fixture(scope="module")
 def arms() -> Iterator[object]:
-    yield from imported("scale_arms")
+    yield from benchmark("scale_arms")
 
 
 @pytest.fixture(scope="module")
 def scale() -> Iterator[object]:
-    yield from imported("scale")
+    yield from benchmark("scale")
 
 
 @pytest.fixture(scope="module")

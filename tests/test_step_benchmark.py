@@ -2,26 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 from types import ModuleType
 
 import pytest
 
+from helpers import benchmark
 from lossscope.optimizer.update import sums
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 SHAPES = [(300, 200), (300,), (2, 200, 100)]
-
-
-def imported(name: str) -> Iterator[ModuleType]:
-    sys.path.insert(0, str(BENCHMARKS))
-    try:
-        yield importlib.import_module(name)
-    finally:
-        sys.path.remove(str(BENCHMARKS))
 
 
 @pytest.fixture(autouse=True)
@@ -32,12 +21,12 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def family() -> Iterator[ModuleType]:
-    yield from imported("step_family")
+    yield from benchmark("step_family")
 
 
 @pytest.fixture(scope="module")
 def recording() -> Iterator[ModuleType]:
-    yield from imported("step_recording")
+    yield from benchmark("step_recording")
 
 
 @pytest.mark.parametrize(

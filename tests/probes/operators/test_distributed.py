@@ -37,18 +37,18 @@ def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 
 
 def test_numbers_over_two_ranks_are_those_of_one_process_with_all_batches(ranks: list[dict[str, Any]]) -> None:
-    compare(ranks[0]["numbers"], few(Objective(net(), CrossEntropy(), data())))
+    assert_equal(ranks[0]["numbers"], few(Objective(net(), CrossEntropy(), data())))
 
 
 @pytest.mark.slow
 def test_every_measure_over_two_ranks_is_that_of_one_process_and_the_same_on_both(tmp_path: Path) -> None:
     found = [rank["everything"] for rank in on_ranks(tmp_path, "everything")]
-    compare(found[0], measured(Objective(net(), CrossEntropy(), data())))
+    assert_equal(found[0], measured(Objective(net(), CrossEntropy(), data())))
     for name, first in found[0].items():
         assert torch.equal(torch.as_tensor(first), torch.as_tensor(found[1][name])), name
 
 
-def compare(numbers: Any, whole: dict[str, Any]) -> None:
+def assert_equal(numbers: Any, whole: dict[str, Any]) -> None:
     """Compare the numbers of a rank with those of one process."""
     assert isinstance(numbers, dict), numbers
     for name, expected in whole.items():
