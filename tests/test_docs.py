@@ -72,6 +72,14 @@ def test_the_page_on_recording_a_loop_runs(page: Page) -> None:
     assert resumed.steps["passes"].eq(2).all()
 
 
+def test_the_page_on_large_networks_runs(page: Page) -> None:
+    scope = page("howto/measure_a_large_network.md")
+    cost, found = scope["cost"], scope["found"]
+    assert cost.basis == found.basis == "three vectors"  # type: ignore[attr-defined]
+    assert found.top.vectors.shape[1] == 0  # type: ignore[attr-defined]
+    assert found.trace.low < found.trace.high  # type: ignore[attr-defined]
+
+
 def test_the_page_on_a_loop_of_your_own_runs(page: Page) -> None:
     page("howto/record_your_own_loop.md")
     faulty, two = Run.open("runs/faulty"), Run.open("runs/two")
