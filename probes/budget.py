@@ -171,7 +171,7 @@ def price_of(operator: SymmetricOperator) -> Price:
     Raises:
         ProbeError: A product cannot be taken.
     """
-    v = operator.normal(torch.Generator().manual_seed(0)).to(operator.device, operator.dtype)
+    v = operator.normal(torch.Generator().manual_seed(0))
     v /= math.sqrt(operator.size)
     with operator.cached():
         peak = _Peak(operator.device)

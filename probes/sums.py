@@ -23,10 +23,22 @@ from typing import Final
 import torch
 from torch import Tensor
 
-__all__ = ["all_finite", "dot", "gram", "norm", "norms", "of_parts", "row_dots", "row_norms", "sketch", "without"]
+__all__ = [
+    "all_finite",
+    "dot",
+    "gram",
+    "norm",
+    "norms",
+    "of_parts",
+    "rough_dot",
+    "row_dots",
+    "row_norms",
+    "sketch",
+    "without",
+]
 
 _NARROW: Final = {"mps"}  # types of devices without float64
-_CHUNK: Final = {"cpu": 2**18}  # entries of a chunk: 2 MiB in float64, which stay in the cache
+_CHUNK: Final = {"cpu": 2**17}  # entries of a chunk: 1 MiB in float64, which stays in the cache
 _SHORT: Final = 2**16  # entries up to which a tensor is one chunk everywhere
 _CHUNK_ELSEWHERE: Final = 2**24  # entries of a chunk on an accelerator, where each launch costs
 _SPLIT: Final = 4097.0  # 2^12 + 1, cuts a float32 number into two of 12 bits each
@@ -75,6 +87,20 @@ def dot(a: Tensor, b: Tensor) -> Tensor:
     if _is_short(a):
         return _whole(torch.dot(a.detach().reshape(-1).double(), b.detach().reshape(-1).double()))
     return row_dots(a.reshape(1, -1), b.reshape(1, -1))[0]
+
+
+def rough_dot(a: Tensor, b: Tensor) -> Tensor:
+    """Compute the inner product of two vectors `(n,)` in their own dtype, for a number that `dot` corrects later.
+
+    Args:
+        a: Floating-point vector.
+        b: Vector of the same length and dtype.
+
+    Returns:
+        A 0-d float64 tensor, on the device as for `dot`.
+    """
+    found = torch.dot(a.detach(), b.detach())
+    return _whole(found.cpu().double() if _narrow(found) else found.double())
 
 
 def norm(a: Tensor) -> Tensor:
@@ -137,11 +163,7 @@ def row_dots(rows: Tensor, others: Tensor) -> Tensor:
         return _whole(found)
     total = _zeros(rows, (len(rows),))
     for a, b in _chunks(rows, others):
-        if _narrow(rows):
-            total += _compensated(a, b)
-        else:
-            a = a.double()
-            total += torch.linalg.vecdot(a, a if rows is others else b.double())
+        total += _compensated(a, b) if _narrow(rows) else torch.linalg.vecdot(a, b)
     return _whole(total)
 
 
@@ -163,7 +185,7 @@ def gram(rows: Tensor, others: Tensor) -> Tensor:
             for index, one in enumerate(a):
                 total[index] += _compensated(b, one.expand_as(b))
         else:
-            total += a.double() @ b.double().mT
+            total += a @ b.mT
     return _whole(total)
 
 
@@ -228,12 +250,28 @@ def _zeros(like: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 
 def _chunks(rows: Tensor, others: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield the same columns of both matrices, detached, so many at a time that the larger one fits into a chunk."""
-    rows, others = rows.detach(), others.detach()
+    """Yield the same columns of both matrices, detached, so many at a time that the larger one fits into a chunk.
+
+    They are in float64 where the device has it, and overwritten by the next.
+    """
     entries = _CHUNK.get(rows.device.type, _CHUNK_ELSEWHERE)
     width = max(1, entries // max(len(rows), len(others), 1))
-    for begin in range(0, rows.shape[1], width):
-        yield rows[:, begin : begin + width], others[:, begin : begin + width]
+    first = _widened(rows.detach(), width)
+    if rows is others:
+        yield from ((part, part) for part in first)
+    else:
+        yield from zip(first, _widened(others.detach(), width), strict=True)
+
+
+def _widened(rows: Tensor, width: int) -> Iterator[Tensor]:
+    """Yield successive columns of a matrix, converted to float64 in one buffer where the device has it."""
+    parts = torch.split(rows, width, 1) if rows.shape[1] else ()
+    if rows.dtype == torch.float64 or _narrow(rows):
+        yield from parts
+        return
+    buffer = rows.new_empty(len(rows), width, dtype=torch.float64)  # malloc would map one for each part anew
+    for part in parts:
+        yield buffer[:, : part.shape[1]].copy_(part)
 
 
 def _compensated(a: Tensor, b: Tensor) -> Tensor:

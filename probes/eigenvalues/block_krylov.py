@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lossscope.probes.eigenvalues.measured_rounding import MeasuredRounding
+from lossscope.probes.eigenvalues.measured_rounding import MeasuredRounding, random_rounding
 from lossscope.probes.eigenvalues.orthonormal_rows import Array, OrthonormalRows
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.operators.base import MARGIN, SymmetricOperator
@@ -139,18 +139,21 @@ class BlockKrylov(MeasuredRounding):
         """Number of vectors of the next block; 0 if the space is invariant."""
         return len(self._pending)
 
-    def measure_rounding(self, coefficients: Array) -> None:
+    def measure_rounding(self, coefficients: Array, *, last_is_random: bool = False) -> None:
         """Measure the error of products with vectors of the space; it enters `rounding` from then on.
 
         Args:
             coefficients: `(k, j)`, orthonormal columns, coordinates of the vectors in the basis. Each costs one product
                 with the operator's reference, if there is one.
+            last_is_random: True if the last vector has a random direction: its error is `random` from then on.
         """
-        for column in coefficients.T[:, :, None]:  # one by one: each takes several vectors in float64
+        for index, column in enumerate(coefficients.T[:, :, None], 1):  # one by one: each takes several vectors
             vector, image = self.mixed(column), self.images_of(column)
             found = self._operator.product_error(vector.mT, image.mT)
             if found is not None:
                 self.raise_error(MARGIN * float(found.norms.max()))
+            if last_is_random and index == coefficients.shape[1]:
+                self.random = random_rounding(found, vector.mT)
 
     def step(self, at_most: int) -> None:
         """Multiply the next block, or as many of its vectors as `at_most` > 0 products allow."""
@@ -243,8 +246,7 @@ class BlockKrylov(MeasuredRounding):
 
     def _random(self) -> Tensor:
         """Return a random unit row orthogonal to the basis."""
-        drawn = self._operator.normal(self._generator)[None]
-        row, _ = self._orthogonal(drawn.to(self._pending))
+        row, _ = self._orthogonal(self._operator.normal(self._generator)[None])
         row, _ = self._orthogonal(row / float(norm(row)))
         return row / float(norm(row))
 

@@ -14,7 +14,6 @@ from torch import Tensor
 from lossscope.probes.eigenvalues.block_krylov import BlockKrylov
 from lossscope.probes.eigenvalues.extreme_pairs import cut, eigenpairs, grow, restart_dimensions
 from lossscope.probes.eigenvalues.memory_plan import MemoryPlan, byte_count, memory_plan
-from lossscope.probes.eigenvalues.random_vectors import standard_normal
 from lossscope.probes.eigenvalues.results import EigenPairs, SpectrumEstimate
 from lossscope.probes.eigenvalues.ritz import Ritz, ritz
 from lossscope.probes.eigenvalues.rounding_cause import rounding_cause
@@ -152,7 +151,7 @@ class EigenTracker:
         measures = self._plan is not None and self._plan.measures_rounding
         start = self._drawn(operator)
         space = ThreeVectors(operator, start, 0, measures_rounding=measures)
-        block = StartBlock(space, space.start)
+        block = StartBlock(space, space.start, self._kept is not None)
         del start
         if cold:
             grow(block, top=1, bottom=0, rel=self._rel, max_products=self._max_products, steps=0)
@@ -169,7 +168,7 @@ class EigenTracker:
 
     def _drawn(self, operator: SymmetricOperator) -> Tensor:
         """Return the next start vector: random at the first evaluation, later with the kept vectors."""
-        return standard_normal(operator, self._generator) if self._kept is None else self._start(operator, self._kept)
+        return operator.normal(self._generator) if self._kept is None else self._start(operator, self._kept)
 
     def _cold(self, operator: SymmetricOperator) -> tuple[BlockKrylov, Ritz]:
         """Run the first evaluation: from a random vector, until no eigenvalue can lie further out."""
@@ -205,7 +204,7 @@ class EigenTracker:
                 if residual <= max(self._rel * found.scale - found.rounding, found.rounding):
                     return
             if isinstance(space, BlockKrylov) and space.dimension >= dimensions and space.width:
-                cut(StartBlock(space, space.start), 1, 0)
+                cut(StartBlock(space, space.start, True), 1, 0)
             space.step(1)
 
     def _measure_rounding(self, space: BlockKrylov, found: Ritz) -> None:
@@ -230,11 +229,11 @@ class EigenTracker:
                 "use a new EigenTracker for it"
             )
         if self._plan is not None and self._plan.mode == "three vectors":
-            found = standard_normal(operator, self._generator)
+            found = operator.normal(self._generator)
             return found.add_(kept[:, 0], alpha=math.sqrt(n) / _RANDOM_SHARE)
         fading = torch.tensor([_FADING**i for i in range(kept.shape[1])], dtype=kept.dtype, device=kept.device)
         drawn = operator.normal(self._generator)
-        return kept @ fading * (math.sqrt(operator.size) / _RANDOM_SHARE) + drawn.to(kept)
+        return kept @ fading * (math.sqrt(operator.size) / _RANDOM_SHARE) + drawn
 
     def _update(self, pairs: EigenPairs) -> None:
         """Keep vectors for the next evaluation, more of them if eigenvalues are close or have crossed."""

@@ -111,15 +111,17 @@ def measure_rounding(start: StartBlock[Space], *, top: bool, bottom: bool, proof
     """
     space = start.space
     if not isinstance(space, BlockKrylov):  # a vector and its product are only at hand while a step is taken
-        space.measure_next()
-        space.step()
+        if proof or not start.is_warm:  # the error of a warm start is known from the first step
+            space.measure_next()
+            space.step()
         return
     found = ritz(space, start.random)
     ends = [found.coefficients[:, -1:]] * top + [found.coefficients[:, :1]] * bottom
     # the first vector after those that a restart has kept is as random as the start
     random = np.eye(space.dimension, 1, k=-(space.restarts[-1].kept.shape[1] if space.restarts else 0))
-    vectors = [*ends, random] if proof or not ends else ends
-    space.measure_rounding(np.concatenate(vectors[: space.dimension], 1))
+    vectors = ([*ends, random] if proof or not ends else ends)[: space.dimension]
+    whole = vectors[-1] is random and not start.is_warm and not space.restarts
+    space.measure_rounding(np.concatenate(vectors, 1), last_is_random=whole)
 
 
 def eigenpairs(space: Space, found: Ritz, count: int, rel: float, *, largest: bool, proof: bool = True) -> EigenPairs:

@@ -17,6 +17,7 @@ from torch import Tensor
 from lossscope.probes.eigenvalues.block_krylov import BlockKrylov
 from lossscope.probes.eigenvalues.density import SpectralDensity, spectral_density
 from lossscope.probes.eigenvalues.extreme_pairs import WHOLE, eigenpairs, grow, measure_rounding, restart_dimensions
+from lossscope.probes.eigenvalues.measured_rounding import RandomRounding
 from lossscope.probes.eigenvalues.memory_plan import MemoryPlan, Mode
 from lossscope.probes.eigenvalues.recurrence_density import recurrence_density
 from lossscope.probes.eigenvalues.results import EigenPairs, SpectrumEstimate
@@ -201,7 +202,8 @@ def _with_basis(
     if plan.restarts and space.restarts and "density" in request.wanted:  # a space that was cut has no quadrature
         density = _recurrence_density(operator, request, plan, operator.products - before)
     if request.probes:
-        trace, frobenius = _trace_and_norm(operator, space, request, plan, operator.products - before)
+        taken = operator.products - before
+        trace, frobenius = _trace_and_norm(operator, space, request, plan, taken, space.random)
     if request.krylov:
         found = ritz(space, start.random)
         top, bottom = _ends(space, found, request)
@@ -212,7 +214,12 @@ def _with_basis(
 
 
 def _trace_and_norm(
-    operator: SymmetricOperator, space: BlockKrylov, request: SpectrumRequest, plan: MemoryPlan, taken: int
+    operator: SymmetricOperator,
+    space: BlockKrylov,
+    request: SpectrumRequest,
+    plan: MemoryPlan,
+    taken: int,
+    rounding: RandomRounding | None,
 ) -> tuple[Estimate, Estimate]:
     """Return trace and norm by the products that are left; without a whole basis probes are not kept either."""
     return trace_and_frobenius(
@@ -224,6 +231,7 @@ def _trace_and_norm(
         decide=request.probes,
         sparing=plan.mode in ("restarted basis", "three vectors"),
         measured=plan.measures_rounding,
+        rounding=rounding,
     )
 
 
@@ -270,7 +278,8 @@ def _with_three_vectors(
     space.release()
     if request.probes:
         none = BlockKrylov(operator, torch.empty(0, operator.size), generator)
-        trace, frobenius = _trace_and_norm(operator, none, request, plan, operator.products - before)
+        taken = operator.products - before
+        trace, frobenius = _trace_and_norm(operator, none, request, plan, taken, space.random)
     return _Parts(space, "three vectors", top, bottom, trace, frobenius, density)
 
 

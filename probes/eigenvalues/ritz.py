@@ -20,7 +20,7 @@ __all__ = ["Ritz", "ritz"]
 _RISK: Final = 0.05  # probability of an eigenvalue outside its bound
 _FAR: Final = 3.0  # and at this multiple of the bound
 _FAR_RISK: Final = 0.001  # this one: a start that nearly misses the outermost eigenvector finds the next one instead
-_DISTINCT: Final = 0.5  # length of what a unit Ritz vector adds to those found before; of a copy it is near 0
+_DISTINCT: Final = 0.5  # length of what a unit Ritz vector adds to those of smaller residuals; of a copy it is near 0
 _PARALLEL: Final = 0.9  # cosine of the sketches of two vectors that are the same
 _UNSURE: Final = 1.1  # ratio of a length to its sketch, at most
 _POINTS: Final = 24  # points between two Ritz values, or beyond the last, that are tested for an eigenvalue
@@ -105,21 +105,24 @@ class Ritz:
             count: Number of pairs; fewer are returned if there are no more.
             largest: True for the upper end, descending; False for the lower, ascending.
         """
-        order = np.arange(len(self.values))
-        order = order[::-1] if largest else order
-        if self._sketches is None:
-            return order[:count]
-        found, known = list[int](), np.zeros((len(self._sketches), 0))
-        for index in order:
-            if len(found) >= count:
-                break
-            rest = self._sketches[:, index]
-            rest = rest - known @ (known.T @ rest)
-            length = float(np.linalg.norm(rest))
+        order = np.arange(len(self.values)) if self._sketches is None else self._distinct
+        return (order[::-1] if largest else order)[:count]
+
+    @cached_property
+    def _distinct(self) -> Array:
+        """The indices of pairs, ascending, less those whose vector lies in the span of others with smaller residuals.
+
+        A copy on its way from one eigenvalue to the next has a large residual, and must not displace either.
+        """
+        assert self._sketches is not None
+        products = self._sketches.T @ self._sketches
+        found, shares = list[int](), np.zeros((len(products), 0))  # coordinates along those found, orthonormalized
+        for index in np.argsort(self.residuals, kind="stable"):
+            length = math.sqrt(max(products[index, index] - float(shares[index] @ shares[index]), 0.0))
             if length > _DISTINCT:
                 found.append(int(index))
-                known = np.c_[known, rest / length]
-        return np.array(found, dtype=int)
+                shares = np.c_[shares, (products[:, index] - shares @ shares[index]) / length]
+        return np.sort(np.array(found, dtype=int))
 
     @property
     def groups(self) -> list[Array]:

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from lossscope.probes.eigenvalues.block_krylov import BlockKrylov
 from lossscope.probes.eigenvalues.orthonormal_rows import Array
-from lossscope.probes.eigenvalues.random_vectors import standard_normal
 from lossscope.probes.eigenvalues.three_vectors import ThreeVectors
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.operators.base import SymmetricOperator
@@ -32,6 +31,7 @@ class StartBlock(Generic[AnySpace]):
 
     space: AnySpace
     random: Array  # (b', b), coordinates of b standard normal vectors in the first block
+    is_warm: bool  # True if something was added to them
 
 
 def start_block(
@@ -63,13 +63,13 @@ def start_block(
     n = operator.size
     rows = [operator.normal(generator) for _ in range(min(width, n))]
     if warm_start is not None:
-        warm = _mean_direction(warm_start, operator.length).cpu() * math.sqrt(n) / _RANDOM_SHARE
+        warm = _mean_direction(warm_start, operator.length).to(rows[0]) * (math.sqrt(n) / _RANDOM_SHARE)
         if len(rows) == 1:
             rows[0] = rows[0] + warm
         else:
             rows.append(warm)
     space = BlockKrylov(operator, torch.stack(rows), generator, spill=spill)
-    return StartBlock(space, space.start[:, : min(width, n)])
+    return StartBlock(space, space.start[:, : min(width, n)], warm_start is not None)
 
 
 def start_of_three_vectors(
@@ -95,11 +95,12 @@ def start_of_three_vectors(
     Raises:
         ProbeError: `warm_start` has another shape or is not finite.
     """
-    vector = standard_normal(operator, generator)
+    vector = operator.normal(generator)
     if warm_start is not None:
         _add_direction(vector, warm_start)
-    space = ThreeVectors(operator, vector, seed, measures_rounding=measures_rounding)
-    return StartBlock(space, space.start)
+    warm = warm_start is not None
+    space = ThreeVectors(operator, vector, seed, measures_rounding=measures_rounding, is_random=not warm)
+    return StartBlock(space, space.start, warm)
 
 
 def _add_direction(vector: Tensor, warm_start: Tensor) -> None:

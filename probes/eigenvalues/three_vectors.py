@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from lossscope.probes.eigenvalues.block_krylov import Restart, check_size
-from lossscope.probes.eigenvalues.measured_rounding import MeasuredRounding
+from lossscope.probes.eigenvalues.measured_rounding import MeasuredRounding, random_rounding
 from lossscope.probes.eigenvalues.orthonormal_rows import Array
 from lossscope.probes.errors import ProbeError
+from lossscope.probes.operators import random_vectors
 from lossscope.probes.operators.base import MARGIN, SymmetricOperator
-from lossscope.probes.sums import dot, norm, sketch
+from lossscope.probes.sums import dot, norm, rough_dot, sketch
 
 __all__ = ["ThreeVectors"]
 
@@ -56,6 +57,7 @@ class ThreeVectors(MeasuredRounding):
         seed: Seed of the sketch.
         measures_rounding: False for no product in float64, which needs the memory of fifteen vectors; the rounding of
             products is then assumed.
+        is_random: True if the start is standard normal, so that `random` is known from the first product.
 
     Source:
         C. Paige (1976), Error analysis of the Lanczos algorithm for tridiagonalizing a symmetric matrix, J. Inst.
@@ -64,7 +66,13 @@ class ThreeVectors(MeasuredRounding):
     """
 
     def __init__(
-        self, operator: SymmetricOperator, start: Tensor, seed: int, *, measures_rounding: bool = True
+        self,
+        operator: SymmetricOperator,
+        start: Tensor,
+        seed: int,
+        *,
+        measures_rounding: bool = True,
+        is_random: bool = False,
     ) -> None:
         super().__init__(operator)
         length = float(norm(start))
@@ -77,10 +85,10 @@ class ThreeVectors(MeasuredRounding):
         self._alpha: list[float] = []
         self._beta: list[float] = []
         self._longest = 0.0
+        self._is_random = is_random
         self._can_measure = self._due = measures_rounding  # due: the error of the next product is measured
         signs = torch.Generator().manual_seed((seed ^ _SKETCH) % 2**63)
-        self._signs = torch.randint(2, (operator.size,), generator=signs, dtype=torch.int8).mul_(2).sub_(1)
-        self._signs = self._signs.to(operator.device)
+        self._signs = random_vectors.signs(operator.size, signs).to(operator.device)
         self._sketches: list[Array] = []
 
     @property
@@ -149,22 +157,24 @@ class ThreeVectors(MeasuredRounding):
         self._sketches.append(sketch(q, self._signs, _BUCKETS).cpu().numpy())
         image = self._operator @ q
         check_size(image)
-        self._longest = max(self._longest, float(norm(image)))
         if self._due:
             self._measure(q, image)
+        back = 0.0 if self._previous is None else self._beta[-1]
         if self._previous is not None:
-            if len(self._alpha) < _CHECKED:
-                self._check_symmetric(q, image, float(dot(self._previous, image)))
-            image.sub_(self._previous, alpha=self._beta[-1])
-        alpha = 0.0
-        for _ in range(2):  # the second time removes what the rounding of the first has left
-            share = float(dot(q, image))
-            image.sub_(q, alpha=share)
-            alpha += share
+            image.sub_(self._previous, alpha=back)
+        share = float(rough_dot(q, image))
+        image.sub_(q, alpha=share)
+        left = float(dot(q, image))  # the second time removes what the rounding of the first has left
+        image.sub_(q, alpha=left)
+        alpha, off = share + left, 0.0
         if self._previous is not None:
-            image.sub_(self._previous, alpha=float(dot(self._previous, image)))
-        self._alpha.append(alpha)
+            off = float(dot(self._previous, image))
+            image.sub_(self._previous, alpha=off)
         beta = float(norm(image))
+        self._longest = max(self._longest, math.hypot(back, alpha, beta))
+        if 0 < len(self._alpha) < _CHECKED:
+            self._check_symmetric(q, abs(off))
+        self._alpha.append(alpha)
         self.exhausted = not beta > 10 * self._operator.unit * self._scale
         self._beta.append(0.0 if self.exhausted else beta)
         self._previous, self._current = (None, None) if self.exhausted else (q, image.div_(beta))
@@ -198,15 +208,16 @@ class ThreeVectors(MeasuredRounding):
         found = self._operator.product_error(q[:, None], image[:, None])
         if found is not None:
             self.raise_error(MARGIN * float(found.norms.max()))
+        if self._is_random and not self.steps:
+            self.random = random_rounding(found, q[:, None])
 
-    def _check_symmetric(self, q: Tensor, image: Tensor, forward: float) -> None:
-        """Raise if p'Aq and q'Ap differ by more than rounding for two successive vectors p and q."""
+    def _check_symmetric(self, q: Tensor, off: float) -> None:
+        """Raise if p'Aq and q'Ap differ by more than rounding for two successive vectors p and q, by `off`."""
         unit = self._operator.unit
-        off = abs(forward - self._beta[-1])
         if not off > _SUSPICIOUS * unit * self._longest:
             return
         if self._can_measure:
-            self._measure(q, image)
+            self._measure(q, self._operator @ q)
         measured = _EXPLAINED * self.measured_error / MARGIN
         allowed = max(measured, _SUSPICIOUS * unit * self._longest) if measured else _ASYMMETRY * unit * self._longest
         lost = self._operator.lost_digits * self._longest

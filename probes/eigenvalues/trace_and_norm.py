@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from lossscope.probes.eigenvalues.block_krylov import Array, BlockKrylov, check_size
+from lossscope.probes.eigenvalues.measured_rounding import RandomRounding, random_rounding
 from lossscope.probes.eigenvalues.rounding_cause import rounding_cause
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.operators.base import SymmetricOperator
 from lossscope.probes.statistics.estimate import Estimate, exact_estimate, mean_estimate, root_estimate
-from lossscope.probes.sums import row_dots, row_norms
+from lossscope.probes.sums import row_dots
 
 __all__ = ["Complement", "trace_and_frobenius"]
 
@@ -43,24 +44,6 @@ class _Block:
     dimension: int  # of the space at the time of the product
     numbers: tuple[Array, Array]  # forms z'Bz and |Bz|^2 of each probe
     known: int  # dimension for which these were computed
-
-
-@dataclass(frozen=True)
-class _Shares:
-    """Rounding of the products with some vectors z: mean of |Ez|^2 / |z|^2 and of |z'Ez| / |z|^2."""
-
-    square: float
-    form: float
-
-
-@dataclass(frozen=True)
-class _Known:
-    """Rounding that was measured when the first probe was drawn; None where it was not."""
-
-    shares: _Shares | None
-
-
-_First = tuple[Tensor, Tensor] | _Known
 
 
 class Complement:
@@ -91,14 +74,16 @@ class Complement:
         *,
         sparing: bool = False,
         measured: bool = True,
+        rounding: RandomRounding | None = None,
     ) -> None:
         self._operator = operator
         self._space = space
         self._generator = generator
-        self._sparing, self._measured = sparing, measured
+        self._sparing, self._measured = sparing, measured and rounding is None
         self._kept: list[_Block] | None = None if sparing else []
         self._numbers: list[tuple[Array, Array]] = []  # of the blocks that are not kept
-        self._first: _First | None = None
+        self._first: tuple[Tensor, Tensor] | None = None
+        self._rounding = rounding
         self.samples = 0
 
     def draw(self, count: int) -> None:
@@ -107,12 +92,12 @@ class Complement:
         most = 1 if self._sparing else max(_SMALL // size, min(_WIDTH, _BLOCK_ENTRIES // size))
         width = max(1, min(count, most))
         for begin in range(0, count, width):
-            signs = _signs(min(width, count - begin), self._operator, self._generator).to(self._operator.device)
+            signs = _signs(min(width, count - begin), self._operator, self._generator)
             Z = self._space.without(signs.to(self._operator.dtype))[0]
             images = (self._operator @ Z.mT).mT
             check_size(images)
-            if self._first is None:
-                self._first = self._kept_first(Z, images)
+            if not self.samples and not begin and self._measured:
+                self._keep_first(Z, images)
             forms = row_dots(Z, images).cpu().numpy()
             del Z  # before the images need as much
             numbers = forms, self._squares(images)
@@ -128,23 +113,20 @@ class Complement:
         if self._kept is not None:
             self._numbers, self._kept = [self._updated(block) for block in self._kept], None
 
-    def first(self) -> tuple[Tensor, Tensor]:
-        """Return the first probe and its product, `(n,)` each; where memory is spared they are not kept."""
-        assert isinstance(self._first, tuple)
-        return self._first
+    def rounding(self) -> RandomRounding | None:
+        """Return the rounding of products, measured with the first probe if not before; None if that is impossible."""
+        if self._first is not None:
+            z, image = (one[:, None] for one in self._first)
+            self._rounding, self._first = random_rounding(self._operator.product_error(z, image), z), None
+        return self._rounding
 
-    def rounding(self) -> _Shares | None:
-        """Return the rounding of products, measured with the first probe; None if it cannot be measured."""
-        if isinstance(self._first, _Known):
-            return self._first.shares
-        z, image = self.first()
-        return _shares(self._operator, z[:, None], image[:, None])
-
-    def _kept_first(self, Z: Tensor, images: Tensor) -> _First:
-        """Return a copy of the first probe and its product; where memory is spared their rounding, measured now."""
-        if not self._sparing:
-            return Z[0].clone(), images[0].clone()
-        return _Known(_shares(self._operator, Z[:1].mT, images[:1].mT) if self._measured else None)
+    def _keep_first(self, Z: Tensor, images: Tensor) -> None:
+        """Keep a copy of the first probe and its product; where memory is spared measure their rounding now."""
+        if self._sparing:
+            self._first = Z[0], images[0]
+            self.rounding()
+        else:
+            self._first = Z[0].clone(), images[0].clone()
 
     def estimates(self) -> tuple[Estimate, Estimate]:
         """Return estimates of the trace and the squared Frobenius norm of A."""
@@ -191,6 +173,7 @@ def trace_and_frobenius(
     decide: Collection[str] = ("trace", "frobenius"),
     sparing: bool = False,
     measured: bool = True,
+    rounding: RandomRounding | None = None,
 ) -> tuple[Estimate, Estimate]:
     r"""Estimate the trace and the Frobenius norm of A to a requested standard error.
 
@@ -210,11 +193,12 @@ def trace_and_frobenius(
         sparing: Take probes one at a time and keep none; the space is not grown.
         measured: False for no product in float64, which needs the memory of fifteen vectors, where memory is spared;
             rounding is then assumed.
+        rounding: Rounding of products with random vectors, if it is known; otherwise it is measured with a probe.
 
     Returns:
         Trace and Frobenius norm; `converged` is True if at least ten samples were drawn, the standard error met `rel`
         with its margin and both sides of the 95 % interval twice that. Their intervals contain the rounding of the
-        products, measured with one more product, or four where the matrix is known as a whole.
+        products, measured with one more product unless it is known, or four where the matrix is known as a whole.
 
     Raises:
         ProbeError: `max_products` is below 2.
@@ -225,14 +209,15 @@ def trace_and_frobenius(
     if max_products < 2:
         raise ProbeError(f"max_products must be at least 2 for a standard error, got {max_products}: raise the budget")
     before = operator.products
-    rest = Complement(operator, space, generator, sparing=sparing, measured=measured)
+    rest = Complement(operator, space, generator, sparing=sparing, measured=measured, rounding=rounding)
     growing = not sparing
     goal = min(_FIRST_TEST, max_products)
     while True:
         if space.dimension >= operator.size:
             some = _orthonormal(space.dimension, min(_COMPARED, space.dimension))
-            shares = _shares(operator, space.mixed(some).mT, space.images_of(some).mT)
-            return _rounded(_exact(space), operator, shares, space.measured_error, rel)
+            vectors, images = space.mixed(some).mT, space.images_of(some).mT
+            measured_now = random_rounding(operator.product_error(vectors, images), vectors)
+            return _rounded(_exact(space), operator, measured_now, space.measured_error, rel)
         rest.draw(goal - rest.samples)
         missing = _missing(rest, rel, decide)
         left = max_products - (operator.products - before)
@@ -315,7 +300,7 @@ def _exact(space: BlockKrylov) -> tuple[Estimate, Estimate]:
 def _rounded(
     found: tuple[Estimate, Estimate],
     operator: SymmetricOperator,
-    shares: _Shares | None,
+    shares: RandomRounding | None,
     known: float,
     rel: float,
 ) -> tuple[Estimate, Estimate]:
@@ -347,25 +332,10 @@ def _rounded(
     return wide[0], replace(wide[1], low=max(wide[1].low, 0.0))
 
 
-def _shares(operator: SymmetricOperator, Z: Tensor, images: Tensor) -> _Shares | None:
-    """Measure the rounding of products with vectors `(n, k)`; None if that is not possible."""
-    error = operator.product_error(Z, images)
-    if error is None:
-        return None
-    squares = row_norms(Z.mT).square()
-    used = squares > 0
-    return _Shares(_mean((error.norms.square() / squares)[used]), _mean((error.forms(Z) / squares)[used]))
-
-
 def _orthonormal(size: int, count: int) -> Array:
     """Return random orthonormal columns `(size, count)`, the same at every call."""
     found: Array = np.linalg.qr(np.random.default_rng(size).standard_normal((size, count)))[0]
     return found
-
-
-def _mean(numbers: Tensor) -> float:
-    """Return a mean, 0 of no numbers."""
-    return float(numbers.mean()) if numbers.numel() else 0.0
 
 
 def _shifted(estimate: Estimate, by: float) -> Estimate:
@@ -375,4 +345,5 @@ def _shifted(estimate: Estimate, by: float) -> Estimate:
 
 def _signs(count: int, operator: SymmetricOperator, generator: torch.Generator) -> Tensor:
     """Draw random signs `(count, n)` int8, one probe after the other."""
-    return torch.stack([operator.signs(generator) for _ in range(count)])
+    rows = [operator.signs(generator) for _ in range(count)]
+    return rows[0][None] if count == 1 else torch.stack(rows)

@@ -106,7 +106,10 @@ class ParameterVector:
 
     def joined(self, parts: Sequence[Tensor]) -> Tensor:
         """Concatenate tensors of the parameters' shapes to one vector `(n,)`."""
-        return torch.cat([part.detach().reshape(-1).to(self.dtype) for part in parts])
+        vector = torch.empty(self.size, dtype=self.dtype, device=parts[0].device)
+        for target, part in zip(shaped(vector, parts), parts, strict=True):
+            target.copy_(part.detach())
+        return vector
 
     def fitting(self, vector: Tensor) -> Tensor:
         """Move a vector `(n,)` to the device and dtype of this one after checking its length."""

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lossscope.probes.errors import ProbeError
+from lossscope.probes.operators import random_vectors
 from lossscope.probes.sums import all_finite, gram, row_dots, row_norms
 
 if TYPE_CHECKING:
@@ -135,12 +136,12 @@ class SymmetricOperator:
         return number
 
     def normal(self, generator: torch.Generator) -> Tensor:
-        """Draw a standard normal vector, float64 on the CPU; of a sharded one the part of this process."""
-        return torch.randn(self.size, generator=generator, dtype=torch.float64)
+        """Draw a standard normal vector, in its dtype and on its device; of a sharded one the part of this process."""
+        return random_vectors.normal(self.size, generator, self.dtype).to(self.device)
 
     def signs(self, generator: torch.Generator) -> Tensor:
-        """Draw a vector of random signs, int8 on the CPU; of a sharded one the part of this process."""
-        return torch.randint(2, (self.size,), generator=generator, dtype=torch.int8).mul_(2).sub_(1)
+        """Draw a vector of random signs, int8 on its device; of a sharded one the part of this process."""
+        return random_vectors.signs(self.size, generator).to(self.device)
 
     @property
     def asymmetry_hint(self) -> str:

@@ -26,6 +26,7 @@ from torch.distributed.tensor import DTensor, Shard
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.objective.data import fixed_data
 from lossscope.probes.objective.loss_terms import own_count
+from lossscope.probes.operators import random_vectors
 from lossscope.probes.operators.base import ProductFacts, Reference, SymmetricOperator
 from lossscope.probes.operators.finite_differences import COMPARED_STEP, ERROR_SHARE, EXPONENT, line_error, tuned
 from lossscope.probes.operators.ranks import Ranks
@@ -294,20 +295,18 @@ class _ShardedHessian(SymmetricOperator):
         return self.objective.least(number)
 
     def normal(self, generator: torch.Generator) -> Tensor:
-        """Draw this rank's part of a standard normal vector, float64 on the CPU."""
-        return self._padded(lambda own, n: torch.randn(n, generator=own, dtype=torch.float64), generator)
+        """Draw this rank's part of a standard normal vector, in its dtype and on its device."""
+        return self._padded(lambda own, n: random_vectors.normal(n, own, self.dtype), generator)
 
     def signs(self, generator: torch.Generator) -> Tensor:
-        """Draw this rank's part of a vector of random signs, int8 on the CPU."""
-        return self._padded(
-            lambda own, n: torch.randint(2, (n,), generator=own, dtype=torch.int8).mul_(2).sub_(1), generator
-        )
+        """Draw this rank's part of a vector of random signs, int8 on its device."""
+        return self._padded(lambda own, n: random_vectors.signs(n, own), generator)
 
     def _padded(self, draw: Callable[[torch.Generator, int], Tensor], generator: torch.Generator) -> Tensor:
         """Draw from a generator of this rank's own, seeded by the common one; zeros where there is no parameter."""
         seeds = torch.randint(2**62, (self.objective.ranks,), generator=generator)
         found = draw(torch.Generator().manual_seed(int(seeds[self.objective.rank])), self.objective.own)
-        return torch.nn.functional.pad(found, (0, self.length - len(found)))
+        return torch.nn.functional.pad(found, (0, self.length - len(found))).to(self.device)
 
     def _differences(self, V: Tensor) -> Tensor:
         objective = self.objective
@@ -329,7 +328,7 @@ class _ShardedHessian(SymmetricOperator):
 
     def _measure(self, theta: Tensor, reach: float) -> None:
         """Measure the error along a random vector, and choose the step at which it is smallest."""
-        probe = self.normal(torch.Generator().manual_seed(0)).to(theta)
+        probe = self.normal(torch.Generator().manual_seed(0))
         length, begun = float(norm(probe)), time.perf_counter()
         here = self.objective.slope(theta)
         seconds = time.perf_counter() - begun

@@ -10,9 +10,10 @@ from torch import Tensor
 from helpers import gaussian, generator
 from lossscope.probes.eigenvalues.block_krylov import Array, BlockKrylov
 from lossscope.probes.eigenvalues.measure import measure_spectrum
+from lossscope.probes.eigenvalues.measured_rounding import RandomRounding
 from lossscope.probes.eigenvalues.trace_and_norm import Complement, trace_and_frobenius
 from lossscope.probes.errors import ProbeError
-from lossscope.probes.operators.base import SymmetricOperator, from_matrix
+from lossscope.probes.operators.base import Reference, SymmetricOperator, from_matrix
 from lossscope.probes.statistics.estimate import Estimate, mean_estimate
 from lossscope.probes.sums import without
 
@@ -86,29 +87,54 @@ def test_old_probes_follow_a_space_that_grows_without_a_product(cuts: tuple[int,
 
 def test_probes_do_not_depend_on_the_space_or_on_how_they_are_cut_into_blocks() -> None:
     seen: list[Tensor] = []
+    A = rotated(torch.linspace(0, 1, 50)).double()
 
     def product(V: Tensor) -> Tensor:
         seen.append(V)
-        return V
+        return A @ V
 
-    def drawn(size: int, *counts: int) -> Tensor:
-        operator = SymmetricOperator(size, product, dtype=torch.float64, device=torch.device("cpu"))
-        rest = Complement(operator, space_of(operator, 0), generator(5))
+    operator = SymmetricOperator(50, product, dtype=torch.float64, device=torch.device("cpu"))
+
+    def drawn(space: BlockKrylov, *counts: int) -> Tensor:
+        rest = Complement(operator, space, generator(5))
         seen.clear()
         for count in counts:
             rest.draw(count)
         return torch.cat(seen, 1)
 
-    probes = drawn(50, 10)
-    assert torch.equal(probes, drawn(50, 3, 7))
+    none, space = space_of(operator, 0), space_of(operator, 6)
+    probes = drawn(none, 10)
+    assert torch.equal(probes, drawn(none, 3, 7))
     assert sorted(set(probes.flatten().tolist())) == [-1.0, 1.0]
-    operator = from_matrix(rotated(torch.linspace(0, 1, 50)))
-    space = space_of(operator, 6)
-    rest = Complement(operator, space, generator(5))
-    rest.draw(10)
     inside = space.basis @ probes
-    expected = probes - space.basis.mT @ inside  # the same probes, less their part in the space
-    torch.testing.assert_close(rest.first()[0], expected[:, 0])
+    torch.testing.assert_close(drawn(space, 10), probes - space.basis.mT @ inside)  # less their part in the space
+
+
+def test_rounding_that_is_known_is_not_measured_again() -> None:
+    def found(rounding: RandomRounding | None) -> tuple[Estimate, int]:
+        A = rotated(torch.linspace(0, 1, 400))
+        operator = SymmetricOperator(
+            400,
+            A.float().matmul,
+            dtype=torch.float32,
+            device=torch.device("cpu"),
+            reference=lambda: Reference(from_matrix(A)),
+        )
+        before = operator.products
+        trace, _ = trace_and_frobenius(
+            operator,
+            space_of(operator, 0),
+            rel=0.5,
+            max_products=BUDGET,
+            generator=generator(5),
+            rounding=rounding,
+        )
+        return trace, operator.products - before
+
+    (measured, more), (known, fewer) = found(None), found(RandomRounding(1e-2, 1e-3))
+    assert (more, fewer) == (fewer + 1, known.samples)
+    assert known.value == measured.value
+    assert known.high - measured.high == pytest.approx(400 * 1e-3 + 3 * (400 * 1e-2) ** 0.5, rel=1e-3)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
