@@ -31,6 +31,7 @@ from lossscope.landscape.recording.recorder import Recorder
 from lossscope.probes import hessian, measure_spectrum
 
 REL, TRACE_REL = 0.05, 0.15  # accuracy that is asked for
+MEMORY = {"economy": 6, "standard": 25}  # memory= of an evaluation, in copies of the parameters
 _GRADIENTS = 7  # gradients timed before an arm and after it
 _PRODUCTS = 5
 _SAMPLES = 200  # of the trace of a reference
@@ -86,7 +87,8 @@ def evaluation(problem: Problem, seed: int, *, preset: str) -> Found:
     stepping = torch.optim.SGD(problem.parameters, 1e-6)  # so that values are still those of the reference
     with TemporaryDirectory() as folder:
         place = Path(folder) / "run"
-        settings = {"steps": 1, "evaluate_at": [1], "checkpoints": 0, "overhead": 1.0}
+        memory = MEMORY[preset] * problem.size * 4
+        settings = {"steps": 1, "evaluate_at": [1], "checkpoints": 0, "overhead": 1.0, "memory": memory}
         with Recorder(place, problem.model, stepping, problem.objective(), preset, **settings) as recorder:
             loss = problem.loss()
             loss.backward()

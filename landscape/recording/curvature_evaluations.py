@@ -30,8 +30,10 @@ from lossscope.landscape.recording.cadence import Preset
 from lossscope.landscape.recording.cost_cap import CostCap, MeasurementCosts
 from lossscope.landscape.recording.faults import Faults
 from lossscope.probes.eigenvalues.eigen_tracker import EigenTracker
+from lossscope.probes.eigenvalues.memory_plan import REFERENCE, byte_count
 from lossscope.probes.objective.fixed_loss import batch_norm_note
 from lossscope.probes.objective.objective import Objective
+from lossscope.probes.operators.assumed_rounding import assuming_rounding
 from lossscope.probes.sharpness.step_quality import LayerRemainders, layer_remainders
 
 __all__ = ["CurvatureEvaluations", "Wanted", "wanted_measures"]
@@ -150,6 +152,19 @@ class CurvatureEvaluations:
             at_least_lambda_max: Takes `lambda_max` with a few products where it does not fit under the cap.
         """
         taken = RecordedStep(before, displacement, groups) if displacement else None
+        with assuming_rounding(self._is_sparing):
+            return self._rows(step, taken, long, cap, at_least_lambda_max)
+
+    @property
+    def _is_sparing(self) -> bool:
+        """True if the memory is less than a product in float64 takes, by which rounding is measured."""
+        memory, one = self._options.memory, self.objective.size * self.objective.dtype.itemsize
+        return memory is not None and byte_count(memory) < REFERENCE * one
+
+    def _rows(
+        self, step: int, taken: RecordedStep | None, long: bool, cap: CostCap | None, at_least_lambda_max: bool
+    ) -> Rows:
+        """Return the rows of an evaluation after a step that is recorded, or None."""
         deadline = time.perf_counter() + (math.inf if cap is None else cap.left)
         panel, found, skipped = self._panel(taken), Rows(), list[str]()
         waiting = list(self._due(long, stepped=taken is not None))

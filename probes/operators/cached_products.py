@@ -13,6 +13,7 @@ from torch import Tensor
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.objective.evaluation import BatchEvaluation
 from lossscope.probes.objective.objective import Objective
+from lossscope.probes.operators.assumed_rounding import rounding_is_assumed
 from lossscope.probes.operators.base import ProductFacts, Reference
 from lossscope.probes.operators.method import BatchProduct, Method, graph_bytes
 from lossscope.probes.operators.objective_operator import ObjectiveOperator
@@ -101,6 +102,8 @@ class CachedProducts:
 
     def _reference(self, again: Callable[[Objective], ObjectiveOperator]) -> Reference | None:
         """Return the operator with which products are compared; that of differences has another step."""
+        if rounding_is_assumed():
+            return None
         if self._method.compared is not None and not math.isnan(self._unit):
             doubled = CachedProducts(self._objective, [self._method.compared], method=self._method.name, memory=0)
             operator = doubled.operator(lambda names: again(self._objective.restricted(names)), again)

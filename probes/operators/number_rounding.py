@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Final
 
 import torch
 
 from lossscope.probes.objective.objective import Objective
+from lossscope.probes.operators.assumed_rounding import rounding_is_assumed
 from lossscope.probes.operators.base import ASSUMED, MARGIN
 
 __all__ = ["number_rounding"]
@@ -25,7 +27,8 @@ def number_rounding(
     """Bound the rounding errors of numbers that were computed from an objective.
 
     The numbers are computed again in float64; those of an objective in float64 in float32, where the rounding is larger
-    by a known factor. If that fails, the bound is what is assumed: 100 rounding units of the sizes.
+    by a known factor. If that fails, or inside `assuming_rounding`, the bound is what is assumed: 100 rounding units of
+    the sizes.
 
     Args:
         objective: The objective.
@@ -39,10 +42,10 @@ def number_rounding(
     scales = [abs(number) for number in found] if sizes is None else sizes
     wide = torch.finfo(torch.float64).eps
     narrower = objective.vector.unit > wide
-    try:
-        others = compute(objective.in_dtype(torch.float64 if narrower else torch.float32))
-    except Exception:  # a copy in another dtype may fail in any way, and then there is no comparison
-        others = ()
+    others: Sequence[float] = ()
+    if not rounding_is_assumed():
+        with suppress(Exception):  # a copy in another dtype may fail in any way, and then there is no comparison
+            others = compute(objective.in_dtype(torch.float64 if narrower else torch.float32))
     share = 1.0 if narrower else MARGIN * wide / torch.finfo(torch.float32).eps
     assumed = ASSUMED * objective.vector.unit
     bounds = [assumed * scale for scale in scales]
