@@ -30,8 +30,8 @@ _WRONG = 2 * REL  # relative error of the largest eigenvalue that is called wron
 _SMALL = ("tiny", "1M")  # shapes beside which what a process loads is not small, so that copies say nothing
 NOTES = f"""\
 * `residual` and `bound`: λ_max to a residual or a bound of {REL:.0%} and the trace to {TRACE_REL:.0%}, in one call.
-  `panel`: five eigenvalues, the smallest, trace and density. `economy`, `standard`: one evaluation of the recorder, with
-  `memory=` {MEMORY["economy"]} and {MEMORY["standard"]} copies of the parameters.
+  `panel`: five eigenvalues, the smallest, trace and density. `economy`, `standard`: one evaluation of the recorder,
+  with `memory=` {MEMORY["economy"]} and {MEMORY["standard"]} copies of the parameters.
 * Other libraries run with torch's attention in elementary operations, as they raise on the fused kernel. pyhessian's
   `density` calls `torch.eig`, which torch has removed: it is replaced by a symmetric eigh.
 * A gradient is one of torch's own. Growth is the peak of resident memory beyond that of a gradient, in copies of the
