@@ -13,6 +13,7 @@ __all__ = ["EVALUATION_COPIES", "METRIC_COPIES", "evaluation_copies", "krylov_ve
 EVALUATION_COPIES: Final = 4  # the last step, and eigenvectors kept from one evaluation to the next
 METRIC_COPIES: Final = 8  # a diagonal and its root in float64, and scaled vectors
 _ONE_PRODUCT: Final = 20  # gradients and a product in float64, and the step
+_SPARING: Final = 12  # a recurrence of three vectors, a product and a probe, where nothing is measured in float64
 
 
 def krylov_vectors(
@@ -51,15 +52,20 @@ def measure_copies(group: MeasureGroup, names: Names, max_products: int) -> int:
     return _ONE_PRODUCT if group.vectors is None else group.vectors(names, max_products)
 
 
-def evaluation_copies(measured: Iterable[tuple[MeasureGroup, Names]], max_products: int) -> int:
+def evaluation_copies(measured: Iterable[tuple[MeasureGroup, Names]], max_products: int, fit: int | None = None) -> int:
     """Return the copies of the parameters that an evaluation holds at most, group after group.
 
     Args:
         measured: Each group with those of its measures that are taken.
         max_products: Budget of products of each.
+        fit: Copies that the memory of an evaluation holds; None for no limit.
 
     Returns:
         The number of copies.
     """
     most = max((measure_copies(group, names, max_products) for group, names in measured), default=0)
+    if fit is not None:
+        from lossscope.probes.eigenvalues.memory_plan import REFERENCE
+
+        most = min(most, max(fit + METRIC_COPIES, _ONE_PRODUCT if fit >= REFERENCE else _SPARING))
     return most + EVALUATION_COPIES

@@ -158,8 +158,13 @@ class CurvatureEvaluations:
     @property
     def _is_sparing(self) -> bool:
         """True if the memory is less than a product in float64 takes, by which rounding is measured."""
+        return self._fit is not None and self._fit < REFERENCE
+
+    @property
+    def _fit(self) -> int | None:
+        """Copies of the parameters that the memory holds; None without a limit."""
         memory, one = self._options.memory, self.objective.size * self.objective.dtype.itemsize
-        return memory is not None and byte_count(memory) < REFERENCE * one
+        return None if memory is None else byte_count(memory) // one
 
     def _rows(
         self, step: int, taken: RecordedStep | None, long: bool, cap: CostCap | None, at_least_lambda_max: bool
@@ -214,7 +219,8 @@ class CurvatureEvaluations:
     def copies(self) -> int:
         """Copies of the parameters that an evaluation holds at most, beside the graphs of the loss."""
         due = [frozenset(one.measures) for one in self._due(True, stepped=True)]
-        return evaluation_copies([(GROUPS[group_of(min(names))], names) for names in due], self._options.max_products)
+        measured = [(GROUPS[group_of(min(names))], names) for names in due]
+        return evaluation_copies(measured, self._options.max_products, self._fit)
 
     @property
     def memory(self) -> int:

@@ -11,7 +11,7 @@ from torch import nn
 from torch.autograd.profiler import profile
 
 from lossscope.landscape.measures.catalogue import GROUPS, group_of, recorded_groups
-from lossscope.landscape.measures.memory import evaluation_copies, measure_copies
+from lossscope.landscape.measures.memory import EVALUATION_COPIES, METRIC_COPIES, evaluation_copies, measure_copies
 from lossscope.landscape.recording.cadence import PRESETS
 from lossscope.landscape.recording.curvature_evaluations import CurvatureEvaluations, wanted_measures
 from lossscope.probes import sums
@@ -51,14 +51,20 @@ def peak_bytes(run: Callable[[], object]) -> int:
     return most
 
 
-def measured_copies(preset: str, measures: tuple[str, ...] | None) -> tuple[float, int]:
+def measured_copies(preset: str, measures: tuple[str, ...] | None, memory: int | None = None) -> tuple[float, int]:
     """Return the peak of one long evaluation after a step, and the stated number, in copies of the parameters."""
     model, objective, optimizer = network()
     before = {p: p.detach().clone() for p in model.parameters()}
     objective.loss_fn(model, objective.data.batches[0]).backward()
     optimizer.step()
     displacement = {p: p.detach() - old for p, old in before.items()}
-    evaluations = CurvatureEvaluations(objective, PRESETS[preset], optimizer, wanted=wanted_measures(measures))
+    evaluations = CurvatureEvaluations(
+        objective,
+        PRESETS[preset],
+        optimizer,
+        wanted=wanted_measures(measures),
+        memory=None if memory is None else memory * 4 * objective.size,
+    )
     most = peak_bytes(lambda: evaluations.rows(1, before, displacement))
     assert not evaluations.missing
     return most / (4 * objective.size), evaluations.copies
@@ -84,6 +90,17 @@ def test_an_evaluation_holds_no_more_copies_of_the_parameters_than_stated(
     found, stated = measured_copies(preset, measures)
     assert found <= 1.1 * stated
     assert found >= 0.4 * stated or preset == "full"  # which needs a part of its budget only
+
+
+@pytest.mark.parametrize(
+    ("preset", "memory"),
+    [("economy", 6), *(pytest.param(preset, 25, marks=pytest.mark.slow) for preset in ("economy", "standard"))],
+)
+def test_an_evaluation_keeps_to_its_memory_but_for_a_metric_and_what_is_kept(preset: str, memory: int) -> None:
+    found, stated = measured_copies(preset, None, memory)
+    assert found <= 1.1 * stated
+    assert stated == memory + METRIC_COPIES + EVALUATION_COPIES
+    assert found >= 0.5 * stated
 
 
 def stated_bytes(preset: str, measures: frozenset[str] | None) -> int:
