@@ -25,15 +25,17 @@ __all__ = [
     "Quantity",
     "Report",
     "Section",
+    "Severity",
     "Spectra",
     "Spectrum",
+    "Statement",
     "Table",
     "Threshold",
     "drawn",
     "outcome_words",
 ]
 
-REPORT_SCHEMA: Final = 1
+REPORT_SCHEMA: Final = 2
 _DRAWN: Final = (1e-100, 1e100)
 
 Numbers: TypeAlias = tuple[float | None, ...]
@@ -234,9 +236,21 @@ class Missing:
     how: str
 
 
+Severity: TypeAlias = Literal["fine", "look", "act"]
+
+
+@dataclass(frozen=True)
+class Statement:
+    """A sentence of the first screen, with its numbers."""
+
+    words: str
+    severity: Severity  # fine: as it should be, look: may need attention, act: something is wrong
+    figure: str = ""  # key of the figure of the report that shows it; "" if there is none
+
+
 @dataclass(frozen=True)
 class Report:
-    """A report: its alert, notes, findings, tables and figures, in this order."""
+    """A report: its alert, first screen, notes, findings, tables and figures, in this order."""
 
     kind: str
     title: str
@@ -248,6 +262,7 @@ class Report:
     missing: tuple[Missing, ...]
     provenance: Table
     alert: str = ""  # first line of every format, if not empty: the runs that diverged
+    summary: tuple[Statement, ...] = ()  # the first screen
     schema: int = REPORT_SCHEMA
 
 

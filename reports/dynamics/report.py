@@ -27,6 +27,7 @@ from lossscope.reports.dynamics.step_tables import (
     step_quality_table,
 )
 from lossscope.reports.dynamics.trigger_tables import missing_triggers, trigger_tables, triggers_of
+from lossscope.reports.first_screen.screen import with_first_screen
 from lossscope.reports.shared.completed import completed
 from lossscope.reports.shared.cost_tables import overhead_table
 from lossscope.reports.shared.figures import (
@@ -100,7 +101,7 @@ def dynamics(runs: Sequence[Run]) -> Report:
         missing=(*_missing(runs), *missing_shear_and_energy(runs), *missing_triggers(triggers), *missing_noise(noises)),
         provenance=provenance(runs),
     )
-    return completed(report, runs)
+    return with_first_screen(completed(report, runs), runs)
 
 
 def _figures(runs: Sequence[Run], memories: Memories) -> tuple[FigureData, ...]:

@@ -10,6 +10,7 @@ import numpy as np
 from lossscope.landscape.analysis.arms import by_arm
 from lossscope.reports.content import Cell, Column, Report, Table
 from lossscope.reports.entropy.tables import newton_schulz_table, order_table
+from lossscope.reports.first_screen.screen import with_first_screen
 from lossscope.reports.shared.completed import completed
 from lossscope.reports.shared.figures import entropy_figure
 from lossscope.reports.shared.findings import entropy_raised, spectra_precise
@@ -89,7 +90,7 @@ def spectral_entropy(runs: Sequence[Run]) -> Report:
         missing=missing_spectra(runs),
         provenance=provenance(runs),
     )
-    return completed(report, runs)
+    return with_first_screen(completed(report, runs), runs)
 
 
 def _entropy_table(runs: Sequence[Run]) -> Table:

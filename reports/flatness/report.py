@@ -10,6 +10,7 @@ import numpy as np
 
 from lossscope.landscape.measures.catalogue import group_of
 from lossscope.reports.content import Column, Missing, Report
+from lossscope.reports.first_screen.screen import with_first_screen
 from lossscope.reports.shared.completed import completed
 from lossscope.reports.shared.evaluation_tables import (
     ArmCell,
@@ -89,7 +90,7 @@ def flatness(runs: Sequence[Run]) -> Report:
         missing=(*missing_curvature(runs), *_not_measured(runs)),
         provenance=provenance(runs),
     )
-    return completed(report, runs)
+    return with_first_screen(completed(report, runs), runs)
 
 
 def _arm_cells(runs: Sequence[Run]) -> tuple[tuple[Column, ArmCell], ...]:

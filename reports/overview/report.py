@@ -10,6 +10,7 @@ import numpy as np
 
 from lossscope.landscape.analysis.arms import by_arm
 from lossscope.reports.content import Cell, Column, Report, Table
+from lossscope.reports.first_screen.screen import with_first_screen
 from lossscope.reports.shared.completed import completed
 from lossscope.reports.shared.evaluation_tables import repeated_seeds
 from lossscope.reports.shared.figures import (
@@ -97,7 +98,7 @@ def overview(runs: Sequence[Run]) -> Report:
         missing=(*missing_curvature(runs), *missing_spectra(runs)),
         provenance=provenance(runs),
     )
-    return completed(report, runs)
+    return with_first_screen(completed(report, runs), runs)
 
 
 def _tables(runs: Sequence[Run]) -> tuple[Table, ...]:

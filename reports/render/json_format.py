@@ -37,6 +37,7 @@ def report_json(report: Report) -> str:
         "title": report.title,
         "subtitle": report.subtitle,
         "alert": report.alert,
+        "summary": [asdict(statement) for statement in report.summary],
         "notes": list(report.notes),
         "findings": [_finding(finding) for finding in report.findings],
         "tables": {table.key: table_object(table) for table in report.tables},

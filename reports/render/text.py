@@ -48,7 +48,11 @@ def report_text(report: Report, width: int = WIDEST) -> str:
     if report.alert:
         console.print(_plain(report.alert))
     _heading(console, report.title, "=")
-    console.print(_plain(f"{report.subtitle}\n"))
+    console.print(_plain(report.subtitle))
+    for statement in report.summary:
+        where = f" [{statement.figure}]" if statement.figure else ""
+        _bullet(console, f"{statement.severity:<4}", f"{statement.words}{where}")
+    console.print()
     for note in report.notes:
         _bullet(console, "*", note)
     _heading(console, "Findings", "-")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from lossscope.reports.content import Column, FigureData, Report
+from lossscope.reports.first_screen.screen import with_first_screen
 from lossscope.reports.shared.completed import completed
 from lossscope.reports.shared.cost_tables import cost_table, overhead_table
 from lossscope.reports.shared.evaluation_tables import arm_table, of_run, over_seeds, run_table, widest_error_over_seeds
@@ -115,7 +116,7 @@ def sharpness(runs: Sequence[Run]) -> Report:
         missing=missing_curvature(runs),
         provenance=provenance(runs),
     )
-    return completed(report, runs)
+    return with_first_screen(completed(report, runs), runs)
 
 
 def _figures(runs: Sequence[Run]) -> tuple[FigureData, ...]:

@@ -1,0 +1,68 @@
+"""Arms in a sentence: one phrase for each, with the numbers of its runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from lossscope.landscape.analysis.arms import by_arm
+from lossscope.reports.content import Quantity
+from lossscope.reports.shared.number_format import quantity_text
+
+if TYPE_CHECKING:
+    from lossscope.landscape.run import Run
+
+__all__ = ["joined_arms", "measured", "named", "of_arm", "phrase", "spread"]
+
+_MOST: Final = 3  # arms in a sentence
+
+
+def of_arm(runs: Sequence[Run], value: Callable[[Run], Quantity | None]) -> dict[str, list[Quantity]]:
+    """Return the numbers of each arm that has any, one for each run that has it."""
+    found = {arm: [one for run in members if (one := value(run)) is not None] for arm, members in by_arm(runs).items()}
+    kept = {arm: [one for one in some if one.value is not None] for arm, some in found.items()}
+    return {arm: some for arm, some in kept.items() if some}
+
+
+def spread(found: Sequence[Quantity]) -> Quantity:
+    """Return one number as it is; of several their median and range, which is wider than their errors or as wide."""
+    if len(found) == 1:
+        return found[0]
+    values = [one.value for one in found if one.value is not None]
+    return Quantity(float(np.median(values)), low=min(values), high=max(values))
+
+
+def measured(found: Quantity) -> str:
+    """Return a number with its error or range."""
+    return quantity_text(found if found.error else replace(found, error=None))
+
+
+def joined_arms(phrases: Mapping[str, str], unit: str = "") -> str:
+    """Return one phrase for each arm, with its name where there are several, and the unit once; of many the first."""
+    unit = f" {unit}" if unit not in ("", "1") else ""
+    if len(phrases) == 1:
+        return next(iter(phrases.values())) + unit
+    shown = [f"{words}{unit} ({arm})" for arm, words in list(phrases.items())[:1]]
+    shown += [f"{words} ({arm})" for arm, words in list(phrases.items())[1:_MOST]]
+    more = len(phrases) - len(shown)
+    return "; ".join(shown) + (f"; and {more} more arm{'s' * (more > 1)}" if more else "")
+
+
+def phrase(found: Mapping[str, Sequence[Quantity]], unit: str = "") -> str:
+    """Return the number of each arm; of many arms the smallest and the largest median."""
+    if len(found) > _MOST:
+        ends = {arm: spread(found[arm]) for arm in sorted(found, key=lambda arm: spread(found[arm]).value or 0.0)}
+        (least, low), *_, (most, high) = ends.items()
+        unit = f" {unit}" if unit not in ("", "1") else ""
+        return f"{measured(low)} ({least}) to {measured(high)}{unit} ({most}) in {len(found)} arms"
+    return joined_arms({arm: measured(spread(some)) for arm, some in found.items()}, unit)
+
+
+def named(runs: Iterable[str], most: int = _MOST) -> str:
+    """Return names of runs; of many the first ones and the number of the others."""
+    names = list(runs)
+    more = len(names) - most
+    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")

@@ -1,0 +1,183 @@
+"""Sharpness in a sentence: at the end, against its threshold over the whole run, and compared with the start."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from lossscope.landscape.analysis.arms import by_arm
+from lossscope.landscape.analysis.series import Series, probe_series
+from lossscope.reports.content import Quantity, Statement
+from lossscope.reports.first_screen.arms import joined_arms, measured, named, of_arm, phrase, spread
+from lossscope.reports.shared.loss_unit import loss_unit
+from lossscope.reports.shared.quantities import at_last_evaluation
+
+if TYPE_CHECKING:
+    from lossscope.landscape.run import Run
+
+__all__ = ["curvature"]
+
+# measures of sharpness, the first that a run recorded is told
+_SHARPNESS: Final = (("lambda_max", "λ_max"), ("trace", "the trace of the Hessian"), ("adaptive_trace", "Σ θ²H"))
+# ratios to the threshold of the step size, the first that a run recorded holds for its optimizer
+_EDGES: Final = ("preconditioned_edge_ratio", "sharpness_edge_ratio", "directional_edge_ratio")
+_FLATTER: Final = "flatter"
+_SAMPLED: Final = ("lambda_max_population", "lambda_max_cross_fitted")
+
+
+def curvature(runs: Sequence[Run]) -> tuple[Statement, ...]:
+    """Return the statements on sharpness; none if no run measured it."""
+    kind = next((one for one in _SHARPNESS if of_arm(runs, partial(at_last_evaluation, measure=one[0]))), None)
+    if kind is None:
+        return ()
+    return (*_at_the_end(runs, *kind), *_edge(runs), *_change(runs, *kind))
+
+
+def _at_the_end(runs: Sequence[Run], measure: str, words: str) -> tuple[Statement, ...]:
+    """Return the sharpness at the last evaluation, with its largest known error."""
+    found = of_arm(runs, lambda run: _with_sampling(run, measure))
+    return (Statement(f"At the end {words} is {phrase(found, loss_unit(runs))}.", "fine", measure),)
+
+
+def _with_sampling(run: Run, measure: str) -> Quantity:
+    """Return a measure with the larger of its bound and, for λ_max, the measured sampling error of the data."""
+    found = at_last_evaluation(run, measure)
+    if measure == "lambda_max":
+        known = (at_last_evaluation(run, one).error for one in _SAMPLED)
+        error = max((one for one in (found.error, *known) if one is not None), default=None)
+        return Quantity(found.value, error=error)
+    return Quantity(found.value, error=found.error)
+
+
+@dataclass(frozen=True)
+class _Edge:
+    """Ratio to the threshold over a run."""
+
+    run: str
+    largest: Quantity
+    step: int
+    last: float
+
+
+def _edge(runs: Sequence[Run]) -> tuple[Statement, ...]:
+    """Return the ratio of sharpness to the threshold of the step size, over the whole history of each arm."""
+    phrases, highest, figure = dict[str, str](), 0.0, ""
+    for arm, members in by_arm(runs).items():
+        measure = next((one for one in _EDGES if any(_ratio(run, one) for run in members)), None)
+        if measure is None:
+            continue
+        found = [one for run in members if (one := _ratio(run, measure)) is not None]
+        top = max(found, key=lambda one: one.largest.value or 0.0)
+        where = f" at step {top.step}" + (f" of {top.run}" if len(members) > 1 else "")
+        last = float(np.median([one.last for one in found]))
+        last_in_words = measured(Quantity(last, error=top.largest.error))
+        phrases[arm] = f"at most {measured(top.largest)}{where}, {last_in_words} at the end"
+        highest, figure = max(highest, top.largest.value or 0.0), measure
+    if not phrases:
+        return ()
+    tail = "; above 1 the quadratic model predicts that the loss rises" if highest >= 1 else ""
+    words = f"Sharpness over the threshold at which steps of this size become unstable: {joined_arms(phrases)}{tail}."
+    return (Statement(words, "look" if highest >= 1 else "fine", figure),)
+
+
+def _ratio(run: Run, measure: str) -> _Edge | None:
+    """Return the largest and the last ratio of a run; None without any."""
+    series = probe_series(run, measure)
+    places = np.flatnonzero(np.isfinite(series.y))
+    if not len(places):
+        return None
+    top = places[int(np.argmax(series.y[places]))]
+    return _Edge(run.name, _at(series, int(top)), int(series.x[top]), float(series.y[places[-1]]))
+
+
+def _at(series: Series, place: int) -> Quantity:
+    """Return a value of a series with its error."""
+    error = float(series.error[place])
+    return Quantity(float(series.y[place]), error=error if math.isfinite(error) else None)
+
+
+def _change(runs: Sequence[Run], measure: str, words: str) -> tuple[Statement, ...]:
+    """Return the change of sharpness from the first evaluation to the last; none with one evaluation."""
+    phrases = dict[str, str]()
+    for arm, members in by_arm(runs).items():
+        changes = [one for run in members if (one := _factor(run, measure)) is not None]
+        if changes:
+            phrases[arm] = _change_in_words(changes)
+    if not phrases:
+        return ()
+    falls = all(_loss_fell(run) for run in runs)
+    flatter = any(words.startswith(_FLATTER) for words in phrases.values())
+    tail = "; the loss fell too, which alone makes it smaller" if falls and flatter else ""
+    first = sorted({int(probe_series(run, measure).x[0]) for run in runs if len(probe_series(run, measure).x)})
+    since = f"step {first[0]}" if len(first) == 1 else "its first evaluation"
+    return (Statement(f"Compared with {since}, {words} is {joined_arms(phrases)}{tail}.", "fine", measure),)
+
+
+def _loss_fell(run: Run) -> bool:
+    """Return True if the loss on the fixed data fell to less than half between the first and the last evaluation."""
+    losses = probe_series(run, "loss").y
+    finite = losses[np.isfinite(losses)]
+    return len(finite) > 1 and bool(finite[-1] < 0.5 * finite[0])
+
+
+def _change_in_words(changes: Sequence[Quantity]) -> str:
+    """Return flatter, sharper or the same, with the factor of the change."""
+    ratio = spread(changes)
+    assert ratio.value is not None
+    low, high = (ratio.low or 0.0, ratio.high or 0.0) if len(changes) > 1 else _ends(ratio)
+    if low <= 1 <= high:
+        several = f" over {len(changes)} runs" if len(changes) > 1 else ""
+        return f"the same within its errors{several} (factor {measured(ratio)})"
+    if ratio.value < 1:
+        return f"{_FLATTER} by a factor of {measured(_inverse(ratio))}"
+    return f"sharper by a factor of {measured(ratio)}"
+
+
+def _ends(ratio: Quantity) -> tuple[float, float]:
+    """Return the interval of a ratio by its error."""
+    assert ratio.value is not None
+    error = ratio.error or 0.0
+    return ratio.value - error, ratio.value + error
+
+
+def _inverse(ratio: Quantity) -> Quantity:
+    """Return one over a ratio, with its error and range."""
+    assert ratio.value is not None
+    error = None if ratio.error is None else ratio.error / ratio.value**2
+    low, high = (None if one is None else 1 / one for one in (ratio.high, ratio.low))
+    return Quantity(1 / ratio.value, error=error, low=low, high=high)
+
+
+def _factor(run: Run, measure: str) -> Quantity | None:
+    """Return the last value over the first, with its error; None unless both are positive."""
+    series = probe_series(run, measure)
+    places = np.flatnonzero(np.isfinite(series.y))
+    if len(places) < 2:
+        return None
+    first, last = _at(series, int(places[0])), _at(series, int(places[-1]))
+    if not (first.value and last.value and first.value > 0 and last.value > 0):
+        return None
+    ratio = last.value / first.value
+    share = (first.error or 0.0) / first.value + (last.error or 0.0) / last.value
+    return Quantity(ratio, error=ratio * share if share else None)
+
+
+def unconverged(runs: Sequence[Run]) -> tuple[Statement, ...]:
+    """Return the eigenvalues at the end that did not reach the accuracy that was asked."""
+    missed = [run.name for run in runs if _missed(run)]
+    if not missed:
+        return ()
+    words = f"λ_max of {named(missed)} did not reach its accuracy at the last evaluation: its error is as stated."
+    return (Statement(words, "look", "lambda_max"),)
+
+
+def _missed(run: Run) -> bool:
+    """Return True if λ_max of the last evaluation missed its bound."""
+    rows = run.estimates
+    rows = rows[(rows["measure"] == "lambda_max") & rows["tensor"].isna()].dropna(subset=["converged"])
+    return len(rows) > 0 and not bool(rows.iloc[-1]["converged"])

@@ -1,0 +1,80 @@
+"""Outcome of training: finished, running, crashed or diverged, and the loss from start to end."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from lossscope.landscape.analysis.divergence import divergence_of
+from lossscope.landscape.analysis.series import FloatArray, probe_series
+from lossscope.reports.content import Quantity, Statement
+from lossscope.reports.first_screen.arms import joined_arms, measured, named, of_arm, spread
+from lossscope.reports.shared.divergence import in_words
+from lossscope.reports.shared.loss_unit import loss_unit
+
+if TYPE_CHECKING:
+    from lossscope.landscape.run import Run
+
+__all__ = ["outcome"]
+
+
+def outcome(runs: Sequence[Run]) -> tuple[Statement, ...]:
+    """Return the statements on how the runs ended and on their loss."""
+    diverged = [(run.name, found) for run in runs if (found := divergence_of(run)) is not None]
+    ended = [run for run in runs if run.status not in ("finished", "running")]
+    running = [run for run in runs if run.status == "running"]
+    told = list[Statement]()
+    if diverged:
+        name, one = diverged[0]
+        count = f"{len(diverged)} of {len(runs)} runs diverged, first {name}" if len(runs) > 1 else "The run diverged"
+        told.append(Statement(f"{count}: {in_words(one)}.", "act", "loss"))
+    if ended:
+        words = ended[0].ends.rstrip(".")
+        head = "The run did not finish"
+        if len(runs) > 1:
+            head = f"{len(ended)} of {len(runs)} runs did not finish ({named(run.name for run in ended)})"
+        told.append(Statement(f"{head}: {words}.", "act", "loss"))
+    if running:
+        count = f"{len(running)} of {len(runs)} runs are" if len(runs) > 1 else "The run is"
+        told.append(Statement(f"{count} still running, at step {max(map(_last_step, running))}.", "fine", "loss"))
+    finished = not (diverged or ended or running)
+    return (*told, *_loss(runs, finished=finished))
+
+
+def _loss(runs: Sequence[Run], *, finished: bool) -> tuple[Statement, ...]:
+    """Return the statement on the loss from the first evaluation to the last, or from the first batch to the last."""
+    steps = sorted({_last_step(run) for run in runs})
+    taken = f"{steps[0]} to {steps[-1]} steps" if len(steps) > 1 else f"{steps[0]} steps" if steps else "no step"
+    every = "The run finished" if len(runs) == 1 else f"All {len(runs)} runs finished"
+    head = f"{every} after {taken}" if finished else f"{taken[:1].upper()}{taken[1:]} were taken"
+    of_all_data = any(len(_evaluated(run)) for run in runs)
+    ends = of_arm(runs, lambda run: _end(run, of_all_data, 0)), of_arm(runs, lambda run: _end(run, of_all_data, -1))
+    if not ends[0] or not ends[1]:
+        return (Statement(f"{head}; no loss was recorded.", "look"),)
+    unit, what = loss_unit(runs), "training loss" if of_all_data else "loss on the batch"
+    phrases = {
+        arm: f"{measured(spread(first))} to {measured(spread(ends[1][arm]))}"
+        for arm, first in ends[0].items()
+        if arm in ends[1]
+    }
+    return (Statement(f"{head}; the {what} went from {joined_arms(phrases, unit)}.", "fine", "loss"),)
+
+
+def _end(run: Run, of_all_data: bool, place: int) -> Quantity | None:
+    """Return the first or the last finite loss of a run."""
+    losses = _evaluated(run) if of_all_data else run.steps["loss"].to_numpy(dtype=np.float64, na_value=np.nan)
+    finite = losses[np.isfinite(losses)]
+    return Quantity(float(finite[place])) if len(finite) else None
+
+
+def _evaluated(run: Run) -> FloatArray:
+    """Return the finite losses on the fixed data, by step."""
+    losses = probe_series(run, "loss").y
+    return losses[np.isfinite(losses)]
+
+
+def _last_step(run: Run) -> int:
+    """Return the last step that was recorded; 0 if none was."""
+    return int(run.steps["step"].max()) if len(run.steps) else 0

@@ -1,0 +1,202 @@
+"""First screen: the facts of six runs in the first twelve lines, the numbers behind each sentence, bad input."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from lossscope.landscape.run import Run
+from lossscope.landscape.storage.run_store import RunStore
+from lossscope.reports import dynamics, flatness, overview, render, sharpness, spectral_entropy
+from lossscope.reports.content import Statement
+
+FIRST = 12  # lines
+PAGES = {one.__name__: one for one in (overview, sharpness, spectral_entropy, flatness, dynamics)}
+STEPS = 40
+Loss = Callable[[int], float]
+
+
+@dataclass(frozen=True)
+class Story:
+    """A run, and the facts that its first screen must tell."""
+
+    loss: Loss
+    sharpness: tuple[float, ...]  # λ_max at equally spaced evaluations
+    edge: tuple[float, ...]  # its ratio to the threshold there
+    status: str
+    facts: tuple[str, ...]
+    severities: frozenset[str]
+
+
+def falling(step: int) -> float:
+    return 2.3 / step
+
+
+STORIES = {
+    "healthy": Story(
+        falling,
+        (8.0, 4.0, 2.0),
+        (0.3, 0.2, 0.1),
+        "finished",
+        ("finished after 40 steps", "λ_max is 2.00 ± 0.20", "at most 0.300 ± 0.030 at step 1", "flatter by a factor"),
+        frozenset({"fine"}),
+    ),
+    "diverged": Story(
+        lambda step: 2.3 if step < 17 else math.nan,
+        (2.0, 9.0),
+        (0.5, 0.9),
+        "finished",
+        ("diverged: the loss stopped being finite at step 17 (before: 2.300)", "λ_max is 9.00 ± 0.90", "sharper"),
+        frozenset({"fine", "act"}),
+    ),
+    "risen": Story(
+        lambda step: 2.3 + (0 if step < 21 else 70),
+        (2.0, 9.0),
+        (0.5, 0.9),
+        "finished",
+        ("diverged: the loss rose far above its start at step 21", "72.3"),
+        frozenset({"fine", "act"}),
+    ),
+    "at the edge": Story(
+        falling,
+        (2.0, 9.0, 2.2),
+        (0.5, 1.4, 0.2),
+        "finished",
+        (
+            "at most 1.40 ± 0.14 at step 20",
+            "0.20 ± 0.14 at the end",
+            "above 1 the quadratic model predicts",
+            "the same",
+        ),
+        frozenset({"fine", "look"}),
+    ),
+    "crashed": Story(
+        falling,
+        (2.0, 2.1),
+        (0.5, 0.5),
+        "failed",
+        ("The run did not finish: Failed after step 40: the disk was full", "40 steps were taken"),
+        frozenset({"fine", "act"}),
+    ),
+    "unmeasured": Story(
+        falling,
+        (),
+        (),
+        "finished",
+        ("finished after 40 steps", "loss on the batch went from 2.300 to 0.0575", "Missing: Curvature of run"),
+        frozenset({"fine", "look"}),
+    ),
+}
+
+
+def written(path: Path, story: Story) -> Run:
+    store = RunStore.create(path, {"arm": "one", "seeds": {"init": 0}, "loss_unit": "nats"})
+    for step in range(1, STEPS + 1):
+        loss = story.loss(step)
+        store.append("steps", {"step": step, "loss": loss if math.isfinite(loss) else None})
+    count = max(len(story.sharpness) - 1, 1)
+    for place, (value, edge) in enumerate(zip(story.sharpness, story.edge, strict=True)):
+        step = max(1, round(STEPS * place / count))
+        bound = {"converged": True}
+        store.append("probes", {"step": step, "measure": "loss", "value": 2.3 - place})
+        for measure, number in (("lambda_max", value), ("sharpness_edge_ratio", edge)):
+            ends = {"low": 0.9 * number, "high": 1.1 * number}
+            store.append("probes", {"step": step, "measure": measure, "value": number, **ends, **bound})
+    store.close(story.status, "the disk was full" if story.status == "failed" else "done")
+    return Run.open(path)
+
+
+@pytest.mark.parametrize("name", STORIES)
+@pytest.mark.parametrize("page", ["overview", "sharpness"])
+def test_the_first_twelve_lines_tell_the_facts(name: str, page: str, tmp_path: Path) -> None:
+    story = STORIES[name]
+    text = render(PAGES[page]([written(tmp_path / "run", story)]), "text", width=100)
+    first = " ".join(" ".join(text.splitlines()[: FIRST + 2 * ("act" in story.severities)]).split())
+    for fact in story.facts:
+        assert fact in first, (fact, first)
+
+
+@pytest.mark.parametrize("name", STORIES)
+def test_the_severities_are_those_of_the_story(name: str, tmp_path: Path) -> None:
+    report = sharpness([written(tmp_path / "run", STORIES[name])])
+    assert {one.severity for one in report.summary} == STORIES[name].severities
+
+
+@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("format", ["text", "json", "html"])
+def test_every_page_and_format_has_the_screen(page: str, format: str, demo_runs: list[Run]) -> None:
+    report = PAGES[page](demo_runs)
+    keys = {figure.key for figure in report.figures}
+    assert report.summary
+    assert all(one.figure in keys | {""} for one in report.summary)
+    made = render(report, format)
+    opening = report.summary[0].words[:30]
+    assert opening in made
+    if format == "html":
+        links = [one.figure for one in report.summary if one.figure]
+        assert all(f'href="#{key}"' in made and f'id="{key}"' in made for key in links)
+
+
+def statements(run: Run | list[Run]) -> dict[str, Statement]:
+    return {one.words.split()[0]: one for one in overview(run if isinstance(run, list) else [run]).summary}
+
+
+def ascending(path: Path, gaps: list[float], *, seed: int = 0) -> Run:
+    store = RunStore.create(path, {"arm": "one", "seeds": {"init": seed}, "loss_unit": "nats"})
+    for step, gap in enumerate(gaps, 1):
+        passed = {"surrogate_gap": gap, "adversarial_angle": math.radians(30), "synced": True}
+        store.append("steps", {"step": step, "loss": 1.0, **passed})
+    for kind, entropy in (("whitened", 0.4), ("orthogonal", 0.9)):
+        row = {"tensor": "a", "slice": 0, "object": kind, "values": [1.0, 1.0], "entropy_energy": entropy}
+        store.append("spectra", {"step": len(gaps), **row})
+    store.close("finished", "done")
+    return Run.open(path)
+
+
+def test_ascent_shear_and_orthogonalization_are_told_with_their_numbers(tmp_path: Path) -> None:
+    words = " ".join(one.words for one in overview([ascending(tmp_path / "a", [0.5] * 30 + [0.1, 0.3] * 5)]).summary)
+    assert "raised the batch loss by 0.200 ± 0.033 nats in the last quarter of the steps, in 100 % of them" in words
+    assert "turned the gradient by an angle of 30.0" in words
+    assert "entropy of the update from 0.4000 to 0.9000" in words
+
+
+def test_an_ascent_that_does_not_raise_the_loss_is_worth_a_look(tmp_path: Path) -> None:
+    found = overview([ascending(tmp_path / "a", [0.5] * 30 + [-0.1, -0.1, 0.3, -0.1, -0.1] * 2)]).summary
+    (told,) = [one for one in found if "does not ascend" in one.words]
+    assert (told.severity, "20 % of them only" in told.words) == ("look", True)
+
+
+def test_parts_that_an_optimizer_does_not_have_are_not_mentioned(tmp_path: Path) -> None:
+    words = " ".join(one.words for one in overview([written(tmp_path / "run", STORIES["healthy"])]).summary)
+    assert not any(part in words for part in ("ascent", "shear", "rthogonal"))
+
+
+def test_several_runs_share_a_sentence_with_median_and_range(tmp_path: Path) -> None:
+    runs = [ascending(tmp_path / str(seed), [0.1 * (seed + 1)] * 40, seed=seed) for seed in range(3)]
+    told = {one.words.split(" by ")[0]: one.words for one in overview(runs).summary}
+    assert "by 0.20 [0.10, 0.30] nats" in told["The ascent raised the batch loss"]
+
+
+def test_a_digit_beyond_the_sampling_error_of_the_data_is_not_shown(tmp_path: Path) -> None:
+    store = RunStore.create(tmp_path / "a", {"arm": "one", "seeds": {"init": 0}})
+    store.append("steps", {"step": 5, "loss": 1.0})
+    rows = {"lambda_max": (12.34567, 1e-4), "lambda_max_population": (11.0, 3.0)}
+    for measure, (value, error) in rows.items():
+        ends = {"stderr": error if "population" in measure else None, "low": value - error, "high": value + error}
+        store.append("probes", {"step": 5, "measure": measure, "value": value, "converged": True, **ends})
+    store.close("finished", "done")
+    words = " ".join(one.words for one in overview([Run.open(tmp_path / "a")]).summary)
+    assert "λ_max is 12.3 ± 3.0" in words
+    assert "12.34" not in words
+
+
+def test_an_empty_run_has_a_screen_too(tmp_path: Path) -> None:
+    store = RunStore.create(tmp_path / "a", {"arm": "one", "seeds": {"init": 0}})
+    store.close("finished", "done")
+    first = overview([Run.open(tmp_path / "a")]).summary[0]
+    assert (first.words, first.severity) == ("The run finished after 0 steps; no loss was recorded.", "look")
+    assert overview([]).summary
