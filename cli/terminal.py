@@ -20,6 +20,7 @@ __all__ = ["OutputError", "SafeStream", "ascii_text", "echo", "safe_streams", "s
 # what a decomposition into ASCII letters does not give; anything else becomes a question mark
 _ASCII: Final = {
     **{"λ": "lambda", "θ": "theta", "Δ": "d", "Σ": "sum", "Φ": "Phi", "η": "eta", "τ": "tau", "ρ": "rho", "σ": "sigma"},
+    **{bar: str(level) for level, bar in enumerate("▁▂▃▄▅▆▇█", 1)},
     **{"φ": "phi", "√": "sqrt ", "∞": "inf", "‖": "|", "±": "+-", "×": "x", "·": "*", "°": "deg", "−": "-", "–": "-"},
     **{"—": "-", "…": "...", "→": "->", "≥": ">=", "≤": "<=", "ᵀ": "'", "’": "'", "‘": "'", "“": '"', "”": '"'},
     **{"²": "^2", "³": "^3", "⁻": "-", "¹": "^1", "ₘ": "m", "│": "|", "─": "-", "━": "-", "┃": "|", "�": "?"},

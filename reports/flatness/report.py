@@ -29,6 +29,7 @@ from lossscope.reports.shared.notes import ADAPTIVE_NOTE, LOSS_NOTE, SEEDS_NOTE
 from lossscope.reports.shared.precision import precision_notes
 from lossscope.reports.shared.provenance import ending_notes, missing_curvature, provenance, runs_in_words
 from lossscope.reports.shared.quantities import last_number
+from lossscope.reports.shared.trajectory import trajectory_tables
 
 if TYPE_CHECKING:
     from lossscope.landscape.run import Run
@@ -58,6 +59,15 @@ _PANEL_NOTE: Final = (
 _NORM: Final = Column("weight_norm", "‖θ‖", "1", "norm of all parameters at the last recorded step")
 
 
+_TRAJECTORY: Final = (
+    ("loss", "train loss", LOSS),
+    ("adaptive_lambda_max", "adaptive λ_max", LOSS),
+    ("adaptive_trace", "adaptive trace", LOSS),
+    ("balanced_lambda_max", "balanced λ_max", LOSS),
+    ("balanced_trace", "balanced trace", LOSS),
+)
+
+
 @np.errstate(all="ignore")  # numbers of a diverged run overflow; what is not finite is shown as missing
 def flatness(runs: Sequence[Run]) -> Report:
     """Return the flatness report: the measures that depend on the function alone, and the guard that shows it.
@@ -76,6 +86,7 @@ def flatness(runs: Sequence[Run]) -> Report:
         tables=in_loss_unit(
             (
                 run_table(runs, _RUN_CELLS, f"{ADAPTIVE_NOTE} {LOSS_NOTE}"),
+                *trajectory_tables(runs, _TRAJECTORY),
                 arm_table(runs, _arm_cells(runs), SEEDS_NOTE),
                 *measure_table(runs, "panel", "Curvature of the function and basin", _PANEL, _PANEL_NOTE),
                 *measure_table(runs, "guard", "Guard", _GUARD, _GUARD_NOTE),

@@ -26,6 +26,7 @@ from lossscope.reports.shared.norm_tables import norm_table
 from lossscope.reports.shared.notes import ENDS_NOTE, HESSIAN_NOTE, LOSS_NOTE, SEEDS_NOTE, VERDICT_NOTE
 from lossscope.reports.shared.precision import precision_notes
 from lossscope.reports.shared.provenance import ending_notes, missing_curvature, provenance, runs_in_words
+from lossscope.reports.shared.trajectory import trajectory_tables
 from lossscope.reports.sharpness.block_table import module_table
 from lossscope.reports.sharpness.density_figure import density_figure
 from lossscope.reports.sharpness.second_opinion_table import opinion_table
@@ -71,6 +72,17 @@ _ARM_CELLS: Final = (
 )
 
 
+_TRAJECTORY: Final = (
+    ("loss", "train loss", LOSS),
+    ("lambda_max", "λ_max", LOSS),
+    ("lambda_min", "λ_min", LOSS),
+    ("trace", "trace", LOSS),
+    ("preconditioned_edge_ratio", "S_P / threshold", "1"),
+    ("sharpness_edge_ratio", "λ_max / threshold", "1"),
+    ("directional_edge_ratio", "directional edge ratio", "1"),
+)
+
+
 @np.errstate(all="ignore")  # numbers of a diverged run overflow; what is not finite is shown as missing
 def sharpness(runs: Sequence[Run]) -> Report:
     """Return the sharpness report: spectra with bounds, edge ratios, results of `lossscope probe`, and their cost.
@@ -97,6 +109,7 @@ def sharpness(runs: Sequence[Run]) -> Report:
         tables=in_loss_unit(
             (
                 run_table(runs, _RUN_CELLS, f"{ENDS_NOTE} {HESSIAN_NOTE} {LOSS_NOTE}"),
+                *trajectory_tables(runs, _TRAJECTORY),
                 arm_table(runs, _ARM_CELLS, f"{HESSIAN_NOTE} {SEEDS_NOTE}"),
                 *norm_table(runs),
                 *metric_table(runs),
