@@ -15,7 +15,8 @@ RunPaths: TypeAlias = Annotated[
 ]
 RunsFolder: TypeAlias = Annotated[Path, typer.Argument(metavar="[FOLDER]", help="A folder of runs.")]
 FormatOption: TypeAlias = Annotated[
-    Literal["text", "json", "html"], typer.Option("--format", help="Output format; html includes the figures.")
+    Literal["text", "json", "markdown", "html"],
+    typer.Option("--format", help="Output format; html includes the figures."),
 ]
 OutputOption: TypeAlias = Annotated[
     Path | None,

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from lossscope.reports.content import Report
     from lossscope.reports.render.rendering import Format
 
-__all__ = ["dynamics", "entropy", "flatness", "opened", "overview", "report_app", "sharpness"]
+__all__ = ["dynamics", "entropy", "every", "flatness", "opened", "overview", "report_app", "sharpness"]
 
 report_app = typer.Typer(
     no_args_is_help=True,
@@ -107,6 +107,24 @@ def dynamics(
     from lossscope.reports import dynamics as report
 
     _write(report, runs, format, output, force)
+
+
+@report_app.command("all")
+def every(
+    runs: RunPaths,
+    format: FormatOption = "text",
+    output: OutputOption = None,
+    force: ForceOption = False,
+) -> None:
+    """Report everything that the other reports have, on one page.
+
+    Example: lossscope report all runs/demo --format html --output report.html
+    """
+    from lossscope.reports import dynamics, flatness, overview, sharpness, spectral_entropy
+    from lossscope.reports.shared.merged import merged
+
+    pages = (overview, sharpness, spectral_entropy, flatness, dynamics)
+    _write(lambda found: merged([page(found) for page in pages]), runs, format, output, force)
 
 
 def opened(paths: Sequence[Path]) -> list[Run]:

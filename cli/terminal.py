@@ -8,12 +8,15 @@ import os
 import shutil
 import sys
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Final, Literal, TextIO, cast
+from typing import TYPE_CHECKING, Any, Final, TextIO, cast
 
 from lossscope.errors import LossscopeError
 from lossscope.landscape.storage.safe_text import printable
+
+if TYPE_CHECKING:
+    from lossscope.reports.render.rendering import Format
 
 __all__ = ["OutputError", "SafeStream", "ascii_text", "echo", "safe_streams", "safe_text", "text_width"]
 
@@ -25,7 +28,11 @@ _ASCII: Final = {
     **{"—": "-", "…": "...", "→": "->", "≥": ">=", "≤": "<=", "ᵀ": "'", "’": "'", "‘": "'", "“": '"', "”": '"'},
     **{"²": "^2", "³": "^3", "⁻": "-", "¹": "^1", "ₘ": "m", "│": "|", "─": "-", "━": "-", "┃": "|", "�": "?"},
 }
-_ESCAPES: Final = {"json": lambda letter: json.dumps(letter)[1:-1], "html": lambda letter: f"&#{ord(letter)};"}
+_ESCAPES: Final[dict[str, Callable[[str], str]]] = {
+    "json": lambda letter: json.dumps(letter)[1:-1],
+    "markdown": lambda letter: f"&#{ord(letter)};",
+    "html": lambda letter: f"&#{ord(letter)};",
+}
 _CLOSED: Final = (errno.EPIPE, errno.ESHUTDOWN)
 
 
@@ -87,12 +94,12 @@ def safe_streams() -> Iterator[None]:
         sys.stdout, sys.stderr = before
 
 
-def echo(text: str, *, format: Literal["text", "json", "html"] = "text") -> None:
+def echo(text: str, *, format: Format = "text") -> None:
     """Write a text to standard output with a line feed at its end, as `SafeStream` does.
 
     Args:
         text: What to write.
-        format: In `json` and `html`, characters that cannot be written are escaped, so that no data are lost.
+        format: In all but `text`, characters that cannot be written are escaped, so that no data are lost.
     """
     if sys.stdout is None:
         return

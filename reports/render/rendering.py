@@ -1,4 +1,4 @@
-"""Render a report or a document as text, JSON or HTML."""
+"""Render a report or a document as text, JSON, Markdown or HTML."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from lossscope.reports.content import Document, Report
 
 __all__ = ["Format", "render"]
 
-Format: TypeAlias = Literal["text", "json", "html"]
+Format: TypeAlias = Literal["text", "json", "markdown", "html"]
 
 
 def render(report: Report | Document, format: Format, *, width: int = 120) -> str:
@@ -16,8 +16,8 @@ def render(report: Report | Document, format: Format, *, width: int = 120) -> st
 
     Args:
         report: The report, or the document of a comparison, of claims or of contrasts.
-        format: `text` for a terminal, `json` for a program, `html` for a page with figures. Only `html` loads
-            matplotlib.
+        format: `text` for a terminal, `json` for a program, `markdown` for a note or an issue, `html` for a page with
+            figures. Only `html` loads matplotlib.
         width: Length of the longest line of `text` in columns, at least 80; the other formats ignore it.
 
     Returns:
@@ -35,6 +35,10 @@ def render(report: Report | Document, format: Format, *, width: int = 120) -> st
             from lossscope.reports.render.json_format import document_json, report_json
 
             return document_json(report) if isinstance(report, Document) else report_json(report)
+        case "markdown":
+            from lossscope.reports.render.markdown import document_markdown, report_markdown
+
+            return document_markdown(report) if isinstance(report, Document) else report_markdown(report)
         case "html":
             from lossscope.reports.render.html import document_html, report_html
 

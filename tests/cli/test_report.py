@@ -29,7 +29,7 @@ def test_each_report_has_help_with_an_example(command):
     result = invoke(command, "--help")
     assert result.exit_code == 0
     assert f"Example: lossscope report {command} runs/demo" in result.stdout
-    assert "text|json|html" in result.stdout
+    assert "text|json|markdown|html" in result.stdout
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -19,7 +19,7 @@ from lossscope.reports.comparison.report import check_report, compare_report, ex
 from lossscope.reports.render.rendering import render
 
 HOSTILE = "<img src=x onerror=alert(1)>\x1b[31m\nnext"
-FORMATS = ("text", "json", "html")
+FORMATS = ("text", "json", "markdown", "html")
 
 
 class Page(HTMLParser):

@@ -14,7 +14,7 @@ from lossscope.reports import dynamics, flatness, overview, render, sharpness, s
 from lossscope.reports.content import REPORT_SCHEMA
 
 REPORTS = (sharpness, spectral_entropy, flatness, dynamics, overview)
-FORMATS = ("text", "json", "html")
+FORMATS = ("text", "json", "markdown", "html")
 HOSTILE_ARM = "<script>alert(1)</script>"
 HOSTILE_RUN = "<img src=x onerror=alert(2)>"
 HOSTILE_TENSOR = "a&<b>\"'\x1b[31m"
