@@ -18,6 +18,7 @@ from lossscope.cli.check import check
 from lossscope.cli.compare import compare
 from lossscope.cli.demo import demo
 from lossscope.cli.doctor import doctor
+from lossscope.cli.export import export
 from lossscope.cli.probe import probe
 from lossscope.cli.report import report_app
 from lossscope.cli.runs import runs
@@ -63,6 +64,7 @@ app.command()(ablate)
 app.command()(budget)
 app.command()(probe)
 app.command()(runs)
+app.command()(export)
 app.command()(compare)
 app.command()(check)
 app.command()(doctor)

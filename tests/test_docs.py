@@ -88,6 +88,13 @@ def test_the_page_on_a_loop_of_your_own_runs(page: Page) -> None:
     assert set(two.tensors["lr"]) == {0.02, 1e-3}
 
 
+def test_the_page_on_exporting_runs_runs(page: Page) -> None:
+    scope = page("howto/export_runs.md")
+    assert scope["top"].columns.tolist() == ["sync"]  # type: ignore[attr-defined]
+    assert {path.name for path in Path("csv").iterdir()} >= {"steps.csv", "probes.csv"}
+    assert Path("lines/sync.jsonl").read_text().count("\n") >= 20
+
+
 @pytest.mark.slow
 def test_the_page_on_reading_a_report_runs(page: Page) -> None:
     scope = page("howto/read_a_report.md")
