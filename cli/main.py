@@ -24,6 +24,7 @@ from lossscope.cli.report import report_app
 from lossscope.cli.runs import runs
 from lossscope.cli.terminal import OutputError, echo, safe_streams
 from lossscope.cli.train import train
+from lossscope.cli.watch import watch
 from lossscope.errors import LossscopeError
 from lossscope.landscape.storage.files import reason, remedy
 
@@ -64,6 +65,7 @@ app.command()(ablate)
 app.command()(budget)
 app.command()(probe)
 app.command()(runs)
+app.command()(watch)
 app.command()(export)
 app.command()(compare)
 app.command()(check)
