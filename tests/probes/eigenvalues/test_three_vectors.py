@@ -83,7 +83,8 @@ def covered(name: str, n: int, starts: int, bytes_each: int = LITTLE) -> dict[st
     counts = dict.fromkeys((*truth, "far"), 0)
     for seed in range(starts):
         found = measured(values, seed, bytes_each)
-        assert found.basis == ("three vectors" if bytes_each == LITTLE else "restarted basis")
+        # an easy spectrum is known before the basis is full
+        assert found.basis in (["three vectors"] if bytes_each == LITTLE else ["restarted basis", "whole basis"])
         assert found.top is not None
         assert found.bottom is not None
         estimates = {"top": found.top.estimate(), "bottom": found.bottom.estimate()}
@@ -93,7 +94,7 @@ def covered(name: str, n: int, starts: int, bytes_each: int = LITTLE) -> dict[st
         reach = 3 * (estimates["top"].high - estimates["top"].value)
         counts["far"] += truth["top"] > estimates["top"].value + reach
         vectors = found.top.vectors.shape[1]
-        assert vectors == int(found.basis == "restarted basis")
+        assert vectors == int(found.basis != "three vectors")
     return counts
 
 
