@@ -24,9 +24,7 @@ def report_markdown(report: Report) -> str:
     Returns:
         The text, ending in a newline.
     """
-    parts = [f"# {_escaped(report.title)}"]
-    parts += [f"**{_escaped(report.alert)}**"] * bool(report.alert)
-    parts += [_escaped(report.subtitle)] * bool(report.subtitle)
+    parts = _opening(report)
     parts.append(_list(f"**{one.severity}** {_escaped(one.words)}" for one in report.summary))
     parts.append(_list(map(_escaped, report.notes)))
     parts += ["## Findings", _list(map(_finding, report.findings))] * bool(report.findings)
@@ -46,15 +44,19 @@ def document_markdown(document: Document) -> str:
     Returns:
         The text, ending in a newline.
     """
-    parts = [f"# {_escaped(document.title)}"]
-    parts += [f"**{_escaped(document.alert)}**"] * bool(document.alert)
-    parts += [_escaped(document.subtitle)] * bool(document.subtitle)
+    parts = _opening(document)
     parts += [part for section in document.sections for part in _section(section)]
     parts += [part for table in document.tables for part in _table(table, "##")]
     parts += [_list(map(_escaped, document.notes)), _escaped(document.closing)]
     if document.reproduce:
         parts += ["## Make it again", "\n".join(f"    {printable(one)}" for one in document.reproduce)]
     return _joined([*parts, *_table(document.provenance, "##")])
+
+
+def _opening(page: Report | Document) -> list[str]:
+    """Return title, alert and subtitle."""
+    alert = f"**{_escaped(page.alert)}**" if page.alert else ""
+    return [f"# {_escaped(page.title)}", alert, _escaped(page.subtitle)]
 
 
 def _section(section: Section) -> list[str]:
