@@ -151,7 +151,7 @@ class EigenTracker:
         measures = self._plan is not None and self._plan.measures_rounding
         start = self._drawn(operator)
         space = ThreeVectors(operator, start, 0, measures_rounding=measures)
-        block = StartBlock(space, space.start, self._kept is not None)
+        block = StartBlock(space, space.start, is_warm=self._kept is not None)
         del start
         if cold:
             grow(block, top=1, bottom=0, rel=self._rel, max_products=self._max_products, steps=0)
@@ -204,7 +204,7 @@ class EigenTracker:
                 if residual <= max(self._rel * found.scale - found.rounding, found.rounding):
                     return
             if isinstance(space, BlockKrylov) and space.dimension >= dimensions and space.width:
-                cut(StartBlock(space, space.start, True), 1, 0)
+                cut(StartBlock(space, space.start, is_warm=True), 1, 0)
             space.step(1)
 
     def _measure_rounding(self, space: BlockKrylov, found: Ritz) -> None:
