@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
@@ -15,7 +15,7 @@ from lossscope.reports.shared.number_format import quantity_text
 if TYPE_CHECKING:
     from lossscope.landscape.run import Run
 
-__all__ = ["joined_arms", "measured", "named", "of_arm", "phrase", "spread"]
+__all__ = ["joined_arms", "measured", "of_arm", "phrase", "spread"]
 
 _MOST: Final = 3  # arms in a sentence
 
@@ -42,10 +42,9 @@ def measured(found: Quantity) -> str:
 
 def joined_arms(phrases: Mapping[str, str], unit: str = "") -> str:
     """Return one phrase for each arm, with its name where there are several, and the unit once; of many the first."""
-    unit = f" {unit}" if unit not in ("", "1") else ""
     if len(phrases) == 1:
-        return next(iter(phrases.values())) + unit
-    shown = [f"{words}{unit} ({arm})" for arm, words in list(phrases.items())[:1]]
+        return next(iter(phrases.values())) + _unit(unit)
+    shown = [f"{words}{_unit(unit)} ({arm})" for arm, words in list(phrases.items())[:1]]
     shown += [f"{words} ({arm})" for arm, words in list(phrases.items())[1:_MOST]]
     more = len(phrases) - len(shown)
     return "; ".join(shown) + (f"; and {more} more arm{'s' * (more > 1)}" if more else "")
@@ -56,13 +55,10 @@ def phrase(found: Mapping[str, Sequence[Quantity]], unit: str = "") -> str:
     if len(found) > _MOST:
         ends = {arm: spread(found[arm]) for arm in sorted(found, key=lambda arm: spread(found[arm]).value or 0.0)}
         (least, low), *_, (most, high) = ends.items()
-        unit = f" {unit}" if unit not in ("", "1") else ""
-        return f"{measured(low)} ({least}) to {measured(high)}{unit} ({most}) in {len(found)} arms"
+        return f"{measured(low)} ({least}) to {measured(high)}{_unit(unit)} ({most}) in {len(found)} arms"
     return joined_arms({arm: measured(spread(some)) for arm, some in found.items()}, unit)
 
 
-def named(runs: Iterable[str], most: int = _MOST) -> str:
-    """Return names of runs; of many the first ones and the number of the others."""
-    names = list(runs)
-    more = len(names) - most
-    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
+def _unit(unit: str) -> str:
+    """Return a unit after a blank; nothing for a number without one."""
+    return f" {unit}" if unit not in ("", "1") else ""

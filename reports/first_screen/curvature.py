@@ -13,8 +13,9 @@ import numpy as np
 from lossscope.landscape.analysis.arms import by_arm
 from lossscope.landscape.analysis.series import Series, probe_series
 from lossscope.reports.content import Quantity, Statement
-from lossscope.reports.first_screen.arms import joined_arms, measured, named, of_arm, phrase, spread
+from lossscope.reports.first_screen.arms import joined_arms, measured, of_arm, phrase, spread
 from lossscope.reports.shared.loss_unit import loss_unit
+from lossscope.reports.shared.provenance import listed
 from lossscope.reports.shared.quantities import at_last_evaluation
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ class _Edge:
     run: str
     largest: Quantity
     step: int
-    last: float
+    last: Quantity
 
 
 def _edge(runs: Sequence[Run]) -> tuple[Statement, ...]:
@@ -74,9 +75,8 @@ def _edge(runs: Sequence[Run]) -> tuple[Statement, ...]:
         found = [one for run in members if (one := _ratio(run, measure)) is not None]
         top = max(found, key=lambda one: one.largest.value or 0.0)
         where = f" at step {top.step}" + (f" of {top.run}" if len(members) > 1 else "")
-        last = float(np.median([one.last for one in found]))
-        last_in_words = measured(Quantity(last, error=top.largest.error))
-        phrases[arm] = f"at most {measured(top.largest)}{where}, {last_in_words} at the end"
+        last = measured(spread([one.last for one in found]))
+        phrases[arm] = f"at most {measured(top.largest)}{where}, {last} at the end"
         highest, figure = max(highest, top.largest.value or 0.0), measure
     if not phrases:
         return ()
@@ -92,7 +92,7 @@ def _ratio(run: Run, measure: str) -> _Edge | None:
     if not len(places):
         return None
     top = places[int(np.argmax(series.y[places]))]
-    return _Edge(run.name, _at(series, int(top)), int(series.x[top]), float(series.y[places[-1]]))
+    return _Edge(run.name, _at(series, int(top)), int(series.x[top]), _at(series, int(places[-1])))
 
 
 def _at(series: Series, place: int) -> Quantity:
@@ -113,7 +113,8 @@ def _change(runs: Sequence[Run], measure: str, words: str) -> tuple[Statement, .
     falls = all(_loss_fell(run) for run in runs)
     flatter = any(words.startswith(_FLATTER) for words in phrases.values())
     tail = "; the loss fell too, which alone makes it smaller" if falls and flatter else ""
-    first = sorted({int(probe_series(run, measure).x[0]) for run in runs if len(probe_series(run, measure).x)})
+    found = [probe_series(run, measure) for run in runs]
+    first = sorted({int(one.x[np.isfinite(one.y)][0]) for one in found if np.isfinite(one.y).any()})
     since = f"step {first[0]}" if len(first) == 1 else "its first evaluation"
     return (Statement(f"Compared with {since}, {words} is {joined_arms(phrases)}{tail}.", "fine", measure),)
 
@@ -172,7 +173,7 @@ def unconverged(runs: Sequence[Run]) -> tuple[Statement, ...]:
     missed = [run.name for run in runs if _missed(run)]
     if not missed:
         return ()
-    words = f"λ_max of {named(missed)} did not reach its accuracy at the last evaluation: its error is as stated."
+    words = f"λ_max of {listed(missed)} did not reach its accuracy at the last evaluation: its error is as stated."
     return (Statement(words, "look", "lambda_max"),)
 
 

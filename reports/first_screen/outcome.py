@@ -10,9 +10,10 @@ import numpy as np
 from lossscope.landscape.analysis.divergence import divergence_of
 from lossscope.landscape.analysis.series import FloatArray, probe_series
 from lossscope.reports.content import Quantity, Statement
-from lossscope.reports.first_screen.arms import joined_arms, measured, named, of_arm, spread
+from lossscope.reports.first_screen.arms import joined_arms, measured, of_arm, spread
 from lossscope.reports.shared.divergence import in_words
 from lossscope.reports.shared.loss_unit import loss_unit
+from lossscope.reports.shared.provenance import listed
 
 if TYPE_CHECKING:
     from lossscope.landscape.run import Run
@@ -34,7 +35,7 @@ def outcome(runs: Sequence[Run]) -> tuple[Statement, ...]:
         words = ended[0].ends.rstrip(".")
         head = "The run did not finish"
         if len(runs) > 1:
-            head = f"{len(ended)} of {len(runs)} runs did not finish ({named(run.name for run in ended)})"
+            head = f"{len(ended)} of {len(runs)} runs did not finish ({listed([run.name for run in ended])})"
         told.append(Statement(f"{head}: {words}.", "act", "loss"))
     if running:
         count = f"{len(running)} of {len(runs)} runs are" if len(runs) > 1 else "The run is"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
@@ -70,7 +71,8 @@ def _next(report: Report, runs: Sequence[Run], found: Sequence[Statement]) -> St
         return Statement("Next: `lossscope report dynamics` shows the steps before the end.", "fine")
     arms = list(by_arm(runs))
     if len(arms) > 1:
-        words = f"Next: `lossscope compare {arms[0]} {arms[1]}` tells which is flatter at equal training loss."
+        command = shlex.join(["lossscope", "compare", *arms[:2], "--in", "FOLDER"])
+        words = f"Next: `{command}` tells which is flatter at equal training loss."
         return Statement(words, "fine")
     if report.kind != "sharpness":
         return Statement("Next: `lossscope report sharpness` has every evaluation with its error.", "fine")

@@ -38,7 +38,9 @@ def _orthogonalization(runs: Sequence[Run]) -> tuple[Statement, ...]:
     }
     if not phrases:
         return ()
-    words = f"Orthogonalization raised the spectral entropy of the update from {joined_arms(phrases)} (1: all equal)."
+    middles = [(spread(before[arm]).value or 0.0, spread(after[arm]).value or 0.0) for arm in phrases]
+    what = "raised" if all(first <= last for first, last in middles) else "changed"
+    words = f"Orthogonalization {what} the spectral entropy of the update from {joined_arms(phrases)} (1: all equal)."
     return (Statement(words, "fine", "entropy"),)
 
 
@@ -55,7 +57,8 @@ def _ascent(runs: Sequence[Run]) -> tuple[Statement, ...]:
     if not found:
         return ()
     share = min(_ascending(run) for run in runs if _rise(run) is not None)
-    words = f"The ascent raised the batch loss by {phrase(found, loss_unit(runs))} in the last quarter of the steps"
+    what = "raised" if all((one.value or 0.0) >= 0 for some in found.values() for one in some) else "changed"
+    words = f"The ascent {what} the batch loss by {phrase(found, loss_unit(runs))} in the last quarter of the steps"
     if share < _ASCENDS:
         return (Statement(f"{words}, but in {100 * share:.0f} % of them only: it does not ascend.", "look"),)
     return (Statement(f"{words}, in {100 * share:.0f} % of them.", "fine"),)

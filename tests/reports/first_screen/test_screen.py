@@ -68,7 +68,7 @@ STORIES = {
         "finished",
         (
             "at most 1.40 ± 0.14 at step 20",
-            "0.20 ± 0.14 at the end",
+            "0.200 ± 0.020 at the end",
             "above 1 the quadratic model predicts",
             "the same",
         ),
@@ -145,12 +145,12 @@ def statements(run: Run | list[Run]) -> dict[str, Statement]:
     return {one.words.split()[0]: one for one in overview(run if isinstance(run, list) else [run]).summary}
 
 
-def ascending(path: Path, gaps: list[float], *, seed: int = 0) -> Run:
+def ascending(path: Path, gaps: list[float], *, seed: int = 0, after: float = 0.9) -> Run:
     store = RunStore.create(path, {"arm": "one", "seeds": {"init": seed}, "loss_unit": "nats"})
     for step, gap in enumerate(gaps, 1):
         passed = {"surrogate_gap": gap, "adversarial_angle": math.radians(30), "synced": True}
         store.append("steps", {"step": step, "loss": 1.0, **passed})
-    for kind, entropy in (("whitened", 0.4), ("orthogonal", 0.9)):
+    for kind, entropy in (("whitened", 0.4), ("orthogonal", after)):
         row = {"tensor": "a", "slice": 0, "object": kind, "values": [1.0, 1.0], "entropy_energy": entropy}
         store.append("spectra", {"step": len(gaps), **row})
     store.close("finished", "done")
@@ -162,6 +162,13 @@ def test_ascent_shear_and_orthogonalization_are_told_with_their_numbers(tmp_path
     assert "raised the batch loss by 0.200 ± 0.033 nats in the last quarter of the steps, in 100 % of them" in words
     assert "turned the gradient by an angle of 30.0" in words
     assert "entropy of the update from 0.4000 to 0.9000" in words
+
+
+def test_the_words_follow_the_sign_of_what_happened(tmp_path: Path) -> None:
+    words = " ".join(one.words for one in overview([ascending(tmp_path / "a", [-0.5] * 40, after=0.2)]).summary)
+    assert "Orthogonalization changed the spectral entropy" in words
+    assert "The ascent changed the batch loss by -0.5" in words
+    assert "raised" not in words
 
 
 def test_an_ascent_that_does_not_raise_the_loss_is_worth_a_look(tmp_path: Path) -> None:
