@@ -23,7 +23,7 @@ from pathlib import Path
 import curvature_rivals as rivals
 import torch
 from curvature_tables import Verdict, print_table
-from scale_arms import ARMS, MEMORY, REL, TRACE_REL, Outcome
+from scale_arms import ARMS, BUDGETED, BUDGETS, MEMORY, REL, TRACE_REL, Outcome
 from scale_networks import SHAPES
 
 _WRONG = 2 * REL  # relative error of the largest eigenvalue that is called wrong
@@ -95,6 +95,21 @@ def products_table(found: dict[tuple[str, int], list[Outcome]]) -> None:
         print_table("### One product", "shape | problem | threads | product | gradients | remark", rows)
 
 
+def budgets_table(given: argparse.Namespace) -> None:
+    """Print what measurements take, over what `budget` predicts."""
+    wanted = [arm for arm in given.arms.split(",") if arm in BUDGETS]
+    threads = int(given.threads.split(",")[0])
+    rows = [
+        [name, one.label, _number(one.seconds, ".1f"), _number(copies(one), ".1f"), one.remark]
+        for name in given.shapes.split(",")
+        for arm in wanted
+        for one in outcomes(name, arm, threads, given)
+    ]
+    if rows:
+        head = "shape | basis | seconds | growth, copies | measured over predicted"
+        print_table(f"### Budgets of the top eigenvalue and the trace from {BUDGETED} products", head, rows)
+
+
 def verdicts(found: dict[tuple[str, str, int], Outcome]) -> list[Verdict]:
     """Return the aims for the shapes that were run, on the first number of threads."""
     first = {(name, arm): one for (name, arm, _), one in reversed(found.items())}
@@ -158,6 +173,7 @@ def measure(given: argparse.Namespace) -> None:
         )
     some = {(n, t): outcomes(n, "products", t, given) for n in shapes for t in threads if "products" in arms}
     products_table(some)
+    budgets_table(given)
     wanted = [arm for arm in arms if arm in ARMS and (not ARMS[arm][0] or rivals.installed(ARMS[arm][0]))]
     found: dict[tuple[str, str, int], Outcome] = {}
 
@@ -177,7 +193,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Parse the command line and measure."""
     parser = argparse.ArgumentParser(description="Curvature at scale: our engine beside its rivals.")
     parser.add_argument("--shapes", default="1M,11M,30M,124M,resnet18", help=f"some of {','.join(SHAPES)}")
-    parser.add_argument("--arms", default=f"products,{','.join(ARMS)}", help="products, and some of the other arms")
+    parser.add_argument("--arms", default=f"products,{','.join((*BUDGETS, *ARMS))}", help="some of these")
     parser.add_argument("--threads", default="1,2")
     parser.add_argument("--references", default="1M,11M", help="shapes with a reference in float64")
     parser.add_argument("--limit", type=float, default=600, help="seconds of an arm")

@@ -28,10 +28,12 @@ from scale_networks import in_words, problem
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lossscope.landscape.recording.recorder import Recorder
-from lossscope.probes import hessian, measure_spectrum
+from lossscope.probes import budget, hessian, measure_spectrum
 
 REL, TRACE_REL = 0.05, 0.15  # accuracy that is asked for
 MEMORY = {"economy": 6, "standard": 25}  # memory= of an evaluation, in copies of the parameters
+BUDGETS = {"budget": None, "budget-24": 24, "budget-8": 8}  # memory= of a measurement, in copies of the parameters
+BUDGETED = 24  # products of it
 _GRADIENTS = 7  # gradients timed before an arm and after it
 _PRODUCTS = 5
 _SAMPLES = 200  # of the trace of a reference
@@ -211,6 +213,38 @@ def products(name: str) -> list[Outcome]:
     ]
 
 
+def budgets(name: str, copies: int | None) -> list[Outcome]:
+    """Compare the prediction of `budget` with what a measurement that takes all its products takes."""
+    found, begun = problem(name), resident_bytes()
+    memory = None if copies is None else copies * 4 * found.size
+    settings = {"top": 1, "max_products": BUDGETED, "memory": memory}
+    with sdpa_kernel(SDPBackend.MATH):
+        forget_peak()
+        predicted = budget(found.objective(), ("top", "trace"), **settings)
+        largest = peak_bytes()
+        forget_peak()  # as `budget` does
+        start = time.perf_counter()
+        measure_spectrum(
+            hessian(found.objective()), quantities=("top", "trace"), rel=1e-9, trace_rel=1e-9, seed=0, **settings
+        )
+        seconds = time.perf_counter() - start
+    grown = max(largest, peak_bytes()) - begun
+    words = f"{grown / predicted.bytes:.2f} of the bytes, {seconds / predicted.seconds:.2f} of the time"
+    return [
+        Outcome(
+            predicted.basis,
+            in_words(found),
+            found.size,
+            predicted.products,
+            seconds,
+            predicted.price.gradient_seconds,
+            grown + begun,
+            grown,
+            remark=words,
+        )
+    ]
+
+
 def _uncached(problem: Problem) -> Any:
     """Return a context with a product that rebuilds its graph."""
     from contextlib import contextmanager
@@ -254,6 +288,11 @@ def peak_bytes() -> int:
     return 1024 * int(status.split()[0])
 
 
+def resident_bytes() -> int:
+    """Return the resident memory of this process."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
 def forget_peak() -> None:
     """Let the peak of resident memory begin anew."""
     Path("/proc/self/clear_refs").write_text("5")
@@ -275,6 +314,8 @@ def main(arguments: Sequence[str]) -> None:
     try:
         if arm == "products":
             outcomes = products(name)
+        elif arm in BUDGETS:
+            outcomes = budgets(name, BUDGETS[arm])
         else:
             outcomes = [reference(name) if arm == "reference" else run(name, arm, int(seed))]
     except Exception as error:  # whatever a library raises is its outcome

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 import torch
+from torch import Tensor
 
 from lossscope.probes.eigenvalues.memory_plan import REFERENCE, MemoryPlan, Mode
 from lossscope.probes.eigenvalues.spectrum_request import (
@@ -22,10 +23,16 @@ from lossscope.probes.objective.objective import Objective
 from lossscope.probes.operators.base import SymmetricOperator
 from lossscope.probes.operators.hessian import hessian
 from lossscope.probes.operators.timing import now
+from lossscope.probes.sums import dot
 
 __all__ = ["Budget", "Price", "budget", "price_of"]
 
 _SPARING: Final = 6  # vectors of a recurrence, and of a probe, beside what one product takes
+_SUMS: Final = (
+    12  # inner products that go with a product: norms, orthogonalization, random vectors (benchmarks/scale.py)
+)
+_COMPARISON: Final = 3.5  # products that one in float64 takes, by which the rounding of one in float32 is measured
+_DOUBLE: Final = 8  # bytes of a number in float64, which is compared with float32
 _STATUS: Final = Path("/proc/self/status")
 _RESET: Final = Path("/proc/self/clear_refs")  # "5" sets the peak of the resident memory back to its present size
 
@@ -38,6 +45,7 @@ class Price:
         parameters: Number of parameters, n.
         vector_bytes: Bytes of a vector of that length.
         product_seconds: Time of a product once the graph is cached.
+        sum_seconds: Time of an inner product of two vectors.
         gradient_seconds: Time of a gradient; nan if it was not measured.
         product_bytes: Memory that the first product took beyond what was resident before: activations, the graph that
             is kept for the next ones, gradients. Memory that the process had freed and kept is taken again, and does
@@ -48,6 +56,7 @@ class Price:
     parameters: int
     vector_bytes: int
     product_seconds: float
+    sum_seconds: float
     gradient_seconds: float
     product_bytes: int | None
     method: str
@@ -56,6 +65,16 @@ class Price:
     def gradients(self) -> float:
         """Time of a product over that of a gradient."""
         return self.product_seconds / self.gradient_seconds
+
+    def seconds(self, products: int, comparisons: int = 0) -> float:
+        """Return the time of a measurement.
+
+        Args:
+            products: Products that are taken.
+            comparisons: Products that are taken once more in another precision, by which rounding is measured.
+        """
+        compared = 1.0 if self.vector_bytes >= _DOUBLE * self.parameters else _COMPARISON
+        return (products + compared * comparisons) * self.product_seconds + _SUMS * products * self.sum_seconds
 
 
 @dataclass(frozen=True)
@@ -66,8 +85,8 @@ class Budget:
         quantities: What is measured.
         price: Cost of one product.
         least: Products without which nothing is measured.
-        products: Products that are taken at most, but for one or two that measure their rounding. An easy spectrum
-            needs fewer.
+        products: Products that are taken at most. An easy spectrum needs fewer.
+        comparisons: Products that are taken once more in float64, by which rounding is measured.
         basis: Mode that the memory allows, see `measure_spectrum`.
         memory: Bytes for the vectors, for which the mode was chosen.
         vectors: Vectors of the length of the parameters that are held at most at a time.
@@ -77,24 +96,26 @@ class Budget:
     price: Price
     least: int
     products: int
+    comparisons: int
     basis: Mode
     memory: int
     vectors: int
 
     @property
     def bytes(self) -> int:
-        """Growth of the resident memory at most: the vectors and what a product takes."""
-        return self.vectors * self.price.vector_bytes + (self.price.product_bytes or 0)
+        """Growth of the resident memory at most: the vectors and what a product takes, twice as much in float64."""
+        graphs = (2 if self.comparisons else 1) * (self.price.product_bytes or 0)
+        return self.vectors * self.price.vector_bytes + graphs
 
     @property
     def seconds(self) -> float:
-        """Time of all products."""
-        return self.products * self.price.product_seconds
+        """Time of all products, of the sums that go with them, and of the comparisons."""
+        return self.price.seconds(self.products, self.comparisons)
 
     @property
     def gradients(self) -> float:
-        """Time of all products over that of a gradient; nan if that was not measured."""
-        return self.products * self.price.gradients
+        """That time over the time of a gradient; nan if that was not measured."""
+        return self.seconds / self.price.gradient_seconds
 
 
 def budget(
@@ -154,19 +175,22 @@ def budget_of(request: SpectrumRequest, plan: MemoryPlan, price: Price) -> Budge
         price,
         min(request.least, price.parameters) if request.krylov else 2,
         products,
+        request.comparisons if plan.measures_rounding else 0,
         plan.mode,
         plan.memory,
         _vectors(request, plan, min(products, price.parameters)),
     )
 
 
-def price_of(operator: SymmetricOperator) -> Price:
+def price_of(operator: SymmetricOperator, *, weighed: bool = True) -> Price:
     """Measure the cost of one product.
 
     The first product loads kernels and builds what is cached; its memory counts, and the time of the second.
 
     Args:
         operator: `(n, n)`.
+        weighed: False for no `product_bytes`. On Linux they are the growth of the peak of the resident memory of the
+            process, which is set back for that.
 
     Raises:
         ProbeError: A product cannot be taken.
@@ -174,15 +198,29 @@ def price_of(operator: SymmetricOperator) -> Price:
     v = operator.normal(torch.Generator().manual_seed(0))
     v /= math.sqrt(operator.size)
     with operator.cached():
-        peak = _Peak(operator.device)
+        peak = _Peak(operator.device) if weighed else None
         _ = operator @ v
-        taken = peak.growth()
+        taken = peak.growth() if peak else None
         begun = now(operator.device)
-        _ = operator @ v
+        image = operator @ v
         seconds = now(operator.device) - begun
     return Price(
-        operator.size, v.numel() * v.element_size(), seconds, operator.gradient_seconds, taken, operator.method
+        operator.size,
+        v.numel() * v.element_size(),
+        seconds,
+        _sum_seconds(v, image),
+        operator.gradient_seconds,
+        taken,
+        operator.method,
     )
+
+
+def _sum_seconds(v: Tensor, image: Tensor) -> float:
+    """Return the time of the second of two inner products."""
+    dot(v, image)
+    begun = now(v.device)
+    dot(v, image)
+    return now(v.device) - begun
 
 
 def _vectors(request: SpectrumRequest, plan: MemoryPlan, dimensions: int) -> int:

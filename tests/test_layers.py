@@ -41,7 +41,7 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "gauge": {"objective", "operators", "sums"},
         "eigenvalues": {"operators", "statistics", "sums"},
         "sharpness": {"eigenvalues", "operators", "objective", "statistics", "sums"},
-        "budget": {"eigenvalues", "operators", "objective"},
+        "budget": {"eigenvalues", "operators", "objective", "sums"},
         "dynamics": {"statistics"},
         "step_tensors": {"dynamics", "statistics", "sums"},
         "selfcheck": {

@@ -29,7 +29,6 @@ LAYER = "layers of a model"
 ALLOWED: dict[str, tuple[str, dict[str, int]]] = {
     "landscape/analysis/density.py": (SHORT, {"@": 2}),
     "landscape/measures/pyhessian_engine.py": (MATRIX, {"@": 1}),
-    "landscape/recording/cost_cap.py": (MATRIX, {"@": 2}),
     "landscape/recording/spectrum_rows.py": (SHORT, {"vector_norm": 1}),
     "landscape/storage/parquet.py": ("sizes of row groups, integers", {"@": 1}),
     "landscape/training/modular_addition.py": (LAYER, {"@": 1}),

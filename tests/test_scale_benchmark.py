@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import math
+import sys
 from argparse import Namespace
 from collections.abc import Iterator
 
@@ -49,6 +50,16 @@ def test_our_arms_find_what_the_reference_has(arms, truth, arm):
     assert 4 <= found.products < 100
     assert 0 < found.gradient < found.seconds
     assert found.peak > 4 * found.size
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="resident memory is read from /proc")
+def test_the_prediction_is_printed_beside_what_was_taken(arms):
+    with torch.random.fork_rng():
+        (found,) = arms.budgets("tiny", 8)
+    assert (found.label, found.products, found.size) == ("three vectors", arms.BUDGETED, 5360)
+    assert "of the bytes" in found.remark
+    share = float(found.remark.split()[-4])
+    assert 0.1 < share < 10  # of the time
 
 
 def test_an_arm_that_raises_or_takes_too_long_says_so(arms, scale, monkeypatch, capsys):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from lossscope.landscape.measures.catalogue import GROUPS
 from lossscope.landscape.measures.memory import measure_copies
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from lossscope.probes.budget import Price
 
 __all__ = ["GroupCost", "costs_of"]
+
+_COMPARISONS: Final = 3  # products that are taken once more in another precision, at most
 
 
 @dataclass(frozen=True)
@@ -26,8 +28,8 @@ class GroupCost:
     products: int | None  # products at most
     vectors: int  # of the length of the parameters, held at most at a time
     bytes: int  # of the vectors, and of what a product takes
-    seconds: float | None  # of all products
-    gradients: float | None  # time of all products over that of a gradient
+    seconds: float | None  # of all products, and of the sums and comparisons that go with them
+    gradients: float | None  # that time over the time of a gradient
 
     @property
     def budgeted(self) -> bool:
@@ -49,6 +51,8 @@ def costs_of(chosen: Mapping[str, Collection[str]], options: SolverOptions, pric
 
 def _cost(group: str, names: frozenset[str], options: SolverOptions, price: Price, room: int) -> GroupCost:
     """Return the cost of some measures of one group."""
+    from lossscope.probes.eigenvalues.memory_plan import REFERENCE
+
     entry = GROUPS[group]
     copies = measure_copies(entry, names, min(options.max_products, price.parameters))
     vectors = min(copies, max(room // price.vector_bytes, 3))
@@ -57,5 +61,5 @@ def _cost(group: str, names: frozenset[str], options: SolverOptions, price: Pric
     if entry.least_products is None:
         return GroupCost(group, ordered, None, None, vectors, size, None, None)
     least, products = entry.least_products(names, price.parameters), options.max_products
-    seconds, gradients = products * price.product_seconds, products * price.gradients
-    return GroupCost(group, ordered, least, products, vectors, size, seconds, gradients)
+    seconds = price.seconds(products, _COMPARISONS if room >= REFERENCE * price.vector_bytes else 0)
+    return GroupCost(group, ordered, least, products, vectors, size, seconds, seconds / price.gradient_seconds)

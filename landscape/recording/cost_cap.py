@@ -8,16 +8,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
-import torch
-
 from lossscope.landscape.errors import ConfigError
 from lossscope.landscape.recording.overhead import Kind, Overhead
+from lossscope.probes.budget import Price, price_of
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.operators.base import SymmetricOperator
 
 __all__ = ["CostCap", "MeasurementCosts", "overhead_share"]
 
-_BEYOND: Final = 16  # products that the comparison of some products in float64 takes, usually at most
+_COMPARISONS: Final = 4  # products that are taken once more in float64, usually at most
 _PART: Final = 0.25  # of the cap, for layers and for pairs of minibatches
 _SHARES: Final = (0.1, 0.5)  # shares that a remedy names; above them 1, which is no cap
 
@@ -123,7 +122,8 @@ class MeasurementCosts:
 
     def __init__(self) -> None:
         self._seconds: dict[tuple[str, ...], float] = {}
-        self._product: float | None = None
+        self._price: Price | None = None
+        self._takes_products = True
         self._cut_before = False
         self._beyond = 0.0  # seconds that the last cut measurement took beyond its products
 
@@ -140,29 +140,22 @@ class MeasurementCosts:
 
     def of_products(self, products: int, operator: SymmetricOperator) -> float:
         """Return the seconds that a measurement with some products is predicted to take, if it takes all of them."""
-        return products * self.product_seconds(operator) + self._beyond
+        price = self.price(operator)
+        return self._beyond if price is None else price.seconds(products) + self._beyond
 
     def fitting(self, seconds: float, operator: SymmetricOperator) -> int:
         """Return the number of products of a measurement that is predicted to take some seconds."""
-        product, left = self.product_seconds(operator), seconds - self._beyond
-        return int(left / product) if product > 0 and left > 0 else 0
+        price, left = self.price(operator), seconds - self._beyond
+        return int(left / price.seconds(1)) if price is not None and left > 0 else 0
 
-    def product_seconds(self, operator: SymmetricOperator) -> float:
-        """Return the seconds of one product, timed at the first call; 0 if it cannot be taken.
-
-        The first product builds graphs and loads kernels, so the second one is timed.
-        """
-        if self._product is None:
-            vector = torch.ones(operator.size, dtype=operator.dtype, device=operator.device)
+    def price(self, operator: SymmetricOperator) -> Price | None:
+        """Return the cost of one product, timed at the first call; None if it cannot be taken."""
+        if self._price is None and self._takes_products:
             try:
-                with operator.cached():
-                    operator @ vector
-                    begun = time.perf_counter()
-                    operator @ vector
-                    self._product = time.perf_counter() - begun
+                self._price = price_of(operator, weighed=False)
             except ProbeError:  # the measurements that need products will be missing, with this error as the reason
-                self._product = 0.0
-        return self._product
+                self._takes_products = False
+        return self._price
 
     @contextmanager
     def timed(self, key: tuple[str, ...], cut_to: int = 0) -> Iterator[None]:
@@ -180,7 +173,7 @@ class MeasurementCosts:
         seconds = time.perf_counter() - begun
         if not cut_to:
             self._seconds[key] = seconds
-        elif self._product:
-            usual = math.inf if self._cut_before else _BEYOND * self._product
-            self._beyond = min(max(seconds - cut_to * self._product, 0.0), usual)
+        elif self._price is not None:
+            usual = math.inf if self._cut_before else self._price.seconds(0, _COMPARISONS)
+            self._beyond = min(max(seconds - self._price.seconds(cut_to), 0.0), usual)
             self._cut_before = True

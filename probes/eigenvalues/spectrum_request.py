@@ -70,6 +70,16 @@ class SpectrumRequest:
         return 2 if max(self.pairs) > 1 or "density" in self.wanted else 1
 
     @property
+    def comparisons(self) -> int:
+        """Number of products that are compared with those of another precision, at most.
+
+        Two for eigenpairs, of an eigenvector and of a random vector that serves the probes, too; else one for the
+        probes; and one for a density unless eigenpairs alone are beside it.
+        """
+        pairs, probes = any(self.pairs), bool(self.probes)
+        return (2 if pairs else int(probes)) + ("density" in self.wanted and (probes or not pairs))
+
+    @property
     def only_pairs(self) -> bool:
         """True if no other quantity than eigenpairs is requested, for which a long space may be restarted."""
         return self.wanted <= {"top", "bottom"}

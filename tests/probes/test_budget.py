@@ -51,11 +51,33 @@ def test_the_price_is_the_time_of_a_product_and_the_memory_it_takes() -> None:
 def test_a_budget_is_the_price_times_the_products() -> None:
     found = budget(objective(), ["top"], top=1, bottom=1, max_products=40)
     assert (found.products, found.least, found.basis) == (40, 4, "whole basis")
-    assert found.seconds == 40 * found.price.product_seconds
+    price = found.price
+    assert found.seconds == pytest.approx((40 + 2 * 3.5) * price.product_seconds + 40 * 12 * price.sum_seconds)
     assert found.gradients == pytest.approx(found.seconds / found.price.gradient_seconds)
     assert found.bytes >= found.vectors * found.price.vector_bytes
     few, many = (budget(objective(), ["trace"], max_products=count).vectors for count in (40, 80))
     assert many - few == 40  # a basis has as many as products
+
+
+_WANTED = [("top",), ("top", "trace"), ("trace",), ("density",), ("top", "density"), ("top", "trace", "density")]
+
+
+@pytest.mark.parametrize("quantities", _WANTED)
+def test_as_many_products_are_compared_as_predicted(
+    quantities: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compared, measure = [], SymmetricOperator.product_error
+
+    def counted(self: SymmetricOperator, V: Tensor, images: Tensor) -> object:
+        compared.append(V.shape[1])
+        return measure(self, V, images)
+
+    monkeypatch.setattr(SymmetricOperator, "product_error", counted)
+    found = budget(objective(), quantities, top=1, max_products=40)
+    measure_spectrum(hessian(objective()), top=1, quantities=quantities, max_products=40, rel=1e-7, trace_rel=1e-7)
+    assert 0 <= found.comparisons - sum(compared) <= 1
+    assert compared
+    assert budget(objective(), quantities, top=1, max_products=40, memory=10 * 4 * 2800).comparisons == 0
 
 
 @pytest.mark.parametrize(("copies", "basis"), [(400, "whole basis"), (60, "restarted basis"), (8, "three vectors")])
