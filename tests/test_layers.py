@@ -63,6 +63,7 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "recording": {"measures", "storage"},
         "training": {"recording", "measures", "storage", "run"},
         "reprobe": {"training", "recording", "measures", "storage", "run"},
+        "surfaces": {"reprobe", "recording", "storage", "run"},
         "export": {"analysis", "run", "storage"},
         "verdicts": {"analysis", "run", "storage"},
         "experiments": {"verdicts", "training", "recording", "analysis", "measures", "storage", "run"},
@@ -78,6 +79,7 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "dynamics": {"first_screen", "shared", "content"},
         "overview": {"first_screen", "shared", "content"},
         "listings": {"shared", "content"},
+        "surfaces": {"shared", "content"},
         "comparison": {"shared", "content"},
     },
 }
@@ -98,6 +100,7 @@ TORCH_FREE = (
     "landscape/reprobe/result.py",
     "landscape/run.py",
     "landscape/storage",
+    "landscape/surfaces/pictures.py",
     "landscape/training/config.py",
     "landscape/verdicts",
     "probes/dynamics",

@@ -1,0 +1,136 @@
+"""Weights of files that other programs saved: state dicts of torch (weights only) and safetensors."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from lossscope.landscape.errors import ConfigError
+from lossscope.landscape.recording.checkpoints import name_prefixes
+
+__all__ = ["ENDINGS", "fit_weights", "read_weights"]
+
+ENDINGS: Final = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
+_WRAPPERS: Final = ("model", "state_dict", "model_state_dict", "module", "net", "weights")
+_LISTED: Final = 3
+
+
+def read_weights(file: Path) -> dict[str, Tensor]:
+    """Return the tensors of a file by name, on the CPU. Nothing in it is run.
+
+    Args:
+        file: A state dict that `torch.save` wrote, alone or as an entry such as `model` or `state_dict` of a
+            dictionary, or a safetensors file.
+
+    Returns:
+        The tensors, with the names that the file has.
+
+    Raises:
+        ConfigError: There is no such file, it is damaged, it holds pickled objects other than tensors, or no weights.
+    """
+    if not file.is_file():
+        raise ConfigError(f"there is no file of weights at {file}")
+    if file.suffix not in ENDINGS:
+        raise ConfigError(f"{file} must be a file of weights, ending in {', '.join(ENDINGS)}")
+    if file.suffix == ".safetensors":
+        try:
+            return load_file(file)
+        except (SafetensorError, OSError, ValueError) as error:
+            raise ConfigError(f"{file} cannot be read as safetensors: {_line(error)}") from error
+    try:
+        found = torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ConfigError(
+            f"{file} holds more than tensors, and loading it could run code: save model.state_dict() alone, or as "
+            "safetensors"
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise ConfigError(f"{file} cannot be read as a file of torch: {_line(error)}") from error
+    return _state(found, file)
+
+
+def fit_weights(saved: Mapping[str, Tensor], model: nn.Module, source: Path) -> str:
+    """Load weights into a model whose names they have, but for a prefix that one side lacks.
+
+    Args:
+        saved: Tensors by name.
+        model: The model; it is changed only if everything fits.
+        source: Where they come from, for messages.
+
+    Returns:
+        A sentence about prefixes that were ignored; empty if there were none.
+
+    Raises:
+        ConfigError: A tensor is missing, is one too many, or has another shape.
+    """
+    wanted = model.state_dict()
+    ours, theirs = name_prefixes(saved, wanted)
+    named = {theirs + name.removeprefix(ours): tensor for name, tensor in saved.items()}
+    tied = {name for name in wanted if name not in named and _is_tied(name, wanted, named)}
+    missing = [name for name in wanted if name not in named and name not in tied]
+    unknown = [name for name in named if name not in wanted]
+    if missing or unknown:
+        raise ConfigError(f"the weights of {source} do not fit the model: {_difference(missing, unknown)}")
+    for name, tensor in named.items():
+        if tensor.shape != wanted[name].shape:
+            raise ConfigError(
+                f"the weights of {source} do not fit the model: {name} has the shape {tuple(tensor.shape)}, the model "
+                f"{tuple(wanted[name].shape)}"
+            )
+    model.load_state_dict(named, strict=False)
+    if not (ours or theirs):
+        return ""
+    which = "the file" if ours else "the model"
+    return f"the names of {which} begin with {ours or theirs!r} and the others do not: the prefix was ignored"
+
+
+def _state(found: Any, file: Path) -> dict[str, Tensor]:
+    """Return the state dict in what a file holds: all of it, or one of its entries."""
+    if isinstance(found, Mapping):
+        if found and all(isinstance(one, Tensor) for one in found.values()):
+            return {str(name): tensor for name, tensor in found.items()}
+        for key in _WRAPPERS:
+            inner = found.get(key)
+            if isinstance(inner, Mapping) and inner and all(isinstance(one, Tensor) for one in inner.values()):
+                return {str(name): tensor for name, tensor in inner.items()}
+    entries = ", ".join(sorted(map(str, found))[:_LISTED]) if isinstance(found, Mapping) else type(found).__name__
+    raise ConfigError(
+        f"{file} holds no weights (found {entries or 'nothing'}): need names with tensors, alone or under "
+        f"{', '.join(_WRAPPERS)}"
+    )
+
+
+def _is_tied(name: str, wanted: Mapping[str, Tensor], named: Mapping[str, Tensor]) -> bool:
+    """Return True if a tensor that a file lacks shares its memory with one that it has, as safetensors drop copies."""
+    place = wanted[name].data_ptr()
+    return any(one in named and wanted[one].data_ptr() == place and one != name for one in wanted)
+
+
+def _difference(missing: list[str], unknown: list[str]) -> str:
+    """Return what is missing or too many, with the nearest name."""
+    parts = []
+    if missing:
+        near = get_close_matches(missing[0], unknown, n=1)
+        hint = f" (the file has {near[0]})" if near else ""
+        parts.append(f"it lacks {_listed(missing)}{hint}")
+    if unknown:
+        parts.append(f"the model has no {_listed(unknown)}")
+    return ", and ".join(parts)
+
+
+def _listed(names: list[str]) -> str:
+    more = len(names) - _LISTED
+    return ", ".join(names[:_LISTED]) + (f" and {more} more" if more > 0 else "")
+
+
+def _line(error: Exception) -> str:
+    """Return the first line of an error."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]

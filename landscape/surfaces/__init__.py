@@ -1,0 +1,1 @@
+"""Pictures of the loss: fans of random directions, planes and paths."""

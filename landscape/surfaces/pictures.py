@@ -1,0 +1,129 @@
+"""Losses around and between points, as numbers that a report draws."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Final, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Array", "Fan", "Path"]
+
+Array: TypeAlias = NDArray[np.float64]
+
+_BAND: Final = (10.0, 90.0)  # percentiles
+
+
+@dataclass(frozen=True, eq=False)
+class Fan:
+    """Loss along random relative directions: L(theta + sigma theta * z), z ~ N(0, I).
+
+    Attributes:
+        sigmas: `(k,)`, ascending, with 0 in the middle: standard deviation of the relative noise, and its sign.
+        losses: `(draws, k)`, nan where the loss is not finite; at 0 the model's own loss, exactly.
+        quadratic: `(draws, k)`, L + sigma g'd + sigma^2 d'Hd / 2 along the same directions d; None if not measured.
+        sharp: `(k,)`, the loss along the top eigenvector u of diag(theta) H diag(theta), of length 1: L(theta + sigma
+            theta * u); None if not measured.
+        sharpness: The eigenvalue of u.
+        sharpness_error: Bound of its error.
+        loss: The model's own loss.
+        seed: Seed of z.
+        seconds: Time of all.
+        missing: What could not be measured, with the reason.
+    """
+
+    sigmas: Array
+    losses: Array
+    quadratic: Array | None
+    sharp: Array | None
+    sharpness: float
+    sharpness_error: float
+    loss: float
+    seed: int
+    seconds: float
+    missing: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def median(self) -> Array:
+        """`(k,)`, median over the directions; nan where the loss of half of them is not finite."""
+        return _percentile(self.losses, 50.0)
+
+    @property
+    def band(self) -> tuple[Array, Array]:
+        """The 10th and the 90th percentile over the directions; nan where they are not finite."""
+        return _percentile(self.losses, _BAND[0]), _percentile(self.losses, _BAND[1])
+
+    @property
+    def lost(self) -> Array:
+        """`(k,)`, number of directions whose loss is not finite."""
+        found: Array = (~np.isfinite(self.losses)).sum(0)
+        return found
+
+
+@dataclass(frozen=True, eq=False)
+class Path:
+    """Loss on the straight line between two points.
+
+    Attributes:
+        shares: `(k,)`, from 0 at the first point to 1 at the second.
+        losses: `(k,)`, with the buffers of the first point at each; nan where the loss is not finite.
+        restated: `(k,)`, with statistics of BatchNorm measured anew on the data at each point; None without BatchNorm.
+        distance: Length of the line in the space of the parameters.
+        seconds: Time.
+    """
+
+    shares: Array
+    losses: Array
+    restated: Array | None
+    distance: float
+    seconds: float
+
+    @property
+    def drawn(self) -> Array:
+        """The losses that a picture shows: with new statistics of BatchNorm where there are any."""
+        return self.losses if self.restated is None else self.restated
+
+    @property
+    def barrier(self) -> float:
+        """Largest height of the loss above the straight line between its ends; 0 if it is never above, nan if lost.
+
+        It is a lower bound: between two points of the grid the loss may be higher by about `barrier_error`.
+        """
+        return _barrier(self.shares, self.drawn)
+
+    @property
+    def barrier_error(self) -> float:
+        """Difference to the barrier of a parabola through the highest point of the grid and its neighbors."""
+        return _between_points(self.shares, self.drawn)
+
+
+def _percentile(losses: Array, share: float) -> Array:
+    """Return a percentile over the rows; losses that are not finite are the largest, and the result nan among them."""
+    filled = np.where(np.isfinite(losses), losses, math.inf)
+    with np.errstate(invalid="ignore"):
+        found: Array = np.percentile(filled, share, axis=0, method="linear")
+    return np.where(np.isfinite(found), found, math.nan)
+
+
+def _above(shares: Array, losses: Array) -> Array:
+    """Return the height above the straight line between the ends."""
+    height: Array = losses - (losses[0] + shares * (losses[-1] - losses[0]))
+    return height
+
+
+def _barrier(shares: Array, losses: Array) -> float:
+    """Return the largest height above the line between the ends; nan if a loss is not finite."""
+    return max(float(np.max(_above(shares, losses))), 0.0)
+
+
+def _between_points(shares: Array, losses: Array) -> float:
+    """Return how much higher a parabola through the highest inner point and its neighbors is; nan if one is lost."""
+    height = _above(shares, losses)
+    if not np.isfinite(height).all():
+        return math.nan
+    place = min(max(int(np.argmax(height)), 1), len(height) - 2)
+    left, middle, right = height[place - 1 : place + 2]
+    bend = left - 2 * middle + right
+    return float((right - left) ** 2 / (-8 * bend)) if bend < 0 else 0.0

@@ -1,0 +1,104 @@
+"""Points that are drawn: checkpoints of runs and files of weights, as parameters of one loss."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from lossscope.landscape.errors import ConfigError
+from lossscope.landscape.recording.checkpoints import checkpoints, load_weights
+from lossscope.landscape.reprobe.rebuilt_run import rebuilt_job, requested_checkpoints
+from lossscope.landscape.reprobe.user_objective import objective_from
+from lossscope.landscape.reprobe.weights_file import ENDINGS, fit_weights, read_weights
+from lossscope.landscape.run import Run
+from lossscope.probes.objective.objective import Objective
+
+__all__ = ["Point", "Targets", "targets"]
+
+
+@dataclass(frozen=True)
+class Point:
+    """Parameters with their buffers: a checkpoint, or a file of weights."""
+
+    name: str
+    source: Path  # folder of a checkpoint, or file of weights
+    run: Run | None = None
+
+    def load(self, objective: Objective) -> str:
+        """Load the weights and buffers into the model of a loss; return a sentence about prefixes, or nothing.
+
+        Raises:
+            ConfigError: The weights do not fit.
+            RunError: The checkpoint is damaged, or does not fit.
+        """
+        if self.run is None:
+            return fit_weights(read_weights(self.source), objective.model, self.source)
+        return load_weights(self.source, objective.model) or ""
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Points and the loss that is drawn at them."""
+
+    points: tuple[Point, ...]
+    objective: Objective
+
+    def vectors(self) -> list[Tensor]:
+        """Return the parameters of each point; the model is left at the first one."""
+        found = []
+        for point in (*self.points[1:], self.points[0]):
+            point.load(self.objective)
+            found.append(self.objective.parameters())
+        return [found[-1], *found[:-1]]
+
+
+def targets(paths: Sequence[str], objective: str | None, step: int | None, *, history: bool = False) -> Targets:
+    """Return the points that paths name.
+
+    Args:
+        paths: Runs, or files of weights.
+        objective: `FILE.py:NAME` of a function that returns the loss; None for the workload of the first run.
+        step: Step of the checkpoint of each run; None for the last one.
+        history: True for all checkpoints of a run, in place of one.
+
+    Raises:
+        ConfigError: A path is neither, or files of weights are given without an objective.
+        RunError: A run has no such checkpoint, or cannot be rebuilt.
+    """
+    points: list[Point] = []
+    for one in paths:
+        place = Path(one)
+        if place.is_dir():
+            points += _of_run(Run.open(place), step, history)
+        elif place.suffix in ENDINGS or place.is_file():
+            points.append(Point(place.name, place))
+        else:
+            raise ConfigError(f"{one} is neither a run nor a file of weights ({', '.join(ENDINGS)})")
+    if objective is not None:
+        loss = objective_from(objective)
+    else:
+        runs = [point.run for point in points if point.run is not None]
+        if not runs:
+            raise ConfigError("weights alone have no loss: give one by --objective FILE.py:NAME")
+        loss = rebuilt_job(runs[0], "give its loss by --objective FILE.py:NAME").objective
+    return Targets(_distinct(points), loss)
+
+
+def _of_run(run: Run, step: int | None, history: bool) -> list[Point]:
+    """Return the points of a run."""
+    steps = list(checkpoints(run.path))
+    if not history and (step is not None or not steps):
+        steps = [0 if step is None else step]
+    found = requested_checkpoints(run, steps if history or step is not None or not steps else steps[-1:])
+    return [Point(f"{run.path.name} at step {at}", folder, run) for at, folder in found.items()]
+
+
+def _distinct(points: Sequence[Point]) -> tuple[Point, ...]:
+    """Return the points with names that differ: with their folders where they would be the same."""
+    names = [point.name for point in points]
+    return tuple(
+        Point(str(one.source) if names.count(one.name) > 1 else one.name, one.source, one.run) for one in points
+    )

@@ -1,0 +1,1 @@
+"""Pictures of the loss around and between points."""

@@ -1,0 +1,113 @@
+"""`lossscope surface`: fans and paths of runs and of files, their cost, their numbers, and wrong input."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+from typer.testing import CliRunner
+
+from lossscope.cli.main import app
+from lossscope.errors import LossscopeError
+from lossscope.landscape import TrainConfig, train
+
+MINE = """
+import torch
+from lossscope.probes import CrossEntropy, Objective
+
+def objective():
+    torch.manual_seed(5)
+    data = [(torch.randn(12, 3), torch.arange(12) % 2)]
+    net = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 2))
+    return Objective(net, CrossEntropy(), data)
+"""
+
+
+def invoke(*arguments: str) -> str:
+    result = CliRunner().invoke(app, ["surface", *arguments], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("surface")
+    (folder / "mine.py").write_text(MINE)
+    for seed, name in enumerate(("a.pt", "b.pt")):
+        torch.manual_seed(seed)
+        net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+        torch.save(net.state_dict(), folder / name)
+    train(TrainConfig.of({"workload": "digits-mlp", "steps": 4, "evaluations": 0, "name": "run", "out": str(folder)}))
+    return {name: str(folder / name) for name in ("a.pt", "b.pt", "run")} | {"mine": f"{folder / 'mine.py'}:objective"}
+
+
+SMALL = ("--points", "5", "--draws", "8")
+
+
+def test_a_run_has_a_fan_on_its_own_data(places: dict[str, str]) -> None:
+    text = invoke(places["run"], *SMALL, "--radius", "0.2")
+    first = next(line for line in text.splitlines() if line.startswith(" fine"))
+    assert "where each weight is off by 20 % of itself, the loss rises from" in " ".join(text.split())
+    assert "run at step 4" in first
+    found = json.loads(invoke(places["run"], *SMALL, "--radius", "0.2", "--format", "json"))
+    assert found["kind"] == "surface"
+    assert list(found["figures"]) == ["fan", "sharpest"]
+
+
+def test_files_of_weights_have_fans_and_a_path(places: dict[str, str], tmp_path: Path) -> None:
+    data = tmp_path / "numbers.parquet"
+    both = (places["a.pt"], places["b.pt"], "--objective", places["mine"])
+    text = invoke(*both, *SMALL, "--data", str(data))
+    assert "a.pt" in text
+    frame = pd.read_parquet(data)
+    assert set(frame["line"]) == {"loss", "quadratic model", "sharpest"}
+    assert len(frame[(frame["line"] == "loss") & (frame["point"] == "a.pt")]) == 8 * 5
+    assert frame.groupby("point")["x"].max().nunique() == 1  # one range for both
+    text = " ".join(invoke(*both, "--plane", "path", "--points", "7", "--data", str(data), "--force").split())
+    assert "a.pt to b.pt: " in text
+    assert "barrier" in text
+    assert len(pd.read_parquet(data)) == 7
+
+
+def test_the_page_has_the_figures(places: dict[str, str], tmp_path: Path) -> None:
+    page = tmp_path / "fan.html"
+    invoke(places["a.pt"], "--objective", places["mine"], *SMALL, "--format", "html", "--output", str(page))
+    assert page.read_text().count("<svg") >= 2
+
+
+def test_the_cost_is_told_before(places: dict[str, str]) -> None:
+    text = invoke(places["a.pt"], "--objective", places["mine"], *SMALL, "--radius", "0.1", "--dry-run")
+    assert text.startswith("36 losses at most, about ")
+    assert "8 Hessian products" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("{a.pt}",), "weights alone have no loss: give one by --objective"),
+        (
+            ("{a.pt}", "--objective", "{mine}", "--plane", "path"),
+            "--plane path needs at least two runs or files, got 1",
+        ),
+        (("nowhere",), "nowhere is neither a run nor a file of weights"),
+        (("{run}", "--checkpoint", "77"), "has no checkpoint at step 77"),
+        (("{a.pt}", "--objective", "{mine}", "--radius", "-1"), "radius must be above 0"),
+        (("{a.pt}", "{run}"), "do not fit the model"),
+    ],
+)
+def test_wrong_input_is_one_clear_line(places: dict[str, str], arguments: tuple[str, ...], words: str) -> None:
+    given = [places.get(one.strip("{}"), one) for one in arguments]
+    with pytest.raises(LossscopeError, match=words) as caught:
+        invoke(*given, *SMALL)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_picture_that_takes_hours_asks_first(places: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lossscope.landscape.surfaces.several.loss_seconds", lambda found: 1e3)
+    with pytest.raises(LossscopeError, match="add --yes, or take fewer --points or --draws"):
+        invoke(places["a.pt"], "--objective", places["mine"], *SMALL)
+    assert invoke(places["a.pt"], "--objective", places["mine"], *SMALL, "--yes")
