@@ -6,7 +6,7 @@ VENV := .venv$(if $(filter-out python3,$(PYTHON)),-$(VERSION))
 BIN := $(VENV)/bin
 BUILT := $(firstword $(shell sed -n 's/^version[_info]* = \([0-9]*\.[0-9]*\).*/\1/p' $(VENV)/pyvenv.cfg 2>/dev/null))
 
-.PHONY: demo test test-slow lint types format bench wheel clean
+.PHONY: demo test test-slow lint types format docs bench wheel clean
 
 # An environment of another Python is never reused: its recipe then runs although the file is there.
 ifneq ($(BUILT),$(VERSION))
@@ -32,6 +32,11 @@ $(VENV)/ready-dev: $(VENV)/ready
 	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
+$(VENV)/ready-docs: $(VENV)/ready-dev
+	@echo "== installing what the documentation is built with"
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	@touch $@
+
 demo: $(VENV)/ready
 	@echo "== training three arms with six seeds each on handwritten digits, into runs/demo"
 	@$(BIN)/lossscope demo --force
@@ -55,6 +60,12 @@ types: $(VENV)/ready-dev
 format: $(VENV)/ready-dev
 	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .
 
+docs: $(VENV)/ready-docs
+	@echo "== building the documentation into site/"
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@$(BIN)/python -m pytest tests/test_site.py
+	@echo "open site/index.html; with search: $(PYTHON) -m http.server --bind 127.0.0.1 --directory site"
+
 bench: $(VENV)/ready-dev
 	@$(BIN)/python benchmarks/startup.py
 	@$(BIN)/python benchmarks/step.py
@@ -66,4 +77,4 @@ wheel: $(VENV)/ready-dev
 	@.ci/wheel $(BIN)/python
 
 clean:
-	rm -rf .venv .venv-* build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-* build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -57,6 +57,29 @@ def test_on_rosenbrock_all_but_a_fixed_radius_end_in_the_minimum(run: Run) -> No
     assert 1e-6 < ends["sam"][0] < 1  # from 24.2
 
 
+def test_gradient_descent_ends_at_the_edge_of_stability(run: Run) -> None:
+    printed, _ = run("edge_of_stability")
+    start, end, edge = map(float, re.findall(r"\d+\.\d+", printed))
+    assert start < 0.8 * edge
+    assert end == pytest.approx(edge, rel=0.05)
+
+
+def test_a_rescaling_moves_raw_sharpness_alone(run: Run) -> None:
+    printed, _ = run("rescaled_network")
+    ranges = re.findall(r"^(.+?) +from (\S+) to (\S+) of", printed, re.M)
+    (raw, *others) = [(name, float(high) / float(low)) for name, low, high in ranges]
+    assert raw[0] == "λ_max"
+    assert raw[1] > 10
+    assert len(others) == 3
+    assert all(ratio == pytest.approx(1, abs=5e-3) for _, ratio in others)
+
+
+def test_the_hessian_of_a_classifier_has_about_as_many_outliers_as_classes(run: Run) -> None:
+    printed, _ = run("spectral_density")
+    values = [float(word) for word in printed.splitlines()[0].split(": ")[1].split()]
+    assert values[8] / values[9] > 2  # nine stand apart: the tenth is at the edge of the bulk
+
+
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
 def test_an_example_is_under_forty_lines(example: Path) -> None:
     assert len(example.read_text().splitlines()) < 40
