@@ -2,49 +2,42 @@
 
 from __future__ import annotations
 
+import importlib
 import re
-import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeAlias
 
 import pytest
-from typer.testing import CliRunner
 
 import lossscope
-from lossscope.cli.main import app
 from lossscope.landscape.run import Run
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md"), ROOT / "benchmarks" / "RESULTS.md"])
-BLOCK = re.compile(r"^```(python|sh)\n(.*?)^```$", re.M | re.S)
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+
+few_products = pytest.mark.usefixtures("few_products")  # curvature evaluations whose numbers no page shows
 
 Page: TypeAlias = Callable[[str], dict[str, object]]
 
 
 @pytest.fixture
-def page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, few_products: None) -> Page:
+def page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Page:
     """A function that runs the Python and the commands of a page in order, in this process and an empty folder.
 
-    It returns the names that the Python of the page left. Curvature evaluations spend few products.
+    It returns the names that the Python of the page left, and asserts that what the page shows is what they print.
     """
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    runner = CliRunner()
+    monkeypatch.syspath_prepend(str(DOCS))
+    outputs = importlib.import_module("update_outputs")
 
     def run(name: str) -> dict[str, object]:
-        scope: dict[str, object] = {}
-        for language, code in BLOCK.findall((DOCS / name).read_text()):
-            if language == "python":
-                exec(compile(code, name, "exec"), scope)
-                continue
-            for line in code.splitlines():
-                program, *arguments = shlex.split(line)
-                assert program == "lossscope", line
-                result = runner.invoke(app, arguments, catch_exceptions=False)
-                assert result.exit_code == 0, f"{line}\n{result.output}"
+        text = (DOCS / name).read_text()
+        printed, scope = outputs.played(text)
+        assert outputs.in_words(printed) == outputs.in_words(text), f"write it again with docs/update_outputs.py {name}"
         return scope
 
     return run
@@ -60,6 +53,7 @@ def test_the_first_ten_minutes_run(page: Page) -> None:
     assert Path("entropy.html").read_text().startswith("<!doctype html>")
 
 
+@few_products
 def test_the_page_on_recording_a_loop_runs(page: Page) -> None:
     scope = page("howto/record_a_loop.md")
     plain, curved, resumed = (Run.open(f"runs/{name}") for name in ("plain", "curved", "two_passes"))
@@ -72,6 +66,7 @@ def test_the_page_on_recording_a_loop_runs(page: Page) -> None:
     assert resumed.steps["passes"].eq(2).all()
 
 
+@few_products
 def test_the_page_on_large_networks_runs(page: Page) -> None:
     scope = page("howto/measure_a_large_network.md")
     cost, found = scope["cost"], scope["found"]
@@ -80,6 +75,7 @@ def test_the_page_on_large_networks_runs(page: Page) -> None:
     assert found.trace.low < found.trace.high  # type: ignore[attr-defined]
 
 
+@few_products
 def test_the_page_on_a_loop_of_your_own_runs(page: Page) -> None:
     page("howto/record_your_own_loop.md")
     faulty, two = Run.open("runs/faulty"), Run.open("runs/two")
@@ -88,13 +84,21 @@ def test_the_page_on_a_loop_of_your_own_runs(page: Page) -> None:
     assert set(two.tensors["lr"]) == {0.02, 1e-3}
 
 
+@few_products
 def test_the_page_on_exporting_runs_runs(page: Page) -> None:
     scope = page("howto/export_runs.md")
     assert scope["top"].columns.tolist() == ["sync"]  # type: ignore[attr-defined]
     assert {path.name for path in Path("csv").iterdir()} >= {"steps.csv", "probes.csv"}
     assert Path("lines/sync.jsonl").read_text().count("\n") >= 20
+    medians, joined, counts = scope["medians"], scope["joined"], scope["counts"]
+    top = Run.open("runs/sync").estimates.query("measure == 'lambda_max'")
+    assert medians["lambda_max"].tolist() == top["value"].tolist()  # type: ignore[index]
+    assert medians["runs"].eq(1).all()  # type: ignore[index]
+    assert joined["loss"].notna().all()  # type: ignore[index]
+    assert counts["rows"].tolist() == [len(Run.open("runs/sync").probes)]  # type: ignore[index]
 
 
+@few_products
 @pytest.mark.slow
 def test_the_page_on_reading_a_report_runs(page: Page) -> None:
     scope = page("howto/read_a_report.md")
@@ -102,12 +106,14 @@ def test_the_page_on_reading_a_report_runs(page: Page) -> None:
     assert str(scope["text"]).startswith("Sharpness\n")
 
 
+@few_products
 @pytest.mark.slow
 def test_the_page_on_ablations_runs(page: Page) -> None:
     page("howto/ablate.md")
     assert not Path("runs").exists()
 
 
+@few_products
 @pytest.mark.slow
 def test_the_page_on_comparing_two_optimizers_runs(page: Page) -> None:
     scope = page("howto/compare_two_optimizers.md")
@@ -116,6 +122,7 @@ def test_the_page_on_comparing_two_optimizers_runs(page: Page) -> None:
     assert Path("verdict.html").read_text().startswith("<!doctype html>")
 
 
+@few_products
 @pytest.mark.slow
 def test_the_page_on_probing_a_recorded_run_runs(page: Page) -> None:
     scope = page("howto/probe_a_recorded_run.md")
