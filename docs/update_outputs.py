@@ -25,7 +25,6 @@ from lossscope.cli.main import app
 __all__ = ["in_words", "played"]
 
 DOCS: Final = Path(__file__).parent
-WIDTH: Final = "110"  # characters
 _SHOWN: Final = "<!-- printed -->\n```text\n"
 _BLOCK: Final = re.compile(rf"^(?P<head>```(?:python|sh)\n|{re.escape(_SHOWN)})(?P<code>.*?)^```$", re.M | re.S)
 _NUMBER: Final = re.compile(r"[-−]?\d[\d,.]*(?:e[-+]?\d+)?")
@@ -71,11 +70,11 @@ def _shortened(printed: str, shown: str) -> str:
 def _commands(code: str) -> str:
     """Return what the last of some commands printed."""
     printed = ""
-    for line in code.splitlines():
+    for line in code.replace("\\\n", " ").splitlines():
         program, *arguments = shlex.split(line)
         if program != "lossscope":
             raise ValueError(f"only lossscope is run, got {line}")
-        result = CliRunner().invoke(app, arguments, env={"COLUMNS": WIDTH}, catch_exceptions=False)
+        result = CliRunner().invoke(app, arguments, catch_exceptions=False)
         if result.exit_code != 0:
             raise ValueError(f"{line} ended with {result.exit_code}\n{result.output}")
         printed = "\n".join(line.rstrip() for line in result.stdout.splitlines()) + "\n"

@@ -12,7 +12,12 @@ from outside_requests import in_site
 from site_links import MOVED, ROOT, relinked, with_lists
 from site_tables import completed
 
-WIDE = ("measures/index.md", "comparison.md")  # their tables take the place of the table of contents
+ALONE = ["navigation"]  # no other page stands below the same tab
+HIDDEN = {
+    **dict.fromkeys(("index.md", "first_ten_minutes.md", "glossary.md", "gallery.md"), ALONE),
+    "comparison.md": [*ALONE, "toc"],  # its tables take the place of the table of contents
+    "measures/index.md": ["toc"],
+}
 
 
 def on_config(config: Any) -> Any:
@@ -31,8 +36,7 @@ def on_files(files: Any, config: Any) -> Any:
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
     """Return the text of a page as the site has it."""
     place = page.file.src_uri
-    if place in WIDE:
-        page.meta["hide"] = ["toc"]
+    page.meta["hide"] = HIDDEN.get(place, [])
     return with_lists(completed(relinked(markdown, place), place))
 
 
