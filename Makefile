@@ -63,7 +63,7 @@ format: $(VENV)/ready-dev
 docs: $(VENV)/ready-docs
 	@echo "== building the documentation into site/"
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
-	@$(BIN)/python -m pytest tests/test_site.py
+	@LOSSSCOPE_SITE=site $(BIN)/python -m pytest tests/test_site.py
 	@echo "open site/index.html; with search: $(PYTHON) -m http.server --bind 127.0.0.1 --directory site"
 
 bench: $(VENV)/ready-dev
