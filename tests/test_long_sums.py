@@ -32,6 +32,7 @@ ALLOWED: dict[str, tuple[str, dict[str, int]]] = {
     "landscape/recording/spectrum_rows.py": (SHORT, {"vector_norm": 1}),
     "landscape/storage/parquet.py": ("sizes of row groups, integers", {"@": 1}),
     "landscape/surfaces/fan.py": (MATRIX, {"@": 1}),
+    "landscape/surfaces/plane.py": (LEAVES, {"@": 1}),
     "landscape/training/modular_addition.py": (LAYER, {"@": 1}),
     "landscape/verdicts/counter_examples.py": (ORACLE, {"@": 7, "norm": 4}),
     "probes/dynamics/trigger_test.py": (SHORT, {"@": 1}),

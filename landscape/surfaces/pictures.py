@@ -9,11 +9,13 @@ from typing import Final, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Array", "Fan", "Path"]
+__all__ = ["Array", "Fan", "Mark", "Path", "Plane"]
 
 Array: TypeAlias = NDArray[np.float64]
 
 _BAND: Final = (10.0, 90.0)  # percentiles
+_HELD: Final = 0.9  # share of the variance of a trajectory in a plane on which it may be drawn
+_ALIKE: Final = 0.05  # difference of two shares of the variance that tells nothing
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,6 +99,64 @@ class Path:
     def barrier_error(self) -> float:
         """Difference to the barrier of a parabola through the highest point of the grid and its neighbors."""
         return _between_points(self.shares, self.drawn)
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A point in the space of the parameters, projected onto a plane.
+
+    Attributes:
+        name: Its name.
+        x: First coordinate.
+        y: Second coordinate.
+        loss: Its own loss, with its own buffers: that of the plane below it is another one unless `distance` is 0.
+        distance: Its distance from the plane.
+    """
+
+    name: str
+    x: float
+    y: float
+    loss: float
+    distance: float
+
+
+@dataclass(frozen=True, eq=False)
+class Plane:
+    """Losses on planes through a point; coordinates are distances in the space of the parameters.
+
+    Attributes:
+        x: `(k,)`, ascending, along the first axis.
+        y: `(m,)`, ascending, along the second axis, orthogonal to the first.
+        losses: `(planes, m, k)`, nan where the loss is not finite. Only random planes are several.
+        axes: Names of both axes.
+        loss: Loss at the origin.
+        marks: Points that are shown.
+        explained: Shares of the variance of the marks along both axes; None if the axes are no principal components.
+        walk: The same shares, as expected of a random walk with the same steps.
+        seconds: Time.
+    """
+
+    x: Array
+    y: Array
+    losses: Array
+    axes: tuple[str, str]
+    loss: float
+    marks: tuple[Mark, ...] = ()
+    explained: tuple[float, float] | None = None
+    walk: tuple[float, float] | None = None
+    seconds: float = 0.0
+
+    @property
+    def holds_marks(self) -> bool:
+        """True if the plane holds at least 90 % of the variance of the marks, so that a line through them is one."""
+        return self.explained is None or sum(self.explained) >= _HELD
+
+    @property
+    def looks_random(self) -> bool:
+        """True if the shares of both axes are those of a random walk, to a twentieth."""
+        if self.explained is None or self.walk is None:
+            return False
+        return abs(sum(self.explained) - sum(self.walk)) < _ALIKE
 
 
 def _percentile(losses: Array, share: float) -> Array:

@@ -1,0 +1,291 @@
+"""Planes: random ones, of Hessian eigenvectors, through three points, and of the principal components of points."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from typing import Final, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lossscope.landscape.errors import ConfigError
+from lossscope.landscape.surfaces.directions import filter_normalized, orthonormal
+from lossscope.landscape.surfaces.pictures import Array, Mark, Plane
+from lossscope.probes.eigenvalues.measure import measure_spectrum
+from lossscope.probes.errors import ProbeError
+from lossscope.probes.objective.objective import Objective
+from lossscope.probes.operators.hessian import hessian
+from lossscope.probes.sums import dot, gram, norm
+
+__all__ = ["Located", "eigen_plane", "pca_plane", "points_plane", "random_planes", "walk_shares"]
+
+Progress: TypeAlias = Callable[[int], None]
+Located: TypeAlias = tuple[str, Tensor, float]  # name of a point, its parameters, and its own loss
+
+_MARGIN: Final = 0.25  # of the extent of the points, on each side of a plane through them
+_RISE: Final = 1.0  # of a quadratic along the second eigenvector, at the edge of a plane
+_LEAST: Final = 3  # points of which principal components are taken
+
+
+def random_planes(
+    objective: Objective,
+    *,
+    radius: float = 0.5,
+    points: int = 25,
+    planes: int = 3,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Plane:
+    """Evaluate the loss on planes of two random filter-normalized directions.
+
+    Planes differ: the spread between them is part of the answer. A single one ranks two solutions wrongly one time in
+    four where one is sharper by a factor of 1.75. Filter normalization fixes lengths of directions, and no symmetry:
+    rescaling the neurons of the same function changes the picture without limit, which it does not do to a fan.
+
+    Args:
+        objective: The loss.
+        radius: Half the side of the planes, as a share of the length of a filter-normalized direction.
+        points: Losses along each side, odd.
+        planes: Number of planes, at least 2.
+        seed: Seed.
+        progress: Called with the number of losses evaluated since the last call.
+
+    Returns:
+        The planes. Cost: `planes * points ** 2` losses. The model is not written. Memory: about six vectors.
+
+    Raises:
+        ConfigError: An argument is out of range, or no parameter is a matrix.
+
+    Source:
+        H. Li et al. (2018), arXiv:1712.09913; docs/howto/draw_a_landscape.md for what it cannot show.
+    """
+    _check(radius, points)
+    if planes < 2:
+        raise ConfigError(f"planes must be at least 2, so that their spread is seen, got {planes}")
+    begun, generator = time.perf_counter(), torch.Generator().manual_seed(seed)
+    found, side = [], 0.0
+    with objective.evaluating():
+        loss, theta = objective.value(), objective.parameters()
+        for _ in range(planes):
+            first = filter_normalized(objective, generator)
+            side = side or radius * float(norm(first))
+            axes = orthonormal(first, filter_normalized(objective, generator), ("a random direction", "another one"))
+            grid = _grid(side, points)
+            found.append(_losses(objective, theta, loss, axes, grid, grid, progress))
+    names = ("first random direction", "second random direction")
+    return Plane(grid, grid, np.stack(found), names, loss, seconds=time.perf_counter() - begun)
+
+
+def eigen_plane(
+    objective: Objective,
+    *,
+    radius: float | None = None,
+    points: int = 25,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Plane:
+    """Evaluate the loss on the plane of the two outermost Hessian eigenvectors.
+
+    Args:
+        objective: The loss.
+        radius: Half the side of the plane, a distance in the space of the parameters. Default: where a quadratic with
+            the second eigenvalue has risen by 1.
+        points: Losses along each side, odd.
+        seed: Seed of the search for eigenvectors.
+        progress: As for `random_planes`.
+
+    Returns:
+        The plane; its axes name the eigenvalues. Cost: `points ** 2` losses and the products of the eigenvectors.
+
+    Raises:
+        ConfigError: An argument is out of range.
+        ProbeError: The Hessian has no products, or is zero.
+    """
+    _check(1.0 if radius is None else radius, points)
+    begun = time.perf_counter()
+    with objective.evaluating():
+        loss, theta = objective.value(), objective.parameters()
+        found = measure_spectrum(hessian(objective), top=2, rel=0.05, quantities=("top",), seed=seed)
+        if found.top is None or len(found.top.values) < 2:
+            raise ProbeError("two Hessian eigenvectors are needed for a plane, and were not found")
+        values = [float(one) for one in found.top.values]
+        if radius is None:
+            if values[1] <= 0:
+                raise ProbeError(f"the second eigenvalue is {values[1]:.3g}, not above 0: give a radius")
+            radius = math.sqrt(2 * _RISE / values[1])
+        first, second = (found.top.vectors[:, i].to(theta).contiguous() for i in (0, 1))
+        grid = _grid(radius, points)
+        losses = _losses(objective, theta, loss, (first, second), grid, grid, progress)
+    names = tuple(f"eigenvector of λ = {one:.3g}" for one in values)
+    return Plane(grid, grid, losses[None], (names[0], names[1]), loss, seconds=time.perf_counter() - begun)
+
+
+def points_plane(
+    objective: Objective, located: Sequence[Located], *, points: int = 25, progress: Progress | None = None
+) -> Plane:
+    """Evaluate the loss on the plane through three points.
+
+    Args:
+        objective: The loss, with the buffers of the first point.
+        located: The points; the first is the origin, the first axis leads to the second.
+        points: Losses along each side.
+        progress: As for `random_planes`.
+
+    Returns:
+        The plane, with the points and their own losses.
+
+    Raises:
+        ConfigError: There are not three points, or they lie on a line.
+    """
+    if len(located) != 3:
+        raise ConfigError(f"a plane through points needs 3 of them, got {len(located)}")
+    origin = located[0][1]
+    axes = orthonormal(located[1][1] - origin, located[2][1] - origin, (f"the way to {located[1][0]}", located[2][0]))
+    names = (f"from {located[0][0]} to {located[1][0]}", f"toward {located[2][0]}")
+    return _through(objective, located, origin, axes, names, points, progress)
+
+
+def pca_plane(
+    objective: Objective,
+    located: Sequence[Located],
+    steps: Sequence[int],
+    *,
+    points: int = 25,
+    progress: Progress | None = None,
+) -> Plane:
+    """Evaluate the loss on the plane of the first two principal components of the points of a training.
+
+    Principal components of a random walk in many dimensions hold 61 % and 15 % of its variance, whatever the loss, and
+    draw the same arc: `walk` has the shares that a walk with these steps has, beside the measured ones.
+
+    Args:
+        objective: The loss, with the buffers of the last point.
+        located: The points in the order of training; the last one is the origin.
+        steps: The step of each.
+        points: Losses along each side.
+        progress: As for `random_planes`.
+
+    Returns:
+        The plane, with the points and their own losses. Memory: as many vectors as points, twice.
+
+    Raises:
+        ConfigError: There are fewer than three points, or they lie on a line.
+
+    Source:
+        J. Antognini and J. Sohl-Dickstein (2018), PCA of high dimensional random walks with comparison to neural
+        network training, arXiv:1806.08805.
+    """
+    if len(located) < _LEAST:
+        raise ConfigError(f"principal components need at least {_LEAST} checkpoints, got {len(located)}")
+    rows = torch.stack([vector for _, vector, _ in located])
+    rows -= rows.mean(0)
+    products = gram(rows, rows).double().cpu()
+    values, weights = torch.linalg.eigh(products)
+    total = float(values.clamp(min=0).sum())
+    if not float(values[-2]) > 1e-10 * total:
+        raise ConfigError(f"the {len(located)} checkpoints lie on a line: they span no plane")
+    spanned = [(weights[:, -i].to(rows) @ rows) for i in (1, 2)]
+    axes = orthonormal(spanned[0], spanned[1], ("the first principal component", "the second one"))
+    explained = (float(values[-1]) / total, float(values[-2]) / total)
+    names = tuple(f"principal component {i + 1}, {100 * share:.0f} %" for i, share in enumerate(explained))
+    found = _through(objective, located, located[-1][1], axes, (names[0], names[1]), points, progress)
+    return Plane(
+        found.x,
+        found.y,
+        found.losses,
+        found.axes,
+        found.loss,
+        found.marks,
+        explained,
+        walk_shares(steps),
+        found.seconds,
+    )
+
+
+def walk_shares(steps: Sequence[int]) -> tuple[float, float]:
+    """Return the shares of the variance of a random walk in many dimensions along its first two components.
+
+    Args:
+        steps: Times at which the walk is seen, ascending.
+    """
+    times = np.asarray(steps, dtype=np.float64)
+    covariance = np.minimum.outer(times, times) - times.min()
+    centered = covariance - covariance.mean(0) - covariance.mean(1)[:, None] + covariance.mean()
+    values = np.linalg.eigvalsh(centered)
+    return float(values[-1] / values.sum()), float(values[-2] / values.sum())
+
+
+def _through(
+    objective: Objective,
+    located: Sequence[Located],
+    origin: Tensor,
+    axes: tuple[Tensor, Tensor],
+    names: tuple[str, str],
+    points: int,
+    progress: Progress | None,
+) -> Plane:
+    """Return the plane that holds points, with a margin around them."""
+    if points < 3:
+        raise ConfigError(f"points must be at least 3, got {points}")
+    begun = time.perf_counter()
+    marks = tuple(_mark(name, vector - origin, axes, loss) for name, vector, loss in located)
+    x, y = (_extent([getattr(mark, axis) for mark in marks], points) for axis in ("x", "y"))
+    with objective.evaluating():
+        loss = objective.value_at(origin)
+        losses = _losses(objective, origin, loss, axes, x, y, progress)
+    return Plane(x, y, losses[None], names, loss, marks, seconds=time.perf_counter() - begun)
+
+
+def _mark(name: str, offset: Tensor, axes: tuple[Tensor, Tensor], loss: float) -> Mark:
+    """Return the projection of a point, and its distance from the plane."""
+    x, y = (float(dot(axis, offset)) for axis in axes)
+    away = offset - x * axes[0] - y * axes[1]
+    return Mark(name, x, y, loss, float(norm(away)))
+
+
+def _extent(places: Sequence[float], points: int) -> Array:
+    """Return the coordinates of a side that holds places with a margin, the origin among them."""
+    width = max(places) - min(places)
+    low, high = min(*places, 0.0) - _MARGIN * width, max(*places, 0.0) + _MARGIN * width
+    grid = np.linspace(low, high, points)
+    grid -= grid[np.argmin(np.abs(grid))]  # the origin is a point of the grid
+    found: Array = grid
+    return found
+
+
+def _grid(side: float, points: int) -> Array:
+    """Return the coordinates of a side, the origin exactly in the middle."""
+    half = np.linspace(0.0, side, points // 2 + 1)
+    return np.concatenate([-half[:0:-1], half])
+
+
+def _losses(
+    objective: Objective,
+    origin: Tensor,
+    loss: float,
+    axes: tuple[Tensor, Tensor],
+    x: Array,
+    y: Array,
+    progress: Progress | None,
+) -> Array:
+    """Return the losses on a grid, `(m, k)`; nan where they are not finite, the given loss at the origin."""
+    found = np.empty((len(y), len(x)))
+    for i, up in enumerate(y):
+        row = torch.add(origin, axes[1], alpha=float(up))
+        for k, along in enumerate(x):
+            here = loss if up == along == 0 else objective.value_at(torch.add(row, axes[0], alpha=float(along)))
+            found[i, k] = here if math.isfinite(here) else math.nan
+        if progress is not None:
+            progress(len(x))
+    return found
+
+
+def _check(radius: float, points: int) -> None:
+    """Reject arguments out of range."""
+    if not 0 < radius < math.inf:
+        raise ConfigError(f"radius must be above 0, got {radius:g}")
+    if points < 3 or points % 2 == 0:
+        raise ConfigError(f"points must be odd and at least 3, so that the model's own loss is one, got {points}")
