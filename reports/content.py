@@ -8,6 +8,7 @@ from typing import Final, Literal, TypeAlias
 
 __all__ = [
     "REPORT_SCHEMA",
+    "Arm",
     "Axis",
     "Cell",
     "Cloud",
@@ -236,6 +237,15 @@ class Missing:
     how: str
 
 
+@dataclass(frozen=True)
+class Arm:
+    """An arm of the runs that a report covers, with its color."""
+
+    name: str
+    hue: int  # index in the palette, the same on every page about the same runs
+    runs: tuple[str, ...] = ()
+
+
 Severity: TypeAlias = Literal["fine", "look", "act"]
 
 
@@ -263,7 +273,14 @@ class Report:
     provenance: Table
     alert: str = ""  # first line of every format, if not empty: the runs that diverged
     summary: tuple[Statement, ...] = ()  # the first screen
+    arms: tuple[Arm, ...] = ()  # the arms that the runs have, with their colors
     schema: int = REPORT_SCHEMA
+
+    def _repr_html_(self) -> str:
+        """Return the report as HTML for a notebook: no script, and styles that reach nothing else."""
+        from lossscope.reports.render.notebook import report_fragment
+
+        return report_fragment(self)
 
 
 @dataclass(frozen=True)
@@ -298,7 +315,14 @@ class Document:
     notes: tuple[str, ...] = ()
     reproduce: tuple[str, ...] = ()  # commands
     alert: str = ""  # first line of every format, if not empty
+    arms: tuple[Arm, ...] = ()  # the arms that the runs have, with their colors
     schema: int = REPORT_SCHEMA
+
+    def _repr_html_(self) -> str:
+        """Return the document as HTML for a notebook, like that of a report."""
+        from lossscope.reports.render.notebook import document_fragment
+
+        return document_fragment(self)
 
 
 def drawn(value: float) -> bool:

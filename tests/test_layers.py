@@ -85,7 +85,10 @@ ROOMS: dict[str, dict[str, set[str]]] = {
 }
 # The only imports against these arrows, by file. They stand inside a function, so the file loads without the room above
 # it: a run is read without torch, and rebuilt with it.
-LATE = {"landscape/run.py": {"lossscope.landscape.reprobe.rebuilt_run"}}
+LATE = {
+    "landscape/run.py": {"lossscope.landscape.reprobe.rebuilt_run"},
+    "reports/content.py": {"lossscope.reports.render.notebook"},  # what a notebook shows of a report
+}
 LIBRARIES = {
     "optimizer": {"torch"},
     "probes": {"torch", "numpy", "scipy", "lazy_loader"},

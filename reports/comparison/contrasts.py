@@ -18,6 +18,7 @@ from lossscope.reports.comparison.provenance import provenance
 from lossscope.reports.comparison.rows import MISSING, interval_texts, ratio_texts
 from lossscope.reports.comparison.section import section
 from lossscope.reports.content import Cell, Column, Document, Section, Table
+from lossscope.reports.shared.arm_colors import document_in_color
 from lossscope.reports.shared.quantities import mean_and_range, median_and_range
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def contrasts_report(
         commands: Commands that make this document again.
     """
     tables = (_sharpness(table), _cost(table), *_inside(table, runs))
-    return Document(
+    document = Document(
         kind="contrasts",
         title=title,
         subtitle=" ".join([*lead, _terms(table)]),
@@ -63,6 +64,7 @@ def contrasts_report(
         notes=(*table.notes, *_unjudged(table), *_open(table), *_left_out(table)),
         reproduce=tuple(commands),
     )
+    return document_in_color(document, runs)
 
 
 def _terms(table: ContrastTable) -> str:

@@ -11,6 +11,7 @@ from lossscope.landscape.verdicts.verdict import Verdict
 from lossscope.reports.comparison.provenance import provenance
 from lossscope.reports.comparison.section import outcome, section, setting
 from lossscope.reports.content import Document
+from lossscope.reports.shared.arm_colors import document_in_color
 
 if TYPE_CHECKING:
     from lossscope.landscape.run import Run
@@ -31,7 +32,7 @@ def compare_report(verdict: Verdict, runs: Sequence[Run], *, version: str, comma
         command: Command that makes this document again.
     """
     shown = section(verdict)
-    return Document(
+    document = Document(
         kind="compare",
         title=shown.question,
         subtitle=setting(verdict),
@@ -39,6 +40,7 @@ def compare_report(verdict: Verdict, runs: Sequence[Run], *, version: str, comma
         provenance=provenance(_of_arms(verdict, runs), version),
         reproduce=(command,) if command else (),
     )
+    return document_in_color(document, runs)
 
 
 def check_report(
@@ -61,7 +63,7 @@ def check_report(
         notes: Sentences about the whole, such as which claims were left out.
     """
     sections = tuple(section(one) for one in verdicts)
-    return Document(
+    document = Document(
         kind="check",
         title=sections[0].question if len(sections) == 1 else "Claims and verdicts",
         subtitle=_dated(claims),
@@ -71,6 +73,7 @@ def check_report(
         notes=tuple(notes),
         reproduce=tuple(commands),
     )
+    return document_in_color(document, runs)
 
 
 def counts(verdicts: Sequence[Verdict]) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from io import StringIO
 from typing import TYPE_CHECKING, Any, Final, assert_never
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     from matplotlib.lines import Line2D
 
 __all__ = [
+    "ARM",
     "CurveArtists",
     "draw_curve",
     "draw_figure",
@@ -46,6 +49,7 @@ __all__ = [
     "figure_svg",
 ]
 
+ARM: Final = "arm-"  # before the number of an arm: the name of the groups of its artists
 _LONGEST_NAME: Final = 26
 _APART: Final = 1.03  # factor on x that separates curves with whiskers at the same positions
 _DENSE: Final = 150  # number of points above which lines are thin
@@ -160,7 +164,8 @@ def _draw_curves(ax: Axes, data: Curves) -> list[tuple[Any, str]]:
     """Draw every curve and threshold; return the legend entries."""
     middle = (len(data.curves) - 1) / 2
     for place, curve in enumerate(data.curves):
-        draw_curve(ax, curve, _APART ** (place - middle) if curve.interval else 1.0)
+        with _of_arm(ax, curve.hue):
+            draw_curve(ax, curve, _APART ** (place - middle) if curve.interval else 1.0)
     arms = {one.hue: one.name for one in data.curves}  # an arm with only a dashed line needs its color too
     entries: list[tuple[Any, str]] = [(_sample(hue_color(hue)), _name(name)) for hue, name in arms.items()]
     if data.styles is not None:
@@ -173,14 +178,29 @@ def _draw_curves(ax: Axes, data: Curves) -> list[tuple[Any, str]]:
 
 def _draw_cloud(ax: Axes, data: Cloud) -> list[tuple[Any, str]]:
     """Draw the points of every arm; return the legend entries."""
-    return [(draw_points(ax, points), _name(points.name)) for points in data.points]
+    entries: list[tuple[Any, str]] = []
+    for points in data.points:
+        with _of_arm(ax, points.hue):
+            entries.append((draw_points(ax, points), _name(points.name)))
+    return entries
 
 
 def _draw_spectra(ax: Axes, data: Spectra) -> list[tuple[Any, str]]:
     """Draw the spectrum of every run; return the legend entries."""
     for place, spectrum in enumerate(data.spectra):
-        draw_spectrum(ax, spectrum, place)
+        with _of_arm(ax, spectrum.hue):
+            draw_spectrum(ax, spectrum, place)
     return [(_sample(hue_color(one.hue)), _name(one.name)) for one in data.spectra]
+
+
+@contextmanager
+def _of_arm(ax: Axes, hue: int) -> Iterator[None]:
+    """Name the groups of all artists drawn within the context after their arm."""
+    before = {id(one) for one in ax.get_children()}
+    yield
+    for artist in ax.get_children():
+        if id(artist) not in before:
+            artist.set_gid(f"{ARM}{hue}")
 
 
 def _legend(figure: Figure, entries: list[tuple[Any, str]], absent: tuple[str, ...]) -> None:

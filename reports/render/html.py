@@ -1,4 +1,4 @@
-"""HTML renderer: one self-contained page with inline figures, no network access and no script."""
+"""HTML renderer: one self-contained page that needs no network; a script of its own makes it interactive."""
 
 from __future__ import annotations
 
@@ -6,45 +6,59 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
-from xml.etree import ElementTree
 
 from lossscope.landscape.storage.safe_text import printable
-from lossscope.reports.content import Document, FigureData, Forest, Report, outcome_words
-from lossscope.reports.render.drawing import figure_svg
-from lossscope.reports.render.style import ROLES
-from lossscope.reports.shared.number_format import cell_text, header
+from lossscope.reports.content import Document, FigureData, Forest, Report, Table, outcome_words
+from lossscope.reports.render.page_assets import page_assets
+from lossscope.reports.render.plot_data import embedded, has_data, plot_data
+from lossscope.reports.render.style import PALETTE
+from lossscope.reports.render.svg import inline_svg
+from lossscope.reports.render.table_marks import TableMarks, cell_html
+from lossscope.reports.render.terms import terms_of
+from lossscope.reports.shared.number_format import header
 
 if TYPE_CHECKING:
     from jinja2 import Environment
-    from markupsafe import Markup
 
-__all__ = ["document_html", "inline_svg", "report_html"]
+__all__ = ["document_html", "environment", "report_html"]
 
-_XLINK: Final = "{http://www.w3.org/1999/xlink}href"
-_REFERENCE: Final = re.compile(r"url\(#([^)]+)\)")
+_LONG_CAPTION: Final = 200  # characters
+_SENTENCE: Final = re.compile(r"(?<=[.!?]) (?=[^\W\d_a-zα-ω])")
+_LONGEST_TITLE: Final = 120  # characters of the page's name in a browser
 
 
 def report_html(report: Report) -> str:
-    """Return the report as a self-contained page: figures are inline SVG, all text is escaped."""
-    return _environment().get_template("page.html.j2").render(report=report, pictures=_pictures(report.figures))
+    """Return the report as a self-contained page. All text is escaped.
+
+    Without a script it is complete: figures are inline SVG. Its script sorts tables, hides arms and layers, shows
+    values and explains terms; its policy allows this script and no request.
+    """
+    return _page("page.html.j2", report, report.figures)
 
 
 def document_html(document: Document) -> str:
-    """Return the document as a self-contained page, like `report_html`; figures of each section are prefixed by it."""
-    own = [
-        replace(section, figures=tuple(replace(one, key=f"s{place}-{one.key}") for one in section.figures))
+    """Return the document as a self-contained page, like `report_html`.
+
+    The keys of figures and tables of a section get its number, since sections have the same ones.
+    """
+    sections = tuple(
+        replace(
+            section,
+            figures=tuple(replace(one, key=f"s{place}-{one.key}") for one in section.figures),
+            tables=tuple(replace(one, key=f"s{place}-{one.key}") for one in section.tables),
+        )
         for place, section in enumerate(document.sections)
-    ]
-    pictures = _pictures(tuple(figure for section in own for figure in section.figures))
-    page = replace(document, sections=tuple(own))
-    return _environment().get_template("document.html.j2").render(document=page, pictures=pictures)
+    )
+    figures = tuple(figure for section in sections for figure in section.figures)
+    return _page("document.html.j2", replace(document, sections=sections), figures)
 
 
-def _environment() -> Environment:
+def environment() -> Environment:
     """Return the templates' environment, which escapes all text."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
+    from markupsafe import Markup
 
-    environment = Environment(
+    made = Environment(
         loader=PackageLoader("lossscope.reports.render", ""),
         autoescape=True,
         keep_trailing_newline=True,
@@ -52,64 +66,51 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(cell=cell_text, header=header, outcome=outcome_words, printable=printable)
-    environment.globals["wide"] = lambda figure: isinstance(figure, Forest) and not figure.narrow
-    return environment
+    made.filters.update(
+        cell=cell_html, clipped=_clipped, header=header, outcome=outcome_words, printable=printable, unescaped=Markup
+    )
+    made.filters["opening"] = _opening
+    made.tests["has_data"] = has_data
+    made.globals["wide"] = lambda figure: isinstance(figure, Forest) and not figure.narrow
+    return made
 
 
-def _pictures(figures: Sequence[FigureData]) -> dict[str, Markup]:
-    """Return the drawing of each figure by its key."""
-    from markupsafe import Markup
-
-    # the only markup not escaped by the template: ElementTree has escaped it already
-    return {figure.key: Markup(inline_svg(figure)) for figure in figures}
-
-
-def inline_svg(figure: FigureData) -> str:
-    """Return the figure as an `<svg>` element.
-
-    Its identifiers are prefixed with the figure's key, so that several figures can share a page; its colors are
-    variables of the page; screen readers see one image with the numbers as its text.
-    """
-    root = ElementTree.fromstring(figure_svg(figure))
-    for parent in root.iter():
-        for child in [one for one in parent if _local(one.tag) == "metadata"]:
-            parent.remove(child)
-    for element in root.iter():
-        element.tag = _local(element.tag)
-        _adapt(element, figure.key)
-    del root.attrib["width"], root.attrib["height"]
-    root.attrib.pop("version", None)
-    root.set("role", "img")
-    root.set("aria-label", printable(_alternative(figure)))
-    return ElementTree.tostring(root, encoding="unicode")
+def _page(template: str, page: Report | Document, figures: Sequence[FigureData]) -> str:
+    """Return a page from its template."""
+    plots = {figure.key: data for figure in figures if has_data(figure) and (data := plot_data(figure))}
+    arms = [{"name": printable(arm.name), "arm": arm.hue} for arm in page.arms]
+    marks = TableMarks(page.arms)
+    made = environment()
+    made.filters.update(column_marks=marks.column, row_marks=marks.row, cell_marks=marks.cell)
+    made.globals["first_note"] = _FirstNotes()
+    return made.get_template(template).render(
+        page=page,
+        # drawings are no text: ElementTree has escaped what they show
+        pictures={figure.key: inline_svg(figure) for figure in figures if has_data(figure)},
+        assets=page_assets(plots=bool(plots)),
+        data=embedded({"hues": len(PALETTE), "arms": arms, "plots": plots}),
+        terms=terms_of(page),
+    )
 
 
-def _alternative(figure: FigureData) -> str:
-    """Return the alternative text of a figure: its title and its numbers."""
-    absent = [f"{name}: not measured" for name in figure.absent]
-    return f"{figure.title}. {'; '.join((*figure.summary, *absent)) or 'No data'}."
+class _FirstNotes:
+    """The tables whose notes a page has shown."""
+
+    def __init__(self) -> None:
+        self._shown: dict[str, Table] = {}
+
+    def __call__(self, table: Table) -> Table | None:
+        """Return the earlier table with the note of this one; None if the note is new, which is then remembered."""
+        first = self._shown.setdefault(table.note, table)
+        return None if first is table else first
 
 
-def _adapt(element: ElementTree.Element, key: str) -> None:
-    """Prefix identifiers and references, and replace colors by variables."""
-    for name, value in list(element.attrib.items()):
-        if name == "id":
-            element.set("id", f"{key}-{value}")
-        elif name == _XLINK:
-            del element.attrib[name]
-            element.set("href", f"#{key}-{value.removeprefix('#')}")
-        else:
-            element.set(name, _colored(_REFERENCE.sub(rf"url(#{key}-\1)", value)) if name != "d" else value)
+def _opening(caption: str) -> tuple[str, str]:
+    """Return the first sentence of a long caption, and the rest; of a short one, all of it and nothing."""
+    first, *rest = _SENTENCE.split(caption, 1) if len(caption) > _LONG_CAPTION else [caption]
+    return first, "".join(rest)
 
 
-def _colored(style: str) -> str:
-    """Return a style with each palette color replaced by a variable of the page."""
-    for color, variable in ROLES.items():
-        style = style.replace(color, f"var({variable}, {color})")
-    return style
-
-
-def _local(tag: str) -> str:
-    """Return a tag without its namespace, which HTML does not need."""
-    return tag.rpartition("}")[2]
+def _clipped(words: str) -> str:
+    """Return text that is not too long for the name of a page."""
+    return words if len(words) <= _LONGEST_TITLE else f"{words[: _LONGEST_TITLE - 1]}…"

@@ -12,8 +12,12 @@ __all__ = ["HEIGHT", "PALETTE", "RC", "ROLES", "WIDTH", "hue_color"]
 WIDTH: Final = 5.2  # inches
 HEIGHT: Final = 3.4  # inches
 
-# the color-blind-safe palette of Okabe and Ito, without black and yellow
-PALETTE: Final = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
+# the color-blind-safe palette of Okabe and Ito, without black and yellow; then ten more, for many arms
+PALETTE: Final = (
+    *("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00"),
+    *("#6f4fa3", "#8c5a3c", "#7a8b00", "#a32035", "#5b6b7b", "#b5179e"),
+    *("#00808f", "#27408b", "#b8a100", "#e0607e"),
+)
 _INK: Final = "#22262b"
 _MUTED: Final = "#6a7078"
 _GRID: Final = "#e3e6ea"
@@ -60,5 +64,5 @@ RC: Final[dict[Any, object]] = {
 
 
 def hue_color(hue: int) -> str:
-    """Return the color of an arm by its index; the palette repeats."""
+    """Return the color of an arm by its index; the palette repeats after sixteen."""
     return PALETTE[hue % len(PALETTE)]

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final, TypeGuard
 from lossscope.landscape.analysis.arms import has_seeds
 from lossscope.landscape.analysis.divergence import divergence_of
 from lossscope.reports.content import Cell, Column, FigureData, Report, Table
+from lossscope.reports.shared.arm_colors import report_in_color
 from lossscope.reports.shared.divergence import DIVERGENCE_NOTE, alert, losses_kept_finite, without_lost_evaluations
 from lossscope.reports.shared.provenance import listed
 
@@ -31,7 +32,7 @@ _RUNS_NOTE: Final = (
 
 
 def completed(report: Report, runs: Sequence[Run]) -> Report:
-    """Return a report with its first line and its finding on divergence, and its words for seeds and samples.
+    """Return a report with its first line, its finding on divergence, its words for seeds and samples, and its arms.
 
     Args:
         report: The report of the runs.
@@ -45,7 +46,7 @@ def completed(report: Report, runs: Sequence[Run]) -> Report:
     diverged = [(run.name, found) for run in runs if (found := divergence_of(run)) is not None]
     kept, others = losses_kept_finite(runs, diverged), [without_lost_evaluations(f, diverged) for f in report.findings]
     report = replace(
-        report,
+        report_in_color(report, runs),
         alert=alert(diverged),
         findings=(kept, *others) if diverged else (*others, kept),
         notes=(*report.notes, *sample_notes(runs), *([DIVERGENCE_NOTE] if diverged else [])),

@@ -93,8 +93,7 @@ def test_a_number_that_some_seeds_lack_says_how_many_and_what_that_means(write_r
     (row,) = [row for row in overview(runs).tables[0].rows if row[0] == "trace"]
     assert row[2] == Quantity(202.0, low=200.0, high=204.0, missing=1)
     shown = render(overview(runs), format)
-    cells = {"html": ["<td>202.0 [200.0, 204.0] (1 missing)</td>"], "text": ["202.0 [200.0, 204.0] (1 missing)"]}
-    assert all(cell in shown for cell in cells[format])
+    assert "202.0 [200.0, 204.0] (1 missing)" in shown.replace("<wbr>", "")
     assert "n seeds have no value; the statistics are over the remaining seeds" in " ".join(shown.split())
 
 
