@@ -6,7 +6,7 @@ VENV := .venv$(if $(filter-out python3,$(PYTHON)),-$(VERSION))
 BIN := $(VENV)/bin
 BUILT := $(firstword $(shell sed -n 's/^version[_info]* = \([0-9]*\.[0-9]*\).*/\1/p' $(VENV)/pyvenv.cfg 2>/dev/null))
 
-.PHONY: demo test test-slow lint types format docs bench wheel clean
+.PHONY: demo test test-slow browser-test lint types format docs bench wheel clean
 
 # An environment of another Python is never reused: its recipe then runs although the file is there.
 ifneq ($(BUILT),$(VERSION))
@@ -48,6 +48,21 @@ test: $(VENV)/ready-dev
 test-slow: $(VENV)/ready-dev
 	@echo "== running the slow tests"
 	@$(BIN)/python -m pytest -m slow
+
+CHROMIUM := $(firstword $(foreach name,chromium chromium-browser google-chrome,$(shell command -v $(name))))
+
+$(VENV)/ready-browser: $(VENV)/ready-dev
+	@echo "== installing what drives Chromium"
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[browser]'
+	@touch $@
+
+browser-test: $(if $(CHROMIUM),$(VENV)/ready-browser)
+ifdef CHROMIUM
+	@echo "== opening the pages of reports in $(CHROMIUM); screenshots are in .browser"
+	@$(BIN)/python -m pytest tests/browser
+else
+	@echo "== SKIPPED: browser-test needs Chromium (apt-get install chromium), and none is here"
+endif
 
 lint: $(VENV)/ready-dev
 	@echo "== checking style"

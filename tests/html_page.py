@@ -6,12 +6,41 @@ import base64
 import hashlib
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
+from lossscope.reports.content import (
+    Arm,
+    Axis,
+    Column,
+    Curve,
+    Curves,
+    Finding,
+    Missing,
+    Quantity,
+    Report,
+    Statement,
+    Table,
+    Threshold,
+)
 from lossscope.reports.render.page_assets import page_assets
 
-__all__ = ["HtmlPage", "assert_inert"]
+__all__ = ["HOSTILE", "HtmlPage", "assert_inert", "hostile_report"]
 
+# names that would do something, or hide something, where they are not text
+HOSTILE = {
+    "script": "</script><script>alert(1)</script>",
+    "style": "</style><b>x</b>",
+    "quotes": "\"'`><b onmouseover=alert(2)>",
+    "direction": "a\u202eb\u200f\u2066c",
+    "terminal": "\x1b[31mred\x1b[0m\x07",
+    "rich": "[red]x[/red] :smile:",
+    "template": "{{ 7 * 7 }} {% raw %} ${x}",
+    "lines": "a\u2028b\u2029c\nd",
+    "entity": "&lt;script&gt;&#x202e;",
+    "comment": "<!--<script>",
+    "long": "long-" * 820,
+}
 OURS = frozenset(script for plots in (True, False) for script in page_assets(plots=plots).scripts)
 
 
@@ -101,3 +130,27 @@ def assert_inert(html: str) -> HtmlPage:
     assert "b" not in bare
     assert not [letter for letter in html if letter != "\n" and not letter.isprintable()]
     return page
+
+
+def hostile_report(name: str) -> Report:
+    """Return a report in which every text of data is the name."""
+    columns = (Column("arm", name, "", name, words=True), Column("tensor", name, words=True), Column("x", name, name))
+    table = Table("table", name, columns, ((name, name, Quantity(1.0, error=0.1)), (name, None, 2)), name)
+    points = ((1.0, 2.0), (3.0, 4.0), (2.0, 3.5), (4.0, 4.5), (0.1, None))
+    line = Curve(name, 0, *points, seeds=2)
+    limit = (Threshold(3.5, name),)
+    figure = Curves("loss", name, name, Axis(name), Axis(name, name), (line,), limit, (name, name), (name,), (name,))
+    return Report(
+        kind="overview",
+        title=name,
+        subtitle=name,
+        findings=(Finding(name, None, name, name),),
+        tables=(table, replace(table, key="again")),
+        figures=(figure,),
+        notes=(name,),
+        missing=(Missing(name, name),),
+        provenance=Table("provenance", "Provenance", (Column("what", "what", words=True),), ((name,),)),
+        alert=name,
+        summary=(Statement(name, "act", "loss"), Statement(name, "look")),
+        arms=(Arm(name, 0, (name,)), Arm("other", 1)),
+    )

@@ -49,10 +49,13 @@ def test_the_wheel_contains_only_lossscope(wheel: Path) -> None:
         assert f"lossscope/{name}" in names
     for folder in FOLDERS:
         assert f"lossscope/{folder}/py.typed" in names
-        for pattern in ("*.py", "*.pyi", "*.j2"):
+        for pattern in ("*.py", "*.pyi", "*.j2", "*.css", "*.js", "*.json"):
             missing = {f"lossscope/{path.relative_to(ROOT)}" for path in (ROOT / folder).rglob(pattern)} - names
             assert not missing, f"list the sub-package and its data in pyproject.toml: {sorted(missing)}"
     assert "lossscope/reports/render/page.html.j2" in names
+    licenses = [name for name in names if name.endswith("LICENSE") and "/licenses/" in name]
+    assert any("uplot" in name for name in licenses), "the plotting library is shipped with its license"
+    assert not [name for name in names if "axe.min" in name or "browser" in name]
 
 
 def test_the_code_of_the_wheel_is_imported_without_the_checkout(wheel: Path, tmp_path: Path) -> None:

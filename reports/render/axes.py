@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from lossscope.landscape.storage.safe_text import printable
 from lossscope.reports.content import Axis
 
 if TYPE_CHECKING:
@@ -71,5 +72,5 @@ def _signed_powers(low: float, high: float, least: float) -> list[float]:
 
 
 def _label(axis: Axis) -> str:
-    """Return the label with its unit."""
-    return f"{axis.label} ({axis.unit})" if axis.unit not in ("", "1") else axis.label
+    """Return the label with its unit, without control characters."""
+    return printable(f"{axis.label} ({axis.unit})" if axis.unit not in ("", "1") else axis.label)

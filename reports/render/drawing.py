@@ -210,7 +210,7 @@ def _legend(figure: Figure, entries: list[tuple[Any, str]], absent: tuple[str, .
     cross = Line2D([], [], linestyle="none", marker="x", markersize=4, color=str(RC["xtick.color"]))
     nothing = [(cross, f"{_name(name)}: not measured") for name in absent]
     handles = [handle for handle, _ in entries + nothing]
-    labels = [label for _, label in entries + nothing]
+    labels = [printable(label) for _, label in entries + nothing]
     if labels:
         columns = 3 if max(len(label) for label in labels) < 18 else 2
         order = [place for column in range(columns) for place in range(column, len(labels), columns)]  # row by row

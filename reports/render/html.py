@@ -13,17 +13,18 @@ from lossscope.reports.render.page_assets import page_assets
 from lossscope.reports.render.plot_data import embedded, has_data, plot_data
 from lossscope.reports.render.style import PALETTE
 from lossscope.reports.render.svg import inline_svg
-from lossscope.reports.render.table_marks import TableMarks, cell_html
+from lossscope.reports.render.table_marks import TableMarks, cell_html, head_text
 from lossscope.reports.render.terms import terms_of
-from lossscope.reports.shared.number_format import header
 
 if TYPE_CHECKING:
     from jinja2 import Environment
+    from markupsafe import Markup
 
 __all__ = ["document_html", "environment", "report_html"]
 
 _LONG_CAPTION: Final = 200  # characters
 _SENTENCE: Final = re.compile(r"(?<=[.!?]) (?=[^\W\d_a-zα-ω])")
+_COMMAND: Final = re.compile(r"`([^`]+)`")
 _LONGEST_TITLE: Final = 120  # characters of the page's name in a browser
 
 
@@ -67,9 +68,9 @@ def environment() -> Environment:
         lstrip_blocks=True,
     )
     made.filters.update(
-        cell=cell_html, clipped=_clipped, header=header, outcome=outcome_words, printable=printable, unescaped=Markup
+        cell=cell_html, clipped=_clipped, head=head_text, outcome=outcome_words, printable=printable, unescaped=Markup
     )
-    made.filters["opening"] = _opening
+    made.filters.update(opening=_opening, with_commands=_with_commands)
     made.tests["has_data"] = has_data
     made.globals["wide"] = lambda figure: isinstance(figure, Forest) and not figure.narrow
     return made
@@ -90,6 +91,7 @@ def _page(template: str, page: Report | Document, figures: Sequence[FigureData])
         assets=page_assets(plots=bool(plots)),
         data=embedded({"hues": len(PALETTE), "arms": arms, "plots": plots}),
         terms=terms_of(page),
+        keys={figure.key for figure in figures},
     )
 
 
@@ -109,6 +111,13 @@ def _opening(caption: str) -> tuple[str, str]:
     """Return the first sentence of a long caption, and the rest; of a short one, all of it and nothing."""
     first, *rest = _SENTENCE.split(caption, 1) if len(caption) > _LONG_CAPTION else [caption]
     return first, "".join(rest)
+
+
+def _with_commands(words: str) -> Markup:
+    """Return a sentence, escaped, with the commands between its backticks as code."""
+    from markupsafe import Markup, escape
+
+    return Markup(_COMMAND.sub(r"<code>\1</code>", str(escape(printable(words)))))
 
 
 def _clipped(words: str) -> str:

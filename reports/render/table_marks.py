@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Final
 from lossscope.landscape.storage.safe_text import printable
 from lossscope.reports.content import Arm, Cell, Column, Table
 from lossscope.reports.render.terms import explanation
-from lossscope.reports.shared.number_format import cell_text
+from lossscope.reports.shared.number_format import cell_text, header
 
 if TYPE_CHECKING:
     from markupsafe import Markup
 
-__all__ = ["TableMarks", "cell_html"]
+__all__ = ["TableMarks", "cell_html", "head_text"]
 
 _ARMS: Final = ("arm", "run")  # keys of columns that name an arm, or a run of one
 _LAYERS: Final = ("tensor", "matrix", "block", "module")  # keys of columns that name a layer
@@ -30,9 +30,16 @@ def cell_html(cell: Cell) -> Markup:
     """
     from markupsafe import Markup, escape
 
-    words = cell_text(cell)
-    words = words if len(words) <= _LONGEST else f"{words[: _LONGEST - 1]}…"
-    return Markup("<wbr>").join(escape(part) for part in _BREAKS.split(words))
+    return Markup("<wbr>").join(escape(part) for part in _BREAKS.split(_cut(cell_text(cell))))
+
+
+def head_text(column: Column) -> str:
+    """Return the title of a column with its unit, cut as cells are."""
+    return _cut(printable(header(column)))
+
+
+def _cut(words: str) -> str:
+    return words if len(words) <= _LONGEST else f"{words[: _LONGEST - 1]}…"
 
 
 class TableMarks:
@@ -43,10 +50,9 @@ class TableMarks:
         self._runs = {name: arm.hue for arm in arms for name in arm.runs}
 
     def column(self, column: Column) -> Markup:
-        """Return the attributes of a column's head: its arm, and its meaning."""
-        return _attributes(
-            {"class": "words" if column.words else None, "data-arm": self._of(column), "title": explanation(column)}
-        )
+        """Return the attributes of a column's head: its arm, and its meaning or its whole text where it is cut."""
+        title = explanation(column) or (column.title if len(column.title) > _LONGEST else None)
+        return _attributes({"class": "words" if column.words else None, "data-arm": self._of(column), "title": title})
 
     def row(self, table: Table, row: Sequence[Cell]) -> Markup:
         """Return the attributes of a row: the number of its arm, and its layer."""

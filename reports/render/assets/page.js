@@ -123,6 +123,7 @@ const lossscope = (() => {
     const body = table.tBodies[0];
     const rows = Array.from(body.rows);
     for (const [place, head] of Array.from(table.tHead.rows[0].cells).entries()) {
+      if (!head.textContent) continue;
       const button = el("button", { type: "button" }, ...head.childNodes);
       if (head.title) button.dataset.tip = head.title;
       head.removeAttribute("title");

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from hand_made_verdicts import EVERY
 
-from html_page import HtmlPage, assert_inert
+from html_page import HOSTILE, HtmlPage, assert_inert, hostile_report
 from lossscope.landscape.measures.catalogue import known_measures
 from lossscope.reports import dynamics, flatness, overview, render, sharpness, spectral_entropy
 from lossscope.reports.comparison.report import compare_report
@@ -23,8 +23,6 @@ from lossscope.reports.content import (
     Curves,
     Document,
     Forest,
-    Missing,
-    Quantity,
     Report,
     Section,
     Statement,
@@ -33,7 +31,7 @@ from lossscope.reports.content import (
 from lossscope.reports.render.page_assets import UPLOT, asset, page_assets
 from lossscope.reports.render.plot_data import embedded, plot_data
 from lossscope.reports.render.style import PALETTE, ROLES
-from lossscope.reports.render.table_marks import cell_html
+from lossscope.reports.render.table_marks import cell_html, head_text
 from lossscope.reports.render.terms import explanation, terms_of
 
 ROOT = Path(__file__).parents[3]
@@ -42,19 +40,6 @@ PUBLISHED = {
     "uPlot.iife.min.js": "19c8d4c6ad88929a79f4ae49d6f7161566dfd0ba3d15cc495e974f787eb78f1f",
     "uPlot.min.css": "df630c6a8d6f8eeaff264b50f73ce5b114f646ffd9a0bb74f049b0a00135fa04",
     "LICENSE": "8f989229699b4fe2f1a0432d0e9edc338a8a911e250e2d1b01ecd770a5f5b1bd",
-}
-HOSTILE = {
-    "script": "</script><script>alert(1)</script>",
-    "style": "</style><b>x</b>",
-    "quotes": "\"'`><b onmouseover=alert(2)>",
-    "direction": "a\u202eb\u200f\u2066c",
-    "terminal": "\x1b[31mred\x1b[0m\x07",
-    "rich": "[red]x[/red] :smile:",
-    "template": "{{ 7 * 7 }} {% raw %} ${x}",
-    "lines": "a\u2028b\u2029c\nd",
-    "entity": "&lt;script&gt;&#x202e;",
-    "comment": "<!--<script>",
-    "long": "long-" * 820,
 }
 EMPTY = Table("provenance", "Provenance", (Column("what", "what", words=True),), (("torch",),))
 
@@ -90,24 +75,8 @@ def test_a_page_runs_its_own_scripts_and_asks_for_nothing(report, write_run):
 @pytest.mark.parametrize("kind", HOSTILE)
 def test_a_hostile_name_is_text_wherever_it_stands(kind):
     name = HOSTILE[kind]
-    table = Table(
-        "table",
-        name,
-        (Column("arm", name, "", name, words=True), Column("tensor", name, words=True), Column("x", name, name)),
-        ((name, name, Quantity(1.0, error=0.1)), (name, None, 2)),
-        name,
-    )
-    report = page_of(
-        title=name,
-        subtitle=name,
-        alert=name,
-        summary=(Statement(name, "act", "loss"), Statement(name, "look")),
-        notes=(name,),
-        missing=(Missing(name, name),),
-        tables=(table, replace(table, key="again")),
-        figures=(curves(curve(name), absent=(name,), summary=(name,)),),
-        provenance=replace(EMPTY, rows=((name,),)),
-    )
+    report = hostile_report(name)
+    table = report.tables[0]
     section = Section("C1", name, name, None, name, name, name, (table,), (name,), (name,), report.figures)
     document = Document("check", name, name, (section, section), EMPTY, (table,), name, (name,), (name,), name)
     for one in (report, document):
@@ -129,7 +98,7 @@ def test_a_long_cell_is_cut_and_whole_in_its_title():
     page = HtmlPage(render(page_of(tables=(table,)), "html"))
     (cell,) = (attributes for tag, attributes in page.elements if tag == "td" and "title" in attributes)
     assert cell["title"] == HOSTILE["long"]
-    assert len(cell_html(HOSTILE["long"]).replace("<wbr>", "")) == 160
+    assert len(cell_html(HOSTILE["long"]).replace("<wbr>", "")) == len(head_text(Column("x", HOSTILE["long"]))) == 160
 
 
 def test_data_inside_a_script_element_cannot_end_it():
@@ -262,6 +231,11 @@ def test_what_has_no_place_on_an_axis_is_missing_in_a_plot():
     log = replace(curves(curve(median=(0.0, 1e200), low=(-1.0, 1.0))), y=Axis("y", scale="log"))
     (line,) = plot_data(log)["lines"]  # type: ignore[index]
     assert (line["y"], line["low"]) == ([None, None], [None, 1])
+
+
+def test_commands_of_the_first_screen_are_code_and_names_in_them_are_text():
+    page = assert_inert(render(page_of(summary=(Statement("Next: `lossscope compare <a> b`.", "fine"),)), "html"))
+    assert "<code>lossscope compare &lt;a&gt; b</code>." in page.text
 
 
 def test_a_figure_without_data_is_one_line():
