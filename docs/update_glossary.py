@@ -12,6 +12,7 @@ ENTRY = re.compile(r"^\* \*\*(?P<name>.+?)(?<!\\)\*\*(?P<more>[^:]*): (?P<meanin
 LINK = re.compile(r"\s*\[[^\]]*\]\([^)]*\)")
 SYMBOL = re.compile(r"(?P<words>\S+ .+) (?P<symbol>\S*_\S*)")  # "critical learning rate η_c", not "adaptive λ_max"
 NO_TERMS = {"unit of cost", "of the Hessian"}  # remarks in parentheses
+NO_TERMS |= {"curvature", "layers", "total"}  # heads of one table, and words that text has for other things
 
 
 def terms() -> list[dict[str, object]]:
