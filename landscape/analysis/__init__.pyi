@@ -1,8 +1,5 @@
-from .direction_memory import (
-    ArmMemory as ArmMemory,
-    DirectionOfArm as DirectionOfArm,
-    memory_of_arm as memory_of_arm,
-)
+from .arm_memory import ArmMemory as ArmMemory, DirectionOfArm as DirectionOfArm
+from .direction_memory import memory_of_arm as memory_of_arm
 from .gradient_noise import (
     NoiseRecord as NoiseRecord,
     NoiseScale as NoiseScale,

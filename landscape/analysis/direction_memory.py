@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from lossscope.landscape.analysis.arm_memory import ArmMemory, DirectionOfArm, half_life, over_seeds
 from lossscope.landscape.analysis.minibatch_windows import OBJECTS, lagged_cosines_of
-from lossscope.landscape.analysis.seed_pooling import MISSING, Pooled, pooled, seed_of
+from lossscope.landscape.analysis.seed_pooling import MISSING, pooled, seed_of
 from lossscope.probes.dynamics.direction_memory import (
     DirectionMemory,
+    LaggedCosines,
     angular_velocity,
     direction_memory,
     memory_difference,
@@ -32,31 +33,8 @@ class _RunMemory:
     differences: dict[int, Estimate]  # D(k) = A_v(k) - A_g(k) by lag; empty without a shear
 
 
-@dataclass(frozen=True)
-class DirectionOfArm:
-    """Direction autocorrelation of one object over the seeds of an arm."""
-
-    raw: dict[int, Pooled]  # by lag
-    normalized: dict[int, Pooled]  # A(k) by lag
-    ceiling: Pooled
-    angular_velocity: Estimate  # radians per step, of A(1) over the seeds
-    half_life: tuple[float, float]  # steps: A is above 1/2 up to the first lag, below at the second; 0, inf: unknown
-    null_sd: float  # standard deviation of one raw cosine of random vectors
-
-
-@dataclass(frozen=True)
-class ArmMemory:
-    """Direction memory over the runs of an arm."""
-
-    windows: int  # total over all runs
-    lags: tuple[int, ...]
-    directions: dict[str, DirectionOfArm]
-    differences: dict[int, Pooled]
-
-
-def _run_memory(run: Run, draws: int) -> _RunMemory | None:
+def _run_memory(cosines: Mapping[str, LaggedCosines], draws: int) -> _RunMemory | None:
     """Compute the direction memory of a run; None if no pair of minibatches was sampled."""
-    cosines = lagged_cosines_of(run)
     if not cosines:
         return None
     found = {kind: direction_memory(one, draws=draws) for kind, one in cosines.items()}
@@ -68,7 +46,10 @@ def _run_memory(run: Run, draws: int) -> _RunMemory | None:
 
 
 def memory_of_arm(runs: Sequence[Run], *, draws: int = 2000) -> ArmMemory | None:
-    """Compute the direction memory of an arm, pooled over its seeds if there are several: see `pooled`.
+    """Compute the direction memory of an arm: of its seeds together, or of one seed over its windows.
+
+    With two or more seeds each A is the ratio of the means over all of them, with a jackknife interval over seeds: no
+    seed needs an interval of its own, which a seed with few windows or a small ceiling lacks.
 
     Args:
         runs: Runs of one arm.
@@ -77,7 +58,10 @@ def memory_of_arm(runs: Sequence[Run], *, draws: int = 2000) -> ArmMemory | None
     Returns:
         The direction memory; None if no pair of minibatches was sampled in any run.
     """
-    found = [(seed_of(run), _run_memory(run, draws) or _RunMemory(0, {}, {})) for run in runs]
+    cosines = [(seed_of(run), lagged_cosines_of(run)) for run in runs]
+    if len({seed for seed, found in cosines if found}) > 1:
+        return over_seeds(cosines)
+    found = [(seed, _run_memory(one, draws) or _RunMemory(0, {}, {})) for seed, one in cosines]
     kinds = [kind for kind in OBJECTS if any(kind in memory.directions for _, memory in found)]
     if not kinds:
         return None
@@ -99,21 +83,9 @@ def _direction(found: Sequence[tuple[object, DirectionMemory | None]], lags: Seq
         normalized,
         pooled((seed, MISSING if one is None else one.ceiling) for seed, one in found),
         angular_velocity(normalized[1].estimate) if 1 in normalized else MISSING,
-        _half_life(normalized),
+        half_life(normalized),
         next(one.null_sd for _, one in found if one is not None),
     )
-
-
-def _half_life(normalized: dict[int, Pooled]) -> tuple[float, float]:
-    """Return the last lag up to which the interval of A is above 1/2, and the first at which it is below."""
-    above, below = 0.0, math.inf
-    for lag, one in reversed(normalized.items()):
-        below = float(lag) if one.judged and one.estimate.high < 0.5 else below
-    for lag, one in normalized.items():
-        if not (one.judged and one.estimate.low > 0.5):
-            break
-        above = float(lag)
-    return above, below
 
 
 def _at(memory: DirectionMemory | None, which: Literal["raw", "normalized"], lag: int) -> Estimate:

@@ -50,10 +50,10 @@ SEEDS_NOTE: Final = (
     '"(n missing)": n seeds have no value; the statistics are over the remaining seeds.'
 )
 INTERVAL_NOTE: Final = (
-    "With two or more seeds: mean and 95 % t-interval over seeds. With one seed: interval within that run; it says "
-    "nothing about other seeds. [−∞, ∞] means that no reliable interval exists: fewer than five windows, several runs "
-    "of a single seed, or a seed with an unbounded interval. These cases, and cases with missing seeds, are "
-    "inconclusive."
+    "With two or more seeds: mean and 95 % t-interval over seeds; A and D are ratios of means over all seeds with a "
+    "jackknife interval over seeds. With one seed: interval within that run; it says nothing about other seeds. "
+    "[−∞, ∞] means that no reliable interval exists: one seed with fewer than five windows or several runs, a ceiling "
+    "that may be 0, or a seed with an unbounded interval. These cases, and cases with missing seeds, are inconclusive."
 )
 DYNAMICS_NOTE: Final = (
     "Angles and cosines are invariant under rotations of the parameters but not under rescalings of layers: they are "

@@ -21,9 +21,11 @@ from lossscope.landscape.analysis import (
     pooled,
     trigger_of,
 )
+from lossscope.landscape.analysis.arm_memory import jackknifed
 from lossscope.landscape.analysis.minibatch_windows import lagged_cosines_of
 from lossscope.landscape.run import Run
 from lossscope.landscape.storage.run_store import RunStore
+from lossscope.landscape.verdicts.statistic_values import _cosines, jackknifed_memory
 from lossscope.optimizer.ascent.trigger import TriggerState, adaptive
 from lossscope.probes.dynamics.gradient_noise import noise_scale
 from lossscope.probes.dynamics.trigger_test import timer_test, trigger_test
@@ -473,3 +475,57 @@ def test_too_few_samples_are_not_judged(recorded: Callable[..., Run]) -> None:
     rows = [row for row in layers(1e-4) if row[0] == "steps" or row[1]["step"] % 30 != 0 or row[1]["tensor"] == "out"]
     holes = layers_of(recorded(rows, "holes"))
     assert (holes.judged, holes.since) == (30, 110)  # for at least one layer
+
+
+def weak(seed: int, turns: dict[str, float]) -> Rows:
+    """Yield four windows of a seed whose ceilings are near 0: in single windows, also below it."""
+    generator = np.random.default_rng(seed)
+    for kind, kept in turns.items():
+        for begin in range(0, 160, 40):
+            ceiling = 0.1 + 0.08 * generator.standard_normal()
+            cosine = 0.1 * kept + 0.08 * generator.standard_normal()
+            yield from samples({(begin, 0): ceiling, (begin, 5): cosine}, kind)
+
+
+def test_ten_seeds_have_an_interval_where_single_seeds_have_none(recorded: Callable[..., Run]) -> None:
+    turns = {"gradient": 0.2, "shear": 0.9}
+    runs = [recorded(weak(k, turns), f"s{k}", seeds={"init": k}) for k in range(10)]
+    alone = [memory_of_arm([run]).directions["shear"].normalized[5].estimate for run in runs]
+    assert any(math.isinf(one.high) for one in alone)
+    memory = memory_of_arm(runs)
+    for kind, kept in turns.items():
+        found = memory.directions[kind].normalized[5]
+        assert found.judged
+        assert found.estimate.low < kept < found.estimate.high
+    # The claims of `lossscope check` compute D by their own code.
+    values = jackknifed_memory([_cosines(run, 5) for run in runs])
+    assert memory.differences[5].estimate.value == pytest.approx(np.mean(values), rel=1e-12)
+    assert memory.differences[5].estimate.stderr == pytest.approx(np.std(values, ddof=1) / math.sqrt(10), rel=1e-12)
+
+
+def test_the_jackknife_of_a_mean_is_students_interval() -> None:
+    values = [1.0, 2.0, 4.0, 8.0]
+    found = jackknifed([np.array([value, 1.0]) for value in values], lambda one: float(one[0] / one[1])).estimate
+    expected = pooled((place, own(value, 0.0)) for place, value in enumerate(values)).estimate
+    assert (found.value, found.low, found.high) == pytest.approx((expected.value, expected.low, expected.high))
+
+
+def test_the_jackknife_covers_a_ratio_of_means_in_most_draws() -> None:
+    generator, inside = np.random.default_rng(1), 0
+    for _ in range(400):
+        below = 0.1 + 0.03 * generator.standard_normal(10)
+        above = 0.5 * below + 0.02 * generator.standard_normal(10)
+        sums = [np.array([a, b]) for a, b in zip(above, below, strict=True)]
+        found = jackknifed(sums, lambda one: float(one[0] / one[1])).estimate
+        inside += found.low <= 0.5 <= found.high
+    assert 368 <= inside <= 392  # 95 % of 400, and three standard deviations
+
+
+def test_a_ceiling_that_may_be_zero_leaves_the_ends_open(recorded: Callable[..., Run]) -> None:
+    ceilings = [0.3, -0.25, 0.2, -0.2]
+    runs = [
+        recorded(samples({(0, 0): ceiling, (0, 1): 0.1}), f"s{k}", seeds={"init": k})
+        for k, ceiling in enumerate(ceilings)
+    ]
+    found = memory_of_arm(runs).directions["gradient"].normalized[1]
+    assert (found.estimate.low, found.estimate.high, found.judged) == (-math.inf, math.inf, False)

@@ -1,0 +1,79 @@
+"""A column of the spectra table by matrix and step: medians over the seeds of an arm, and the value of white noise."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from lossscope.landscape.analysis.series import FloatArray
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from lossscope.landscape.run import Run
+
+__all__ = ["LayerSpectra", "layer_spectra"]
+
+
+@dataclass(frozen=True, eq=False)
+class LayerSpectra:
+    """A quantity of every matrix at every step with spectra, median over the seeds."""
+
+    names: tuple[str, ...]  # in the order of the model; `name[3]` is a slice of a batched matrix
+    steps: FloatArray  # (T,)
+    values: FloatArray  # (matrices, T), nan where there is none
+    null: FloatArray  # (matrices,) energy entropy over ln r of white noise of the shape; nan if unknown
+
+
+def layer_spectra(
+    runs: Sequence[Run], objects: Sequence[str], column: str, *, names: Sequence[str] | None = None
+) -> LayerSpectra:
+    """Return a column of the spectra table by matrix and step.
+
+    Args:
+        runs: Runs of one arm.
+        objects: Objects, the preferred first: of each run, matrix and step the first that was recorded counts.
+        column: A column of floats.
+        names: The matrices, in this order; all by default.
+
+    Returns:
+        The medians over the seeds with a value.
+    """
+    import pandas as pd
+
+    parts = [_preferred(run, objects) for run in runs]
+    rows = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+    if not len(rows):
+        return LayerSpectra(
+            tuple(names or ()), np.empty(0), np.empty((len(names or ()), 0)), np.empty(len(names or ()))
+        )
+    order = list(names if names is not None else dict.fromkeys(rows["matrix"]))
+    wide = rows.pivot_table(index="matrix", columns="step", values=column, aggfunc="median", dropna=False)
+    wide = wide.reindex(order).sort_index(axis=1)
+    null = rows.groupby("matrix")["null"].median().reindex(order).to_numpy(dtype=np.float64)
+    return LayerSpectra(tuple(order), wide.columns.to_numpy(dtype=np.float64), wide.to_numpy(dtype=np.float64), null)
+
+
+def _preferred(run: Run, objects: Sequence[str]) -> pd.DataFrame:
+    """Return the rows of a run with the first of the objects that was recorded, named by matrix, with their null."""
+    rows = run.spectra[run.spectra["object"].isin(objects)]
+    slices = rows["slice"].to_numpy(dtype=np.float64, na_value=np.nan)
+    names = [
+        str(tensor) if np.isnan(part) else f"{tensor}[{part:.0f}]"
+        for tensor, part in zip(rows["tensor"], slices, strict=True)
+    ]
+    ranks = np.log([max(len(values), 1) for values in rows["values"]])
+    with np.errstate(all="ignore"):
+        null = (
+            rows["entropy_energy"].to_numpy(dtype=np.float64) + rows["excess_order"].to_numpy(dtype=np.float64) / ranks
+        )
+    rows = rows.assign(matrix=names, null=null, place=rows["object"].map(list(objects).index))
+    rows = rows.sort_values("place", kind="stable").drop_duplicates(["matrix", "step"])
+    order = {name: place for place, name in enumerate(dict.fromkeys(names))}
+    found: pd.DataFrame = rows.sort_values(
+        ["matrix", "step"], key=lambda one: one.map(order) if one.name == "matrix" else one
+    )
+    return found
