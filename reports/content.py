@@ -20,6 +20,8 @@ __all__ = [
     "Finding",
     "Forest",
     "ForestRow",
+    "HeatMap",
+    "HeatPanel",
     "Missing",
     "Numbers",
     "Points",
@@ -226,7 +228,33 @@ class Forest:
     summary: tuple[str, ...] = ()
 
 
-FigureData: TypeAlias = Curves | Cloud | Spectra | Forest
+@dataclass(frozen=True)
+class HeatPanel:
+    """A panel of a heat map: a row of values for each label of the figure, and one value beside it."""
+
+    title: str
+    values: tuple[Numbers, ...]  # one row per label, one value per column
+    beside: Numbers = ()  # one value per label, such as a null; empty for none
+
+
+@dataclass(frozen=True)
+class HeatMap:
+    """A figure of rows of colored cells, one scale of colors for all panels."""
+
+    key: str
+    title: str
+    caption: str
+    x: Axis  # of the columns, which are equally wide
+    color: Axis  # with limits
+    columns: Numbers
+    rows: tuple[str, ...]
+    panels: tuple[HeatPanel, ...]
+    beside: str = ""  # name of the values beside the panels
+    absent: tuple[str, ...] = ()
+    summary: tuple[str, ...] = ()
+
+
+FigureData: TypeAlias = Curves | Cloud | Spectra | Forest | HeatMap
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import numpy as np
 
 from lossscope.landscape.analysis.arms import by_arm
 from lossscope.reports.content import Cell, Column, Report, Table
+from lossscope.reports.entropy.heat_maps import entropy_maps
 from lossscope.reports.entropy.tables import newton_schulz_table, order_table
 from lossscope.reports.first_screen.screen import with_first_screen
 from lossscope.reports.shared.completed import completed
@@ -39,6 +40,7 @@ _SUBJECT: Final = (Column("object", "object", words=True), Column("arm", "arm", 
 _ENTROPY_COLUMNS: Final = (
     *_SUBJECT,
     Column("matrices", "matrices", "", "number of spectra: matrices times seeds"),
+    Column("norm", "‖M‖_F", "", "Frobenius norm"),
     Column("entropy_energy", "energy entropy", "1", "entropy of s²/Σs² over ln r"),
     Column("entropy_nuclear", "nuclear entropy", "1", "entropy of s/Σs over ln r"),
     Column("stable_rank", "stable rank", "1", "‖M‖_F² / ‖M‖_2²"),
@@ -73,7 +75,7 @@ def spectral_entropy(runs: Sequence[Run]) -> Report:
         kind="entropy",
         title="Spectral entropy",
         subtitle=runs_in_words(runs),
-        findings=(entropy_raised(runs), spectra_precise(runs)),
+        findings=(*([entropy_raised(runs)] if _orthogonalize(runs) else []), spectra_precise(runs)),
         tables=in_loss_unit(
             (
                 _entropy_table(runs),
@@ -85,8 +87,13 @@ def spectral_entropy(runs: Sequence[Run]) -> Report:
             ),
             runs,
         ),
-        figures=(entropy_figure(runs),),
-        notes=(*ending_notes(runs), *_update_notes(runs), FLATTENING_NOTE, VERDICT_NOTE),
+        figures=(entropy_figure(runs), *entropy_maps(runs)),
+        notes=(
+            *ending_notes(runs),
+            *_update_notes(runs),
+            *([FLATTENING_NOTE] if _orthogonalize(runs) else []),
+            VERDICT_NOTE,
+        ),
         missing=missing_spectra(runs),
         provenance=provenance(runs),
     )
@@ -95,7 +102,7 @@ def spectral_entropy(runs: Sequence[Run]) -> Report:
 
 def _entropy_table(runs: Sequence[Run]) -> Table:
     """Return entropies and ranks per object and arm."""
-    columns = ("entropy_energy", "entropy_nuclear", "stable_rank", "effective_rank")
+    columns = ("norm", "entropy_energy", "entropy_nuclear", "stable_rank", "effective_rank")
     rows: tuple[tuple[Cell, ...], ...] = tuple(
         (words, arm, len(rows), *(mean_and_range(_numbers(rows, column)) for column in columns))
         for words, arm, rows in _subjects(runs)
@@ -136,6 +143,11 @@ def _subjects(runs: Sequence[Run]) -> list[tuple[str, str, pd.DataFrame]]:
         for arm, rows in arms.items()
     ]
     return [subject for subject in subjects if len(subject[2])]
+
+
+def _orthogonalize(runs: Sequence[Run]) -> bool:
+    """Return True if any run recorded the output of Newton-Schulz."""
+    return any((run.spectra["object"] == "orthogonal").any() for run in runs)
 
 
 def _update_notes(runs: Sequence[Run]) -> tuple[str, ...]:

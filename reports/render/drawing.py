@@ -18,6 +18,7 @@ from lossscope.reports.content import (
     Curves,
     FigureData,
     Forest,
+    HeatMap,
     Numbers,
     Points,
     Spectra,
@@ -27,6 +28,7 @@ from lossscope.reports.content import (
 )
 from lossscope.reports.render.axes import dress
 from lossscope.reports.render.forest import forest_figure
+from lossscope.reports.render.heat_map import heat_map_figure
 from lossscope.reports.render.style import HEIGHT, RC, WIDTH, hue_color
 
 if TYPE_CHECKING:
@@ -131,6 +133,8 @@ def draw_figure(data: FigureData) -> Figure:
 
     if isinstance(data, Forest):
         return forest_figure(data)
+    if isinstance(data, HeatMap):
+        return heat_map_figure(data)
     with rc_context(RC):
         figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
         ax = figure.subplots()

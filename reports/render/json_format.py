@@ -14,6 +14,7 @@ from lossscope.reports.content import (
     FigureData,
     Finding,
     Forest,
+    HeatMap,
     Quantity,
     Report,
     Section,
@@ -104,7 +105,13 @@ def _section(section: Section) -> dict[str, object]:
 
 def _figure(figure: FigureData) -> dict[str, object]:
     """Return a figure with its data."""
-    kinds: dict[type, str] = {Curves: "curves", Cloud: "points", Spectra: "spectra", Forest: "forest"}
+    kinds: dict[type, str] = {
+        Curves: "curves",
+        Cloud: "points",
+        Spectra: "spectra",
+        Forest: "forest",
+        HeatMap: "heat_map",
+    }
     return {"kind": kinds[type(figure)], **asdict(figure)}
 
 

@@ -31,8 +31,10 @@ _NOTE: Final = (
 _EVERY_NOTE: Final = "Medians over seeds, with the largest measurement error or, of several seeds, their range."
 
 
-def bars(values: Sequence[float | None]) -> str:
+def bars(values: Sequence[float | None], limits: tuple[float, float] | None = None) -> str:
     """Return numbers as a line of bars, a dot for a missing one; of many numbers, equally spaced ones with both ends.
+
+    With `limits`, they are the values of the lowest and of the highest bar, on a linear scale.
 
     Example:
         >>> bars([1, 2, None, 3, 4])
@@ -44,10 +46,10 @@ def bars(values: Sequence[float | None]) -> str:
     finite = there[np.isfinite(there)]
     if not len(finite):
         return _GAP * len(there)
-    if finite.min() > 0 and finite.max() > _WIDE * finite.min():
+    if limits is None and finite.min() > 0 and finite.max() > _WIDE * finite.min():
         there, finite = np.log(there), np.log(finite)
-    low, span = finite.min(), (finite.max() - finite.min()) or 1.0
-    places = (there - low) / span * (len(_BARS) - 1)
+    low, high = limits or (finite.min(), finite.max())
+    places = np.clip((there - low) / ((high - low) or 1.0), 0, 1) * (len(_BARS) - 1)
     return "".join(_BARS[round(place)] if np.isfinite(place) else _GAP for place in places)
 
 
