@@ -18,18 +18,24 @@ from lossscope.reports.dynamics.minibatch_tables import (
     noise_records,
     noise_table,
 )
-from lossscope.reports.dynamics.shear_energy_tables import energy_table, missing_shear_and_energy, shear_table
+from lossscope.reports.dynamics.shear_energy_tables import (
+    ascent_table,
+    energy_table,
+    missing_shear_and_energy,
+    shear_table,
+)
 from lossscope.reports.dynamics.step_tables import (
     alignment_table,
     injection_table,
     layer_records,
     layer_table,
     step_quality_table,
+    step_terms_table,
 )
 from lossscope.reports.dynamics.trigger_tables import missing_triggers, trigger_tables, triggers_of
 from lossscope.reports.first_screen.screen import with_first_screen
 from lossscope.reports.shared.completed import completed
-from lossscope.reports.shared.cost_tables import overhead_table
+from lossscope.reports.shared.cost_tables import overhead_table, pace_table
 from lossscope.reports.shared.figures import (
     energy_figure,
     loss_figure,
@@ -66,7 +72,8 @@ def dynamics(runs: Sequence[Run]) -> Report:
         runs: Any runs; live, crashed and failed runs are allowed.
 
     Returns:
-        The report as data. A quantity that no run recorded has no table; `missing` states how to record it.
+        The report as data. A quantity that no run recorded has no table and no finding; `missing` states how to record
+        it, unless no optimizer of the runs has it.
     """
     memories, triggers = memories_of(runs), triggers_of(runs)
     noises, layers = noise_records(runs), layer_records(runs)
@@ -74,11 +81,15 @@ def dynamics(runs: Sequence[Run]) -> Report:
         kind="dynamics",
         title="Training dynamics",
         subtitle=runs_in_words(runs),
-        findings=(
-            shear_keeps_longer(memories),
-            trigger_beats_noise(triggers),
-            model_predicted(runs),
-            layers_stayed(layers),
+        findings=tuple(
+            finding
+            for finding, there in (
+                (shear_keeps_longer(memories), any(one and "shear" in one.directions for one in memories.values())),
+                (trigger_beats_noise(triggers), bool(triggers)),
+                (model_predicted(runs), any(map(step_evaluations, runs))),
+                (layers_stayed(layers), bool(layers)),
+            )
+            if there
         ),
         tables=in_loss_unit(
             (
@@ -86,12 +97,15 @@ def dynamics(runs: Sequence[Run]) -> Report:
                 *trigger_tables(triggers),
                 *noise_table(noises),
                 *step_quality_table(runs),
+                *step_terms_table(runs),
                 *alignment_table(runs),
                 *shear_table(runs),
+                *ascent_table(runs),
                 *injection_table(runs),
                 *energy_table(runs),
                 *layer_table(layers),
                 *norm_table(runs),
+                *pace_table(runs),
                 *overhead_table(runs),
             ),
             runs,

@@ -1,4 +1,4 @@
-"""Tables of the shear-force angle and of the Fisher energy: by arm, by track and by layer."""
+"""Tables of the shear-force angle, of the ascent and of the Fisher energy: by arm, by track and by layer."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from lossscope.landscape.run import Run
 
-__all__ = ["energy_table", "missing_shear_and_energy", "shear_table"]
+__all__ = ["ascent_table", "energy_table", "missing_shear_and_energy", "shear_table"]
 
 _WORDS: Final = (Column("arm", "arm", words=True), Column("tensor", "tensor", words=True))
 _SHEAR_COLUMNS: Final = (
@@ -30,7 +30,17 @@ _SHEAR_COLUMNS: Final = (
     Column("shear_ratio", "‖s‖ / ‖g‖", "1", "norm of the fresh shear over the norm of the base gradient g"),
     Column("freshness", "freshness", "1", "cosine between the stored shear and the fresh shear that replaces it"),
     Column("phi", "phi", "1", "cosine between g and the stored shear, also at steps without an angle"),
-    Column("surrogate_gap", "surrogate gap", LOSS, "adversarial loss minus loss; whole model only"),
+)
+_ASCENT_COLUMNS: Final = (
+    *_WORDS,
+    Column("samples", "samples", "", "steps times seeds (times tensors, for a track) with a recorded ascent"),
+    Column("perturbation_norm", "‖e‖", "1", "norm of the ascent e from the parameters to the adversarial point"),
+    Column("relative_radius", "‖e‖ / ‖W‖", "1", "norm of the ascent over that of the parameters (all: after the step)"),
+    Column("adversarial_norm", "‖g_adv‖", LOSS, "norm of the gradient at the adversarial point; whole model only"),
+    Column("adversarial_loss", "adversarial loss", LOSS, "batch loss at the adversarial point; whole model only"),
+    Column("surrogate_gap", "surrogate gap", LOSS, "adversarial loss minus loss: what the ascent gained; whole model"),
+    Column("secant_gradient", "secant, gradients", LOSS, "<g_adv − g, e> / ‖e‖²: curvature along e"),
+    Column("secant_loss", "secant, losses", LOSS, "2 (surrogate gap − <g, e>) / ‖e‖²: the same from two losses"),
 )
 _ENERGY_COLUMNS: Final = (
     *_WORDS,
@@ -39,6 +49,7 @@ _ENERGY_COLUMNS: Final = (
     Column(
         "energy_rms", "E / √n", "1", "E over the square root of the number of entries: a signal-to-noise ratio, 0 to 1"
     ),
+    Column("alignment", "<O, A>", "1", "inner product of A with its orthogonalization O: near the nuclear norm of A"),
     Column("natural_energy", "natural", LOSS_SQUARED, "Σ A² v of one tensor, with v the bias-corrected second moment"),
     Column("gradient_energy", "gradient", LOSS, "Σ g² / (√v + eps) of one tensor"),
     Column("update_energy", "update", LOSS_SQUARED, "Σ ΔW² v of one tensor"),
@@ -50,6 +61,7 @@ _ENERGY_COLUMNS: Final = (
     ),
 )
 _ANGLE: Final = ("adversarial_angle",)
+_ASCENT: Final = ("perturbation_norm", "surrogate_gap")
 _ENERGIES: Final = tuple(column.key for column in _ENERGY_COLUMNS[3:])
 _TRACKS: Final = ("matrix", "vector")
 _TRACK_NOTE: Final = (
@@ -58,8 +70,11 @@ _TRACK_NOTE: Final = (
 )
 _SHEAR_NOTE: Final = (
     "`all` treats the parameters as one vector. Each tensor has its own projection: its shear is not a component of "
-    "the shear of `all`. For `all`, phi and the surrogate gap are recorded at every step with a value, more often than "
-    "the angle."
+    "the shear of `all`. For `all`, phi is recorded at every step with a value, more often than the angle."
+)
+_ASCENT_NOTE: Final = (
+    "A surrogate gap below 0 is an ascent that lowered the batch loss. The two secants agree where the loss is "
+    "quadratic along the ascent; both are of the step's batch, not of the fixed data of curvature."
 )
 _MOST_TENSORS: Final = 20  # rows per arm
 _SHEAR_HOW: Final = (
@@ -89,6 +104,21 @@ def shear_table(runs: Sequence[Run]) -> tuple[Table, ...]:
     rows, more = _arms(runs, _SHEAR_COLUMNS, _ANGLE, _whole)
     note = " ".join([_SHEAR_NOTE, _TRACK_NOTE, *more])
     return (Table("shear", title, _SHEAR_COLUMNS, tuple(rows), note),) if rows else ()
+
+
+def ascent_table(runs: Sequence[Run]) -> tuple[Table, ...]:
+    """Return the ascent of each arm: its size, what it gained, and the curvature along it.
+
+    Args:
+        runs: Any runs. An arm without a recorded ascent has no row.
+
+    Returns:
+        One table, or none if no run recorded an ascent.
+    """
+    title = "Ascent, surrogate gap and secant curvature: median [range over sampled steps and seeds]"
+    rows, more = _arms(runs, _ASCENT_COLUMNS, _ASCENT, _ascents)
+    note = " ".join([_ASCENT_NOTE, *more])
+    return (Table("ascent", title, _ASCENT_COLUMNS, tuple(rows), note),) if rows else ()
 
 
 def energy_table(runs: Sequence[Run]) -> tuple[Table, ...]:
@@ -166,7 +196,7 @@ def _rows(
     for part, seeds in parts.items():
         values = [np.concatenate([_numbers(seed, column.key) for seed in seeds]) for column in columns]
         if any(np.isfinite(of_column).any() for of_column in values):
-            samples = sum(int(seed[list(counted)].notna().any(axis=1).sum()) for seed in seeds)
+            samples = sum(int(seed[[c for c in counted if c in seed]].notna().any(axis=1).sum()) for seed in seeds)
             rows.append((arm, part, samples, *map(median_and_range, values)))
     return rows
 
@@ -186,6 +216,12 @@ def _whole(run: Run) -> pd.DataFrame:
     """Return `steps` with the ratio of shear to gradient norm, which is not recorded; infinite for a zero gradient."""
     steps = run.steps
     return steps.assign(shear_ratio=steps["shear_norm"] / steps["gradient_norm"])
+
+
+def _ascents(run: Run) -> pd.DataFrame:
+    """Return `steps` with the relative size of the ascent, from the weights after the step."""
+    steps = run.steps
+    return steps.assign(relative_radius=steps["perturbation_norm"] / steps["weight_norm"])
 
 
 def _ascended(run: Run) -> bool:

@@ -18,7 +18,14 @@ if TYPE_CHECKING:
     from lossscope.landscape.analysis import LayerRecord
     from lossscope.landscape.run import Run
 
-__all__ = ["alignment_table", "injection_table", "layer_records", "layer_table", "step_quality_table"]
+__all__ = [
+    "alignment_table",
+    "injection_table",
+    "layer_records",
+    "layer_table",
+    "step_quality_table",
+    "step_terms_table",
+]
 
 _ARM: Final = Column("arm", "arm", words=True)
 _EVALUATIONS: Final = Column("evaluations", "evaluations", "", "curvature evaluations of all runs")
@@ -31,6 +38,15 @@ _QUALITY_COLUMNS: Final = (
     Column("secant_curvature", "secant curvature", LOSS, "s'y / s's: mean curvature over the step"),
     Column("directional_sharpness", "D'HD / ‖D‖²", LOSS, "curvature along the step at its start"),
     Column("lambda_max", "λ_max", LOSS, "largest curvature of any direction, after the step"),
+)
+_TERM_COLUMNS: Final = (
+    _ARM,
+    _EVALUATIONS,
+    Column("loss_change", "ΔL", LOSS, "change of the loss on the fixed data along the step D"),
+    Column("first_remainder", "R1", LOSS, "ΔL − g'D: what the linear model misses"),
+    Column("second_remainder", "R2", LOSS, "R1 − D'HD/2: what the quadratic model misses"),
+    Column("secant_norm", "‖y‖ / ‖s‖", LOSS, "change y of the gradient over the length of the step s"),
+    Column("secant_alignment", "cos(s, y)", "1", "1 where the change of the gradient is parallel to the step"),
 )
 _ALIGNMENT_COLUMNS: Final = (
     _ARM,
@@ -46,6 +62,8 @@ _INJECTION_COLUMNS: Final = (
     _ARM,
     Column("tensor", "tensor", words=True),
     Column("samples", "samples", "", "steps times seeds with an injected shear and a recorded angle"),
+    Column("strength", "α", "1", "strength of the injected shear; whole model only"),
+    Column("injected", "‖injected‖", LOSS, "norm of the shear added to the gradient; single tensors only"),
     Column("angle", "angle", "°", "angle between the update with and without the shear"),
 )
 _QUALITY_NOTE: Final = (
@@ -53,6 +71,7 @@ _QUALITY_NOTE: Final = (
     "their rounding error are missing, not small. If the linear and the quadratic term cancel, the trust ratio is far "
     "from 1 although the model is accurate: use r2."
 )
+_TERM_NOTE: Final = "Compare R1 and R2 with ΔL: a remainder as large as the change is a model that says nothing."
 _ALIGNMENT_NOTE: Final = (
     "Medians and ranges over evaluations and seeds. Compare each share with that of a random vector."
 )
@@ -73,6 +92,17 @@ def step_quality_table(runs: Sequence[Run]) -> tuple[Table, ...]:
             rows.append((arm, len(found), *(median_and_range(values) for values in (*model, *curvature))))
     title = "Accuracy of the quadratic model of the loss: median [range over evaluations and seeds]"
     return (Table("step_quality", title, _QUALITY_COLUMNS, tuple(rows), _QUALITY_NOTE),) if rows else ()
+
+
+def step_terms_table(runs: Sequence[Run]) -> tuple[Table, ...]:
+    """Return the loss change along the step and what its models miss, for each arm; empty if no step was evaluated."""
+    rows: list[tuple[Cell, ...]] = []
+    for arm, members in by_arm(runs).items():
+        found = [_values(members, column.key) for column in _TERM_COLUMNS[2:]]
+        if any(found):
+            rows.append((arm, max(map(len, found)), *map(median_and_range, found)))
+    title = "Loss change along the step and its remainders: median [range over evaluations and seeds]"
+    return (Table("step_terms", title, _TERM_COLUMNS, tuple(rows), _TERM_NOTE),) if rows else ()
 
 
 def alignment_table(runs: Sequence[Run]) -> tuple[Table, ...]:
@@ -107,13 +137,16 @@ def _injections(arm: str, runs: Sequence[Run]) -> Iterable[tuple[Cell, ...]]:
     """Return the row of an arm's whole update, then one row per tensor."""
     whole = [angle for run in runs for angle in _degrees(run.steps)]
     if whole:
-        yield arm, "all", len(whole), median_and_range(whole)
-    tensors: dict[str, list[float]] = {}
+        strength = [number(value) for run in runs for value in run.steps["alpha"].dropna()]
+        yield arm, "all", len(whole), median_and_range(strength), Quantity(None), median_and_range(whole)
+    tensors: dict[str, tuple[list[float | None], list[float]]] = {}
     for run in runs:
         for name, rows in run.tensors.dropna(subset=["injection_angle"]).groupby("tensor", sort=False):
-            tensors.setdefault(str(name), []).extend(_degrees(rows))
-    for name, angles in tensors.items():
-        yield arm, name, len(angles), median_and_range(angles)
+            norms, angles = tensors.setdefault(str(name), ([], []))
+            norms += [number(value) for value in rows["injected_norm"].dropna()]
+            angles += _degrees(rows)
+    for name, (norms, angles) in tensors.items():
+        yield arm, name, len(angles), Quantity(None), median_and_range(norms), median_and_range(angles)
 
 
 def _degrees(rows: pd.DataFrame) -> list[float]:

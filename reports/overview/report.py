@@ -168,6 +168,8 @@ _MEASURES: Final[tuple[tuple[str, str, Callable[[Run], float | None]], ...]] = (
     ("train loss, last step", LOSS, _step("loss")),
     ("train loss, all training data", LOSS, _probe("train_loss")),
     ("test loss", LOSS, _probe("test_loss")),
+    ("train accuracy", "%", _step("train_accuracy", 100)),
+    ("test loss, last logged", LOSS, _step("test_loss")),
     ("test accuracy", "%", _step("test_accuracy", 100)),
     ("λ_max", LOSS, _probe("lambda_max")),
     ("trace", LOSS, _probe("trace")),
@@ -179,7 +181,8 @@ _MEASURES: Final[tuple[tuple[str, str, Callable[[Run], float | None]], ...]] = (
     ("Fisher energy of matrices, E / √numel", "", _energy),
     ("recording overhead", "%", overhead_percent),
 )
-_OPTIONAL: Final = ("train loss, all training data", "test loss")  # a Recorder that was not given the data has neither
+# A Recorder that was not given the data has neither loss; training loops log the other two or not.
+_OPTIONAL: Final = ("train loss, all training data", "test loss", "train accuracy", "test loss, last logged")
 _ERRORS: Final = (
     ("λ_max: largest bound", "lambda_max"),
     ("trace: largest standard error", "trace"),

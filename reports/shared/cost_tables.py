@@ -1,4 +1,4 @@
-"""Tables of the cost of curvature and of the recording overhead by instrument."""
+"""Tables of the cost of curvature, of the steps, and of the recording overhead by instrument."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
 from lossscope.landscape.recording.overhead import INSTRUMENTS
-from lossscope.reports.content import Column, Table
+from lossscope.reports.content import Cell, Column, Table
 from lossscope.reports.shared.quantities import curvature_cost, number, overhead_percent
 
 if TYPE_CHECKING:
     from lossscope.landscape.run import Run
 
-__all__ = ["cost_table", "overhead_table"]
+__all__ = ["cost_table", "overhead_table", "pace_table"]
 
 _COST_COLUMNS: Final = (
     Column("run", "run", words=True),
@@ -21,6 +21,13 @@ _COST_COLUMNS: Final = (
     Column("seconds", "curvature", "s", "wall time of the curvature evaluations"),
     Column("gradients", "gradients", "", "the same time in units of one gradient of the same loss, if recorded"),
     Column("overhead", "overhead", "%", "share of the wall time spent on recording"),
+)
+_PACE_COLUMNS: Final = (
+    Column("run", "run", words=True),
+    Column("steps", "steps", "", "recorded steps"),
+    Column("second", "second gradients", "", "steps that took a second, adversarial gradient"),
+    Column("passes", "passes per step", "", "forward and backward passes, mean over the steps"),
+    Column("seconds", "wall time", "s", "from the start of recording to the last step, recording and pauses included"),
 )
 _KINDS: Final = tuple(Column(kind, words, "%") for kind, words in INSTRUMENTS.items())
 _OVERHEAD_NOTE: Final = (
@@ -47,6 +54,25 @@ def overhead_table(runs: Sequence[Run]) -> tuple[Table, ...]:
     columns = (Column("run", "run", words=True), Column("all", "total", "%"), *kinds)
     rows = tuple((run.name, overhead_percent(run), *(shares[kind.key] for kind in kinds)) for run, shares in found)
     return (Table("overhead", "Recording overhead by instrument", columns, rows, _OVERHEAD_NOTE),)
+
+
+def pace_table(runs: Sequence[Run]) -> tuple[Table, ...]:
+    """Return steps, passes and wall time, one row per run; empty if no run recorded passes or time."""
+    rows = tuple(_pace(run) for run in runs if run.steps[["passes", "seconds"]].notna().any(axis=None))
+    return (Table("pace", "Steps, passes and time", _PACE_COLUMNS, rows),) if rows else ()
+
+
+def _pace(run: Run) -> tuple[Cell, ...]:
+    """Return the row of a run."""
+    steps = run.steps
+    passes, seconds, synced = (steps[column].dropna() for column in ("passes", "seconds", "synced"))
+    return (
+        run.name,
+        len(steps),
+        int(synced.eq(True).sum()) if len(synced) else None,
+        number(float(passes.mean())) if len(passes) else None,
+        number(float(seconds.max())) if len(seconds) else None,
+    )
 
 
 def _percent(run: Run, kind: str) -> float | None:

@@ -41,6 +41,9 @@ _TENSOR: Final = (
     Column("update_norm", "‖ΔW‖_F", "1", "norm of the step, weight decay included"),
     Column("update_rms", "RMS ΔW", "1", "‖ΔW‖_F / √numel"),
     Column("update_ratio", "‖ΔW‖/‖W‖", "1", "relative size of the step"),
+    Column("gradient_norm", "‖g‖", LOSS, "norm of the base gradient of that step"),
+    Column("lr", "lr", "1", "learning rate of the tensor's group"),
+    Column("weight_decay", "decay", "1", "weight decay of the group; times lr it is the decay per step"),
 )
 _MOST_ROWS: Final = 40
 _LARGEST_SIZE: Final = 2**40  # of a dimension; anything above is no shape of a tensor
@@ -116,7 +119,7 @@ def _by_tensor(run: Run) -> dict[str, dict[str, float | None]]:
             "spectral_norm": largest.get(name),
             "update_norm": update,
             "update_rms": update / math.sqrt(size) if update is not None and size else None,
-            "update_ratio": number(row["update_ratio"]),
+            **{column: number(row[column]) for column in ("update_ratio", "gradient_norm", "lr", "weight_decay")},
         }
     return found
 

@@ -59,7 +59,8 @@ def _without_basis(run: Run) -> str | None:
     if rows.empty:
         return None
     memory = rows["memory"].dropna() if "memory" in rows else rows["basis"].iloc[:0]
-    room = f" of {_bytes(memory.min())}" if len(memory) else ""
+    ends = dict.fromkeys((_bytes(memory.min()), _bytes(memory.max()))) if len(memory) else {}
+    room = f" of {' to '.join(ends)}" if ends else ""
     return (
         f"the Krylov basis did not fit into the memory{room} at {_evaluations(rows)} ({_listed(rows['basis'])}): "
         "bounds are valid, and some are wider; more memory (memory=) or a folder (spill=) would keep the whole basis."

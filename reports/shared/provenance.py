@@ -11,6 +11,8 @@ from lossscope.reports.content import Column, Missing, Table
 from lossscope.reports.shared.quantities import curvature_cost
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from lossscope.landscape.run import Run
 
 __all__ = ["ending_notes", "listed", "missing_curvature", "missing_spectra", "provenance", "runs_in_words"]
@@ -18,14 +20,21 @@ __all__ = ["ending_notes", "listed", "missing_curvature", "missing_spectra", "pr
 _ENVIRONMENT: Final = ("lossscope", "torch", "python", "numpy", "platform", "threads")
 _MOST_FAILED: Final = 3  # measures named in place of their instrument
 _MOST_NAMES: Final = 6
-_PROBE_COLUMNS: Final = (
+_TEXTS: Final = (  # columns of probes, densities and curves
     ("mode", "mode of the model"),
     ("loss_kind", "loss differentiated"),
     ("additivity", "loss over batches"),
     ("gauge", "gauge"),
+    ("method", "products by"),
     ("dtype", "dtype of the products"),
     ("engine", "engine"),
 )
+_COUNTS: Final = (
+    ("parameters", "parameters differentiated"),
+    ("samples", "random probes or draws"),
+    ("seed", "seed of the random probes"),
+)
+_PAIR_COLUMNS: Final = ("mode", "loss_kind", "additivity", "dtype", "data_hash")
 
 
 def provenance(runs: Sequence[Run]) -> Table:
@@ -100,15 +109,30 @@ def _facts(run: Run) -> Iterable[tuple[str, str]]:
 
 def _probe_facts(run: Run) -> Iterable[tuple[str, str]]:
     """Return the curvature settings and cost of a run, as item and value."""
-    for column, words in _PROBE_COLUMNS:
-        values = sorted({str(value) for value in run.probes[column].dropna()})
-        if values:
+    tables = (run.probes, run.densities, run.curves)
+    for column, words in _TEXTS:
+        if values := _texts(tables, column):
             yield words, ", ".join(values)
+    for column, words in _COUNTS:
+        if counts := sorted({int(one) for table in tables if column in table for one in table[column].dropna()}):
+            yield words, " to ".join(str(one) for one in dict.fromkeys((counts[0], counts[-1])))
+    own = run.manifest.get("data_hash")
+    if others := [one for one in _texts(tables, "data_hash") if one != own]:
+        yield "curvature on other data", ", ".join(others)
+    if methods := _texts((run.spectra,), "method"):
+        yield "singular values by", ", ".join(methods)
+    if pairs := [", ".join(found) for column in _PAIR_COLUMNS if (found := _texts((run.pairs,), column))]:
+        yield "minibatch pairs", "; ".join(pairs)
     cost = curvature_cost(run)
     if cost.evaluations:
         yield "curvature evaluations", str(cost.evaluations)
     if cost.products is not None:
         yield "Hessian products", str(cost.products)
+
+
+def _texts(tables: Sequence[pd.DataFrame], column: str) -> list[str]:
+    """Return the distinct texts of a column of several tables, sorted; a table without the column has none."""
+    return sorted({str(one) for table in tables if column in table for one in table[column].dropna().unique()})
 
 
 def _failed_measurements(run: Run) -> Iterable[Missing]:

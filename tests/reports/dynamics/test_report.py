@@ -44,9 +44,7 @@ def outcomes(*runs):
     """Return the outcome and the numbers of each finding, by a part of its claim."""
     words = {"shear": "shear keeps", "trigger": "trigger fires", "model": "quadratic model", "layers": "No layer's"}
     found = dynamics(runs).findings
-    return {
-        name: next((one.outcome, one.numbers) for one in found if part in one.claim) for name, part in words.items()
-    }
+    return {name: (one.outcome, one.numbers) for name, part in words.items() for one in found if part in one.claim}
 
 
 def test_everything_holds_on_runs_made_to_hold(dynamic_run):
@@ -58,8 +56,8 @@ def test_everything_holds_on_runs_made_to_hold(dynamic_run):
     assert found["layers"][1] == "outlier in 0 of 3 runs; tested from step 110, at 90 of 120 samples"
 
 
-def test_nothing_is_judged_without_the_tables(write_run):
-    assert {outcome for outcome, _ in outcomes(write_run("a")).values()} == {None}
+def test_nothing_is_judged_or_listed_without_the_tables(write_run):
+    assert outcomes(write_run("a")) == {}
 
 
 def of_shear(change):

@@ -15,11 +15,12 @@ from lossscope.landscape.run import Run
 from lossscope.landscape.storage.run_store import RunStore
 from lossscope.reports import dynamics, render
 from lossscope.reports.content import Quantity
-from lossscope.reports.dynamics.shear_energy_tables import energy_table, shear_table
+from lossscope.reports.dynamics.shear_energy_tables import ascent_table, energy_table, shear_table
 from lossscope.reports.render.drawing import draw_figure
 
 TENSORS = {"a": "matrix", "b": "vector", "c": "matrix"}
 OF_STEPS = ("adversarial_angle", "shear_norm", "freshness", "phi", "surrogate_gap")
+TABLES = {"surrogate_gap": ("ascent", ascent_table)}  # the other columns of steps are in the table of the shear
 OF_TENSORS = ("adversarial_angle", "shear_norm", "shear_ratio", "freshness", "phi")
 ENERGIES = ("energy", "energy_rms", "natural_energy", "gradient_energy", "update_energy", "second_moment_sum")
 STEPS = (1, 2, 3)
@@ -91,7 +92,8 @@ def test_a_track_and_a_layer_have_the_median_and_range_over_steps_seeds_and_thei
 
 @pytest.mark.parametrize("column", OF_STEPS)
 def test_the_whole_model_is_read_from_the_steps(written, column):
-    row = cells(shear_table([written("one"), written("two", seed=1)]))["aga", "all"]
+    table = TABLES.get(column, ("shear", shear_table))[1]
+    row = cells(table([written("one"), written("two", seed=1)]))["aga", "all"]
     factor = math.degrees(1) if column == "adversarial_angle" else 1.0
     assert row[column] == expected(column, (0, 1), (0,), factor)
     assert row["samples"] == 2 * len(STEPS)
@@ -210,7 +212,7 @@ def test_a_change_of_a_recorded_column_changes_the_report(written, column):
         return {**row, column: row[column] + 0.25} if column in row else row
 
     plain, changed = report_of(written("plain")), report_of(written("changed", rows=moved))
-    key = "energy" if column in ENERGIES else "shear"
+    key = "energy" if column in ENERGIES else TABLES.get(column, ("shear",))[0]
     parts = ["all"] if column == "surrogate_gap" else ["a", "b", "c", "matrix track", "vector track"]
     before, after = (
         {row["tensor"]: row[column]["value"] for row in content["tables"][key]["rows"]} for content in (plain, changed)
@@ -241,3 +243,21 @@ def test_an_arm_with_numbers_of_its_vectors_only_has_its_name_in_the_legend_and_
     texts = [text.get_text() for text in draw_figure(figure).legends[0].get_texts()]
     assert texts.count("aga") == texts.count("muon") == 1
     assert any(text.startswith("muon, matrices") for text in texts)
+
+
+def test_the_ascent_of_the_whole_model_is_relative_to_its_weights_and_of_a_layer_as_recorded(written):
+    def ascended(table, row):
+        numbers = {"perturbation_norm": 0.25, "relative_radius": 0.5} if table == "tensors" else {}
+        whole = {"perturbation_norm": 0.75, "weight_norm": 3.0, "secant_gradient": 4.0, "secant_loss": 5.0}
+        return {**row, **numbers, **(whole if table == "steps" else {})}
+
+    rows = cells(ascent_table([written("one", rows=ascended)]))
+    assert rows["aga", "all"]["relative_radius"].value == 0.25
+    assert (rows["aga", "all"]["secant_gradient"].value, rows["aga", "all"]["secant_loss"].value) == (4.0, 5.0)
+    assert rows["aga", "a"]["relative_radius"].value == 0.5
+    assert rows["aga", "a"]["samples"] == len(STEPS)
+    assert rows["aga", "a"]["secant_loss"] == Quantity(None)
+
+
+def test_a_run_without_an_ascent_has_no_table_of_it(written):
+    assert ascent_table([written("one", rows=without("surrogate_gap"))]) == ()
