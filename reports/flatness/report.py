@@ -11,6 +11,7 @@ import numpy as np
 from lossscope.landscape.measures.catalogue import group_of
 from lossscope.reports.content import Column, Missing, Report
 from lossscope.reports.first_screen.screen import with_first_screen
+from lossscope.reports.flatness.noise_curve import noise_curve_figure
 from lossscope.reports.shared.completed import completed
 from lossscope.reports.shared.evaluation_tables import (
     ArmCell,
@@ -96,7 +97,7 @@ def flatness(runs: Sequence[Run]) -> Report:
             ),
             runs,
         ),
-        figures=(adaptive_trace_figure(runs), loss_figure(runs)),
+        figures=(adaptive_trace_figure(runs), *noise_curve_figure(runs), loss_figure(runs)),
         notes=(*ending_notes(runs), *precision_notes(runs), _NO_COMPARISON, ADAPTIVE_NOTE),
         missing=(*missing_curvature(runs), *_not_measured(runs)),
         provenance=provenance(runs),

@@ -61,6 +61,7 @@ COLUMNS: dict[str, dict[str, str]] = {
         "tensors": "lr weight_decay gradient_norm weight_norm update_norm update_ratio",
         "spectra": "values",
     },
+    "flatness/figure noise_curve": {"curves": "x y low high"},
     "flatness/provenance": {
         "curves": "step mode loss_kind gauge dtype seed data_hash additivity parameters samples",
     },
@@ -88,7 +89,6 @@ COLUMNS: dict[str, dict[str, str]] = {
 # Columns that no section needs, with the reason; at most ten.
 KEYS: dict[str, str] = {
     "densities.probe": "key: tells the random probes of one density apart; 0 starts a new density",
-    **{f"curves.{end}": "points of the noise curve: not yet in a figure" for end in ("x", "y", "low", "high")},
 }
 MEASURES: dict[str, str] = {
     "overview/summary": "train_loss test_loss",
