@@ -16,7 +16,7 @@ from typing import Any, Final
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_model, save_model
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer
 
 from lossscope.landscape.errors import RunError
@@ -36,6 +36,7 @@ __all__ = [
     "optimizer_state",
     "save_checkpoint",
     "save_weights",
+    "start_matrices",
 ]
 
 _WEIGHTS: Final = "weights.safetensors"
@@ -214,6 +215,23 @@ def load_weights(folder: Path, model: nn.Module) -> str | None:
         return None
     which = "the checkpoint" if ours else "the model"
     return f"the names of {which} begin with {ours or theirs!r} and the others do not: the prefix was ignored"
+
+
+def start_matrices(run: str | Path) -> dict[str, Tensor]:
+    """Return the tensors of two or more dimensions of the checkpoint before the first step, on the host.
+
+    Empty if the run has no such checkpoint, or if it is damaged.
+    """
+    try:
+        folder = checkpoints(run).get(0)
+        if folder is None:
+            return {}
+        _require_intact(folder, _WEIGHTS)
+        with safe_open(str(folder / _WEIGHTS), framework="pt") as saved:
+            found = {name: saved.get_tensor(name) for name in saved.keys()}  # noqa: SIM118 (no mapping)
+    except (RunError, *_DAMAGE):
+        return {}
+    return {name: tensor for name, tensor in found.items() if tensor.ndim > 1}
 
 
 def name_prefixes(saved: Collection[str], wanted: Collection[str]) -> tuple[str, str]:

@@ -14,6 +14,7 @@ from torch.optim.optimizer import Optimizer
 from lossscope.landscape.errors import LandscapeError
 from lossscope.landscape.recording.cadence import MOST_EVALUATIONS, Cadence, Spacing, preset_of
 from lossscope.landscape.recording.checkpoint_saver import CheckpointSaver
+from lossscope.landscape.recording.checkpoints import start_matrices
 from lossscope.landscape.recording.cost_cap import CostCap, overhead_share
 from lossscope.landscape.recording.curvature_evaluations import wanted_measures
 from lossscope.landscape.recording.curvature_memory import CURVATURE_MEMORY, curvature_memory
@@ -387,6 +388,8 @@ class Recorder:
             )
             if new:
                 self._evaluate_and_save(self._observer, writer)
+            elif self._cadence.spectra(1):
+                self._observer.know_start(start_matrices(self._folder))
             watch(writer)
         except BaseException as error:
             self._closed = True

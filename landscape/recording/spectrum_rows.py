@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Final
 
 import numpy as np
@@ -21,7 +22,12 @@ __all__ = ["finished_spectra", "spectrum_rows"]
 _QUALITY: Final = {"outside_band": "outside_band", "polar_norm": "output_norm", "polar_cosine": "polar_cosine"}
 
 
-def spectrum_rows(snapshots: Sequence[ParameterSnapshot], step: StepRecord | None) -> list[Row]:
+_NOTHING: Final[Mapping[str, Tensor]] = MappingProxyType({})
+
+
+def spectrum_rows(
+    snapshots: Sequence[ParameterSnapshot], step: StepRecord | None, start: Mapping[str, Tensor] = _NOTHING
+) -> list[Row]:
     """Return one row for each matrix and object, with values on the device.
 
     The output of Newton-Schulz has the singular vectors of its input, so its spectrum is the scalar map of the input's
@@ -30,9 +36,10 @@ def spectrum_rows(snapshots: Sequence[ParameterSnapshot], step: StepRecord | Non
     Args:
         snapshots: The parameters of the step; vectors are skipped, and matrices that have no real singular values.
         step: The record of the step, if the optimizer provides one.
+        start: Matrices before the first step by name, of those whose movement is recorded.
     """
     matrices = [s for s in snapshots if s.track == "matrix" and not s.no_spectrum]
-    objects = [(s, name, tensor) for s in matrices for name, tensor in _objects(s)]
+    objects = [(s, name, tensor) for s in matrices for name, tensor in _objects(s, start.get(s.name))]
     cuts = [s.as_matrix(tensor) for s, _, tensor in objects]
     rows: list[Row] = [
         {"tensor": s.name, "object": name, "values": found, "method": "gram", "shape": tuple(cut.shape[-2:])}
@@ -77,9 +84,13 @@ def _use_map(orthogonal: Row, source: Row, step: StepRecord) -> None:
     orthogonal |= {"values": image, "method": "map", "error": deviation, **{c: quality[k] for c, k in _QUALITY.items()}}
 
 
-def _objects(snapshot: ParameterSnapshot) -> list[tuple[str, Tensor]]:
+def _objects(snapshot: ParameterSnapshot, start: Tensor | None) -> list[tuple[str, Tensor]]:
     """Return the tensors of a parameter whose spectra are recorded, by object."""
-    objects = [("weight", snapshot.parameter.detach())]
+    weight = snapshot.parameter.detach()
+    objects = [("weight", weight)]
+    if start is not None and start.shape == weight.shape:
+        wide = torch.promote_types(weight.dtype, torch.float32)  # the difference of two halves is no half
+        objects.append(("movement", weight.to(wide) - start.to(weight.device, wide)))
     if snapshot.gradient is not None:
         objects.append(("gradient", snapshot.gradient))
     record = snapshot.record

@@ -113,6 +113,10 @@ class StepObserver:
         decided = {key: value for key, value in self._decision().items() if value is not None}
         return self._sample.rows(self.steps, {**self._settings, **decided, **row})
 
+    def know_start(self, matrices: Mapping[str, Tensor]) -> None:
+        """Take the matrices from before the first step of a run that is resumed, by name."""
+        self._sample.start = dict(matrices)
+
     def forget(self) -> None:
         """Release the copies from before the step."""
         self.copies, self.groups = {}, None

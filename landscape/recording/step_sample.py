@@ -44,6 +44,7 @@ class StepSample:
         self._tensors: list[Row] = []
         self._spectra: list[Row] = []
         self._without_spectrum: set[str] = set()
+        self.start: dict[str, Tensor] = {}  # matrices before the first step of the run by name, on the host
 
     def clear(self) -> None:
         """Forget the numbers of a step that was not written."""
@@ -84,7 +85,13 @@ class StepSample:
         if self._cadence.spectra(step):
             with self._overhead.counted("spectra"):
                 self._note_without_spectrum(step, snapshots)
-                self._spectra += self._measured("spectra", step, lambda some: spectrum_rows(some, record), snapshots)
+                if step == 1:
+                    self.start |= {
+                        one.name: one.before.cpu() for one in snapshots if one.track == "matrix" and not one.no_spectrum
+                    }
+                self._spectra += self._measured(
+                    "spectra", step, lambda some: spectrum_rows(some, record, self.start), snapshots
+                )
 
     def add_layers(self, found: LayerRemainders) -> None:
         """Add the Taylor remainders of the layers to the rows of the step."""

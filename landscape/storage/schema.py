@@ -119,8 +119,9 @@ _SPECTRA: Final = (
         "object",
         "text",
         "",
-        "gradient, momentum, whitened, source (input of Newton-Schulz, if it is none of these), orthogonal, update or "
-        "weight; batch_gradient and pair_gradient: gradient on one probe minibatch, and mean over a pair of them",
+        "gradient, momentum, whitened, source (input of Newton-Schulz, if it is none of these), orthogonal, update, "
+        "weight or movement (weight minus the weight before the first step); batch_gradient and pair_gradient: "
+        "gradient on one probe minibatch, and mean over a pair of them",
         required=True,
     ),
     Column("values", "floats", "", "singular values, descending", required=True),

@@ -10,6 +10,7 @@ import numpy as np
 from lossscope.landscape.analysis.arms import by_arm
 from lossscope.reports.content import Cell, Column, Report, Table
 from lossscope.reports.entropy.heat_maps import entropy_maps
+from lossscope.reports.entropy.layer_table import spectra_by_layer_table
 from lossscope.reports.entropy.tables import newton_schulz_table, order_table
 from lossscope.reports.first_screen.screen import with_first_screen
 from lossscope.reports.shared.completed import completed
@@ -35,6 +36,7 @@ _OBJECTS: Final = {
     "orthogonal": "O, after Newton-Schulz",
     "update": "update",
     "weight": "weight",
+    "movement": "W − W0",
 }
 _SUBJECT: Final = (Column("object", "object", words=True), Column("arm", "arm", words=True))
 _ENTROPY_COLUMNS: Final = (
@@ -81,6 +83,7 @@ def spectral_entropy(runs: Sequence[Run]) -> Report:
                 _entropy_table(runs),
                 _condition_table(runs),
                 *newton_schulz_table(runs),
+                *spectra_by_layer_table(runs),
                 *order_table(runs),
                 *norm_table(runs),
                 _tensor_table(runs),

@@ -66,8 +66,10 @@ def _curve(hue: int, arm: str, found: Sequence[tuple[FloatArray, ...]]) -> Curve
     if len(found) > 1:
         every = np.stack([one[1] for one in found])
         y, low, high = np.median(every, axis=0), every.min(axis=0), every.max(axis=0)
-    columns = (x, y, *(one if len(one) == len(x) else np.full(len(x), np.nan) for one in (low, high)))
-    return Curve(arm, hue, *map(_numbers, columns), (None,) * len(x), len(found), interval=True)
+    low, high = (one if len(one) == len(x) else np.full(len(x), np.nan) for one in (low, high))
+    missing: Numbers = (None,) * len(x)
+    ends = _numbers(low), _numbers(high)
+    return Curve(arm, hue, _numbers(x), _numbers(y), *ends, missing, len(found), interval=True)
 
 
 def _scale(curves: Iterable[Curve]) -> Literal["log", "symlog"]:

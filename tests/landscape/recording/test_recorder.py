@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from lossscope.landscape.errors import ConfigError, RunError
 from lossscope.landscape.recording.cadence import PRESETS
+from lossscope.landscape.recording.checkpoints import save_weights
 from lossscope.landscape.recording.recorder import Recorder
 from lossscope.landscape.run import Run
 from lossscope.landscape.training.modular_addition import ModularTransformer, modular_addition
@@ -159,6 +160,7 @@ def test_the_spectra_of_a_rule_are_those_of_its_own_tensors(
 ) -> None:
     monkeypatch.setitem(PRESETS, "full", replace(PRESETS["full"], spectra_every=1))
     model = network().double()
+    start = model[0].weight.detach().clone()
     x, y = batch()
     optimizer = create(name, model)
     assert isinstance(optimizer, TwoPassOptimizer)
@@ -172,10 +174,11 @@ def test_the_spectra_of_a_rule_are_those_of_its_own_tensors(
             handle.remove()
     (record,) = (t for t in kept[-1].tensors if t.name == "0.weight")
     spectra = Run.open(tmp_path / "run").spectra.query("step == 2 and tensor == '0.weight'").set_index("object")
-    tensors = {"weight": record.parameter.detach(), "gradient": record.gradient, "update": record.update}
+    weight = record.parameter.detach()
+    tensors = {"weight": weight, "gradient": record.gradient, "update": record.update, "movement": weight - start}
     tensors |= {"momentum": record.m_hat, "whitened": record.whitened}
     tensors |= {"source": record.source, "orthogonal": record.orthogonal}
-    assert set(spectra.index) == {"weight", "gradient", "update"} | more
+    assert set(spectra.index) == {"weight", "gradient", "update", "movement"} | more
     for kind, values in spectra["values"].items():
         expected = torch.linalg.svdvals(tensors[str(kind)])
         np.testing.assert_allclose(values, expected, rtol=1e-6, atol=1e-6 * float(expected[0]))
@@ -544,3 +547,25 @@ def test_steps_are_recorded_after_a_step_that_raised(tmp_path: Path) -> None:
     run = Run.open(tmp_path / "run")
     assert run.steps["step"].tolist() == [1, 2, 3, 4]
     assert sorted(set(run.tensors["step"])) == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("checkpoint", [True, False])
+def test_a_resumed_run_knows_the_weights_before_its_first_step_from_the_checkpoint(
+    checkpoint: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(PRESETS, "full", replace(PRESETS["full"], spectra_every=1))
+    model = network()
+    start = model[0].weight.detach().clone()
+    optimizer = create("sgd", model, lr=0.1)
+    path = tmp_path / "run"
+    with Recorder(path, model, optimizer, preset="full") as recorder:
+        if checkpoint:
+            save_weights(path, 0, model)
+        steps(model, optimizer, 2, recorder)
+    with Recorder(path, model, optimizer, preset="full", resume_at=2) as recorder:
+        steps(model, optimizer, 1, recorder)
+    found = Run.open(path).spectra.query("object == 'movement' and tensor == '0.weight'").set_index("step")["values"]
+    assert list(found.index) == ([1, 2, 3] if checkpoint else [1, 2])
+    if checkpoint:
+        expected = torch.linalg.svdvals((model[0].weight.detach() - start).double())
+        np.testing.assert_allclose(found[3], expected, rtol=1e-5, atol=1e-7)

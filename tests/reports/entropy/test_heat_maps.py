@@ -14,6 +14,7 @@ from lossscope.landscape.run import Run
 from lossscope.landscape.storage.run_store import RunStore
 from lossscope.reports import render, spectral_entropy
 from lossscope.reports.entropy.heat_maps import entropy_maps
+from lossscope.reports.entropy.layer_table import spectra_by_layer_table
 from lossscope.reports.render.drawing import draw_figure, figure_svg
 
 RANK = 8
@@ -111,3 +112,24 @@ def test_many_matrices_and_steps_are_thinned_and_said_so(written: Callable[..., 
     assert (len(figure.rows), len(figure.columns)) == (24, 40)
     assert (figure.columns[0], figure.columns[-1]) == (0, 99)
     assert "6 more matrices are not drawn" in figure.caption
+
+
+def cells(run: Run) -> dict[str, dict[str, object]]:
+    """Return the table of matrices by matrix."""
+    (table,) = spectra_by_layer_table([run])
+    keys = [column.key for column in table.columns]
+    return {str(row[1]): dict(zip(keys, row, strict=True)) for row in table.rows}
+
+
+def test_the_table_of_matrices_has_last_values_beside_noise(written: Callable[..., Run]) -> None:
+    shown = {"stable_rank": 3.0, "orthogonality_defect": 0.25}
+    more = [{**row, **shown} for row in rows(0)]
+    more += [{**row, "object": "movement", "stable_rank": 1.5} for row in rows(0) if row["object"] == "whitened"]
+    row = cells(written("a", spectra=more))["a[1]"]
+    assert (row["noise"], row["before"], row["after"]) == (pytest.approx(NOISE), pytest.approx(0.3), 0.98)
+    assert (row["rank_before"], row["rank_movement"], row["defect"]) == (3.0, 1.5, 0.25)
+    assert "rank_weight" not in row  # none was recorded
+
+
+def test_a_run_without_spectra_has_no_table_of_matrices(written: Callable[..., Run]) -> None:
+    assert spectra_by_layer_table([written("a", spectra=[])]) == ()
