@@ -111,7 +111,12 @@ def dynamics(runs: Sequence[Run]) -> Report:
             runs,
         ),
         figures=_figures(runs, memories),
-        notes=(*ending_notes(runs), DYNAMICS_NOTE, INTERVAL_NOTE, VERDICT_NOTE),
+        notes=(
+            *ending_notes(runs),
+            DYNAMICS_NOTE,
+            *([INTERVAL_NOTE] if triggers or noises or any(memories.values()) else []),
+            VERDICT_NOTE,
+        ),
         missing=(*_missing(runs), *missing_shear_and_energy(runs), *missing_triggers(triggers), *missing_noise(noises)),
         provenance=provenance(runs),
     )

@@ -9,7 +9,7 @@ import numpy as np
 
 from lossscope.landscape.analysis.arms import by_arm
 from lossscope.landscape.analysis.series import FloatArray
-from lossscope.reports.content import Cell, Column, Missing, Table
+from lossscope.reports.content import Cell, Column, Missing, Quantity, Table
 from lossscope.reports.shared.loss_unit import LOSS, LOSS_SQUARED
 from lossscope.reports.shared.provenance import listed
 from lossscope.reports.shared.quantities import median_and_range
@@ -77,6 +77,7 @@ _ASCENT_NOTE: Final = (
     "quadratic along the ascent; both are of the step's batch, not of the fixed data of curvature."
 )
 _MOST_TENSORS: Final = 20  # rows per arm
+_ROUNDING: Final = 1e-6  # relative; a norm that an optimizer sets is the same number at every step
 _SHEAR_HOW: Final = (
     "The run has second passes, but no recorded angle. Use one of lossscope's own optimizers, which expose both "
     "gradients of a step; preset economy samples every 100th step, standard every 10th, full every step."
@@ -103,7 +104,7 @@ def shear_table(runs: Sequence[Run]) -> tuple[Table, ...]:
     title = "Shear-force angle: median [range over sampled steps and seeds]"
     rows, more = _arms(runs, _SHEAR_COLUMNS, _ANGLE, _whole)
     note = " ".join([_SHEAR_NOTE, _TRACK_NOTE, *more])
-    return (Table("shear", title, _SHEAR_COLUMNS, tuple(rows), note),) if rows else ()
+    return (_table("shear", title, _SHEAR_COLUMNS, rows, note),) if rows else ()
 
 
 def ascent_table(runs: Sequence[Run]) -> tuple[Table, ...]:
@@ -118,7 +119,7 @@ def ascent_table(runs: Sequence[Run]) -> tuple[Table, ...]:
     title = "Ascent, surrogate gap and secant curvature: median [range over sampled steps and seeds]"
     rows, more = _arms(runs, _ASCENT_COLUMNS, _ASCENT, _ascents)
     note = " ".join([_ASCENT_NOTE, *more])
-    return (Table("ascent", title, _ASCENT_COLUMNS, tuple(rows), note),) if rows else ()
+    return (_table("ascent", title, _ASCENT_COLUMNS, rows, note),) if rows else ()
 
 
 def energy_table(runs: Sequence[Run]) -> tuple[Table, ...]:
@@ -133,7 +134,7 @@ def energy_table(runs: Sequence[Run]) -> tuple[Table, ...]:
     title = "Fisher energy: median [range over sampled steps and seeds]"
     rows, more = _arms(runs, _ENERGY_COLUMNS, _ENERGIES, None)
     note = " ".join([_TRACK_NOTE, *more])
-    return (Table("energy", title, _ENERGY_COLUMNS, tuple(rows), note),) if rows else ()
+    return (_table("energy", title, _ENERGY_COLUMNS, rows, note),) if rows else ()
 
 
 def missing_shear_and_energy(runs: Sequence[Run]) -> tuple[Missing, ...]:
@@ -161,6 +162,17 @@ def missing_shear_and_energy(runs: Sequence[Run]) -> tuple[Missing, ...]:
         ),
     )
     return tuple(Missing(f"{what} of {listed(names)}", how) for what, how, names in lacking if names)
+
+
+def _table(key: str, title: str, columns: Sequence[Column], rows: Sequence[tuple[Cell, ...]], note: str) -> Table:
+    """Return a table without the columns that no row has, such as phi of an optimizer without a stored shear."""
+    there = [
+        place
+        for place in range(len(columns))
+        if any(not isinstance(row[place], Quantity) or row[place] != Quantity(None) for row in rows)
+    ]
+    kept = tuple(columns[place] for place in there)
+    return Table(key, title, kept, tuple(tuple(row[place] for place in there) for row in rows), note)
 
 
 def _arms(
@@ -197,8 +209,16 @@ def _rows(
         values = [np.concatenate([_numbers(seed, column.key) for seed in seeds]) for column in columns]
         if any(np.isfinite(of_column).any() for of_column in values):
             samples = sum(int(seed[[c for c in counted if c in seed]].notna().any(axis=1).sum()) for seed in seeds)
-            rows.append((arm, part, samples, *map(median_and_range, values)))
+            rows.append((arm, part, samples, *map(_median_and_range, values)))
     return rows
+
+
+def _median_and_range(values: FloatArray) -> Quantity:
+    """Return the median and range; without a range where the values differ by no more than rounding in float32."""
+    found = median_and_range(values)
+    if found.value is None or found.low is None or found.high is None or found.missing:
+        return found
+    return Quantity(found.value) if 0 < found.high - found.low <= _ROUNDING * abs(found.value) else found
 
 
 def _numbers(rows: pd.DataFrame, column: str) -> FloatArray:

@@ -421,6 +421,7 @@ def test_the_entropy_report_has_newton_schulz_and_the_order_beyond_noise(dynamic
         "entropy",
         "condition",
         "newton_schulz",
+        "matrices",
         "order",
         "norms",
         "tensors",
