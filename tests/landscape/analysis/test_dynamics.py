@@ -521,8 +521,8 @@ def test_the_jackknife_covers_a_ratio_of_means_in_most_draws() -> None:
     assert 368 <= inside <= 392  # 95 % of 400, and three standard deviations
 
 
-def test_a_ceiling_that_may_be_zero_leaves_the_ends_open(recorded: Callable[..., Run]) -> None:
-    ceilings = [0.3, -0.25, 0.2, -0.2]
+@pytest.mark.parametrize("ceilings", [[0.3, -0.25, 0.2, -0.2], [0.5, 0.02, 0.03, 0.01]])
+def test_a_ceiling_that_may_be_zero_leaves_the_ends_open(recorded: Callable[..., Run], ceilings: list[float]) -> None:
     runs = [
         recorded(samples({(0, 0): ceiling, (0, 1): 0.1}), f"s{k}", seeds={"init": k})
         for k, ceiling in enumerate(ceilings)
