@@ -29,7 +29,7 @@ class LayerSpectra:
 
 
 def layer_spectra(
-    runs: Sequence[Run], objects: Sequence[str], column: str, *, names: Sequence[str] | None = None
+    runs: Sequence[Run], objects: Sequence[str], column: str, *, like: LayerSpectra | None = None
 ) -> LayerSpectra:
     """Return a column of the spectra table by matrix and step.
 
@@ -37,7 +37,7 @@ def layer_spectra(
         runs: Runs of one arm.
         objects: Objects, the preferred first: of each run, matrix and step the first that was recorded counts.
         column: A column of floats.
-        names: The matrices, in this order; all by default.
+        like: Take the matrices and steps of these numbers; all by default.
 
     Returns:
         The medians over the seeds with a value.
@@ -47,12 +47,13 @@ def layer_spectra(
     parts = [_preferred(run, objects) for run in runs]
     rows = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
     if not len(rows):
-        return LayerSpectra(
-            tuple(names or ()), np.empty(0), np.empty((len(names or ()), 0)), np.empty(len(names or ()))
-        )
-    order = list(names if names is not None else dict.fromkeys(rows["matrix"]))
+        names, steps = ((), np.empty(0)) if like is None else (like.names, like.steps)
+        return LayerSpectra(names, steps, np.full((len(names), len(steps)), np.nan), np.full(len(names), np.nan))
+    order = list(dict.fromkeys(rows["matrix"]) if like is None else like.names)
     wide = rows.pivot_table(index="matrix", columns="step", values=column, aggfunc="median", dropna=False)
     wide = wide.reindex(order).sort_index(axis=1)
+    if like is not None:
+        wide = wide.reindex(columns=like.steps)
     null = rows.groupby("matrix")["null"].median().reindex(order).to_numpy(dtype=np.float64)
     return LayerSpectra(tuple(order), wide.columns.to_numpy(dtype=np.float64), wide.to_numpy(dtype=np.float64), null)
 

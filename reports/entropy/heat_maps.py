@@ -45,14 +45,14 @@ def entropy_maps(runs: Sequence[Run]) -> tuple[HeatMap, ...]:
 def _layers(runs: Sequence[Run]) -> tuple[LayerSpectra, LayerSpectra]:
     """Return the entropies of the input and of the output of Newton-Schulz."""
     after = layer_spectra(runs, ("orthogonal",), "entropy_energy")
-    return layer_spectra(runs, ("source", "whitened"), "entropy_energy", names=after.names), after
+    return layer_spectra(runs, ("source", "whitened"), "entropy_energy", like=after), after
 
 
 def _limits(found: Sequence[LayerSpectra]) -> tuple[float, float]:
     """Return the limits of the scale: from the lowest entropy or null, rounded down to a tenth, to 1."""
     parts = [array[np.isfinite(array)] for one in found for array in (one.values, one.null)]
     lowest = min((float(part.min()) for part in parts if len(part)), default=0.0)
-    return min(math.floor(10 * lowest) / 10, 0.9), 1.0
+    return min(max(math.floor(10 * lowest) / 10, 0.0), 0.9), 1.0
 
 
 def _map(place: int, arm: str, before: LayerSpectra, after: LayerSpectra, limits: tuple[float, float]) -> HeatMap:

@@ -71,8 +71,8 @@ def spectra_by_layer_table(runs: Sequence[Run]) -> tuple[Table, ...]:
 
 def _of_arm(arm: str, runs: Sequence[Run]) -> list[tuple[Cell, ...]]:
     """Return the rows of an arm."""
-    every = layer_spectra(runs, _ORDER, "entropy_energy")
-    found = [layer_spectra(runs, objects, column, names=every.names) for _, objects, column in _CELLS]
+    every = layer_spectra(runs, _ORDER, "stable_rank")
+    found = [layer_spectra(runs, objects, column, like=every) for _, objects, column in _CELLS]
     return [
         (arm, name, number(float(every.null[row])), *(_last(one, row) for one in found))
         for row, name in enumerate(every.names)

@@ -133,3 +133,10 @@ def test_the_table_of_matrices_has_last_values_beside_noise(written: Callable[..
 
 def test_a_run_without_spectra_has_no_table_of_matrices(written: Callable[..., Run]) -> None:
     assert spectra_by_layer_table([written("a", spectra=[])]) == ()
+
+
+def test_steps_without_an_input_are_empty_columns(written: Callable[..., Run]) -> None:
+    cut = [row for row in rows(0) if (row["step"], row["object"]) not in ((1, "whitened"), (10, "whitened"))]
+    (figure,) = entropy_maps([written("a", spectra=cut)])
+    assert figure.columns == STEPS
+    assert figure.panels[0].values[0] == (None, None, pytest.approx(0.4))
