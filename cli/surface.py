@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 __all__ = ["surface"]
 
 _LONG: Final = 3600.0  # seconds from which a picture asks for --yes
-_POINTS: Final = {"fan": 25, "path": 21}
-_DRAWS: Final = 32
+_POINTS: Final = {"path": 21}
+_USUAL_POINTS: Final = 25
+_DRAWS: Final = {"fan": 32, "random": 3}
 
 
 def surface(
@@ -43,20 +44,29 @@ def surface(
         ),
     ] = None,
     plane: Annotated[
-        Literal["fan", "path"],
-        typer.Option(help="fan: random directions through each point; path: straight lines from each to the next."),
+        Literal["fan", "path", "random", "eigen", "pca", "points"],
+        typer.Option(
+            help="fan: random relative directions through each point; path: straight lines from each to the next; "
+            "random: filter-normalized planes; eigen: the plane of two Hessian eigenvectors; pca: principal components "
+            "of the checkpoints of a run, or of the points; points: the plane through three of them."
+        ),
     ] = "fan",
     checkpoint: Annotated[
         int | None, typer.Option(metavar="STEP", help="Step of the checkpoint of each run. Default: the last one.")
     ] = None,
     radius: Annotated[
         float | None,
-        typer.Option(help="Largest relative noise of a fan. Default: where the loss has risen by up to 1."),
+        typer.Option(
+            help="Largest relative noise of a fan (default: where the loss has risen by up to 1), half the side of a "
+            "random plane as a share of the weights (0.5), or of an eigenvector plane as a distance."
+        ),
     ] = None,
     points: Annotated[
-        int | None, typer.Option(help="Losses on each line. Default: 25 of a fan, 21 of a path.", show_default=False)
+        int | None, typer.Option(help="Losses on each line or side. Default: 25, and 21 of a path.", show_default=False)
     ] = None,
-    draws: Annotated[int, typer.Option(help="Random directions of a fan.")] = _DRAWS,
+    draws: Annotated[
+        int | None, typer.Option(help="Directions of a fan (32), or random planes (3).", show_default=False)
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the directions.", min=0)] = 0,
     data: Annotated[
         Path | None, typer.Option(metavar="FILE.parquet", help="Write all numbers to this file, too.")
@@ -67,7 +77,7 @@ def surface(
     output: OutputOption = None,
     force: ForceOption = False,
 ) -> None:
-    """Draw the loss along random relative directions around points, or on straight paths between them.
+    """Draw the loss along random relative directions around points, on straight paths between them, or on planes.
 
     Nothing is trained, and no weight is changed. HTML has the figures.
 
@@ -76,7 +86,7 @@ def surface(
     Example: lossscope surface a.pt b.pt --objective mine.py:objective --plane path
     """
     from lossscope.landscape.errors import ConfigError
-    from lossscope.landscape.surfaces.several import loss_seconds, losses_of_fans, losses_of_paths
+    from lossscope.landscape.surfaces.several import loss_seconds
     from lossscope.landscape.surfaces.targets import targets as found_targets
     from lossscope.reports import render
     from lossscope.reports.render.output import refuse_taken, write_text
@@ -84,15 +94,14 @@ def surface(
     for file in (output, data):
         if file is not None:
             refuse_taken(file, force=force)
-    if plane == "path" and len(targets) < 2:
-        raise ConfigError("--plane path needs at least two runs or files, got 1: name the other end")
-    found = found_targets(targets, objective, checkpoint)
-    size = _POINTS[plane] if points is None else points
-    fans = plane == "fan"
-    count = losses_of_fans(found, size, draws, chosen=radius is None) if fans else losses_of_paths(found, size)
+    _check_number(plane, len(targets))
+    found = found_targets(targets, objective, checkpoint, history=plane == "pca" and len(targets) == 1)
+    size = points or _POINTS.get(plane, _USUAL_POINTS)
+    some = draws or _DRAWS.get(plane, 1)
+    count = _losses(found, plane, size, some, chosen=radius is None)
     seconds = count * loss_seconds(found)
     cost = f"{count} losses at most, about {duration_text(seconds)}"
-    cost += f", and {len(found.points) * draws} Hessian products for quadratic models" if fans else ""
+    cost += f", and {len(found.points) * some} Hessian products for quadratic models" if plane == "fan" else ""
     if dry_run:
         echo(cost)
         return
@@ -106,13 +115,36 @@ def surface(
             done[0] += more
             bar(min(done[0], count), count, "")
 
-        settings = {"points": size, "progress": tell}
-        drawn = partial(_fans, radius=radius, draws=draws, seed=seed) if fans else _paths
+        settings: dict[str, Any] = {"radius": radius, "points": size, "draws": some, "seed": seed, "progress": tell}
+        drawn: Any = {"fan": _fans, "path": _paths}.get(plane, partial(_plane, kind=plane))
         report = drawn(found, command=command, data=data, **settings)
     if output is None:
         echo(render(report, format, width=text_width()), format=format)
     else:
         write_text(output, render(report, format), force=force)
+
+
+def _check_number(plane: str, given: int) -> None:
+    """Reject a number of points of which there is no such picture."""
+    from lossscope.landscape.errors import ConfigError
+
+    if plane == "path" and given < 2:
+        raise ConfigError("--plane path needs at least two runs or files, got 1: name the other end")
+    if plane in ("random", "eigen") and given != 1:
+        raise ConfigError(f"--plane {plane} draws one run or file, got {given}: pictures of two are no comparison")
+    if plane == "points" and given != 3:
+        raise ConfigError(f"--plane points needs three runs or files, got {given}")
+
+
+def _losses(found: Targets, plane: str, points: int, draws: int, *, chosen: bool) -> int:
+    """Return the number of losses of a picture, at most."""
+    from lossscope.landscape.surfaces.several import losses_of_fans, losses_of_paths
+
+    if plane == "fan":
+        return losses_of_fans(found, points, draws, chosen=chosen)
+    if plane == "path":
+        return losses_of_paths(found, points)
+    return points**2 * (draws if plane == "random" else 1)
 
 
 def _fans(found: Targets, *, command: str, data: Path | None, **settings: Any) -> Report:
@@ -127,16 +159,29 @@ def _fans(found: Targets, *, command: str, data: Path | None, **settings: Any) -
     return fan_report(fans, _made(found, command, notes))
 
 
-def _paths(found: Targets, *, command: str, data: Path | None, **settings: Any) -> Report:
+def _paths(found: Targets, *, command: str, data: Path | None, points: int, progress: Any, **others: Any) -> Report:
     """Draw the paths, and write their numbers."""
     from lossscope.landscape.surfaces.saved_data import path_rows, save_rows
     from lossscope.landscape.surfaces.several import paths_between
     from lossscope.reports.surfaces.path_page import path_report
 
-    paths, notes = paths_between(found, **settings)
+    paths, notes = paths_between(found, points=points, progress=progress)
     if data is not None:
         save_rows(path_rows(paths), data)
     return path_report(paths, _made(found, command, notes))
+
+
+def _plane(found: Targets, *, kind: Any, command: str, data: Path | None, draws: int, **settings: Any) -> Report:
+    """Draw a plane, and write its numbers."""
+    from lossscope.landscape.surfaces.saved_data import plane_rows, save_rows
+    from lossscope.landscape.surfaces.several import plane_of
+    from lossscope.reports.surfaces.plane_page import plane_report
+
+    plane, notes = plane_of(found, kind, planes=draws, **settings)
+    if data is not None:
+        save_rows(plane_rows(plane), data)
+    origin = found.points[-1 if kind == "pca" else 0].name
+    return plane_report(plane, kind, origin, _made(found, command, notes))
 
 
 def _made(found: Targets, command: str, notes: tuple[str, ...]) -> Made:

@@ -13,6 +13,8 @@ __all__ = [
     "Cell",
     "Cloud",
     "Column",
+    "ContourMark",
+    "Contours",
     "Curve",
     "Curves",
     "Document",
@@ -254,7 +256,36 @@ class HeatMap:
     summary: tuple[str, ...] = ()
 
 
-FigureData: TypeAlias = Curves | Cloud | Spectra | Forest | HeatMap
+@dataclass(frozen=True)
+class ContourMark:
+    """A point that is shown on a plane, with its own value in words."""
+
+    name: str
+    x: float
+    y: float
+    words: str
+
+
+@dataclass(frozen=True)
+class Contours:
+    """A figure of values on planes, as contours with one scale of colors for all panels."""
+
+    key: str
+    title: str
+    caption: str
+    x: Axis
+    y: Axis
+    color: Axis
+    columns: Numbers
+    rows: Numbers
+    panels: tuple[tuple[Numbers, ...], ...]  # of each plane the rows of values, None where one is missing
+    marks: tuple[ContourMark, ...] = ()
+    joined: bool = False  # a line through the marks in their order
+    absent: tuple[str, ...] = ()
+    summary: tuple[str, ...] = ()
+
+
+FigureData: TypeAlias = Curves | Cloud | Spectra | Forest | HeatMap | Contours
 
 
 @dataclass(frozen=True)

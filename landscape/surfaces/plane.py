@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Final, TypeAlias
 
 import numpy as np
@@ -164,7 +165,7 @@ def pca_plane(
     Args:
         objective: The loss, with the buffers of the last point.
         located: The points in the order of training; the last one is the origin.
-        steps: The step of each.
+        steps: The step of each; `walk` is None if they do not ascend, as points of several trainings.
         points: Losses along each side.
         progress: As for `random_planes`.
 
@@ -200,7 +201,7 @@ def pca_plane(
         found.loss,
         found.marks,
         explained,
-        walk_shares(steps),
+        walk_shares(steps) if all(a < b for a, b in pairwise(steps)) else None,
         found.seconds,
     )
 

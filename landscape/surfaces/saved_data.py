@@ -9,9 +9,9 @@ from pathlib import Path
 import pandas as pd
 
 from lossscope.landscape.storage.files import atomic_write
-from lossscope.landscape.surfaces.pictures import Fan, Path as StraightPath
+from lossscope.landscape.surfaces.pictures import Fan, Path as StraightPath, Plane
 
-__all__ = ["fan_rows", "path_rows", "save_rows"]
+__all__ = ["fan_rows", "path_rows", "plane_rows", "save_rows"]
 
 Row = dict[str, str | float | None]
 
@@ -44,6 +44,18 @@ def path_rows(paths: Mapping[str, StraightPath]) -> Iterator[Row]:
         for line, losses in lines:
             for x, loss in zip(one.shares, losses, strict=True):
                 yield {"point": name, "line": line, "direction": None, "x": float(x), "loss": float(loss)}
+
+
+def plane_rows(plane: Plane) -> Iterator[Row]:
+    """Yield a row for each cell of each plane: `plane, x, y, loss`.
+
+    Args:
+        plane: The planes.
+    """
+    for number, losses in enumerate(plane.losses):
+        for y, row in zip(plane.y, losses, strict=True):
+            for x, loss in zip(plane.x, row, strict=True):
+                yield {"plane": number, "x": float(x), "y": float(y), "loss": float(loss)}
 
 
 def save_rows(rows: Iterable[Row], file: Path) -> None:

@@ -1,17 +1,19 @@
-"""Fans of several points, and paths from each to the next."""
+"""Fans of several points, paths from each to the next, and planes through them."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
 from itertools import pairwise
+from typing import Any
 
 from lossscope.landscape.surfaces.fan import fan, fan_losses, fan_range
 from lossscope.landscape.surfaces.path import has_statistics, path
-from lossscope.landscape.surfaces.pictures import Fan, Path
+from lossscope.landscape.surfaces.pictures import Fan, Path, Plane
+from lossscope.landscape.surfaces.plane import eigen_plane, pca_plane, points_plane, random_planes
 from lossscope.landscape.surfaces.targets import Targets
 
-__all__ = ["fans_at", "loss_seconds", "losses_of_fans", "losses_of_paths", "paths_between"]
+__all__ = ["fans_at", "loss_seconds", "losses_of_fans", "losses_of_paths", "paths_between", "plane_of"]
 
 Progress = Callable[[int], None]
 
@@ -60,6 +62,43 @@ def paths_between(found: Targets, *, points: int, progress: Progress) -> tuple[d
         name = f"{first.name} to {second.name}"
         paths[name] = path(objective, objective.parameters(), end, points=points, progress=progress)
     return paths, _sentences(notes)
+
+
+def plane_of(
+    found: Targets, kind: str, *, radius: float | None, points: int, planes: int, seed: int, progress: Progress
+) -> tuple[Plane, tuple[str, ...]]:
+    """Return a plane at the first point, or through all of them, and notes.
+
+    Args:
+        found: The points and the loss.
+        kind: `random`, `eigen`, `points` or `pca`.
+        radius: As for `random_planes` and `eigen_plane`; planes through points have no radius.
+        points: As for `random_planes`.
+        planes: As for `random_planes`.
+        seed: As for `random_planes`.
+        progress: As for `random_planes`.
+    """
+    objective, notes = found.objective, dict[str, None]()
+    settings: dict[str, Any] = {"points": points, "progress": progress}
+    if kind in ("random", "eigen"):
+        notes[found.points[0].load(objective)] = None
+        if kind == "random":
+            given: dict[str, Any] = {} if radius is None else {"radius": radius}
+            return random_planes(objective, planes=planes, seed=seed, **given, **settings), _sentences(notes)
+        return eigen_plane(objective, radius=radius, seed=seed, **settings), _sentences(notes)
+    located = []
+    origin = -1 if kind == "pca" else 0
+    order = [*range(len(found.points))]
+    order.append(order.pop(origin))  # so that the model is left with the weights and buffers of the origin
+    for place in order:
+        point = found.points[place]
+        notes[point.load(objective)] = None
+        located.append((place, (point.name, objective.parameters(), objective.value_at(objective.parameters()))))
+    ordered = [one for _, one in sorted(located, key=lambda one: one[0])]
+    if kind == "points":
+        return points_plane(objective, ordered, **settings), _sentences(notes)
+    steps = [one.step if one.step is not None else place for place, one in enumerate(found.points)]
+    return pca_plane(objective, ordered, steps, **settings), _sentences(notes)
 
 
 def losses_of_fans(found: Targets, points: int, draws: int, *, chosen: bool) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import Tensor
@@ -26,6 +26,7 @@ class Point:
     name: str
     source: Path  # folder of a checkpoint, or file of weights
     run: Run | None = None
+    step: int | None = None
 
     def load(self, objective: Objective) -> str:
         """Load the weights and buffers into the model of a loss; return a sentence about prefixes, or nothing.
@@ -93,12 +94,10 @@ def _of_run(run: Run, step: int | None, history: bool) -> list[Point]:
     if not history and (step is not None or not steps):
         steps = [0 if step is None else step]
     found = requested_checkpoints(run, steps if history or step is not None or not steps else steps[-1:])
-    return [Point(f"{run.path.name} at step {at}", folder, run) for at, folder in found.items()]
+    return [Point(f"{run.path.name} at step {at}", folder, run, at) for at, folder in found.items()]
 
 
 def _distinct(points: Sequence[Point]) -> tuple[Point, ...]:
     """Return the points with names that differ: with their folders where they would be the same."""
     names = [point.name for point in points]
-    return tuple(
-        Point(str(one.source) if names.count(one.name) > 1 else one.name, one.source, one.run) for one in points
-    )
+    return tuple(replace(one, name=str(one.source)) if names.count(one.name) > 1 else one for one in points)

@@ -12,14 +12,14 @@ from lossscope.reports.content import Axis
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["dress"]
+__all__ = ["axis_label", "dress"]
 
 _POWERS: Final = 3  # with this many powers of ten, an axis needs no tick labels between them
 
 
 def dress(ax: Axes, x: Axis, y: Axis) -> None:
     """Set labels with units, scales, limits, and tick labels without mathematical typesetting."""
-    ax.set(xlabel=_label(x), ylabel=_label(y))
+    ax.set(xlabel=axis_label(x), ylabel=axis_label(y))
     if not ax.has_data():
         ax.text(0.5, 0.5, "no data", transform=ax.transAxes, ha="center", va="center")
     ax.margins(x=0.02)
@@ -71,6 +71,6 @@ def _signed_powers(low: float, high: float, least: float) -> list[float]:
     return [*(-p for p in reversed(powers) if -p >= low), 0.0, *(p for p in powers if p <= high)]
 
 
-def _label(axis: Axis) -> str:
+def axis_label(axis: Axis) -> str:
     """Return the label with its unit, without control characters."""
     return printable(f"{axis.label} ({axis.unit})" if axis.unit not in ("", "1") else axis.label)

@@ -14,6 +14,7 @@ import numpy as np
 from lossscope.landscape.storage.safe_text import printable
 from lossscope.reports.content import (
     Cloud,
+    Contours,
     Curve,
     Curves,
     FigureData,
@@ -27,6 +28,7 @@ from lossscope.reports.content import (
     drawn,
 )
 from lossscope.reports.render.axes import dress
+from lossscope.reports.render.contours import contour_figure
 from lossscope.reports.render.forest import forest_figure
 from lossscope.reports.render.heat_map import heat_map_figure
 from lossscope.reports.render.style import HEIGHT, RC, WIDTH, hue_color
@@ -133,6 +135,8 @@ def draw_figure(data: FigureData) -> Figure:
 
     if isinstance(data, Forest):
         return forest_figure(data)
+    if isinstance(data, Contours):
+        return contour_figure(data)
     if isinstance(data, HeatMap):
         return heat_map_figure(data)
     with rc_context(RC):

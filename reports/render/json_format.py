@@ -9,6 +9,7 @@ from dataclasses import asdict
 from lossscope.reports.content import (
     Cell,
     Cloud,
+    Contours,
     Curves,
     Document,
     FigureData,
@@ -111,6 +112,7 @@ def _figure(figure: FigureData) -> dict[str, object]:
         Spectra: "spectra",
         Forest: "forest",
         HeatMap: "heat_map",
+        Contours: "contours",
     }
     return {"kind": kinds[type(figure)], **asdict(figure)}
 

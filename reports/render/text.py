@@ -55,7 +55,8 @@ def report_text(report: Report, width: int = WIDEST) -> str:
     console.print()
     for note in report.notes:
         _bullet(console, "*", note)
-    _heading(console, "Findings", "-")
+    if report.findings:
+        _heading(console, "Findings", "-")
     for finding in report.findings:
         _finding(console, finding)
     for table in report.tables:

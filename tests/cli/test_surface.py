@@ -37,12 +37,23 @@ def invoke(*arguments: str) -> str:
 def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("surface")
     (folder / "mine.py").write_text(MINE)
-    for seed, name in enumerate(("a.pt", "b.pt")):
+    for seed, name in enumerate(("a.pt", "b.pt", "c.pt")):
         torch.manual_seed(seed)
         net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
         torch.save(net.state_dict(), folder / name)
     train(TrainConfig.of({"workload": "digits-mlp", "steps": 4, "evaluations": 0, "name": "run", "out": str(folder)}))
-    return {name: str(folder / name) for name in ("a.pt", "b.pt", "run")} | {"mine": f"{folder / 'mine.py'}:objective"}
+    long = {
+        "workload": "digits-mlp",
+        "steps": 40,
+        "evaluations": 0,
+        "checkpoints": 4,
+        "name": "long",
+        "out": str(folder),
+    }
+    train(TrainConfig.of(long))
+    return {name: str(folder / name) for name in ("a.pt", "b.pt", "c.pt", "run", "long")} | {
+        "mine": f"{folder / 'mine.py'}:objective"
+    }
 
 
 SMALL = ("--points", "5", "--draws", "8")
@@ -79,6 +90,28 @@ def test_the_page_has_the_figures(places: dict[str, str], tmp_path: Path) -> Non
     assert page.read_text().count("<svg") >= 2
 
 
+@pytest.mark.parametrize("plane", ["random", "eigen", "points", "pca"])
+def test_planes_have_cells_and_say_what_they_cannot_show(plane: str, places: dict[str, str], tmp_path: Path) -> None:
+    data, page = tmp_path / "cells.parquet", tmp_path / "plane.html"
+    files = [places[one] for one in ("a.pt", "b.pt", "c.pt")[: 3 if plane in ("points", "pca") else 1]]
+    given = (*files, "--objective", places["mine"], "--plane", plane, "--points", "5", "--draws", "2")
+    invoke(*given, "--data", str(data), "--format", "html", "--output", str(page))
+    frame = pd.read_parquet(data)
+    assert list(frame.columns) == ["plane", "x", "y", "loss"]
+    assert len(frame) == 25 * (2 if plane == "random" else 1)
+    assert "<svg" in page.read_text()
+    text = " ".join(invoke(*given).split())
+    words = {"random": "Each plane is one draw", "eigen": "the two sharpest directions"}
+    assert words.get(plane, "losses on the plane, where") in text
+    assert json.loads(invoke(*given, "--format", "json"))["figures"]["plane"]["kind"] == "contours"
+
+
+def test_the_checkpoints_of_a_run_have_principal_components(places: dict[str, str]) -> None:
+    text = " ".join(invoke(places["long"], "--plane", "pca", "--points", "3").split())
+    assert "% of the variance of the checkpoints; a random walk with the same steps has" in text
+    assert "long at step 0" in text
+
+
 def test_the_cost_is_told_before(places: dict[str, str]) -> None:
     text = invoke(places["a.pt"], "--objective", places["mine"], *SMALL, "--radius", "0.1", "--dry-run")
     assert text.startswith("36 losses at most, about ")
@@ -93,6 +126,9 @@ def test_the_cost_is_told_before(places: dict[str, str]) -> None:
             ("{a.pt}", "--objective", "{mine}", "--plane", "path"),
             "--plane path needs at least two runs or files, got 1",
         ),
+        (("{run}", "{run}", "--plane", "eigen"), "--plane eigen draws one run or file, got 2"),
+        (("{run}", "--plane", "points"), "--plane points needs three runs or files, got 1"),
+        (("{a.pt}", "{b.pt}", "--objective", "{mine}", "--plane", "pca"), "at least 3 checkpoints, got 2"),
         (("nowhere",), "nowhere is neither a run nor a file of weights"),
         (("{run}", "--checkpoint", "77"), "has no checkpoint at step 77"),
         (("{a.pt}", "--objective", "{mine}", "--radius", "-1"), "radius must be above 0"),
