@@ -122,6 +122,14 @@ def test_the_page_on_comparing_two_optimizers_runs(page: Page) -> None:
     assert Path("verdict.html").read_text().startswith("<!doctype html>")
 
 
+@pytest.mark.slow
+def test_the_page_on_drawing_a_landscape_runs(page: Page) -> None:
+    scope = page("howto/draw_a_landscape.md")
+    assert scope["planes"].losses.shape == (3, 5, 5)  # type: ignore[attr-defined]
+    assert (scope["found"].median >= scope["found"].band[0]).all()  # type: ignore[attr-defined]
+    assert Path("fan.html").read_text().startswith("<!doctype html>")
+
+
 @few_products
 @pytest.mark.slow
 def test_the_page_on_probing_a_recorded_run_runs(page: Page) -> None:
