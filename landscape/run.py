@@ -128,6 +128,11 @@ class Run:
         return self._frame("pairs")
 
     @cached_property
+    def spikes(self) -> pd.DataFrame:
+        """One row per loss spike and parameter: norms of the steps before it. Raises RunError if corrupted."""
+        return self._frame("spikes")
+
+    @cached_property
     def ends(self) -> str:
         """One or two sentences that say where and how the run ends. A corrupted table is named in them, not raised."""
         try:

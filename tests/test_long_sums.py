@@ -30,6 +30,10 @@ ALLOWED: dict[str, tuple[str, dict[str, int]]] = {
     "landscape/analysis/density.py": (SHORT, {"@": 2}),
     "landscape/measures/pyhessian_engine.py": (MATRIX, {"@": 1}),
     "landscape/recording/spectrum_rows.py": (SHORT, {"vector_norm": 1}),
+    "landscape/recording/step_ring.py": (
+        "compared with their own past, where a per cent is nothing",
+        {"_foreach_norm": 1},
+    ),
     "landscape/storage/parquet.py": ("sizes of row groups, integers", {"@": 1}),
     "landscape/surfaces/fan.py": (MATRIX, {"@": 1}),
     "landscape/surfaces/plane.py": (LEAVES, {"@": 1}),

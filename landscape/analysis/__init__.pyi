@@ -16,4 +16,5 @@ from .seed_pooling import (
     pooled as pooled,
     seed_of as seed_of,
 )
+from .spikes import Departure as Departure, Spike as Spike, spikes_of as spikes_of
 from .trigger import TriggerRecord as TriggerRecord, trigger_of as trigger_of

@@ -75,6 +75,7 @@ class OptimizerWatch:
         self._listener = listener
         self._depth = 0  # of nested step hooks: they fire once for each class whose step() calls super().step()
         self._due = self._skipped = False
+        self._loss: Tensor | float | None = None  # that the step's closure returned first
         self._calls: int | None = None  # of the step's closure; None if it has none
         self._scale: Tensor | float | None = None
         self._gradients: _Gradients = {}
@@ -100,6 +101,12 @@ class OptimizerWatch:
     def two_steps(self) -> bool:
         """True if the last step was one of two gradients, of another package's SAM."""
         return self._two_steps
+
+    def seen_loss(self) -> Tensor | float | None:
+        """Return what the closure of the last step returned first, if it is one number."""
+        if isinstance(self.optimizer, TwoPassOptimizer):
+            return None if self.optimizer.last is None else self.optimizer.last.losses[0]
+        return self._loss
 
     def settle(self) -> None:
         """Forget a step that raised, which left its post hook unfired."""
@@ -129,6 +136,7 @@ class OptimizerWatch:
 
     def _prepare(self, optimizer: Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
         """Copy, or request, what is due at the step. Return the arguments of the step with its closure wrapped."""
+        self._loss = None
         self._skipped = _found_infinite(optimizer)
         self._release()
         self._two_steps, self._halved = self._halved, False
@@ -166,6 +174,7 @@ class OptimizerWatch:
                 self._depth = 0  # the step raises, and its post hook does not fire
                 raise
             if self._calls == 0:
+                self._loss = _as_number(loss)
                 with self._listener.faults.guarded("gradients", self.steps):
                     self._after_first_call()
             self._calls = (self._calls or 0) + 1
@@ -235,6 +244,13 @@ class OptimizerWatch:
 
         vars(self.optimizer)["first_step"] = first_step
         return first_step
+
+
+def _as_number(loss: object) -> Tensor | float | None:
+    """Return what a closure returned if it is one real number, else None."""
+    if isinstance(loss, Tensor):
+        return loss.detach().reshape(()) if loss.numel() == 1 and not loss.is_complex() else None
+    return float(loss) if isinstance(loss, int | float) and not isinstance(loss, bool) else None
 
 
 def _found_infinite(optimizer: Optimizer) -> bool:

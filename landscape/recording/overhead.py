@@ -9,9 +9,10 @@ from typing import Final, Literal
 
 __all__ = ["INSTRUMENTS", "Kind", "Overhead"]
 
-Kind = Literal["instruments", "spectra", "counterfactual", "minibatches", "layers", "curvature", "checkpoints"]
+Kind = Literal["instruments", "ring", "spectra", "counterfactual", "minibatches", "layers", "curvature", "checkpoints"]
 INSTRUMENTS: Final[dict[Kind, str]] = {
     "instruments": "rows and norms",
+    "ring": "ring of norms",
     "spectra": "singular spectra",
     "counterfactual": "updates without injection",
     "minibatches": "pairs of minibatches",

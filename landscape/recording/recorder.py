@@ -29,7 +29,9 @@ from lossscope.landscape.recording.run_ends import forget, watch
 from lossscope.landscape.recording.run_metadata import new_manifest
 from lossscope.landscape.recording.run_writer import RunWriter, Status
 from lossscope.landscape.recording.sample_periods import SamplePeriods
+from lossscope.landscape.recording.spikes import SpikeReports
 from lossscope.landscape.recording.step_observer import StepObserver
+from lossscope.landscape.recording.step_ring import StepRing
 from lossscope.landscape.recording.whole_numbers import whole_number
 from lossscope.landscape.storage.manifest import manifest_text
 from lossscope.landscape.storage.row_codec import load_libraries
@@ -175,6 +177,8 @@ class Recorder:
             checkpoints=min(self.preset.checkpoints if checkpoints is None else checkpoints, fit),
             room=self._cap.has_room,  # no method of the recorder, which the optimizer would keep alive
         )
+        self._ring = StepRing(self._cap, self._overhead, self._faults)
+        self._spikes = SpikeReports(self._ring, self._faults)
         self._periods = SamplePeriods(self._cadence, self._cap, self._overhead, self._faults)
         self._instruments = LossInstruments(
             model,
@@ -237,7 +241,7 @@ class Recorder:
 
         Args:
             loss: The training loss of the step, one number. For steps of two passes pass the return value of
-                `optimizer.step()`, the loss of the first pass.
+                `optimizer.step()`, the loss of the first pass. Default: what the closure of the step returned.
             train_accuracy: Accuracy on the training set in [0, 1], if it was measured after this step.
             test_loss: Mean loss on a test set.
             test_accuracy: Accuracy on a test set in [0, 1].
@@ -325,6 +329,7 @@ class Recorder:
             if evaluated:
                 self._saver.save_evaluated(self.steps, writer)
         self._saver.note_unsaved()
+        self._spikes.note_absent(self.steps - self._start)
         self._calls.tell_unrecorded(observer)
         nothing = self._calls.nothing_recorded(observer)
         self._detach()
@@ -359,6 +364,8 @@ class Recorder:
             if value is not None:
                 with self._faults.guarded("steps", self.steps, [name]):
                     row[name] = one_number(name, value)
+        if given["loss"] is None:
+            row["loss"] = observer.seen_loss()
         self._loss = row["loss"]
         for table, found in observer.rows(row):
             with self._overhead.counted("instruments"):
@@ -367,6 +374,14 @@ class Recorder:
                     if found.get("adversarial_loss") is not None and found.get("loss") is not None:
                         found["surrogate_gap"] = found["adversarial_loss"] - found["loss"]
                 writer.append(table, {"step": self.steps, **found})
+            if table == "steps":
+                self._write_spike(writer, found)
+
+    def _write_spike(self, writer: RunWriter, row: dict[str, Any]) -> None:
+        """Store the ring of norms if the loss of the step is a spike."""
+        with self._overhead.counted("ring"), self._faults.guarded("spikes", self.steps):
+            for found in self._spikes.rows(self.steps, row):
+                writer.append("spikes", found)
 
     def _evaluate_and_save(self, observer: StepObserver, writer: RunWriter) -> None:
         """Take the samples that need no step, and the checkpoint, if they are due; flush once a second."""
@@ -384,7 +399,7 @@ class Recorder:
         writer.steps = self._start
         try:
             self._observer = StepObserver(
-                optimizers, self._model, self._cadence, self._overhead, self._faults, self._start
+                optimizers, self._model, self._cadence, self._overhead, self._faults, self._ring, self._start
             )
             if new:
                 self._evaluate_and_save(self._observer, writer)

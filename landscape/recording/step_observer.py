@@ -15,6 +15,7 @@ from lossscope.landscape.recording.optimizer_watch import OptimizerWatch
 from lossscope.landscape.recording.overhead import Overhead
 from lossscope.landscape.recording.parameter_snapshot import StepSnapshot
 from lossscope.landscape.recording.recorded_optimizer import RecordedOptimizer, shared_settings
+from lossscope.landscape.recording.step_ring import StepRing
 from lossscope.landscape.recording.step_sample import StepSample
 from lossscope.optimizer import TwoPassOptimizer
 from lossscope.probes.sharpness.step_quality import LayerRemainders
@@ -37,6 +38,7 @@ class StepObserver:
         cadence: The recording schedule.
         overhead: Accumulates the time of each instrument.
         faults: Collects what cannot be measured.
+        ring: Norms of the last steps.
         steps: Number of steps taken so far.
 
     Attributes:
@@ -53,6 +55,7 @@ class StepObserver:
         cadence: Cadence,
         overhead: Overhead,
         faults: Faults,
+        ring: StepRing,
         steps: int,
     ) -> None:
         self.faults = faults
@@ -62,6 +65,7 @@ class StepObserver:
         self._model, self._cadence, self._overhead = model, cadence, overhead
         self._optimizers = [one.optimizer for one in optimizers]
         self._sample = StepSample(cadence, overhead, faults)
+        self._ring = ring
         self._start = steps  # of the present round: the steps at the last call of `taken`
         self._prepared = -1  # the step whose copies were made
         self._begun: set[int] = set()  # watches whose optimizers have begun it
@@ -117,6 +121,10 @@ class StepObserver:
         """Take the matrices from before the first step of a run that is resumed, by name."""
         self._sample.start = dict(matrices)
 
+    def seen_loss(self) -> Tensor | float | None:
+        """Return the loss that the step's closure returned, of two passes that of the first; None if there was none."""
+        return next((loss for watch in self._watches if (loss := watch.seen_loss()) is not None), None)
+
     def forget(self) -> None:
         """Release the copies from before the step."""
         self.copies, self.groups = {}, None
@@ -128,12 +136,14 @@ class StepObserver:
         self._gradient_after = None
         self.forget()
         self._sample.clear()
+        self._ring.close()
 
     # -- for the watches ----------------------------------------------------------------------------
 
     def begin(self, watch: OptimizerWatch) -> bool:
         """Prepare for a step of an optimizer, the first of its round; return True if its tensors are due."""
         step = self._next(watch)
+        self._ring.begin(id(watch), step, self.names_of(watch))
         if step == self._prepared and id(watch) not in self._begun:
             self._begun.add(id(watch))
             return self._sampled
@@ -175,7 +185,8 @@ class StepObserver:
         self._sample.take(self._next(watch), snapshot, parameters, settings)
 
     def count(self, watch: OptimizerWatch) -> None:
-        """Count a step of an optimizer."""
+        """Count a step of an optimizer, which was taken now."""
+        self._ring.end(id(watch))
         self.steps = max(self.steps, self._start + watch.steps)
         self._note_gradient(watch)
         if not self._called and self.steps - self._start == _UNCALLED:

@@ -28,7 +28,7 @@ __all__ = ["FLUSH_SECONDS", "JOURNAL", "WRITE_ORDER", "Journal", "segment_paths"
 
 JOURNAL: Final = "journal"
 FLUSH_SECONDS: Final = 1.0
-WRITE_ORDER: Final = ("tensors", "spectra", "pairs", "densities", "curves", "probes", "steps")
+WRITE_ORDER: Final = ("tensors", "spectra", "pairs", "densities", "curves", "spikes", "probes", "steps")
 
 
 class Journal:

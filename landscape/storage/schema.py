@@ -13,9 +13,9 @@ import pyarrow as pa
 __all__ = ["LONGEST_CELL", "RENAMED_MEASURES", "SCHEMA_VERSION", "TABLES", "Column", "arrow_schema", "columns"]
 
 # 2: cost in gradients, method, identity of a density. 3: pairs of minibatches, Newton-Schulz, excess order, injection,
-# layers. 4: `directional_edge_ratio` in place of `edge_ratio`. 5: the table `curves`. Earlier versions are read under
-# the new names; columns and tables that they do not have are missing values.
-SCHEMA_VERSION: Final = 5
+# layers. 4: `directional_edge_ratio` in place of `edge_ratio`. 5: the table `curves`. 6: the table `spikes`. Earlier
+# versions are read under the new names; columns and tables that they do not have are missing values.
+SCHEMA_VERSION: Final = 6
 LONGEST_CELL: Final = 10_000  # characters of a text in a table
 RENAMED_MEASURES: Final = {"edge_ratio": "directional_edge_ratio"}  # old name -> name since schema 4
 
@@ -251,6 +251,27 @@ _PAIRS: Final = (
     Column("additivity", "text", "", "how batches make up the loss: mean of samples, mean of batches, unchecked"),
 )
 
+_SPIKES: Final = (
+    Column("step", "int", "steps", "number of optimizer steps taken at the spike", required=True),
+    _TENSOR,
+    Column(
+        "cause",
+        "text",
+        "",
+        "loss (it passed its level), loss not finite, or norms not finite (no loss was given)",
+        required=True,
+    ),
+    Column("loss", "float", "loss", "training loss of the step, at the parameters before it"),
+    Column("level", "float", "loss", "median + 8 MAD of the losses of up to 32 earlier steps, which the loss passed"),
+    Column(
+        "at", "floats", "steps", "steps of the numbers that follow, ascending, up to that of the spike", required=True
+    ),
+    Column("gradient_norm", "floats", "loss", "norm of the gradient that each step left; infinite if not finite"),
+    Column("update_norm", "floats", "1", "norm of the change of the parameter in each step; infinite if not finite"),
+    Column("weight_norm", "floats", "1", "norm of the parameter after each step; infinite if not finite"),
+    Column("largest_update", "floats", "1", "largest change of an entry in each step; infinite if not finite"),
+)
+
 TABLES: Final[dict[str, tuple[Column, ...]]] = {
     "steps": _STEPS,
     "tensors": _TENSORS,
@@ -259,6 +280,7 @@ TABLES: Final[dict[str, tuple[Column, ...]]] = {
     "densities": _DENSITIES,
     "curves": _CURVES,
     "pairs": _PAIRS,
+    "spikes": _SPIKES,
 }
 
 

@@ -431,7 +431,7 @@ def test_the_cost_of_each_instrument_is_measured_recorded_and_printed(
         steps(model, optimizer, 10, recorder)
     overhead = Run.open(tmp_path / "run").manifest["overhead"]
     assert 0 < overhead["curvature_share"] < overhead["share"] < 1
-    kinds = {"instruments", "spectra", "counterfactual", "minibatches", "layers", "curvature", "checkpoints"}
+    kinds = {"instruments", "ring", "spectra", "counterfactual", "minibatches", "layers", "curvature", "checkpoints"}
     assert {key.removesuffix("_seconds") for key in overhead if key.endswith("_seconds")} - {"wall"} == kinds
     assert overhead["seconds"] == pytest.approx(sum(overhead[f"{kind}_seconds"] for kind in kinds))
     assert all(overhead[f"{kind}_seconds"] > 0 for kind in kinds)
