@@ -102,16 +102,23 @@ def _first(step: int, left: Sequence[Departure], order: Sequence[str]) -> tuple[
 
 def _departures(module: str, row: Mapping[Hashable, Any], spike: int) -> list[Departure]:
     """Return the first departure of each norm of a parameter."""
-    steps = np.asarray(row["at"], dtype=np.float64)
+    steps = _listed(row["at"])
     found = []
     for norm in _NORMS:
-        values = np.asarray(row[norm], dtype=np.float64)
+        values = _listed(row[norm])
+        if len(values) != len(steps) or not np.isfinite(steps).all():
+            continue  # a missing list, or one that was written by hand
         place, mads, usual = _left(values, int(np.searchsorted(steps, spike)))
         if place is not None:
             found.append(
                 Departure(module, str(row["tensor"]), norm, int(steps[place]), mads, float(values[place]), usual)
             )
     return found
+
+
+def _listed(cell: object) -> FloatArray:
+    """Return a list of the table as an array; empty where it is missing."""
+    return np.atleast_1d(np.asarray([] if cell is None else cell, dtype=np.float64))
 
 
 def _left(values: FloatArray, spike: int) -> tuple[int | None, float, float]:

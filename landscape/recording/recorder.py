@@ -218,6 +218,7 @@ class Recorder:
         manifest = new_manifest(
             model, self._optimizers, objective, minibatches, arm=arm, config=config, seeds=seeds, preset=preset
         )
+        manifest["overhead_cap"] = self._cap.share
         # last: whatever failed before has left nothing
         self._writer = claimed(
             self._folder, manifest, self._faults, self._overhead, planned=steps, force=force, resume_at=resume_at

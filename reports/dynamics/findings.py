@@ -1,4 +1,4 @@
-"""Findings of the dynamics report: direction autocorrelation, trigger, quadratic model and layer-wise remainders."""
+"""Findings of the dynamics report: direction autocorrelation, trigger, and quadratic model."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from lossscope.reports.shared.quantities import number
 from lossscope.reports.shared.step_quality import step_evaluations
 
 if TYPE_CHECKING:
-    from lossscope.landscape.analysis import ArmMemory, Estimate, LayerRecord, Pooled, TriggerRecord
+    from lossscope.landscape.analysis import ArmMemory, Estimate, Pooled, TriggerRecord
     from lossscope.landscape.run import Run
 
-__all__ = ["layers_stayed", "model_predicted", "shear_keeps_longer", "trigger_beats_noise"]
+__all__ = ["model_predicted", "shear_keeps_longer", "trigger_beats_noise"]
 
 _NOTHING: Final = "not recorded in these runs"
 _TOLERANCE: Final = 0.10
@@ -90,32 +90,6 @@ def model_predicted(runs: Sequence[Run]) -> Finding:
     missing = missing_in_words(runs, ("trust_ratio", "relative_second"))
     numbers += f"; {missing}" if missing else ""
     return Finding(claim, False if outside else (None if open_ones or missing else True), numbers, source)
-
-
-def layers_stayed(records: Sequence[tuple[Run, LayerRecord]]) -> Finding:
-    """Check that no layer's remainder was an outlier in any run; too few samples are inconclusive.
-
-    Each remainder is compared with its own running median, so a layer that is always far from its Taylor model is not
-    an outlier.
-    """
-    claim = "No layer's remainder rose to ten times its own median."
-    source = "tensors.parquet: remainder"
-    if not records:
-        return Finding(claim, None, _NOTHING, source)
-    left = [(run, one) for run, one in records if one.layer is not None]
-    judged = [one for _, one in records if one.judged]
-    if not judged:
-        return Finding(claim, None, "too few samples in every run", source)
-    numbers = f"outlier in {len(left)} of {len(judged)} runs"
-    if left:
-        run, first = left[0]
-        numbers += f", {first.layer} at step {first.step} ({run.name})"
-    since = min(one.since for one in judged if one.since is not None)
-    samples = sum(one.samples for one in judged)
-    numbers += f"; tested from step {since}, at {sum(one.judged for one in judged)} of {samples} samples"
-    if len(judged) < len(records):
-        numbers += f"; {len(records) - len(judged)} more with too few samples"
-    return Finding(claim, False if left else (True if len(judged) == len(records) else None), numbers, source)
 
 
 def _signs(memory: ArmMemory) -> dict[int, int]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from lossscope.reports.content import FigureData, Missing, Report
-from lossscope.reports.dynamics.findings import layers_stayed, model_predicted, shear_keeps_longer, trigger_beats_noise
+from lossscope.reports.dynamics.findings import model_predicted, shear_keeps_longer, trigger_beats_noise
 from lossscope.reports.dynamics.minibatch_tables import (
     Memories,
     memories_of,
@@ -24,6 +24,7 @@ from lossscope.reports.dynamics.shear_energy_tables import (
     missing_shear_and_energy,
     shear_table,
 )
+from lossscope.reports.dynamics.spike_tables import spike_tables
 from lossscope.reports.dynamics.step_tables import (
     alignment_table,
     injection_table,
@@ -87,7 +88,6 @@ def dynamics(runs: Sequence[Run]) -> Report:
                 (shear_keeps_longer(memories), any(one and "shear" in one.directions for one in memories.values())),
                 (trigger_beats_noise(triggers), bool(triggers)),
                 (model_predicted(runs), any(map(step_evaluations, runs))),
-                (layers_stayed(layers), bool(layers)),
             )
             if there
         ),
@@ -103,6 +103,7 @@ def dynamics(runs: Sequence[Run]) -> Report:
                 *ascent_table(runs),
                 *injection_table(runs),
                 *energy_table(runs),
+                *spike_tables(runs),
                 *layer_table(layers),
                 *norm_table(runs),
                 *pace_table(runs),

@@ -14,6 +14,7 @@ from lossscope.reports.content import Report, Statement
 from lossscope.reports.first_screen.curvature import curvature, unconverged
 from lossscope.reports.first_screen.outcome import outcome
 from lossscope.reports.first_screen.steps import steps
+from lossscope.reports.shared.diagnosis import diagnosis_statements
 from lossscope.reports.shared.quantities import overhead_percent
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ def with_first_screen(report: Report, runs: Sequence[Run]) -> Report:
         *curvature(runs),
         *unconverged(runs),
         *steps(runs),
+        *diagnosis_statements(runs),
         *_missing(report),
         *_costly(runs),
     )

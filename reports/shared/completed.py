@@ -14,6 +14,7 @@ from lossscope.landscape.analysis.arms import has_seeds
 from lossscope.landscape.analysis.divergence import divergence_of
 from lossscope.reports.content import Cell, Column, FigureData, Report, Table
 from lossscope.reports.shared.arm_colors import report_in_color
+from lossscope.reports.shared.diagnosis import diagnosis_table
 from lossscope.reports.shared.divergence import DIVERGENCE_NOTE, alert, losses_kept_finite, without_lost_evaluations
 from lossscope.reports.shared.other_data import other_data_table
 from lossscope.reports.shared.provenance import listed
@@ -33,7 +34,7 @@ _RUNS_NOTE: Final = (
 
 
 def completed(report: Report, runs: Sequence[Run]) -> Report:
-    """Return a report with its first line, its finding on divergence, its words for seeds and samples, and its arms.
+    """Return a report with its first line, diagnosis, finding on divergence, words for seeds and samples, and its arms.
 
     Args:
         report: The report of the runs.
@@ -49,7 +50,7 @@ def completed(report: Report, runs: Sequence[Run]) -> Report:
     report = replace(
         report_in_color(report, runs),
         alert=alert(diverged),
-        tables=(*report.tables, *other_data_table(runs, report.kind)),
+        tables=(*report.tables, *other_data_table(runs, report.kind), *diagnosis_table(runs, report.kind)),
         findings=(kept, *others) if diverged else (*others, kept),
         notes=(*report.notes, *sample_notes(runs), *([DIVERGENCE_NOTE] if diverged else [])),
     )

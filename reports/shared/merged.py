@@ -18,13 +18,17 @@ def merged(reports: Sequence[Report]) -> Report:
         reports: Reports of the same runs, at least one.
 
     Returns:
-        The report. A table whose key another report uses for another table gets the kind of its report before its key.
+        The report. A table that is a part of another with its key is left out. A table whose key another report uses
+        for another table gets the kind of its report before its key.
     """
     tables: dict[str, Table] = {}
     figures: dict[str, FigureData] = {}
     for report in reports:
         for table in report.tables:
-            if tables.get(table.key, table) != table:
+            known = tables.get(table.key, table)
+            if known != table and known.columns == table.columns and set(table.rows) <= set(known.rows):
+                continue  # a part of it
+            if known != table:
                 table = replace(table, key=f"{report.kind}_{table.key}", title=f"{report.title}: {table.title}")
             tables[table.key] = table
         for figure in report.figures:

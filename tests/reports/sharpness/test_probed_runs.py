@@ -108,6 +108,7 @@ def test_a_run_without_these_measures_has_no_table_and_no_figure_for_them(demo_r
         "norms",
         "cost",
         "overhead",
+        "diagnosis",
     ]
     assert [figure.key for figure in report.figures] == ["loss", "lambda_max", "directional_edge_ratio", "trace"]
 

@@ -1,0 +1,36 @@
+"""All rules of diagnosis, and the verdicts on a run."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from lossscope.landscape.analysis.diagnosis.curvature import EDGE, NEGATIVE_MASS, UNCONVERGED
+from lossscope.landscape.analysis.diagnosis.parts import ASCENT, COLLAPSE, ENTROPY, SHEAR, TRIGGER
+from lossscope.landscape.analysis.diagnosis.rule import Rule, Verdict
+from lossscope.landscape.analysis.diagnosis.training import DIVERGENCE, ENERGY_SPIKE, LOSS_SPIKE, OVERHEAD
+
+if TYPE_CHECKING:
+    from lossscope.landscape.run import Run
+
+__all__ = ["RULES", "diagnose"]
+
+RULES: Final[tuple[Rule, ...]] = (
+    DIVERGENCE,
+    LOSS_SPIKE,
+    EDGE,
+    NEGATIVE_MASS,
+    COLLAPSE,
+    ENTROPY,
+    ENERGY_SPIKE,
+    ASCENT,
+    SHEAR,
+    TRIGGER,
+    UNCONVERGED,
+    OVERHEAD,
+)
+
+
+def diagnose(run: Run) -> dict[Rule, Verdict]:
+    """Return the verdict of each rule on a run; rules about what the run does not have are left out."""
+    found = ((rule, rule.judge(run)) for rule in RULES)
+    return {rule: verdict for rule, verdict in found if verdict is not None}

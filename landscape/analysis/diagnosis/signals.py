@@ -1,0 +1,81 @@
+"""Tests of series behind the rules: each takes numbers and returns a decision, so that null models can be simulated."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+
+from lossscope.landscape.analysis.series import FloatArray
+
+__all__ = ["collapsed", "does_not_ascend", "first_above", "first_outlier", "grows", "looks_random"]
+
+_Z: Final = 2.576  # one-sided error of 0.5 %
+_FEWEST_TREND: Final = 6  # values
+_FEWEST_ASCENTS: Final = 20
+_FEWEST_WINDOWS: Final = 6
+_MADS: Final = 8.0
+_PAST: Final = 16  # values before one, at least, and twice as many at most
+_SMALLEST_MAD: Final = 0.02  # of a logarithm
+
+
+def first_above(values: FloatArray, errors: FloatArray, limit: float = 1.0) -> int | None:
+    """Return the first of two values in a row that are above a limit by more than their error; None without."""
+    above = values - np.nan_to_num(errors) > limit
+    places = np.flatnonzero(above[:-1] & above[1:])
+    return int(places[0]) if len(places) else None
+
+
+def grows(values: FloatArray, errors: FloatArray) -> bool:
+    """Return True if a series rises by Mann and Kendall's test at 0.5 %, and at its ends by more than their errors."""
+    count = len(values)
+    if count < _FEWEST_TREND:
+        return False
+    rises = float(np.sign(values[None, :] - values[:, None])[np.triu_indices(count, 1)].sum())
+    spread = math.sqrt(count * (count - 1) * (2 * count + 5) / 18)
+    bounds = np.nan_to_num(errors)
+    return (rises - 1) / spread > _Z and bool(values[-1] - bounds[-1] > values[0] + bounds[0])
+
+
+def does_not_ascend(gaps: FloatArray) -> bool:
+    """Return True if fewer ascents raise the loss than a coin would, beyond an error of 0.5 %."""
+    count = len(gaps)
+    if count < _FEWEST_ASCENTS:
+        return False
+    return (int((gaps > 0).sum()) + 0.5 - count / 2) / math.sqrt(count / 4) < -_Z
+
+
+def looks_random(cosines: FloatArray) -> bool | None:
+    """Return True if the mean cosine of independent estimates is within two standard errors of 0; None of too few."""
+    count = len(cosines)
+    if count < _FEWEST_WINDOWS:
+        return None
+    return bool(cosines.mean() < 2 * cosines.std(ddof=1) / math.sqrt(count))
+
+
+def first_outlier(values: FloatArray) -> tuple[int, float] | None:
+    """Return the place and the MADs of the first value far above its past; None without.
+
+    The logarithm must be more than 8 MAD above the median of the 16 to 32 values before it, and above each of them by
+    more than they are apart.
+    """
+    with np.errstate(divide="ignore", invalid="ignore"):
+        logs = np.log(values)
+    for place in range(_PAST, len(logs)):
+        past = logs[max(0, place - 2 * _PAST) : place]
+        past = past[np.isfinite(past)]
+        if len(past) < _PAST or not np.isfinite(logs[place]):
+            continue
+        middle = float(np.median(past))
+        mad = max(float(np.median(np.abs(past - middle))), _SMALLEST_MAD)
+        rise = float(logs[place]) - middle
+        if rise > _MADS * mad and rise > float(past.max() - past.min()):
+            return place, rise / mad
+    return None
+
+
+def collapsed(ranks: Sequence[float], *, share: float = 0.5) -> bool:
+    """Return True if the last two of at least three effective ranks are below a share of the first."""
+    return len(ranks) > 2 and max(ranks[-2:]) < share * ranks[0]
