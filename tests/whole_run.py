@@ -129,11 +129,22 @@ def _pairs(chosen: np.random.Generator) -> Iterator[Row]:
                 yield "pairs", row | (large if lag == 0 else {})
 
 
+def _spikes() -> Iterator[Row]:
+    """Yield a spike before which four parameters leave their past, each by another norm."""
+    at = np.arange(1.0, 33)
+    flat = 1 + 0.01 * (at % 3)
+    norms = ("gradient_norm", "update_norm", "weight_norm", "largest_update")
+    for place, norm in enumerate(norms):
+        moved = np.where(at >= 24 + 2 * place, 50.0 + at, flat)
+        row = {"step": 32, "tensor": f"{place}.weight", "cause": "loss", "loss": 9.0, "level": 2.0, "at": at}
+        yield "spikes", {**row, **dict.fromkeys(norms, flat), norm: moved}
+
+
 def whole_run(path: Path) -> Run:
     """Write the run to a folder and return it, opened."""
     store = RunStore.create(path, _manifest())
     chosen = np.random.default_rng(0)
-    for part in (_steps(chosen), _spectra(chosen), _probes(chosen), _densities(), _curves(), _pairs(chosen)):
+    for part in (_steps(chosen), _spectra(chosen), _probes(chosen), _densities(), _curves(), _pairs(chosen), _spikes()):
         for table, row in part:
             store.append(table, row)
     store.close("finished", "the loop ended")

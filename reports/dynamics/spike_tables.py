@@ -31,9 +31,10 @@ _SPIKES: Final = (
 _MODULES: Final = (
     _RUN,
     _STEP,
-    Column("module", "module", words=True),
+    Column("module", "module", "", "module that holds the parameter", True),
+    Column("tensor", "tensor", words=True),
     Column("at", "left at step", "", "first step at which a norm of the module was above its past"),
-    Column("norm", "norm", words=True),
+    Column("norm", "norm", "", "of the gradient, update or weight, or the largest change of an entry", True),
     Column("mads", "MAD above", "", "distance of its logarithm from the median of its past, in MADs", True),
     Column("usual", "usual", "", "median of its past"),
     Column("value", "value", "", "at that step", True),
@@ -76,7 +77,7 @@ def _module(name: str, spike: Spike, one: Departure) -> tuple[Cell, ...]:
     """Return the row of a module."""
     lost = math.isinf(one.mads)
     far, value = ("not finite", "not finite") if lost else (f"{one.mads:.0f}", f"{one.value:.3g}")
-    return name, spike.step, one.module, one.step, one.norm.replace("_", " "), far, _known(one.usual), value
+    return name, spike.step, one.module, one.tensor, one.step, one.norm.replace("_", " "), far, _known(one.usual), value
 
 
 def _known(value: float) -> float | None:

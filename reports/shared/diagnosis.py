@@ -18,14 +18,14 @@ _ORDER: Final = ("fine", "look", "act")
 _EVERYTHING: Final = "overview"  # kind of the report with every rule
 _TOLD: Final = ("divergence", "edge", "ascent", "unconverged", "overhead")  # the first screen has own sentences on them
 _COLUMNS: Final = (
-    Column("question", "question", words=True),
+    Column("question", "question", meaning="what the rule decides", words=True),
     Column("verdict", "verdict", meaning="fine, look (may need attention) or act (something is wrong)", words=True),
     Column("evidence", "evidence", meaning="of the run with the worst verdict", words=True),
     Column(
         "false_alarms", "false alarms", "per 1000 steps", "in a healthy run as the null model describes it, at most"
     ),
     Column("null", "null model", meaning="the healthy run of which the false alarms are stated", words=True),
-    Column("advice", "advice", words=True),
+    Column("advice", "advice", meaning="what to look at, where the rule gives an alarm", words=True),
 )
 _NOTE: Final = (
     "Rules about what no run has are left out. The rate of false alarms is measured by simulation of the null model; 0 "

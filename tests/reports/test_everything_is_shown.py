@@ -83,6 +83,8 @@ COLUMNS: dict[str, dict[str, str]] = {
     "dynamics/layers": {"steps": "remainder_rounding", "tensors": "remainder"},
     "dynamics/memory": {"pairs": "object lag cosine"},
     "dynamics/directions": {"pairs": "size"},
+    "dynamics/spikes": {"spikes": "step cause loss level"},
+    "dynamics/spike_modules": {"spikes": "tensor at gradient_norm update_norm weight_norm largest_update"},
     "dynamics/noise_scale": {"pairs": "step square pair_square samples"},
     "dynamics/provenance": {"pairs": "mode loss_kind dtype data_hash additivity"},
 }
