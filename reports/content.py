@@ -55,6 +55,7 @@ class Quantity:
     low: float | None = None  # interval or range, as the column states
     high: float | None = None
     missing: int = 0  # number of missing values among those it summarizes
+    known_error: float | None = None  # largest known error, if it is not shown here: it limits the digits all the same
 
 
 Cell: TypeAlias = str | int | float | Quantity | None

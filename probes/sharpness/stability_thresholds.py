@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from lossscope.probes.errors import ProbeError
-from lossscope.probes.statistics.estimate import Estimate
+
+if TYPE_CHECKING:  # reports read thresholds without scipy
+    from lossscope.probes.statistics.estimate import Estimate
 
 __all__ = [
     "Evidence",

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
 from lossscope.landscape.analysis.arms import by_arm
+from lossscope.landscape.analysis.edge_of_stability import edge_ratio
 from lossscope.landscape.analysis.series import Series, probe_series
 from lossscope.reports.content import Quantity, Statement
 from lossscope.reports.first_screen.arms import joined_arms, measured, of_arm, phrase, spread
+from lossscope.reports.shared.known_errors import known_series
 from lossscope.reports.shared.loss_unit import loss_unit
 from lossscope.reports.shared.provenance import listed
 from lossscope.reports.shared.quantities import at_last_evaluation
@@ -25,10 +27,8 @@ __all__ = ["curvature"]
 
 # measures of sharpness, the first that a run recorded is told
 _SHARPNESS: Final = (("lambda_max", "λ_max"), ("trace", "the trace of the Hessian"), ("adaptive_trace", "Σ θ²H"))
-# ratios to the threshold of the step size, the first that a run recorded holds for its optimizer
-_EDGES: Final = ("preconditioned_edge_ratio", "sharpness_edge_ratio", "directional_edge_ratio")
+_ANY_STEP: Final = "directional_edge_ratio"  # holds for every optimizer and batch size
 _FLATTER: Final = "flatter"
-_SAMPLED: Final = ("lambda_max_population", "lambda_max_cross_fitted")
 
 
 def curvature(runs: Sequence[Run]) -> tuple[Statement, ...]:
@@ -41,17 +41,13 @@ def curvature(runs: Sequence[Run]) -> tuple[Statement, ...]:
 
 def _at_the_end(runs: Sequence[Run], measure: str, words: str) -> tuple[Statement, ...]:
     """Return the sharpness at the last evaluation, with its largest known error."""
-    found = of_arm(runs, lambda run: _with_sampling(run, measure))
+    found = of_arm(runs, lambda run: _at_end(run, measure))
     return (Statement(f"At the end {words} is {phrase(found, loss_unit(runs))}.", "fine", measure),)
 
 
-def _with_sampling(run: Run, measure: str) -> Quantity:
-    """Return a measure with the larger of its bound and, for λ_max, the measured sampling error of the data."""
+def _at_end(run: Run, measure: str) -> Quantity:
+    """Return a measure at the last evaluation with its largest known error, without its interval."""
     found = at_last_evaluation(run, measure)
-    if measure == "lambda_max":
-        known = (at_last_evaluation(run, one).error for one in _SAMPLED)
-        error = max((one for one in (found.error, *known) if one is not None), default=None)
-        return Quantity(found.value, error=error)
     return Quantity(found.value, error=found.error)
 
 
@@ -60,6 +56,7 @@ class _Edge:
     """Ratio to the threshold over a run."""
 
     run: str
+    figure: str
     largest: Quantity
     step: int
     last: Quantity
@@ -69,15 +66,16 @@ def _edge(runs: Sequence[Run]) -> tuple[Statement, ...]:
     """Return the ratio of sharpness to the threshold of the step size, over the whole history of each arm."""
     phrases, highest, figure = dict[str, str](), 0.0, ""
     for arm, members in by_arm(runs).items():
-        measure = next((one for one in _EDGES if any(_ratio(run, one) for run in members)), None)
-        if measure is None:
+        known = [one for run in members if (one := _ratio(run, edge_ratio(run))) is not None]
+        found = known or [one for run in members if (one := _ratio(run, (_ANY_STEP, known_series(run, _ANY_STEP))))]
+        if not found:
             continue
-        found = [one for run in members if (one := _ratio(run, measure)) is not None]
         top = max(found, key=lambda one: one.largest.value or 0.0)
         where = f" at step {top.step}" + (f" of {top.run}" if len(members) > 1 else "")
         last = measured(spread([one.last for one in found]))
         phrases[arm] = f"at most {measured(top.largest)}{where}, {last} at the end"
-        highest, figure = max(highest, top.largest.value or 0.0), measure
+        if (top.largest.value or 0.0) >= highest:
+            highest, figure = top.largest.value or 0.0, top.figure
     if not phrases:
         return ()
     tail = "; above 1 the quadratic model predicts that the loss rises" if highest >= 1 else ""
@@ -85,14 +83,18 @@ def _edge(runs: Sequence[Run]) -> tuple[Statement, ...]:
     return (Statement(words, "look" if highest >= 1 else "fine", figure),)
 
 
-def _ratio(run: Run, measure: str) -> _Edge | None:
-    """Return the largest and the last ratio of a run; None without any."""
-    series = probe_series(run, measure)
+def _ratio(run: Run, ratio: tuple[str, Series] | None) -> _Edge | None:
+    """Return the largest and the last ratio of a run, of a quantity and its ratios; None without any."""
+    if ratio is None:
+        return None
+    figure, series = ratio
+    known = known_series(run, figure)
+    series = replace(series, error=np.abs(series.y / known.y) * known.error)
     places = np.flatnonzero(np.isfinite(series.y))
     if not len(places):
         return None
     top = places[int(np.argmax(series.y[places]))]
-    return _Edge(run.name, _at(series, int(top)), int(series.x[top]), _at(series, int(places[-1])))
+    return _Edge(run.name, figure, _at(series, int(top)), int(series.x[top]), _at(series, int(places[-1])))
 
 
 def _at(series: Series, place: int) -> Quantity:
@@ -156,7 +158,7 @@ def _inverse(ratio: Quantity) -> Quantity:
 
 def _factor(run: Run, measure: str) -> Quantity | None:
     """Return the last value over the first, with its error; None unless both are positive."""
-    series = probe_series(run, measure)
+    series = known_series(run, measure)
     places = np.flatnonzero(np.isfinite(series.y))
     if len(places) < 2:
         return None

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from lossscope.landscape.measures.catalogue import group_of
-from lossscope.reports.content import Column, Missing, Report
+from lossscope.reports.content import Column, Missing, Quantity, Report
 from lossscope.reports.first_screen.screen import with_first_screen
 from lossscope.reports.flatness.noise_curve import noise_curve_figure
 from lossscope.reports.shared.completed import completed
@@ -122,9 +122,9 @@ def _not_measured(runs: Sequence[Run]) -> tuple[Missing, ...]:
     )
 
 
-def _weight_norm(run: Run) -> float | None:
+def _weight_norm(run: Run) -> Quantity:
     """Return the norm of all parameters at the last step with a value."""
-    return last_number(run.steps, "weight_norm")
+    return Quantity(last_number(run.steps, "weight_norm"))
 
 
 _RUN_CELLS: Final = (

@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from lossscope.landscape.analysis.arms import by_arm
-from lossscope.reports.content import Cell, Column, Report, Table
+from lossscope.reports.content import Cell, Column, Quantity, Report, Table
 from lossscope.reports.first_screen.screen import with_first_screen
 from lossscope.reports.shared.completed import completed
 from lossscope.reports.shared.evaluation_tables import repeated_seeds
 from lossscope.reports.shared.figures import (
     adaptive_trace_figure,
     edge_figure,
-    eigenvalue_figure,
     energy_figure,
     entropy_figure,
     loss_figure,
@@ -47,11 +46,12 @@ from lossscope.reports.shared.quantities import (
     last_number,
     last_spectra,
     mean_and_range,
-    median_and_range,
     overhead_percent,
     seed_count,
+    summarized,
     widest_error,
 )
+from lossscope.reports.shared.threshold_figures import eigenvalue_figure
 
 if TYPE_CHECKING:
     from lossscope.landscape.run import Run
@@ -117,10 +117,10 @@ def _table(number: int, arms: Sequence[tuple[str, Sequence[Run]]], loss: str) ->
         (
             words,
             loss if unit == LOSS else unit,
-            *(median_and_range(value(run) for run in members) for _, members in arms),
+            *(summarized(value(run) for run in members) for _, members in arms),
         )
         for words, unit, value in _MEASURES
-        if words not in _OPTIONAL or any(value(run) is not None for _, members in arms for run in members)
+        if words not in _OPTIONAL or any(value(run).value is not None for _, members in arms for run in members)
     ]
     errors: list[tuple[Cell, ...]] = [
         (words, loss, *(widest_error([at_last_evaluation(run, measure) for run in members]) for _, members in arms))
@@ -133,38 +133,43 @@ def _table(number: int, arms: Sequence[tuple[str, Sequence[Run]]], loss: str) ->
     )
 
 
-def _probe(measure: str) -> Callable[[Run], float | None]:
+def _probe(measure: str) -> Callable[[Run], Quantity]:
     """Return a function from a run to a measure at its last evaluation."""
-    return lambda run: at_last_evaluation(run, measure).value
+    return lambda run: at_last_evaluation(run, measure)
 
 
-def _step(column: str, factor: float = 1.0) -> Callable[[Run], float | None]:
+def _step(column: str, factor: float = 1.0) -> Callable[[Run], Quantity]:
     """Return a function from a run to the last value of a column of `steps`, times a unit factor."""
 
-    def value(run: Run) -> float | None:
+    def value(run: Run) -> Quantity:
         last = last_number(run.steps, column)
-        return None if last is None else factor * last
+        return Quantity(None if last is None else factor * last)
 
     return value
 
 
-def _entropy(kind: str) -> Callable[[Run], float | None]:
+def _entropy(kind: str) -> Callable[[Run], Quantity]:
     """Return a function from a run to the mean energy entropy over matrices at the last step with spectra."""
 
-    def value(run: Run) -> float | None:
+    def value(run: Run) -> Quantity:
         rows = last_spectra(run)
-        return mean_and_range(rows[rows["object"] == kind]["entropy_energy"].dropna()).value
+        return Quantity(mean_and_range(rows[rows["object"] == kind]["entropy_energy"].dropna()).value)
 
     return value
 
 
-def _energy(run: Run) -> float | None:
+def _overhead(run: Run) -> Quantity:
+    """Return the recording overhead in percent of the wall time."""
+    return Quantity(overhead_percent(run))
+
+
+def _energy(run: Run) -> Quantity:
     """Return the mean of E / sqrt(numel) over the matrices at the last step that has it."""
     rows = run.tensors[run.tensors["track"] == "matrix"].dropna(subset=["energy_rms"])
-    return mean_and_range(rows[rows["step"] == rows["step"].max()]["energy_rms"]).value
+    return Quantity(mean_and_range(rows[rows["step"] == rows["step"].max()]["energy_rms"]).value)
 
 
-_MEASURES: Final[tuple[tuple[str, str, Callable[[Run], float | None]], ...]] = (
+_MEASURES: Final[tuple[tuple[str, str, Callable[[Run], Quantity]], ...]] = (
     ("train loss, last step", LOSS, _step("loss")),
     ("train loss, all training data", LOSS, _probe("train_loss")),
     ("test loss", LOSS, _probe("test_loss")),
@@ -179,7 +184,7 @@ _MEASURES: Final[tuple[tuple[str, str, Callable[[Run], float | None]], ...]] = (
     ("entropy after Newton-Schulz", "", _entropy("orthogonal")),
     ("shear angle", "°", _step("adversarial_angle", 180 / math.pi)),
     ("Fisher energy of matrices, E / √numel", "", _energy),
-    ("recording overhead", "%", overhead_percent),
+    ("recording overhead", "%", _overhead),
 )
 # A Recorder that was not given the data has neither loss; training loops log the other two or not.
 _OPTIONAL: Final = ("train loss, all training data", "test loss", "train accuracy", "test loss, last logged")

@@ -12,9 +12,9 @@ from lossscope.reports.shared.notes import LOSS_NOTE
 from lossscope.reports.shared.quantities import (
     at_last_evaluation,
     last_evaluation,
-    loss_at_last_evaluation,
-    median_and_range,
+    loss_with_rounding,
     seed_count,
+    summarized,
     widest_error,
 )
 
@@ -45,7 +45,7 @@ def run_table(runs: Sequence[Run], measured: Sequence[tuple[Column, RunCell]], n
         The table; its key is `runs`.
     """
     rows = tuple(
-        (run.name, arm, last_evaluation(run), loss_at_last_evaluation(run), *(cell(run) for _, cell in measured))
+        (run.name, arm, last_evaluation(run), loss_with_rounding(run), *(cell(run) for _, cell in measured))
         for arm, members in by_arm(runs).items()
         for run in members
     )
@@ -63,7 +63,7 @@ def arm_table(runs: Sequence[Run], measured: Sequence[tuple[Column, ArmCell]], n
     Returns:
         The table; its key is `arms`.
     """
-    loss = over_seeds(loss_at_last_evaluation)
+    loss = over_seeds(loss_with_rounding)
     rows = tuple(
         (arm, seed_count(members), loss(members), *(cell(members) for _, cell in measured))
         for arm, members in by_arm(runs).items()
@@ -88,10 +88,10 @@ def of_run(measure: str) -> Callable[[Run], Quantity]:
     return lambda run: at_last_evaluation(run, measure)
 
 
-def over_seeds(value: str | Callable[[Run], float | None]) -> ArmCell:
+def over_seeds(value: str | Callable[[Run], Quantity]) -> ArmCell:
     """Return a function from runs to the median and range of a measure at their last evaluations, or of any value."""
-    found = (lambda run: at_last_evaluation(run, value).value) if isinstance(value, str) else value
-    return lambda runs: median_and_range(found(run) for run in runs)
+    found = of_run(value) if isinstance(value, str) else value
+    return lambda runs: summarized(map(found, runs))
 
 
 def widest_error_over_seeds(measure: str) -> ArmCell:

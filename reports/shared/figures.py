@@ -12,7 +12,6 @@ from lossscope.landscape.analysis.arms import by_arm
 from lossscope.landscape.analysis.series import (
     Series,
     against_loss,
-    probe_series,
     spectrum_series,
     step_series,
     synced_series,
@@ -20,8 +19,9 @@ from lossscope.landscape.analysis.series import (
 )
 from lossscope.reports.content import Axis, Cloud, Curves, Threshold
 from lossscope.reports.shared.curves import cloud, curves
+from lossscope.reports.shared.known_errors import known_series
 from lossscope.reports.shared.loss_unit import loss_unit
-from lossscope.reports.shared.notes import BATCH_NOTE, ENDS_NOTE, FLATTENING_NOTE, HESSIAN_NOTE, LOSS_NOTE
+from lossscope.reports.shared.notes import BATCH_NOTE, FLATTENING_NOTE, HESSIAN_NOTE, LOSS_NOTE
 from lossscope.reports.shared.step_quality import trust_series
 
 if TYPE_CHECKING:
@@ -30,32 +30,16 @@ if TYPE_CHECKING:
 __all__ = [
     "adaptive_trace_figure",
     "edge_figure",
-    "eigenvalue_figure",
     "energy_figure",
     "entropy_figure",
     "loss_figure",
     "phi_figure",
     "shear_figure",
     "shear_track_figure",
-    "threshold_figures",
     "trace_figure",
     "trust_figure",
 ]
 
-_EDGES: Final = (
-    (
-        "preconditioned_edge_ratio",
-        "S_P over its threshold",
-        "Largest eigenvalue of the Hessian in the optimizer's metric, over the stability threshold of its frozen step.",
-        "S_P / threshold",
-    ),
-    (
-        "sharpness_edge_ratio",
-        "λ_max over its threshold",
-        "Largest eigenvalue of the Hessian over the stability threshold of SGD at its learning rate and momentum.",
-        "λ_max / threshold",
-    ),
-)
 _BEFORE_AFTER: Final = ("before (A)", "after (O)")
 _PHI: Final = ("phi", "threshold")
 _TRACKS: Final = ("matrices", "vectors")
@@ -73,12 +57,6 @@ def loss_figure(runs: Sequence[Run]) -> Curves:
     )
 
 
-def eigenvalue_figure(runs: Sequence[Run]) -> Curves:
-    """Return the largest Hessian eigenvalue over steps, with its bounds."""
-    title, caption = "λ_max, the largest Hessian eigenvalue", f"{ENDS_NOTE} {HESSIAN_NOTE}"
-    return _probe_figure(runs, "lambda_max", title, caption, Axis("λ_max", loss_unit(runs)))
-
-
 def edge_figure(runs: Sequence[Run]) -> Curves:
     """Return the directional edge ratio of the steps taken, with a threshold at 1."""
     caption = "Above 1, the quadratic model predicts that the loss rises along the step."
@@ -87,17 +65,6 @@ def edge_figure(runs: Sequence[Run]) -> Curves:
     return _probe_figure(
         runs, "directional_edge_ratio", "Directional edge ratio of the step taken", caption, axis, line
     )
-
-
-def threshold_figures(runs: Sequence[Run]) -> tuple[Curves, ...]:
-    """Return each other edge ratio that any run recorded, with a threshold at 1."""
-    line = Threshold(1.0, "edge of stability")
-    drawn = [
-        _probe_figure(runs, measure, title, caption, Axis(label, scale="log"), line)
-        for measure, title, caption, label in _EDGES
-        if any((run.estimates["measure"] == measure).any() for run in runs)
-    ]
-    return tuple(drawn)
 
 
 def trace_figure(runs: Sequence[Run]) -> Curves:
@@ -225,7 +192,7 @@ def _probe_figure(
         title=title,
         caption=caption,
         y=y,
-        series=lambda run: probe_series(run, measure),
+        series=lambda run: known_series(run, measure),
         thresholds=thresholds,
     )
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 from lossscope.landscape.analysis.arms import by_arm
 from lossscope.landscape.measures.catalogue import GROUPS
 from lossscope.reports.content import Cell, Column, Quantity, Table
+from lossscope.reports.shared.known_errors import with_known_error
 from lossscope.reports.shared.quantities import row_quantity
 
 if TYPE_CHECKING:
@@ -67,4 +68,6 @@ def _last(run: Run, measures: Sequence[str]) -> tuple[Cell, dict[str, Quantity]]
         return None, {}
     step = int(rows["step"].max())
     last = rows[rows["step"] == step].to_dict("records")
-    return step, {str(row["measure"]): row_quantity({str(key): one for key, one in row.items()}) for row in last}
+    return step, {
+        name: with_known_error(row_quantity(row), run, step, name) for row in last if (name := row["measure"])
+    }

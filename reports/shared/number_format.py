@@ -1,4 +1,9 @@
-"""Number formatting: no more digits than the uncertainty justifies."""
+"""Number formatting: no more digits than the uncertainty justifies.
+
+The last digit shown is the second of a `± error` or of the half-width of an interval, and the first of an error that is
+stated elsewhere. If the ends of an interval differ by a factor above 100, or a nonzero number would read as zero, each
+number has two digits of its own; a single number has at least one.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +18,7 @@ __all__ = ["cell_text", "header", "percent", "plain", "quantity_text"]
 _MISSING: Final = "–"
 _MOST_DIGITS: Final = 6  # significant digits of a value, however small its error
 _RANGE_DIGITS: Final = 4  # significant digits of a value with a range only
+_WIDE_DIGITS: Final = 2  # significant digits of each number of an interval that spans orders of magnitude
 _SMALL, _LARGE = 1e-3, 1e6  # outside this interval, scientific notation
 _TINY, _HUGE = 1e-290, 1e290  # outside this interval, arithmetic of values and errors could over- or underflow
 
@@ -46,6 +52,8 @@ def quantity_text(quantity: Quantity) -> str:
         '12.00 (2 missing)'
         >>> quantity_text(Quantity(0.5, low=-math.inf, high=math.inf))
         '0.50 [−∞, ∞]'
+        >>> quantity_text(Quantity(12.3456, known_error=0.5))
+        '12.3'
     """
     return _value_text(quantity) + (f" ({quantity.missing} missing)" if quantity.missing else "")
 
@@ -58,17 +66,18 @@ def _value_text(quantity: Quantity) -> str:
     if any(one and math.isfinite(one) and not _TINY < abs(one) < _HUGE for one in (value, error, low, high)):
         return _far_text(value, error, low, high)
     written = [_with_error(value, error)] if error else []
+    known = quantity.known_error or 0.0
     if low is not None and high is not None and low < high:
         if math.isinf(low) or math.isinf(high):
             return f"{written[0] if written else plain(value, 2)} [{_end(low)}, {_end(high)}]"
-        middle, left, right = _interval(value, low, high, _MOST_DIGITS if written else _RANGE_DIGITS)
+        middle, left, right = _interval(value, low, high, _MOST_DIGITS if written else _RANGE_DIGITS, known)
         return f"{written[0] if written else middle} [{left}, {right}]"
-    return written[0] if written else plain(value)
+    return written[0] if written else _limited(value, known)
 
 
 def _far_text(value: float, error: float | None, low: float | None, high: float | None) -> str:
-    """Return a quantity of extreme size with three digits for each of its numbers."""
-    written = plain(value, 3) + (f" ± {plain(error, 2)}" if error else "")
+    """Return a quantity of extreme size with two digits for each of its numbers."""
+    written = plain(value, 2) + (f" ± {plain(error, 2)}" if error else "")
     return written + (f" [{_end(low)}, {_end(high)}]" if low is not None and high is not None and low < high else "")
 
 
@@ -112,25 +121,43 @@ def _with_error(value: float, error: float) -> str:
     return f"({_fixed(value / 10.0**power, places)} ± {_fixed(error / 10.0**power, places)})e{power:+03d}"
 
 
+def _limited(value: float, known: float, most: int = _RANGE_DIGITS) -> str:
+    """Return a value with `most` digits, or as many as end at the first digit of its known error, at least one."""
+    if value == 0 or not _TINY < known < _HUGE:
+        return plain(value, most)
+    return plain(value, max(1, min(_exponent(value) - _exponent(known) + 1, most)))
+
+
 def _end(value: float) -> str:
     """Return an end of an interval, which may be infinite."""
     return plain(value, 2) if math.isfinite(value) else ("\N{MINUS SIGN}∞" if value < 0 else "∞")
 
 
-def _interval(value: float, low: float, high: float, most: int) -> tuple[str, str, str]:
+def _interval(value: float, low: float, high: float, most: int, known: float = 0.0) -> tuple[str, str, str]:
     """Return value and ends with two digits of the half-width, or `most` digits if one digit of the width remains.
 
-    If the ends differ by a factor above 100, or a nonzero number would read as zero, each has three digits of its own.
+    The last digit is not below the first of an error that is stated elsewhere. If the ends differ by a factor above
+    100, or a nonzero number would read as zero, each has two digits of its own.
     """
     size = max(abs(low), abs(high), abs(value))
     half = _exponent((high - low) / 2)
     places = min(1 - half, max(most - 1 - _exponent(size), -half))
+    if _TINY < known < _HUGE:
+        places = min(places, -_exponent(known))
     lost = any(one != 0 and round(one, places) == 0 for one in (value, low, high))
     wide = lost or (low > 0 and high / low > 100)
     if _SMALL <= size < _LARGE and not wide:
         return _fixed(value, places), _fixed(low, places), _fixed(high, places)
-    digits = 3 if wide else max(2, _exponent(size) + places + 1)
-    return plain(value, digits), plain(low, digits), plain(high, digits)
+    if wide:
+        shown = [_limited(one, known, _WIDE_DIGITS) for one in (value, low, high)]
+        return shown[0], shown[1], shown[2]
+    return _to_place(value, places), _to_place(low, places), _to_place(high, places)
+
+
+def _to_place(value: float, places: int) -> str:
+    """Return a very large or small value rounded to a decimal place."""
+    digits = _exponent(value) + places + 1 if value else 0
+    return plain(value, digits) if digits > 0 else "0"
 
 
 def _fixed(value: float, places: int) -> str:

@@ -12,6 +12,7 @@ import numpy as np
 from lossscope.landscape.analysis.series import FloatArray, evaluations, loss_at
 from lossscope.landscape.measures.catalogue import group_of
 from lossscope.reports.content import Quantity
+from lossscope.reports.shared.known_errors import with_known_error
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,6 +29,7 @@ __all__ = [
     "last_number",
     "last_spectra",
     "loss_at_last_evaluation",
+    "loss_with_rounding",
     "mean_and_range",
     "median_and_range",
     "number",
@@ -36,6 +38,7 @@ __all__ = [
     "row_quantity",
     "run_quantity",
     "seed_count",
+    "summarized",
     "widest_error",
 ]
 
@@ -58,12 +61,17 @@ def last_evaluation(run: Run) -> int | None:
 def at_last_evaluation(run: Run, measure: str) -> Quantity:
     """Return a measure of the whole model at the run's last evaluation; its value is None if missing there.
 
-    `error` is the standard error, or the bound of a Ritz value; `low` and `high` are the 95 % interval if there is a
-    standard error.
+    `error` is the standard error, or the bound of a Ritz value, or the sampling error of the data where that is larger;
+    `low` and `high` are the 95 % interval if there is a standard error.
     """
-    rows = run.estimates
-    rows = rows[(rows["step"] == last_evaluation(run)) & (rows["measure"] == measure) & rows["tensor"].isna()]
-    return row_quantity(rows.iloc[-1].to_dict()) if len(rows) else Quantity(None)
+    rows, step = run.estimates, last_evaluation(run)
+    rows = rows[(rows["step"] == step) & (rows["measure"] == measure) & rows["tensor"].isna()]
+    return with_known_error(row_quantity(rows.iloc[-1].to_dict()), run, step, measure) if len(rows) else Quantity(None)
+
+
+def loss_with_rounding(run: Run) -> Quantity:
+    """Return the loss of `loss_at_last_evaluation`, whose rounding limits its digits."""
+    return Quantity(loss_at_last_evaluation(run), known_error=at_last_evaluation(run, "loss").error)
 
 
 def loss_at_last_evaluation(run: Run) -> float | None:
@@ -90,6 +98,12 @@ def median_and_range(values: Iterable[float | None] | FloatArray) -> Quantity:
     return _with_range(values, np.median)
 
 
+def summarized(quantities: Iterable[Quantity]) -> Quantity:
+    """Return the median and range of quantities; the largest of their errors limits the digits."""
+    found = list(quantities)
+    return replace(median_and_range(one.value for one in found), known_error=widest_error(found))
+
+
 def mean_and_range(values: Iterable[float | None]) -> Quantity:
     """Return the mean, minimum and maximum of the values present; a missing value if there are none."""
     return _with_range(values, np.mean)
@@ -97,7 +111,8 @@ def mean_and_range(values: Iterable[float | None]) -> Quantity:
 
 def widest_error(quantities: Sequence[Quantity]) -> float | None:
     """Return the largest measurement error among the quantities; None if none has one."""
-    return max((one.error for one in quantities if one.error is not None), default=None)
+    errors = (error for one in quantities for error in (one.error, one.known_error) if error is not None)
+    return max(errors, default=None)
 
 
 def overhead_percent(run: Run) -> float | None:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
 from lossscope.landscape.analysis.arms import by_arm
-from lossscope.landscape.analysis.series import Band, FloatArray, Series, over_seeds, probe_series
+from lossscope.landscape.analysis.series import Band, FloatArray, over_seeds
 from lossscope.reports.content import Cell, Column, Quantity, Table
+from lossscope.reports.shared.known_errors import known_series
 from lossscope.reports.shared.quantities import number
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def trajectory_tables(runs: Sequence[Run], measures: Sequence[tuple[str, str, st
     """
     arms = list(by_arm(runs).items())
     bands = {
-        (arm, name): over_seeds(arm, [_series(run, name) for run in members])
+        (arm, name): over_seeds(arm, [known_series(run, name) for run in members])
         for arm, members in arms
         for name, _, _ in measures
     }
@@ -74,12 +74,6 @@ def trajectory_tables(runs: Sequence[Run], measures: Sequence[tuple[str, str, st
     if len(arms) > _ARMS:
         return (lines,)
     return (lines, _evaluations([arm for arm, _ in arms], present, known))
-
-
-def _series(run: Run, measure: str) -> Series:
-    """Return a measure over the evaluations; a loss without its rounding."""
-    series = probe_series(run, measure)
-    return replace(series, error=np.full_like(series.error, np.nan)) if measure == "loss" else series
 
 
 def _lines(arms: Sequence[str], measures: Sequence[tuple[str, str, str]], bands: dict[tuple[str, str], Band]) -> Table:
@@ -103,7 +97,8 @@ def _lines(arms: Sequence[str], measures: Sequence[tuple[str, str, str]], bands:
             top = int(places[np.argmax(band.median[places])])
             first, last = int(places[0]), int(places[-1])
             drawn = bars([number(one) for one in band.median])
-            rows.append((arm, title, _at(band, first), drawn, _at(band, last), _at(band, top), int(band.x[top])))
+            start, end, peak = (_at(band, place, name) for place in (first, last, top))
+            rows.append((arm, title, start, drawn, end, peak, int(band.x[top])))
     return Table("trajectory", "Over the run", columns, tuple(rows), _NOTE)
 
 
@@ -121,7 +116,7 @@ def _evaluations(
         of_arm = {name: band for (one, name), band in bands.items() if one == arm}
         steps = np.unique(np.concatenate([band.x for band in of_arm.values()] or [np.empty(0)]))
         for step in _some(steps):
-            cells = (_on(of_arm.get(name), step) for name, _, _ in measures)
+            cells = (_on(of_arm.get(name), step, name) for name, _, _ in measures)
             rows.append((arm, int(step), *cells))
     return Table("evaluations", "Each evaluation", columns, tuple(rows), _EVERY_NOTE)
 
@@ -134,16 +129,20 @@ def _some(steps: FloatArray) -> FloatArray:
     return found
 
 
-def _on(band: Band | None, step: float) -> Quantity:
+def _on(band: Band | None, step: float, measure: str) -> Quantity:
     """Return the value of a band at a step; missing if it has none."""
     if band is None or not len(places := np.flatnonzero(band.x == step)):
         return Quantity(None)
-    return _at(band, int(places[0]))
+    return _at(band, int(places[0]), measure)
 
 
-def _at(band: Band, place: int) -> Quantity:
-    """Return a value of a band with its range over seeds or, of one seed, its measurement error."""
-    value = number(float(band.median[place]))
+def _at(band: Band, place: int, measure: str) -> Quantity:
+    """Return a value of a band with its range over seeds or, of one seed, its measurement error.
+
+    The error is shown in the second case only, and never for a loss, where it is rounding; it always limits the digits.
+    """
+    value, error = number(float(band.median[place])), number(float(band.error[place]))
     if band.seeds > 1:
-        return Quantity(value, low=number(float(band.low[place])), high=number(float(band.high[place])))
-    return Quantity(value, error=number(float(band.error[place])))
+        low, high = number(float(band.low[place])), number(float(band.high[place]))
+        return Quantity(value, low=low, high=high, known_error=error)
+    return Quantity(value, known_error=error) if measure == "loss" else Quantity(value, error=error)

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from lossscope.reports.content import Cell, Column, Quantity, Table
+from lossscope.reports.shared.known_errors import with_known_error
 from lossscope.reports.shared.loss_unit import LOSS
 from lossscope.reports.shared.quantities import number, row_quantity
 
@@ -65,7 +66,7 @@ def _whole(run: Run, step: int, measure: str) -> Quantity:
     """Return a measure of the whole model at a step."""
     rows = run.estimates
     rows = rows[(rows["step"] == step) & (rows["measure"] == measure) & rows["tensor"].isna()]
-    return _quantity(rows.iloc[-1].to_dict() if len(rows) else None)
+    return with_known_error(_quantity(rows.iloc[-1].to_dict() if len(rows) else None), run, step, measure)
 
 
 def _sum(traces: Sequence[Quantity]) -> Quantity:

@@ -14,9 +14,7 @@ from lossscope.reports.shared.cost_tables import cost_table, overhead_table
 from lossscope.reports.shared.evaluation_tables import arm_table, of_run, over_seeds, run_table, widest_error_over_seeds
 from lossscope.reports.shared.figures import (
     edge_figure,
-    eigenvalue_figure,
     loss_figure,
-    threshold_figures,
     trace_figure,
 )
 from lossscope.reports.shared.findings import all_bounds_met, bounds_met, edge_below_one, no_negative_curvature, precise
@@ -26,6 +24,7 @@ from lossscope.reports.shared.norm_tables import norm_table
 from lossscope.reports.shared.notes import ENDS_NOTE, HESSIAN_NOTE, LOSS_NOTE, SEEDS_NOTE, VERDICT_NOTE
 from lossscope.reports.shared.precision import precision_notes
 from lossscope.reports.shared.provenance import ending_notes, missing_curvature, provenance, runs_in_words
+from lossscope.reports.shared.threshold_figures import eigenvalue_figure, threshold_figures
 from lossscope.reports.shared.trajectory import trajectory_tables
 from lossscope.reports.sharpness.block_table import module_table
 from lossscope.reports.sharpness.density_figure import density_figure

@@ -92,9 +92,11 @@ STORIES = {
     ),
 }
 
+ALL_DATA = {"config": {"batch_size": 100}, "training_samples": 100}
+
 
 def written(path: Path, story: Story) -> Run:
-    store = RunStore.create(path, {"arm": "one", "seeds": {"init": 0}, "loss_unit": "nats"})
+    store = RunStore.create(path, {"arm": "one", "seeds": {"init": 0}, "loss_unit": "nats", **ALL_DATA})
     for step in range(1, STEPS + 1):
         loss = story.loss(step)
         store.append("steps", {"step": step, "loss": loss if math.isfinite(loss) else None})

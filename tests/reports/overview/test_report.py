@@ -19,7 +19,7 @@ def test_the_table_has_each_arm_as_a_column_with_medians_and_ranges(demo_runs):
     assert [column.title for column in report.tables[0].columns] == ["measure", "unit", "ars2-base", "ars2-sync"]
     rows = rows_of(report)
     assert rows["seeds"] == (2, 2)
-    assert rows["λ_max"][0] == Quantity(50.5, low=50.0, high=51.0)
+    assert rows["λ_max"][0] == Quantity(50.5, low=50.0, high=51.0, known_error=0.25)
     assert rows["test accuracy"][0].value == pytest.approx(90.5)
     assert rows["entropy before Newton-Schulz"][0].value == pytest.approx(0.8)
     assert rows["Fisher energy of matrices, E / √numel"][0].value == 0.25
@@ -91,9 +91,9 @@ def without(measure):
 def test_a_number_that_some_seeds_lack_says_how_many_and_what_that_means(write_run, format):
     runs = [write_run("a"), write_run("b", seed=1), write_run("c", seed=2, rows=without("trace"))]
     (row,) = [row for row in overview(runs).tables[0].rows if row[0] == "trace"]
-    assert row[2] == Quantity(202.0, low=200.0, high=204.0, missing=1)
+    assert row[2] == Quantity(202.0, low=200.0, high=204.0, missing=1, known_error=1.5)
     shown = render(overview(runs), format)
-    assert "202.0 [200.0, 204.0] (1 missing)" in shown.replace("<wbr>", "")
+    assert "202 [200, 204] (1 missing)" in shown.replace("<wbr>", "")
     assert "n seeds have no value; the statistics are over the remaining seeds" in " ".join(shown.split())
 
 

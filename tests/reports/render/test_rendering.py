@@ -100,7 +100,8 @@ def test_the_json_is_one_object_with_its_schema_units_and_null_for_a_gap(demo_ru
     content = json.loads(render(overview(demo_runs), "json"))
     assert (content["schema"], content["kind"]) == (REPORT_SCHEMA, "overview")
     rows = {row["measure"]: row for row in content["tables"]["summary"]["rows"]}
-    assert rows["λ_max"]["arm_1"] == {"value": 50.5, "error": None, "low": 50.0, "high": 51.0, "missing": 0}
+    shown = {"value": 50.5, "error": None, "low": 50.0, "high": 51.0, "missing": 0}
+    assert rows["λ_max"]["arm_1"] == {**shown, "known_error": 0.25}
     assert rows["shear angle"]["arm_1"]["value"] is None
     assert rows["λ_max"]["unit"] == "nats"
     assert content["figures"]["trace"]["y"]["unit"] == "nats"

@@ -53,7 +53,7 @@ def test_the_error_has_two_digits_and_the_value_ends_where_it_ends(value, error,
         (Quantity(12.3456, low=12.11, high=12.52), "12.35 [12.11, 12.52]"),
         (Quantity(0.74914, low=0.74854, high=0.75025), "0.7491 [0.7485, 0.7502]"),
         (Quantity(5.0, low=5.0, high=5.0), "5.000"),
-        (Quantity(1.0, low=0.001, high=900.0), "1.00 [0.00100, 900]"),
+        (Quantity(1.0, low=0.001, high=900.0), "1.0 [0.0010, 900]"),
         (Quantity(1000.2, low=1000.1, high=1000.4), "1000.2 [1000.1, 1000.4]"),
         (Quantity(230.9, error=15.2, low=200.1, high=261.8), "231 ± 15 [200, 262]"),
         (Quantity(None, error=1.0, low=0.0, high=2.0), "–"),
@@ -94,17 +94,17 @@ def test_an_interval_without_an_end_shows_it(low, high, shown):
 
 
 def test_a_number_far_below_its_range_is_not_written_as_zero():
-    assert quantity_text(Quantity(0.0012, low=-0.094, high=2.04)) == "0.00120 [-0.0940, 2.04]"
+    assert quantity_text(Quantity(0.0012, low=-0.094, high=2.04)) == "0.0012 [-0.094, 2.0]"
     assert quantity_text(Quantity(0.0, low=-0.1, high=2.0)) == "0.0 [-0.1, 2.0]"
-    assert quantity_text(Quantity(3.0, low=0.0, high=1.65e10)) == "3.00 [0, 1.65e+10]"
+    assert quantity_text(Quantity(3.0, low=0.0, high=1.66e10)) == "3.0 [0, 1.7e+10]"
 
 
 @pytest.mark.parametrize(
     ("quantity", "words"),
     [
-        (Quantity(0.1, low=0.001, high=0.25), "0.100 [0.00100, 0.250]"),
-        (Quantity(0.1, error=0.06, low=0.004, high=0.25), "0.100 ± 0.060 [0.00400, 0.250]"),
-        (Quantity(-0.1, low=-0.25, high=-0.004), "-0.100 [-0.250, -0.00400]"),
+        (Quantity(0.1, low=0.001, high=0.25), "0.10 [0.0010, 0.25]"),
+        (Quantity(0.1, error=0.06, low=0.004, high=0.25), "0.100 ± 0.060 [0.0040, 0.25]"),
+        (Quantity(-0.1, low=-0.25, high=-0.004), "-0.10 [-0.25, -0.0040]"),
         (Quantity(0.1, low=0.0, high=0.25), "0.10 [0.00, 0.25]"),
         (Quantity(0.1, low=0.02, high=0.25), "0.10 [0.02, 0.25]"),
     ],

@@ -173,8 +173,9 @@ def test_each_threshold_has_its_own_ratio_and_only_those_there_are_shown(probed)
     assert row["batch_sharpness"] == Quantity(7.0, error=0.5, low=6.0, high=8.0)
     assert "sharpness_edge_ratio" not in row
     figures = {figure.key: figure for figure in sharpness([probed]).figures}
-    assert "sharpness_edge_ratio" not in figures
-    assert figures["preconditioned_edge_ratio"].thresholds[0].value == 1
+    (level,) = [line for line in figures["preconditioned_sharpness"].curves if line.dashed]
+    assert level.median[-1] == pytest.approx(row["preconditioned_sharpness"].value / 0.5)
+    assert not [line for line in figures["lambda_max"].curves if line.dashed]
 
 
 def test_what_follows_from_the_whole_spectrum_has_its_intervals(probed):

@@ -21,13 +21,13 @@ def test_each_run_has_its_last_evaluation_with_errors(demo_runs):
     assert first["lambda_max"] == Quantity(50.0, error=0.25)
     assert first["trace"] == Quantity(200.0, error=1.5, low=197.0, high=203.0)
     assert first["directional_edge_ratio"].value == 0.5
-    assert first["loss"] == 0.05
+    assert first["loss"].value == 0.05
 
 
 def test_each_arm_has_the_median_and_range_of_its_seeds_and_the_error_apart(demo_runs):
     base = rows_of(sharpness(demo_runs), "arms")[0]
     assert base["seeds"] == 2
-    assert base["lambda_max"] == Quantity(50.5, low=50.0, high=51.0)
+    assert base["lambda_max"] == Quantity(50.5, low=50.0, high=51.0, known_error=0.25)
     assert base["trace_error"] == 1.5
 
 
@@ -64,7 +64,7 @@ def test_the_train_loss_is_that_of_the_fixed_data_and_not_of_the_batch(report, w
         return {**row, "value": 0.75} if row.get("measure") == "loss" else row
 
     made = report([write_run("a", rows=fixed)])
-    assert rows_of(made, "runs")[0]["loss"] == 0.75
+    assert rows_of(made, "runs")[0]["loss"].value == 0.75
     assert rows_of(made, "arms")[0]["loss"].value == 0.75
 
 
