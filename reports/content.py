@@ -37,7 +37,6 @@ __all__ = [
     "Table",
     "Threshold",
     "drawn",
-    "outcome_words",
 ]
 
 REPORT_SCHEMA: Final = 2
@@ -66,9 +65,27 @@ class Finding:
     """A checkable statement about the recorded data, with its outcome."""
 
     claim: str
-    outcome: bool | None  # True: held, False: violated, None: inconclusive
+    outcome: bool | None  # True: the claim is what happened, False: it is not, None: the data do not tell
     numbers: str
     source: str  # table and column or measure it was computed from
+    otherwise: str = ""  # sentence of what happened where the claim is not
+    usual: bool = False  # both outcomes are usual: neither asks for a look
+
+    @property
+    def statement(self) -> str:
+        """Sentence of what happened."""
+        if self.outcome is True:
+            return self.claim
+        if self.outcome is None:
+            return f"Not known from these runs: {self.claim[:1].lower()}{self.claim[1:]}"
+        return self.otherwise or f"Not so: {self.claim[:1].lower()}{self.claim[1:]}"
+
+    @property
+    def mark(self) -> str:
+        """One word for the outcome: "fine", "look", or "open" if the data do not tell."""
+        if self.outcome is None:
+            return "open"
+        return "fine" if self.outcome or self.usual else "look"
 
 
 @dataclass(frozen=True)
@@ -391,10 +408,3 @@ def drawn(value: float) -> bool:
     The arithmetic of axes over- or underflows beyond. Other renderers show every finite number.
     """
     return value == 0 or _DRAWN[0] <= abs(value) <= _DRAWN[1]
-
-
-def outcome_words(outcome: bool | None) -> str:
-    """Return the outcome as text: "held", "violated" or "inconclusive"."""
-    if outcome is None:
-        return "inconclusive"
-    return "held" if outcome else "violated"

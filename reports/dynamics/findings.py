@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 from lossscope.reports.content import Finding
 from lossscope.reports.dynamics.minibatch_tables import Memories
 from lossscope.reports.dynamics.trigger_tables import Triggers
+from lossscope.reports.shared.findings import NOT_RECORDED
 from lossscope.reports.shared.gaps import missing_in_words
 from lossscope.reports.shared.number_format import percent
 from lossscope.reports.shared.quantities import number
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 
 __all__ = ["model_predicted", "shear_keeps_longer", "trigger_beats_noise"]
 
-_NOTHING: Final = "not recorded in these runs"
 _TOLERANCE: Final = 0.10
 _FEWEST: Final = 6  # smallest number of coin tosses that can reject a fair coin at 5 %
 
@@ -31,10 +31,11 @@ def shear_keeps_longer(memories: Memories) -> Finding:
     signs = {arm: _signs(memory) for arm, memory in memories.items() if memory is not None and memory.differences}
     found = [sign for by_lag in signs.values() for sign in by_lag.values()]
     if not found:
-        return Finding(claim, None, _NOTHING, source)
+        return Finding(claim, None, NOT_RECORDED, source)
     outcome = False if -1 in found else (None if 0 in found else True)
     numbers = "; ".join(f"{arm}: {_signs_in_words(signs[arm])} ({_over(_widest(memories[arm]))})" for arm in signs)
-    return Finding(claim, outcome, numbers, source)
+    otherwise = "The shear does not keep its direction longer than the gradient (D(k) < 0 at some lag)."
+    return Finding(claim, outcome, numbers, source, otherwise)
 
 
 def trigger_beats_noise(triggers: Triggers) -> Finding:
@@ -55,7 +56,8 @@ def trigger_beats_noise(triggers: Triggers) -> Finding:
     signs = [sign for sign, _ in judged.values()]
     outcome = False if -1 in signs else (True if signs and 0 not in signs else None)
     words = [*(f"{arm}: {one}" for arm, (_, one) in judged.items()), *timers]
-    return Finding(claim, outcome, "; ".join(words) or _NOTHING, source)
+    otherwise = "The trigger fires less often than under noise."
+    return Finding(claim, outcome, "; ".join(words) or NOT_RECORDED, source, otherwise)
 
 
 def model_predicted(runs: Sequence[Run]) -> Finding:
@@ -72,7 +74,7 @@ def model_predicted(runs: Sequence[Run]) -> Finding:
     by_run = {run.name: step_evaluations(run) for run in runs}
     evaluations = [(name, evaluation) for name, found in by_run.items() for evaluation in found]
     if not evaluations:
-        return Finding(claim, None, _NOTHING, source)
+        return Finding(claim, None, NOT_RECORDED, source)
     known = [
         (evaluation.least, evaluation.most, name, evaluation.step)
         for name, evaluation in evaluations
@@ -89,7 +91,12 @@ def model_predicted(runs: Sequence[Run]) -> Finding:
         numbers += f"; largest at most {percent(most)} ({name}, step {step})"
     missing = missing_in_words(runs, ("trust_ratio", "relative_second"))
     numbers += f"; {missing}" if missing else ""
-    return Finding(claim, False if outside else (None if open_ones or missing else True), numbers, source)
+    outcome = False if outside else (None if open_ones or missing else True)
+    otherwise = (
+        "On the fixed data, the quadratic model missed the loss change along the step by more than 10 % of its terms "
+        "at some evaluations."
+    )
+    return Finding(claim, outcome, numbers, source, otherwise)
 
 
 def _signs(memory: ArmMemory) -> dict[int, int]:

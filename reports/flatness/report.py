@@ -14,6 +14,7 @@ from lossscope.reports.first_screen.screen import with_first_screen
 from lossscope.reports.flatness.noise_curve import noise_curve_figure
 from lossscope.reports.shared.completed import completed
 from lossscope.reports.shared.evaluation_tables import (
+    MOST_RUNS,
     ArmCell,
     arm_table,
     of_run,
@@ -86,7 +87,7 @@ def flatness(runs: Sequence[Run]) -> Report:
         findings=(precise(runs, "adaptive_trace", "the adaptive trace"), losses_matched(runs)),
         tables=in_loss_unit(
             (
-                run_table(runs, _RUN_CELLS, f"{ADAPTIVE_NOTE} {LOSS_NOTE}"),
+                *([run_table(runs, _RUN_CELLS, f"{ADAPTIVE_NOTE} {LOSS_NOTE}")] if len(runs) <= MOST_RUNS else []),
                 *trajectory_tables(runs, _TRAJECTORY),
                 arm_table(runs, _arm_cells(runs), SEEDS_NOTE),
                 *measure_table(runs, "panel", "Curvature of the function and basin", _PANEL, _PANEL_NOTE),

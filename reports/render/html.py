@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from lossscope.landscape.storage.safe_text import printable
-from lossscope.reports.content import Document, FigureData, Forest, Report, Table, outcome_words
+from lossscope.reports.content import Document, FigureData, Forest, Report, Table
 from lossscope.reports.render.page_assets import page_assets
 from lossscope.reports.render.plot_data import embedded, has_data, plot_data
 from lossscope.reports.render.style import PALETTE
@@ -67,9 +67,7 @@ def environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters.update(
-        cell=cell_html, clipped=_clipped, head=head_text, outcome=outcome_words, printable=printable, unescaped=Markup
-    )
+    made.filters.update(cell=cell_html, clipped=_clipped, head=head_text, printable=printable, unescaped=Markup)
     made.filters.update(opening=_opening, with_commands=_with_commands)
     made.tests["has_data"] = has_data
     made.globals["wide"] = lambda figure: isinstance(figure, Forest) and not figure.narrow

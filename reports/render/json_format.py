@@ -21,7 +21,6 @@ from lossscope.reports.content import (
     Section,
     Spectra,
     Table,
-    outcome_words,
 )
 
 __all__ = ["document_json", "report_json", "table_object"]
@@ -83,8 +82,8 @@ def table_object(table: Table) -> dict[str, object]:
 
 
 def _finding(finding: Finding) -> dict[str, object]:
-    """Return a finding, its outcome as true, false or null and as text."""
-    return {**asdict(finding), "outcome_in_words": outcome_words(finding.outcome)}
+    """Return a finding, its outcome as true, false or null and as a word, and the sentence of what happened."""
+    return {**asdict(finding), "outcome_in_words": finding.mark, "statement": finding.statement}
 
 
 def _section(section: Section) -> dict[str, object]:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Final
 
 from lossscope.landscape.storage.safe_text import printable
-from lossscope.reports.content import Cell, Document, FigureData, Finding, Report, Section, Table, outcome_words
+from lossscope.reports.content import Cell, Document, FigureData, Finding, Report, Section, Table
 from lossscope.reports.shared.number_format import cell_text, header
 
 __all__ = ["document_markdown", "report_markdown"]
@@ -70,8 +70,8 @@ def _section(section: Section) -> list[str]:
 
 def _finding(finding: Finding) -> str:
     """Return a finding with its outcome, numbers and source."""
-    words = f"{_escaped(finding.claim)} {_escaped(finding.numbers)} ({_escaped(finding.source)})"
-    return f"**{outcome_words(finding.outcome)}** {words}"
+    words = f"{_escaped(finding.statement)} {_escaped(finding.numbers)} ({_escaped(finding.source)})"
+    return f"**{finding.mark}** {words}"
 
 
 def _figure(figure: FigureData) -> str:

@@ -12,7 +12,7 @@ from io import StringIO
 from typing import TYPE_CHECKING, Final, Literal
 
 from lossscope.landscape.storage.safe_text import printable
-from lossscope.reports.content import Cell, Column, FigureData, Finding, Missing, Quantity, Report, Table, outcome_words
+from lossscope.reports.content import Cell, Column, FigureData, Finding, Missing, Quantity, Report, Table
 from lossscope.reports.shared.number_format import cell_text, header
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ _FIGURES_NOTE: Final = (
     "--format html draws the figures."
 )
 _WITH_INTERVAL: Final = re.compile(r"-?[\d.e+-]+ \[[^\[\]]+\]( \*)?")  # a number with its interval, as text
-_OUTCOME: Final = 12  # columns; the longest outcome is "inconclusive"
+_OUTCOME: Final = 4  # columns of the outcome of a finding
 _NAME: Final = 16  # columns that names keep before the columns of a table are spread over blocks
 _LABELS: Final = 3  # columns repeated in each block, at most
 
@@ -147,8 +147,8 @@ def _bullet(console: Console, mark: str, words: str) -> None:
 
 def _finding(console: Console, finding: Finding) -> None:
     """Print a finding: its outcome and claim, then the numbers and their source."""
-    words = f"{finding.claim}\n{finding.numbers}  ({finding.source})"
-    _bullet(console, f"{outcome_words(finding.outcome):<{_OUTCOME}}", words)
+    words = f"{finding.statement}\n{finding.numbers}  ({finding.source})"
+    _bullet(console, f"{finding.mark:<{_OUTCOME}}", words)
 
 
 def _figure(console: Console, figure: FigureData) -> None:

@@ -16,6 +16,7 @@ from lossscope.reports.content import Cell, Column, FigureData, Report, Table
 from lossscope.reports.shared.arm_colors import report_in_color
 from lossscope.reports.shared.diagnosis import diagnosis_table
 from lossscope.reports.shared.divergence import DIVERGENCE_NOTE, alert, losses_kept_finite, without_lost_evaluations
+from lossscope.reports.shared.findings import NOT_RECORDED
 from lossscope.reports.shared.other_data import other_data_table
 from lossscope.reports.shared.provenance import listed
 
@@ -41,17 +42,22 @@ def completed(report: Report, runs: Sequence[Run]) -> Report:
         runs: The runs.
 
     Returns:
-        The report. The finding on divergence is the first if a run diverged, else the last. A finding that held is
-        inconclusive if the loss of a run stopped being finite. Where no run recorded seeds, the report speaks of
-        runs.
+        The report. The finding on divergence is the first if a run diverged, else the last. A finding that is true is
+        open if the loss of a run stopped being finite, and one about what no run recorded is left out. A note of the
+        report, and one under several tables, stands once. Where no run recorded seeds, the report speaks of runs.
     """
     diverged = [(run.name, found) for run in runs if (found := divergence_of(run)) is not None]
-    kept, others = losses_kept_finite(runs, diverged), [without_lost_evaluations(f, diverged) for f in report.findings]
+    recorded = [one for one in report.findings if one.numbers != NOT_RECORDED]
+    kept, others = losses_kept_finite(runs, diverged), [without_lost_evaluations(one, diverged) for one in recorded]
+    report = report_in_color(report, runs)
     report = replace(
-        report_in_color(report, runs),
+        report,
         alert=alert(diverged),
-        tables=(*report.tables, *other_data_table(runs, report.kind), *diagnosis_table(runs, report.kind)),
         findings=(kept, *others) if diverged else (*others, kept),
+        tables=_each_note_once(
+            (*report.tables, *other_data_table(runs, report.kind), *diagnosis_table(runs, report.kind)), report.notes
+        ),
+        figures=tuple(replace(one, caption=_without(one.caption, report.notes)) for one in report.figures),
         notes=(*report.notes, *sample_notes(runs), *([DIVERGENCE_NOTE] if diverged else [])),
     )
     unknown = [run.name for run in runs if not has_seeds(run)]
@@ -69,6 +75,24 @@ def completed(report: Report, runs: Sequence[Run]) -> Report:
         notes=tuple(map(_of_runs, report.notes)),
     )
     return replace(report, notes=(*report.notes, _RUNS_NOTE)) if len(runs) > 1 else report
+
+
+def _each_note_once(tables: Sequence[Table], notes: Sequence[str]) -> tuple[Table, ...]:
+    """Return the tables without the notes of the report, and without the note of an earlier table."""
+    seen = set[str]()
+    found: list[Table] = []
+    for table in tables:
+        note = _without(table.note, notes)
+        found.append(replace(table, note="" if note in seen else note))
+        seen.add(note)
+    return tuple(found)
+
+
+def _without(words: str, notes: Sequence[str]) -> str:
+    """Return a text without the notes that stand elsewhere in the report."""
+    for note in notes:
+        words = words.replace(note, "")
+    return " ".join(words.split())
 
 
 def sample_notes(runs: Sequence[Run]) -> tuple[str, ...]:

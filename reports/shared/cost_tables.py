@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
+from lossscope.landscape.analysis.arms import by_arm
 from lossscope.landscape.recording.overhead import INSTRUMENTS
 from lossscope.reports.content import Cell, Column, Table
-from lossscope.reports.shared.quantities import curvature_cost, number, overhead_percent
+from lossscope.reports.shared.evaluation_tables import MOST_RUNS
+from lossscope.reports.shared.quantities import curvature_cost, median_and_range, number, overhead_percent
 
 if TYPE_CHECKING:
     from lossscope.landscape.run import Run
@@ -36,30 +39,43 @@ _OVERHEAD_NOTE: Final = (
 
 
 def cost_table(runs: Sequence[Run]) -> Table:
-    """Return the cost of curvature, one row per run."""
+    """Return the cost of curvature, one row per run, or of many runs one per arm: median [range over runs]."""
     costs = [(run, curvature_cost(run)) for run in runs]
     rows = tuple(
         (run.name, cost.evaluations, cost.products, cost.seconds, cost.gradients, overhead_percent(run))
         for run, cost in costs
     )
-    return Table("cost", "Cost", _COST_COLUMNS, rows)
+    return _few(Table("cost", "Cost", _COST_COLUMNS, rows), runs)
 
 
 def overhead_table(runs: Sequence[Run]) -> tuple[Table, ...]:
-    """Return the recording overhead by instrument, one row per run; empty if no run recorded it."""
+    """Return the recording overhead by instrument, one row per run or arm; empty if no run recorded it."""
     found = [(run, {kind.key: _percent(run, kind.key) for kind in _KINDS}) for run in runs]
     kinds = [kind for kind in _KINDS if any(shares[kind.key] for _, shares in found)]
     if not kinds:
         return ()
     columns = (Column("run", "run", words=True), Column("all", "total", "%"), *kinds)
     rows = tuple((run.name, overhead_percent(run), *(shares[kind.key] for kind in kinds)) for run, shares in found)
-    return (Table("overhead", "Recording overhead by instrument", columns, rows, _OVERHEAD_NOTE),)
+    return (_few(Table("overhead", "Recording overhead by instrument", columns, rows, _OVERHEAD_NOTE), runs),)
+
+
+def _few(table: Table, runs: Sequence[Run]) -> Table:
+    """Return a table of runs; of many runs the medians and ranges of each arm."""
+    if len(runs) <= MOST_RUNS:
+        return table
+    rows: list[tuple[Cell, ...]] = []
+    for arm, members in by_arm(runs).items():
+        names = {run.name for run in members}
+        numbers = list(zip(*(row[1:] for row in table.rows if row[0] in names), strict=True))
+        rows.append((arm, len(members), *(median_and_range(map(number, column)) for column in numbers)))
+    columns = (Column("arm", "arm", words=True), Column("runs", "runs"), *table.columns[1:])
+    return replace(table, title=f"{table.title}: median [range over runs]", columns=columns, rows=tuple(rows))
 
 
 def pace_table(runs: Sequence[Run]) -> tuple[Table, ...]:
     """Return steps, passes and wall time, one row per run; empty if no run recorded passes or time."""
     rows = tuple(_pace(run) for run in runs if run.steps[["passes", "seconds"]].notna().any(axis=None))
-    return (Table("pace", "Steps, passes and time", _PACE_COLUMNS, rows),) if rows else ()
+    return (_few(Table("pace", "Steps, passes and time", _PACE_COLUMNS, rows), runs),) if rows else ()
 
 
 def _pace(run: Run) -> tuple[Cell, ...]:

@@ -53,11 +53,12 @@ def losses_kept_finite(runs: Sequence[Run], diverged: Diverged) -> Finding:
     numbers += f"; {alert(diverged).removeprefix('Diverged: ')}" if diverged else ""
     numbers += f"; no loss was recorded in {len(unknown)}" if unknown else ""
     outcome = False if diverged else (None if unknown or not runs else True)
-    return Finding(claim, outcome, numbers, "steps.parquet: loss")
+    otherwise = "The loss of a run stopped being finite or rose far above its start."
+    return Finding(claim, outcome, numbers, "steps.parquet: loss", otherwise)
 
 
 def without_lost_evaluations(finding: Finding, diverged: Diverged) -> Finding:
-    """Return a finding, inconclusive instead of held if the loss of a run stopped being finite.
+    """Return a finding, open instead of true if the loss of a run stopped being finite.
 
     Evaluations after that have no numbers, so a claim about every evaluation rests on those before it.
     """

@@ -21,11 +21,21 @@ from lossscope.reports.shared.quantities import (
 if TYPE_CHECKING:
     from lossscope.landscape.run import Run
 
-__all__ = ["ArmCell", "arm_table", "of_run", "over_seeds", "repeated_seeds", "run_table", "widest_error_over_seeds"]
+__all__ = [
+    "MOST_RUNS",
+    "ArmCell",
+    "arm_table",
+    "of_run",
+    "over_seeds",
+    "repeated_seeds",
+    "run_table",
+    "widest_error_over_seeds",
+]
 
 RunCell: TypeAlias = Callable[["Run"], Cell]
 ArmCell: TypeAlias = Callable[[Sequence["Run"]], Cell]
 
+MOST_RUNS: Final = 12  # runs above which tables have a row for each arm in place of each run
 _ARM: Final = Column("arm", "arm", words=True)
 _LOSS: Final = Column("loss", "train loss", LOSS, LOSS_NOTE)
 _STEP: Final = Column("step", "step", "", "optimizer step of the last curvature evaluation")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
@@ -14,7 +15,7 @@ from lossscope.landscape.measures.catalogue import limit_of
 from lossscope.landscape.measures.measure import WITHOUT_TOLERANCE
 from lossscope.reports.content import Finding
 from lossscope.reports.shared.gaps import cut_steps, missing_evaluations, missing_in_words
-from lossscope.reports.shared.number_format import percent, plain
+from lossscope.reports.shared.number_format import percent, plain, quantity_text
 from lossscope.reports.shared.provenance import listed
 from lossscope.reports.shared.quantities import at_last_evaluation, last_spectra, loss_at_last_evaluation, number
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from lossscope.landscape.run import Run
 
 __all__ = [
+    "NOT_RECORDED",
     "all_bounds_met",
     "bounds_met",
     "edge_below_one",
@@ -35,7 +37,8 @@ __all__ = [
     "spectra_precise",
 ]
 
-_NOTHING: Final = "not recorded in these runs"
+_SHORT: Final = {"lambda_max": "λ_max", "lambda_min": "λ_min"}
+NOT_RECORDED: Final = "not recorded in these runs"
 _LARGEST_RELATIVE_ERROR: Final = 0.10
 _LARGEST_SPECTRUM_ERROR: Final = 0.01
 _LOSS_TOLERANCE: Final = 0.10
@@ -47,7 +50,7 @@ def runs_finished(runs: Sequence[Run]) -> Finding:
     live = any(run.status == "running" for run in runs)
     outcome = None if not runs or (live and all("(running)" in one for one in others)) else not others
     numbers = f"{len(runs) - len(others)} of {len(runs)}" + (f"; not {', '.join(others)}" if others else "")
-    return Finding("Every run finished.", outcome, numbers, "run.json: status")
+    return Finding("Every run finished.", outcome, numbers, "run.json: status", "Not every run finished.")
 
 
 def bounds_met(runs: Sequence[Run], measure: str = "lambda_max") -> Finding:
@@ -66,14 +69,16 @@ def bounds_met(runs: Sequence[Run], measure: str = "lambda_max") -> Finding:
                 flags.append(bool(met))
             else:
                 cut += 1
-    numbers = f"{sum(flags)} of {len(flags)} evaluations" if flags else ("" if cut else _NOTHING)
+    name = _SHORT.get(measure, measure)
+    numbers = f"met at {sum(flags)} of {len(flags)} evaluations" if flags else ("" if cut else NOT_RECORDED)
     words = f"{cut} cut by the cap on the recording time" if cut else ""
     return _whole(
         Finding(
-            f"Every {measure} met its error bound.",
+            f"{name} met the error bound that was asked at every evaluation.",
             False if not all(flags) else True if flags and not cut else None,
             "; ".join(filter(None, (numbers, words))),
             f"probes.parquet: {measure}, converged",
+            f"{name} missed the error bound that was asked at some evaluations; its error is as stated.",
         ),
         runs,
         measure,
@@ -86,6 +91,7 @@ def all_bounds_met(runs: Sequence[Run]) -> Finding:
     Evaluations that the cap on the recording time cut are left out where they missed it, as measures are missing there.
     """
     claim = "Every measure of the whole model met its requested precision at every evaluation."
+    otherwise = "Some measures missed their requested precision; their errors are as stated."
     source = "probes.parquet: converged"
     counts: dict[str, list[int]] = {}
     for run in runs:
@@ -99,11 +105,13 @@ def all_bounds_met(runs: Sequence[Run]) -> Finding:
             count[0] += bool(met)
             count[1] += 1
     if not counts:
-        return Finding(claim, None, _NOTHING, source)
+        return Finding(claim, None, NOT_RECORDED, source)
     missed = {measure: count for measure, count in counts.items() if count[0] < count[1]}
     numbers = "; ".join(f"{measure} met {met} of {all_of_it}" for measure, (met, all_of_it) in missed.items())
     return _whole(
-        Finding(claim, not missed, numbers if missed else f"{len(counts)} measures", source), runs, *_all_measures(runs)
+        Finding(claim, not missed, numbers if missed else f"{len(counts)} measures", source, otherwise),
+        runs,
+        *_all_measures(runs),
     )
 
 
@@ -111,16 +119,20 @@ def edge_below_one(runs: Sequence[Run]) -> Finding:
     """Check that the directional edge ratio stayed below 1 in the last quarter of each run's steps.
 
     A step that is not a descent direction on the fixed data has no directional edge ratio. If the evaluations include
-    such a step, the finding can be violated or inconclusive, but not held. Nor is it held if a loss rose far above its
+    such a step, the claim is refuted or open, but not what happened. Nor is it if a loss rose far above its
     start, or if a late evaluation is missing.
     """
     measure = "directional_edge_ratio"
     evaluated = [(value, run.name, step) for run in runs for value, step in _late(run, measure)]
     found = [(value, name, step) for value, name, step in evaluated if value is not None]
     claim = "The directional edge ratio stayed below 1 in the last quarter of the steps."
+    otherwise = (
+        "The directional edge ratio reached 1 in the last quarter of the steps: there the quadratic model predicts "
+        "that the loss rises along the step."
+    )
     source = "probes.parquet: directional_edge_ratio"
     if not found:
-        return Finding(claim, None, _NOTHING, source)
+        return Finding(claim, None, NOT_RECORDED, source)
     largest, name, step = max(found)
     above = sum(value >= 1 for value, _, _ in found)
     numbers = f"{above} of {len(found)} evaluations at or above 1; largest {plain(largest, 3)} ({name}, step {step})"
@@ -133,13 +145,15 @@ def edge_below_one(runs: Sequence[Run]) -> Finding:
     numbers += f"; missing at {lost} more" if lost else ""
     risen = [run.name for run in runs if (one := divergence_of(run)) is not None and one.finite]
     numbers += f"; but the loss of {listed(risen)} rose far above its start" if risen else ""
-    return Finding(claim, False if above else (None if uphill or lost or risen else True), numbers, source)
+    outcome = False if above else (None if uphill or lost or risen else True)
+    return Finding(claim, outcome, numbers, source, otherwise)
 
 
 def precise(runs: Sequence[Run], measure: str, words: str) -> Finding:
     """Check that the relative standard error of a measure is below 10 % at every evaluation."""
     largest_allowed = f"{100 * _LARGEST_RELATIVE_ERROR:.0f} %"
     claim = f"The relative standard error of {words} is below {largest_allowed} at every evaluation."
+    otherwise = f"The relative standard error of {words} is {largest_allowed} or more at some evaluations."
     source = f"probes.parquet: {measure}, stderr"
     found = [
         (stderr / abs(value), run.name, int(step))
@@ -148,11 +162,11 @@ def precise(runs: Sequence[Run], measure: str, words: str) -> Finding:
         if value
     ]
     if not found:
-        return Finding(claim, None, _NOTHING, source)
+        return Finding(claim, None, NOT_RECORDED, source)
     largest, name, step = max(found)
     good = sum(share < _LARGEST_RELATIVE_ERROR for share, _, _ in found)
-    numbers = f"{good} of {len(found)} evaluations; largest {percent(largest)} ({name}, step {step})"
-    return _whole(Finding(claim, good == len(found), numbers, source), runs, measure)
+    numbers = f"below at {good} of {len(found)} evaluations; largest {percent(largest)} ({name}, step {step})"
+    return _whole(Finding(claim, good == len(found), numbers, source, otherwise), runs, measure)
 
 
 def no_negative_curvature(runs: Sequence[Run]) -> Finding:
@@ -161,16 +175,19 @@ def no_negative_curvature(runs: Sequence[Run]) -> Finding:
     It bounds the smallest eigenvalue from above only, so the claim is about the value found.
     """
     claim = "No negative curvature was found at the last evaluation (measured λ_min ≥ 0)."
+    otherwise = "Negative curvature was found at the last evaluation, as is usual in deep networks."
     found = [(run.name, at_last_evaluation(run, "lambda_min")) for run in runs]
     bounds = [(q.value, q.error or 0.0, name) for name, q in found if q.value is not None]
     if not bounds:
-        return Finding(claim, None, _NOTHING, "probes.parquet: lambda_min")
+        return Finding(claim, None, NOT_RECORDED, "probes.parquet: lambda_min")
     below = sum(value + bound < 0 for value, bound, _ in bounds)
     above = sum(value - bound >= 0 for value, bound, _ in bounds)
-    lowest, _, name = min(bounds)
-    numbers = f"negative beyond the bound in {below} of {len(bounds)} runs; lowest {plain(lowest, 3)} ({name})"
+    name, lowest = min(found, key=lambda one: math.inf if one[1].value is None else one[1].value)
+    shown = quantity_text(replace(lowest, low=None, high=None))
+    numbers = f"λ_min below 0 beyond its bound in {below} of {len(bounds)} runs; lowest {shown} ({name})"
     outcome = False if below else (True if above == len(bounds) else None)
-    return _whole(Finding(claim, outcome, numbers, "probes.parquet: lambda_min"), runs, "lambda_min")
+    source = "probes.parquet: lambda_min"
+    return _whole(Finding(claim, outcome, numbers, source, otherwise, usual=True), runs, "lambda_min")
 
 
 def entropy_raised(runs: Sequence[Run]) -> Finding:
@@ -178,10 +195,12 @@ def entropy_raised(runs: Sequence[Run]) -> Finding:
     claim = "Newton-Schulz raised the entropy of every matrix (true by construction: a consistency check of the data)."
     pairs = [pair for run in runs for pair in _before_after(run)]
     if not pairs:
-        return Finding(claim, None, _NOTHING, "spectra.parquet: entropy_energy")
+        return Finding(claim, None, NOT_RECORDED, "spectra.parquet: entropy_energy")
     raised = sum(after >= before - 1e-9 for before, after in pairs)
     numbers = f"{raised} of {len(pairs)} matrices at the last evaluations"
-    return Finding(claim, raised == len(pairs), numbers, "spectra.parquet: entropy_energy of whitened, orthogonal")
+    source = "spectra.parquet: entropy_energy of whitened, orthogonal"
+    otherwise = "Newton-Schulz lowered the entropy of some matrices, which its exact form cannot: check the data."
+    return Finding(claim, raised == len(pairs), numbers, source, otherwise)
 
 
 def spectra_precise(runs: Sequence[Run]) -> Finding:
@@ -194,9 +213,11 @@ def spectra_precise(runs: Sequence[Run]) -> Finding:
         if number(error) is not None and len(values) and values[0] > 0
     ]
     if not errors:
-        return Finding(claim, None, _NOTHING, "spectra.parquet: values, error")
+        return Finding(claim, None, NOT_RECORDED, "spectra.parquet: values, error")
     numbers = f"largest error {percent(max(errors))} over {len(errors)} spectra"
-    return Finding(claim, max(errors) <= _LARGEST_SPECTRUM_ERROR, numbers, "spectra.parquet: values, error")
+    otherwise = f"Some singular values are less accurate than {100 * _LARGEST_SPECTRUM_ERROR:.0f} % of the largest."
+    good = max(errors) <= _LARGEST_SPECTRUM_ERROR
+    return Finding(claim, good, numbers, "spectra.parquet: values, error", otherwise)
 
 
 def losses_matched(runs: Sequence[Run]) -> Finding:
@@ -213,11 +234,12 @@ def losses_matched(runs: Sequence[Run]) -> Finding:
     numbers = "; ".join(f"{arm} {plain(loss)}" for arm, loss in medians.items())
     apart = max(medians.values()) - min(medians.values())
     matched = apart <= _LOSS_TOLERANCE * min(map(abs, medians.values()))  # a likelihood may be negative
-    return _whole(Finding(claim, matched, numbers, "probes.parquet: loss"), runs, "loss")
+    otherwise = "The arms end at different train losses: compare their curvature at equal loss."
+    return _whole(Finding(claim, matched, numbers, "probes.parquet: loss", otherwise), runs, "loss")
 
 
 def _whole(finding: Finding, runs: Sequence[Run], *measures: str) -> Finding:
-    """Return a finding about every evaluation with the number of those missing, inconclusive instead of held if any."""
+    """Return a finding about every evaluation with the number of those missing, open instead of true if any."""
     missing = missing_in_words(runs, measures)
     if not missing:
         return finding

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
 from lossscope.landscape.analysis.arms import by_arm
 from lossscope.landscape.measures.catalogue import GROUPS
 from lossscope.reports.content import Cell, Column, Quantity, Table
+from lossscope.reports.shared.evaluation_tables import MOST_RUNS
 from lossscope.reports.shared.known_errors import with_known_error
-from lossscope.reports.shared.quantities import row_quantity
+from lossscope.reports.shared.quantities import row_quantity, summarized
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["measure_table", "other_measures_table"]
 
+_ARM: Final = (Column("arm", "arm", words=True), Column("runs", "runs", "", "runs that have these numbers"))
 _RUN: Final = (Column("run", "run", words=True), Column("step", "step", "", "the last step that has these numbers"))
 _OTHER_NOTE: Final = "See `lossscope list measures` for the meaning of each measure and docs/measures for its pitfalls."
 
@@ -37,10 +39,32 @@ def measure_table(runs: Sequence[Run], key: str, title: str, columns: Sequence[C
     kept = [column for column in columns if any(column.key in values for _, _, values in there)]
     if not there:
         return ()
+    if len(there) > MOST_RUNS:
+        return (_of_arms(key, title, kept, {run.name: values for run, _, values in there}, runs, note),)
     rows = tuple(
         (run.name, step, *(values.get(column.key, Quantity(None)) for column in kept)) for run, step, values in there
     )
     return (Table(key, f"{title}, at the last step that has it", (*_RUN, *kept), rows, note),)
+
+
+def _of_arms(
+    key: str,
+    title: str,
+    columns: Sequence[Column],
+    found: Mapping[str, Mapping[str, Quantity]],
+    runs: Sequence[Run],
+    note: str,
+) -> Table:
+    """Return one row for each arm: the number of its runs with any of the measures, and medians and ranges."""
+    rows: list[tuple[Cell, ...]] = []
+    for arm, members in by_arm(runs).items():
+        there = [found[run.name] for run in members if run.name in found]
+        if there:
+            cells = (summarized(one.get(column.key, Quantity(None)) for one in there) for column in columns)
+            rows.append((arm, len(there), *cells))
+    return Table(
+        key, f"{title}, at the last step that has it: median [range over runs]", (*_ARM, *columns), tuple(rows), note
+    )
 
 
 def other_measures_table(runs: Sequence[Run], report: str) -> tuple[Table, ...]:

@@ -111,7 +111,7 @@ def _with_error(value: float, error: float) -> str:
     """Return `value ± error`, the error with two digits and the value to the same decimal place."""
     error = float(f"{error:.1e}")
     size = max(abs(value), error)
-    if error < size * 10.0**-_MOST_DIGITS:
+    if _exponent(size) - _exponent(error) + 2 > _MOST_DIGITS:
         return f"{plain(value, _MOST_DIGITS)} ± {error:.1e}"
     if _SMALL <= size < _LARGE:
         places = 1 - _exponent(error)

@@ -18,36 +18,42 @@ if TYPE_CHECKING:
 __all__ = ["ending_notes", "listed", "missing_curvature", "missing_spectra", "provenance", "runs_in_words"]
 
 _ENVIRONMENT: Final = ("lossscope", "torch", "python", "numpy", "platform", "threads")
-_MOST_FAILED: Final = 3  # measures named in place of their instrument
+_MANIFEST: Final = (("code version", "code_version"), ("preset", "preset"))
+_HASH: Final = 16  # characters of a hash; run.json has all
 _MOST_NAMES: Final = 6
 _TEXTS: Final = (  # columns of probes, densities and curves
-    ("mode", "mode of the model"),
-    ("loss_kind", "loss differentiated"),
-    ("additivity", "loss over batches"),
+    ("mode", "mode"),
+    ("loss_kind", "loss"),
+    ("additivity", "over batches"),
     ("gauge", "gauge"),
     ("method", "products by"),
-    ("dtype", "dtype of the products"),
+    ("dtype", "products in"),
     ("engine", "engine"),
 )
 _COUNTS: Final = (
     ("parameters", "parameters differentiated"),
-    ("samples", "random probes or draws"),
     ("seed", "seed of the random probes"),
 )
 _PAIR_COLUMNS: Final = ("mode", "loss_kind", "additivity", "dtype", "data_hash")
 
 
 def provenance(runs: Sequence[Run]) -> Table:
-    """Return a table of item, value and runs; a value shared by all runs is one row."""
-    facts = [(run.name, dict(_facts(run))) for run in runs]
-    items = dict.fromkeys(item for _, known in facts for item in known)
-    rows = [row for item in items for row in _grouped(item, facts)]
-    columns = (
-        Column("item", "item", words=True),
-        Column("value", "value", words=True),
-        Column("runs", "runs", words=True),
+    """Return a table with one row for each group of runs that agree in everything but seeds and cost."""
+    groups: dict[tuple[str, ...], list[Run]] = {}
+    for run in runs:
+        groups.setdefault(tuple(_facts(run)), []).append(run)
+    rows = tuple(
+        (_named(members, len(runs)), *facts, _seeds(members), _cost(members)) for facts, members in groups.items()
     )
-    return Table("provenance", "Provenance", columns, tuple(rows))
+    columns = (
+        Column("runs", "runs", words=True),
+        Column("made_with", "made with", words=True),
+        Column("data", "data hash", words=True),
+        Column("curvature", "curvature", words=True),
+        Column("seeds", "seeds (init / split / order)", words=True),
+        Column("cost", "evaluations, Hessian products, random probes", words=True),
+    )
+    return Table("provenance", "Provenance", columns, rows)
 
 
 def ending_notes(runs: Sequence[Run]) -> tuple[str, ...]:
@@ -93,41 +99,59 @@ def missing_spectra(runs: Sequence[Run]) -> tuple[Missing, ...]:
     return (Missing(f"Singular spectra of {listed(without)}", how),)
 
 
-def _facts(run: Run) -> Iterable[tuple[str, str]]:
-    """Return the provenance of one run, as item and value."""
+def _facts(run: Run) -> Iterable[str]:
+    """Yield how a run was made, the hash of its data, and the settings of its curvature."""
     environment = run.manifest.get("environment")
-    if isinstance(environment, Mapping):
-        yield from ((key, str(environment[key])) for key in _ENVIRONMENT if environment.get(key) is not None)
-    if run.manifest.get("code_version"):
-        yield "code version", str(run.manifest["code_version"])
-    if run.manifest.get("preset"):
-        yield "preset", str(run.manifest["preset"])
-    yield "data hash", str(run.manifest.get("data_hash") or "not recorded")
-    yield "seeds (init / split / order)", _seeds(run)
-    yield from _probe_facts(run)
+    known = environment if isinstance(environment, Mapping) else {}
+    made = [f"{key} {known[key]}" for key in _ENVIRONMENT if known.get(key) is not None]
+    made += [f"{key} {run.manifest[name]}" for key, name in _MANIFEST if run.manifest.get(name)]
+    yield ", ".join(made) or "not recorded"
+    yield str(run.manifest.get("data_hash") or "not recorded")[:_HASH]
+    yield "; ".join(_curvature_facts(run)) or "not measured"
 
 
-def _probe_facts(run: Run) -> Iterable[tuple[str, str]]:
-    """Return the curvature settings and cost of a run, as item and value."""
+def _curvature_facts(run: Run) -> Iterable[str]:
+    """Yield the curvature settings of a run."""
     tables = (run.probes, run.densities, run.curves)
     for column, words in _TEXTS:
         if values := _texts(tables, column):
-            yield words, ", ".join(values)
+            yield f"{words} {', '.join(values)}"
     for column, words in _COUNTS:
-        if counts := sorted({int(one) for table in tables if column in table for one in table[column].dropna()}):
-            yield words, " to ".join(str(one) for one in dict.fromkeys((counts[0], counts[-1])))
+        if counts := _counts(tables, column):
+            yield f"{words} {_extent(counts)}"
     own = run.manifest.get("data_hash")
     if others := [one for one in _texts(tables, "data_hash") if one != own]:
-        yield "curvature on other data", ", ".join(others)
+        yield f"curvature on other data {', '.join(others)}"
     if methods := _texts((run.spectra,), "method"):
-        yield "singular values by", ", ".join(methods)
+        yield f"singular values by {', '.join(methods)}"
     if pairs := [", ".join(found) for column in _PAIR_COLUMNS if (found := _texts((run.pairs,), column))]:
-        yield "minibatch pairs", "; ".join(pairs)
-    cost = curvature_cost(run)
-    if cost.evaluations:
-        yield "curvature evaluations", str(cost.evaluations)
-    if cost.products is not None:
-        yield "Hessian products", str(cost.products)
+        yield f"minibatch pairs {', '.join(pairs)}"
+
+
+def _counts(tables: Sequence[pd.DataFrame], column: str) -> list[int]:
+    """Return the distinct whole numbers of a column of several tables."""
+    return sorted({int(one) for table in tables if column in table for one in table[column].dropna()})
+
+
+def _named(members: Sequence[Run], count: int) -> str:
+    """Return the runs of a group."""
+    return "all" if len(members) == count and count > 1 else listed([run.name for run in members])
+
+
+def _cost(members: Sequence[Run]) -> str:
+    """Return evaluations, Hessian products and random probes of a run, from the smallest to the largest."""
+    costs = [curvature_cost(run) for run in members]
+    products = [cost.products for cost in costs if cost.products is not None]
+    tables = [table for run in members for table in (run.probes, run.densities, run.curves)]
+    return (
+        f"{_extent([cost.evaluations for cost in costs])}, {_extent(products)}, {_extent(_counts(tables, 'samples'))}"
+    )
+
+
+def _extent(counts: Sequence[int]) -> str:
+    """Return numbers as one, or from the smallest to the largest."""
+    ends = sorted({min(counts), max(counts)}) if counts else []
+    return " to ".join(map(str, ends)) or "not recorded"
 
 
 def _texts(tables: Sequence[pd.DataFrame], column: str) -> list[str]:
@@ -152,21 +176,18 @@ def _failed_measurements(run: Run) -> Iterable[Missing]:
         yield Missing(f"{names.get(label, label)} of {run.name} {where}", f"{first}{reason}")
 
 
-def _seeds(run: Run) -> str:
+def _seeds(members: Sequence[Run]) -> str:
+    """Return the seeds of the runs of a group, each once; "not recorded" if there are none."""
+    found = dict.fromkeys(map(_seeds_of, members))
+    return listed(list(found))
+
+
+def _seeds_of(run: Run) -> str:
     """Return the three seeds, or "not recorded"."""
     seeds = run.manifest.get("seeds")
     if not isinstance(seeds, Mapping) or not seeds:
         return "not recorded"
     return " / ".join(str(seeds.get(factor, "–")) for factor in ("init", "split", "order"))
-
-
-def _grouped(item: str, facts: Sequence[tuple[str, Mapping[str, str]]]) -> Iterable[tuple[str, str, str]]:
-    """Return one row for each distinct value of an item."""
-    values: dict[str, list[str]] = {}
-    for name, known in facts:
-        values.setdefault(known.get(item, "not recorded"), []).append(name)
-    for value, names in values.items():
-        yield item, value, "all" if len(names) == len(facts) and len(facts) > 1 else ", ".join(names)
 
 
 def _counted(count: int, noun: str) -> str:

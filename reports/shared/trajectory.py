@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -72,7 +73,7 @@ def trajectory_tables(runs: Sequence[Run], measures: Sequence[tuple[str, str, st
     present = [one for one in measures if any((arm, one[0]) in known for arm, _ in arms)]
     lines = _lines([arm for arm, _ in arms], present, known)
     if len(arms) > _ARMS:
-        return (lines,)
+        return (_without_ranges(lines),)
     return (lines, _evaluations([arm for arm, _ in arms], present, known))
 
 
@@ -100,6 +101,17 @@ def _lines(arms: Sequence[str], measures: Sequence[tuple[str, str, str]], bands:
             start, end, peak = (_at(band, place, name) for place in (first, last, top))
             rows.append((arm, title, start, drawn, end, peak, int(band.x[top])))
     return Table("trajectory", "Over the run", columns, tuple(rows), _NOTE)
+
+
+def _without_ranges(table: Table) -> Table:
+    """Return the table of bars with medians alone, one line for each of many arms; their ranges limit the digits."""
+
+    def middle(cell: Cell) -> Cell:
+        if not isinstance(cell, Quantity) or cell.low is None or cell.high is None:
+            return cell
+        return Quantity(cell.value, known_error=max((cell.high - cell.low) / 2, cell.known_error or 0.0))
+
+    return replace(table, rows=tuple(tuple(map(middle, row)) for row in table.rows))
 
 
 def _evaluations(

@@ -11,7 +11,14 @@ from lossscope.reports.content import Column, FigureData, Report
 from lossscope.reports.first_screen.screen import with_first_screen
 from lossscope.reports.shared.completed import completed
 from lossscope.reports.shared.cost_tables import cost_table, overhead_table
-from lossscope.reports.shared.evaluation_tables import arm_table, of_run, over_seeds, run_table, widest_error_over_seeds
+from lossscope.reports.shared.evaluation_tables import (
+    MOST_RUNS,
+    arm_table,
+    of_run,
+    over_seeds,
+    run_table,
+    widest_error_over_seeds,
+)
 from lossscope.reports.shared.figures import (
     edge_figure,
     loss_figure,
@@ -107,7 +114,11 @@ def sharpness(runs: Sequence[Run]) -> Report:
         ),
         tables=in_loss_unit(
             (
-                run_table(runs, _RUN_CELLS, f"{ENDS_NOTE} {HESSIAN_NOTE} {LOSS_NOTE}"),
+                *(
+                    [run_table(runs, _RUN_CELLS, f"{ENDS_NOTE} {HESSIAN_NOTE} {LOSS_NOTE}")]
+                    if len(runs) <= MOST_RUNS
+                    else []
+                ),
                 *trajectory_tables(runs, _TRAJECTORY),
                 arm_table(runs, _ARM_CELLS, f"{HESSIAN_NOTE} {SEEDS_NOTE}"),
                 *norm_table(runs),

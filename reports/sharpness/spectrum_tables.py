@@ -23,8 +23,13 @@ _SPECTRUM: Final = (
 )
 _METRIC: Final = (
     Column("preconditioned_sharpness", "S_P ± bound", "1", "λ_max of P^-1/2 H P^-1/2, P the metric of the last step"),
-    Column("preconditioned_edge_ratio", "S_P / threshold", "1", "1 is the edge of stability of the frozen optimizer"),
-    Column("sharpness_edge_ratio", "λ_max / threshold", "1", "1 is the edge of stability of SGD at its settings"),
+    Column(
+        "preconditioned_edge_ratio",
+        "S_P / threshold",
+        "1",
+        "1 is the edge of stability on all data",
+    ),
+    Column("sharpness_edge_ratio", "λ_max / threshold", "1", "1 is the edge of stability of SGD on all data"),
     Column("batch_sharpness", "batch sharpness", LOSS, "mean over minibatches of g_B'H_B g_B / |g_B|²"),
     Column("batch_sharpness_ratio_of_means", "its ratio of means", LOSS, "mean of g_B'H_B g_B over the mean of |g_B|²"),
 )

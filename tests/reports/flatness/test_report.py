@@ -7,7 +7,9 @@ import pytest
 from lossscope.landscape.run import Run
 from lossscope.landscape.storage.run_store import RunStore
 from lossscope.reports import flatness
-from lossscope.reports.content import Cloud, Quantity
+from lossscope.reports.content import Cloud, Column, Quantity
+from lossscope.reports.shared.cost_tables import cost_table
+from lossscope.reports.shared.measure_tables import measure_table
 
 
 def extended(run: Run, *rows: dict[str, object]) -> Run:
@@ -66,3 +68,15 @@ def test_the_adaptive_trace_is_drawn_over_the_loss_and_not_over_steps(demo_runs)
     assert len(figure.points[0].x) == 16  # eight evaluations of two seeds
     assert figure.points[0].y[-1] == 4.0
     assert figure.points[0].error[-1] == 0.25
+
+
+def test_many_runs_are_told_by_arm_with_their_number(write_run):
+    runs = [write_run(f"r{seed}", seed=seed) for seed in range(13)]
+    tables = {table.key: table for table in flatness(runs).tables}
+    assert "runs" not in tables
+    assert [row[:2] for row in tables["arms"].rows] == [("ars2-base", 13)]
+    assert [row[:2] for row in measure_table(runs, "some", "Some", [Column("trace", "trace")], "")[0].rows] == [
+        ("ars2-base", 13)
+    ]
+    assert cost_table(runs).rows[0][:2] == ("ars2-base", 13)
+    assert len(cost_table(runs[:12]).rows) == 12

@@ -1,10 +1,12 @@
-"""Findings: each is held, violated and inconclusive on data made for it."""
+"""Findings: each is true, refuted and open on data made for it."""
 
 from __future__ import annotations
 
 import pytest
 
+from lossscope.reports import overview, sharpness
 from lossscope.reports.shared.findings import (
+    NOT_RECORDED,
     all_bounds_met,
     bounds_met,
     edge_below_one,
@@ -33,14 +35,14 @@ def of(measure, *steps):
 
 def test_bounds_are_met_when_every_evaluation_says_so(write_run):
     found = bounds_met([write_run("a")])
-    assert (found.outcome, found.numbers) == (True, "8 of 8 evaluations")
+    assert (found.outcome, found.numbers) == (True, "met at 8 of 8 evaluations")
 
 
 @pytest.mark.parametrize(
     ("missed", "outcome", "numbers"),
     [
-        ((0,), None, "7 of 7 evaluations; 1 cut by the cap on the recording time"),
-        ((0, 8), False, "6 of 7 evaluations; 1 cut by the cap on the recording time"),
+        ((0,), None, "met at 7 of 7 evaluations; 1 cut by the cap on the recording time"),
+        ((0, 8), False, "met at 6 of 7 evaluations; 1 cut by the cap on the recording time"),
     ],
 )
 def test_an_evaluation_that_the_cap_cut_refutes_no_bound(write_run, missed, outcome, numbers):
@@ -56,7 +58,7 @@ def test_an_evaluation_that_the_cap_cut_refutes_no_bound(write_run, missed, outc
 def test_one_bound_that_was_not_met_is_counted(write_run):
     rows = changing("probes", converged=False, where=of("lambda_max", 8))
     found = bounds_met([write_run("a"), write_run("b", rows=rows)])
-    assert (found.outcome, found.numbers) == (False, "15 of 16 evaluations")
+    assert (found.outcome, found.numbers) == (False, "met at 15 of 16 evaluations")
 
 
 def test_steps_without_an_edge_ratio_leave_it_unjudged_unless_another_refutes_it(write_run):
@@ -98,6 +100,23 @@ def test_negative_curvature_is_judged_beyond_its_bound(write_run, value, outcome
 def test_no_negative_curvature_claims_what_was_found_and_not_what_there_is(write_run):
     # A Ritz value bounds the smallest eigenvalue from above only, so its absence cannot be shown.
     assert "was found" in no_negative_curvature([write_run("a")]).claim
+
+
+def test_a_finding_states_what_happened(write_run):
+    rows = changing("probes", converged=False, where=of("lambda_max", 8))
+    met, missed = bounds_met([write_run("a")]), bounds_met([write_run("b", rows=rows)])
+    assert (met.mark, met.statement) == ("fine", "λ_max met the error bound that was asked at every evaluation.")
+    assert missed.mark == "look"
+    assert missed.statement.startswith("λ_max missed the error bound that was asked at some evaluations")
+    negative = no_negative_curvature([write_run("c")])
+    assert (negative.outcome, negative.mark) == (False, "fine")
+    assert negative.statement == "Negative curvature was found at the last evaluation, as is usual in deep networks."
+    assert precise([], "trace", "the trace").statement.startswith("Not known from these runs: the relative standard")
+
+
+def test_no_report_has_a_finding_about_what_no_run_recorded(write_run):
+    bare = write_run("a", curvature=False)
+    assert not any(NOT_RECORDED in one.numbers for report in (sharpness, overview) for one in report([bare]).findings)
 
 
 def test_a_spectrum_that_was_not_flattened_is_noticed(write_run):
