@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from torch import nn
 
+    from lossscope.landscape.storage.column_cache import ColumnCache
     from lossscope.probes.objective.objective import Objective
 
 __all__ = ["Run", "Status", "open_runs", "run_folders"]
@@ -136,8 +137,7 @@ class Run:
     def ends(self) -> str:
         """One or two sentences that say where and how the run ends. A corrupted table is named in them, not raised."""
         try:
-            loaded = "steps" in vars(self)  # reading the table twice doubles the time of `lossscope runs`
-            steps = self.steps["step"].to_numpy() if loaded else self._tables.rows("steps")["step"].to_numpy()
+            steps = self.columns("steps", "step")["step"].to_numpy()
             last = f"after step {steps[-1]}" if len(steps) else "before any step was recorded"
         except RunError as error:
             last = f"at an unknown step ({error})"
@@ -172,10 +172,51 @@ class Run:
 
         return model_at(self, step)
 
+    def columns(self, table: str, *names: str) -> pd.DataFrame:
+        """Return some columns of a table, as the table itself has them; only these are read.
+
+        A run of a million steps has gigabytes in columns that a number does not need. The columns returned by one call
+        show one state of the table. Do not change their values in place: those used last are kept for the next call.
+
+        Args:
+            table: Name of a table, such as `tensors`.
+            names: Names of its columns.
+
+        Raises:
+            RunError: What is read of its files is corrupted.
+        """
+        if table in vars(self) or table == "probes":
+            rows: pd.DataFrame = getattr(self, table)
+            return rows[list(names)]
+        if table not in TABLES:
+            raise ValueError(f"unknown table {table!r}: use one of {', '.join(TABLES)}")
+        return self._columns.frame(table, names)
+
+    def last_rows(self, table: str) -> pd.DataFrame:
+        """Return the rows of a table at its last step; of earlier ones only the steps are read.
+
+        Args:
+            table: Name of a table, such as `spectra`.
+
+        Raises:
+            RunError: What is read of its files is corrupted.
+        """
+        if table in vars(self) or table == "probes":
+            rows: pd.DataFrame = getattr(self, table)
+            return rows[rows["step"] == rows["step"].max()]
+        return self._columns.last_rows(table)
+
     def forget(self) -> None:
         """Forget the tables read so far; they are read again on the next use. Long lists of runs would fill memory."""
-        for table in (*TABLES, "estimates"):
+        for table in (*TABLES, "estimates", "_columns"):
             vars(self).pop(table, None)
+
+    @cached_property
+    def _columns(self) -> ColumnCache:
+        """Columns that were read one by one."""
+        from lossscope.landscape.storage.column_cache import ColumnCache
+
+        return ColumnCache(self._tables)
 
     def _torn(self) -> list[str]:
         """Return a sentence for each segment truncated by a crash, with the position of its end."""

@@ -65,7 +65,7 @@ def step_of_another_rate(runs: Sequence[Run]) -> int | None:
     """
     import pandas as pd
 
-    rates = pd.concat([run.steps[["step", "lr"]].dropna() for run in runs])
+    rates = pd.concat([run.columns("steps", "step", "lr").dropna() for run in runs])
     extremes = rates.groupby("step")["lr"].agg(["min", "max"])
     different = extremes.index[extremes["max"] - extremes["min"] > _SAME_RATE * extremes["max"].abs()]
     return int(different[0]) if len(different) else None

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["NoiseRecord", "NoiseScale", "SpectralOrder", "mean_order", "noise_of", "order_of"]
 
 _MATRIX: Final = ["tensor", "slice"]
+_COLUMNS: Final = ("step", "tensor", "slice", "object", "values", "entropy_energy", "excess_order")
 _ORDERS: Final = {"batch_gradient": "batch", "pair_gradient": "pair", "gradient": "own"}
 
 
@@ -123,7 +124,11 @@ def _scale(found: SquaredNorms, used: np.ndarray[tuple[int], np.dtype[np.bool_]]
 
 def _spectra(run: Run) -> pd.DataFrame:
     """Return the gradient spectra at the steps with sampled minibatches, or at all steps if there are none."""
-    rows = run.spectra[run.spectra["object"].isin(list(_ORDERS))].dropna(subset=["excess_order"])
+    kinds = run.columns("spectra", "object", "excess_order")
+    if not (kinds["object"].isin(list(_ORDERS)) & kinds["excess_order"].notna()).any():
+        return run.columns("spectra", *_COLUMNS).iloc[:0]
+    rows = run.columns("spectra", *_COLUMNS)
+    rows = rows[rows["object"].isin(list(_ORDERS))].dropna(subset=["excess_order"])
     sampled = rows.loc[rows["object"] == "batch_gradient", "step"].unique()
     rows = rows[rows["step"].isin(sampled)] if len(sampled) else rows
     slices = rows["slice"].to_numpy(dtype=np.float64, na_value=-1.0)

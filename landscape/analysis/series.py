@@ -68,7 +68,7 @@ def evaluations(run: Run) -> FloatArray:
 
 def step_series(run: Run, column: str) -> Series:
     """Return a column of the steps table, one number per step."""
-    return _plain(run, run.steps, column)
+    return _plain(run, run.columns("steps", "step", column), column)
 
 
 def synced_series(run: Run, column: str) -> Series:
@@ -77,7 +77,7 @@ def synced_series(run: Run, column: str) -> Series:
     The column is null by design at other steps, and at steps that were not sampled (where the norm of the weights is
     null too). These steps are excluded rather than treated as missing.
     """
-    steps = run.steps
+    steps = run.columns("steps", *dict.fromkeys(("step", "synced", "weight_norm", column)))
     taken = steps["synced"].eq(True).fillna(False).astype(bool) & steps["weight_norm"].notna()
     return _plain(run, steps[taken], column)
 
@@ -92,12 +92,14 @@ def probe_series(run: Run, measure: str) -> Series:
 
 def tensor_series(run: Run, column: str, *, track: str = "matrix") -> Series:
     """Return the mean of a column over the tensors of a track, one number per step."""
-    return _mean_by_step(run, run.tensors[run.tensors["track"] == track], column)
+    rows = run.columns("tensors", "step", "track", column)
+    return _mean_by_step(run, rows[rows["track"] == track], column)
 
 
 def spectrum_series(run: Run, kind: str, column: str) -> Series:
     """Return the mean of a column over the spectra of one object (`kind`), one number per step."""
-    return _mean_by_step(run, run.spectra[run.spectra["object"] == kind], column)
+    rows = run.columns("spectra", "step", "object", column)
+    return _mean_by_step(run, rows[rows["object"] == kind], column)
 
 
 def loss_at(run: Run, steps: FloatArray) -> FloatArray:
@@ -193,6 +195,6 @@ def first_step(run: Run, column: str, level: float) -> int | None:
     Example: grokking is detected by `first_step(run, "test_accuracy", 0.99)`. The resolution is the interval at which
     the column was measured.
     """
-    steps = run.steps
+    steps = run.columns("steps", "step", column)
     reached = steps.loc[steps[column] >= level, "step"]
     return int(reached.iloc[0]) if len(reached) else None

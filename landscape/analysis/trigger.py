@@ -58,7 +58,7 @@ def trigger_of(run: Run) -> TriggerRecord | None:
         mode, lamda, k = str(settings["mode"]), float(settings["lambda"]), int(settings["k"])
     except (KeyError, TypeError, ValueError):
         return TriggerRecord("unknown", float("nan"), 0, why="lambda and k are missing from the manifest")
-    steps = run.steps["step"].to_numpy(dtype=np.int64)
+    steps = run.columns("steps", "step")["step"].to_numpy(dtype=np.int64)
     if not len(steps):
         return TriggerRecord(mode, lamda, k, why="no step was recorded")
     synced = step_series(run, "synced").y

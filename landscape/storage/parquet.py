@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Final
@@ -17,6 +18,7 @@ from lossscope.landscape.storage.segment import (
     LARGEST_TABLE,
     SEGMENT_NAME,
     UNREADABLE,
+    check_columns,
     check_lengths,
     conformed,
     text_lengths,
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
 __all__ = ["CompactedTable", "parquet_path", "read_parquet", "write_parquet"]
 
 _PROVENANCE: Final = b"lossscope"
+_SMALL: Final = 100_000  # cells that one thread reads sooner than several begin
+_GROUP: Final = 131_072  # rows that a reader of the last steps has to read
 
 
 @dataclass(frozen=True)
@@ -59,11 +63,20 @@ def write_parquet(folder: Path, table: str, compacted: CompactedTable, run: str 
     }
     metadata = {**compacted.rows.schema.metadata, _PROVENANCE: json.dumps(provenance)}
     sink = pa.BufferOutputStream()
-    pq.write_table(compacted.rows.replace_schema_metadata(metadata), sink, compression="zstd", write_page_checksum=True)
+    rows = compacted.rows.replace_schema_metadata(metadata)
+    pq.write_table(rows, sink, compression="zstd", write_page_checksum=True, row_group_size=_GROUP)
     atomic_write(parquet_path(folder, table), sink.getvalue().to_pybytes())
 
 
-def read_parquet(folder: Path, table: str, run: str | None, *, rows: bool = True) -> CompactedTable | None:
+def read_parquet(
+    folder: Path,
+    table: str,
+    run: str | None,
+    *,
+    rows: bool = True,
+    names: Collection[str] | None = None,
+    since: int | None = None,
+) -> CompactedTable | None:
     """Read a table's Parquet file; return None if it does not exist.
 
     Args:
@@ -71,31 +84,39 @@ def read_parquet(folder: Path, table: str, run: str | None, *, rows: bool = True
         table: A key of `TABLES`.
         run: The identity of the run, which the file must have; None for runs recorded before they had one.
         rows: False reads the provenance only, and returns an empty table.
+        names: Columns to read; no byte of the others is. None for all.
+        since: The first step that is wanted: groups of rows before it are left out. None for all rows.
 
     Raises:
-        RunError: The file is truncated or corrupted, unpacks to more than `LARGEST_TABLE` bytes, or is another run's.
+        RunError: The file is truncated or corrupted, what is read unpacks to more than `LARGEST_TABLE` bytes, or it is
+            another run's.
     """
     import pyarrow.parquet as pq
 
     path = parquet_path(folder, table)
-    text = [column.name for column in TABLES[table] if column.type == "text"]
-    lists = [column.name for column in TABLES[table] if column.type == "floats"]
+    wanted = [column for column in TABLES[table] if rows and (names is None or column.name in names)]
+    text = [column.name for column in wanted if column.type == "text"]
+    lists = [column.name for column in wanted if column.type == "floats"]
     try:
         # Text stays a dictionary until its size is known: a few bytes can unpack to gigabytes of it.
         with (
             open_regular(path) as raw,
             pq.ParquetFile(raw, page_checksum_verification=True, read_dictionary=_present(raw, text)) as file,
         ):
-            provenance = json.loads(file.schema_arrow.metadata[_PROVENANCE])
+            schema = file.schema_arrow
+            provenance = json.loads(schema.metadata[_PROVENANCE])
+            check_columns(table, schema.names)
+            kept = [column.name for column in wanted if column.name in schema.names]
             if rows:
-                _check_size(8 * max(file.metadata.num_rows * file.metadata.num_columns, _list_entries(file, lists)))
-            content = file.read() if rows else file.schema_arrow.empty_table()
+                _check_size(8 * max(file.metadata.num_rows * len(kept), _list_entries(file, lists)))
+            threads = file.metadata.num_rows * len(kept) > _SMALL
+            groups = _groups(file, since) if rows else []
+            content = file.read_row_groups(groups, kept, use_threads=threads) if rows else _empty(schema)
         if run is not None and provenance.get("run") != run:
             raise RunError(f"{path} belongs to another run: move it away, the other tables still read")
         content.validate(full=True)
-        return CompactedTable(
-            conformed(table, _with_text(content)), _segments(provenance["segments"]), _sessions(provenance["sessions"])
-        )
+        found = conformed(table, _with_text(content), names)
+        return CompactedTable(found, _segments(provenance["segments"]), _sessions(provenance["sessions"]))
     except FileNotFoundError:
         return None
     except UNREADABLE as error:
@@ -104,10 +125,30 @@ def read_parquet(folder: Path, table: str, run: str | None, *, rows: bool = True
         ) from error
 
 
+def _empty(schema: pa.Schema) -> pa.Table:
+    """Return a table without rows and columns."""
+    return schema.empty_table().select([])
+
+
+def _groups(file: pq.ParquetFile, since: int | None) -> list[int]:
+    """Return the groups of rows up to the last, from the first one that has a row at a step or later.
+
+    The steps are read for it: statistics of a column whose metadata were altered end the process, see `_list_entries`.
+    """
+    every = list(range(file.metadata.num_row_groups))
+    if since is None:
+        return every
+    earlier = int((file.read(["step"])["step"].to_numpy() < since).sum())
+    ends = np.cumsum([file.metadata.row_group(group).num_rows for group in every])
+    return [group for group in every if ends[group] > earlier]
+
+
 def _present(raw: BinaryIO, names: list[str]) -> list[str]:
     """Return those of the columns that a Parquet file has; earlier versions wrote fewer."""
     import pyarrow.parquet as pq
 
+    if not names:
+        return []
     present = set(pq.read_schema(raw).names)
     raw.seek(0)
     return [name for name in names if name in present]

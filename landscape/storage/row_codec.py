@@ -74,7 +74,8 @@ def frame(rows: pa.Table) -> pd.DataFrame:
     """
     import pandas as pd
 
-    return pd.DataFrame({field.name: _series(rows[field.name].combine_chunks(), field) for field in rows.schema})
+    found = {field.name: _series(rows[field.name].combine_chunks(), field) for field in rows.schema}
+    return pd.DataFrame(found, copy=False)  # each column was just made; joining them into blocks would double the memory
 
 
 def _cell(table: str, column: Column, value: object) -> object:

@@ -8,6 +8,7 @@ least one row in any table. So a session that died before it wrote a row superse
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from pathlib import Path
 from typing import Final
 
@@ -16,7 +17,7 @@ import pyarrow as pa
 
 from lossscope.landscape.errors import RunError
 from lossscope.landscape.storage.journal import JOURNAL, WRITE_ORDER, segment_paths
-from lossscope.landscape.storage.parquet import parquet_path, read_parquet
+from lossscope.landscape.storage.parquet import CompactedTable, parquet_path, read_parquet
 from lossscope.landscape.storage.schema import TABLES, arrow_schema
 from lossscope.landscape.storage.segment import LARGEST_TABLE, Segment, read_segment
 
@@ -47,22 +48,31 @@ class RunTables:
         self._sessions: dict[int, int | None] | None = None
         self._take()
 
-    def rows(self, table: str) -> pa.Table:
+    def rows(self, table: str, names: Collection[str] | None = None, *, since: int | None = None) -> pa.Table:
         """Return the rows of a table that are not superseded, ordered by step, ties in the order written.
+
+        Args:
+            table: A key of `TABLES`.
+            names: Columns to read, and to check for damage; `step` is always read. None for all.
+            since: The first step of the rows; of earlier ones little but the steps is read. None for all rows.
 
         Raises:
             RunError: A file of the table is corrupted.
         """
+        names = None if names is None else {"step", *names}
         for _ in range(_ATTEMPTS):
             try:
-                return self._rows(table)
+                return self._rows(table, names, since)
             except FileNotFoundError:  # compacted since the snapshot
                 self._take()
         raise RunError(f"the journal of {self.folder} changes faster than it can be read: try again")
 
     def segments(self, table: str) -> list[Segment]:
         """Return the table's segments that are not in its Parquet file yet, oldest first."""
-        compacted = read_parquet(self.folder, table, self.run, rows=False)
+        return self._not_in(read_parquet(self.folder, table, self.run, rows=False), table)
+
+    def _not_in(self, compacted: CompactedTable | None, table: str) -> list[Segment]:
+        """Return the table's segments that a Parquet file does not contain."""
         done = compacted.segments if compacted else frozenset()
         return [self._segment(path) for path in self._sizes[table] if path.name not in done]
 
@@ -89,17 +99,23 @@ class RunTables:
             self._sizes[table] = {path: _size(path) for _, path in found}
             self._numbers.update(number for number, _ in found)
 
-    def _rows(self, table: str) -> pa.Table:
+    def _rows(self, table: str, names: Collection[str] | None, since: int | None) -> pa.Table:
         """Read a table once, without retrying."""
-        compacted = read_parquet(self.folder, table, self.run)
+        compacted = read_parquet(self.folder, table, self.run, names=names, since=since)
         self._check_size(table)
-        segments = self.segments(table)
+        segments = self._not_in(compacted, table)
         for segment in segments:
             if segment.problem:
                 raise RunError(segment.problem)
         pieces = [self._current(compacted.rows, max(compacted.sessions, default=0))] if compacted else []
-        pieces += [self._current(segment.rows, segment.session) for segment in segments if segment.session is not None]
-        return _by_step(pa.concat_tables([arrow_schema(table).empty_table(), *pieces]))
+        schema = arrow_schema(table, names)
+        pieces += [
+            self._current(segment.rows.select(schema.names), segment.session)
+            for segment in segments
+            if segment.session is not None
+        ]
+        found = _by_step(pa.concat_tables([schema.empty_table(), *pieces]))
+        return found if since is None else found.slice(int(np.searchsorted(found["step"].to_numpy(), since)))
 
     def _check_size(self, table: str) -> None:
         """Raise RunError if the segments of a table are together too large to read."""

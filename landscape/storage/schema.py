@@ -5,6 +5,7 @@ Missing values are null in every table, never zero.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Final
 
@@ -289,8 +290,13 @@ def columns(table: str) -> tuple[str, ...]:
     return tuple(column.name for column in TABLES[table])
 
 
-def arrow_schema(table: str) -> pa.Schema:
-    """Return the Arrow schema of a table, with unit and meaning as metadata of each field."""
+def arrow_schema(table: str, names: Collection[str] | None = None) -> pa.Schema:
+    """Return the Arrow schema of a table, with unit and meaning as metadata of each field.
+
+    Args:
+        table: A key of `TABLES`.
+        names: Columns of the schema, in the order of the table; None for all.
+    """
     fields = [
         pa.field(
             column.name,
@@ -299,5 +305,6 @@ def arrow_schema(table: str) -> pa.Schema:
             metadata={"unit": column.unit, "meaning": column.meaning},
         )
         for column in TABLES[table]
+        if names is None or column.name in names
     ]
     return pa.schema(fields, metadata={"table": table, "schema_version": str(SCHEMA_VERSION)})

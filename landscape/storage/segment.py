@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 import struct
 import zlib
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 
 from lossscope.landscape.errors import RunError
 from lossscope.landscape.storage.files import read_regular
-from lossscope.landscape.storage.schema import LONGEST_CELL, TABLES, arrow_schema
+from lossscope.landscape.storage.schema import LONGEST_CELL, TABLES, arrow_schema, columns
 
 __all__ = [
     "BLANK_SEAL",
@@ -30,6 +31,7 @@ __all__ = [
     "SEGMENT_NAME",
     "UNREADABLE",
     "Segment",
+    "check_columns",
     "check_lengths",
     "conformed",
     "read_segment",
@@ -131,22 +133,32 @@ def read_segment(path: Path, limit: int | None = None, run: str | None = None) -
     return Segment(path, session, resumed_at, rows, end, len(data), problem)
 
 
-def conformed(table: str, rows: pa.Table) -> pa.Table:
+def conformed(table: str, rows: pa.Table, names: Collection[str] | None = None) -> pa.Table:
     """Return the rows with exactly the columns and the schema of the table; missing columns are null.
+
+    Args:
+        table: A key of `TABLES`.
+        rows: Rows with some of its columns.
+        names: Columns to return, in the order of the table; None for all.
 
     Raises:
         ValueError: A column is unknown, occurs twice or has another type.
     """
-    schema = arrow_schema(table)
-    if len(set(rows.column_names)) != len(rows.column_names) or not set(rows.column_names) <= set(schema.names):
-        raise ValueError(f"table {table} does not have columns {rows.column_names}")
-    columns = []
+    schema = arrow_schema(table, names)
+    check_columns(table, rows.column_names)
+    found = []
     for field in schema:
         column = rows[field.name] if field.name in rows.column_names else pa.nulls(len(rows), field.type)
         if column.type != field.type or (column.null_count and not field.nullable):
             raise ValueError(f"column {field.name!r} of table {table} has type {column.type}")
-        columns.append(column)
-    return pa.Table.from_arrays(columns, schema=schema)
+        found.append(column)
+    return pa.Table.from_arrays(found, schema=schema)
+
+
+def check_columns(table: str, names: Sequence[str]) -> None:
+    """Raise ValueError if a column is unknown or occurs twice."""
+    if len(set(names)) != len(names) or not set(names) <= set(columns(table)):
+        raise ValueError(f"table {table} does not have columns {names}")
 
 
 def _empty(table: str) -> pa.Table:

@@ -21,6 +21,7 @@ _FEWEST: Final = 3  # minimum number of blocks of the automatic block length
 _ROUNDING: Final = 1e-12  # relative to the largest value: a series that varies less is constant
 _STEEPEST: Final = 0.97  # clip of the lag-1 correlation: beyond it a series is one block
 _NORMAL: Final = 1.959964  # 97.5 % quantile of the normal distribution
+_AT_ONCE: Final = 2**18  # places of blocks that are drawn at once
 
 
 def block_length(series: Array) -> int:
@@ -139,5 +140,11 @@ def _drawn(rows: Array, block: int, blocks: int, draws: int, seed: int) -> Array
     ring = np.concatenate([rows, rows[:, : block - 1]], axis=1)
     running = np.cumsum(np.pad(ring, ((0, 0), (1, 0))), axis=1)
     sums = running[:, block:] - running[:, :-block]  # (r, T), by the first step of the block
-    starts = np.random.default_rng(seed).integers(0, T, (draws, blocks))
-    return np.stack([row[starts].sum(1) for row in sums])
+    generator = np.random.default_rng(seed)
+    found = np.empty((len(rows), draws))
+    few = max(1, _AT_ONCE // blocks)  # draws at once: the numbers are the same, and they stay in the cache
+    for begin in range(0, draws, few):
+        starts = generator.integers(0, T, (min(few, draws - begin), blocks))
+        for row, of_row in zip(sums, found, strict=True):
+            of_row[begin : begin + few] = row[starts].sum(1)
+    return found

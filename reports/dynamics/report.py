@@ -144,7 +144,7 @@ def _missing(runs: Sequence[Run]) -> Iterable[Missing]:
         ("Direction autocorrelation and noise scale", _PAIRS, lambda run: not len(run.pairs)),
         ("Step quality", _EVALUATIONS, lambda run: len(run.probes) and not step_evaluations(run)),
         ("Angle between updates with and without the shear", _ANGLES, _without_angle),
-        ("Layer-wise remainders", _LAYERS, lambda run: not run.tensors["remainder"].notna().any()),
+        ("Layer-wise remainders", _LAYERS, lambda run: not _recorded(run, "tensors", "remainder")),
     ):
         names = [run.name for run in runs if lacking(run)]
         if names:
@@ -153,5 +153,9 @@ def _missing(runs: Sequence[Run]) -> Iterable[Missing]:
 
 def _without_angle(run: Run) -> bool:
     """Return True if a run injected a shear and no angle was recorded."""
-    injected = run.tensors["injected_norm"].notna().any()
-    return bool(injected and not run.steps["injection_angle"].notna().any())
+    return _recorded(run, "tensors", "injected_norm") and not _recorded(run, "steps", "injection_angle")
+
+
+def _recorded(run: Run, table: str, column: str) -> bool:
+    """Return True if a column has a value."""
+    return bool(run.columns(table, column)[column].notna().any())

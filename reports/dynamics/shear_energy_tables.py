@@ -9,6 +9,7 @@ import numpy as np
 
 from lossscope.landscape.analysis.arms import by_arm
 from lossscope.landscape.analysis.series import FloatArray
+from lossscope.landscape.storage.schema import columns as schema_columns
 from lossscope.reports.content import Cell, Column, Missing, Quantity, Table
 from lossscope.reports.shared.loss_unit import LOSS, LOSS_SQUARED
 from lossscope.reports.shared.provenance import listed
@@ -64,6 +65,7 @@ _ANGLE: Final = ("adversarial_angle",)
 _ASCENT: Final = ("perturbation_norm", "surrogate_gap")
 _ENERGIES: Final = tuple(column.key for column in _ENERGY_COLUMNS[3:])
 _TRACKS: Final = ("matrix", "vector")
+_OF_STEPS: Final = ("gradient_norm", "shear_norm", "adversarial_angle", "freshness", "phi", "surrogate_gap")
 _TRACK_NOTE: Final = (
     'The row of a track is the median over its tensors, steps and seeds, not a sum over the track. "(n missing)": n '
     "seeds have no value."
@@ -189,15 +191,22 @@ def _arms(
     sentences: list[str] = []
     for arm, members in by_arm(runs).items():
         sums: dict[str, list[pd.DataFrame]] = {"all": [whole(run) for run in members]} if whole else {}
-        sums |= {f"{one} track": [run.tensors[run.tensors["track"] == one] for run in members] for one in _TRACKS}
-        seeds = [{str(name): rows for name, rows in run.tensors.groupby("tensor", sort=False)} for run in members]
-        none = members[0].tensors.iloc[:0]
+        sampled = [_sampled(run, columns[3:]) for run in members]
+        sums |= {f"{one} track": [rows[rows["track"] == one] for rows in sampled] for one in _TRACKS}
+        seeds = [{str(name): part for name, part in rows.groupby("tensor", sort=False)} for rows in sampled]
+        none = sampled[0].iloc[:0]
         layers = {name: [seed.get(name, none) for seed in seeds] for name in dict.fromkeys(n for s in seeds for n in s)}
         summed, single = (_rows(arm, parts, columns[3:], counted) for parts in (sums, layers))
         found += [*summed, *single[:_MOST_TENSORS]]
         if len(single) > _MOST_TENSORS:
             sentences.append(f"{len(single) - _MOST_TENSORS} more tensors of {arm} are not listed.")
     return found, sentences
+
+
+def _sampled(run: Run, columns: Sequence[Column]) -> pd.DataFrame:
+    """Return the columns of `tensors` that a table needs."""
+    recorded = schema_columns("tensors")
+    return run.columns("tensors", "tensor", "track", *(one.key for one in columns if one.key in recorded))
 
 
 def _rows(
@@ -234,7 +243,7 @@ def _numbers(rows: pd.DataFrame, column: str) -> FloatArray:
 
 def _whole(run: Run) -> pd.DataFrame:
     """Return `steps` with the ratio of shear to gradient norm, which is not recorded; infinite for a zero gradient."""
-    steps = run.steps
+    steps = run.columns("steps", *_OF_STEPS)
     return steps.assign(shear_ratio=steps["shear_norm"] / steps["gradient_norm"])
 
 
@@ -246,15 +255,16 @@ def _ascents(run: Run) -> pd.DataFrame:
 
 def _ascended(run: Run) -> bool:
     """Return True if any step computed a second gradient."""
-    return bool(run.steps["synced"].eq(True).any())
+    return bool(run.columns("steps", "synced")["synced"].eq(True).any())
 
 
 def _has(run: Run, column: str) -> bool:
     """Return True if the column was recorded for any step or tensor."""
-    return bool(run.steps[column].notna().any() or run.tensors[column].notna().any())
+    return any(run.columns(table, column)[column].notna().any() for table in ("steps", "tensors"))
 
 
 def _with_energy(run: Run) -> dict[str, bool]:
     """Return for each track of the run whether any energy was recorded."""
-    there = run.tensors[list(_ENERGIES)].notna().any(axis=1)
-    return {str(track): bool(found.any()) for track, found in there.groupby(run.tensors["track"])}
+    rows = run.columns("tensors", "track", *_ENERGIES)
+    there = rows[list(_ENERGIES)].notna().any(axis=1)
+    return {str(track): bool(found.any()) for track, found in there.groupby(rows["track"])}

@@ -135,13 +135,14 @@ def injection_table(runs: Sequence[Run]) -> tuple[Table, ...]:
 
 def _injections(arm: str, runs: Sequence[Run]) -> Iterable[tuple[Cell, ...]]:
     """Return the row of an arm's whole update, then one row per tensor."""
-    whole = [angle for run in runs for angle in _degrees(run.steps)]
+    whole = [angle for run in runs for angle in _degrees(run.columns("steps", "injection_angle"))]
     if whole:
-        strength = [number(value) for run in runs for value in run.steps["alpha"].dropna()]
+        strength = [number(value) for run in runs for value in run.columns("steps", "alpha")["alpha"].dropna()]
         yield arm, "all", len(whole), median_and_range(strength), Quantity(None), median_and_range(whole)
     tensors: dict[str, tuple[list[float | None], list[float]]] = {}
     for run in runs:
-        for name, rows in run.tensors.dropna(subset=["injection_angle"]).groupby("tensor", sort=False):
+        sampled = run.columns("tensors", "tensor", "injected_norm", "injection_angle")
+        for name, rows in sampled.dropna(subset=["injection_angle"]).groupby("tensor", sort=False):
             norms, angles = tensors.setdefault(str(name), ([], []))
             norms += [number(value) for value in rows["injected_norm"].dropna()]
             angles += _degrees(rows)
@@ -195,7 +196,7 @@ _LAYER_NOTE: Final = (
 
 def layer_records(runs: Sequence[Run]) -> list[tuple[Run, LayerRecord]]:
     """Return the layer-wise remainders of the runs that sampled them."""
-    sampled = [run for run in runs if run.tensors["remainder"].notna().any()]
+    sampled = [run for run in runs if run.columns("tensors", "remainder")["remainder"].notna().any()]
     if not sampled:
         return []
     from lossscope.landscape.analysis import layers_of

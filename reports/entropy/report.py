@@ -155,7 +155,7 @@ def _orthogonalize(runs: Sequence[Run]) -> bool:
 
 def _update_notes(runs: Sequence[Run]) -> tuple[str, ...]:
     """Return a note if updates with and without weight decay are compared; only lossscope's optimizers record A."""
-    recorded = [set(run.spectra["object"]) for run in runs]
+    recorded = [set(run.columns("spectra", "object")["object"]) for run in runs]
     kinds = {"whitened" in objects for objects in recorded if "update" in objects}
     return (UPDATE_NOTE,) if len(kinds) == 2 else ()
 
@@ -164,7 +164,7 @@ def _tensor_table(runs: Sequence[Run]) -> Table:
     """Return the tensors of the model and the objects with recorded spectra."""
     tensors: dict[str, tuple[Cell, ...]] = {}
     for run in runs:
-        recorded = run.spectra.groupby("tensor")["object"].unique().to_dict()
+        recorded = run.columns("spectra", "tensor", "object").groupby("tensor")["object"].unique().to_dict()
         for entry in _model_tensors(run):
             name = str(entry.get("name"))
             objects = [kind for kind in _OBJECTS if kind in set(recorded.get(name, ()))]

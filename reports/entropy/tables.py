@@ -45,7 +45,7 @@ _SIZES: Final = ("own", "batch", "pair", "infinite")
 
 def order_table(runs: Sequence[Run]) -> tuple[Table, ...]:
     """Return the order beyond noise of each arm, mean over matrices and by matrix; empty if no run recorded it."""
-    if not any(run.spectra["excess_order"].notna().any() for run in runs):
+    if not any(run.columns("spectra", "excess_order")["excess_order"].notna().any() for run in runs):
         return ()
     rows = [row for arm, members in by_arm(runs).items() for row in _of_arm(arm, members)]
     if not rows:

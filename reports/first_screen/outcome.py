@@ -65,7 +65,11 @@ def _loss(runs: Sequence[Run], *, finished: bool) -> tuple[Statement, ...]:
 
 def _end(run: Run, of_all_data: bool, place: int) -> Quantity | None:
     """Return the first or the last finite loss of a run."""
-    losses = _evaluated(run) if of_all_data else run.steps["loss"].to_numpy(dtype=np.float64, na_value=np.nan)
+    losses = (
+        _evaluated(run)
+        if of_all_data
+        else run.columns("steps", "loss")["loss"].to_numpy(dtype=np.float64, na_value=np.nan)
+    )
     finite = losses[np.isfinite(losses)]
     return Quantity(float(finite[place])) if len(finite) else None
 
@@ -78,4 +82,5 @@ def _evaluated(run: Run) -> FloatArray:
 
 def _last_step(run: Run) -> int:
     """Return the last step that was recorded; 0 if none was."""
-    return int(run.steps["step"].max()) if len(run.steps) else 0
+    steps = run.columns("steps", "step")["step"]
+    return int(steps.max()) if len(steps) else 0

@@ -66,8 +66,8 @@ def _ascent(runs: Sequence[Run]) -> tuple[Statement, ...]:
 
 def _late(run: Run, column: str) -> FloatArray:
     """Return the finite values of a column in the last quarter of the steps."""
-    rows = run.steps
-    if not len(rows) or column not in rows:
+    rows = run.columns("steps", "step", column)
+    if not len(rows):
         return np.empty(0)
     late = rows["step"] > _LATE * rows["step"].max()
     values: FloatArray = rows.loc[late, column].to_numpy(dtype=np.float64, na_value=np.nan)

@@ -125,7 +125,7 @@ def _not_measured(runs: Sequence[Run]) -> tuple[Missing, ...]:
 
 def _weight_norm(run: Run) -> Quantity:
     """Return the norm of all parameters at the last step with a value."""
-    return Quantity(last_number(run.steps, "weight_norm"))
+    return Quantity(last_number(run, "weight_norm"))
 
 
 _RUN_CELLS: Final = (

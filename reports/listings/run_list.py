@@ -68,7 +68,7 @@ def _row(run: Run | Unreadable, folder: Path) -> tuple[Cell, ...]:
     """Return the row of one run, or of an unreadable one."""
     if isinstance(run, Unreadable):
         return (run.path.relative_to(folder).as_posix(), None, "unreadable", None, None, None, run.why)
-    diverged, progress = _divergence(run), _progress(run)
+    progress, diverged = _progress(run), _divergence(run)  # the first reads all that the second needs
     ends = run.ends if diverged is None else f"Diverged: {in_words(diverged)}. {run.ends}"
     run.forget()
     return (_name(run, folder), str(run.manifest.get("arm") or "") or None, run.status, *progress, ends)
@@ -90,8 +90,8 @@ def _divergence(run: Run) -> Divergence | None:
 def _progress(run: Run) -> tuple[Cell, Cell, Cell]:
     """Return the last step, its loss, and the last test accuracy; None if the table of steps cannot be read."""
     try:
-        steps = run.steps
+        steps = run.columns("steps", "step", "loss", "test_accuracy")["step"]
     except RunError:  # `ends` states the reason
         return None, None, None
-    last = int(steps["step"].max()) if len(steps) else None
-    return last, last_number(steps, "loss"), last_number(steps, "test_accuracy")
+    last = int(steps.max()) if len(steps) else None
+    return last, last_number(run, "loss"), last_number(run, "test_accuracy")

@@ -46,9 +46,10 @@ def watch_table(runs: Sequence[Run]) -> Table:
 def _row(run: Run) -> tuple[Cell, ...]:
     """Return the row of one run."""
     try:
-        steps, losses = run.steps, step_series(run, "loss").y
+        losses = step_series(run, "loss").y
+        steps = run.columns("steps", "step")["step"]
         top = probe_series(run, "lambda_max").y
-        last = int(steps["step"].max()) if len(steps) else None
+        last = int(steps.max()) if len(steps) else None
         ends = (bars(_means(losses)), _last(losses), bars([number(one) for one in top]))
         return (run.name, run.status, last, *ends, at_last_evaluation(run, "lambda_max"))
     except RunError as error:

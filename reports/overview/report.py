@@ -142,7 +142,7 @@ def _step(column: str, factor: float = 1.0) -> Callable[[Run], Quantity]:
     """Return a function from a run to the last value of a column of `steps`, times a unit factor."""
 
     def value(run: Run) -> Quantity:
-        last = last_number(run.steps, column)
+        last = last_number(run, column)
         return Quantity(None if last is None else factor * last)
 
     return value
@@ -165,7 +165,8 @@ def _overhead(run: Run) -> Quantity:
 
 def _energy(run: Run) -> Quantity:
     """Return the mean of E / sqrt(numel) over the matrices at the last step that has it."""
-    rows = run.tensors[run.tensors["track"] == "matrix"].dropna(subset=["energy_rms"])
+    rows = run.columns("tensors", "step", "track", "energy_rms")
+    rows = rows[rows["track"] == "matrix"].dropna(subset=["energy_rms"])
     return Quantity(mean_and_range(rows[rows["step"] == rows["step"].max()]["energy_rms"]).value)
 
 

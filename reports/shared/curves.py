@@ -98,7 +98,8 @@ def step_axis(runs: Sequence[Run]) -> Axis:
     first step it is linear up to step 1.
     """
     steps = np.unique(np.concatenate([evaluations(run) for run in runs] or [np.empty(0)]))
-    ends = [float(run.steps["step"].max()) for run in runs if len(run.steps)] + [float(step) for step in steps[-1:]]
+    recorded = [run.columns("steps", "step")["step"] for run in runs]
+    ends = [float(one.max()) for one in recorded if len(one)] + [float(step) for step in steps[-1:]]
     if not ends:
         return Axis("optimizer step")
     first, last = min([1.0, *steps[:1]]), max([*ends, 2.0])

@@ -77,4 +77,4 @@ def without_lost_evaluations(finding: Finding, diverged: Diverged) -> Finding:
 
 def _has_loss(run: Run) -> bool:
     """Return True if any loss was recorded."""
-    return bool(run.steps["loss"].notna().any() or (run.estimates["measure"] == "loss").any())
+    return bool(run.columns("steps", "loss")["loss"].notna().any() or (run.estimates["measure"] == "loss").any())

@@ -209,7 +209,7 @@ def spectra_precise(runs: Sequence[Run]) -> Finding:
     errors = [
         float(error / values[0])
         for run in runs
-        for values, error in zip(run.spectra["values"], run.spectra["error"], strict=True)
+        for values, error in run.columns("spectra", "values", "error").itertuples(index=False, name=None)
         if number(error) is not None and len(values) and values[0] > 0
     ]
     if not errors:
@@ -267,7 +267,8 @@ def _late(run: Run, measure: str) -> list[tuple[float | None, int]]:
 
 def _late_from(run: Run) -> float:
     """Return the step at which the last quarter of a run begins."""
-    rows = run.steps if len(run.steps) else run.estimates
+    steps = run.columns("steps", "step")
+    rows = steps if len(steps) else run.estimates
     return 0.75 * float(rows["step"].max()) if len(rows) else 0.0
 
 

@@ -92,14 +92,14 @@ def _arms(runs: Sequence[Run]) -> Iterable[tuple[str, Sequence[Run]]]:
 
 def _decay(run: Run) -> float | None:
     """Return learning rate times weight decay, each from the last step with a value."""
-    lr, decay = (last_number(run.steps, column) for column in ("lr", "weight_decay"))
+    lr, decay = (last_number(run, column) for column in ("lr", "weight_decay"))
     return None if lr is None or decay is None else lr * decay
 
 
 _VALUES: Final[tuple[Callable[[Run], float | None], ...]] = (
     loss_at_last_evaluation,
-    lambda run: last_number(run.steps, "weight_norm"),
-    lambda run: last_number(run.steps, "update_norm"),
+    lambda run: last_number(run, "weight_norm"),
+    lambda run: last_number(run, "update_norm"),
     _decay,
     lambda run: at_last_evaluation(run, "logit_norm").value,
     lambda run: at_last_evaluation(run, "mean_margin").value,
@@ -108,7 +108,8 @@ _VALUES: Final[tuple[Callable[[Run], float | None], ...]] = (
 
 def _by_tensor(run: Run) -> dict[str, dict[str, float | None]]:
     """Return the norms of each tensor at its last sampled step."""
-    last = run.tensors.drop_duplicates("tensor", keep="last")
+    rows = run.columns("tensors", "tensor", "weight_norm", "update_norm", "update_ratio")
+    last = rows.drop_duplicates("tensor", keep="last")
     largest, sizes = _largest_singular_values(run), _sizes(run)
     found: dict[str, dict[str, float | None]] = {}
     for row in last.to_dict("records"):
@@ -126,7 +127,8 @@ def _by_tensor(run: Run) -> dict[str, dict[str, float | None]]:
 
 def _largest_singular_values(run: Run) -> dict[str, float]:
     """Return the spectral norm of each weight at its last step with spectra; the largest for a batch of matrices."""
-    rows = run.spectra[run.spectra["object"] == "weight"]
+    rows = run.columns("spectra", "step", "tensor", "object", "values")
+    rows = rows[rows["object"] == "weight"]
     found: dict[str, float] = {}
     for name, of_one in rows.groupby("tensor"):
         last = of_one[of_one["step"] == of_one["step"].max()]

@@ -62,7 +62,7 @@ def ending_notes(runs: Sequence[Run]) -> tuple[str, ...]:
     An arm whose runs recorded different learning rates gets one too.
     """
     ended = [f"{run.name}: {run.status}. {run.ends}" for run in runs if run.status != "finished"]
-    empty = [f"{run.name}: no step was recorded." for run in runs if not len(run.steps)]
+    empty = [f"{run.name}: no step was recorded." for run in runs if not len(run.columns("steps", "step"))]
     other = [f"{run.name}: {note}." for run in runs if isinstance(note := run.manifest.get("fixed_loss"), str)]
     rates = [
         f"{arm}: its runs have different learning rates from step {step} on and are counted as one arm; "
@@ -92,7 +92,7 @@ def missing_curvature(runs: Sequence[Run]) -> tuple[Missing, ...]:
 
 def missing_spectra(runs: Sequence[Run]) -> tuple[Missing, ...]:
     """Return an entry for the runs without singular spectra."""
-    without = [run.name for run in runs if not len(run.spectra)]
+    without = [run.name for run in runs if not len(run.columns("spectra", "step"))]
     if not without:
         return ()
     how = "Record with preset standard or full, and a model with at least one matrix."

@@ -80,17 +80,15 @@ def loss_at_last_evaluation(run: Run) -> float | None:
     return None if step is None else number(loss_at(run, np.array([float(step)]))[0])
 
 
-def last_number(rows: pd.DataFrame, column: str) -> float | None:
-    """Return the last value of a column that is not missing."""
-    present = rows[column].dropna()
+def last_number(run: Run, column: str) -> float | None:
+    """Return the last value of a column of `steps` that is not missing."""
+    present = run.columns("steps", column)[column].dropna()
     return number(float(present.iloc[-1])) if len(present) else None
 
 
 def last_spectra(run: Run) -> pd.DataFrame:
     """Return the rows of the spectra table at the last step with any."""
-    spectra = run.spectra
-    rows: pd.DataFrame = spectra.loc[spectra["step"] == spectra["step"].max()]
-    return rows
+    return run.last_rows("spectra")
 
 
 def median_and_range(values: Iterable[float | None] | FloatArray) -> Quantity:

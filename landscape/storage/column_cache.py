@@ -1,0 +1,99 @@
+"""Columns of a run's tables as series, read from disk one by one and kept up to a bound on their memory."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from lossscope.landscape.storage.row_codec import frame
+from lossscope.landscape.storage.run_tables import RunTables
+from lossscope.landscape.storage.schema import TABLES
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["ColumnCache"]
+
+_MOST_BYTES: Final = 2**28  # of all columns that are kept: 16 columns of two million rows
+
+
+class ColumnCache:
+    """Columns read so far, those used last. All columns of a table are of one state of it.
+
+    Lists are never kept, as each of them is an array of its own.
+
+    Args:
+        tables: The tables of the run.
+    """
+
+    def __init__(self, tables: RunTables) -> None:
+        self._tables = tables
+        self._steps: dict[str, pd.Series[Any]] = {}
+        self._kept: OrderedDict[tuple[str, str], pd.Series[Any]] = OrderedDict()
+        self._last: dict[str, pd.DataFrame] = {}
+
+    def frame(self, table: str, names: Sequence[str]) -> pd.DataFrame:
+        """Return columns of a table as a data frame, whose values must not be changed in place.
+
+        Args:
+            table: A key of `TABLES`.
+            names: Names of its columns.
+
+        Raises:
+            RunError: What is read of its files is corrupted.
+        """
+        import pandas as pd
+
+        found = {name: self._kept[table, name] for name in names if (table, name) in self._kept}
+        if table in self._steps:
+            found["step"] = self._steps[table]
+        if table not in self._steps or not found.keys() >= {*names}:
+            found = self._read(table, names, found)
+            self._keep(table, found)
+        for name in names:
+            if (table, name) in self._kept:
+                self._kept.move_to_end((table, name))
+        return pd.DataFrame({name: found[name] for name in names}, copy=False)
+
+    def last_rows(self, table: str) -> pd.DataFrame:
+        """Return the rows of a table at its last step, with all columns.
+
+        Args:
+            table: A key of `TABLES`.
+
+        Raises:
+            RunError: What is read of its files is corrupted.
+        """
+        if table not in self._last:
+            steps = self.frame(table, ["step"])["step"]
+            last = int(steps.iloc[-1]) if len(steps) else 0
+            self._last[table] = frame(self._tables.rows(table, since=last))
+        return self._last[table]
+
+    def _read(self, table: str, names: Sequence[str], known: dict[str, pd.Series[Any]]) -> dict[str, pd.Series[Any]]:
+        """Return the columns, those not known from disk; all of them if the table has other rows than before."""
+        rows = frame(self._tables.rows(table, [name for name in names if name not in known]))
+        if table in self._steps and not np.array_equal(rows["step"].to_numpy(), self._steps[table].to_numpy()):
+            self._forget(table)
+            known, rows = {}, frame(self._tables.rows(table, names))
+        return known | {str(name): rows[name] for name in rows}
+
+    def _keep(self, table: str, found: dict[str, pd.Series[Any]]) -> None:
+        """Keep columns, and forget those used longest ago beyond the bound."""
+        lists = {column.name for column in TABLES[table] if column.type == "floats"}
+        self._steps[table] = found["step"]
+        for name in found.keys() - lists - {"step"}:
+            self._kept[table, name] = found[name]
+        size = sum(one.memory_usage(index=False) for one in self._kept.values())
+        while size > _MOST_BYTES:
+            _, oldest = self._kept.popitem(last=False)
+            size -= oldest.memory_usage(index=False)
+
+    def _forget(self, table: str) -> None:
+        """Forget everything of a table."""
+        self._last.pop(table, None)
+        for key in [key for key in self._kept if key[0] == table]:
+            del self._kept[key]
