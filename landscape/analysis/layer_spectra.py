@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from lossscope.landscape.run import Run
 
 __all__ = ["LayerSpectra", "layer_spectra"]
+
+_COLUMNS: Final = ("step", "tensor", "slice", "object", "values", "entropy_energy", "excess_order")
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +62,8 @@ def layer_spectra(
 
 def _preferred(run: Run, objects: Sequence[str]) -> pd.DataFrame:
     """Return the rows of a run with the first of the objects that was recorded, named by matrix, with their null."""
-    rows = run.spectra[run.spectra["object"].isin(objects)]
+    rows = run.columns("spectra", *_COLUMNS)
+    rows = rows[rows["object"].isin(objects)]
     slices = rows["slice"].to_numpy(dtype=np.float64, na_value=np.nan)
     names = [
         str(tensor) if np.isnan(part) else f"{tensor}[{part:.0f}]"

@@ -52,7 +52,11 @@ def layers_of(run: Run) -> LayerRecord | None:
     Returns:
         The record; None if no layer was sampled.
     """
-    rows = run.columns("tensors", "step", "tensor", "remainder").dropna(subset=["remainder"]).drop_duplicates(["step", "tensor"], keep="last")
+    rows = (
+        run.columns("tensors", "step", "tensor", "remainder")
+        .dropna(subset=["remainder"])
+        .drop_duplicates(["step", "tensor"], keep="last")
+    )
     if not len(rows):
         return None
     table = rows.pivot(index="step", columns="tensor", values="remainder").sort_index()

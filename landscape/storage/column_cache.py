@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ColumnCache"]
 
+_CELLS: Final = 4_000_000  # that are read at once, as Arrow holds them a second time meanwhile
 _MOST_BYTES: Final = 2**28  # of all columns that are kept: 16 columns of two million rows
 
 
@@ -75,11 +76,16 @@ class ColumnCache:
 
     def _read(self, table: str, names: Sequence[str], known: dict[str, pd.Series[Any]]) -> dict[str, pd.Series[Any]]:
         """Return the columns, those not known from disk; all of them if the table has other rows than before."""
-        rows = frame(self._tables.rows(table, [name for name in names if name not in known]))
-        if table in self._steps and not np.array_equal(rows["step"].to_numpy(), self._steps[table].to_numpy()):
-            self._forget(table)
-            known, rows = {}, frame(self._tables.rows(table, names))
-        return known | {str(name): rows[name] for name in rows}
+        found, wanted = dict(known), [name for name in names if name not in known]
+        size = max(1, _CELLS // len(self._steps[table])) if len(self._steps.get(table, ())) else len(wanted)
+        for part in [wanted[begin : begin + size] for begin in range(0, len(wanted), size)] or [[]]:
+            rows = frame(self._tables.rows(table, part))
+            if "step" in found and not np.array_equal(rows["step"].to_numpy(), found["step"].to_numpy()):
+                self._forget(table)
+                rows = frame(self._tables.rows(table, names))
+                return {str(name): rows[name] for name in rows}
+            found |= {str(name): rows[name] for name in rows}
+        return found
 
     def _keep(self, table: str, found: dict[str, pd.Series[Any]]) -> None:
         """Keep columns, and forget those used longest ago beyond the bound."""

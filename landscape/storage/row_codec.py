@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from lossscope.landscape.storage.schema import LONGEST_CELL, TABLES, Column, arrow_schema
 
@@ -75,7 +76,9 @@ def frame(rows: pa.Table) -> pd.DataFrame:
     import pandas as pd
 
     found = {field.name: _series(rows[field.name].combine_chunks(), field) for field in rows.schema}
-    return pd.DataFrame(found, copy=False)  # each column was just made; joining them into blocks would double the memory
+    return pd.DataFrame(
+        found, copy=False
+    )  # each column was just made; joining them into blocks would double the memory
 
 
 def _cell(table: str, column: Column, value: object) -> object:
@@ -166,6 +169,16 @@ def _series(column: pa.Array, field: pa.Field) -> pd.Series[Any]:
     if pa.types.is_boolean(field.type):
         true = np.array(column.fill_null(False).to_numpy(zero_copy_only=False), dtype=np.bool_)
         return pd.Series(pd.arrays.BooleanArray(true, missing))
+    if pa.types.is_string(field.type):
+        return pd.Series(_texts(column), dtype=object)
     objects = np.empty(len(column), dtype=object)
     objects[:] = column.to_numpy(zero_copy_only=False)
     return pd.Series(objects, dtype=object)
+
+
+def _texts(column: pa.StringArray) -> NDArray[np.object_]:
+    """Return texts as an array of objects, None for null; equal ones are one object, so names cost a pointer a row."""
+    coded = column.dictionary_encode()
+    words = np.array([*coded.dictionary.to_pylist(), None], dtype=object)
+    found: NDArray[np.object_] = words[coded.indices.fill_null(len(words) - 1).to_numpy()]
+    return found

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lossscope.landscape.analysis.arms import by_arm
 from lossscope.landscape.analysis.series import FloatArray
@@ -65,7 +67,11 @@ _ANGLE: Final = ("adversarial_angle",)
 _ASCENT: Final = ("perturbation_norm", "surrogate_gap")
 _ENERGIES: Final = tuple(column.key for column in _ENERGY_COLUMNS[3:])
 _TRACKS: Final = ("matrix", "vector")
-_OF_STEPS: Final = ("gradient_norm", "shear_norm", "adversarial_angle", "freshness", "phi", "surrogate_gap")
+_OF_STEPS: Final = ("gradient_norm", "shear_norm", "adversarial_angle", "freshness", "phi")
+_OF_ASCENT: Final = (
+    "weight_norm",
+    *(column.key for column in _ASCENT_COLUMNS if column.key in schema_columns("steps")),
+)
 _TRACK_NOTE: Final = (
     'The row of a track is the median over its tensors, steps and seeds, not a sum over the track. "(n missing)": n '
     "seeds have no value."
@@ -177,6 +183,39 @@ def _table(key: str, title: str, columns: Sequence[Column], rows: Sequence[tuple
     return Table(key, title, kept, tuple(tuple(row[place] for place in there) for row in rows), note)
 
 
+@dataclass(frozen=True)
+class _Part:
+    """Rows of one seed, which are not copied: a run may have millions."""
+
+    rows: pd.DataFrame
+    places: NDArray[np.intp] | None = None  # of the rows; None for all
+
+    def column(self, name: str) -> FloatArray:
+        """Return a column as float64, with nan for null."""
+        values: FloatArray = self.rows[name].to_numpy(dtype=np.float64, na_value=np.nan)
+        return values if self.places is None else values[self.places]
+
+    def counted(self, names: Sequence[str]) -> int:
+        """Return the number of rows with a value in at least one of the columns."""
+        there = [~np.isnan(self.column(name)) for name in names if name in self.rows]
+        return int(np.logical_or.reduce(there).sum()) if there else 0
+
+
+def _of_track(rows: pd.DataFrame, track: str) -> _Part:
+    """Return the rows of a track."""
+    return _Part(rows, np.flatnonzero((rows["track"] == track).to_numpy(dtype=bool)))
+
+
+def _by_tensor(rows: pd.DataFrame) -> dict[str, _Part]:
+    """Return the rows of each tensor, in the order in which tensors first appear."""
+    if not len(rows):
+        return {}
+    codes, names = rows["tensor"].factorize()
+    order = np.argsort(codes, kind="stable")
+    ends = np.cumsum(np.bincount(codes, minlength=len(names)))
+    return {str(name): _Part(rows, part) for name, part in zip(names, np.split(order, ends[:-1]), strict=True)}
+
+
 def _arms(
     runs: Sequence[Run],
     columns: Sequence[Column],
@@ -190,11 +229,11 @@ def _arms(
     found: list[tuple[Cell, ...]] = []
     sentences: list[str] = []
     for arm, members in by_arm(runs).items():
-        sums: dict[str, list[pd.DataFrame]] = {"all": [whole(run) for run in members]} if whole else {}
+        sums: dict[str, list[_Part]] = {"all": [_Part(whole(run)) for run in members]} if whole else {}
         sampled = [_sampled(run, columns[3:]) for run in members]
-        sums |= {f"{one} track": [rows[rows["track"] == one] for rows in sampled] for one in _TRACKS}
-        seeds = [{str(name): part for name, part in rows.groupby("tensor", sort=False)} for rows in sampled]
-        none = sampled[0].iloc[:0]
+        sums |= {f"{one} track": [_of_track(rows, one) for rows in sampled] for one in _TRACKS}
+        seeds = [_by_tensor(rows) for rows in sampled]
+        none = _Part(sampled[0], np.empty(0, np.intp))
         layers = {name: [seed.get(name, none) for seed in seeds] for name in dict.fromkeys(n for s in seeds for n in s)}
         summed, single = (_rows(arm, parts, columns[3:], counted) for parts in (sums, layers))
         found += [*summed, *single[:_MOST_TENSORS]]
@@ -210,14 +249,14 @@ def _sampled(run: Run, columns: Sequence[Column]) -> pd.DataFrame:
 
 
 def _rows(
-    arm: str, parts: Mapping[str, Sequence[pd.DataFrame]], columns: Sequence[Column], counted: Sequence[str]
+    arm: str, parts: Mapping[str, Sequence[_Part]], columns: Sequence[Column], counted: Sequence[str]
 ) -> list[tuple[Cell, ...]]:
-    """Return one row per part of the model with a value; each part has one frame per seed."""
+    """Return one row per part of the model with a value; each part has one entry per seed."""
     rows: list[tuple[Cell, ...]] = []
     for part, seeds in parts.items():
         values = [np.concatenate([_numbers(seed, column.key) for seed in seeds]) for column in columns]
         if any(np.isfinite(of_column).any() for of_column in values):
-            samples = sum(int(seed[[c for c in counted if c in seed]].notna().any(axis=1).sum()) for seed in seeds)
+            samples = sum(seed.counted(counted) for seed in seeds)
             rows.append((arm, part, samples, *map(_median_and_range, values)))
     return rows
 
@@ -230,11 +269,11 @@ def _median_and_range(values: FloatArray) -> Quantity:
     return Quantity(found.value) if 0 < found.high - found.low <= _ROUNDING * abs(found.value) else found
 
 
-def _numbers(rows: pd.DataFrame, column: str) -> FloatArray:
+def _numbers(seed: _Part, column: str) -> FloatArray:
     """Return the finite values of a seed's rows, angles in degrees; one nan if the seed has none."""
-    if column not in rows:
+    if column not in seed.rows:
         return np.array([np.nan])
-    values = rows[column].to_numpy(dtype=np.float64, na_value=np.nan)
+    values = seed.column(column)
     there: FloatArray = values[np.isfinite(values)]
     if not len(there):
         return np.array([np.nan])
@@ -249,7 +288,7 @@ def _whole(run: Run) -> pd.DataFrame:
 
 def _ascents(run: Run) -> pd.DataFrame:
     """Return `steps` with the relative size of the ascent, from the weights after the step."""
-    steps = run.steps
+    steps = run.columns("steps", *_OF_ASCENT)
     return steps.assign(relative_radius=steps["perturbation_norm"] / steps["weight_norm"])
 
 

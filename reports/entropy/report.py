@@ -150,7 +150,7 @@ def _subjects(runs: Sequence[Run]) -> list[tuple[str, str, pd.DataFrame]]:
 
 def _orthogonalize(runs: Sequence[Run]) -> bool:
     """Return True if any run recorded the output of Newton-Schulz."""
-    return any((run.spectra["object"] == "orthogonal").any() for run in runs)
+    return any((run.columns("spectra", "object")["object"] == "orthogonal").any() for run in runs)
 
 
 def _update_notes(runs: Sequence[Run]) -> tuple[str, ...]:

@@ -74,13 +74,14 @@ def _few(table: Table, runs: Sequence[Run]) -> Table:
 
 def pace_table(runs: Sequence[Run]) -> tuple[Table, ...]:
     """Return steps, passes and wall time, one row per run; empty if no run recorded passes or time."""
-    rows = tuple(_pace(run) for run in runs if run.steps[["passes", "seconds"]].notna().any(axis=None))
+    paced = [run for run in runs if run.columns("steps", "passes", "seconds").notna().any(axis=None)]
+    rows = tuple(_pace(run) for run in paced)
     return (_few(Table("pace", "Steps, passes and time", _PACE_COLUMNS, rows), runs),) if rows else ()
 
 
 def _pace(run: Run) -> tuple[Cell, ...]:
     """Return the row of a run."""
-    steps = run.steps
+    steps = run.columns("steps", "passes", "seconds", "synced")
     passes, seconds, synced = (steps[column].dropna() for column in ("passes", "seconds", "synced"))
     return (
         run.name,

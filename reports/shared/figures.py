@@ -93,7 +93,7 @@ def entropy_figure(runs: Sequence[Run]) -> Curves:
 
 def _orthogonalizes(run: Run) -> bool:
     """Return True if a run recorded the output of Newton-Schulz."""
-    return bool((run.spectra["object"] == "orthogonal").any())
+    return bool((run.columns("spectra", "object")["object"] == "orthogonal").any())
 
 
 def shear_figure(runs: Sequence[Run]) -> Curves:

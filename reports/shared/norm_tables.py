@@ -45,6 +45,7 @@ _TENSOR: Final = (
     Column("lr", "lr", "1", "learning rate of the tensor's group"),
     Column("weight_decay", "decay", "1", "weight decay of the group; times lr it is the decay per step"),
 )
+_SHOWN: Final = ("update_ratio", "gradient_norm", "lr", "weight_decay")  # as recorded
 _MOST_ROWS: Final = 40
 _LARGEST_SIZE: Final = 2**40  # of a dimension; anything above is no shape of a tensor
 _NOTE: Final = (
@@ -108,7 +109,7 @@ _VALUES: Final[tuple[Callable[[Run], float | None], ...]] = (
 
 def _by_tensor(run: Run) -> dict[str, dict[str, float | None]]:
     """Return the norms of each tensor at its last sampled step."""
-    rows = run.columns("tensors", "tensor", "weight_norm", "update_norm", "update_ratio")
+    rows = run.columns("tensors", "tensor", "weight_norm", "update_norm", *_SHOWN)
     last = rows.drop_duplicates("tensor", keep="last")
     largest, sizes = _largest_singular_values(run), _sizes(run)
     found: dict[str, dict[str, float | None]] = {}
@@ -120,7 +121,7 @@ def _by_tensor(run: Run) -> dict[str, dict[str, float | None]]:
             "spectral_norm": largest.get(name),
             "update_norm": update,
             "update_rms": update / math.sqrt(size) if update is not None and size else None,
-            **{column: number(row[column]) for column in ("update_ratio", "gradient_norm", "lr", "weight_decay")},
+            **{column: number(row[column]) for column in _SHOWN},
         }
     return found
 

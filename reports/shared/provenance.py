@@ -122,7 +122,7 @@ def _curvature_facts(run: Run) -> Iterable[str]:
     own = run.manifest.get("data_hash")
     if others := [one for one in _texts(tables, "data_hash") if one != own]:
         yield f"curvature on other data {', '.join(others)}"
-    if methods := _texts((run.spectra,), "method"):
+    if methods := _texts((run.columns("spectra", "method"),), "method"):
         yield f"singular values by {', '.join(methods)}"
     if pairs := [", ".join(found) for column in _PAIR_COLUMNS if (found := _texts((run.pairs,), column))]:
         yield f"minibatch pairs {', '.join(pairs)}"
