@@ -1,8 +1,8 @@
 """Runs as long as wanted, made without training and written by the storage room itself, for `report.py`.
 
-A run has every table that the preset `standard` writes: a row of `steps` for each step, norms and energies of 20 tensors
-at every tenth, spectra of the ten matrices among them at every hundredth, windows of pairs of minibatches and 20
-evaluations of curvature. Numbers are drawn at random around curves of training; equal arguments give equal numbers.
+A run has every table that the preset `standard` writes: a row of `steps` for each step, norms and energies of 20
+tensors at every tenth, spectra of the ten matrices among them at every hundredth, windows of pairs of minibatches and
+20 evaluations of curvature. Numbers are drawn at random around curves of training; equal arguments give equal numbers.
 """
 
 from __future__ import annotations

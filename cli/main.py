@@ -22,6 +22,7 @@ from lossscope.cli.export import export
 from lossscope.cli.probe import probe
 from lossscope.cli.report import report_app
 from lossscope.cli.runs import runs
+from lossscope.cli.serve import serve
 from lossscope.cli.surface import surface
 from lossscope.cli.terminal import OutputError, echo, safe_streams
 from lossscope.cli.train import train
@@ -68,6 +69,7 @@ app.command()(probe)
 app.command()(surface)
 app.command()(runs)
 app.command()(watch)
+app.command()(serve)
 app.command()(export)
 app.command()(compare)
 app.command()(check)

@@ -81,6 +81,10 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "listings": {"shared", "content"},
         "surfaces": {"shared", "content"},
         "comparison": {"shared", "content"},
+        "serving": {
+            *("overview", "sharpness", "entropy", "flatness", "dynamics"),
+            *("listings", "render", "first_screen", "shared", "content"),
+        },
     },
 }
 # The only imports against these arrows, by file. They stand inside a function, so the file loads without the room above

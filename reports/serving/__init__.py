@@ -1,0 +1,1 @@
+"""Reports over HTTP, to this machine only."""
