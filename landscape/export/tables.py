@@ -1,4 +1,4 @@
-"""Tables of runs as CSV or Parquet: one file for each table, with the run and its arm in every row."""
+"""Runs as files of other programs: tables as CSV or Parquet, steps as lines of JSON, event files of TensorBoard."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import json
 from collections.abc import Callable, Sequence
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final, Literal, assert_never
 
 from lossscope.landscape.analysis.arms import by_arm
 from lossscope.landscape.errors import LandscapeError
+from lossscope.landscape.export.event_files import event_file, event_file_name
 from lossscope.landscape.export.history import history
 from lossscope.landscape.storage.files import atomic_write, reason
 from lossscope.landscape.storage.schema import TABLES
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ExportFormat", "export"]
 
-ExportFormat = Literal["csv", "parquet", "jsonl"]
+ExportFormat = Literal["csv", "parquet", "jsonl", "tensorboard"]
 _KEYS: Final = ("run", "arm")  # columns before those of a table
 
 
@@ -32,7 +33,7 @@ def export(runs: Sequence[Run], folder: Path, format: ExportFormat, *, force: bo
         runs: The runs, at least one.
         folder: Folder of the files; it is made if its parent exists.
         format: `csv` or `parquet` for a file for each table, `jsonl` for a file for each run with a line for each step,
-            see `history`.
+            see `history`, `tensorboard` for a folder for each run with an event file, see `event_file`.
         force: Replace files that exist.
 
     Returns:
@@ -43,7 +44,7 @@ def export(runs: Sequence[Run], folder: Path, format: ExportFormat, *, force: bo
     """
     if not runs:
         raise LandscapeError("no runs to export: give at least one run or a folder of runs")
-    contents = _histories(runs) if format == "jsonl" else _tables(runs, format)
+    contents = _contents(runs, format)
     places = {folder / name: content for name, content in contents.items()}
     taken = [path for path in places if path.exists()]
     if taken and not force:
@@ -53,11 +54,29 @@ def export(runs: Sequence[Run], folder: Path, format: ExportFormat, *, force: bo
     except OSError as error:
         raise LandscapeError(f"--output {folder}: {reason(error)}; choose another folder") from error
     for path, content in places.items():
-        atomic_write(path, content())
+        made = content()
+        path.parent.mkdir(exist_ok=True)
+        atomic_write(path, made)
     return list(places)
 
 
-def _tables(runs: Sequence[Run], format: ExportFormat) -> dict[str, Callable[[], bytes]]:
+def _contents(runs: Sequence[Run], format: ExportFormat) -> dict[str, Callable[[], bytes]]:
+    """Return what makes each file, by its path below the folder."""
+    match format:
+        case "csv" | "parquet":
+            return _tables(runs, format)
+        case "jsonl":
+            return {f"{name}.jsonl": lambda run=run: _lines(run) for name, run in _named(runs).items()}  # type: ignore[misc]
+        case "tensorboard":
+            return {
+                f"{name}/{event_file_name(run)}": lambda run=run: event_file(run)  # type: ignore[misc]
+                for name, run in _named(runs).items()
+            }
+        case _:
+            assert_never(format)
+
+
+def _tables(runs: Sequence[Run], format: Literal["csv", "parquet"]) -> dict[str, Callable[[], bytes]]:
     """Return what makes the file of each table that has rows, by its name."""
     arms = {id(run): arm for arm, members in by_arm(runs).items() for run in members}
     write = _csv if format == "csv" else _parquet
@@ -106,13 +125,18 @@ def _parquet(frame: pd.DataFrame) -> bytes:
     return buffer.getvalue()
 
 
-def _histories(runs: Sequence[Run]) -> dict[str, Callable[[], bytes]]:
-    """Return what makes the file of each run, by its name; of equal names the later ones are numbered."""
-    found: dict[str, Callable[[], bytes]] = {}
+def _named(runs: Sequence[Run]) -> dict[str, Run]:
+    """Return the runs by name; of equal names the later ones are numbered."""
+    found: dict[str, Run] = {}
     for run in runs:
-        name, count = f"{run.name}.jsonl", 1
+        name, count = run.name, 1
         while name in found:
             count += 1
-            name = f"{run.name}-{count}.jsonl"
-        found[name] = lambda run=run: "".join(f"{line}\n" for line in history(run)).encode()  # type: ignore[misc]
+            name = f"{run.name}-{count}"
+        found[name] = run
     return found
+
+
+def _lines(run: Run) -> bytes:
+    """Return a run as lines of JSON."""
+    return "".join(f"{line}\n" for line in history(run)).encode()
