@@ -180,14 +180,15 @@ class Run:
 
         Args:
             table: Name of a table, such as `tensors`.
-            names: Names of its columns.
+            names: Names of its columns; of a list `values` also `values.first` and `values.length`.
 
         Raises:
             RunError: What is read of its files is corrupted.
         """
+        from lossscope.landscape.storage.column_cache import of_frame
+
         if table in vars(self) or table == "probes":
-            rows: pd.DataFrame = getattr(self, table)
-            return rows[list(names)]
+            return of_frame(getattr(self, table), names)
         if table not in TABLES:
             raise ValueError(f"unknown table {table!r}: use one of {', '.join(TABLES)}")
         return self._columns.frame(table, names)
@@ -203,7 +204,8 @@ class Run:
         """
         if table in vars(self) or table == "probes":
             rows: pd.DataFrame = getattr(self, table)
-            return rows[rows["step"] == rows["step"].max()]
+            last: pd.DataFrame = rows[rows["step"] == rows["step"].max()]
+            return last
         return self._columns.last_rows(table)
 
     def forget(self) -> None:

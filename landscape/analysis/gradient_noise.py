@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["NoiseRecord", "NoiseScale", "SpectralOrder", "mean_order", "noise_of", "order_of"]
 
 _MATRIX: Final = ["tensor", "slice"]
-_COLUMNS: Final = ("step", "tensor", "slice", "object", "values", "entropy_energy", "excess_order")
+_COLUMNS: Final = ("step", "tensor", "slice", "object", "values.length", "entropy_energy", "excess_order")
 _ORDERS: Final = {"batch_gradient": "batch", "pair_gradient": "pair", "gradient": "own"}
 
 
@@ -147,7 +147,7 @@ def _order(rows: pd.DataFrame, draws: int) -> SpectralOrder:
 
 def _null(rows: pd.DataFrame) -> float:
     """Return the white-noise entropy, excess order plus entropy; the mean if there are several matrices."""
-    ranks = np.array([len(values) for values in rows["values"]], dtype=np.float64)
+    ranks = rows["values.length"].to_numpy(dtype=np.float64)
     nulls = rows["excess_order"] + rows["entropy_energy"] * np.log(ranks)
     of_each = nulls.groupby([rows[name] for name in _MATRIX])
     return float(of_each.mean().mean()) if (of_each.max() - of_each.min() < 1e-6).all() else math.nan

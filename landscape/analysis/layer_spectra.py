@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["LayerSpectra", "layer_spectra"]
 
-_COLUMNS: Final = ("step", "tensor", "slice", "object", "values", "entropy_energy", "excess_order")
+_COLUMNS: Final = ("step", "tensor", "slice", "object", "values.length", "entropy_energy", "excess_order")
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +69,7 @@ def _preferred(run: Run, objects: Sequence[str]) -> pd.DataFrame:
         str(tensor) if np.isnan(part) else f"{tensor}[{part:.0f}]"
         for tensor, part in zip(rows["tensor"], slices, strict=True)
     ]
-    ranks = np.log([max(len(values), 1) for values in rows["values"]])
+    ranks = np.log(np.maximum(rows["values.length"].to_numpy(dtype=np.float64), 1))
     with np.errstate(all="ignore"):
         null = (
             rows["entropy_energy"].to_numpy(dtype=np.float64) + rows["excess_order"].to_numpy(dtype=np.float64) / ranks

@@ -6,6 +6,8 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
+import numpy as np
+
 from lossscope.landscape.analysis.arms import by_arm
 from lossscope.reports.content import Cell, Column, Quantity, Table
 from lossscope.reports.shared.loss_unit import LOSS
@@ -137,7 +139,7 @@ def _injections(arm: str, runs: Sequence[Run]) -> Iterable[tuple[Cell, ...]]:
     """Return the row of an arm's whole update, then one row per tensor."""
     whole = [angle for run in runs for angle in _degrees(run.columns("steps", "injection_angle"))]
     if whole:
-        strength = [number(value) for run in runs for value in run.columns("steps", "alpha")["alpha"].dropna()]
+        strength = np.concatenate([run.columns("steps", "alpha")["alpha"].dropna().to_numpy() for run in runs])
         yield arm, "all", len(whole), median_and_range(strength), Quantity(None), median_and_range(whole)
     tensors: dict[str, tuple[list[float | None], list[float]]] = {}
     for run in runs:

@@ -11,6 +11,7 @@ import numpy as np
 
 from lossscope.landscape.analysis.arms import by_arm
 from lossscope.landscape.analysis.divergence import divergence_of
+from lossscope.landscape.analysis.series import FloatArray
 from lossscope.landscape.measures.catalogue import limit_of
 from lossscope.landscape.measures.measure import WITHOUT_TOLERANCE
 from lossscope.reports.content import Finding
@@ -206,18 +207,23 @@ def entropy_raised(runs: Sequence[Run]) -> Finding:
 def spectra_precise(runs: Sequence[Run]) -> Finding:
     """Check that every singular value is accurate to 1 % of the largest of its matrix."""
     claim = f"Every singular value is accurate to {100 * _LARGEST_SPECTRUM_ERROR:.0f} % of the largest of its matrix."
-    errors = [
-        float(error / values[0])
-        for run in runs
-        for values, error in run.columns("spectra", "values", "error").itertuples(index=False, name=None)
-        if number(error) is not None and len(values) and values[0] > 0
-    ]
-    if not errors:
+    parts = [_relative_errors(run) for run in runs]
+    errors = np.concatenate(parts) if parts else np.empty(0)
+    if not len(errors):
         return Finding(claim, None, NOT_RECORDED, "spectra.parquet: values, error")
-    numbers = f"largest error {percent(max(errors))} over {len(errors)} spectra"
+    numbers = f"largest error {percent(float(errors.max()))} over {len(errors)} spectra"
     otherwise = f"Some singular values are less accurate than {100 * _LARGEST_SPECTRUM_ERROR:.0f} % of the largest."
-    good = max(errors) <= _LARGEST_SPECTRUM_ERROR
+    good = bool(errors.max() <= _LARGEST_SPECTRUM_ERROR)
     return Finding(claim, good, numbers, "spectra.parquet: values, error", otherwise)
+
+
+def _relative_errors(run: Run) -> FloatArray:
+    """Return the error of each spectrum that has one, over its largest singular value."""
+    rows = run.columns("spectra", "values.first", "error")
+    largest, error = rows["values.first"].to_numpy(dtype=np.float64), rows["error"].to_numpy(dtype=np.float64)
+    there = np.isfinite(error) & (largest > 0)
+    found: FloatArray = error[there] / largest[there]
+    return found
 
 
 def losses_matched(runs: Sequence[Run]) -> Finding:

@@ -128,12 +128,12 @@ def _by_tensor(run: Run) -> dict[str, dict[str, float | None]]:
 
 def _largest_singular_values(run: Run) -> dict[str, float]:
     """Return the spectral norm of each weight at its last step with spectra; the largest for a batch of matrices."""
-    rows = run.columns("spectra", "step", "tensor", "object", "values")
+    rows = run.columns("spectra", "step", "tensor", "object", "values.first")
     rows = rows[rows["object"] == "weight"]
     found: dict[str, float] = {}
     for name, of_one in rows.groupby("tensor"):
         last = of_one[of_one["step"] == of_one["step"].max()]
-        largest = [one for values in last["values"] if len(values) and (one := number(values[0])) is not None]
+        largest = [one for value in last["values.first"] if (one := number(value)) is not None]
         if largest:
             found[str(name)] = max(largest)
     return found
