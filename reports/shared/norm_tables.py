@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final, TypeGuard
 
 from lossscope.landscape.analysis.arms import by_arm
 from lossscope.reports.content import Cell, Column, Table
+from lossscope.reports.shared.evaluation_tables import MOST_RUNS
 from lossscope.reports.shared.loss_unit import LOSS
 from lossscope.reports.shared.notes import LOSS_NOTE
 from lossscope.reports.shared.quantities import (
@@ -47,6 +48,7 @@ _TENSOR: Final = (
 )
 _SHOWN: Final = ("update_ratio", "gradient_norm", "lr", "weight_decay")  # as recorded
 _MOST_ROWS: Final = 40
+_FEW_ROWS: Final = 14  # of many runs
 _LARGEST_SIZE: Final = 2**40  # of a dimension; anything above is no shape of a tensor
 _NOTE: Final = (
     "Raw curvature depends on these norms: it decreases as the weights before a normalization grow, and as logits "
@@ -81,9 +83,10 @@ def tensor_norm_table(runs: Sequence[Run]) -> tuple[Table, ...]:
             if found:
                 columns = (median_and_range(row[column.key] for row in found) for column in _TENSOR[2:])
                 rows.append((name, arm, *columns))
-    more = f"{len(rows) - _MOST_ROWS} more rows are not shown." if len(rows) > _MOST_ROWS else ""
+    most = _MOST_ROWS if len(runs) <= MOST_RUNS else _FEW_ROWS
+    more = f"{len(rows) - most} more rows are not shown." if len(rows) > most else ""
     title = "Norms of each tensor at the last sampled step: median [range over seeds]"
-    return (Table("tensor_norms", title, _TENSOR, tuple(rows[:_MOST_ROWS]), more),) if rows else ()
+    return (Table("tensor_norms", title, _TENSOR, tuple(rows[:most]), more),) if rows else ()
 
 
 def _arms(runs: Sequence[Run]) -> Iterable[tuple[str, Sequence[Run]]]:

@@ -30,29 +30,18 @@ _TEXTS: Final = (  # columns of probes, densities and curves
     ("dtype", "products in"),
     ("engine", "engine"),
 )
-_COUNTS: Final = (
-    ("parameters", "parameters differentiated"),
-    ("seed", "seed of the random probes"),
-)
-_PAIR_COLUMNS: Final = ("mode", "loss_kind", "additivity", "dtype", "data_hash")
+_PAIR_COLUMNS: Final = ("mode", "loss_kind", "additivity", "dtype")
 
 
 def provenance(runs: Sequence[Run]) -> Table:
-    """Return a table with one row for each group of runs that agree in everything but seeds and cost."""
+    """Return a table with one row for each group of runs that agree in all but data, seeds and cost."""
     groups: dict[tuple[str, ...], list[Run]] = {}
     for run in runs:
         groups.setdefault(tuple(_facts(run)), []).append(run)
     rows = tuple(
-        (_named(members, len(runs)), *facts, _seeds(members), _cost(members)) for facts, members in groups.items()
+        (_named(members, len(runs)), "; ".join((*facts, *_ranges(members)))) for facts, members in groups.items()
     )
-    columns = (
-        Column("runs", "runs", words=True),
-        Column("made_with", "made with", words=True),
-        Column("data", "data hash", words=True),
-        Column("curvature", "curvature", words=True),
-        Column("seeds", "seeds (init / split / order)", words=True),
-        Column("cost", "evaluations, Hessian products, random probes", words=True),
-    )
+    columns = (Column("runs", "runs", words=True), Column("provenance", "provenance", words=True))
     return Table("provenance", "Provenance", columns, rows)
 
 
@@ -100,37 +89,39 @@ def missing_spectra(runs: Sequence[Run]) -> tuple[Missing, ...]:
 
 
 def _facts(run: Run) -> Iterable[str]:
-    """Yield how a run was made, the hash of its data, and the settings of its curvature."""
+    """Yield how a run was made, and the settings of its curvature, spectra and minibatch pairs."""
     environment = run.manifest.get("environment")
     known = environment if isinstance(environment, Mapping) else {}
     made = [f"{key} {known[key]}" for key in _ENVIRONMENT if known.get(key) is not None]
-    made += [f"{key} {run.manifest[name]}" for key, name in _MANIFEST if run.manifest.get(name)]
-    yield ", ".join(made) or "not recorded"
-    yield str(run.manifest.get("data_hash") or "not recorded")[:_HASH]
-    yield "; ".join(_curvature_facts(run)) or "not measured"
-
-
-def _curvature_facts(run: Run) -> Iterable[str]:
-    """Yield the curvature settings of a run."""
+    yield ", ".join(made + [f"{key} {run.manifest[name]}" for key, name in _MANIFEST if run.manifest.get(name)])
     tables = (run.probes, run.densities, run.curves)
-    for column, words in _TEXTS:
-        if values := _texts(tables, column):
-            yield f"{words} {', '.join(values)}"
-    for column, words in _COUNTS:
-        if counts := _counts(tables, column):
-            yield f"{words} {_extent(counts)}"
-    own = run.manifest.get("data_hash")
-    if others := [one for one in _texts(tables, "data_hash") if one != own]:
-        yield f"curvature on other data {', '.join(others)}"
+    settings = [f"{words} {', '.join(values)}" for column, words in _TEXTS if (values := _texts(tables, column))]
+    if counts := _counts(tables, "parameters"):
+        settings.append(f"{_extent(counts)} parameters")
+    yield f"curvature: {', '.join(settings) or 'not measured'}"
     if methods := _texts((run.columns("spectra", "method"),), "method"):
         yield f"singular values by {', '.join(methods)}"
     if pairs := [", ".join(found) for column in _PAIR_COLUMNS if (found := _texts((run.pairs,), column))]:
-        yield f"minibatch pairs {', '.join(pairs)}"
+        yield f"minibatch pairs: {', '.join(pairs)}"
 
 
-def _counts(tables: Sequence[pd.DataFrame], column: str) -> list[int]:
-    """Return the distinct whole numbers of a column of several tables."""
-    return sorted({int(one) for table in tables if column in table for one in table[column].dropna()})
+def _ranges(members: Sequence[Run]) -> Iterable[str]:
+    """Yield data hashes, seeds and cost of the runs of a group, which may differ among them."""
+    tables = [table for run in members for table in (run.probes, run.densities, run.curves)]
+    own = dict.fromkeys(str(run.manifest.get("data_hash") or "not recorded")[:_HASH] for run in members)
+    yield f"data hash {listed(list(own))}"
+    others = [one for one in _texts([*tables, *(run.pairs for run in members)], "data_hash") if one[:_HASH] not in own]
+    if others:
+        yield f"other data {listed([one[:_HASH] for one in others])}"
+    yield f"seeds (init / split / order) {_seeds(members)}"
+    if seeds := _counts(tables, "seed"):
+        yield f"seed of the random probes {_extent(seeds)}"
+    costs = [curvature_cost(run) for run in members]
+    products = [cost.products for cost in costs if cost.products is not None]
+    yield f"curvature evaluations {_extent([cost.evaluations for cost in costs])}"
+    yield f"Hessian products {_extent(products)}"
+    if samples := _counts(tables, "samples"):
+        yield f"random probes or draws {_extent(samples)}"
 
 
 def _named(members: Sequence[Run], count: int) -> str:
@@ -138,14 +129,9 @@ def _named(members: Sequence[Run], count: int) -> str:
     return "all" if len(members) == count and count > 1 else listed([run.name for run in members])
 
 
-def _cost(members: Sequence[Run]) -> str:
-    """Return evaluations, Hessian products and random probes of a run, from the smallest to the largest."""
-    costs = [curvature_cost(run) for run in members]
-    products = [cost.products for cost in costs if cost.products is not None]
-    tables = [table for run in members for table in (run.probes, run.densities, run.curves)]
-    return (
-        f"{_extent([cost.evaluations for cost in costs])}, {_extent(products)}, {_extent(_counts(tables, 'samples'))}"
-    )
+def _counts(tables: Iterable[pd.DataFrame], column: str) -> list[int]:
+    """Return the distinct whole numbers of a column of several tables."""
+    return sorted({int(one) for table in tables if column in table for one in table[column].dropna()})
 
 
 def _extent(counts: Sequence[int]) -> str:
@@ -154,7 +140,7 @@ def _extent(counts: Sequence[int]) -> str:
     return " to ".join(map(str, ends)) or "not recorded"
 
 
-def _texts(tables: Sequence[pd.DataFrame], column: str) -> list[str]:
+def _texts(tables: Iterable[pd.DataFrame], column: str) -> list[str]:
     """Return the distinct texts of a column of several tables, sorted; a table without the column has none."""
     return sorted({str(one) for table in tables if column in table for one in table[column].dropna().unique()})
 
