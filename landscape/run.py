@@ -7,6 +7,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
+import numpy as np
+from numpy.typing import NDArray
+
 from lossscope.landscape.errors import RunError
 from lossscope.landscape.storage.files import remedy
 from lossscope.landscape.storage.manifest import MANIFEST, read_manifest
@@ -137,8 +140,8 @@ class Run:
     def ends(self) -> str:
         """One or two sentences that say where and how the run ends. A corrupted table is named in them, not raised."""
         try:
-            steps = self.columns("steps", "step")["step"].to_numpy()
-            last = f"after step {steps[-1]}" if len(steps) else "before any step was recorded"
+            (steps,) = self.numbers("steps", "step")
+            last = f"after step {steps[-1]:.0f}" if len(steps) else "before any step was recorded"
         except RunError as error:
             last = f"at an unknown step ({error})"
         how = str(self.manifest.get("how_it_ended") or "no reason given")
@@ -192,6 +195,15 @@ class Run:
         if table not in TABLES:
             raise ValueError(f"unknown table {table!r}: use one of {', '.join(TABLES)}")
         return self._columns.frame(table, names)
+
+    def numbers(self, table: str, *names: str) -> list[NDArray[np.float64]]:
+        """Return columns of numbers or flags as float64 arrays with nan for null; otherwise as `columns`."""
+        if table in vars(self) or table == "probes":
+            rows = self.columns(table, *names)
+            found = [rows[name] for name in names]
+        else:
+            found = list(self._columns.series(table, names).values())
+        return [one.to_numpy(dtype=np.float64, na_value=np.nan) for one in found]
 
     def last_rows(self, table: str) -> pd.DataFrame:
         """Return the rows of a table at its last step; of earlier ones only the steps are read.

@@ -52,10 +52,9 @@ def divergence_of(run: Run) -> Divergence | None:
 @np.errstate(all="ignore")  # the loss of a run that diverges may be 1e308
 def _of(run: Run) -> Divergence | None:
     """Return the divergence of a run."""
-    steps = run.columns("steps", "step", "loss")
-    losses = steps["loss"].to_numpy(dtype=np.float64, na_value=np.nan)
+    steps, losses = run.numbers("steps", "step", "loss")
     if not np.isnan(losses).all():
-        return first_divergence(steps["step"].to_numpy(dtype=np.int64), losses)
+        return first_divergence(steps.astype(np.int64), losses)
     series = probe_series(run, "loss")
     return first_divergence(series.x.astype(np.int64), series.y)
 

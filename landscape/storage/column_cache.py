@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
-from lossscope.landscape.storage.row_codec import frame
+from lossscope.landscape.storage.row_codec import frame, series
 from lossscope.landscape.storage.run_tables import RunTables
 from lossscope.landscape.storage.schema import TABLES
 
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ColumnCache", "of_frame"]
 
-_CELLS: Final = 4_000_000  # that are read at once, as Arrow holds them a second time meanwhile
+_CELLS: Final = 8_000_000  # that are read at once, as Arrow holds them a second time meanwhile
 _MOST_BYTES: Final = 2**28  # of all columns that are kept: 16 columns of two million rows
 
 
@@ -51,6 +50,10 @@ class ColumnCache:
         """
         import pandas as pd
 
+        return pd.DataFrame(self.series(table, names), copy=False)
+
+    def series(self, table: str, names: Sequence[str]) -> dict[str, pd.Series[Any]]:
+        """Return columns of a table by name, as `frame` does."""
         found = {name: self._kept[table, name] for name in names if (table, name) in self._kept}
         if table in self._steps:
             found["step"] = self._steps[table]
@@ -60,7 +63,7 @@ class ColumnCache:
         for name in names:
             if (table, name) in self._kept:
                 self._kept.move_to_end((table, name))
-        return pd.DataFrame({name: found[name] for name in names}, copy=False)
+        return {name: found[name] for name in names}
 
     def last_rows(self, table: str) -> pd.DataFrame:
         """Return the rows of a table at its last step, with all columns.
@@ -86,16 +89,18 @@ class ColumnCache:
             if "step" in found and not np.array_equal(rows["step"].to_numpy(), found["step"].to_numpy()):
                 self._forget(table)
                 rows = self._rows(table, names)
-                return {str(name): rows[name] for name in rows}
-            found |= {str(name): rows[name] for name in rows}
+                return rows
+            found |= rows
         return found
 
-    def _rows(self, table: str, names: Sequence[str]) -> pd.DataFrame:
+    def _rows(self, table: str, names: Sequence[str]) -> dict[str, pd.Series[Any]]:
         """Return `step` and columns of a table from disk; of a list `NAME.first` and `NAME.length` without the list."""
         lists = {name.partition(".")[0] for name in names if "." in name}
         rows = self._tables.rows(table, [*(name for name in names if "." not in name), *lists])
-        found = frame(rows.drop_columns([name for name in lists if name not in names]))
-        return found.assign(**{key: one for name in lists for key, one in _of_lists(name, rows[name]).items()})
+        found = series(rows.drop_columns([name for name in lists if name not in names]) if lists else rows)
+        for name in lists:
+            found |= _of_lists(name, rows[name])
+        return found
 
     def _keep(self, table: str, found: dict[str, pd.Series[Any]]) -> None:
         """Keep columns, and forget those used longest ago beyond the bound."""
@@ -132,12 +137,14 @@ def of_frame(rows: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
     return pd.DataFrame(found)
 
 
-def _of_lists(name: str, column: pa.ChunkedArray) -> dict[str, NDArray[np.float64] | NDArray[np.int64]]:
+def _of_lists(name: str, column: pa.ChunkedArray) -> dict[str, pd.Series[Any]]:
     """Return the first entry and the length of each list."""
+    import pandas as pd
+
     whole = column.combine_chunks()
     offsets = whole.offsets.to_numpy()
     lengths = np.diff(offsets).astype(np.int64)
     first = np.full(len(lengths), np.nan)
     entries = np.array(whole.values.to_numpy(zero_copy_only=False), dtype=np.float64)
     first[lengths > 0] = entries[offsets[:-1][lengths > 0]]
-    return {f"{name}.first": first, f"{name}.length": lengths}
+    return {f"{name}.first": pd.Series(first), f"{name}.length": pd.Series(lengths)}

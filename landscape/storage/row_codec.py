@@ -17,7 +17,7 @@ from lossscope.landscape.storage.schema import LONGEST_CELL, TABLES, Column, arr
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Cells", "cells", "frame", "load_libraries", "record_batch"]
+__all__ = ["Cells", "cells", "frame", "load_libraries", "record_batch", "series"]
 
 Cells: TypeAlias = tuple[Any, ...]  # one value for each column of the table, in the schema's order
 _INT64: Final = range(-(2**63), 2**63)
@@ -75,10 +75,12 @@ def frame(rows: pa.Table) -> pd.DataFrame:
     """
     import pandas as pd
 
-    found = {field.name: _series(rows[field.name].combine_chunks(), field) for field in rows.schema}
-    return pd.DataFrame(
-        found, copy=False
-    )  # each column was just made; joining them into blocks would double the memory
+    return pd.DataFrame(series(rows), copy=False)  # each is its own; joining them into blocks would double the memory
+
+
+def series(rows: pa.Table) -> dict[str, pd.Series[Any]]:
+    """Return the columns of an Arrow table as `frame` has them."""
+    return {field.name: _series(rows[field.name].combine_chunks(), field) for field in rows.schema}
 
 
 def _cell(table: str, column: Column, value: object) -> object:

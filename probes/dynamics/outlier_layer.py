@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +13,8 @@ import numpy.typing as npt
 from lossscope.probes.errors import ProbeError
 
 __all__ = ["OutlierLayer", "first_outlier_layer", "running_median"]
+
+_AT_ONCE: Final = 1024  # steps whose windows are copied at once
 
 
 @dataclass(frozen=True)
@@ -102,9 +105,13 @@ def running_median(remainders: npt.ArrayLike, *, window: int = 20) -> npt.NDArra
     """
     sizes = np.abs(np.asarray(remainders, dtype=np.float64))
     found = np.full(sizes.shape, math.nan)
-    for step in range(1, len(sizes)):
-        before = sizes[max(0, step - window) : step]
-        enough = np.isfinite(before).sum(0) >= window / 2
+    if not sizes.size:
+        return found
+    padded = np.concatenate([np.full((window, sizes.shape[1]), math.nan), sizes[:-1]])
+    view = np.lib.stride_tricks.sliding_window_view(padded, window, axis=0)  # (T, layers, window)
+    for begin in range(0, len(view), _AT_ONCE):
+        before = view[begin : begin + _AT_ONCE]
+        enough = np.isfinite(before).sum(-1) >= window / 2
         if enough.any():
-            found[step, enough] = np.nanmedian(before[:, enough], axis=0)
+            found[begin : begin + _AT_ONCE][enough] = np.nanmedian(before[enough], axis=-1)
     return found

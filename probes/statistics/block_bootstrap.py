@@ -21,6 +21,7 @@ _FEWEST: Final = 3  # minimum number of blocks of the automatic block length
 _ROUNDING: Final = 1e-12  # relative to the largest value: a series that varies less is constant
 _STEEPEST: Final = 0.97  # clip of the lag-1 correlation: beyond it a series is one block
 _NORMAL: Final = 1.959964  # 97.5 % quantile of the normal distribution
+_EXACT: Final = 2**53  # below it sums of whole numbers have no rounding
 _AT_ONCE: Final = 2**18  # places of blocks that are drawn at once
 
 
@@ -146,5 +147,13 @@ def _drawn(rows: Array, block: int, blocks: int, draws: int, seed: int) -> Array
     for begin in range(0, draws, few):
         starts = generator.integers(0, T, (min(few, draws - begin), blocks))
         for row, of_row in zip(sums, found, strict=True):
-            of_row[begin : begin + few] = row[starts].sum(1)
+            of_row[begin : begin + few] = _sum_of(row, starts)
     return found
+
+
+def _sum_of(row: Array, starts: npt.NDArray[np.int64]) -> Array | float:
+    """Return the sum over the blocks of each draw; a row of counts without a gap needs no draw."""
+    first = float(row[0])
+    if first.is_integer() and abs(first) * starts.shape[1] < _EXACT and bool((row == first).all()):
+        return first * starts.shape[1]
+    return np.asarray(row[starts].sum(1))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
 from lossscope.landscape.analysis.arms import by_arm
+from lossscope.landscape.analysis.series import FloatArray
 from lossscope.reports.content import Cell, Column, Quantity, Table
 from lossscope.reports.shared.loss_unit import LOSS
 from lossscope.reports.shared.quantities import median_and_range, number
@@ -137,24 +137,27 @@ def injection_table(runs: Sequence[Run]) -> tuple[Table, ...]:
 
 def _injections(arm: str, runs: Sequence[Run]) -> Iterable[tuple[Cell, ...]]:
     """Return the row of an arm's whole update, then one row per tensor."""
-    whole = [angle for run in runs for angle in _degrees(run.columns("steps", "injection_angle"))]
-    if whole:
+    whole = np.concatenate([_degrees(run.columns("steps", "injection_angle")) for run in runs])
+    if len(whole):
         strength = np.concatenate([run.columns("steps", "alpha")["alpha"].dropna().to_numpy() for run in runs])
         yield arm, "all", len(whole), median_and_range(strength), Quantity(None), median_and_range(whole)
-    tensors: dict[str, tuple[list[float | None], list[float]]] = {}
+    tensors: dict[str, tuple[list[FloatArray], list[FloatArray]]] = {}
     for run in runs:
         sampled = run.columns("tensors", "tensor", "injected_norm", "injection_angle")
         for name, rows in sampled.dropna(subset=["injection_angle"]).groupby("tensor", sort=False):
             norms, angles = tensors.setdefault(str(name), ([], []))
-            norms += [number(value) for value in rows["injected_norm"].dropna()]
-            angles += _degrees(rows)
+            norms.append(rows["injected_norm"].dropna().to_numpy(dtype=np.float64))
+            angles.append(_degrees(rows))
     for name, (norms, angles) in tensors.items():
-        yield arm, name, len(angles), Quantity(None), median_and_range(norms), median_and_range(angles)
+        turned = np.concatenate(angles)
+        strengths = median_and_range(np.concatenate(norms))
+        yield arm, name, len(turned), Quantity(None), strengths, median_and_range(turned)
 
 
-def _degrees(rows: pd.DataFrame) -> list[float]:
+def _degrees(rows: pd.DataFrame) -> FloatArray:
     """Return the recorded injection angles in degrees."""
-    return [math.degrees(angle) for angle in rows["injection_angle"].dropna()]
+    found: FloatArray = np.degrees(rows["injection_angle"].dropna().to_numpy(dtype=np.float64))
+    return found
 
 
 def _values(runs: Sequence[Run], measure: str) -> list[float | None]:

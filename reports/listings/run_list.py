@@ -12,7 +12,7 @@ from lossscope.landscape.errors import RunError
 from lossscope.reports.content import Cell, Column, Table
 from lossscope.reports.shared.divergence import alert, in_words
 from lossscope.reports.shared.loss_unit import LOSS, in_loss_unit
-from lossscope.reports.shared.quantities import last_number
+from lossscope.reports.shared.quantities import last_present
 
 if TYPE_CHECKING:
     from lossscope.landscape.run import Run
@@ -90,8 +90,7 @@ def _divergence(run: Run) -> Divergence | None:
 def _progress(run: Run) -> tuple[Cell, Cell, Cell]:
     """Return the last step, its loss, and the last test accuracy; None if the table of steps cannot be read."""
     try:
-        steps = run.columns("steps", "step", "loss", "test_accuracy")["step"]
+        steps, losses, accuracies = run.numbers("steps", "step", "loss", "test_accuracy")
     except RunError:  # `ends` states the reason
         return None, None, None
-    last = int(steps.max()) if len(steps) else None
-    return last, last_number(run, "loss"), last_number(run, "test_accuracy")
+    return int(steps[-1]) if len(steps) else None, last_present(losses), last_present(accuracies)

@@ -27,6 +27,7 @@ __all__ = [
     "estimated",
     "last_evaluation",
     "last_number",
+    "last_present",
     "last_spectra",
     "loss_at_last_evaluation",
     "loss_with_rounding",
@@ -82,8 +83,13 @@ def loss_at_last_evaluation(run: Run) -> float | None:
 
 def last_number(run: Run, column: str) -> float | None:
     """Return the last value of a column of `steps` that is not missing."""
-    present = run.columns("steps", column)[column].dropna()
-    return number(float(present.iloc[-1])) if len(present) else None
+    return last_present(*run.numbers("steps", column))
+
+
+def last_present(values: FloatArray) -> float | None:
+    """Return the last value that is not missing, None if it is not finite."""
+    places = np.flatnonzero(~np.isnan(values))
+    return number(float(values[places[-1]])) if len(places) else None
 
 
 def last_spectra(run: Run) -> pd.DataFrame:
