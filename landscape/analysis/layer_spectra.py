@@ -46,7 +46,7 @@ def layer_spectra(
     """
     import pandas as pd
 
-    parts = [_preferred(run, objects) for run in runs]
+    parts = [_preferred(run, objects, column) for run in runs]
     rows = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
     if not len(rows):
         names, steps = ((), np.empty(0)) if like is None else (like.names, like.steps)
@@ -60,9 +60,9 @@ def layer_spectra(
     return LayerSpectra(tuple(order), wide.columns.to_numpy(dtype=np.float64), wide.to_numpy(dtype=np.float64), null)
 
 
-def _preferred(run: Run, objects: Sequence[str]) -> pd.DataFrame:
+def _preferred(run: Run, objects: Sequence[str], column: str) -> pd.DataFrame:
     """Return the rows of a run with the first of the objects that was recorded, named by matrix, with their null."""
-    rows = run.columns("spectra", *_COLUMNS)
+    rows = run.columns("spectra", *dict.fromkeys((*_COLUMNS, column)))
     rows = rows[rows["object"].isin(objects)]
     slices = rows["slice"].to_numpy(dtype=np.float64, na_value=np.nan)
     names = [

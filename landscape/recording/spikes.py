@@ -36,7 +36,7 @@ def spike_level(losses: Sequence[float]) -> float:
 
     Example:
         >>> round(spike_level([1.0, 1.1, 0.9, 1.0] * 4), 2)
-        1.48
+        1.46
     """
     if len(losses) < _LEAST:
         return math.inf

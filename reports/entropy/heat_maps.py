@@ -52,7 +52,7 @@ def _limits(found: Sequence[LayerSpectra]) -> tuple[float, float]:
     """Return the limits of the scale: from the lowest entropy or null, rounded down to a tenth, to 1."""
     parts = [array[np.isfinite(array)] for one in found for array in (one.values, one.null)]
     lowest = min((float(part.min()) for part in parts if len(part)), default=0.0)
-    return min(max(math.floor(10 * lowest) / 10, 0.0), 0.9), 1.0
+    return math.floor(10 * min(max(lowest, 0.0), 0.9)) / 10, 1.0
 
 
 def _map(place: int, arm: str, before: LayerSpectra, after: LayerSpectra, limits: tuple[float, float]) -> HeatMap:
