@@ -155,6 +155,6 @@ def _sum_of(row: Array, starts: npt.NDArray[np.int64]) -> Array | float:
     """Return the sum over the blocks of each draw; a row of counts without a gap needs no draw."""
     first = float(row[0])
     if first.is_integer() and abs(first) * starts.shape[1] < _EXACT and bool((row == first).all()):
-        return first * starts.shape[1]
+        return float(first * starts.shape[1])
     found: Array = row[starts].sum(1)
     return found

@@ -18,7 +18,7 @@ from lossscope.reports.shared.figures import entropy_figure
 from lossscope.reports.shared.findings import entropy_raised, spectra_precise
 from lossscope.reports.shared.loss_unit import in_loss_unit
 from lossscope.reports.shared.norm_tables import norm_table
-from lossscope.reports.shared.notes import FLATTENING_NOTE, UPDATE_NOTE, VERDICT_NOTE
+from lossscope.reports.shared.notes import FLATTENING_NOTE, UPDATE_NOTE, VERDICT_NOTE, flattening_notes
 from lossscope.reports.shared.provenance import ending_notes, missing_spectra, provenance, runs_in_words
 from lossscope.reports.shared.quantities import last_spectra, mean_and_range, median_and_range, number
 
@@ -94,7 +94,7 @@ def spectral_entropy(runs: Sequence[Run]) -> Report:
         notes=(
             *ending_notes(runs),
             *_update_notes(runs),
-            *([FLATTENING_NOTE] if _orthogonalize(runs) else []),
+            *flattening_notes(runs),
             VERDICT_NOTE,
         ),
         missing=missing_spectra(runs),

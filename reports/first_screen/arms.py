@@ -10,7 +10,7 @@ import numpy as np
 
 from lossscope.landscape.analysis.arms import by_arm
 from lossscope.reports.content import Quantity
-from lossscope.reports.shared.number_format import quantity_text
+from lossscope.reports.shared.number_format import plain, quantity_text
 
 if TYPE_CHECKING:
     from lossscope.landscape.run import Run
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["joined_arms", "measured", "of_arm", "phrase", "spread"]
 
 _MOST: Final = 3  # arms in a sentence
+_NEGLIGIBLE: Final = 1e-4  # share of a value
 
 
 def of_arm(runs: Sequence[Run], value: Callable[[Run], Quantity | None]) -> dict[str, list[Quantity]]:
@@ -36,7 +37,9 @@ def spread(found: Sequence[Quantity]) -> Quantity:
 
 
 def measured(found: Quantity) -> str:
-    """Return a number with its error or range."""
+    """Return a number with its error or range; of an error that no reader needs, only that it is small."""
+    if found.value and found.error and found.low is None and found.error < _NEGLIGIBLE * abs(found.value):
+        return f"{plain(found.value)} ± <0.01 %"
     return quantity_text(found if found.error else replace(found, error=None))
 
 

@@ -18,7 +18,7 @@ from lossscope.reports.first_screen.arms import joined_arms, measured, of_arm, p
 from lossscope.reports.shared.known_errors import known_series
 from lossscope.reports.shared.loss_unit import loss_unit
 from lossscope.reports.shared.provenance import listed
-from lossscope.reports.shared.quantities import at_last_evaluation
+from lossscope.reports.shared.quantities import at_last_evaluation, last_evaluation
 
 if TYPE_CHECKING:
     from lossscope.landscape.run import Run
@@ -42,7 +42,9 @@ def curvature(runs: Sequence[Run]) -> tuple[Statement, ...]:
 def _at_the_end(runs: Sequence[Run], measure: str, words: str) -> tuple[Statement, ...]:
     """Return the sharpness at the last evaluation, with its largest known error."""
     found = of_arm(runs, lambda run: _at_end(run, measure))
-    return (Statement(f"At the end {words} is {phrase(found, loss_unit(runs))}.", "fine", measure),)
+    steps = {step for run in runs if (step := last_evaluation(run)) is not None}
+    at = f"At step {steps.pop()}, the last evaluation," if len(steps) == 1 else "At the last evaluation of each run"
+    return (Statement(f"{at} {words} is {phrase(found, loss_unit(runs))}.", "fine", measure),)
 
 
 def _at_end(run: Run, measure: str) -> Quantity:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -41,15 +41,22 @@ def outcome(runs: Sequence[Run]) -> tuple[Statement, ...]:
         count = f"{len(running)} of {len(runs)} runs are" if len(runs) > 1 else "The run is"
         told.append(Statement(f"{count} still running, at step {max(map(_last_step, running))}.", "fine", "loss"))
     finished = not (diverged or ended or running)
-    return (*told, *_loss(runs, finished=finished))
+    lost = {name for name, _ in diverged}
+    return (*told, *_loss(runs, lost, finished=finished))
 
 
-def _loss(runs: Sequence[Run], *, finished: bool) -> tuple[Statement, ...]:
-    """Return the statement on the loss from the first evaluation to the last, or from the first batch to the last."""
+def _loss(runs: Sequence[Run], lost: Collection[str], *, finished: bool) -> tuple[Statement, ...]:
+    """Return the statement on the loss from the first evaluation to the last, or from the first batch to the last.
+
+    The loss of runs that diverged is not told: its last finite value may be that of an evaluation long before.
+    """
     steps = sorted({_last_step(run) for run in runs})
     taken = f"{steps[0]} to {steps[-1]} steps" if len(steps) > 1 else f"{steps[0]} steps" if steps else "no step"
     every = "The run finished" if len(runs) == 1 else f"All {len(runs)} runs finished"
     head = f"{every} after {taken}" if finished else f"{taken[:1].upper()}{taken[1:]} were taken"
+    runs = [run for run in runs if run.name not in lost]
+    if not runs:
+        return (Statement(f"{head}.", "fine", "loss"),)
     of_all_data = any(len(_evaluated(run)) for run in runs)
     ends = of_arm(runs, lambda run: _end(run, of_all_data, 0)), of_arm(runs, lambda run: _end(run, of_all_data, -1))
     if not ends[0] or not ends[1]:

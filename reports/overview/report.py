@@ -32,7 +32,7 @@ from lossscope.reports.shared.findings import (
 )
 from lossscope.reports.shared.loss_unit import LOSS, in_loss_unit, loss_unit
 from lossscope.reports.shared.norm_tables import norm_table
-from lossscope.reports.shared.notes import FLATTENING_NOTE, HESSIAN_NOTE, SEEDS_NOTE, VERDICT_NOTE
+from lossscope.reports.shared.notes import HESSIAN_NOTE, SEEDS_NOTE, VERDICT_NOTE, flattening_notes
 from lossscope.reports.shared.precision import precision_notes
 from lossscope.reports.shared.provenance import (
     ending_notes,
@@ -94,7 +94,7 @@ def overview(runs: Sequence[Run]) -> Report:
             shear_figure(runs),
             energy_figure(runs),
         ),
-        notes=(*ending_notes(runs), *precision_notes(runs), HESSIAN_NOTE, VERDICT_NOTE, FLATTENING_NOTE),
+        notes=(*ending_notes(runs), *precision_notes(runs), HESSIAN_NOTE, VERDICT_NOTE, *flattening_notes(runs)),
         missing=(*missing_curvature(runs), *missing_spectra(runs)),
         provenance=provenance(runs),
     )

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from lossscope.landscape.run import Run
 
 __all__ = [
     "ADAPTIVE_NOTE",
@@ -16,6 +20,7 @@ __all__ = [
     "SEEDS_NOTE",
     "UPDATE_NOTE",
     "VERDICT_NOTE",
+    "flattening_notes",
 ]
 
 HESSIAN_NOTE: Final = (
@@ -59,3 +64,9 @@ DYNAMICS_NOTE: Final = (
     "Angles and cosines are invariant under rotations of the parameters but not under rescalings of layers: they are "
     "comparable along one run, or between optimizers on the same network."
 )
+
+
+def flattening_notes(runs: Sequence[Run]) -> tuple[str, ...]:
+    """Return the note on Newton-Schulz if a run recorded its output."""
+    recorded = any((run.columns("spectra", "object")["object"] == "orthogonal").any() for run in runs)
+    return (FLATTENING_NOTE,) if recorded else ()

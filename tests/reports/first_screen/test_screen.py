@@ -12,7 +12,8 @@ import pytest
 from lossscope.landscape.run import Run
 from lossscope.landscape.storage.run_store import RunStore
 from lossscope.reports import dynamics, flatness, overview, render, sharpness, spectral_entropy
-from lossscope.reports.content import Statement
+from lossscope.reports.content import Quantity, Statement
+from lossscope.reports.first_screen.arms import measured
 
 FIRST = 12  # lines
 PAGES = {one.__name__: one for one in (overview, sharpness, spectral_entropy, flatness, dynamics)}
@@ -209,3 +210,17 @@ def test_an_empty_run_has_a_screen_too(tmp_path: Path) -> None:
     first = overview([Run.open(tmp_path / "a")]).summary[0]
     assert (first.words, first.severity) == ("The run finished after 0 steps; no loss was recorded.", "look")
     assert overview([]).summary
+
+
+def test_the_loss_of_a_run_that_diverged_is_not_told_as_that_of_its_last_evaluation(tmp_path: Path) -> None:
+    found = {name: written(tmp_path / name, STORIES[name]) for name in ("diverged", "healthy")}
+    told = " ".join(one.words for one in overview([found["diverged"]]).summary)
+    assert "went from" not in told
+    assert "steps were taken." in told
+    assert "went from" in " ".join(one.words for one in overview([found["healthy"]]).summary)
+
+
+def test_an_error_that_no_reader_needs_is_told_as_small() -> None:
+    assert measured(Quantity(12.7389123, error=2.4e-5)) == "12.74 ± <0.01 %"
+    assert measured(Quantity(12.7389123, error=0.024)) == "12.739 ± 0.024"
+    assert measured(Quantity(0.0, error=1e-9)).endswith("e-09")
