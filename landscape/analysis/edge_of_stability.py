@@ -116,14 +116,22 @@ def uses_all_data(run: Run) -> bool | None:
     batch, samples = (_count(run.manifest, config, key) for key in ("batch_size", "training_samples"))
     if batch is not None and samples is not None:
         return batch >= samples
-    fixed, steps = probe_series(run, "loss"), run.steps
-    losses = dict(zip(steps["step"].to_list(), steps["loss"].to_list(), strict=True)) if len(steps) else {}
-    of_steps = np.array([_float(losses.get(int(step) + 1)) for step in fixed.x], dtype=np.float64)
+    fixed = probe_series(run, "loss")
+    of_steps = _at_steps(run, "loss", fixed.x + 1)
     both = np.isfinite(of_steps) & np.isfinite(fixed.y)
     if both.sum() < _LEAST_LOSSES:
         return None
     apart = np.abs(of_steps - fixed.y)[both]
     return bool((apart <= _SAME_LOSS * np.abs(fixed.y[both])).all())
+
+
+def _at_steps(run: Run, column: str, steps: FloatArray) -> FloatArray:
+    """Return a column of `steps` at some steps, nan where there is none."""
+    at, values = run.numbers("steps", "step", column)
+    if not len(at):
+        return np.full(len(steps), np.nan)
+    places = np.maximum(np.searchsorted(at, steps, side="right") - 1, 0)
+    return np.where(at[places] == steps, values[places], np.nan)
 
 
 def _of_all_data(run: Run, measured: Series, step: _Step, quantity: str) -> RunThreshold:
@@ -139,7 +147,9 @@ def _of_all_data(run: Run, measured: Series, step: _Step, quantity: str) -> RunT
         return RunThreshold(quantity, why="the threshold of Adam is one of preconditioned_sharpness")
     if step.rule in ("sgd", "adam"):
         return RunThreshold(quantity, why="the settings of its steps were not recorded")
-    return RunThreshold(quantity, why=_other_rule(step, bool((run.spectra["object"] == "orthogonal").any())))
+    return RunThreshold(
+        quantity, why=_other_rule(step, bool((run.columns("spectra", "object")["object"] == "orthogonal").any()))
+    )
 
 
 def _other_rule(step: _Step, orthogonalizes: bool) -> str:
@@ -159,12 +169,10 @@ def _of_sam(run: Run, measured: Series, step: _Step, quantity: str) -> RunThresh
     if not (plain and same and step.settings.get("surrogate") == "adversarial") or quantity != "lambda_max":
         why = "no threshold is known for an ascent with this rule: read directional_edge_ratio"
         return RunThreshold(quantity, why=why)
-    rows, rho = run.steps, step.number("rho")
-    norms = dict(zip(rows["step"].to_list(), map(_float, rows["gradient_norm"].to_list()), strict=True))
-    rates = _rates(run, measured)
+    rho, rates, norms = step.number("rho"), _rates(run, measured), _at_steps(run, "gradient_norm", measured.x)
     values = [
-        _valid(lambda lr=lr, at=at: known.sam(lr, rho, norms.get(int(at), np.nan)).value)  # type: ignore[misc]
-        for lr, at in zip(rates, measured.x, strict=True)
+        _valid(lambda lr=lr, norm=norm: known.sam(lr, rho, norm).value)  # type: ignore[misc]
+        for lr, norm in zip(rates, norms, strict=True)
     ]
     if not np.isfinite(values).any():
         return RunThreshold(quantity, why="the norm of the gradient of its steps was not recorded")
@@ -236,8 +244,7 @@ def _at_rates(run: Run, measured: Series, threshold: Callable[[float], float]) -
 
 def _rates(run: Run, measured: Series) -> FloatArray:
     """Return the learning rate of the last step before each evaluation, or of the first step; nan if unknown."""
-    steps = run.steps
-    at, rates = (steps[name].to_numpy(dtype=np.float64, na_value=np.nan) for name in ("step", "lr"))
+    at, rates = run.numbers("steps", "step", "lr")
     if not len(at):
         return np.full(len(measured.x), np.nan)
     places = np.clip(np.searchsorted(at, measured.x, side="right") - 1, 0, len(at) - 1)
@@ -278,8 +285,3 @@ def _count(manifest: Mapping[str, Any], config: Mapping[str, Any], key: str) -> 
     """Return a positive number of samples from the manifest or its configuration."""
     values = (part.get(key) for part in (manifest, config))
     return next((one for one in values if isinstance(one, int) and not isinstance(one, bool) and one > 0), None)
-
-
-def _float(value: object) -> float:
-    """Return a number as a float; nan for anything else."""
-    return float(value) if isinstance(value, int | float) else float("nan")

@@ -65,10 +65,9 @@ def _preferred(run: Run, objects: Sequence[str], column: str) -> pd.DataFrame:
     rows = run.columns("spectra", *dict.fromkeys((*_COLUMNS, column)))
     rows = rows[rows["object"].isin(objects)]
     slices = rows["slice"].to_numpy(dtype=np.float64, na_value=np.nan)
-    names = [
-        str(tensor) if np.isnan(part) else f"{tensor}[{part:.0f}]"
-        for tensor, part in zip(rows["tensor"], slices, strict=True)
-    ]
+    whole = np.isnan(slices)
+    names = np.array(rows["tensor"], dtype=object)
+    names[~whole] = [f"{tensor}[{part:.0f}]" for tensor, part in zip(names[~whole], slices[~whole], strict=True)]
     ranks = np.log(np.maximum(rows["values.length"].to_numpy(dtype=np.float64), 1))
     with np.errstate(all="ignore"):
         null = (

@@ -156,5 +156,5 @@ def _sum_of(row: Array, starts: npt.NDArray[np.int64]) -> Array | float:
     first = float(row[0])
     if first.is_integer() and abs(first) * starts.shape[1] < _EXACT and bool((row == first).all()):
         return float(first * starts.shape[1])
-    found: Array = row[starts].sum(1)
-    return found
+    drawn: Array = row[starts].sum(1)
+    return drawn

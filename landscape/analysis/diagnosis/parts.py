@@ -21,7 +21,8 @@ _WIDEST: Final = 0.3  # interval of a share that decides something
 
 def _collapse(run: Run) -> Verdict | None:
     """Judge the effective rank of each weight matrix over the run."""
-    rows = run.spectra[run.spectra["object"] == "weight"].dropna(subset=["effective_rank"])
+    rows = run.columns("spectra", "tensor", "object", "effective_rank")
+    rows = rows[rows["object"] == "weight"].dropna(subset=["effective_rank"])
     series = {str(name): some["effective_rank"].tolist() for name, some in rows.groupby("tensor", sort=False)}
     series = {name: ranks for name, ranks in series.items() if len(ranks) > 2}
     if not series:
@@ -35,7 +36,8 @@ def _collapse(run: Run) -> Verdict | None:
 
 def _entropy(run: Run) -> Verdict | None:
     """Judge the entropy of orthogonalized updates against that of white noise."""
-    rows = run.spectra[run.spectra["object"] == "orthogonal"].dropna(subset=["excess_order"])
+    rows = run.columns("spectra", "step", "object", "excess_order")
+    rows = rows[rows["object"] == "orthogonal"].dropna(subset=["excess_order"])
     if not len(rows):
         return None
     last = rows[rows["step"] == rows["step"].max()]

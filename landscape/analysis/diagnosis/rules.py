@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
+from weakref import WeakKeyDictionary
 
 from lossscope.landscape.analysis.diagnosis.curvature import EDGE, NEGATIVE_MASS, UNCONVERGED
 from lossscope.landscape.analysis.diagnosis.parts import ASCENT, COLLAPSE, ENTROPY, SHEAR, TRIGGER
@@ -28,9 +29,17 @@ RULES: Final[tuple[Rule, ...]] = (
     UNCONVERGED,
     OVERHEAD,
 )
+_KNOWN: WeakKeyDictionary[Run, dict[Rule, Verdict]] = WeakKeyDictionary()  # a page asks more than once
 
 
 def diagnose(run: Run) -> dict[Rule, Verdict]:
     """Return the verdict of each rule on a run; rules about what the run does not have are left out."""
+    if run not in _KNOWN:
+        _KNOWN[run] = _diagnose(run)
+    return dict(_KNOWN[run])
+
+
+def _diagnose(run: Run) -> dict[Rule, Verdict]:
+    """Judge a run by each rule."""
     found = ((rule, rule.judge(run)) for rule in RULES)
     return {rule: verdict for rule, verdict in found if verdict is not None}

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lossscope.landscape.analysis.series import FloatArray
 
@@ -63,7 +64,7 @@ def first_outlier(values: FloatArray) -> tuple[int, float] | None:
     """
     with np.errstate(divide="ignore", invalid="ignore"):
         logs = np.log(values)
-    for place in range(_PAST, len(logs)):
+    for place in _PAST + np.flatnonzero(_above_past(logs)[_PAST:]):
         past = logs[max(0, place - 2 * _PAST) : place]
         past = past[np.isfinite(past)]
         if len(past) < _PAST or not np.isfinite(logs[place]):
@@ -72,8 +73,16 @@ def first_outlier(values: FloatArray) -> tuple[int, float] | None:
         mad = max(float(np.median(np.abs(past - middle))), _SMALLEST_MAD)
         rise = float(logs[place]) - middle
         if rise > _MADS * mad and rise > float(past.max() - past.min()):
-            return place, rise / mad
+            return int(place), rise / mad
     return None
+
+
+def _above_past(logs: FloatArray) -> NDArray[np.bool_]:
+    """Return where a value is above all of the 32 before it, as every outlier is; most values need no other look."""
+    known = np.where(np.isfinite(logs), logs, -np.inf)
+    before = np.concatenate([np.full(2 * _PAST, -np.inf), known[:-1]])
+    highest: FloatArray = np.lib.stride_tricks.sliding_window_view(before, 2 * _PAST).max(axis=-1)
+    return known > highest if len(logs) else np.empty(0, np.bool_)
 
 
 def collapsed(ranks: Sequence[float], *, share: float = 0.5) -> bool:

@@ -24,7 +24,7 @@ _POINTS_ABOVE: Final = 0.02  # of the wall time
 
 def _divergence(run: Run) -> Verdict | None:
     """Judge the loss of a whole run."""
-    if not (run.steps["loss"].notna().any() or (run.estimates["measure"] == "loss").any()):
+    if not (_has_losses(run) or (run.estimates["measure"] == "loss").any()):
         return None
     found = divergence_of(run)
     if found is None:
@@ -33,9 +33,15 @@ def _divergence(run: Run) -> Verdict | None:
     return Verdict("act", f"the loss {what} at step {found.step}", found.step)
 
 
+def _has_losses(run: Run) -> bool:
+    """Return True if a step recorded its loss."""
+    (losses,) = run.numbers("steps", "loss")
+    return not bool(np.isnan(losses).all())
+
+
 def _loss_spike(run: Run) -> Verdict | None:
     """Judge the spikes of the loss."""
-    if int(run.manifest.get("schema_version") or 0) < _SPIKES_SINCE or not run.steps["loss"].notna().any():
+    if int(run.manifest.get("schema_version") or 0) < _SPIKES_SINCE or not _has_losses(run):
         return None
     found = spikes_of(run)
     if not found:
@@ -65,7 +71,7 @@ def _in_words(spike: Spike) -> str:
 
 def _energy_spike(run: Run) -> Verdict | None:
     """Judge the energy of the whitened momentum of each layer."""
-    rows = run.tensors.dropna(subset=["energy_rms"])
+    rows = run.columns("tensors", "step", "tensor", "energy_rms").dropna(subset=["energy_rms"])
     if not len(rows):
         return None
     found = []
