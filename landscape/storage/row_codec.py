@@ -80,7 +80,7 @@ def frame(rows: pa.Table) -> pd.DataFrame:
 
 def series(rows: pa.Table) -> dict[str, pd.Series[Any]]:
     """Return the columns of an Arrow table as `frame` has them."""
-    return {field.name: _series(rows[field.name].combine_chunks(), field) for field in rows.schema}
+    return {field.name: _series(rows[field.name], field) for field in rows.schema}
 
 
 def _cell(table: str, column: Column, value: object) -> object:
@@ -158,24 +158,31 @@ _CONVERTERS: Final[dict[str, Callable[[object], object]]] = {
 }
 
 
-def _series(column: pa.Array, field: pa.Field) -> pd.Series[Any]:
-    """Return one Arrow column as a pandas series."""
+def _series(chunks: pa.ChunkedArray, field: pa.Field) -> pd.Series[Any]:
+    """Return one Arrow column as a pandas series with memory of its own."""
     import pandas as pd
 
-    missing = column.is_null().to_numpy(zero_copy_only=False)
     if pa.types.is_floating(field.type):
-        return pd.Series(np.array(column.to_numpy(zero_copy_only=False), dtype=np.float64))
-    if pa.types.is_integer(field.type):
-        whole = np.array(column.fill_null(0).to_numpy(), dtype=np.int64)
-        return pd.Series(pd.arrays.IntegerArray(whole, missing) if field.nullable else whole)
-    if pa.types.is_boolean(field.type):
-        true = np.array(column.fill_null(False).to_numpy(zero_copy_only=False), dtype=np.bool_)
+        return pd.Series(_own(chunks.to_numpy()))
+    if pa.types.is_integer(field.type) and not field.nullable:
+        return pd.Series(_own(chunks.to_numpy()))
+    column = chunks.combine_chunks()
+    if pa.types.is_integer(field.type) or pa.types.is_boolean(field.type):
+        missing = column.is_null().to_numpy(zero_copy_only=False)
+        if pa.types.is_integer(field.type):
+            return pd.Series(pd.arrays.IntegerArray(_own(column.fill_null(0).to_numpy()), missing))
+        true = _own(column.fill_null(False).to_numpy(zero_copy_only=False))
         return pd.Series(pd.arrays.BooleanArray(true, missing))
     if pa.types.is_string(field.type):
         return pd.Series(_texts(column), dtype=object)
     objects = np.empty(len(column), dtype=object)
     objects[:] = column.to_numpy(zero_copy_only=False)
     return pd.Series(objects, dtype=object)
+
+
+def _own(values: NDArray[Any]) -> NDArray[Any]:
+    """Return the values in memory that can be written; a view of Arrow's cannot."""
+    return values if values.flags.writeable else values.copy()
 
 
 def _texts(column: pa.StringArray) -> NDArray[np.object_]:
