@@ -145,10 +145,14 @@ def _write(
     """Build the report of the runs and write it to the file, or to stdout without one."""
     from lossscope.reports import render
     from lossscope.reports.render.output import refuse_taken, write_text
+    from lossscope.reports.shared.condensed import condensed
 
     if output is not None:
         refuse_taken(output, force=force)
-    made = report(opened(paths))
+    runs = opened(paths)
+    made = report(runs)
+    if format == "text":
+        made = condensed(made, len(runs))
     if output is None:
         echo(render(made, format, width=text_width()), format=format)
     else:

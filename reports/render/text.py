@@ -61,15 +61,17 @@ def report_text(report: Report, width: int = WIDEST) -> str:
         _finding(console, finding)
     for table in report.tables:
         _table(console, table)
-    _heading(console, "Figures in numbers", "-")
-    console.print(_plain(_FIGURES_NOTE))
+    if report.figures:
+        _heading(console, "Figures in numbers", "-")
+        console.print(_plain(_FIGURES_NOTE))
     for figure in report.figures:
         _figure(console, figure)
     if report.missing:
         _heading(console, "Not available", "-")
     for missing in report.missing:
         _missing(console, missing)
-    _table(console, report.provenance)
+    if report.provenance.rows:
+        _table(console, report.provenance)
     return _tidy(out)
 
 

@@ -27,14 +27,17 @@ _ROWS: Final = 12  # evaluations of an arm in the table, at most
 _ARMS: Final = 4  # arms above which the table of evaluations is left out
 _NOTE: Final = (
     "Bars are the evaluations from the first to the last, on a logarithmic scale if the values span more than a factor "
-    "of 20; a dot is a missing value. Of several seeds they are medians."
+    "of 20; a dot is a missing value. Of several seeds they are medians. Of more than 24 evaluations a bar is the one "
+    "of its part of the run that is farthest from the median of all."
 )
 _EVERY_NOTE: Final = "Medians over seeds, with the largest measurement error or, of several seeds, their range."
 
 
 def bars(values: Sequence[float | None], limits: tuple[float, float] | None = None) -> str:
-    """Return numbers as a line of bars, a dot for a missing one; of many numbers, equally spaced ones with both ends.
+    """Return numbers as a line of bars, a dot for a missing one.
 
+    Of many numbers each bar is the one of its part of the run that is farthest from the median of all, so that a peak
+    between two bars is seen; it is a dot where all numbers of its part are missing.
     With `limits`, they are the values of the lowest and of the highest bar, on a linear scale.
 
     Example:
@@ -43,7 +46,7 @@ def bars(values: Sequence[float | None], limits: tuple[float, float] | None = No
     """
     there = np.array([np.nan if value is None else value for value in values], dtype=np.float64)
     if len(there) > _WIDTH:
-        there = there[np.linspace(0, len(there) - 1, _WIDTH).round().astype(int)]
+        there = _farthest(there)
     finite = there[np.isfinite(there)]
     if not len(finite):
         return _GAP * len(there)
@@ -52,6 +55,15 @@ def bars(values: Sequence[float | None], limits: tuple[float, float] | None = No
     low, high = limits or (finite.min(), finite.max())
     places = np.clip((there - low) / ((high - low) or 1.0), 0, 1) * (len(_BARS) - 1)
     return "".join(_BARS[round(place)] if np.isfinite(place) else _GAP for place in places)
+
+
+def _farthest(values: FloatArray) -> FloatArray:
+    """Return of each part of many numbers the one farthest from the median of all; nan if all of it are missing."""
+    finite = values[np.isfinite(values)]
+    middle = float(np.median(finite)) if len(finite) else 0.0
+    parts = [part[np.isfinite(part)] for part in np.array_split(values, _WIDTH)]
+    with np.errstate(over="ignore"):
+        return np.array([part[np.abs(part - middle).argmax()] if len(part) else np.nan for part in parts])
 
 
 def trajectory_tables(runs: Sequence[Run], measures: Sequence[tuple[str, str, str]]) -> tuple[Table, ...]:

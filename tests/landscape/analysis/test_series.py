@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
+from hypothesis import given, settings, strategies as st
 
 from lossscope.landscape.analysis.arms import by_arm
 from lossscope.landscape.analysis.series import (
@@ -55,6 +58,38 @@ def test_a_band_of_nothing_is_empty():
     band = over_seeds("arm", [series([], []), series([1], [np.nan])])
     assert band.seeds == 0
     assert len(band.x) == 0
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seeds=st.lists(
+        st.lists(st.one_of(st.none(), st.floats(-1e6, 1e6), st.just(math.inf)), min_size=1, max_size=120),
+        min_size=1,
+        max_size=3,
+    ),
+    points=st.integers(1, 30),
+)
+def test_a_gathered_band_holds_every_extreme_and_every_gap(seeds: list[list[float | None]], points: int) -> None:
+    """Of any numbers: nothing lies outside the band, nothing in it was not there, and only a gap is drawn as one."""
+    raw = [np.array([np.nan if v is None or math.isinf(v) else v for v in one]) for one in seeds]
+    errors = [np.abs(one) for one in raw]
+    band = over_seeds("arm", [series(np.arange(len(y)), y, e) for y, e in zip(raw, errors, strict=True)], points=points)
+    there = [y for y in raw if np.isfinite(y).any()]
+    assert band.seeds == len(there)
+    assert len(band.x) <= points
+    if not there:
+        return
+    steps = np.arange(max(map(len, there)))
+    for point, last in enumerate(band.x):
+        before = band.x[point - 1] if point else -1
+        inside = [y[(steps[: len(y)] > before) & (steps[: len(y)] <= last)] for y in there]
+        numbers = np.concatenate(inside)
+        numbers = numbers[np.isfinite(numbers)]
+        if len(numbers):
+            ends = (band.low[point], band.high[point], band.median[point], band.error[point])
+            assert ends == (numbers.min(), numbers.max(), np.median(numbers), np.abs(numbers).max())
+        else:
+            assert np.isnan([band.low[point], band.high[point], band.median[point], band.error[point]]).all()
 
 
 def test_gathering_steps_keeps_every_extreme():

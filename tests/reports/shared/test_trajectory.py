@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from lossscope.landscape.run import Run
@@ -95,3 +96,15 @@ def test_the_reports_have_them(tmp_path: Path) -> None:
     run = written(tmp_path / "a", {1: 2.0, 5: 9.0, 9: 3.0})
     assert "▁█▂" in render(sharpness([run]), "text")
     assert {"trajectory", "evaluations"} <= {table.key for table in flatness([run]).tables}
+
+
+def test_a_peak_between_bars_is_seen_and_only_a_whole_part_without_numbers_is_a_dot() -> None:
+    values: list[float | None] = [1.0 + 0.01 * (place % 3) for place in range(1000)]
+    values[517], values[700] = 9.0, 0.0
+    line = bars(values)
+    assert len(line) == 24
+    assert (line.count("█"), line.count("▁")) == (1, 1)
+    assert line[np.searchsorted(np.cumsum([42] * 16 + [41] * 8), 517, side="right")] == "█"
+    values[:42] = [None] * 42
+    values[60:70] = [None] * 10
+    assert [place for place, letter in enumerate(bars(values)) if letter == "·"] == [0]
