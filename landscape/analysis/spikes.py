@@ -88,7 +88,10 @@ def _first(step: int, left: Sequence[Departure], order: Sequence[str]) -> tuple[
     """Return the module that left before the loss, and the reason if it is none."""
     early = [one for one in left if one.step < step]
     if not early:
-        return None, "no module left its past before the loss: the batch, or the forward pass"
+        return (
+            None,
+            "no layer had left the range of its earlier steps before the loss: look at the batch and the forward pass",
+        )
     lost = [one for one in early if math.isinf(one.mads)]
     if lost:
         together = [one for one in lost if one.step == lost[0].step]

@@ -39,7 +39,7 @@ def spread(found: Sequence[Quantity]) -> Quantity:
 def measured(found: Quantity) -> str:
     """Return a number with its error or range; of an error that no reader needs, only that it is small."""
     if found.value and found.error and found.low is None and found.error < _NEGLIGIBLE * abs(found.value):
-        return f"{plain(found.value)} ± <0.01 %"
+        return f"{plain(found.value)} ± <{plain(_NEGLIGIBLE * abs(found.value), 1)}"
     return quantity_text(found if found.error else replace(found, error=None))
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from lossscope.landscape.analysis.arms import by_arm
+from lossscope.landscape.analysis.divergence import divergence_of
 from lossscope.landscape.analysis.edge_of_stability import edge_ratio
 from lossscope.landscape.analysis.series import Series, probe_series
 from lossscope.reports.content import Quantity, Statement
@@ -43,8 +44,12 @@ def _at_the_end(runs: Sequence[Run], measure: str, words: str) -> tuple[Statemen
     """Return the sharpness at the last evaluation, with its largest known error."""
     found = of_arm(runs, lambda run: _at_end(run, measure))
     steps = {step for run in runs if (step := last_evaluation(run)) is not None}
-    at = f"At step {steps.pop()}, the last evaluation," if len(steps) == 1 else "At the last evaluation of each run"
-    return (Statement(f"{at} {words} is {phrase(found, loss_unit(runs))}.", "fine", measure),)
+    last = max(steps)
+    at = f"At step {last}, the last evaluation," if len(steps) == 1 else "At the last evaluation of each run"
+    unseen = any((lost := divergence_of(run)) is not None and lost.step > last for run in runs)
+    tail = "; nothing later is known" if unseen else ""
+    told = f"{at} {words} is {phrase(found, loss_unit(runs))}{tail}."
+    return (Statement(told, "look" if tail else "fine", measure),)
 
 
 def _at_end(run: Run, measure: str) -> Quantity:
@@ -75,13 +80,14 @@ def _edge(runs: Sequence[Run]) -> tuple[Statement, ...]:
         top = max(found, key=lambda one: one.largest.value or 0.0)
         where = f" at step {top.step}" + (f" of {top.run}" if len(members) > 1 else "")
         last = measured(spread([one.last for one in found]))
-        phrases[arm] = f"at most {measured(top.largest)}{where}, {last} at the end"
+        phrases[arm] = f"at its peak {measured(top.largest)}{where}"
+        phrases[arm] += f", {last} at the end" if top.largest.value != top.last.value or len(members) > 1 else ""
         if (top.largest.value or 0.0) >= highest:
             highest, figure = top.largest.value or 0.0, top.figure
     if not phrases:
         return ()
-    tail = "; above 1 the quadratic model predicts that the loss rises" if highest >= 1 else ""
-    words = f"Sharpness over the threshold at which steps of this size become unstable: {joined_arms(phrases)}{tail}."
+    tail = "; above 1 steps are expected to raise the loss, by a second-order estimate" if highest >= 1 else ""
+    words = f"Sharpness as a share of what steps of this size can stand (1): {joined_arms(phrases)}{tail}."
     return (Statement(words, "look" if highest >= 1 else "fine", figure),)
 
 
@@ -120,7 +126,9 @@ def _change(runs: Sequence[Run], measure: str, words: str) -> tuple[Statement, .
     found = [probe_series(run, measure) for run in runs]
     first = sorted({int(one.x[np.isfinite(one.y)][0]) for one in found if np.isfinite(one.y).any()})
     since = f"step {first[0]}" if len(first) == 1 else "its first evaluation"
-    return (Statement(f"Compared with {since}, {words} is {joined_arms(phrases)}{tail}.", "fine", measure),)
+    return (
+        Statement(f"Compared with {since}, the loss is {joined_arms(phrases)}, by {words}{tail}.", "fine", measure),
+    )
 
 
 def _loss_fell(run: Run) -> bool:

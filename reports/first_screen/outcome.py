@@ -24,7 +24,8 @@ __all__ = ["outcome"]
 def outcome(runs: Sequence[Run]) -> tuple[Statement, ...]:
     """Return the statements on how the runs ended and on their loss."""
     diverged = [(run.name, found) for run in runs if (found := divergence_of(run)) is not None]
-    ended = [run for run in runs if run.status not in ("finished", "running")]
+    lost = {name for name, _ in diverged}
+    ended = [run for run in runs if run.status not in ("finished", "running") and run.name not in lost]
     running = [run for run in runs if run.status == "running"]
     told = list[Statement]()
     if diverged:
@@ -41,7 +42,6 @@ def outcome(runs: Sequence[Run]) -> tuple[Statement, ...]:
         count = f"{len(running)} of {len(runs)} runs are" if len(runs) > 1 else "The run is"
         told.append(Statement(f"{count} still running, at step {max(map(_last_step, running))}.", "fine", "loss"))
     finished = not (diverged or ended or running)
-    lost = {name for name, _ in diverged}
     return (*told, *_loss(runs, lost, finished=finished))
 
 
@@ -56,7 +56,7 @@ def _loss(runs: Sequence[Run], lost: Collection[str], *, finished: bool) -> tupl
     head = f"{every} after {taken}" if finished else f"{taken[:1].upper()}{taken[1:]} were taken"
     runs = [run for run in runs if run.name not in lost]
     if not runs:
-        return (Statement(f"{head}.", "fine", "loss"),)
+        return (Statement(f"{head}.", "look", "loss"),)
     of_all_data = any(len(_evaluated(run)) for run in runs)
     ends = of_arm(runs, lambda run: _end(run, of_all_data, 0)), of_arm(runs, lambda run: _end(run, of_all_data, -1))
     if not ends[0] or not ends[1]:

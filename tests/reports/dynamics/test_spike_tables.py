@@ -49,7 +49,7 @@ def test_the_module_that_left_first_stands_first(tmp_path: Path) -> None:
 
 def test_no_module_is_named_if_none_left_before_the_loss(tmp_path: Path) -> None:
     (spike,) = rows_of(dynamics([spiked(tmp_path / "run", at=32)]), "spikes")
-    assert spike["first"].startswith("none: no module left its past before the loss")
+    assert spike["first"].startswith("none: no layer had left the range of its earlier steps before the loss")
 
 
 def test_no_module_is_named_if_all_left_at_once(tmp_path: Path) -> None:
