@@ -51,7 +51,8 @@ def _loss(runs: Sequence[Run], lost: Collection[str], *, finished: bool) -> tupl
     The loss of runs that diverged is not told: its last finite value may be that of an evaluation long before.
     """
     steps = sorted({_last_step(run) for run in runs})
-    taken = f"{steps[0]} to {steps[-1]} steps" if len(steps) > 1 else f"{steps[0]} steps" if steps else "no step"
+    one = f"{steps[0]} step{'' if steps[0] == 1 else 's'}" if steps else "no step"
+    taken = f"{steps[0]} to {steps[-1]} steps" if len(steps) > 1 else one
     every = "The run finished" if len(runs) == 1 else f"All {len(runs)} runs finished"
     head = f"{every} after {taken}" if finished else f"{taken[:1].upper()}{taken[1:]} were taken"
     runs = [run for run in runs if run.name not in lost]
