@@ -13,9 +13,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from datetime import date
 from importlib.metadata import version
+from multiprocessing import get_context
 from pathlib import Path
 
 from big_logs import big_run, small_runs
@@ -31,7 +33,7 @@ PACKAGES = ("lossscope", "pyarrow", "pandas", "numpy")
 
 @dataclass(frozen=True)
 class Cost:
-    """What a process took, and what it printed."""
+    """Time, memory and lines of a process."""
 
     seconds: float  # wall time
     processor: float  # seconds of processor time, user and system
@@ -105,10 +107,12 @@ def main() -> None:
     print(", ".join(f"{name} {version(name)}" for name in PACKAGES) + f"; {os.cpu_count()} cores")
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        for steps in STEPS:
-            big_run(folder / f"run-{steps}", steps)
-        small_runs(folder / "many", MANY)
-        small_runs(folder / "listed", LISTED)
+        # In processes of their own: a child's peak of memory begins with that of its parent.
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+            for steps in STEPS:
+                pool.submit(big_run, folder / f"run-{steps}", steps).result()
+            pool.submit(small_runs, folder / "many", MANY).result()
+            pool.submit(small_runs, folder / "listed", LISTED).result()
         print_long(folder)
         print_many(folder)
 

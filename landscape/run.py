@@ -200,10 +200,8 @@ class Run:
         """Return columns of numbers or flags as float64 arrays with nan for null; otherwise as `columns`."""
         if table in vars(self) or table == "probes":
             rows = self.columns(table, *names)
-            found = [rows[name] for name in names]
-        else:
-            found = list(self._columns.series(table, names).values())
-        return [one.to_numpy(dtype=np.float64, na_value=np.nan) for one in found]
+            return [rows[name].to_numpy(dtype=np.float64, na_value=np.nan) for name in names]
+        return self._columns.numbers(table, names)
 
     def last_rows(self, table: str) -> pd.DataFrame:
         """Return the rows of a table at its last step; of earlier ones only the steps are read.

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from lossscope.landscape.storage.row_codec import frame, series
 from lossscope.landscape.storage.run_tables import RunTables
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["ColumnCache", "of_frame"]
 
 _CELLS: Final = 8_000_000  # that are read at once, as Arrow holds them a second time meanwhile
+_FEW: Final = 50_000  # rows whose numbers are kept as arrays: of many short runs, series take longer than reading
 _MOST_BYTES: Final = 2**28  # of all columns that are kept: 16 columns of two million rows
 
 
@@ -36,6 +38,7 @@ class ColumnCache:
         self._steps: dict[str, pd.Series[Any]] = {}
         self._kept: OrderedDict[tuple[str, str], pd.Series[Any]] = OrderedDict()
         self._last: dict[str, pd.DataFrame] = {}
+        self._few: dict[str, dict[str, NDArray[np.float64]]] = {}
 
     def frame(self, table: str, names: Sequence[str]) -> pd.DataFrame:
         """Return columns of a table as a data frame, whose values must not be changed in place.
@@ -64,6 +67,26 @@ class ColumnCache:
             if (table, name) in self._kept:
                 self._kept.move_to_end((table, name))
         return {name: found[name] for name in names}
+
+    def numbers(self, table: str, names: Sequence[str]) -> list[NDArray[np.float64]]:
+        """Return columns of numbers or flags as float64 arrays with nan for null; without series of few rows.
+
+        Args:
+            table: A key of `TABLES`.
+            names: Names of its columns.
+
+        Raises:
+            RunError: What is read of its files is corrupted.
+        """
+        if table not in self._steps:
+            known = self._few.get(table, {})
+            if not known.keys() >= {*names}:
+                rows = self._tables.rows(table, names)
+                known = {name: rows[name].cast(pa.float64()).to_numpy() for name in names} if len(rows) <= _FEW else {}
+                self._few[table] = known
+            if known:
+                return [known[name] for name in names]
+        return [one.to_numpy(dtype=np.float64, na_value=np.nan) for one in self.series(table, names).values()]
 
     def last_rows(self, table: str) -> pd.DataFrame:
         """Return the rows of a table at its last step, with all columns.

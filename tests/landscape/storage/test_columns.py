@@ -72,12 +72,15 @@ def test_every_column_equals_that_of_the_whole_table(kind: str, tmp_path: Path) 
         pd.testing.assert_frame_equal(whole.last_rows(table), expected[expected["step"] == expected["step"].max()])
 
 
-def test_numbers_are_float64_with_nan_for_null(tmp_path: Path) -> None:
+@pytest.mark.parametrize("few", [10, 1000])
+def test_numbers_are_float64_with_nan_for_null(few: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(column_cache, "_FEW", few)
     run = written(tmp_path / "run")
     losses, synced, steps = run.numbers("steps", "loss", "synced", "step")
     assert losses.dtype == synced.dtype == steps.dtype == np.float64
     assert np.isnan(losses).sum() == 4
     assert synced[:2].tolist() == [0.0, 1.0]
+    assert np.isnan(run.numbers("steps", "passes")[0]).all()
     whole = Run.open(tmp_path / "run")
     assert len(whole.steps) == 30
     for one, other in zip(run.numbers("steps", "loss", "step"), whole.numbers("steps", "loss", "step"), strict=True):
