@@ -30,6 +30,11 @@ settings.load_profile("patient")
 gc.disable()
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the option that writes golden files."""
+    parser.addoption("--golden", action="store_true", help="write the golden files of tests/data/golden anew")
+
+
 def pytest_collection_finish() -> None:
     """Set apart what exists before the first test, and collect garbage from here on."""
     gc.freeze()
