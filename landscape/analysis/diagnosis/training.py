@@ -64,9 +64,9 @@ def _in_words(spike: Spike) -> str:
     one = spike.first
     if one is None:
         return f"{head}; {spike.why}"
-    far = "was not finite" if math.isinf(one.mads) else f"was {one.mads:.0f} MAD above its past"
+    far = "was not finite" if math.isinf(one.mads) else f"was {one.mads:.0f} MAD above its median"
     whose = f"{one.module}, whose {one.norm.replace('_', ' ')} {far} at step {one.step}"
-    return f"{head}; the first to leave its past was {whose}"
+    return f"{head}; the first layer to leave the range of its earlier steps was {whose}"
 
 
 def _energy_spike(run: Run) -> Verdict | None:

@@ -155,7 +155,7 @@ def test_the_spike_names_the_module_and_the_distance(tmp_path: Path) -> None:
     found = verdict(run(tmp_path, spike(50.0)), "loss_spike")
     assert found is not None
     assert found.step == 32
-    assert "the first to leave its past was 1, whose update norm was" in found.evidence
+    assert "the first layer to leave the range of its earlier steps was 1, whose update norm was" in found.evidence
     assert "at step 31" in found.evidence
 
 

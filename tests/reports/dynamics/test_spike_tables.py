@@ -60,7 +60,9 @@ def test_no_module_is_named_if_all_left_at_once(tmp_path: Path) -> None:
 def test_the_first_screen_names_the_module(tmp_path: Path) -> None:
     for page in (overview, dynamics):
         text = render(page([spiked(tmp_path / page.__name__)]), "text")
-        assert "the first to leave its past was 1, whose update norm" in " ".join(text.split())
+        assert "the first layer to leave the range of its earlier steps was 1, whose update norm" in " ".join(
+            text.split()
+        )
 
 
 def test_a_norm_that_is_not_finite_is_told_so(tmp_path: Path) -> None:
