@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from lossscope.landscape.analysis.layer_spectra import orthogonalizes
 from lossscope.landscape.analysis.series import FloatArray, Series, probe_series
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.sharpness import stability_thresholds as known
@@ -147,14 +148,12 @@ def _of_all_data(run: Run, measured: Series, step: _Step, quantity: str) -> RunT
         return RunThreshold(quantity, why="the threshold of Adam is one of preconditioned_sharpness")
     if step.rule in ("sgd", "adam"):
         return RunThreshold(quantity, why="the settings of its steps were not recorded")
-    return RunThreshold(
-        quantity, why=_other_rule(step, bool((run.columns("spectra", "object")["object"] == "orthogonal").any()))
-    )
+    return RunThreshold(quantity, why=_other_rule(step, orthogonalizes(run)))
 
 
-def _other_rule(step: _Step, orthogonalizes: bool) -> str:
+def _other_rule(step: _Step, orthogonal: bool) -> str:
     """Return the reason why a rule without a diagonal metric has no threshold here."""
-    if orthogonalizes:
+    if orthogonal:
         return (
             "its steps are orthogonalized: their threshold 2/η is one of the sharpness in the spectral norm over the "
             "nuclear norm of the gradient, which is not measured; read directional_edge_ratio"

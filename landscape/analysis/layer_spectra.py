@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from lossscope.landscape.run import Run
 
-__all__ = ["LayerSpectra", "layer_spectra"]
+__all__ = ["LayerSpectra", "layer_spectra", "orthogonalizes"]
 
 _COLUMNS: Final = ("step", "tensor", "slice", "object", "values.length", "entropy_energy", "excess_order")
 
@@ -28,6 +28,11 @@ class LayerSpectra:
     steps: FloatArray  # (T,)
     values: FloatArray  # (matrices, T), nan where there is none
     null: FloatArray  # (matrices,) energy entropy over ln r of white noise of the shape; nan if unknown
+
+
+def orthogonalizes(run: Run) -> bool:
+    """Return True if a run recorded the output of Newton-Schulz."""
+    return bool((run.columns("spectra", "object")["object"] == "orthogonal").any())
 
 
 def layer_spectra(

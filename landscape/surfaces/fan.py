@@ -107,7 +107,7 @@ def fan_losses(points: int = _POINTS, draws: int = _DRAWS, *, sharp: bool = True
         sharp: True if the sharp direction is drawn, too.
         chosen: True if the range is chosen by losses.
     """
-    return (points - 1) * (draws + sharp) + (_HALVINGS * _SEARCHED if chosen else 0)
+    return (points - 1) * (draws + sharp) + ((_HALVINGS - 1) * _SEARCHED if chosen else 0)
 
 
 def fan_range(objective: Objective, loss: float, seed: int, tell: Progress = lambda count: None) -> float:

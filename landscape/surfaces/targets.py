@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from torch import Tensor
-
 from lossscope.landscape.errors import ConfigError
 from lossscope.landscape.recording.checkpoints import checkpoints, load_weights
 from lossscope.landscape.reprobe.rebuilt_run import rebuilt_job, requested_checkpoints
@@ -47,14 +45,6 @@ class Targets:
     points: tuple[Point, ...]
     objective: Objective
 
-    def vectors(self) -> list[Tensor]:
-        """Return the parameters of each point; the model is left at the first one."""
-        found = []
-        for point in (*self.points[1:], self.points[0]):
-            point.load(self.objective)
-            found.append(self.objective.parameters())
-        return [found[-1], *found[:-1]]
-
 
 def targets(paths: Sequence[str], objective: str | None, step: int | None, *, history: bool = False) -> Targets:
     """Return the points that paths name.
@@ -89,11 +79,10 @@ def targets(paths: Sequence[str], objective: str | None, step: int | None, *, hi
 
 
 def _of_run(run: Run, step: int | None, history: bool) -> list[Point]:
-    """Return the points of a run."""
-    steps = list(checkpoints(run.path))
-    if not history and (step is not None or not steps):
-        steps = [0 if step is None else step]
-    found = requested_checkpoints(run, steps if history or step is not None or not steps else steps[-1:])
+    """Return the checkpoints of a run: all of them, that of a step, or the last one."""
+    saved = sorted(checkpoints(run.path))
+    wanted = saved if history else [step] if step is not None else saved[-1:]
+    found = requested_checkpoints(run, wanted)
     return [Point(f"{run.path.name} at step {at}", folder, run, at) for at, folder in found.items()]
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from lossscope.landscape.analysis.arms import by_arm
+from lossscope.landscape.analysis.layer_spectra import orthogonalizes
 from lossscope.reports.content import Cell, Column, Report, Table
 from lossscope.reports.entropy.heat_maps import entropy_maps
 from lossscope.reports.entropy.layer_table import spectra_by_layer_table
@@ -77,7 +78,7 @@ def spectral_entropy(runs: Sequence[Run]) -> Report:
         kind="entropy",
         title="Spectral entropy",
         subtitle=runs_in_words(runs),
-        findings=(*([entropy_raised(runs)] if _orthogonalize(runs) else []), spectra_precise(runs)),
+        findings=(*([entropy_raised(runs)] if any(map(orthogonalizes, runs)) else []), spectra_precise(runs)),
         tables=in_loss_unit(
             (
                 _entropy_table(runs),
@@ -146,11 +147,6 @@ def _subjects(runs: Sequence[Run]) -> list[tuple[str, str, pd.DataFrame]]:
         for arm, rows in arms.items()
     ]
     return [subject for subject in subjects if len(subject[2])]
-
-
-def _orthogonalize(runs: Sequence[Run]) -> bool:
-    """Return True if any run recorded the output of Newton-Schulz."""
-    return any((run.columns("spectra", "object")["object"] == "orthogonal").any() for run in runs)
 
 
 def _update_notes(runs: Sequence[Run]) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from lossscope.landscape.analysis.arms import by_arm
+from lossscope.landscape.analysis.layer_spectra import orthogonalizes
 from lossscope.landscape.analysis.series import (
     Series,
     against_loss,
@@ -75,7 +76,7 @@ def trace_figure(runs: Sequence[Run]) -> Curves:
 
 def entropy_figure(runs: Sequence[Run]) -> Curves:
     """Return the energy entropy of A and of O over steps, mean over matrices; of an arm without O, of A alone."""
-    plain = [arm for arm, members in by_arm(runs).items() if not any(map(_orthogonalizes, members))]
+    plain = [arm for arm, members in by_arm(runs).items() if not any(map(orthogonalizes, members))]
     figure = curves(
         runs,
         key="entropy",
@@ -89,11 +90,6 @@ def entropy_figure(runs: Sequence[Run]) -> Curves:
     )
     lacking = {f"{arm}, {_BEFORE_AFTER[1]}" for arm in plain}  # there is nothing to measure
     return replace(figure, absent=tuple(one for one in figure.absent if one not in lacking))
-
-
-def _orthogonalizes(run: Run) -> bool:
-    """Return True if a run recorded the output of Newton-Schulz."""
-    return bool((run.columns("spectra", "object")["object"] == "orthogonal").any())
 
 
 def shear_figure(runs: Sequence[Run]) -> Curves:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
+from lossscope.landscape.analysis.layer_spectra import orthogonalizes
+
 if TYPE_CHECKING:
     from lossscope.landscape.run import Run
 
@@ -68,5 +70,4 @@ DYNAMICS_NOTE: Final = (
 
 def flattening_notes(runs: Sequence[Run]) -> tuple[str, ...]:
     """Return the note on Newton-Schulz if a run recorded its output."""
-    recorded = any((run.columns("spectra", "object")["object"] == "orthogonal").any() for run in runs)
-    return (FLATTENING_NOTE,) if recorded else ()
+    return (FLATTENING_NOTE,) if any(map(orthogonalizes, runs)) else ()
