@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
@@ -26,6 +29,12 @@ _LONG: Final = 3600.0  # seconds from which a picture asks for --yes
 _POINTS: Final = {"path": 21}
 _USUAL_POINTS: Final = 25
 _DRAWS: Final = {"fan": 32, "random": 3}
+_IDLE: Final = {  # options that a picture does not have
+    "path": ("radius", "draws"),
+    "points": ("radius", "draws"),
+    "pca": ("radius", "draws"),
+    "eigen": ("draws",),
+}
 
 
 def surface(
@@ -94,10 +103,10 @@ def surface(
     for file in (output, data):
         if file is not None:
             refuse_taken(file, force=force)
-    _check_number(plane, len(targets))
+    _check_use(plane, len(targets), {"radius": radius, "draws": draws, "checkpoint": checkpoint})
     found = found_targets(targets, objective, checkpoint, history=plane == "pca" and len(targets) == 1)
-    size = points or _POINTS.get(plane, _USUAL_POINTS)
-    some = draws or _DRAWS.get(plane, 1)
+    size = _POINTS.get(plane, _USUAL_POINTS) if points is None else points
+    some = _DRAWS.get(plane, 1) if draws is None else draws
     count = _losses(found, plane, size, some, chosen=radius is None)
     seconds = count * loss_seconds(found)
     cost = f"{count} losses at most, about {duration_text(seconds)}"
@@ -107,25 +116,33 @@ def surface(
         return
     if seconds > _LONG and not yes:
         raise ConfigError(f"this takes {cost}: add --yes, or take fewer --points or --draws")
-    command = shlex.join(["lossscope", *sys.argv[1:]])
-    with progress_bar(plane) as bar:
-        done = [0]
-
-        def tell(more: int) -> None:
-            done[0] += more
-            bar(min(done[0], count), count, "")
-
-        settings: dict[str, Any] = {"radius": radius, "points": size, "draws": some, "seed": seed, "progress": tell}
-        drawn: Any = {"fan": _fans, "path": _paths}.get(plane, partial(_plane, kind=plane))
-        report = drawn(found, command=command, data=data, **settings)
+    made = _made(found, shlex.join(["lossscope", *sys.argv[1:]]))
+    with _counted(plane, count) as tell:
+        drawn = {"fan": _fans, "path": _paths}.get(plane, partial(_plane, kind=plane))
+        report = drawn(found, made, data, radius=radius, points=size, draws=some, seed=seed, progress=tell)
     if output is None:
         echo(render(report, format, width=text_width()), format=format)
     else:
         write_text(output, render(report, format), force=force)
 
 
-def _check_number(plane: str, given: int) -> None:
-    """Reject a number of points of which there is no such picture."""
+@contextmanager
+def _counted(label: str, count: int) -> Iterator[Callable[[int], None]]:
+    """Return a callback for the number of further losses, drawn as a progress bar."""
+    done = 0
+
+    def tell(more: int) -> None:
+        """Count losses."""
+        nonlocal done
+        done += more
+        bar(min(done, count), count, "")
+
+    with progress_bar(label) as bar:
+        yield tell
+
+
+def _check_use(plane: str, given: int, options: Mapping[str, object]) -> None:
+    """Reject a number of points of which there is no such picture, and options that it does not have."""
     from lossscope.landscape.errors import ConfigError
 
     if plane == "path" and given < 2:
@@ -134,6 +151,11 @@ def _check_number(plane: str, given: int) -> None:
         raise ConfigError(f"--plane {plane} draws one run or file, got {given}: pictures of two are no comparison")
     if plane == "points" and given != 3:
         raise ConfigError(f"--plane points needs three runs or files, got {given}")
+    idle = [name for name in _IDLE.get(plane, ()) if options[name] is not None]
+    if plane == "pca" and given == 1 and options["checkpoint"] is not None:
+        idle.append("checkpoint")
+    if idle:
+        raise ConfigError(f"--plane {plane} has no --{idle[0]}: leave it out")
 
 
 def _losses(found: Targets, plane: str, points: int, draws: int, *, chosen: bool) -> int:
@@ -147,7 +169,7 @@ def _losses(found: Targets, plane: str, points: int, draws: int, *, chosen: bool
     return points**2 * (draws if plane == "random" else 1)
 
 
-def _fans(found: Targets, *, command: str, data: Path | None, **settings: Any) -> Report:
+def _fans(found: Targets, made: Made, data: Path | None, **settings: Any) -> Report:
     """Draw the fans, and write their numbers."""
     from lossscope.landscape.surfaces.saved_data import fan_rows, save_rows
     from lossscope.landscape.surfaces.several import fans_at
@@ -156,10 +178,10 @@ def _fans(found: Targets, *, command: str, data: Path | None, **settings: Any) -
     fans, notes = fans_at(found, **settings)
     if data is not None:
         save_rows(fan_rows(fans), data)
-    return fan_report(fans, _made(found, command, notes))
+    return fan_report(fans, replace(made, notes=notes))
 
 
-def _paths(found: Targets, *, command: str, data: Path | None, points: int, progress: Any, **others: Any) -> Report:
+def _paths(found: Targets, made: Made, data: Path | None, *, points: int, progress: Any, **others: Any) -> Report:
     """Draw the paths, and write their numbers."""
     from lossscope.landscape.surfaces.saved_data import path_rows, save_rows
     from lossscope.landscape.surfaces.several import paths_between
@@ -168,10 +190,10 @@ def _paths(found: Targets, *, command: str, data: Path | None, points: int, prog
     paths, notes = paths_between(found, points=points, progress=progress)
     if data is not None:
         save_rows(path_rows(paths), data)
-    return path_report(paths, _made(found, command, notes))
+    return path_report(paths, replace(made, notes=notes))
 
 
-def _plane(found: Targets, *, kind: Any, command: str, data: Path | None, draws: int, **settings: Any) -> Report:
+def _plane(found: Targets, made: Made, data: Path | None, *, kind: Any, draws: int, **settings: Any) -> Report:
     """Draw a plane, and write its numbers."""
     from lossscope.landscape.surfaces.saved_data import plane_rows, save_rows
     from lossscope.landscape.surfaces.several import plane_of
@@ -181,15 +203,15 @@ def _plane(found: Targets, *, kind: Any, command: str, data: Path | None, draws:
     if data is not None:
         save_rows(plane_rows(plane), data)
     origin = found.points[-1 if kind == "pca" else 0].name
-    return plane_report(plane, kind, origin, _made(found, command, notes))
+    return plane_report(plane, kind, origin, replace(made, notes=notes))
 
 
-def _made(found: Targets, command: str, notes: tuple[str, ...]) -> Made:
-    """Return how the pictures were made."""
+def _made(found: Targets, command: str) -> Made:
+    """Return how the pictures are made."""
     from lossscope import __version__
     from lossscope.reports.surfaces.made import Made
 
     units = {point.run.loss_unit for point in found.points if point.run is not None}
     unit = units.pop() if len(units) == 1 else ""
     objective = found.objective
-    return Made(__version__, command, objective.data_hash, f"{objective.samples:g}", unit, notes)
+    return Made(__version__, command, objective.data_hash, f"{objective.samples:g}", unit)

@@ -24,7 +24,7 @@ from lossscope.landscape.experiments.judgement import judged
 from lossscope.reports import overview, render
 from lossscope.reports.comparison.contrasts import contrasts_report
 from lossscope.reports.comparison.report import compare_report
-from lossscope.reports.content import FigureData
+from lossscope.reports.figure_content import FigureData
 from lossscope.reports.render.drawing import draw_figure
 from lossscope.reports.render.text import table_text
 

@@ -9,20 +9,8 @@ import re
 from dataclasses import replace
 from html.parser import HTMLParser
 
-from lossscope.reports.content import (
-    Arm,
-    Axis,
-    Column,
-    Curve,
-    Curves,
-    Finding,
-    Missing,
-    Quantity,
-    Report,
-    Statement,
-    Table,
-    Threshold,
-)
+from lossscope.reports.content import Arm, Column, Finding, Missing, Quantity, Report, Statement, Table
+from lossscope.reports.figure_content import Axis, Curve, Curves, Threshold
 from lossscope.reports.render.page_assets import page_assets
 
 __all__ = ["HOSTILE", "HtmlPage", "assert_inert", "hostile_report"]

@@ -9,7 +9,7 @@ from typing import Any, Final
 from lossscope.landscape.verdicts.verdict import Row, Verdict
 from lossscope.reports.comparison.rows import interval_texts
 from lossscope.reports.comparison.trajectories import RISE
-from lossscope.reports.content import Axis, Forest, ForestRow
+from lossscope.reports.figure_content import Axis, Forest, ForestRow
 from lossscope.reports.shared.number_format import percent, plain
 from lossscope.reports.shared.quantities import number
 

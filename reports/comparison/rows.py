@@ -9,7 +9,8 @@ from typing import Final
 from lossscope.landscape.verdicts.rule import CONFIDENCE, LEAST_PAIRS, MARGIN
 from lossscope.landscape.verdicts.sentences import margin_words
 from lossscope.landscape.verdicts.verdict import PANEL, Row, Verdict
-from lossscope.reports.content import Axis, Cell, Column, Forest, ForestRow, Table
+from lossscope.reports.content import Cell, Column, Table
+from lossscope.reports.figure_content import Axis, Forest, ForestRow
 from lossscope.reports.shared.number_format import percent, plain
 from lossscope.reports.shared.quantities import number
 

@@ -10,7 +10,8 @@ from lossscope.landscape.verdicts.verdict import Row, Verdict
 from lossscope.reports.comparison.facts import facts, test_loss_figure
 from lossscope.reports.comparison.rows import bound_table, forest, row_table
 from lossscope.reports.comparison.trajectories import noise_figures, sharpness_figures
-from lossscope.reports.content import FigureData, Section
+from lossscope.reports.content import Section
+from lossscope.reports.figure_content import FigureData
 
 __all__ = ["outcome", "section", "setting", "status_words"]
 

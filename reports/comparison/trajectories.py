@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lossscope.landscape.verdicts.verdict import Verdict
-from lossscope.reports.content import Axis, Curve, Curves, Numbers, Threshold, drawn
+from lossscope.reports.figure_content import Axis, Curve, Curves, Numbers, Threshold, drawn
 from lossscope.reports.shared.number_format import plain
 from lossscope.reports.shared.quantities import number
 

@@ -8,7 +8,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from lossscope.landscape.analysis.arms import by_arm
-from lossscope.reports.content import Axis, Cell, Column, Curve, Curves, Missing, Quantity, Table
+from lossscope.reports.content import Cell, Column, Missing, Quantity, Table
+from lossscope.reports.figure_content import Axis, Curve, Curves
 from lossscope.reports.shared.loss_unit import LOSS_SQUARED
 from lossscope.reports.shared.number_format import quantity_text
 from lossscope.reports.shared.quantities import estimated, number, pooled_quantity, run_quantity

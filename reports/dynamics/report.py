@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from lossscope.reports.content import FigureData, Missing, Report
+from lossscope.reports.content import Missing, Report
 from lossscope.reports.dynamics.findings import model_predicted, shear_keeps_longer, trigger_beats_noise
 from lossscope.reports.dynamics.minibatch_tables import (
     Memories,
@@ -34,6 +34,7 @@ from lossscope.reports.dynamics.step_tables import (
     step_terms_table,
 )
 from lossscope.reports.dynamics.trigger_tables import missing_triggers, trigger_tables, triggers_of
+from lossscope.reports.figure_content import FigureData
 from lossscope.reports.first_screen.screen import with_first_screen
 from lossscope.reports.shared.completed import completed
 from lossscope.reports.shared.cost_tables import overhead_table, pace_table

@@ -10,7 +10,7 @@ import numpy as np
 
 from lossscope.landscape.analysis.arms import by_arm
 from lossscope.landscape.analysis.layer_spectra import LayerSpectra, layer_spectra
-from lossscope.reports.content import Axis, HeatMap, HeatPanel, Numbers
+from lossscope.reports.figure_content import Axis, HeatMap, HeatPanel, Numbers
 from lossscope.reports.shared.number_format import plain
 from lossscope.reports.shared.quantities import number
 from lossscope.reports.shared.trajectory import bars

@@ -9,7 +9,8 @@ import numpy as np
 
 from lossscope.landscape.analysis.arms import by_arm
 from lossscope.landscape.analysis.series import FloatArray
-from lossscope.reports.content import Axis, Curve, Curves, Numbers, Quantity, Threshold
+from lossscope.reports.content import Quantity
+from lossscope.reports.figure_content import Axis, Curve, Curves, Numbers, Threshold
 from lossscope.reports.shared.loss_unit import loss_unit
 from lossscope.reports.shared.number_format import plain, quantity_text
 from lossscope.reports.shared.quantities import number

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from lossscope.landscape.storage.safe_text import printable
-from lossscope.reports.content import Axis
+from lossscope.reports.figure_content import Axis
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

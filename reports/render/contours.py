@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from lossscope.landscape.storage.safe_text import printable
-from lossscope.reports.content import Contours
+from lossscope.reports.figure_content import Contours
 from lossscope.reports.render.axes import axis_label
 from lossscope.reports.render.style import RC, WIDTH
 

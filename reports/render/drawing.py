@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, assert_never
 import numpy as np
 
 from lossscope.landscape.storage.safe_text import printable
-from lossscope.reports.content import (
+from lossscope.reports.figure_content import (
     Cloud,
     Contours,
     Curve,

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from lossscope.landscape.storage.safe_text import printable
-from lossscope.reports.content import Axis, Forest, ForestRow, drawn
+from lossscope.reports.figure_content import Axis, Forest, ForestRow, drawn
 from lossscope.reports.render.axes import dress
 from lossscope.reports.render.style import PALETTE, RC, WIDTH
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from lossscope.landscape.storage.safe_text import printable
-from lossscope.reports.content import HeatMap, HeatPanel, Numbers
+from lossscope.reports.figure_content import HeatMap, HeatPanel, Numbers
 from lossscope.reports.render.style import RC, WIDTH
 
 if TYPE_CHECKING:

@@ -8,7 +8,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from lossscope.landscape.storage.safe_text import printable
-from lossscope.reports.content import Document, FigureData, Forest, Report, Table
+from lossscope.reports.content import Document, Report, Table
+from lossscope.reports.figure_content import FigureData, Forest
 from lossscope.reports.render.page_assets import page_assets
 from lossscope.reports.render.plot_data import embedded, has_data, plot_data
 from lossscope.reports.render.style import PALETTE

@@ -6,22 +6,8 @@ import json
 import math
 from dataclasses import asdict
 
-from lossscope.reports.content import (
-    Cell,
-    Cloud,
-    Contours,
-    Curves,
-    Document,
-    FigureData,
-    Finding,
-    Forest,
-    HeatMap,
-    Quantity,
-    Report,
-    Section,
-    Spectra,
-    Table,
-)
+from lossscope.reports.content import Cell, Document, Finding, Quantity, Report, Section, Table
+from lossscope.reports.figure_content import Cloud, Contours, Curves, FigureData, Forest, HeatMap, Spectra
 
 __all__ = ["document_json", "report_json", "table_object"]
 

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Sequence
 from typing import Final
 
 from lossscope.landscape.storage.safe_text import printable
-from lossscope.reports.content import Cell, Document, FigureData, Finding, Report, Section, Table
+from lossscope.reports.content import Cell, Document, Finding, Report, Section, Table
+from lossscope.reports.figure_content import FigureData
 from lossscope.reports.shared.number_format import cell_text, header
 
 __all__ = ["document_markdown", "report_markdown"]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 
-from lossscope.reports.content import Document, FigureData, Report
+from lossscope.reports.content import Document, Report
+from lossscope.reports.figure_content import FigureData
 from lossscope.reports.render.html import environment
 from lossscope.reports.render.page_assets import asset
 from lossscope.reports.render.plot_data import has_data

@@ -7,7 +7,18 @@ from collections.abc import Callable
 from typing import Final, TypeAlias
 
 from lossscope.landscape.storage.safe_text import printable
-from lossscope.reports.content import Axis, Cloud, Curve, Curves, FigureData, Numbers, Points, Spectra, Spectrum, drawn
+from lossscope.reports.figure_content import (
+    Axis,
+    Cloud,
+    Curve,
+    Curves,
+    FigureData,
+    Numbers,
+    Points,
+    Spectra,
+    Spectrum,
+    drawn,
+)
 
 __all__ = ["embedded", "has_data", "plot_data"]
 

@@ -7,7 +7,7 @@ from typing import Final
 from xml.etree import ElementTree
 
 from lossscope.landscape.storage.safe_text import printable
-from lossscope.reports.content import FigureData
+from lossscope.reports.figure_content import FigureData
 from lossscope.reports.render.drawing import ARM, figure_svg
 from lossscope.reports.render.style import ROLES
 

@@ -10,7 +10,8 @@ from functools import cache
 
 from lossscope.landscape.measures.catalogue import known_measures
 from lossscope.landscape.measures.measure import Measure
-from lossscope.reports.content import Column, Document, FigureData, Report, Table
+from lossscope.reports.content import Column, Document, Report, Table
+from lossscope.reports.figure_content import FigureData
 from lossscope.reports.render.page_assets import asset
 
 __all__ = ["Term", "explanation", "terms_of"]

@@ -12,7 +12,8 @@ from io import StringIO
 from typing import TYPE_CHECKING, Final, Literal
 
 from lossscope.landscape.storage.safe_text import printable
-from lossscope.reports.content import Cell, Column, FigureData, Finding, Missing, Quantity, Report, Table
+from lossscope.reports.content import Cell, Column, Finding, Missing, Quantity, Report, Table
+from lossscope.reports.figure_content import FigureData
 from lossscope.reports.shared.number_format import cell_text, header
 
 if TYPE_CHECKING:

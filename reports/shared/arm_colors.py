@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from lossscope.landscape.analysis.arms import by_arm
 from lossscope.landscape.verdicts.pairs import arms_of
-from lossscope.reports.content import Arm, Cloud, Curves, Document, FigureData, Report, Section, Spectra
+from lossscope.reports.content import Arm, Document, Report, Section
+from lossscope.reports.figure_content import Cloud, Curves, FigureData, Spectra
 
 if TYPE_CHECKING:
     from lossscope.landscape.run import Run

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Final, TypeGuard
 
 from lossscope.landscape.analysis.arms import has_seeds
 from lossscope.landscape.analysis.divergence import divergence_of
-from lossscope.reports.content import Cell, Column, FigureData, Report, Table
+from lossscope.reports.content import Cell, Column, Report, Table
+from lossscope.reports.figure_content import FigureData
 from lossscope.reports.shared.arm_colors import report_in_color
 from lossscope.reports.shared.diagnosis import diagnosis_table
 from lossscope.reports.shared.divergence import DIVERGENCE_NOTE, alert, losses_kept_finite, without_lost_evaluations

@@ -10,7 +10,8 @@ import numpy as np
 
 from lossscope.landscape.analysis.arms import by_arm
 from lossscope.landscape.analysis.series import Band, FloatArray, Series, evaluations, over_seeds
-from lossscope.reports.content import Axis, Cloud, Curve, Curves, Numbers, Points, Quantity, Threshold, drawn
+from lossscope.reports.content import Quantity
+from lossscope.reports.figure_content import Axis, Cloud, Curve, Curves, Numbers, Points, Threshold, drawn
 from lossscope.reports.shared.number_format import plain, quantity_text
 from lossscope.reports.shared.quantities import number
 

@@ -18,7 +18,7 @@ from lossscope.landscape.analysis.series import (
     synced_series,
     tensor_series,
 )
-from lossscope.reports.content import Axis, Cloud, Curves, Threshold
+from lossscope.reports.figure_content import Axis, Cloud, Curves, Threshold
 from lossscope.reports.shared.curves import cloud, curves
 from lossscope.reports.shared.known_errors import known_series
 from lossscope.reports.shared.loss_unit import loss_unit

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import chain
 
-from lossscope.reports.content import FigureData, Report, Table
+from lossscope.reports.content import Report, Table
+from lossscope.reports.figure_content import FigureData
 
 __all__ = ["merged"]
 

@@ -11,7 +11,7 @@ import numpy as np
 from lossscope.landscape.analysis.arms import by_arm
 from lossscope.landscape.analysis.edge_of_stability import RunThreshold, threshold_of
 from lossscope.landscape.analysis.series import Series, probe_series
-from lossscope.reports.content import Axis, Curves
+from lossscope.reports.figure_content import Axis, Curves
 from lossscope.reports.shared.curves import curves
 from lossscope.reports.shared.known_errors import known_series
 from lossscope.reports.shared.loss_unit import loss_unit

@@ -10,7 +10,7 @@ import numpy as np
 from lossscope.landscape.analysis.arms import by_arm
 from lossscope.landscape.analysis.density import Density, SignedLog, last_density
 from lossscope.landscape.analysis.series import FloatArray
-from lossscope.reports.content import Axis, Spectra, Spectrum, drawn
+from lossscope.reports.figure_content import Axis, Spectra, Spectrum, drawn
 from lossscope.reports.shared.loss_unit import loss_unit
 from lossscope.reports.shared.notes import HESSIAN_NOTE
 from lossscope.reports.shared.number_format import plain

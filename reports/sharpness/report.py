@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from lossscope.reports.content import Column, FigureData, Report
+from lossscope.reports.content import Column, Report
+from lossscope.reports.figure_content import FigureData
 from lossscope.reports.first_screen.screen import with_first_screen
 from lossscope.reports.shared.completed import completed
 from lossscope.reports.shared.cost_tables import cost_table, overhead_table

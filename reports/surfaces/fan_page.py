@@ -9,18 +9,8 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 import numpy.typing as npt
 
-from lossscope.reports.content import (
-    Axis,
-    Column,
-    Curve,
-    Curves,
-    Missing,
-    Numbers,
-    Quantity,
-    Report,
-    Statement,
-    Table,
-)
+from lossscope.reports.content import Column, Missing, Quantity, Report, Statement, Table
+from lossscope.reports.figure_content import Axis, Curve, Curves, Numbers
 from lossscope.reports.shared.number_format import plain
 from lossscope.reports.shared.quantities import number
 from lossscope.reports.surfaces.made import Made

@@ -6,7 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final
 
-from lossscope.reports.content import Axis, Column, Curve, Curves, Numbers, Quantity, Report, Statement, Table
+from lossscope.reports.content import Column, Quantity, Report, Statement, Table
+from lossscope.reports.figure_content import Axis, Curve, Curves, Numbers
 from lossscope.reports.shared.number_format import plain, quantity_text
 from lossscope.reports.shared.quantities import number
 from lossscope.reports.surfaces.made import Made

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Final, Literal
 import numpy as np
 import numpy.typing as npt
 
-from lossscope.reports.content import Axis, Column, ContourMark, Contours, Numbers, Quantity, Report, Statement, Table
+from lossscope.reports.content import Column, Quantity, Report, Statement, Table
+from lossscope.reports.figure_content import Axis, ContourMark, Contours, Numbers
 from lossscope.reports.shared.number_format import plain, quantity_text
 from lossscope.reports.shared.quantities import number
 from lossscope.reports.surfaces.made import Made

@@ -94,7 +94,8 @@ def test_the_page_has_the_figures(places: dict[str, str], tmp_path: Path) -> Non
 def test_planes_have_cells_and_say_what_they_cannot_show(plane: str, places: dict[str, str], tmp_path: Path) -> None:
     data, page = tmp_path / "cells.parquet", tmp_path / "plane.html"
     files = [places[one] for one in ("a.pt", "b.pt", "c.pt")[: 3 if plane in ("points", "pca") else 1]]
-    given = (*files, "--objective", places["mine"], "--plane", plane, "--points", "5", "--draws", "2")
+    given = (*files, "--objective", places["mine"], "--plane", plane, "--points", "5")
+    given += ("--draws", "2") * (plane == "random")
     invoke(*given, "--data", str(data), "--format", "html", "--output", str(page))
     frame = pd.read_parquet(data)
     assert list(frame.columns) == ["plane", "x", "y", "loss"]
@@ -129,6 +130,11 @@ def test_the_cost_is_told_before(places: dict[str, str]) -> None:
         (("{run}", "{run}", "--plane", "eigen"), "--plane eigen draws one run or file, got 2"),
         (("{run}", "--plane", "points"), "--plane points needs three runs or files, got 1"),
         (("{a.pt}", "{b.pt}", "--objective", "{mine}", "--plane", "pca"), "at least 3 checkpoints, got 2"),
+        (("{run}", "--plane", "pca", "--radius", "1"), "--plane pca has no --radius"),
+        (("{run}", "--plane", "eigen", "--draws", "3"), "--plane eigen has no --draws"),
+        (("{long}", "--plane", "pca", "--checkpoint", "0"), "--plane pca has no --checkpoint"),
+        (("{a.pt}", "--objective", "{mine}", "--draws", "0"), "draws must be at least 8"),
+        (("{a.pt}", "--objective", "{mine}", "--points", "0"), "points must be odd"),
         (("nowhere",), "nowhere is neither a run nor a file of weights"),
         (("{run}", "--checkpoint", "77"), "has no checkpoint at step 77"),
         (("{a.pt}", "--objective", "{mine}", "--radius", "-1"), "radius must be above 0"),
@@ -138,7 +144,7 @@ def test_the_cost_is_told_before(places: dict[str, str]) -> None:
 def test_wrong_input_is_one_clear_line(places: dict[str, str], arguments: tuple[str, ...], words: str) -> None:
     given = [places.get(one.strip("{}"), one) for one in arguments]
     with pytest.raises(LossscopeError, match=words) as caught:
-        invoke(*given, *SMALL)
+        invoke("--points", "5", *given)
     assert "\n" not in str(caught.value)
 
 

@@ -7,7 +7,8 @@ import pytest
 from lossscope.landscape.run import Run
 from lossscope.landscape.storage.run_store import RunStore
 from lossscope.reports import flatness
-from lossscope.reports.content import Cloud, Column, Quantity
+from lossscope.reports.content import Column, Quantity
+from lossscope.reports.figure_content import Cloud
 from lossscope.reports.shared.cost_tables import cost_table
 from lossscope.reports.shared.measure_tables import measure_table
 

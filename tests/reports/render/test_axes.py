@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from lossscope.reports.content import Axis, Threshold
+from lossscope.reports.figure_content import Axis, Threshold
 from lossscope.reports.render.axes import dress
 from lossscope.reports.shared.figures import edge_figure
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lossscope.reports import overview
-from lossscope.reports.content import Axis, Cloud, Curve, Curves, Points, Threshold
+from lossscope.reports.figure_content import Axis, Cloud, Curve, Curves, Points, Threshold
 from lossscope.reports.render.drawing import draw_curve, draw_figure, draw_points, draw_threshold, figure_svg
 from lossscope.reports.render.style import PALETTE, hue_color
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from lossscope.reports.content import Axis, Curve, Curves, Forest, ForestRow, Threshold
+from lossscope.reports.figure_content import Axis, Curve, Curves, Forest, ForestRow, Threshold
 from lossscope.reports.render.drawing import draw_figure, figure_svg
 
 ROWS = (

@@ -16,19 +16,8 @@ from html_page import HOSTILE, HtmlPage, assert_inert, hostile_report
 from lossscope.landscape.measures.catalogue import known_measures
 from lossscope.reports import dynamics, flatness, overview, render, sharpness, spectral_entropy
 from lossscope.reports.comparison.report import compare_report
-from lossscope.reports.content import (
-    Axis,
-    Column,
-    Curve,
-    Curves,
-    Document,
-    Forest,
-    HeatMap,
-    Report,
-    Section,
-    Statement,
-    Table,
-)
+from lossscope.reports.content import Column, Document, Report, Section, Statement, Table
+from lossscope.reports.figure_content import Axis, Curve, Curves, Forest, HeatMap
 from lossscope.reports.render.page_assets import UPLOT, asset, page_assets
 from lossscope.reports.render.plot_data import embedded, plot_data
 from lossscope.reports.render.style import PALETTE, ROLES

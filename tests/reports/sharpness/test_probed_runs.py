@@ -11,7 +11,8 @@ import pytest
 from lossscope.landscape.run import Run
 from lossscope.landscape.storage.run_store import RunStore
 from lossscope.reports import render, sharpness
-from lossscope.reports.content import Quantity, Spectra
+from lossscope.reports.content import Quantity
+from lossscope.reports.figure_content import Spectra
 from lossscope.reports.render.drawing import draw_figure, draw_spectrum
 from lossscope.reports.shared.findings import all_bounds_met
 from lossscope.reports.sharpness.density_figure import density_figure
