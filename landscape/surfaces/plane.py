@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import Final, TypeAlias
 
@@ -19,7 +20,7 @@ from lossscope.probes.eigenvalues.measure import measure_spectrum
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.objective.objective import Objective
 from lossscope.probes.operators.hessian import hessian
-from lossscope.probes.sums import dot, gram, norm
+from lossscope.probes.sums import all_finite, dot, gram, norm
 
 __all__ = ["Located", "eigen_plane", "pca_plane", "points_plane", "random_planes", "walk_shares"]
 
@@ -143,6 +144,7 @@ def points_plane(
     """
     if len(located) != 3:
         raise ConfigError(f"a plane through points needs 3 of them, got {len(located)}")
+    _check_finite(located)
     origin = located[0][1]
     axes = orthonormal(located[1][1] - origin, located[2][1] - origin, (f"the way to {located[1][0]}", located[2][0]))
     names = (f"from {located[0][0]} to {located[1][0]}", f"toward {located[2][0]}")
@@ -181,6 +183,7 @@ def pca_plane(
     """
     if len(located) < _LEAST:
         raise ConfigError(f"principal components need at least {_LEAST} checkpoints, got {len(located)}")
+    _check_finite(located)
     rows = torch.stack([vector for _, vector, _ in located])
     rows -= rows.mean(0)
     products = gram(rows, rows).double().cpu()
@@ -193,17 +196,15 @@ def pca_plane(
     explained = (float(values[-1]) / total, float(values[-2]) / total)
     names = tuple(f"principal component {i + 1}, {100 * share:.0f} %" for i, share in enumerate(explained))
     found = _through(objective, located, located[-1][1], axes, (names[0], names[1]), points, progress)
-    return Plane(
-        found.x,
-        found.y,
-        found.losses,
-        found.axes,
-        found.loss,
-        found.marks,
-        explained,
-        walk_shares(steps) if all(a < b for a, b in pairwise(steps)) else None,
-        found.seconds,
-    )
+    walk = walk_shares(steps) if all(a < b for a, b in pairwise(steps)) else None
+    return replace(found, explained=explained, walk=walk)
+
+
+def _check_finite(located: Sequence[Located]) -> None:
+    """Reject points that are nowhere."""
+    for name, vector, _ in located:
+        if not all_finite(vector):
+            raise ConfigError(f"{name} has parameters that are not finite: no plane holds it, leave it out")
 
 
 def walk_shares(steps: Sequence[int]) -> tuple[float, float]:

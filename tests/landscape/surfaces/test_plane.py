@@ -141,6 +141,10 @@ def test_cells_that_are_not_finite_are_missing() -> None:
         (lambda o: points_plane(o, located([o.parameters() * i for i in (1, 2, 3)])), "parallel"),
         (lambda o: pca_plane(o, located(walk(2, o.size, 0.0)), range(2)), "at least 3 checkpoints, got 2"),
         (lambda o: pca_plane(o, located([o.parameters() * i for i in (1, 2, 3)]), range(3)), "lie on a line"),
+        (
+            lambda o: pca_plane(o, located([torch.full((o.size,), one).double() for one in (0, 1, np.nan)]), range(3)),
+            "2 has",
+        ),
         (lambda o: random_planes(of(lambda t: t.square().sum(), 1.0, 2.0)), "has the length 0: it spans no plane"),
     ],
 )
