@@ -98,6 +98,7 @@ class Missing:
 
     what: str
     how: str
+    by_nature: bool = False  # the optimizer has no such thing: no reader of the first screen need know
 
 
 @dataclass(frozen=True)

@@ -169,7 +169,9 @@ def missing_shear_and_energy(runs: Sequence[Run]) -> tuple[Missing, ...]:
             for track in _TRACKS
         ),
     )
-    return tuple(Missing(f"{what} of {listed(names)}", how) for what, how, names in lacking if names)
+    return tuple(
+        Missing(f"{what} of {listed(names)}", how, by_nature=how != _SHEAR_HOW) for what, how, names in lacking if names
+    )
 
 
 def _table(key: str, title: str, columns: Sequence[Column], rows: Sequence[tuple[Cell, ...]], note: str) -> Table:

@@ -51,10 +51,11 @@ def with_first_screen(report: Report, runs: Sequence[Run]) -> Report:
 
 
 def _missing(report: Report) -> tuple[Statement, ...]:
-    """Return the number of results that are missing, and the first with its reason."""
-    if not report.missing:
+    """Return the number of results that are missing but might have been there, and the first with its reason."""
+    missing = [one for one in report.missing if not one.by_nature]
+    if not missing:
         return ()
-    first, more = report.missing[0], len(report.missing) - 1
+    first, more = missing[0], len(missing) - 1
     also = f" {more} more below." if more else ""
     return (Statement(f"Missing: {first.what}. {first.how.rstrip('.')}.{also}", "look"),)
 

@@ -229,3 +229,9 @@ def test_an_error_that_no_reader_needs_is_told_as_small() -> None:
     assert measured(Quantity(12.7389123, error=2.4e-5)) == "12.74 ± <0.001"
     assert measured(Quantity(12.7389123, error=0.024)) == "12.739 ± 0.024"
     assert measured(Quantity(0.0, error=1e-9)).endswith("e-09")
+
+
+def test_what_an_optimizer_does_not_have_is_not_told_as_missing(tmp_path: Path) -> None:
+    report = dynamics([written(tmp_path / "run", STORIES["healthy"])])
+    assert any(one.what.startswith("Fisher energy") for one in report.missing)
+    assert not any("Fisher energy" in one.words for one in report.summary)
