@@ -52,6 +52,7 @@ def relinked(markdown: str, page: str) -> str:
     folder = PurePosixPath(source_of(page)).parent
 
     def replaced(link: re.Match[str]) -> str:
+        """Return a link that leads to its page of the site, or its text."""
         image, text, target = link.groups()
         file, anchor = target.partition("#")[::2]
         if not file or ":" in file:
