@@ -6,7 +6,7 @@ VENV := .venv$(if $(filter-out python3,$(PYTHON)),-$(VERSION))
 BIN := $(VENV)/bin
 BUILT := $(firstword $(shell sed -n 's/^version[_info]* = \([0-9]*\.[0-9]*\).*/\1/p' $(VENV)/pyvenv.cfg 2>/dev/null))
 
-.PHONY: demo test test-slow browser-test lint types format docs bench wheel clean
+.PHONY: demo test test-slow browser-test integration-test lint types format docs bench wheel clean
 
 # An environment of another Python is never reused: its recipe then runs although the file is there.
 ifneq ($(BUILT),$(VERSION))
@@ -63,6 +63,20 @@ ifdef CHROMIUM
 else
 	@echo "== SKIPPED: browser-test needs Chromium (apt-get install chromium), and none is here"
 endif
+
+# Trainers of other packages get an environment of their own: they bring much, and the development extras bring
+# a torchvision that does not fit a torch without CUDA, with which none of them starts.
+OTHERS := .venv-integrations
+
+$(OTHERS)/ready: $(VENV)/python pyproject.toml constraints.txt
+	@echo "== making an environment with the trainers of other packages in $(OTHERS)"
+	@test -x $(OTHERS)/bin/python || $(BIN)/python -m venv $(OTHERS)
+	@$(OTHERS)/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[integrations-test]'
+	@touch $@
+
+integration-test: $(OTHERS)/ready
+	@echo "== recording in the trainers of other packages"
+	@$(OTHERS)/bin/python -m pytest tests/integrations
 
 lint: $(VENV)/ready-dev
 	@echo "== checking style"

@@ -223,6 +223,10 @@ class TwoPassOptimizer(Optimizer, ABC):
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take the step and return the loss of the first pass, if the closure or the passes recorded it.
 
+        Args:
+            closure: Zeroes the gradients, runs forward and backward and returns the loss. It is not called where
+                `passes()` has been run, which stands for it: Lightning hands over a closure that does nothing.
+
         Raises:
             OptimizerError: The step needs a second gradient and there was neither a closure nor `passes()`; or a
                 `GradScaler` takes it that `passes()` was not given, or with a closure; or `passes()` was given a
@@ -230,6 +234,7 @@ class TwoPassOptimizer(Optimizer, ABC):
         """
         if self._inside_pass:
             raise OptimizerError("step() was called inside the passes() loop; call it once, after the loop")
+        closure = closure if self._plan is None else None
         scaled = self._scaling.check(closure=closure is not None)
         loss = self._run(closure) if closure is not None else None
         plan = self._plan or self._plan_without_passes()

@@ -63,6 +63,7 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "recording": {"measures", "storage"},
         "training": {"recording", "measures", "storage", "run"},
         "reprobe": {"training", "recording", "measures", "storage", "run"},
+        "integrations": {"recording", "measures", "storage", "run"},
         "surfaces": {"reprobe", "recording", "storage", "run"},
         "export": {"analysis", "run", "storage"},
         "verdicts": {"analysis", "run", "storage"},

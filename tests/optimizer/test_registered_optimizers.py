@@ -524,6 +524,18 @@ def test_a_closure_is_the_loop_of_passes(name):
     assert same(tensors(looped, by_loop), tensors(closed, optimizer))
 
 
+def test_a_closure_behind_passes_is_not_called():
+    looped, stepped = Busy(), Busy()
+    torch.manual_seed(0)
+    train(looped, by_loop := started("ars2-sync", looped), range(1))
+    torch.manual_seed(0)
+    optimizer = started("ars2-sync", stepped)
+    for p in optimizer.passes(stepped):
+        p.backward(loss_of(stepped, 0))
+    optimizer.step(lambda: pytest.fail("the closure was called"))  # as Lightning's, which does nothing
+    assert same(tensors(looped, by_loop), tensors(stepped, optimizer))
+
+
 @EVERY
 def test_a_schedule_drives_the_learning_rate_of_every_group(name):
     scheduled, by_hand = Busy(), Busy()

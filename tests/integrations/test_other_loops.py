@@ -1,4 +1,4 @@
-"""The two lines of a recorder in the loops of other packages: `pip install -e .[integrations-test]`."""
+"""The two lines of a recorder in the loops of other packages: `make integration-test`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lossscope.landscape.recording.recorder import Recorder
 from lossscope.landscape.run import Run
 from lossscope.probes.objective.objective import Objective
 
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]
+pytestmark = pytest.mark.filterwarnings("default")
 
 Start = Callable[..., Callable[..., None]]
 
@@ -71,14 +71,6 @@ def loop(start: Start, model: nn.Module, data: list[Any], loss_fn: Any) -> nn.Mo
     return model
 
 
-def timm(start: Start) -> nn.Module:
-    make = pytest.importorskip("timm").create_model
-    small = {"img_size": 16, "patch_size": 8, "depth": 1, "embed_dim": 24, "num_heads": 2, "num_classes": 3}
-    g = torch.Generator().manual_seed(1)
-    images = [(torch.randn(4, 3, 16, 16, generator=g), torch.randint(0, 3, (4,), generator=g)) for _ in range(6)]
-    return loop(start, make("vit_tiny_patch16_224", **small), images, loss_of)
-
-
 def gpt2() -> tuple[Any, list[Any]]:
     transformers = pytest.importorskip("transformers")
     config = transformers.GPT2Config(vocab_size=11, n_positions=8, n_embd=8, n_layer=1, n_head=2)
@@ -99,7 +91,7 @@ def peft(start: Start) -> nn.Module:
     return loop(start, library.get_peft_model(model, config), data, lambda m, b: m(**b).loss)
 
 
-@pytest.mark.parametrize("trainer", [lightning, accelerate, timm, hugging_face, peft])
+@pytest.mark.parametrize("trainer", [lightning, accelerate, hugging_face, peft])
 def test_a_recorder_in_another_trainer_changes_no_bit(trainer: Callable[[Start], nn.Module], tmp_path: Path) -> None:
     recorders: list[Recorder] = []
 
