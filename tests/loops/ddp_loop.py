@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from training_loops import descend, loss_of  # a script finds what lies beside it
+from training_loops import descend, loss_of, rank_batches  # a script finds what lies beside it
 
 from lossscope.landscape.errors import LandscapeError
 from lossscope.landscape.recording.recorder import Recorder
@@ -31,8 +31,7 @@ def run(rank: int, folder: str, who: str) -> None:
         return
     parallel = DistributedDataParallel(model)
     optimizer = torch.optim.AdamW(parallel.parameters(), 1e-2)
-    g = torch.Generator().manual_seed(rank)
-    data = [(torch.randn(8, 6, generator=g), torch.randint(0, 3, (8,), generator=g)) for _ in range(8)]
+    data = rank_batches(rank)
     recorder = None
     if who == "all" or (who == "first" and rank == 0):
         objective = Objective(model, CrossEntropy(), data[:1])

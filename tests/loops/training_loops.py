@@ -22,6 +22,12 @@ Start = Callable[..., Step]
 STEPS = 6
 
 
+def rank_batches(rank: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Return the batches of a rank of `ddp_loop.py`."""
+    g = torch.Generator().manual_seed(rank)
+    return [(torch.randn(8, 6, generator=g), torch.randint(0, 3, (8,), generator=g)) for _ in range(8)]
+
+
 def batches(count: int = STEPS, size: int = 8) -> list[tuple[Tensor, Tensor]]:
     g = torch.Generator().manual_seed(1)
     return [(torch.randn(size, 6, generator=g), torch.randint(0, 3, (size,), generator=g)) for _ in range(count)]
