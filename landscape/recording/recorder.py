@@ -62,7 +62,7 @@ class Recorder:
 
     A run whose recorder is not closed is ended when the interpreter ends: as finished, as failed with the name of the
     exception that nothing caught, or as stopped by SIGTERM. In a distributed training the recorder may be made on every
-    rank; one of them records.
+    rank; rank 0 records.
 
     The recorded unit of the loss is the attribute `unit` of the objective's loss function ("nats" for `CrossEntropy`),
     unknown if it has none. `note(loss_unit="nats")` records it for any other loss.

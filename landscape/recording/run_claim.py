@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import shutil
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -26,6 +27,7 @@ from lossscope.landscape.storage.run_store import RunStore
 __all__ = ["abandon", "claimed", "earlier_facts"]
 
 _SINCE_SCHEMA_4: Final = ("optimizer_facts", "loss_unit")  # added to the manifest of an older run that is resumed
+_FIRST_RANK_WAIT: Final = 5.0  # seconds
 
 
 def earlier_facts(path: Path, resume_at: int | None) -> tuple[dict[str, float], list[Row]]:
@@ -68,12 +70,14 @@ def claimed(
     """Create or resume the run at a path, and return its writer.
 
     An earlier recorder of this process at the path stands down if the run is replaced or resumed, or its folder is
-    gone. In a distributed training one rank records and the others get None.
+    gone. In a distributed training one rank records and the others get None: rank 0, unless it has not come after five
+    seconds, as where only another rank has a recorder or each has a folder of its own.
 
     Raises:
         RunError: The folder is taken or cannot be written; nothing was changed.
     """
     _stand_down(path, faults, replace=force or resume_at is not None)
+    _wait_for_first_rank(path)
     try:
         if resume_at is None:
             _refuse_taken(path, force=force)
@@ -131,6 +135,13 @@ def _refuse_taken(path: Path, *, force: bool) -> None:
             f"{path} already holds a run: pass force=True to replace it, or resume_at=STEP to continue it from a "
             "checkpoint"
         )
+
+
+def _wait_for_first_rank(path: Path) -> None:
+    """Give rank 0 of a distributed training the time to claim the folder before this rank does."""
+    until = time.monotonic() + _FIRST_RANK_WAIT
+    while _has_ranks() and torch.distributed.get_rank() and not is_recorded(path) and time.monotonic() < until:
+        time.sleep(0.05)
 
 
 def _has_ranks() -> bool:

@@ -8,6 +8,7 @@ Each rank writes the bits of its parameters to FOLDER/rank<N>.
 from __future__ import annotations
 
 import sys
+import time
 from pathlib import Path
 
 import torch
@@ -34,10 +35,10 @@ def run(rank: int, folder: str, who: str) -> None:
     data = rank_batches(rank)
     recorder = None
     if who == "all" or (who == "first" and rank == 0):
-        objective = Objective(model, CrossEntropy(), data[:1])
-        recorder = Recorder(
-            f"{folder}/{who}", model, optimizer, objective, "economy", steps=8, evaluations=2, overhead=1
-        )
+        objective = Objective(model, CrossEntropy(), rank_batches(0)[:1])
+        time.sleep(1 - rank)  # rank 0 comes later
+        settings = {"steps": 8, "evaluations": 2, "overhead": 1, "config": {"rank": rank}}
+        recorder = Recorder(f"{folder}/{who}", model, optimizer, objective, "economy", **settings)
     step = (lambda _: None) if recorder is None else recorder.step
     descend(parallel, optimizer, step, data, loss_of)
     if recorder is not None:

@@ -30,6 +30,7 @@ def test_a_recorder_on_one_rank_or_on_all_changes_no_bit_and_ends_no_rank(tmp_pa
     for who in ("first", "all"):
         assert spawned(tmp_path, who) == plain
         run = Run.open(tmp_path / who)
+        assert run.manifest["config"] == {"rank": 0}
         assert (run.status, run.steps["step"].tolist()) == ("finished", list(range(1, 9)))
         assert run.probes.loc[run.probes["measure"] == "lambda_max", "step"].tolist() == [0, 8]
 

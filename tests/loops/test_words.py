@@ -156,6 +156,7 @@ def test_the_second_rank_leaves_the_run_to_the_first(tmp_path: Path, monkeypatch
 
     monkeypatch.setattr(run_claim.RunStore, "create", taken)
     monkeypatch.setattr(run_claim, "_has_ranks", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 1)
     with pytest.warns(RecordingWarning, match="another rank of this distributed training records the run"):
         second = Recorder(tmp_path / "run", *training(), force=True)
     train(second._model, second._optimizers[0], second)
