@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
+from lossscope.cli.claim_bundle import write_claim_bundle
 from lossscope.cli.compare import write_document
 from lossscope.cli.options import ForceOption, FormatOption, JsonOption, OutputOption
 
@@ -34,12 +35,19 @@ _Minutes = Annotated[
         "--minutes", metavar="M", min=0, help="Only claims whose runs take at most M minutes.", show_default=False
     ),
 ]
+_Export = Annotated[
+    Path | None,
+    typer.Option(
+        "--export", metavar="DIR", help="Write a claim bundle: claims, runs, verdicts, hashes.", show_default=False
+    ),
+]
 
 
 def check(
     claims: _Claims,
     folders: _In = None,
     minutes: _Minutes = None,
+    export: _Export = None,
     format: FormatOption = "text",
     output: OutputOption = None,
     force: ForceOption = False,
@@ -52,6 +60,9 @@ def check(
 
     Without --in, claims are decided from the runs in runs; `founding --minutes M` first trains those missing of
     the arms that its claims name, in runs/parts.
+
+    --export DIR writes a folder from which anybody decides the same again: the claims, the tables of the runs, the
+    verdicts, versions and machines, the SHA-256 of each file, the command, and a logbook of trackio.
 
     Example: lossscope check founding --in runs/parts --format html --output verdict.html
     """
@@ -76,6 +87,8 @@ def check(
         commands=[_command(claims, places, minutes)],
         notes=_left_out(file, asked, minutes),
     )
+    if export is not None:
+        write_claim_bundle(export, file, verdicts, runs, document, minutes=minutes, force=force)
     write_document(document, "json" if as_json else format, output, force=force)
     raise typer.Exit(exit_code(verdicts))
 

@@ -65,7 +65,7 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "reprobe": {"training", "recording", "measures", "storage", "run"},
         "integrations": {"recording", "measures", "storage", "run"},
         "surfaces": {"reprobe", "recording", "storage", "run"},
-        "export": {"analysis", "run", "storage"},
+        "export": {"verdicts", "analysis", "run", "storage"},
         "verdicts": {"analysis", "run", "storage"},
         "experiments": {"verdicts", "training", "recording", "analysis", "measures", "storage", "run"},
     },

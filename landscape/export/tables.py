@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from lossscope.landscape.run import Run
 
-__all__ = ["ExportFormat", "export"]
+__all__ = ["ExportFormat", "export", "named"]
 
 ExportFormat = Literal["csv", "parquet", "jsonl", "tensorboard"]
 _KEYS: Final = ("run", "arm")  # columns before those of a table
@@ -66,11 +66,11 @@ def _contents(runs: Sequence[Run], format: ExportFormat) -> dict[str, Callable[[
         case "csv" | "parquet":
             return _tables(runs, format)
         case "jsonl":
-            return {f"{name}.jsonl": lambda run=run: _lines(run) for name, run in _named(runs).items()}  # type: ignore[misc]
+            return {f"{name}.jsonl": lambda run=run: _lines(run) for name, run in named(runs).items()}  # type: ignore[misc]
         case "tensorboard":
             return {
                 f"{name}/{event_file_name(run)}": lambda run=run: event_file(run)  # type: ignore[misc]
-                for name, run in _named(runs).items()
+                for name, run in named(runs).items()
             }
         case _:
             assert_never(format)
@@ -125,8 +125,12 @@ def _parquet(frame: pd.DataFrame) -> bytes:
     return buffer.getvalue()
 
 
-def _named(runs: Sequence[Run]) -> dict[str, Run]:
-    """Return the runs by name; of equal names the later ones are numbered."""
+def named(runs: Sequence[Run]) -> dict[str, Run]:
+    """Return the runs by name; of equal names the later ones are numbered.
+
+    Args:
+        runs: The runs.
+    """
     found: dict[str, Run] = {}
     for run in runs:
         name, count = run.name, 1

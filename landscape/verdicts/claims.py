@@ -6,7 +6,7 @@ import hashlib
 import math
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias, cast
@@ -81,6 +81,7 @@ class ClaimsFile:
     sha256: str
     modified: str  # ISO 8601 in UTC
     claims: tuple[Claim, ...]
+    content: bytes = field(repr=False, default=b"")  # of the file
 
 
 def read_claims(path: str | Path) -> ClaimsFile:
@@ -125,6 +126,7 @@ def _file(content: bytes, path: str, modified: str) -> ClaimsFile:
         digest,
         modified,
         tuple(replace(claim, file=path, file_hash=digest, modified=modified) for claim in claims),
+        content,
     )
 
 
