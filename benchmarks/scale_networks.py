@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from networks import Problem
 from torch import Tensor, nn
 
+from lossscope.landscape.training.resnet import resnet18
+
 TOKENS = 64  # length of a sequence
 _STEPS, _RATE = 20, 1e-3  # of the training that precedes a measurement
 
@@ -53,34 +55,6 @@ class Gpt(nn.Module):
             x = block(x)
         logits: Tensor = self.head(self.norm(x))
         return logits.flatten(0, 1)
-
-
-class Residual(nn.Module):
-    """A basic block of ResNet."""
-
-    def __init__(self, channels: int, wider: int, stride: int) -> None:
-        super().__init__()
-        self.first = nn.Conv2d(channels, wider, 3, stride, 1, bias=False)
-        self.second = nn.Conv2d(wider, wider, 3, 1, 1, bias=False)
-        self.norms = nn.ModuleList([nn.BatchNorm2d(wider), nn.BatchNorm2d(wider)])
-        plain = stride == 1 and channels == wider
-        shortcut = nn.Sequential(nn.Conv2d(channels, wider, 1, stride, bias=False), nn.BatchNorm2d(wider))
-        self.shortcut = nn.Identity() if plain else shortcut
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the block's output."""
-        inner = F.relu(self.norms[0](self.first(x)))
-        return F.relu(self.shortcut(x) + self.norms[1](self.second(inner)))
-
-
-def resnet18() -> nn.Module:
-    """Return ResNet-18 for images of 32 x 32, with 11.2 million parameters."""
-    parts: list[nn.Module] = [nn.Conv2d(3, 64, 3, 1, 1, bias=False), nn.BatchNorm2d(64), nn.ReLU()]
-    channels = 64
-    for wider, stride in ((64, 1), (128, 2), (256, 2), (512, 2)):
-        parts += [Residual(channels, wider, stride), Residual(wider, wider, 1)]
-        channels = wider
-    return nn.Sequential(*parts, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, 10))
 
 
 @dataclass(frozen=True)

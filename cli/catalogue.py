@@ -87,9 +87,10 @@ def workloads(as_json: _Json = False) -> None:
 
     Example: lossscope list workloads --json
     """
-    from lossscope.landscape.training.workloads import WORKLOADS
+    from lossscope.landscape.training.workloads import FOLDER_WORKLOADS, WORKLOADS
 
-    _print("workloads", {name: f"{w.description}; {w.usual}" for name, w in WORKLOADS.items()}, as_json)
+    known = WORKLOADS | FOLDER_WORKLOADS
+    _print("workloads", {name: f"{w.description}; {w.usual}" for name, w in known.items()}, as_json)
 
 
 @list_app.command()

@@ -22,6 +22,7 @@ def train(
     batch_size: Annotated[int | None, typer.Option(help="Examples per batch.")] = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of weights, split and order.")] = None,
+    data: Annotated[str | None, typer.Option(help="Folder with the files of wikitext-2 or cifar10-resnet18.")] = None,
     preset: Annotated[str | None, typer.Option(help="economy, standard or full recording.")] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any other setting, such as options.rho=0.1.")
@@ -45,6 +46,7 @@ def train(
         "batch_size": batch_size,
         "lr": lr,
         "seed": seed,
+        "data": data,
         "preset": preset,
     }
     merged = _settings(config, {key: value for key, value in given.items() if value is not None}, settings or [])

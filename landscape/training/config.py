@@ -68,6 +68,9 @@ class TrainConfig:
     eval_every: int | None = None  # period in steps of the evaluation on the test set
     until_accuracy: float | None = None  # stop when the test accuracy reaches it
     replay: str | None = None  # run in `out` whose second gradients `ars2-timer` repeats window by window
+    data: str | None = None  # folder with the files of a workload that has none of its own
+    device: str = "cpu"  # of model and data
+    schedule: str | None = None  # of the learning rate: "cosine" falls to 0 over the steps; None: constant
     threads: int | None = None  # number of CPU threads of torch; None: unchanged
     options: dict[str, Any] = field(default_factory=dict)  # further settings of the optimizer
 
@@ -102,6 +105,8 @@ class TrainConfig:
             value = getattr(config, key)
             if value is not None and not low <= value <= high:
                 raise ConfigError(f"{key} must lie between {low} and {high}, got {shown(value)}")
+        if config.schedule not in (None, "cosine"):
+            raise ConfigError(f'schedule must be "cosine" or be left out, got {shown(config.schedule)}')
         return config
 
     @classmethod

@@ -11,7 +11,7 @@ from torch.optim.optimizer import Optimizer
 
 from lossscope.landscape.errors import ConfigError
 from lossscope.landscape.training.config import TrainConfig
-from lossscope.landscape.training.workloads import Examples, Split, Workload, batch_at, built, workload
+from lossscope.landscape.training.workloads import Examples, Split, Workload, batch_at, built, chunks, workload
 from lossscope.optimizer import OptimizerError, create, settings
 from lossscope.probes.objective.losses import CrossEntropy
 from lossscope.probes.objective.objective import Objective
@@ -43,8 +43,17 @@ class Job:
         return self._loss_on(self.split.test)
 
     def _loss_on(self, examples: Examples) -> Objective:
-        """Return the loss on some examples, in one batch."""
-        return Objective(self.model, self.objective.loss_fn, [examples])
+        """Return the loss on some examples, in as few batches as fit."""
+        return Objective(self.model, self.objective.loss_fn, chunks(examples, self.task.at_once))
+
+    def batch(self, step: int) -> Examples:
+        """Return the batch of step `step` (from 0) of the training, a pure function of the step and the order seed."""
+        size, seed = self.config.batch_size or self.task.batch_size, self.config.seeds["order"]
+        inputs, labels = batch_at(self.split.train, size, step, seed)
+        if self.task.augment is not None:
+            draws = torch.Generator().manual_seed((seed * 1_000_003 + step) * 2 + 1)
+            inputs = self.task.augment(inputs, draws)
+        return inputs, labels
 
     def minibatch_pairs(self) -> Objective:
         """Return the loss on 32 pairs of minibatches of the training's batch size, all drawn independently.
@@ -89,10 +98,31 @@ def job_of(config: TrainConfig) -> Job:
     Raises:
         ConfigError: A name or a setting is unknown or out of bounds.
     """
-    task = workload(config.workload)
-    split = task.split(config.seeds["split"])
-    model = built(task.network, config.seeds["init"])
+    task = workload(config.workload, config.data)
+    _check_device(config.device)
+    split = _on(config.device, task.split(config.seeds["split"]))
+    model = built(task.network, config.seeds["init"]).to(config.device)
     optimizer = optimizer_of(config, model)
     count = config.curvature_samples  # None takes all
     probe = (split.train[0][:count], split.train[1][:count])
-    return Job(config, task, split, model, optimizer, Objective(model, CrossEntropy(), [probe]))
+    if config.schedule is not None:
+        for group in optimizer.param_groups:
+            group["initial_lr"] = group["lr"]  # the name that torch's schedulers give it
+    objective = Objective(model, CrossEntropy(), chunks(probe, task.at_once))
+    return Job(config, task, split, model, optimizer, objective)
+
+
+def _check_device(device: str) -> None:
+    """Reject a device that is not there."""
+    try:
+        torch.empty(1, device=device).add(1)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        why = str(error).splitlines()[0].rstrip(".")
+        raise ConfigError(f"device {device!r} cannot be used ({why}): choose cpu, or one of this machine") from None
+
+
+def _on(device: str, split: Split) -> Split:
+    """Return examples on a device."""
+    if device == "cpu":
+        return split
+    return Split(*(tuple(part.to(device) for part in some) for some in (split.train, split.test)))  # type: ignore[arg-type]

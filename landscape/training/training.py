@@ -23,7 +23,7 @@ from lossscope.landscape.storage.run_folder import check_free
 from lossscope.landscape.training.config import TrainConfig
 from lossscope.landscape.training.replay import replayed
 from lossscope.landscape.training.setup import Job, job_of
-from lossscope.landscape.training.workloads import Examples, Workload, batch_at, workload
+from lossscope.landscape.training.workloads import Examples, Workload, chunks, workload
 from lossscope.optimizer import ENTRIES, OptimizerError, TwoPassOptimizer, settings
 from lossscope.probes.errors import ProbeError
 
@@ -39,7 +39,7 @@ def resolved(config: TrainConfig) -> TrainConfig:
         ConfigError: The workload, the optimizer or one of its settings is unknown, more training examples are asked
             for than there are, or an evaluation is asked for beyond the last step.
     """
-    task = workload(config.workload)
+    task = workload(config.workload, config.data)
     for key in ("batch_size", "curvature_samples"):
         if (asked := getattr(config, key) or 0) > task.train_size:
             raise ConfigError(
@@ -58,7 +58,7 @@ def resolved(config: TrainConfig) -> TrainConfig:
         {
             "steps": config.steps or task.steps,
             "batch_size": config.batch_size or task.batch_size,
-            "curvature_samples": config.curvature_samples or task.train_size,
+            "curvature_samples": config.curvature_samples or task.curvature_count,
             "eval_every": config.eval_every or task.eval_every,
             "name": config.run_name,
             "options": {**usual, **config.options},
@@ -147,7 +147,9 @@ def _record(
     try:
         with recorder:
             measured = sum(len(labels) for _, labels in job.objective.data.batches)
-            source = {"workload_source": job.task.source} if job.task.source else {}
+            source: dict[str, Any] = {"workload_source": job.task.source} if job.task.source else {}
+            if job.task.given is not None:
+                source["data_files"] = job.task.given.files
             recorder.note(curvature_samples=measured, training_samples=len(job.split.train[1]), **source)
             _loop(job, recorder, start or 0, progress)
     except (OptimizerError, ProbeError) as error:
@@ -162,7 +164,7 @@ def _resume_point(path: Path, config: TrainConfig, job: Job) -> int | None:
         raise RunError(f"run {path} does not exist, so it cannot be resumed; omit --resume to start it")
     before = recorded_config(path)
     free = {"steps", "evaluations", "evaluate_at", "measures", "checkpoints", "weights_at_evaluations"}
-    free |= {"until_accuracy", "threads", "out", "name"}
+    free |= {"until_accuracy", "threads", "out", "name", "data", "device"}
     for key, old in asdict(before).items():
         new = asdict(config)[key]
         if key not in free and _plain(new) != _plain(old):
@@ -170,6 +172,8 @@ def _resume_point(path: Path, config: TrainConfig, job: Job) -> int | None:
                 f"run {path} was started with {key} = {old!r}, got {new!r}; resume it with the same value, "
                 "or start a new run"
             )
+    if job.task.given is not None and Run.open(path).manifest.get("data_files") != job.task.given.files:
+        raise ConfigError(f"run {path} was started with other files than those in {config.data}: give it the same ones")
     saved = checkpoints(path, resumable=True)
     if not saved:
         raise RunError(f"run {path} has no checkpoint to resume from; restart it with --force")
@@ -207,8 +211,8 @@ def _loop(job: Job, recorder: Recorder, start: int, progress: Progress | None) -
     if start == 0:
         torch.manual_seed(config.seeds["order"])
     for step in range(start, steps):
-        batch = batch_at(job.split.train, config.batch_size or 1, step, config.seeds["order"])
-        loss = _step(job, batch)
+        _schedule(job, step)
+        loss = _step(job, job.batch(step))
         value = float(loss)
         measured = _measured(job) if (step + 1) % (config.eval_every or 1) == 0 or step + 1 == steps else {}
         recorder.step(value, **measured)
@@ -219,6 +223,14 @@ def _loop(job: Job, recorder: Recorder, start: int, progress: Progress | None) -
         if config.until_accuracy is not None and measured.get("test_accuracy", 0.0) >= config.until_accuracy:
             recorder.note(stopped_early=f"test accuracy {measured['test_accuracy']:.4f} at step {step + 1}")
             break
+
+
+def _schedule(job: Job, step: int) -> None:
+    """Set the learning rates of a step."""
+    if job.config.schedule is not None:
+        factor = (1 + math.cos(math.pi * step / (job.config.steps or 1))) / 2
+        for group in job.optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * factor
 
 
 def _diverged(recorder: Recorder, step: int, value: float) -> None:
@@ -235,11 +247,11 @@ def _step(job: Job, batch: Examples) -> Tensor:
     inputs, labels = batch
     if isinstance(job.optimizer, TwoPassOptimizer):
         for p in job.optimizer.passes(job.model):
-            p.backward(F.cross_entropy(job.model(inputs), labels))
+            p.backward(_loss(job.model(inputs), labels))
         loss: Tensor = job.optimizer.step()
         return loss
     job.optimizer.zero_grad()
-    loss = F.cross_entropy(job.model(inputs), labels)
+    loss = _loss(job.model(inputs), labels)
     loss.backward()  # type: ignore[no-untyped-call]
     try:
         job.optimizer.step()
@@ -248,21 +260,33 @@ def _step(job: Job, batch: Examples) -> Tensor:
     return loss.detach()
 
 
+def _loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the mean cross-entropy of logits `(..., C)`."""
+    return F.cross_entropy(logits.flatten(0, -2), labels.flatten())
+
+
 @torch.no_grad()
 def _measured(job: Job) -> dict[str, float]:
     """Return test loss, test accuracy and train accuracy, in eval mode."""
     training = job.model.training
     job.model.eval()
     try:
-        test_logits = job.model(job.split.test[0])
-        train_logits = job.model(job.split.train[0])
+        test_loss, test_accuracy = _scored(job, job.split.test)
+        _, train_accuracy = _scored(job, job.split.train)
     finally:
         job.model.train(training)
-    numbers = torch.stack(
-        [
-            F.cross_entropy(test_logits, job.split.test[1]).double(),
-            (test_logits.argmax(-1) == job.split.test[1]).double().mean(),
-            (train_logits.argmax(-1) == job.split.train[1]).double().mean(),
-        ]
-    ).tolist()
+    numbers = torch.stack([test_loss, test_accuracy, train_accuracy]).tolist()
     return dict(zip(("test_loss", "test_accuracy", "train_accuracy"), numbers, strict=True))
+
+
+def _scored(job: Job, examples: Examples) -> tuple[Tensor, Tensor]:
+    """Return loss and accuracy on examples: the means over their pieces, weighted by their lengths."""
+    found, counts = [], []
+    for inputs, labels in chunks(examples, job.task.at_once):
+        logits = job.model(inputs)
+        hits = (logits.argmax(-1) == labels).double().mean()
+        found.append(torch.stack([_loss(logits, labels).double(), hits]))
+        counts.append(len(labels))
+    weights = torch.tensor(counts, dtype=torch.float64, device=found[0].device) / sum(counts)
+    loss, accuracy = torch.stack(found).T @ weights
+    return loss, accuracy

@@ -2,19 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
+from functools import lru_cache, partial
+from pathlib import Path
 from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 
 from lossscope.landscape.errors import ConfigError
+from lossscope.landscape.training.cifar import augmented, cifar10
 from lossscope.landscape.training.modular_addition import ModularTransformer, modular_addition
 from lossscope.landscape.training.prose import NextCharacter, next_characters
+from lossscope.landscape.training.resnet import resnet18
+from lossscope.landscape.training.rotary_transformer import RotaryTransformer
+from lossscope.landscape.training.wikitext import wikitext2
 
-__all__ = ["WORKLOADS", "Split", "Workload", "batch_at", "built", "digits", "digits_conv", "digits_mlp", "workload"]
+__all__ = [
+    "FOLDER_WORKLOADS",
+    "WORKLOADS",
+    "FolderData",
+    "Split",
+    "Workload",
+    "batch_at",
+    "built",
+    "chunks",
+    "digits",
+    "digits_conv",
+    "digits_mlp",
+    "workload",
+]
 
 Examples = tuple[Tensor, Tensor]  # inputs and labels
 
@@ -25,6 +44,15 @@ class Split:
 
     train: Examples
     test: Examples
+
+
+@dataclass(frozen=True)
+class FolderData:
+    """Examples in a folder of the user's, the network for them, and size and SHA-256 of the files."""
+
+    split: Split
+    network: Callable[[], nn.Module]
+    files: dict[str, Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -43,6 +71,11 @@ class Workload:
     options: dict[str, Any] = field(default_factory=dict)  # usual optimizer settings of this workload
     rates: dict[str, float] = field(default_factory=dict)  # learning rates by rule, where the default is too small
     source: str = ""  # SHA-256 of the user's file that made it; "" for those that ship
+    read: Callable[[Path], FolderData] | None = None  # makes examples and network from the folder of `data`
+    given: FolderData | None = None  # what it has read
+    augment: Callable[[Tensor, torch.Generator], Tensor] | None = None  # changes the inputs of each batch at random
+    at_once: int | None = None  # examples in one pass of an evaluation; None: all of them
+    curvature_samples: int | None = None  # usual number; None: all training examples
 
     @property
     def usual(self) -> str:
@@ -55,10 +88,17 @@ class Workload:
     @property
     def train_size(self) -> int:
         """The number of training examples."""
-        return int(self.train_share * self.size)
+        return int(self.train_share * self.size) if self.given is None else len(self.given.split.train[1])
+
+    @property
+    def curvature_count(self) -> int:
+        """The usual number of training examples over which curvature is averaged."""
+        return min(self.curvature_samples or self.train_size, self.train_size)
 
     def split(self, seed: int) -> Split:
-        """Return train and test examples, shuffled with the split seed."""
+        """Return train and test examples: shuffled with the split seed, or those of the folder as they are."""
+        if self.given is not None:
+            return self.given.split
         inputs, labels = self.examples()
         order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
         cut = self.train_size
@@ -147,6 +187,40 @@ _PROSE: Final = Workload(
     rates={"sgd": 0.1, "muoneq": 0.01},
 )
 
+
+def _from_folder() -> Any:
+    """Stand for examples and network of a workload whose folder has not been read."""
+    raise ConfigError("this workload needs data, a folder with its files")
+
+
+def _wikitext2(folder: Path) -> FolderData:
+    """Read WikiText-2."""
+    train, test, vocabulary, files = wikitext2(folder)
+    return FolderData(Split(train, test), partial(RotaryTransformer, vocabulary), files)
+
+
+def _cifar10(folder: Path) -> FolderData:
+    """Read CIFAR-10."""
+    train, test, files = cifar10(folder)
+    return FolderData(Split(train, test), resnet18, files)
+
+
+@lru_cache(maxsize=1)
+def _read(name: str, folder: Path) -> FolderData:
+    """Return the data of a workload in a folder."""
+    read = FOLDER_WORKLOADS[name].read
+    assert read is not None
+    return read(folder)
+
+
+def _opened(task: Workload, data: str | None) -> Workload:
+    """Return a workload with the data of a folder."""
+    if data is None:
+        raise ConfigError(f"workload {task.name} needs --data FOLDER, a folder with its files (or data = in a file)")
+    found = _read(task.name, Path(data).absolute())
+    return replace(task, given=found, network=found.network, size=len(found.split.train[1]) + len(found.split.test[1]))
+
+
 WORKLOADS: Final[dict[str, Workload]] = {
     w.name: w
     for w in (
@@ -159,15 +233,64 @@ WORKLOADS: Final[dict[str, Workload]] = {
 }
 
 
-def workload(name: str) -> Workload:
+# The founding experiments, whose data are files of the user's.
+FOLDER_WORKLOADS: Final[dict[str, Workload]] = {
+    w.name: w
+    for w in (
+        Workload(
+            "wikitext-2",
+            "a rotary transformer of 3 blocks (Qwen3) on windows of 255 words; needs --data",
+            _from_folder,
+            _from_folder,
+            size=0,
+            train_share=1.0,
+            batch_size=8,
+            steps=10_190,  # ten epochs
+            eval_every=1019,
+            options={"betas": (0.9, 0.95), "weight_decay": 0.1},
+            read=_wikitext2,
+            at_once=8,
+            curvature_samples=32,
+        ),
+        Workload(
+            "cifar10-resnet18",
+            "ResNet-18 on CIFAR-10 with crops, flips and cutouts; needs --data",
+            _from_folder,
+            _from_folder,
+            size=0,
+            train_share=1.0,
+            batch_size=256,
+            steps=3920,  # twenty epochs
+            eval_every=196,
+            options={"weight_decay": 5e-4},
+            read=_cifar10,
+            augment=augmented,
+            at_once=500,
+            curvature_samples=512,
+        ),
+    )
+}
+
+
+def workload(name: str, data: str | None = None) -> Workload:
     """Return the workload of that name.
 
+    Args:
+        name: Its name.
+        data: Folder of its files, if it needs one. They are read once in a process.
+
     Raises:
-        ConfigError: The name is unknown; the message suggests the nearest ones.
+        ConfigError: The name is unknown (the message suggests the nearest ones), the folder is missing, or the workload
+            takes none.
     """
+    if name in FOLDER_WORKLOADS:
+        return _opened(FOLDER_WORKLOADS[name], data)
+    if data is not None:
+        raise ConfigError(f"workload {name} has its data: omit data, which is for {' and '.join(FOLDER_WORKLOADS)}")
     if name in WORKLOADS:
         return WORKLOADS[name]
-    close = get_close_matches(name, list(WORKLOADS), n=2, cutoff=0.4) or list(WORKLOADS)
+    known = [*WORKLOADS, *FOLDER_WORKLOADS]
+    close = get_close_matches(name, known, n=2, cutoff=0.4) or known
     raise ConfigError(f"unknown workload {name!r}; did you mean {' or '.join(close)}? See `lossscope list workloads`")
 
 
@@ -194,3 +317,15 @@ def batch_at(train: Examples, batch_size: int, step: int, seed: int) -> Examples
     generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
     chosen = torch.randperm(count, generator=generator)[index * batch_size : (index + 1) * batch_size]
     return train[0][chosen], train[1][chosen]
+
+
+def chunks(examples: Examples, size: int | None) -> list[Examples]:
+    """Return examples in pieces of at most `size`, in their order; in one piece if it is None.
+
+    Args:
+        examples: Inputs and labels.
+        size: Examples in a piece.
+    """
+    if size is None:
+        return [examples]
+    return list(zip(*(torch.split(part, size) for part in examples), strict=True))

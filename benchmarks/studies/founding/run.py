@@ -5,10 +5,14 @@ Usage, from the top of the repository: .venv/bin/python benchmarks/studies/found
 Grids are digits, conv, prose and modadd; without names only those whose runs are in runs/founding-* are judged. What is
 there is kept, so that a study that was stopped goes on. `verdicts.json`, `verdicts.md` and `verdicts.html` are written
 beside this file.
+
+Grids of the founding experiments in full are wikitext and cifar: they need --data FOLDER with the files of the data
+set, and a GPU (--device cuda) unless there are days.
 """
 
 from __future__ import annotations
 
+import argparse
 import sys
 from datetime import date
 from pathlib import Path
@@ -17,6 +21,7 @@ import torch
 
 from lossscope import __version__
 from lossscope.cli.progress import progress_bar
+from lossscope.errors import LossscopeError
 from lossscope.landscape.experiments.ablation import ablate
 from lossscope.landscape.experiments.grid import Grid, read_grid
 from lossscope.landscape.experiments.judgement import judged
@@ -28,12 +33,12 @@ from lossscope.reports.comparison.contrasts import contrasts_report
 from lossscope.reports.comparison.report import check_report
 
 HERE = Path(__file__).parent
-GRIDS = ("digits", "conv", "prose", "modadd")
+GRIDS = ("digits", "conv", "prose", "modadd", "wikitext", "cifar")
 
 
-def main(names: list[str]) -> None:
+def main(names: list[str], given: dict[str, str]) -> None:
     """Train the grids of these names, then judge all that is there."""
-    grids = {name: read_grid(HERE / f"{name}.toml") for name in GRIDS}
+    grids = {name: read_grid(HERE / f"{name}.toml", given if name in names else None) for name in GRIDS}
     for name in names:
         with progress_bar(name) as progress:
             made = ablate(grids[name], progress=progress)
@@ -70,4 +75,12 @@ def write(runs: dict[str, list[Run]], grids: dict[str, Grid]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    parser = argparse.ArgumentParser(description="Train grids of the study, then judge all that is there.")
+    parser.add_argument("names", nargs="*", choices=[*GRIDS, []], metavar="GRID")
+    parser.add_argument("--data", help="folder with the files of the data set, for one of wikitext and cifar")
+    parser.add_argument("--device", help="such as cuda")
+    asked = vars(parser.parse_args())
+    try:
+        main(asked.pop("names"), {key: value for key, value in asked.items() if value is not None})
+    except LossscopeError as error:
+        sys.exit(str(error))
