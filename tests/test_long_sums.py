@@ -38,6 +38,8 @@ ALLOWED: dict[str, tuple[str, dict[str, int]]] = {
     "landscape/surfaces/fan.py": (MATRIX, {"@": 1}),
     "landscape/surfaces/plane.py": (LEAVES, {"@": 1}),
     "landscape/training/modular_addition.py": (LAYER, {"@": 1}),
+    "landscape/training/rotary_transformer.py": (LAYER, {"norm": 1}),
+    "landscape/training/training.py": ("pieces of a data set, in float64", {"@": 1}),
     "landscape/verdicts/counter_examples.py": (ORACLE, {"@": 7, "norm": 4}),
     "probes/dynamics/trigger_test.py": (SHORT, {"@": 1}),
     "probes/eigenvalues/block_krylov.py": (f"{MATRIX}; {LEAVES}; small matrices", {"@": 9, "mm": 1}),
