@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -12,14 +13,11 @@ from torch import Tensor
 
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.objective.objective import Objective
-from lossscope.probes.sharpness.step_quality import rounding
+from lossscope.probes.sharpness.ascent import Box, Neighborhood, ascents
 from lossscope.probes.statistics.estimate import Estimate
-from lossscope.probes.sums import dot
 
 __all__ = ["KeskarSharpness", "keskar_sharpness"]
 
-_SUFFICIENT: Final = 1e-4  # share of the linear prediction that a step must gain (Armijo), the usual choice
-_SHRINK: Final = (0.1, 0.5)  # range of the factor by which a rejected step is shortened
 _RESOLUTION: Final = 8  # the box must be this many times wider than the spacing of parameter values
 
 
@@ -90,13 +88,14 @@ def keskar_sharpness(
     _check(objective, epsilon, restarts, rel, max_evaluations)
     begun = time.perf_counter()
     with objective.evaluating():
-        box = _Box(objective, epsilon)
+        half_width = epsilon * (objective.parameters().abs() + 1)
+        box = Neighborhood(objective, half_width)
         loss = box.value(torch.zeros_like(box.center))
         if loss <= -1:
             raise ProbeError(f"the loss must be above -1 for a relative rise, got {loss:g}")
-        best, reached = _ascents(box, loss, restarts, rel, max_evaluations, seed)
+        best, reached = ascents(box, Box(), _starts(box.center, seed), restarts, loss, rel, max_evaluations)
     rise = max(best.value - loss, 0.0)  # d = 0 is in the box
-    displacement = best.point * box.half_width if best.value > loss else torch.zeros_like(best.point)
+    displacement = best.point * half_width if best.value > loss else torch.zeros_like(best.point)
     value = 100 * rise / (1 + loss)
     seconds = time.perf_counter() - begun
     estimate = Estimate(
@@ -106,94 +105,12 @@ def keskar_sharpness(
     return KeskarSharpness(estimate, rise, loss, displacement, starts, box.values, box.gradients)
 
 
-class _Box:
-    """Loss as a function of u in [-1, 1]^n, the displacement in units of the half-width; counts evaluations."""
-
-    def __init__(self, objective: Objective, epsilon: float) -> None:
-        self.center = objective.parameters()
-        self.half_width = epsilon * (self.center.abs() + 1)
-        self.values = self.gradients = 0
-        self.objective = objective
-
-    def value(self, u: Tensor) -> float:
-        """Return the loss."""
-        self.values += 1
-        with self.objective.at(self.center + u * self.half_width):
-            return self.objective.value()
-
-    def gradient(self, u: Tensor) -> Tensor:
-        """Return the gradient with respect to u, `(n,)`."""
-        self.gradients += 1
-        with self.objective.at(self.center + u * self.half_width):
-            return self.objective.gradient() * self.half_width
-
-
-@dataclass(frozen=True)
-class _Ascent:
-    """Point that an ascent reached."""
-
-    point: Tensor
-    value: float
-    converged: bool
-
-
-def _ascents(
-    box: _Box, loss: float, restarts: int, rel: float, max_evaluations: int, seed: int
-) -> tuple[_Ascent, list[float]]:
-    """Return the best ascent, and what all reached; each may spend its share of the evaluations that are left."""
+def _starts(center: Tensor, seed: int) -> Iterator[Tensor]:
+    """Yield the parameters themselves, then random points of the box."""
     generator = torch.Generator().manual_seed(seed)
-    best = _Ascent(torch.zeros_like(box.center), -math.inf, False)
-    reached: list[float] = []
-    for left in range(restarts, 0, -1):
-        start = torch.zeros_like(box.center)
-        if reached:
-            start = (2 * torch.rand(len(start), generator=generator) - 1).to(start)
-        limit = box.values + (max_evaluations - box.values) // left
-        found = _ascent(box, start, loss, rel, limit)
-        reached.append(found.value)
-        best = max(best, found, key=lambda ascent: ascent.value)
-    return best, reached
-
-
-def _ascent(box: _Box, u: Tensor, loss: float, rel: float, limit: int) -> _Ascent:
-    """Maximize by spectral projected gradient ascent from u until `box.values` reaches the limit."""
-    slack = rounding(box.objective, loss)
-    value, slope = box.value(u) if u.any() else loss, box.gradient(u)
-    length = math.inf
+    yield torch.zeros_like(center)
     while True:
-        gap = _dot(slope, slope.sign() - u)
-        if gap <= max(rel * (value - loss), slack):
-            return _Ascent(u, value, True)
-        way = _target(u, slope, length) - u
-        promised = _dot(slope, way)
-        t = 1.0
-        while True:
-            if box.values >= limit:
-                return _Ascent(u, value, False)
-            new = box.value(u + t * way)
-            if new >= value + _SUFFICIENT * t * promised:
-                break
-            if t * promised <= slack:
-                return _Ascent(u, value, True)  # what is left to gain is below rounding
-            parabola = promised * t / (2 * (value + promised * t - new))
-            t *= min(max(parabola, _SHRINK[0]), _SHRINK[1])
-        step, before = t * way, slope
-        u, value = u + step, new
-        slope = box.gradient(u)
-        curvature = _dot(step, before - slope)
-        # along a convex direction the maximum is at the boundary: the longest step, to a vertex
-        length = _dot(step, step) / curvature if curvature > 0 else math.inf
-
-
-def _target(u: Tensor, slope: Tensor, length: float) -> Tensor:
-    """Return the projection of a gradient step onto the box; a vertex for an infinite step."""
-    if math.isinf(length):
-        return torch.where(slope == 0, u, slope.sign())
-    return (u + length * slope).clamp(-1, 1)
-
-
-def _dot(a: Tensor, b: Tensor) -> float:
-    return float(dot(a, b))
+        yield Box().random(center, generator)
 
 
 def _check(objective: Objective, epsilon: float, restarts: int, rel: float, max_evaluations: int) -> None:
