@@ -67,6 +67,10 @@ from .sharpness.alignment import (
     GradientAlignment as GradientAlignment,
     gradient_alignment as gradient_alignment,
 )
+from .sharpness.average_case import (
+    average_sharpness as average_sharpness,
+    low_pass_loss as low_pass_loss,
+)
 from .sharpness.basin import (
     NoiseCurve as NoiseCurve,
     basin_radius as basin_radius,
@@ -99,10 +103,15 @@ from .sharpness.norm_ball import (
     NormSharpness as NormSharpness,
     norm_sharpness as norm_sharpness,
 )
+from .sharpness.pac_bayes import pac_bayes_sigma as pac_bayes_sigma
 from .sharpness.per_block import (
     ModuleRow as ModuleRow,
     ModuleTable as ModuleTable,
     per_module as per_module,
+)
+from .sharpness.sam import (
+    SamSharpness as SamSharpness,
+    sam_sharpness as sam_sharpness,
 )
 from .sharpness.sampling_error import (
     SampledEigenvalue as SampledEigenvalue,
@@ -116,6 +125,10 @@ from .sharpness.step_quality import (
     layer_remainders as layer_remainders,
     secant_curvature as secant_curvature,
     step_quality as step_quality,
+)
+from .sharpness.worst_case import (
+    WorstCase as WorstCase,
+    worst_case_sharpness as worst_case_sharpness,
 )
 from .statistics.estimate import Estimate as Estimate
 from .step_tensors.energy import energies as energies

@@ -40,6 +40,7 @@ from lossscope.probes.operators.second_derivative import HessianProduct, by_forw
 from lossscope.probes.operators.stopped_gradient import stops_gradients
 from lossscope.probes.operators.timing import signature
 from lossscope.probes.sharpness.alignment import gradient_alignment
+from lossscope.probes.sharpness.average_case import average_sharpness, low_pass_loss
 from lossscope.probes.sharpness.basin import basin_radius, noise_curve
 from lossscope.probes.sharpness.critical import critical_learning_rate
 from lossscope.probes.sharpness.directional import directional_sharpness
@@ -53,9 +54,13 @@ from lossscope.probes.sharpness.keskar import keskar_sharpness
 from lossscope.probes.sharpness.logits import logit_scale
 from lossscope.probes.sharpness.minibatch import batch_sharpness
 from lossscope.probes.sharpness.norm_ball import norm_sharpness
+from lossscope.probes.sharpness.pac_bayes import pac_bayes_sigma
 from lossscope.probes.sharpness.per_block import per_module
+from lossscope.probes.sharpness.perturbation import batches_of
+from lossscope.probes.sharpness.sam import sam_sharpness
 from lossscope.probes.sharpness.sampling_error import sampled_eigenvalue
 from lossscope.probes.sharpness.step_quality import layer_remainders, rounding, secant_curvature, step_quality
+from lossscope.probes.sharpness.worst_case import worst_case_sharpness
 from zoo.public import public, takes
 
 
@@ -205,6 +210,13 @@ PROBES: dict[str, Callable[[Objective], Any]] = {
     "norm_sharpness: spectral": lambda o: norm_sharpness(o, "spectral", restarts=2, max_products=12),
     "norm_sharpness: sign": lambda o: norm_sharpness(o, "sign", restarts=2, max_products=12),
     "keskar_sharpness": lambda o: keskar_sharpness(o, max_evaluations=12),
+    "worst_case_sharpness: l2": lambda o: worst_case_sharpness(o, max_evaluations=15),
+    "worst_case_sharpness: linf": lambda o: worst_case_sharpness(o, rho=0.01, norm="linf", max_evaluations=15),
+    "batches_of": lambda o: [part.gradient() for _, part in batches_of(o, per_batch=True)],
+    "sam_sharpness": lambda o: sam_sharpness(o, rho=0.5, relative=True),
+    "average_sharpness": lambda o: average_sharpness(o, draws=16),
+    "low_pass_loss": lambda o: low_pass_loss(o, draws=16),
+    "pac_bayes_sigma": lambda o: pac_bayes_sigma(o, draws=16),
     "directional_sharpness": lambda o: directional_sharpness(o, vector(o), at=o.parameters() + 0.1),
     "adaptive_trace": lambda o: adaptive_trace(o, max_products=16),
     "adaptive_lambda_max": lambda o: adaptive_lambda_max(o, max_products=16),

@@ -23,6 +23,7 @@ from lossscope.probes.operators.gauss_newton import fisher, gauss_newton
 from lossscope.probes.operators.hessian import hessian
 from lossscope.probes.operators.objective_operator import ObjectiveOperator
 from lossscope.probes.sharpness.alignment import gradient_alignment
+from lossscope.probes.sharpness.average_case import average_sharpness, low_pass_loss
 from lossscope.probes.sharpness.basin import basin_radius, noise_curve
 from lossscope.probes.sharpness.critical import critical_learning_rate
 from lossscope.probes.sharpness.directional import directional_sharpness
@@ -36,9 +37,12 @@ from lossscope.probes.sharpness.keskar import keskar_sharpness
 from lossscope.probes.sharpness.logits import logit_scale
 from lossscope.probes.sharpness.minibatch import batch_sharpness
 from lossscope.probes.sharpness.norm_ball import norm_sharpness
+from lossscope.probes.sharpness.pac_bayes import pac_bayes_sigma
 from lossscope.probes.sharpness.per_block import per_module
+from lossscope.probes.sharpness.sam import sam_sharpness
 from lossscope.probes.sharpness.sampling_error import sampled_eigenvalue
 from lossscope.probes.sharpness.step_quality import layer_remainders, secant_curvature, step_quality
+from lossscope.probes.sharpness.worst_case import worst_case_sharpness
 from lossscope.probes.step_tensors.singular_values import singular_spectrum
 from zoo.checks import ROUNDINGS, Check, exact, interval, small
 from zoo.member import Member, Parts
@@ -436,17 +440,69 @@ def adaptive_top(b: Bench) -> Checks:
     yield interval("lambda_max", found, float(values[-1]), b.digits, float(theta.square().max()) * b.truth.norm)
 
 
-def rises(b: Bench, sigma: float, draws: int) -> list[float]:
-    """Return the rise of the loss at the first draws of relative noise."""
+def stored(b: Bench, theta: Tensor) -> Tensor:
+    """Return parameters as the dtypes of the model hold them, float64."""
     kinds = [p.dtype for p in b.parts.model.parameters() if p.requires_grad]
-    sizes = [p.numel() for p in b.truth.parameters]
-    noise = torch.Generator().manual_seed(0)
-    found = []
-    for _ in range(draws):
-        moved = b.truth.theta * (1 + sigma * torch.randn(b.truth.size, generator=noise).double())
-        parts = zip(torch.split(moved, sizes), kinds, strict=True)
-        found.append(b.truth.value(torch.cat([part.to(kind).double() for part, kind in parts])) - b.truth.value())
-    return found
+    parts = zip(torch.split(theta, [p.numel() for p in b.truth.parameters]), kinds, strict=True)
+    return torch.cat([part.to(kind).double() for part, kind in parts])
+
+
+def rises(b: Bench, sigma: float, draws: int, *, relative: bool = True) -> list[float]:
+    """Return the rise of the loss at the first draws of noise."""
+    noise, unit = torch.Generator().manual_seed(0), b.truth.theta if relative else torch.ones(b.truth.size)
+    z = [torch.randn(b.truth.size, generator=noise).double() for _ in range(draws)]
+    return [b.truth.value(stored(b, b.truth.theta + sigma * unit * one)) - b.truth.value() for one in z]
+
+
+def by_pairs(b: Bench, sigma: float, *, relative: bool) -> tuple[float, float]:
+    """Return the mean rise over 16 pairs of draws, and the scale of its rounding."""
+    both = [*rises(b, sigma, 16, relative=relative), *rises(b, -sigma, 16, relative=relative)]
+    return sum(both) / 32, 10 * (abs(b.truth.value()) + max(map(abs, both)))
+
+
+def average(b: Bench) -> Checks:
+    right, scale = by_pairs(b, 0.1, relative=True)
+    yield exact("rise", average_sharpness(b.objective, draws=16).value, right, b.digits, scale)
+
+
+def filtered(b: Bench) -> Checks:
+    sigma = 0.1 * float(b.truth.theta.square().mean().sqrt())
+    right, scale = by_pairs(b, sigma, relative=False)
+    found = low_pass_loss(b.objective, sigma=sigma, draws=16)
+    yield exact("loss", found.value, b.truth.value() + right, b.digits, scale)
+
+
+def with_slope(b: Bench) -> Checks:
+    """Compare the step on each batch with that along the true gradient."""
+    theta, before = b.truth.theta, b.truth.losses(b.truth.theta)
+    found = sam_sharpness(b.objective, rho=0.5, relative=True)
+    for i, g in enumerate(b.truth.gradients(theta)):
+        after = b.truth.losses(stored(b, theta + 0.5 * theta**2 * g / (theta * g).norm()))[i]
+        scale = 10 * (abs(before[i]) + abs(after))
+        yield exact(f"rise {i}", found.rises[i], after - before[i], b.digits, scale)
+
+
+def worst(norm: Any, rho: float, b: Bench) -> Checks:
+    """Compare the largest rise with the true one at its point, which lies within the radius."""
+    theta = b.truth.theta
+    found = worst_case_sharpness(b.objective, rho=rho, norm=norm, restarts=2, max_evaluations=10, seed=b.seed)
+    where = max(range(len(found.rises)), key=lambda i: found.rises[i])
+    there = b.truth.losses(stored(b, theta + found.displacement.double()))[where]
+    before = b.truth.losses(theta)[where]
+    yield exact("rise", found.rises[where], there - before, b.digits, abs(before) + abs(there))
+    u = found.displacement.double() / torch.where(theta == 0, 1.0, theta)
+    length = float(u.norm() if norm == "l2" else u.abs().max())
+    yield Check("radius", length, 0, rho * (1 + 1e-5), min(length, rho))
+
+
+def pac_bayes(b: Bench) -> Checks:
+    unit = float(b.truth.theta.square().mean().sqrt())
+    rise = max(0.7 * sum(rises(b, 0.5 * unit, 16, relative=False)) / 16, 1e-3)
+    found = pac_bayes_sigma(b.objective, rise=rise, draws=16, rel=0.02)
+    sigmas = (share * found.value for share in (0.98, 1.0, 1.02))
+    before, reached, behind = (sum(rises(b, sigma, 16, relative=False)) / 16 for sigma in sigmas)
+    slack = 0.01 * rise + ROUNDINGS * b.digits * abs(b.truth.value())
+    yield Check("mean rise", reached, before - slack, behind + slack, rise)
 
 
 def noisy(b: Bench) -> Checks:
@@ -611,6 +667,12 @@ MEASURES: dict[str, Callable[[Bench], Checks]] = {
     "adaptive_lambda_max": adaptive_top,
     "noise_curve": noisy,
     "basin_radius": basin,
+    "pac_bayes_sigma": pac_bayes,
+    "average_sharpness": average,
+    "low_pass_loss": filtered,
+    "sam_sharpness": with_slope,
+    "worst_case_sharpness: l2": partial(worst, "l2", 0.3),
+    "worst_case_sharpness: linf": partial(worst, "linf", 0.05),
     "log_fisher_rao": fisher_rao,
     "theta_hessian_theta": radial,
     "logit_scale": logits,

@@ -89,13 +89,16 @@ MEMBERS: dict[str, Member] = {
         own_losses.simclr,
         options={"additive": False},
         terms=same,
-        refuses=NO_OUTPUTS | NO_PARTS | NEVER_RISES,
+        refuses=NO_OUTPUTS | NO_PARTS | NEVER_RISES | {"pac_bayes_sigma": "no radius up to"},
     ),
     "graphs": Member(
         own_losses.graphs, options={"count": graph_count}, terms=graph_count, refuses=NO_OUTPUTS | ONE_PIECE
     ),
     "bf16": Member(
-        unusual.bf16, digits=1e-3, refuses={"keskar_sharpness": "dtype of these parameters", "basin_radius": "rounding"}
+        unusual.bf16,
+        digits=1e-3,
+        refuses={"keskar_sharpness": "dtype of these parameters"}
+        | dict.fromkeys(("basin_radius", "pac_bayes_sigma"), "rounding"),
     ),
     "autocast_loss": Member(unusual.autocast_loss, twin=unusual.without_autocast, digits=1e-3, refuses=NO_OUTPUTS),
     "autocast_forward": Member(unusual.autocast_forward, twin=unusual.without_autocast, digits=1e-3, slow=True),
@@ -128,7 +131,8 @@ FURTHER: dict[str, dict[str, str]] = {
     },
     "packed": {"hessian: forward": "data pointer"},
     "huber": {"hessian: forward": "forward AD"},
-    "cosine": {"basin_radius": "no radius up to 10"} | NEVER_RISES,  # noise lowers this loss at every level
+    # noise lowers this loss at every level
+    "cosine": dict.fromkeys(("basin_radius", "pac_bayes_sigma"), "no radius up to") | NEVER_RISES,
     "triplet": NEVER_RISES,
     "by_layer": NEVER_RISES,
     "ctc": {

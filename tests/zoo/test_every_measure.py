@@ -15,6 +15,14 @@ from zoo.public import takes
 from zoo.table import MEMBERS
 
 # further ways to the same numbers: in the fast suite for the members with `sampled` only, as measures with seeds are
+ON_REQUEST = {
+    "pac_bayes_sigma",
+    "average_sharpness",
+    "low_pass_loss",
+    "sam_sharpness",
+    "worst_case_sharpness: l2",
+    "worst_case_sharpness: linf",
+}  # taken by name only: likewise
 VARIANTS = {"hessian: batched", "hessian: cached", "gauss_newton: batched", "gauss_newton: forward", "Objective: batch"}
 
 
@@ -22,7 +30,7 @@ def cells() -> Iterator[Any]:
     """Yield every measure on every member; sampled ones on most members are slow."""
     for member, one in MEMBERS.items():
         for measure in MEASURES if member != "gpt_11m" else ():
-            rare = measure in SEEDED or measure in VARIANTS
+            rare = measure in SEEDED | VARIANTS | ON_REQUEST
             marks = [pytest.mark.slow] if one.slow or (rare and not one.sampled) else []
             yield pytest.param(member, measure, id=f"{member}-{measure}", marks=marks)
 

@@ -5,17 +5,21 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
+from itertools import product
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from helpers import gaussian
 from lossscope.probes.eigenvalues.measure import measure_spectrum
 from lossscope.probes.objective.losses import CrossEntropy
 from lossscope.probes.objective.objective import Objective
 from lossscope.probes.operators.derived import preconditioned, restricted
 from lossscope.probes.operators.hessian import hessian
+from lossscope.probes.sharpness.average_case import average_sharpness, low_pass_loss
+from lossscope.probes.sharpness.basin import basin_radius
 from lossscope.probes.sharpness.directional import directional_sharpness
 from lossscope.probes.sharpness.invariant import (
     adaptive_lambda_max,
@@ -23,6 +27,9 @@ from lossscope.probes.sharpness.invariant import (
     log_fisher_rao,
     theta_hessian_theta,
 )
+from lossscope.probes.sharpness.pac_bayes import pac_bayes_sigma
+from lossscope.probes.sharpness.sam import sam_sharpness
+from lossscope.probes.sharpness.worst_case import worst_case_sharpness
 
 X = torch.randn(60, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 Y = torch.arange(60) % 3
@@ -35,13 +42,14 @@ def relu_net() -> nn.Sequential:
         return nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3, bias=False)).double()
 
 
-def rescaled(net: nn.Sequential, alpha: float) -> nn.Sequential:
-    """Return the same function with the first layer multiplied by alpha and the second divided by it."""
+def rescaled(net: nn.Sequential, alpha: float | Tensor) -> nn.Sequential:
+    """Return the same function with the first layer multiplied by alpha, or an alpha a neuron, the second divided."""
     other = copy.deepcopy(net)
+    factors = torch.as_tensor(alpha, dtype=torch.float64).expand(6)
     with torch.no_grad():
-        other[0].weight *= alpha
-        other[0].bias *= alpha
-        other[2].weight /= alpha
+        other[0].weight *= factors[:, None]
+        other[0].bias *= factors
+        other[2].weight /= factors
     return other
 
 
@@ -85,10 +93,17 @@ def orbit_trace(net: nn.Module) -> float:
     return 2 * math.sqrt(traces[0] * traces[1])
 
 
+ALPHAS = {"a third": 1 / 3, "three": 3.0, "neuron by neuron": gaussian(6, seed=3).exp()}
+
 RAW: dict[str, Callable[[nn.Module], float]] = {
     "lambda_max": lambda net: top(hessian(objective(net))),
     "trace": lambda net: whole(net, "trace"),
     "frobenius": lambda net: whole(net, "frobenius"),
+    "SAM": lambda net: sam_sharpness(objective(net)).sharpness.value,
+    "low-pass filter": lambda net: low_pass_loss(objective(net), sigma=0.3).value - objective(net).value(),
+    "average case, one noise for all": lambda net: average_sharpness(objective(net), rho=0.3, relative=False).value,
+    "worst case, one radius for all": lambda net: worst_case_sharpness(objective(net), relative=False).sharpness.value,
+    "PAC-Bayes sigma": lambda net: pac_bayes_sigma(objective(net)).value,
     # Adam's P is a square root, so only half of the scale cancels
     "sharpness in Adam's metric": lambda net: top(
         preconditioned(hessian(objective(net)), squared_gradients(net).sqrt() + 1e-12)
@@ -98,6 +113,13 @@ INVARIANT: dict[str, Callable[[nn.Module], float]] = {
     "loss": lambda net: objective(net).value(),
     "adaptive trace": lambda net: adaptive_trace(objective(net)).value,
     "adaptive lambda_max": lambda net: adaptive_lambda_max(objective(net), rel=1e-9).value,
+    "adaptive SAM": lambda net: sam_sharpness(objective(net), rho=0.5, relative=True).sharpness.value,
+    "average case": lambda net: average_sharpness(objective(net)).value,
+    "worst case": lambda net: worst_case_sharpness(objective(net)).sharpness.value,
+    "worst case of every weight": lambda net: (
+        worst_case_sharpness(objective(net), rho=0.05, norm="linf").sharpness.value
+    ),
+    "basin radius": lambda net: basin_radius(objective(net)).value,
     "Fisher-Rao norm": lambda net: math.exp(log_fisher_rao(objective(net)).value),
     "theta' H theta": lambda net: theta_hessian_theta(objective(net)).value,
     "trace on the orbit": orbit_trace,
@@ -111,19 +133,25 @@ def test_every_unit_is_alive() -> None:
     assert float(squared_gradients(relu_net()).min()) > 0  # a dead unit would make the metrics below singular
 
 
-@pytest.mark.parametrize("alpha", [1 / 3, 3.0])
+@pytest.mark.parametrize("which", ALPHAS)
 @pytest.mark.parametrize("measure", RAW)
-def test_a_rescaling_changes_raw_curvature_at_will(measure: str, alpha: float) -> None:
-    net = relu_net()
+def test_a_rescaling_changes_raw_curvature_at_will(measure: str, which: str) -> None:
+    net, alpha = relu_net(), ALPHAS[which]
     torch.testing.assert_close(rescaled(net, alpha)(X), net(X), rtol=1e-12, atol=1e-14)
     ratio = RAW[measure](rescaled(net, alpha)) / RAW[measure](net)
     assert abs(math.log(ratio)) > math.log(1.15)
 
 
-@pytest.mark.parametrize("alpha", [1 / 3, 3.0])
-@pytest.mark.parametrize("measure", INVARIANT)
-def test_a_rescaling_does_not_change_what_is_called_invariant(measure: str, alpha: float) -> None:
-    net = relu_net()
+def same_at_any_rescaling(measure: str, which: str) -> bool:
+    """Return False for a trace along the orbit of layers, which a rescaling of neurons leaves."""
+    return measure != "trace on the orbit" or which != "neuron by neuron"
+
+
+@pytest.mark.parametrize(
+    ("measure", "which"), [pair for pair in product(INVARIANT, ALPHAS) if same_at_any_rescaling(*pair)]
+)
+def test_a_rescaling_does_not_change_what_is_called_invariant(measure: str, which: str) -> None:
+    net, alpha = relu_net(), ALPHAS[which]
     assert INVARIANT[measure](rescaled(net, alpha)) / INVARIANT[measure](net) == pytest.approx(1, abs=1e-8)
 
 
