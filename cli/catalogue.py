@@ -95,7 +95,10 @@ def workloads(as_json: _Json = False) -> None:
 
 @list_app.command()
 def measures(as_json: _Json = False) -> None:
-    """Print the measures that a run can hold with their units, by the groups that share one computation.
+    """Print the measures that a run can hold, by the groups that share one computation.
+
+    Each has its unit and the maps of the weights, of those that keep the function, that leave it as it is; each group
+    has its cost. What no such map changes depends on the function alone.
 
     `lossscope probe --measures` takes names of measures or of groups.
 
@@ -111,6 +114,9 @@ def measures(as_json: _Json = False) -> None:
                 "group": group.name,
                 "probed": "never" if group.needs_step else "by default" if group.usual else "on request",
                 "legacy": group.legacy,
+                "unchanged_by": measure.invariance,
+                "bounds": measure.bound.value,
+                "cost": group.cost_in_words,
             }
             for group in GROUPS.values()
             for measure in group.measures
@@ -121,9 +127,11 @@ def measures(as_json: _Json = False) -> None:
     for group in GROUPS.values():
         marks = ["legacy"] * group.legacy + ["recorded only"] * group.needs_step + ["probed by default"] * group.usual
         echo(group.name + (f" ({', '.join(marks)})" if marks else ""))
+        if group.cost_in_words:
+            echo(f"    cost: {group.cost_in_words}")
         for measure in group.measures:
             name = f"    {measure.name:<{width}}  "
-            words = f"[{measure.unit}] {measure.meaning}"
+            words = f"[{measure.unit}] {measure.meaning}; unchanged by {measure.invariance}"
             echo(textwrap.fill(words, room, initial_indent=name, subsequent_indent=" " * len(name)))
 
 

@@ -1,7 +1,8 @@
 """Entries of the catalogue: one `MeasureGroup` declares all that the recorder, `probe`, lists and reports know.
 
-To add a measure, add an entry to the tuple at the end; those of flatness are in `flatness_entries.py`, those along the
-step taken in `step_entries.py`. This module imports no torch; the functions that measure import it when called.
+To add a measure, add an entry to the tuple at the end; those of flatness are in `flatness_entries.py` and
+`perturbation_entries.py`, those along the step taken in `step_entries.py`. This module imports no torch; the functions
+that measure import it when called.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from lossscope.landscape.measures.flatness_entries import FLATNESS
 from lossscope.landscape.measures.measure import EIGENVALUES, FROM_DENSITY, Bound, Measure
 from lossscope.landscape.measures.measure_group import Evaluation, MeasureGroup, Names, Schedule
 from lossscope.landscape.measures.memory import METRIC_COPIES, krylov_vectors
+from lossscope.landscape.measures.perturbation_entries import PERTURBATIONS
 from lossscope.landscape.measures.step_entries import ALONG_STEP
 
 if TYPE_CHECKING:
@@ -74,6 +76,7 @@ ENTRIES: Final[tuple[MeasureGroup, ...]] = (
         run=lambda panel, names: panel.loss(),
         recorded=Schedule(0, lambda evaluation: ("loss",)),
         usual=True,
+        cost="one loss",
         reports=("sharpness", "flatness"),
         own_table=True,
     ),
@@ -82,6 +85,7 @@ ENTRIES: Final[tuple[MeasureGroup, ...]] = (
         (Measure("train_loss", "loss", Bound.EXACT, EVERY, "mean training loss on all training data"),),
         run=lambda panel, names: panel.loss_on("train_loss"),
         recorded=Schedule(0, lambda evaluation: {"train_loss"} & evaluation.losses),
+        cost="one loss on all training data",
         reports=("overview",),
         own_table=True,
     ),
@@ -90,6 +94,7 @@ ENTRIES: Final[tuple[MeasureGroup, ...]] = (
         (Measure("test_loss", "loss", Bound.EXACT, EVERY, "mean loss on test data"),),
         run=lambda panel, names: panel.loss_on("test_loss"),
         recorded=Schedule(0, lambda evaluation: {"test_loss"} & evaluation.losses),
+        cost="one loss on all test data",
         reports=("overview",),
         own_table=True,
     ),
@@ -197,6 +202,7 @@ ENTRIES: Final[tuple[MeasureGroup, ...]] = (
         own_table=True,
     ),
     *FLATNESS,
+    *PERTURBATIONS,
     MeasureGroup(
         "logits",
         (
@@ -212,6 +218,7 @@ ENTRIES: Final[tuple[MeasureGroup, ...]] = (
         run=lambda panel, names: panel.logits(names),
         recorded=Schedule(4, long("logit_norm", "mean_margin")),
         usual=True,
+        cost="one loss",
         reports=("sharpness", "flatness", "entropy"),
         own_table=True,
     ),
@@ -230,6 +237,7 @@ ENTRIES: Final[tuple[MeasureGroup, ...]] = (
             ),
         ),
         run=lambda panel, names: panel.batch_sharpness(names),
+        cost="a gradient and two Hessian products on each minibatch",
         own_table=True,
     ),
     MeasureGroup(
@@ -303,6 +311,7 @@ ENTRIES: Final[tuple[MeasureGroup, ...]] = (
             ),
         ),
         run=_keskar,
+        cost="up to --max-products losses and gradients",
         least_products=lambda names, size: 10,  # two loss evaluations for each of five ascents
         legacy=True,
     ),

@@ -133,6 +133,7 @@ FLATNESS: Final[tuple[MeasureGroup, ...]] = (
             ),
         ),
         run=lambda panel, names: panel.fisher_rao(),
+        cost="a pass in forward mode",
         recorded=Schedule(3, long("log_fisher_rao")),
         usual=True,
         reports=("flatness",),
@@ -150,6 +151,7 @@ FLATNESS: Final[tuple[MeasureGroup, ...]] = (
             ),
         ),
         run=lambda panel, names: panel.radial(),
+        cost="two Hessian products",
         recorded=Schedule(5, long("theta_hessian_theta")),
         usual=True,
         reports=("flatness",),
@@ -174,6 +176,7 @@ FLATNESS: Final[tuple[MeasureGroup, ...]] = (
             ),
         ),
         run=_basin,
+        cost="300 to 400 losses",
         least_products=lambda names, size: 1,  # it takes losses, no products: several hundred of them
         recorded=Schedule(9, _named_or_full("sigma_star", "noise_rise")),
         reports=("flatness",),

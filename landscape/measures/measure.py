@@ -55,6 +55,10 @@ class Bound(StrEnum):
     DRAWS = "95 % interval over draws of noise"
     RATIO = "between the ratios of the opposite ends of the bounds of both numbers"
     BRACKET = "the loss is lower than before the step at one end and higher at the other, beyond its rounding"
+    LOWER_OVER_BATCHES = (
+        "value: reached on each minibatch by a point that was found; low: lower end of its 95 % interval over "
+        "minibatches; high: unknown, the maximum may be elsewhere"
+    )
     LOWER = "low: reached by a point that was found; high: unknown, the maximum may be elsewhere"
 
     @property

@@ -63,6 +63,7 @@ class MeasureGroup:
         own_table: True if these reports have tables or figures written for these measures. Otherwise the measures are
             shown in the table "Other measures" of the reports, which must be of `sharpness` and `flatness`.
         by_block: True if rows of single parameter blocks belong to this group.
+        cost: Cost in words, where it is not a number of Hessian products up to the budget.
         needs_step: True if `run` needs the step that was taken, which no checkpoint stores: recorded only.
         legacy: True if the group is kept for comparison with the literature and not recommended.
     """
@@ -77,6 +78,7 @@ class MeasureGroup:
     reports: tuple[str, ...] = ("sharpness",)
     own_table: bool = False
     by_block: bool = False
+    cost: str = ""
     needs_step: bool = False
     legacy: bool = False
 
@@ -84,6 +86,12 @@ class MeasureGroup:
     def names(self) -> tuple[str, ...]:
         """Names of the measures, in their order."""
         return tuple(measure.name for measure in self.measures)
+
+    @property
+    def cost_in_words(self) -> str:
+        """Cost in words; empty for a group that declares none."""
+        products = "" if self.least_products is None else "up to --max-products Hessian products"
+        return self.cost or products
 
     def measure(self, panel: Panel, names: Collection[str]) -> Rows:
         """Compute some measures of the group.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Final
 
 import torch
@@ -10,9 +12,10 @@ from torch import Tensor
 
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.objective.objective import Objective
+from lossscope.probes.statistics.estimate import Estimate, mean_estimate, rounded_estimate
 from lossscope.probes.sums import norm
 
-__all__ = ["batches_of", "require_resolved", "require_size", "rms", "scale_of"]
+__all__ = ["batches_of", "mean_over_batches", "require_resolved", "require_size", "rms", "scale_of"]
 
 _RESOLUTION: Final = 8  # a perturbation must be this many times the error with which the dtype stores a moved weight
 
@@ -65,3 +68,24 @@ def batches_of(objective: Objective, *, per_batch: bool) -> list[tuple[float, Ob
     if not per_batch:
         return [(1.0, objective)]
     return [(weight, objective.batch(i)) for i, weight in enumerate(objective.data.weights)]
+
+
+def mean_over_batches(weights: Sequence[float], values: Sequence[float], rounding: Sequence[float]) -> Estimate:
+    """Return the mean of numbers of single batches, with its interval over the drawing of the batches.
+
+    Args:
+        weights: Weight of each batch, which add up to 1.
+        values: Number of each batch.
+        rounding: Bound of the rounding error of each number.
+
+    Returns:
+        The mean; exact up to rounding if there is a single batch. Converged if rounding is at most 1 % of it.
+    """
+    value, error = (math.fsum(w * one for w, one in zip(weights, ones, strict=True)) for ones in (values, rounding))
+    exact = rounded_estimate(value, error)
+    if len(values) == 1:
+        return exact
+    found = mean_estimate([len(values) * w * one for w, one in zip(weights, values, strict=True)])
+    return replace(
+        found, value=value, low=found.low - error, high=found.high + error, converged=exact.converged, cause=exact.cause
+    )

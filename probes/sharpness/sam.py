@@ -5,14 +5,21 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass, replace
+from operator import mul
 
 from torch import Tensor
 
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.objective.objective import Objective
-from lossscope.probes.sharpness.perturbation import batches_of, require_resolved, require_size, scale_of
+from lossscope.probes.sharpness.perturbation import (
+    batches_of,
+    mean_over_batches,
+    require_resolved,
+    require_size,
+    scale_of,
+)
 from lossscope.probes.sharpness.step_quality import rounding
-from lossscope.probes.statistics.estimate import Estimate, rounded_estimate
+from lossscope.probes.statistics.estimate import Estimate
 from lossscope.probes.sums import norm
 
 __all__ = ["SamSharpness", "sam_sharpness"]
@@ -46,8 +53,8 @@ def sam_sharpness(
         per_batch: False for one step along the gradient of the mean over all data.
 
     Returns:
-        The rise, exact on the fixed data up to its interval, which contains the rounding of the losses. Cost: two
-        losses and a gradient.
+        The mean rise with its 95 % interval over the drawing of the batches, which contains the rounding of the losses;
+        exact up to that if there is a single batch. Cost: two losses and a gradient.
 
     Raises:
         ProbeError: An argument is out of range, a gradient is zero, the loss after the step is not finite, or the
@@ -72,10 +79,11 @@ def sam_sharpness(
     scale = scale_of(theta, relative=relative)
     error = math.sqrt(len(theta)) if relative else float(norm(theta))
     require_resolved("rho", rho, error, objective.vector.unit)
-    found = [(weight, *_on_batch(part, rho * scale)) for weight, part in batches_of(objective, per_batch=per_batch)]
-    value, error, first = (math.fsum(one[0] * one[i] for one in found) for i in (1, 2, 3))
-    estimate = replace(rounded_estimate(value, error), seconds=time.perf_counter() - begun)
-    return SamSharpness(estimate, first, tuple(one[1] for one in found))
+    parts = batches_of(objective, per_batch=per_batch)
+    weights = [weight for weight, _ in parts]
+    rises, errors, lengths = zip(*(_on_batch(part, rho * scale) for _, part in parts), strict=True)
+    estimate = replace(mean_over_batches(weights, rises, errors), seconds=time.perf_counter() - begun)
+    return SamSharpness(estimate, math.fsum(map(mul, weights, lengths)), rises)
 
 
 def _on_batch(objective: Objective, scale: Tensor) -> tuple[float, float, float]:

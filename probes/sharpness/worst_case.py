@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias, get_args
 
 import torch
@@ -14,9 +14,15 @@ from torch import Tensor
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.objective.objective import Objective
 from lossscope.probes.sharpness.ascent import Ball, Box, Neighborhood, Region, ascents
-from lossscope.probes.sharpness.perturbation import batches_of, require_resolved, require_size, scale_of
+from lossscope.probes.sharpness.perturbation import (
+    batches_of,
+    mean_over_batches,
+    require_resolved,
+    require_size,
+    scale_of,
+)
 from lossscope.probes.sharpness.step_quality import rounding
-from lossscope.probes.statistics.estimate import Estimate, rounded_estimate
+from lossscope.probes.statistics.estimate import Estimate
 from lossscope.probes.sums import dot, norm as length_of
 
 __all__ = ["BallNorm", "WorstCase", "worst_case_sharpness"]
@@ -77,8 +83,10 @@ def worst_case_sharpness(
         seed: Seed of the random starts.
 
     Returns:
-        The largest rise found, a lower bound. `samples` counts ascents, and `converged` is True if on every batch the
-        best one has converged. Memory: about twelve vectors of the length of the parameters.
+        The largest rise found, a lower bound: `low` is the lower end of its 95 % interval over the drawing of the
+        batches, and contains the rounding of the losses; `high` is unknown. `samples` counts ascents, and `converged`
+        is True if on every batch the best one has converged. Memory: about twelve vectors of the length of the
+        parameters.
 
     Raises:
         ProbeError: An argument is out of range, the loss is not finite within the radius, the parameters' dtype is too
@@ -164,21 +172,19 @@ def _mean(weights: list[float], values: list[float]) -> float:
 
 
 def _estimate(found: list[_Found], weights: list[float], restarts: int, seconds: float) -> Estimate:
-    """Return the mean over the batches, less the rounding of its losses as the lower end."""
-    value, error = _mean(weights, [one.rise for one in found]), _mean(weights, [one.rounding for one in found])
-    known = rounded_estimate(value, error)
+    """Return the mean over the batches, which is bounded from below only."""
+    mean = mean_over_batches(weights, [one.rise for one in found], [one.rounding for one in found])
     stopped = sum(not one.converged for one in found)
     cause = f"on {stopped} of {len(found)} batches the best ascent was stopped by its budget" if stopped else ""
-    return Estimate(
-        value,
-        math.nan,
-        value - error,
-        math.nan,
-        restarts * len(found),
-        "lower bound",
+    return replace(
+        mean,
+        stderr=mean.stderr if len(found) > 1 else math.nan,
+        high=math.nan,
+        samples=restarts * len(found),
+        bound="lower bound",
         seconds=seconds,
-        converged=known.converged and not stopped,
-        cause=known.cause or cause,
+        converged=mean.converged and not stopped,
+        cause=mean.cause or cause,
     )
 
 

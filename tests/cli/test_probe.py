@@ -186,6 +186,17 @@ def test_the_list_of_measures_names_groups_and_marks_what_is_probed_by_default()
     assert (keskar["group"], keskar["probed"], keskar["legacy"]) == ("keskar", "on request", True)
 
 
+def test_the_list_of_measures_says_what_leaves_each_as_it_is_and_what_each_group_costs():
+    listed = " ".join(CliRunner().invoke(app, ["list", "measures"]).output.split())
+    assert "average_case cost: 65 losses average_sharpness [loss] mean rise" in listed
+    assert "on every weight; unchanged by every diagonal rescaling low_pass" in listed
+    assert "metric (probed by default) cost: up to --max-products Hessian products preconditioned" in listed
+    rows = json.loads(CliRunner().invoke(app, ["list", "measures", "--json"]).output)["measures"]
+    (one,) = (row for row in rows if row["name"] == "pac_bayes_sigma")
+    assert (one["unchanged_by"], one["cost"]) == ("rotations only", "about 200 losses")
+    assert one["bounds"] == "95 % interval over draws of noise"
+
+
 def test_the_reports_named_hold_what_was_measured(run):
     said = probe(run, "--measures", "adaptive_trace,lambda_max", "--rel", "50%", "--max-products", "8").stdout
     assert f"`lossscope report sharpness {run}` and `lossscope report flatness {run}`" in said

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from whole_run import whole_run
 
-from lossscope.landscape.measures.catalogue import known_measures
+from lossscope.landscape.measures.catalogue import GROUPS, known_measures
 from lossscope.landscape.run import Run
 from lossscope.landscape.storage.schema import TABLES, Column
 from lossscope.reports import dynamics, flatness, overview, render, sharpness, spectral_entropy
@@ -102,7 +102,6 @@ MEASURES: dict[str, str] = {
     "sharpness/critical": "critical_step critical_learning_rate critical_sharpness critical_ratio lambda_dir",
     "sharpness/modules": "trace_share frobenius_share cross_block_share",
     "sharpness/sampling_error": "lambda_max_in_sample lambda_max_cross_fitted lambda_max_population",
-    "sharpness/other_measures": "keskar",
     "flatness/runs": "adaptive_trace log_fisher_rao theta_hessian_theta",
     "flatness/panel": "adaptive_lambda_max balanced_lambda_max balanced_trace sigma_star",
     "flatness/guard": "guard_adaptive_lambda_max guard_adaptive_trace guard_balanced_lambda_max guard_balanced_trace "
@@ -120,7 +119,13 @@ SHOWN = {
     for table, columns in tables.items()
     for column in columns.split()
 }
-MEASURED = {measure: section for section, measures in MEASURES.items() for measure in measures.split()}
+GENERIC = {
+    name: f"{group.reports[0]}/other_measures"
+    for group in GROUPS.values()
+    if not group.own_table
+    for name in group.names
+}  # shown by a table that asks the catalogue
+MEASURED = GENERIC | {measure: section for section, measures in MEASURES.items() for measure in measures.split()}
 EVERY = 20  # of this many columns one is tried in the fast suite
 
 
