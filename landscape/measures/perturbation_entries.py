@@ -59,7 +59,7 @@ PERTURBATIONS: Final[tuple[MeasureGroup, ...]] = (
                 "loss",
                 Bound.LOWER_OVER_BATCHES,
                 DIAGONAL,
-                "largest rise of a minibatch's loss over relative perturbations of Euclidean norm 0.5: adaptive "
+                "largest rise found of a minibatch's loss over relative perturbations of Euclidean norm 0.5: adaptive "
                 "m-sharpness",
             ),
             Measure(
@@ -67,7 +67,7 @@ PERTURBATIONS: Final[tuple[MeasureGroup, ...]] = (
                 "loss",
                 Bound.LOWER_OVER_BATCHES,
                 DIAGONAL,
-                "largest rise of a minibatch's loss where every weight moves by 0.2 % of itself at most",
+                "largest rise found of a minibatch's loss where every weight moves by 0.2 % of itself at most",
             ),
         ),
         run=_worst_case,

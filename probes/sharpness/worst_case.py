@@ -85,8 +85,8 @@ def worst_case_sharpness(
     Returns:
         The largest rise found, a lower bound: `low` is the lower end of its 95 % interval over the drawing of the
         batches, and contains the rounding of the losses; `high` is unknown. `samples` counts ascents, and `converged`
-        is True if on every batch the best one has converged. Memory: about twelve vectors of the length of the
-        parameters.
+        is True if on every batch the best one has converged. Memory: about fourteen vectors of the length of the
+        parameters beside those of one gradient.
 
     Raises:
         ProbeError: An argument is out of range, the loss is not finite within the radius, the parameters' dtype is too
@@ -111,21 +111,25 @@ def worst_case_sharpness(
     _require_resolved(objective, rho, norm, relative=relative)
     region: Region = Ball() if norm == "l2" else Box()
     parts = batches_of(objective, per_batch=per_batch)
-    found = [_on_batch(part, scale, region, restarts, rel, max_evaluations, seed) for _, part in parts]
-    weights = [weight for weight, _ in parts]
-    largest = max(found, key=lambda one: one.rise)
+    found: list[_Found] = []
+    displacement, weights = torch.zeros_like(scale), [weight for weight, _ in parts]
+    for _, part in parts:  # of the displacements one is kept at a time
+        one, point = _on_batch(part, scale, region, restarts, rel, max_evaluations, seed)
+        if one.rise > max((other.rise for other in found), default=0.0):
+            displacement = point * scale
+        found.append(one)
     return WorstCase(
         _estimate(found, weights, restarts, time.perf_counter() - begun),
         _mean(weights, [one.first_order for one in found]),
         tuple(one.rise for one in found),
         _mean(weights, [one.spread for one in found]),
-        largest.displacement,
+        displacement,
         sum(one.evaluations for one in found),
         sum(one.gradients for one in found),
     )
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class _Found:
     """Largest rise found on one batch."""
 
@@ -133,7 +137,6 @@ class _Found:
     rounding: float
     first_order: float
     spread: float
-    displacement: Tensor
     converged: bool
     evaluations: int
     gradients: int
@@ -141,21 +144,22 @@ class _Found:
 
 def _on_batch(
     objective: Objective, scale: Tensor, region: Region, restarts: int, rel: float, most: int, seed: int
-) -> _Found:
-    """Return the largest rise found on one batch."""
+) -> tuple[_Found, Tensor]:
+    """Return the largest rise found on one batch, and where in the region it is."""
     with objective.evaluating():
         around = Neighborhood(objective, scale)
         zero = torch.zeros_like(scale)
         loss, slope = around.value(zero), around.gradient(zero)
         along = region.furthest(slope, zero)
+        first_order = float(dot(slope, along))
+        del slope  # as long as the parameters
         starts = _starts(region, along, seed)
         best, reached = ascents(around, region, starts, restarts, loss, rel, most)
     rise = max(best.value - loss, 0.0)  # no perturbation is one too
-    point = best.point if rise > 0 else zero
     spread = max(best.value - min(reached), 0.0)
     error = rounding(objective, loss, best.value)
-    first_order = float(dot(slope, along))
-    return _Found(rise, error, first_order, spread, point * scale, best.converged, around.values, around.gradients)
+    found = _Found(rise, error, first_order, spread, best.converged, around.values, around.gradients)
+    return found, best.point
 
 
 def _starts(region: Region, along: Tensor, seed: int) -> Iterator[Tensor]:
