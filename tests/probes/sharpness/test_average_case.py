@@ -16,6 +16,7 @@ from lossscope.probes.objective.losses import CrossEntropy
 from lossscope.probes.objective.objective import Objective
 from lossscope.probes.sharpness.average_case import average_sharpness, low_pass_loss
 from lossscope.probes.sharpness.invariant import adaptive_trace
+from lossscope.probes.sharpness.step_quality import rounding
 
 SPECTRA = {"flat": torch.ones(30).double(), "decaying": 1 / torch.arange(1.0, 31.0).double()}
 
@@ -99,6 +100,15 @@ def test_what_the_loss_cannot_resolve_has_not_converged() -> None:
     assert not found.converged
     assert "rounding error" in found.cause
     assert found.low < 5e-9 * adaptive_trace(network(), max_products=200).value < found.high
+
+
+def test_the_interval_contains_the_rounding_of_the_losses() -> None:
+    plane = Objective(Vector(torch.ones(4)), lambda m, x: x[0] * m.theta.sum() + 1e4, [torch.ones(1)])
+    found = average_sharpness(plane, rho=0.1)  # each pair cancels, up to rounding
+    slack = rounding(plane, 1e4)
+    assert found.low <= -slack
+    assert slack <= found.high
+    assert not found.converged
 
 
 @pytest.mark.parametrize(

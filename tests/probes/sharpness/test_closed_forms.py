@@ -18,9 +18,12 @@ from lossscope.probes.objective.objective import Objective
 from lossscope.probes.operators.derived import preconditioned, restricted, scaled
 from lossscope.probes.operators.gauss_newton import fisher, gauss_newton
 from lossscope.probes.operators.hessian import hessian
+from lossscope.probes.sharpness.average_case import average_sharpness, low_pass_loss
 from lossscope.probes.sharpness.directional import directional_sharpness
 from lossscope.probes.sharpness.invariant import adaptive_trace, log_fisher_rao, theta_hessian_theta
+from lossscope.probes.sharpness.pac_bayes import pac_bayes_sigma
 from lossscope.probes.sharpness.per_block import per_module
+from lossscope.probes.sharpness.worst_case import worst_case_sharpness
 
 N, D, C = 40, 5, 3
 SPLIT = (23, 12, 5)
@@ -180,6 +183,21 @@ def test_along_the_factorisation_raw_curvature_moves_and_invariants_stay(w1: flo
     assert blocks == pytest.approx([w1**-2, w1**2], rel=1e-12)
     inverse = theta.square().reciprocal()
     assert measure_spectrum(preconditioned(H, inverse), top=1).top.values.tolist() == pytest.approx([2], rel=1e-12)
+
+
+@pytest.mark.parametrize("w1", [1.0, 2.0, 5.0])
+def test_along_the_factorisation_only_perturbations_in_units_of_each_weight_stay(w1: float) -> None:
+    objective, moving = factorisation(w1), w1**2 + w1**-2
+    # no expansion: the loss is a polynomial of fourth order
+    worst = worst_case_sharpness(objective, rho=0.3).sharpness.value
+    assert worst == pytest.approx(((1 + 0.3 / math.sqrt(2)) ** 2 - 1) ** 2 / 2, rel=1e-3)
+    average = average_sharpness(objective, rho=0.3, draws=64)
+    assert average.low < 0.3**2 + 0.3**4 / 2 < average.high
+    assert average.value == pytest.approx(average_sharpness(factorisation(1.0), rho=0.3, draws=64).value, rel=1e-9)
+    filtered = low_pass_loss(objective, sigma=0.1, draws=64)
+    assert filtered.low < (0.1**2 * moving + 0.1**4) / 2 < filtered.high
+    sigma = pac_bayes_sigma(objective, rise=0.01, draws=64)
+    assert sigma.low < math.sqrt((math.sqrt(moving**2 + 0.08) - moving) / 2) < sigma.high
 
 
 # T2: quadratics with given eigenvalues.

@@ -16,6 +16,7 @@ from lossscope.probes.objective.losses import CrossEntropy
 from lossscope.probes.objective.objective import Objective
 from lossscope.probes.sharpness.sam import sam_sharpness
 from lossscope.probes.sharpness.worst_case import worst_case_sharpness
+from lossscope.probes.statistics.estimate import mean_estimate
 
 
 def network() -> Objective:
@@ -53,12 +54,15 @@ def test_another_implementation_of_sam_takes_the_same_step(rho: float, *, relati
     found = sam_sharpness(objective, rho=rho, relative=relative)
     assert found.rises == pytest.approx(losses, rel=1e-6)
     assert found.sharpness.value == pytest.approx(losses[0] / 3 + 2 * losses[1] / 3, rel=1e-6)
+    over_batches = mean_estimate([2 * losses[0] / 3, 4 * losses[1] / 3])  # the second batch is twice as large
+    assert (found.sharpness.low, found.sharpness.high) == pytest.approx((over_batches.low, over_batches.high), rel=1e-5)
 
 
 def test_one_step_finds_no_more_than_the_worst_case_and_less_on_all_data_than_on_batches() -> None:
     objective = network()
     one = sam_sharpness(objective, rho=0.5, relative=True)
-    assert one.sharpness.value <= worst_case_sharpness(objective, rho=0.5).sharpness.value
+    least = worst_case_sharpness(objective, rho=0.5, restarts=1, max_evaluations=3)  # it starts with the same step
+    assert one.sharpness.value <= least.sharpness.value < worst_case_sharpness(objective, rho=0.5).sharpness.value
     whole = sam_sharpness(objective, rho=0.5, relative=True, per_batch=False)
     assert len(whole.rises) == 1
     assert whole.sharpness.value < one.sharpness.value

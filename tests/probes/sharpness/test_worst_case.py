@@ -17,6 +17,7 @@ from lossscope.probes.errors import ProbeError
 from lossscope.probes.objective.losses import CrossEntropy
 from lossscope.probes.objective.objective import Objective
 from lossscope.probes.sharpness.worst_case import WorstCase, worst_case_sharpness
+from lossscope.probes.statistics.estimate import mean_estimate
 
 SPECTRA = {
     "powers": 1 / torch.arange(1.0, 201.0),
@@ -138,6 +139,10 @@ def test_the_value_is_the_mean_over_the_batches_and_reached_within_the_radius() 
     largest = max(range(4), key=lambda i: found.rises[i])
     assert rise(objective.batch(largest), found.displacement) == pytest.approx(found.rises[largest], rel=1e-9)
     assert found.sharpness.samples == 20
+    over_batches = mean_estimate(found.rises)
+    assert found.sharpness.low == pytest.approx(over_batches.low, rel=1e-9)
+    assert found.sharpness.stderr == pytest.approx(over_batches.stderr, rel=1e-9)
+    assert math.isnan(found.sharpness.high)
 
 
 def test_smaller_batches_are_sharper_and_weighted_by_their_size() -> None:
