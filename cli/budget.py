@@ -109,6 +109,7 @@ def _heading(price: Price, room: int) -> str:
 
 def _table(found: list[GroupCost]) -> Table:
     """Return the costs as a table."""
+    from lossscope.landscape.measures.catalogue import GROUPS
     from lossscope.reports.content import Column, Table
 
     columns = (
@@ -132,7 +133,8 @@ def _table(found: list[GroupCost]) -> Table:
         )
         for one in found
     ]
-    return Table("budget", "Cost at most", columns, tuple(rows))
+    words = "; ".join(f"{one.group}: {cost}" for one in found if (cost := GROUPS[one.group].cost))
+    return Table("budget", "Cost at most", columns, tuple(rows), f"Beside products, {words}." if words else "")
 
 
 def _facts(found: list[GroupCost], price: Price, room: int) -> dict[str, Any]:

@@ -20,12 +20,11 @@ _STEPS: Final = {"sam_sharpness": (0.05, False), "adaptive_sam_sharpness": (0.5,
 
 
 def worst_case_rows(panel: Panel, names: frozenset[str]) -> Rows:
-    """Measure worst-case sharpness; the budget counts loss evaluations on one batch."""
-    budget, seed = panel.options.max_products, panel.options.seed
+    """Measure worst-case sharpness."""
 
     def measured(name: str, minibatches: Objective) -> Estimate:
         norm, rho = _RADII[name]
-        return worst_case_sharpness(minibatches, rho=rho, norm=norm, max_evaluations=budget, seed=seed).sharpness
+        return worst_case_sharpness(minibatches, rho=rho, norm=norm, seed=panel.options.seed).sharpness
 
     return _rows(panel, [name for name in _RADII if name in names], measured)
 

@@ -43,6 +43,7 @@ def test_the_table_has_a_line_for_each_group(mine: str) -> None:
     (row,) = (line for line in text.splitlines() if line.startswith("spectrum"))
     assert " - 50 " in row
     assert any(line.startswith("loss ") and "a few" in line for line in text.splitlines())
+    assert "Beside products, loss: one loss." in text
 
 
 def test_json_has_the_numbers(mine: str) -> None:

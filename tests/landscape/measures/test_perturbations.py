@@ -43,8 +43,8 @@ def test_every_row_is_that_of_its_probe() -> None:
     whole, parts = target().objective, target().minibatches
     assert parts is not None
     right = {
-        "worst_case_l2": worst_case_sharpness(parts, rho=0.5, max_evaluations=30, seed=3).sharpness,
-        "worst_case_linf": worst_case_sharpness(parts, rho=0.002, norm="linf", max_evaluations=30, seed=3).sharpness,
+        "worst_case_l2": worst_case_sharpness(parts, rho=0.5, seed=3).sharpness,
+        "worst_case_linf": worst_case_sharpness(parts, rho=0.002, norm="linf", seed=3).sharpness,
         "sam_sharpness": sam_sharpness(parts, rho=0.05).sharpness,
         "adaptive_sam_sharpness": sam_sharpness(parts, rho=0.5, relative=True).sharpness,
         "average_sharpness": average_sharpness(whole, rho=0.1, seed=3),
