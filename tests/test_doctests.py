@@ -40,6 +40,8 @@ def test_the_examples_of_a_module_hold(name: str) -> None:
 
 @pytest.mark.parametrize("name", MODULES)
 def test_every_module_says_what_it_is_and_lists_its_public_names(name: str) -> None:
+    if ".integrations." in name:
+        pytest.importorskip(name.rpartition(".")[2].replace("hugging_face", "transformers"))
     module = import_module(name)
     assert (module.__doc__ or "").strip()
     for public in module.__all__:
