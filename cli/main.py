@@ -17,6 +17,7 @@ from lossscope.cli.catalogue import list_app
 from lossscope.cli.check import check
 from lossscope.cli.compare import compare
 from lossscope.cli.demo import demo
+from lossscope.cli.diff import diff
 from lossscope.cli.doctor import doctor
 from lossscope.cli.export import export
 from lossscope.cli.probe import probe
@@ -67,6 +68,7 @@ app.command()(ablate)
 app.command()(budget)
 app.command()(probe)
 app.command()(surface)
+app.command()(diff)
 app.command()(runs)
 app.command()(watch)
 app.command()(serve)

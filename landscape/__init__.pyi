@@ -9,6 +9,7 @@ from .run import (
     Run as Run,
     open_runs as open_runs,
 )
+from .surfaces.diff import diff as diff
 from .training.config import TrainConfig as TrainConfig
 from .training.parallel import train_all as train_all
 from .training.training import train as train

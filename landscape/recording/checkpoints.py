@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import pickle
-import re
 import shutil
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -21,8 +19,19 @@ from torch.optim.optimizer import Optimizer
 
 from lossscope.landscape.errors import RunError
 from lossscope.landscape.recording.recorded_optimizer import Together
+from lossscope.landscape.storage.checkpoint_files import (
+    FACTS,
+    STATE,
+    WEIGHTS,
+    checkpoints,
+    checksum,
+    damage,
+    has_optimizer,
+    name_prefixes,
+    require_intact,
+)
 from lossscope.landscape.storage.compaction import CHECKPOINTS, UNFINISHED
-from lossscope.landscape.storage.files import folder_entries, open_regular, read_regular
+from lossscope.landscape.storage.files import folder_entries
 from lossscope.landscape.storage.manifest import read_manifest
 
 __all__ = [
@@ -39,11 +48,6 @@ __all__ = [
     "start_matrices",
 ]
 
-_WEIGHTS: Final = "weights.safetensors"
-_STATE: Final = "optimizer.pt"
-_FACTS: Final = "checkpoint.json"  # identity of the run, step, and SHA-256 of the other files
-_LONGEST_FACTS: Final = 2**16  # bytes
-_NAME: Final = re.compile("step-([0-9]{1,15})")
 _DAMAGE: Final = (
     OSError,
     RuntimeError,
@@ -54,29 +58,6 @@ _DAMAGE: Final = (
     SafetensorError,
     pickle.UnpicklingError,
 )
-
-
-def checkpoints(run: str | Path, *, resumable: bool = False) -> dict[int, Path]:
-    """Return the checkpoint folders of a run by step, in ascending order.
-
-    Args:
-        run: The run's folder.
-        resumable: Leave out those of weights only, from which no run can resume.
-
-    Raises:
-        RunError: The folder of checkpoints cannot be listed.
-    """
-    found = {}
-    for path in folder_entries(Path(run) / CHECKPOINTS):
-        match = _NAME.fullmatch(path.name)
-        if match and os.path.lexists(path / _WEIGHTS) and (not resumable or has_optimizer(path)):
-            found[int(match[1])] = path
-    return dict(sorted(found.items()))
-
-
-def has_optimizer(folder: Path) -> bool:
-    """Return True if a checkpoint holds the optimizer and random state, False if it holds weights only."""
-    return os.path.lexists(folder / _STATE)
 
 
 def save_checkpoint(run: Path, step: int, model: nn.Module, optimizer: Optimizer | Together) -> Path:
@@ -91,7 +72,7 @@ def save_checkpoint(run: Path, step: int, model: nn.Module, optimizer: Optimizer
     folder = _folder(run, step)
     if os.path.isdir(folder) and has_optimizer(folder):
         return folder
-    return _saved(run, step, {_WEIGHTS: partial(_write_weights, model), _STATE: partial(_write_state, optimizer)})
+    return _saved(run, step, {WEIGHTS: partial(_write_weights, model), STATE: partial(_write_state, optimizer)})
 
 
 def save_weights(run: Path, step: int, model: nn.Module) -> Path:
@@ -103,7 +84,7 @@ def save_weights(run: Path, step: int, model: nn.Module) -> Path:
         RunError: It cannot be written, or the run's folder is gone; nothing of it stays behind.
     """
     folder = _folder(run, step)
-    return folder if os.path.isdir(folder) else _saved(run, step, {_WEIGHTS: partial(_write_weights, model)})
+    return folder if os.path.isdir(folder) else _saved(run, step, {WEIGHTS: partial(_write_weights, model)})
 
 
 def _folder(run: Path, step: int) -> Path:
@@ -139,10 +120,10 @@ def _saved(run: Path, step: int, files: Mapping[str, Callable[[Path], None]]) ->
         facts = {
             "run": read_manifest(run).get("id"),
             "step": step,
-            "sha256": {name: _checksum(aside / name) for name in files},
+            "sha256": {name: checksum(aside / name) for name in files},
         }
-        (aside / _FACTS).write_text(json.dumps(facts, indent=2) + "\n")
-        os.chmod(aside / _WEIGHTS, os.stat(aside / _FACTS).st_mode & 0o777)  # safetensors lets only the owner read
+        (aside / FACTS).write_text(json.dumps(facts, indent=2) + "\n")
+        os.chmod(aside / WEIGHTS, os.stat(aside / FACTS).st_mode & 0o777)  # safetensors lets only the owner read
         if os.path.isdir(folder):  # of weights only
             shutil.rmtree(folder)
         aside.rename(folder)
@@ -173,14 +154,14 @@ def load_checkpoint(folder: Path, model: nn.Module, optimizer: Optimizer) -> Non
         RunError: A file of the checkpoint cannot be read, was altered, is another run's, or does not fit the model or
             the optimizer.
     """
-    problem = _problem(folder, _WEIGHTS) or _problem(folder, _STATE)
+    problem = damage(folder, WEIGHTS) or damage(folder, STATE)
     if problem is not None:
         raise RunError(
             f"checkpoint {folder} cannot be loaded: {problem}; move it away and resume from the previous checkpoint"
         )
     try:
-        load_model(model, str(folder / _WEIGHTS))
-        state = torch.load(folder / _STATE, weights_only=True)
+        load_model(model, str(folder / WEIGHTS))
+        state = torch.load(folder / STATE, weights_only=True)
         optimizer.load_state_dict(state["optimizer"])
         torch.set_rng_state(state["random"])
     except _DAMAGE as error:
@@ -200,8 +181,8 @@ def load_weights(folder: Path, model: nn.Module) -> str | None:
     Raises:
         RunError: The file cannot be read, was altered, is another run's, or its tensors do not fit the model.
     """
-    _require_intact(folder, _WEIGHTS)
-    file = str(folder / _WEIGHTS)
+    require_intact(folder, WEIGHTS)
+    file = str(folder / WEIGHTS)
     try:
         with safe_open(file, framework="pt") as saved:
             ours, theirs = name_prefixes(saved.keys(), model.state_dict().keys())
@@ -226,32 +207,12 @@ def start_matrices(run: str | Path) -> dict[str, Tensor]:
         folder = checkpoints(run).get(0)
         if folder is None:
             return {}
-        _require_intact(folder, _WEIGHTS)
-        with safe_open(str(folder / _WEIGHTS), framework="pt") as saved:
+        require_intact(folder, WEIGHTS)
+        with safe_open(str(folder / WEIGHTS), framework="pt") as saved:
             found = {name: saved.get_tensor(name) for name in saved.keys()}  # noqa: SIM118 (no mapping)
     except (RunError, *_DAMAGE):
         return {}
     return {name: tensor for name, tensor in found.items() if tensor.ndim > 1}
-
-
-def name_prefixes(saved: Collection[str], wanted: Collection[str]) -> tuple[str, str]:
-    """Return the prefix of the saved names and that of the wanted ones, without which the saved ones are wanted.
-
-    At most one is not empty; both are if the names already fit or no prefix makes them fit.
-    """
-    if not saved or set(saved) <= set(wanted):
-        return "", ""
-    first = min(saved)
-    for name in wanted:
-        if first.endswith(f".{name}"):
-            prefix = first.removesuffix(name)
-            if all(one.startswith(prefix) and one.removeprefix(prefix) in wanted for one in saved):
-                return prefix, ""
-        if name.endswith(f".{first}"):
-            prefix = name.removesuffix(first)
-            if all(prefix + one in wanted for one in saved) and all(one.startswith(prefix) for one in wanted):
-                return "", prefix
-    return "", ""
 
 
 def _below(model: nn.Module, prefix: str) -> nn.Module:
@@ -261,45 +222,6 @@ def _below(model: nn.Module, prefix: str) -> nn.Module:
         outer.add_module(part, model)
         model = outer
     return model
-
-
-def _checksum(path: Path) -> str:
-    """Return the SHA-256 of a regular file."""
-    with open_regular(path) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _problem(folder: Path, name: str) -> str | None:
-    """Return the reason not to load a file of a checkpoint; None if it has its checksum and is of the run it lies in.
-
-    Checkpoints of runs without identity, recorded by earlier versions, have no checksums.
-
-    Raises:
-        RunError: It is no regular file, or cannot be read.
-    """
-    try:
-        run = read_manifest(folder.parents[1]).get("id")
-        found = _checksum(folder / name)
-        if run is None:
-            return None
-        facts = json.loads(read_regular(folder / _FACTS, _LONGEST_FACTS))
-        owner, expected = facts["run"], facts["sha256"][name]
-    except FileNotFoundError as error:
-        return f"it lacks {Path(error.filename).name}"
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return f"its {_FACTS} is corrupted"
-    if owner != run:
-        return "it belongs to another run"
-    if found != expected:
-        return f"{name} was altered: its checksum is {found[:12]}, {str(expected)[:12]} was written"
-    return None
-
-
-def _require_intact(folder: Path, name: str) -> None:
-    """Raise RunError if a file of a checkpoint is not the one that was written."""
-    problem = _problem(folder, name)
-    if problem is not None:
-        raise RunError(f"checkpoint {folder} cannot be read: {problem}; use another one")
 
 
 def load_optimizer(folder: Path, optimizer: Optimizer) -> None:
@@ -324,9 +246,9 @@ def optimizer_state(folder: Path) -> dict[str, Any]:
     Raises:
         RunError: The file cannot be read, was altered, or is another run's.
     """
-    _require_intact(folder, _STATE)
+    require_intact(folder, STATE)
     try:
-        state: dict[str, Any] = torch.load(folder / _STATE, weights_only=True)["optimizer"]
+        state: dict[str, Any] = torch.load(folder / STATE, weights_only=True)["optimizer"]
     except _DAMAGE as error:
         raise RunError(
             f"the optimizer state in checkpoint {folder} cannot be read: it is truncated or corrupted; "

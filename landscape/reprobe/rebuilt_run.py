@@ -8,8 +8,9 @@ from pathlib import Path
 from torch import nn
 
 from lossscope.landscape.errors import ConfigError, RunError
-from lossscope.landscape.recording.checkpoints import checkpoints, load_weights
+from lossscope.landscape.recording.checkpoints import load_weights
 from lossscope.landscape.run import Run
+from lossscope.landscape.storage.checkpoint_files import requested_folders
 from lossscope.landscape.training.config import TrainConfig
 from lossscope.landscape.training.setup import Job, job_of
 from lossscope.probes.objective.objective import Objective
@@ -49,18 +50,7 @@ def requested_checkpoints(run: Run, steps: Iterable[int]) -> dict[int, Path]:
     Raises:
         RunError: There is none at one of the steps.
     """
-    found = checkpoints(run.path)
-    if not found:
-        raise RunError(
-            f"run {run.path} has no checkpoint to measure: `lossscope train` saves them, and so does a Recorder with a "
-            "number of planned steps"
-        )
-    wanted = sorted(set(steps))
-    for step in wanted:
-        if step not in found:
-            there = ", ".join(map(str, found))
-            raise RunError(f"run {run.path} has no checkpoint at step {step}: there is one at {there}")
-    return {step: found[step] for step in wanted}
+    return requested_folders(run.path, steps)
 
 
 def objective_at(run: Run, step: int) -> Objective:

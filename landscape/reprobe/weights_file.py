@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 from collections.abc import Mapping
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,8 +16,9 @@ from torch import Tensor, nn
 
 from lossscope.landscape.errors import ConfigError
 from lossscope.landscape.recording.checkpoints import name_prefixes
+from lossscope.landscape.storage.weight_arrays import Array, SavedTensor, SavedWeights
 
-__all__ = ["ENDINGS", "fit_weights", "read_weights"]
+__all__ = ["ENDINGS", "fit_weights", "read_weights", "saved_arrays"]
 
 ENDINGS: Final = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
 _WRAPPERS: Final = ("model", "state_dict", "model_state_dict", "module", "net", "weights")
@@ -55,6 +57,29 @@ def read_weights(file: Path) -> dict[str, Tensor]:
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         raise ConfigError(f"{file} cannot be read as a file of torch: {_line(error)}") from error
     return _state(found, file)
+
+
+def saved_arrays(file: Path, name: str) -> SavedWeights:
+    """Return the tensors of a file as arrays; tied ones once, with their further names.
+
+    Args:
+        file: As for `read_weights`.
+        name: Its name in reports.
+
+    Raises:
+        ConfigError: As for `read_weights`.
+    """
+    kept: dict[tuple[object, ...], str] = {}
+    aliases, tensors = {}, {}
+    for key, tensor in read_weights(file).items():
+        place = (tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride())
+        if tensor.numel() and place in kept:
+            aliases[key] = kept[place]
+            continue
+        kept[place] = key
+        read = partial(_as_float64, tensor) if tensor.is_floating_point() else None
+        tensors[key] = SavedTensor(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."), read)
+    return SavedWeights(name, file, tensors, aliases)
 
 
 def fit_weights(saved: Mapping[str, Tensor], model: nn.Module, source: Path) -> str:
@@ -106,6 +131,11 @@ def _state(found: Any, file: Path) -> dict[str, Tensor]:
         f"{file} holds no weights (found {entries or 'nothing'}): need names with tensors, alone or under "
         f"{', '.join(_WRAPPERS)}"
     )
+
+
+def _as_float64(tensor: Tensor) -> Array:
+    found: Array = tensor.detach().double().numpy()
+    return found
 
 
 def _is_tied(name: str, wanted: Mapping[str, Tensor], named: Mapping[str, Tensor]) -> bool:

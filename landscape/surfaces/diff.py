@@ -1,0 +1,143 @@
+"""Difference of two runs or files of weights: how far apart, where, and the loss between them."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, TypeAlias
+
+from lossscope.landscape.analysis.diff import weight_difference
+from lossscope.landscape.errors import ConfigError, RunError
+from lossscope.landscape.surfaces.difference import Difference, SeedPair
+from lossscope.landscape.surfaces.sides import Side, began_together, found_pairs, given_pairs, side_at, weights_of
+
+if TYPE_CHECKING:
+    from lossscope.landscape.surfaces.between import LossBetween
+    from lossscope.probes.objective.objective import Objective
+
+__all__ = ["diff"]
+
+Progress: TypeAlias = Callable[[str], None]
+
+_POINTS: Final = 21
+
+
+def diff(
+    a: str | Path,
+    b: str | Path,
+    *,
+    objective: str | Objective | None = None,
+    null: Sequence[str | Path] | None = None,
+    weights_only: bool = False,
+    top: int = 8,
+    points: int = _POINTS,
+    progress: Progress | None = None,
+) -> Difference:
+    """Compare two sets of weights, and the loss between them where there is one.
+
+    Without a loss nothing here needs torch, unless a file is one of torch.
+
+    Args:
+        a: A run (its last checkpoint), `RUN@STEP`, or a file of weights (.safetensors, .pt).
+        b: The other.
+        objective: The loss, or `FILE.py:NAME` of a function that returns it. Default: the loss that a run of `lossscope
+            train` was trained on, if A or B is one.
+        null: Runs of one arm with different seeds, or files of such weights, whose pairs are compared as A and B are.
+            Default: the seeds of the arms of A and B that lie beside them, three pairs of each at most.
+        weights_only: True to evaluate no loss.
+        top: Number of singular directions of the subspaces that are compared.
+        points: Number of losses on each straight path.
+        progress: Called with what is done next.
+
+    Returns:
+        The difference.
+
+    Raises:
+        ConfigError: A and B are the same, of other architectures, not finite, or cannot be read; or the loss does not
+            fit.
+        RunError: A run cannot be read, or has no such checkpoint.
+
+    Example:
+        >>> from lossscope.landscape import diff
+        >>> diff("runs/a", "runs/b").weights.whole.relative  # doctest: +SKIP
+        1.36
+    """
+    begun = time.perf_counter()
+    tell = progress or _silent
+    if weights_only and objective is not None:
+        raise ConfigError("weights alone need no objective: give one of --weights-only and --objective")
+    first, second = side_at(a), side_at(b)
+    if os.path.samefile(first.source, second.source):
+        raise ConfigError(
+            f"A and B are the same, {first.source}: name another file, or RUN@STEP for another checkpoint"
+        )
+    tell("weights")
+    weights = weight_difference(weights_of(first), weights_of(second), top=top)
+    pairs = found_pairs(first, second) if null is None else given_pairs(null)
+    missing: dict[str, str] = {}
+    between = None
+    if not weights_only:
+        between, reason = _loss_between(first, second, objective, points, weights.whole.distance)
+        if reason:
+            missing["loss"] = reason
+    seeds = []
+    for arm, one, other in pairs:
+        tell(f"seeds: {one.name} and {other.name}")
+        apart = weight_difference(weights_of(one), weights_of(other), subspaces=False)
+        seeds.append(SeedPair(arm, apart, None if between is None else between.path_of(one, other)))
+    if between is None:
+        measured = Difference(weights)
+    else:
+        tell("loss")
+        measured = between.difference(weights, first, second)
+        missing |= measured.missing
+    if not pairs:
+        missing["two seeds"] = "no two runs of one arm with other seeds lie beside A or B: name some by --null RUN RUN"
+    return Difference(
+        weights,
+        measured.change,
+        measured.path,
+        tuple(seeds),
+        began_together(first, second),
+        missing,
+        (*(note for note in (weights.matched.prefix,) if note), *measured.notes),
+        measured.unit,
+        measured.samples,
+        measured.data,
+        time.perf_counter() - begun,
+    )
+
+
+def _loss_between(
+    first: Side, second: Side, objective: str | Objective | None, points: int, distance: float
+) -> tuple[LossBetween | None, str]:
+    """Return what evaluates the loss; None with the reason if there is none.
+
+    Raises:
+        ConfigError: The loss that was asked for does not exist.
+    """
+    if distance == 0:
+        return None, "A and B hold the same weights: there is no path between them"
+    trained = [side.run for side in (first, second) if side.run is not None and _has_workload(side.run.manifest)]
+    if objective is None and not trained:
+        return None, "weights alone have no loss: give one by --objective FILE.py:NAME"
+    from lossscope.landscape.surfaces.between import LossBetween
+
+    if objective is not None:
+        return LossBetween.of(objective, points), ""
+    try:
+        return LossBetween.of_run(trained[0], points), ""
+    except RunError as error:
+        return None, str(error)
+
+
+def _has_workload(manifest: dict[str, object]) -> bool:
+    """Return True for a run of `lossscope train`, whose loss can be built again."""
+    config = manifest.get("config")
+    return isinstance(config, dict) and "workload" in config
+
+
+def _silent(_: str) -> None:
+    """Tell nothing."""

@@ -1,0 +1,1 @@
+"""Difference of two runs or files of weights."""

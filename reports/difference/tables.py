@@ -1,0 +1,234 @@
+"""Tables of a difference: modules, loss change, tensors, spectra, subspaces, seeds, and what was not compared."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from lossscope.landscape.analysis.subspaces import random_angles
+from lossscope.reports.content import Cell, Column, Quantity, Table
+from lossscope.reports.shared.quantities import median_and_range, number
+
+if TYPE_CHECKING:
+    from lossscope.landscape.analysis.diff import ModuleDifference
+    from lossscope.landscape.analysis.subspaces import MatrixDifference, Subspaces
+    from lossscope.landscape.surfaces.difference import Difference, LossChange
+
+__all__ = ["relative_of_seeds", "tables"]
+
+_WORDS: Final = {"words": True}
+
+
+def tables(found: Difference) -> tuple[Table, ...]:
+    """Return all tables with rows."""
+    made = [
+        _modules(found),
+        *([_loss(found.change, found.unit)] if found.change is not None else []),
+        _seeds(found),
+        _tensors(found),
+        _spectra(found),
+        _subspaces(found),
+        _unmatched(found),
+    ]
+    return tuple(one for one in made if one.rows)
+
+
+def relative_of_seeds(found: Difference, module: str) -> list[float | None]:
+    """Return the relative distances of a module, or of `all`, between pairs of seeds."""
+    rows = [one for pair in found.seeds for one in (pair.weights.whole, *pair.weights.modules) if one.name == module]
+    return [number(one.relative) for one in rows]
+
+
+def _modules(found: Difference) -> Table:
+    """Return norms and distances by module."""
+    columns = (
+        Column("module", "module", words=True),
+        Column("weights", "weights"),
+        Column("norm_a", "norm of A"),
+        Column("norm_b", "norm of B"),
+        Column("distance", "distance", "", "norm of B - A"),
+        Column("relative", "over norm of A", "1", "distance over the norm of A"),
+        Column("share", "share", "%", "share of the squared distance of all"),
+        *(
+            (Column("seeds", "two seeds", "1", "distance over the norm of the first: median and range of the pairs"),)
+            if found.seeds
+            else ()
+        ),
+    )
+
+    def row(one: ModuleDifference, seeds: str) -> tuple[Cell, ...]:
+        """Return the row of a module."""
+        cells = (one.name, one.size, one.norm_a, one.norm_b, one.distance, number(one.relative))
+        beside = (median_and_range(relative_of_seeds(found, seeds)),) if found.seeds else ()
+        return (*cells, number(100 * one.share), *beside)
+
+    whole = found.weights.whole
+    rows = [row(one, one.name) for one in found.weights.modules]
+    return Table("modules", "Distance by module", columns, (*rows, row(whole, whole.name)))
+
+
+def _loss(change: LossChange, unit: str) -> Table:
+    """Return the parts of the loss change by module, and the remainder."""
+    columns = (
+        Column("module", "module", words=True),
+        Column("linear", "slope g·Δ", unit, "sum over the module of gradient at A times B - A"),
+        Column("quadratic", "curvature ½Δ·HΔ", unit, "half the sum over the module of (B - A) times H (B - A)"),
+        Column("sum", "both", unit),
+    )
+    rows: list[tuple[Cell, ...]] = [
+        (
+            one.name,
+            Quantity(number(one.linear), error=number(one.linear_error)),
+            Quantity(number(one.quadratic), error=number(one.quadratic_error)),
+            Quantity(number(one.linear + one.quadratic), error=number(one.linear_error + one.quadratic_error)),
+        )
+        for one in change.modules
+    ]
+    errors = [sum(pair) for pair in zip(*((m.linear_error, m.quadratic_error) for m in change.modules), strict=True)]
+    linear, quadratic = change.linear, change.quadratic
+    rows += [
+        ("all", *_with_errors((linear, errors[0]), (quadratic, errors[1]), (linear + quadratic, sum(errors)))),
+        ("remainder", None, None, Quantity(number(change.remainder), error=number(change.remainder_error))),
+        ("loss change", None, None, Quantity(number(change.change), error=number(change.change_error))),
+    ]
+    note = "± bounds the rounding error, as measured in another precision. Cross terms count half in each module."
+    return Table("loss_change", "Loss change by module, to second order at A", columns, tuple(rows), note)
+
+
+def _with_errors(*pairs: tuple[float, float]) -> Iterable[Quantity]:
+    return (Quantity(number(value), error=number(error)) for value, error in pairs)
+
+
+def _seeds(found: Difference) -> Table:
+    """Return the pairs of seeds of one optimizer, and A and B."""
+    columns = (
+        Column("pair", "pair", words=True),
+        Column("arm", "arm", words=True),
+        Column("relative", "distance over norm", "1"),
+        Column("distance", "distance"),
+        Column("barrier", "barrier", found.unit, "the error is that of the points of the path"),
+    )
+    if not found.seeds:
+        return Table("seeds", "Two seeds of one optimizer", columns, ())
+    mine = found.weights
+    rows: list[tuple[Cell, ...]] = [
+        ("A and B", "", number(mine.whole.relative), mine.whole.distance, _height(found.path)),
+        *(
+            (
+                one.name,
+                one.arm,
+                number(one.weights.whole.relative),
+                one.weights.whole.distance,
+                _height(one.path),
+            )
+            for one in found.seeds
+        ),
+    ]
+    return Table("seeds", "Two seeds of one optimizer", columns, tuple(rows))
+
+
+def _height(path: object) -> Quantity | None:
+    """Return the barrier of a path; None if there is none."""
+    barrier, error = getattr(path, "barrier", None), getattr(path, "barrier_error", None)
+    return None if barrier is None else Quantity(number(barrier), error=number(error) or None)
+
+
+def _tensors(found: Difference) -> Table:
+    """Return norms and distances by tensor."""
+    columns = (
+        Column("tensor", "tensor", words=True),
+        Column("shape", "shape", words=True),
+        Column("norm_a", "norm of A"),
+        Column("norm_b", "norm of B"),
+        Column("distance", "distance"),
+        Column("relative", "over norm of A", "1"),
+    )
+    rows = [
+        (
+            one.name + (" (statistics)" if one.statistics else ""),
+            _shape(one.shape),
+            one.norm_a,
+            one.norm_b,
+            one.distance,
+            number(one.relative),
+        )
+        for one in found.weights.tensors
+    ]
+    return Table("tensors", "Distance by tensor", columns, tuple(rows))
+
+
+def _spectra(found: Difference) -> Table:
+    """Return summaries of the singular values."""
+    columns = (
+        Column("matrix", "matrix", words=True),
+        Column("norm_a", "spectral norm of A"),
+        Column("norm_b", "of B"),
+        Column("rank_a", "stable rank of A", "1"),
+        Column("rank_b", "of B", "1"),
+        Column("entropy_a", "spectral entropy of A", "1", "energy entropy of the singular values over ln r"),
+        Column("entropy_b", "of B", "1"),
+    )
+    rows = []
+    for name, matrix in _matrices(found):
+        a, b = matrix.a, matrix.b
+        values = (a.norm, b.norm, a.stable_rank, b.stable_rank, a.entropy, b.entropy)
+        rows.append((name, *map(number, values)))
+    return Table("spectra", "Singular values", columns, tuple(rows))
+
+
+def _subspaces(found: Difference) -> Table:
+    """Return overlaps and angles of the leading singular subspaces, a row for each side."""
+    columns = (
+        Column("matrix", "matrix", words=True),
+        Column("side", "side", words=True),
+        Column("directions", "directions"),
+        Column("overlap", "overlap", "1", "mean squared cosine of the angles between both subspaces: 1 if equal"),
+        Column("random", "random", "1", "mean and standard deviation of the overlap of random subspaces"),
+        Column("angles", "angles", "°", "median, smallest and largest principal angle"),
+        Column("random_angles", "random angles", "°", "medians of those of random subspaces"),
+        Column("gap", "gap", "1", "(s_k - s_k+1) / s_k: near 0 the cut through the singular values is arbitrary"),
+    )
+    rows: list[tuple[Cell, ...]] = []
+    for name, matrix in _matrices(found):
+        for side, angles in (("left", matrix.left), ("right", matrix.right)):
+            if angles is not None:
+                rows.append((name, side, *_angle_cells(angles), number(matrix.gap)))
+    return Table("subspaces", "Leading singular subspaces of A and B", columns, tuple(rows))
+
+
+def _angle_cells(one: Subspaces) -> tuple[Cell, ...]:
+    """Return number, overlap and angles of a pair of subspaces, beside those of random ones."""
+    mean, deviation = one.expected
+    degrees = np.degrees(one.angles)
+    low, middle, high = (math.degrees(angle) for angle in random_angles(one.dimension, len(one.angles)))
+    return (
+        len(one.angles),
+        one.overlap,
+        Quantity(mean, error=deviation or None),
+        Quantity(float(np.median(degrees)), low=float(degrees[0]), high=float(degrees[-1])),
+        Quantity(middle, low=low, high=high),
+    )
+
+
+def _matrices(found: Difference) -> list[tuple[str, MatrixDifference]]:
+    return [(one.name, one.matrix) for one in found.weights.tensors if one.matrix is not None]
+
+
+def _unmatched(found: Difference) -> Table:
+    """Return the tensors that were not compared, with the reason."""
+    columns = (Column("tensor", "tensor", words=True), Column("reason", "not compared", words=True))
+    pairs = found.weights.matched
+    rows = [
+        *((name, "in A only") for name in pairs.only_a),
+        *((name, "in B only") for name in pairs.only_b),
+        *((name, f"{_shape(first)} in A, {_shape(second)} in B") for name, first, second in pairs.reshaped),
+        *((name, "no floating-point numbers") for name in pairs.others),
+    ]
+    return Table("unmatched", "Not compared", columns, tuple(rows))
+
+
+def _shape(shape: Sequence[int]) -> str:
+    return "x".join(map(str, shape)) or "scalar"
