@@ -80,6 +80,15 @@ class ModuleDifference:
         """Distance over the norm in A; nan if that is zero."""
         return self.distance / self.norm_a if self.norm_a > 0 else math.nan
 
+    @property
+    def mutual(self) -> float:
+        """Distance over the root of the sum of both squared norms; nan if both are zero.
+
+        It is symmetric, 0 for equal weights, 1 for orthogonal ones, as independent ones nearly are, at any norms.
+        """
+        both = math.hypot(self.norm_a, self.norm_b)
+        return self.distance / both if both > 0 else math.nan
+
 
 @dataclass(frozen=True)
 class WeightDifference:
@@ -92,7 +101,6 @@ class WeightDifference:
         modules: By module, in the order of A.
         tensors: By tensor, in the order of A.
         matched: What was compared, and what only one of them has.
-        seconds: Time.
     """
 
     a: str
@@ -161,8 +169,8 @@ def _compared(a: SavedWeights, name: str, b: SavedWeights, other: str, top: int)
             return None
         if bad:
             raise ConfigError(
-                f"{side.name} holds {bad} values that are not finite in {called}, so it has diverged: take an earlier "
-                "checkpoint"
+                f"{side.name} is not finite in {bad} of the {values.size} numbers of {called}, so it has diverged: take "
+                "an earlier checkpoint"
             )
     statistics = name.rpartition(".")[2] in STATISTICS
     matrix = None

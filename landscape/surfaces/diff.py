@@ -86,7 +86,7 @@ def diff(
     for arm, one, other in pairs:
         tell(f"seeds: {one.name} and {other.name}")
         apart = weight_difference(weights_of(one), weights_of(other), subspaces=False)
-        seeds.append(SeedPair(arm, apart, None if between is None else between.path_of(one, other)))
+        seeds.append(SeedPair(_names(one, other), arm, apart, None if between is None else between.path_of(one, other)))
     if between is None:
         measured = Difference(weights)
     else:
@@ -137,6 +137,13 @@ def _has_workload(manifest: dict[str, object]) -> bool:
     """Return True for a run of `lossscope train`, whose loss can be built again."""
     config = manifest.get("config")
     return isinstance(config, dict) and "workload" in config
+
+
+def _names(one: Side, other: Side) -> str:
+    """Return the names of two sides, with their step once."""
+    if one.run is None or other.run is None or one.step != other.step:
+        return f"{one.name}, {other.name}"
+    return f"{one.run.name}, {other.run.name} at step {one.step}"
 
 
 def _silent(_: str) -> None:

@@ -91,19 +91,16 @@ class SeedPair:
     """Two runs of one arm with different seeds, compared as A and B are.
 
     Attributes:
+        name: Names of both.
         arm: Name of the arm.
         weights: Difference of their weights, without subspaces.
         path: The loss between them; None if it was not evaluated.
     """
 
+    name: str
     arm: str
     weights: WeightDifference
     path: Path | None = None
-
-    @property
-    def name(self) -> str:
-        """Names of both."""
-        return f"{self.weights.a} and {self.weights.b}"
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import numpy as np
 
 from lossscope.reports.content import Column, Missing, Report, Table
 from lossscope.reports.difference.sentences import statements
-from lossscope.reports.difference.tables import relative_of_seeds, tables
+from lossscope.reports.difference.tables import mutual_of_seeds, tables
 from lossscope.reports.figure_content import Axis, Curve, Curves, FigureData, Forest, ForestRow, Numbers
 from lossscope.reports.shared.number_format import plain
 from lossscope.reports.shared.quantities import number
@@ -24,7 +24,8 @@ __all__ = ["difference_report"]
 _MODULES: Final = 24  # lines of the figure of modules
 _WEIGHTS: Final = (
     "Distances between weights are no distances between functions: neurons may be permuted, and layers rescaled, "
-    "without any change of the function. Two independent sets of weights of one norm are √2 of it apart."
+    "without any change of the function. "
+    "Independent weights are nearly orthogonal: √(|A|² + |B|²) apart."
 )
 _SUBSPACES: Final = (
     "Singular subspaces are those of each tensor as a matrix (first dimension by the rest). Left ones do not change if "
@@ -107,11 +108,11 @@ def _module_figure(found: Difference) -> Forest:
     rows = tuple(
         ForestRow(
             one.name,
-            number(one.relative),
+            number(one.mutual),
             None,
             None,
-            tuple(relative_of_seeds(found, one.name)),
-            f"{plain(number(one.relative), 3)}, {plain(100 * one.share, 2)} % of the squared distance",
+            tuple(mutual_of_seeds(found, one.name)),
+            f"{plain(number(one.mutual), 3)} ({plain(100 * one.share, 2)} %)",
         )
         for one in (*shown, found.weights.whole)
         if math.isfinite(one.share)
@@ -122,10 +123,10 @@ def _module_figure(found: Difference) -> Forest:
     return Forest(
         key="modules",
         title="Distance by module",
-        caption=f"Diamonds: distance over the norm of A{dots}. Line: √2, two independent vectors of one norm.{rest}",
-        x=Axis("distance over norm of A"),
+        caption=f"Diamonds: distance over the norm of both{dots}. Line: independent weights. In brackets: share of the "
+        f"squared distance.{rest}",
+        x=Axis("distance over both norms"),
         rows=rows,
-        reference=math.sqrt(2),
         narrow=True,
         summary=tuple(f"{row.label}: {row.words}" for row in rows),
     )

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 __all__ = ["statements"]
 
 _NAMED: Final = 3  # modules that a sentence names
-_APART: Final = 3.0  # standard deviations above that of random subspaces
 
 
 def statements(found: Difference) -> tuple[Statement, ...]:
@@ -26,17 +25,17 @@ def statements(found: Difference) -> tuple[Statement, ...]:
 
 def _all(found: Difference) -> Iterator[Statement]:
     """Yield the answers in the order in which they are asked."""
+    if not found.weights.matched.complete:
+        yield _unmatched(found.weights)
     yield _distance(found)
     if found.weights.whole.distance > 0:
         yield _where(found.weights)
-    if (directions := _directions(found.weights)) is not None:
-        yield directions
+        if (directions := _directions(found.weights)) is not None:
+            yield directions
     if found.path is not None:
         yield _barrier(found)
     if found.change is not None:
         yield _expansion(found.change, found.unit)
-    if not found.weights.matched.complete:
-        yield _unmatched(found.weights)
 
 
 def _distance(found: Difference) -> Statement:
@@ -47,8 +46,9 @@ def _distance(found: Difference) -> Statement:
     words = f"B is {plain(whole.distance, 3)} away from A"
     if math.isfinite(whole.relative):
         words += f", {plain(whole.relative, 3)} times the norm of A"
-    apart = [one.weights.whole.relative for one in found.seeds if math.isfinite(one.weights.whole.relative)]
-    words += _beside(whole.relative, apart, "farther than", "nearer than", "as far as")
+    words += f", {plain(whole.mutual, 3)} times as far as independent weights of these norms"
+    apart = [one.weights.whole.mutual for one in found.seeds if math.isfinite(one.weights.whole.mutual)]
+    words += _beside(whole.mutual, apart, "farther than", "nearer than", "as far as")
     if found.same_start:
         words += "; A and B began at the same initial weights" + (", two seeds do not" if apart else "")
     return Statement(words, "fine", "modules")
@@ -58,15 +58,17 @@ def _where(weights: WeightDifference) -> Statement:
     """Return the modules with most of the squared distance, and the one that moved most for its size."""
     ordered = sorted(weights.modules, key=lambda one: -one.share)
     words = ", ".join(f"{percent(one.share)} in {one.name}" for one in ordered[:_NAMED])
-    moved = max((one for one in weights.modules if math.isfinite(one.relative)), key=lambda one: one.relative)
-    most = f"; for its own norm {moved.name} moved most, by {plain(moved.relative, 3)}" if len(ordered) > 1 else ""
+    moved = max((one for one in ordered if math.isfinite(one.relative)), key=lambda one: one.relative, default=None)
+    most = ""
+    if moved is not None and len(ordered) > 1:
+        most = f"; for its own norm {moved.name} moved most, by {plain(moved.relative, 3)}"
     return Statement(f"Of the squared distance lie {words}{most}", "fine", "modules")
 
 
 def _directions(weights: WeightDifference) -> Statement | None:
     """Return how far the leading singular directions agree, beside random ones; None without matrices."""
     sides = [
-        (one.name, side)
+        side
         for one in weights.tensors
         if one.matrix is not None
         for side in (one.matrix.left, one.matrix.right)
@@ -74,12 +76,12 @@ def _directions(weights: WeightDifference) -> Statement | None:
     ]
     if not sides:
         return None
-    alike = [(side.overlap - side.expected[0]) / side.expected[1] > _APART for _, side in sides]
-    low, high = (pick(side.overlap for _, side in sides) for pick in (min, max))
-    chance = [side.expected[0] for _, side in sides]
+    alike = sum(side.beyond_chance for side in sides)
+    low, high = (pick(side.overlap for side in sides) for pick in (min, max))
+    chance = [side.expected[0] for side in sides]
     return Statement(
         f"The leading singular subspaces overlap by {plain(low, 2)} to {plain(high, 2)} (1: equal; random: "
-        f"{plain(min(chance), 2)} to {plain(max(chance), 2)}), on {sum(alike)} of {len(alike)} sides of matrices more "
+        f"{plain(min(chance), 2)} to {plain(max(chance), 2)}), on {alike} of {len(sides)} sides of matrices more "
         "than random ones",
         "fine",
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Final
 
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
     from lossscope.landscape.analysis.subspaces import MatrixDifference, Subspaces
     from lossscope.landscape.surfaces.difference import Difference, LossChange
 
-__all__ = ["relative_of_seeds", "tables"]
+__all__ = ["mutual_of_seeds", "tables"]
 
 _WORDS: Final = {"words": True}
 
@@ -36,10 +35,10 @@ def tables(found: Difference) -> tuple[Table, ...]:
     return tuple(one for one in made if one.rows)
 
 
-def relative_of_seeds(found: Difference, module: str) -> list[float | None]:
-    """Return the relative distances of a module, or of `all`, between pairs of seeds."""
+def mutual_of_seeds(found: Difference, module: str) -> list[float | None]:
+    """Return the mutual distances of a module, or of `all`, between pairs of seeds."""
     rows = [one for pair in found.seeds for one in (pair.weights.whole, *pair.weights.modules) if one.name == module]
-    return [number(one.relative) for one in rows]
+    return [number(one.mutual) for one in rows]
 
 
 def _modules(found: Difference) -> Table:
@@ -52,18 +51,15 @@ def _modules(found: Difference) -> Table:
         Column("distance", "distance", "", "norm of B - A"),
         Column("relative", "over norm of A", "1", "distance over the norm of A"),
         Column("share", "share", "%", "share of the squared distance of all"),
-        *(
-            (Column("seeds", "two seeds", "1", "distance over the norm of the first: median and range of the pairs"),)
-            if found.seeds
-            else ()
-        ),
+        Column("mutual", "over both norms", "1", "|B - A| / sqrt(|A|² + |B|²): 1 for independent weights"),
+        *((Column("seeds", "two seeds", "1", "the same of pairs of seeds: median and range"),) if found.seeds else ()),
     )
 
     def row(one: ModuleDifference, seeds: str) -> tuple[Cell, ...]:
         """Return the row of a module."""
         cells = (one.name, one.size, one.norm_a, one.norm_b, one.distance, number(one.relative))
-        beside = (median_and_range(relative_of_seeds(found, seeds)),) if found.seeds else ()
-        return (*cells, number(100 * one.share), *beside)
+        beside = (median_and_range(mutual_of_seeds(found, seeds)),) if found.seeds else ()
+        return (*cells, number(100 * one.share), number(one.mutual), *beside)
 
     whole = found.weights.whole
     rows = [row(one, one.name) for one in found.weights.modules]
@@ -107,21 +103,21 @@ def _seeds(found: Difference) -> Table:
     columns = (
         Column("pair", "pair", words=True),
         Column("arm", "arm", words=True),
-        Column("relative", "distance over norm", "1"),
         Column("distance", "distance"),
+        Column("mutual", "over both norms", "1"),
         Column("barrier", "barrier", found.unit, "the error is that of the points of the path"),
     )
     if not found.seeds:
         return Table("seeds", "Two seeds of one optimizer", columns, ())
     mine = found.weights
     rows: list[tuple[Cell, ...]] = [
-        ("A and B", "", number(mine.whole.relative), mine.whole.distance, _height(found.path)),
+        ("A and B", "", mine.whole.distance, number(mine.whole.mutual), _height(found.path)),
         *(
             (
                 one.name,
                 one.arm,
-                number(one.weights.whole.relative),
                 one.weights.whole.distance,
+                number(one.weights.whole.mutual),
                 _height(one.path),
             )
             for one in found.seeds
@@ -203,7 +199,8 @@ def _angle_cells(one: Subspaces) -> tuple[Cell, ...]:
     """Return number, overlap and angles of a pair of subspaces, beside those of random ones."""
     mean, deviation = one.expected
     degrees = np.degrees(one.angles)
-    low, middle, high = (math.degrees(angle) for angle in random_angles(one.dimension, len(one.angles)))
+    chance = np.degrees(random_angles(one.dimension, len(one.angles)))
+    low, middle, high = (float(np.median(some)) for some in (chance[:, 0], np.median(chance, 1), chance[:, -1]))
     return (
         len(one.angles),
         one.overlap,
