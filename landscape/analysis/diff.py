@@ -169,8 +169,8 @@ def _compared(a: SavedWeights, name: str, b: SavedWeights, other: str, top: int)
             return None
         if bad:
             raise ConfigError(
-                f"{side.name} is not finite in {bad} of the {values.size} numbers of {called}, so it has diverged: take "
-                "an earlier checkpoint"
+                f"{side.name} is not finite in {bad} of the {values.size} numbers of {called}, so it has diverged: "
+                "take an earlier checkpoint"
             )
     statistics = name.rpartition(".")[2] in STATISTICS
     matrix = None

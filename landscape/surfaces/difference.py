@@ -72,7 +72,7 @@ class LossChange:
 
     @property
     def remainder(self) -> float:
-        """What both terms leave of the change."""
+        """Rest of the change that both terms leave."""
         return self.change - self.linear - self.quadratic
 
     @property

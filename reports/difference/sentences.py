@@ -57,7 +57,7 @@ def _distance(found: Difference) -> Statement:
 def _where(weights: WeightDifference) -> Statement:
     """Return the modules with most of the squared distance, and the one that moved most for its size."""
     ordered = sorted(weights.modules, key=lambda one: -one.share)
-    words = ", ".join(f"{percent(one.share)} in {one.name}" for one in ordered[:_NAMED])
+    words = ", ".join(f"{percent(one.share)} in {one.name}" for one in ordered[:_NAMED] if one.share > 0)
     moved = max((one for one in ordered if math.isfinite(one.relative)), key=lambda one: one.relative, default=None)
     most = ""
     if moved is not None and len(ordered) > 1:
