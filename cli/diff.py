@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from lossscope.cli.options import ForceOption, FormatOption, OutputOption
+from lossscope.cli.progress import progress_bar
 from lossscope.cli.terminal import echo, text_width
 
 __all__ = ["diff"]
@@ -62,7 +63,17 @@ def diff(
 
     if output is not None:
         refuse_taken(output, force=force)
-    found = measured(a, b, objective=objective, null=null or None, weights_only=weights_only, top=top, points=points)
+    with progress_bar("diff") as bar:
+        found = measured(
+            a,
+            b,
+            objective=objective,
+            null=null or None,
+            weights_only=weights_only,
+            top=top,
+            points=points,
+            progress=bar,
+        )
     report = difference_report(found, __version__, shlex.join(["lossscope", *sys.argv[1:]]))
     if output is None:
         echo(render(report, format, width=text_width()), format=format)

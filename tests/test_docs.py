@@ -130,6 +130,16 @@ def test_the_page_on_drawing_a_landscape_runs(page: Page) -> None:
     assert Path("fan.html").read_text().startswith("<!doctype html>")
 
 
+@pytest.mark.slow
+def test_the_page_on_comparing_two_checkpoints_runs(page: Page) -> None:
+    found = page("howto/compare_two_checkpoints.md")["found"]
+    assert len(found.seeds) == 1  # type: ignore[attr-defined]
+    assert found.change.remainder == pytest.approx(  # type: ignore[attr-defined]
+        found.change.change - found.change.linear - found.change.quadratic  # type: ignore[attr-defined]
+    )
+    assert Path("diff.html").read_text().startswith("<!doctype html>")
+
+
 @few_products
 @pytest.mark.slow
 def test_the_page_on_probing_a_recorded_run_runs(page: Page) -> None:

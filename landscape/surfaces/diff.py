@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["diff"]
 
-Progress: TypeAlias = Callable[[str], None]
+Progress: TypeAlias = Callable[[int, int, str], None]
 
 _POINTS: Final = 21
 
@@ -49,7 +49,7 @@ def diff(
         weights_only: True to evaluate no loss.
         top: Number of singular directions of the subspaces that are compared.
         points: Number of losses on each straight path.
-        progress: Called with what is done next.
+        progress: Called with the number of tensors or pairs done, their number, and what they are.
 
     Returns:
         The difference.
@@ -73,8 +73,9 @@ def diff(
         raise ConfigError(
             f"A and B are the same, {first.source}: name another file, or RUN@STEP for another checkpoint"
         )
-    tell("weights")
-    weights = weight_difference(weights_of(first), weights_of(second), top=top)
+    weights = weight_difference(
+        weights_of(first), weights_of(second), top=top, progress=lambda done, count: tell(done, count, "tensors")
+    )
     pairs = found_pairs(first, second) if null is None else given_pairs(null)
     missing: dict[str, str] = {}
     between = None
@@ -83,14 +84,14 @@ def diff(
         if reason:
             missing["loss"] = reason
     seeds = []
-    for arm, one, other in pairs:
-        tell(f"seeds: {one.name} and {other.name}")
+    for place, (arm, one, other) in enumerate(pairs):
+        tell(place, len(pairs), "pairs of seeds")
         apart = weight_difference(weights_of(one), weights_of(other), subspaces=False)
         seeds.append(SeedPair(_names(one, other), arm, apart, None if between is None else between.path_of(one, other)))
     if between is None:
         measured = Difference(weights)
     else:
-        tell("loss")
+        tell(0, 1, "loss between A and B")
         measured = between.difference(weights, first, second)
         missing |= measured.missing
     if not pairs:
@@ -146,5 +147,5 @@ def _names(one: Side, other: Side) -> str:
     return f"{one.run.name}, {other.run.name} at step {one.step}"
 
 
-def _silent(_: str) -> None:
+def _silent(done: int, count: int, what: str) -> None:
     """Tell nothing."""

@@ -106,10 +106,14 @@ def given_pairs(places: Sequence[str | Path]) -> list[tuple[str, Side, Side]]:
 def found_pairs(a: Side, b: Side) -> list[tuple[str, Side, Side]]:
     """Return pairs of seeds of the arms of A and B that lie beside them, at their steps; each run is in one pair.
 
-    A pair of an arm at one step is taken once. That of A and B themselves is none. At most three pairs of an arm.
+    A pair of an arm at one step is taken once. That of A and B themselves is none. At most three pairs of an arm; of
+    two checkpoints of one run, at the later step.
     """
     found: dict[tuple[str, ...], tuple[str, Side, Side]] = {}
-    for side in (a, b):
+    sides = [a, b]
+    if a.run is not None and b.run is not None and os.path.samefile(a.run.path, b.run.path):
+        sides = [max(sides, key=lambda side: side.step or 0)]
+    for side in sides:
         if side.run is not None and side.step is not None:
             for arm, first, second in list(_pairs_beside(side, {a.source, b.source}))[:_MOST]:
                 found.setdefault((str(first.source), str(second.source)), (arm, first, second))

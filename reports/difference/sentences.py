@@ -114,7 +114,7 @@ def _expansion(change: LossChange, unit: str) -> Statement:
     if change.is_exact:
         return Statement(f"{terms}: nothing within rounding", "fine")
     if abs(change.remainder) >= abs(change.quadratic):
-        return Statement(f"{terms}, more than the quadratic term: the expansion says nothing about B", "look")
+        return Statement(f"{terms}, more than the quadratic term: the expansion does not reach B", "look")
     if not change.tells_the_loss:
         return Statement(f"{terms}, more than the change itself: the expansion does not reach B", "look")
     return Statement(terms, "fine")

@@ -80,6 +80,8 @@ def test_checkpoints_of_one_run_are_named_by_their_step(folder: Path) -> None:
     numbers = diff(f"{run}@0", run, points=3, null=[str(folder / "runs" / f"one-s{seed}") for seed in range(3)])
     assert (numbers.weights.a, numbers.weights.b) == ("one-s0 at step 0", "one-s0 at step 4")
     assert len(numbers.seeds) == 3  # all pairs of those that are named
+    beside = diff(f"{run}@0", run, weights_only=True).seeds
+    assert [pair.name for pair in beside] == ["one-s0, one-s1 at step 4"]  # not at step 0
     with pytest.raises(LossscopeError, match="has no checkpoint at step 3: there is one at 0, "):
         invoke(f"{run}@3", run)
 

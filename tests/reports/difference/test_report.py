@@ -63,7 +63,7 @@ def test_barriers_of_two_seeds_are_told_beside(found: Difference, height: float,
     [
         (change(-0.5, 0.25, 0.75), "nothing within rounding", "fine"),
         (change(-0.5, 0.25, 0.7), "which leaves -0.0500", "fine"),
-        (change(-0.5, 0.25, 1.0), "more than the quadratic term: the expansion says nothing about B", "look"),
+        (change(-0.5, 0.25, 1.0), "more than the quadratic term: the expansion does not reach B", "look"),
         (change(-0.5, 0.8, 1.1), "more than the change itself: the expansion does not reach B", "look"),
     ],
 )
