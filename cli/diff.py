@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
@@ -13,6 +13,8 @@ from lossscope.cli.progress import progress_bar
 from lossscope.cli.terminal import echo, text_width
 
 __all__ = ["diff"]
+
+_ROWS: Final = 16  # modules and tensors in a table of text
 
 
 def diff(
@@ -74,7 +76,9 @@ def diff(
             points=points,
             progress=bar,
         )
-    report = difference_report(found, __version__, shlex.join(["lossscope", *sys.argv[1:]]))
+    report = difference_report(
+        found, __version__, shlex.join(["lossscope", *sys.argv[1:]]), rows=_ROWS if format == "text" else None
+    )
     if output is None:
         echo(render(report, format, width=text_width()), format=format)
     else:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 
 from torch import Tensor
@@ -62,16 +64,26 @@ class LossBetween:
         job = rebuilt_job(run, "give its loss by --objective FILE.py:NAME")
         return cls(job.objective, f"the loss of {run.name}", points, run.loss_unit)
 
-    def path_of(self, first: Side, second: Side) -> Path:
-        """Return the loss on the straight path, with the buffers of the first point.
+    @contextmanager
+    def weights_kept(self) -> Iterator[None]:
+        """Restore the weights and buffers of the model of the loss after this context."""
+        kept = {name: tensor.clone() for name, tensor in self.objective.model.state_dict().items()}
+        try:
+            yield
+        finally:
+            self.objective.model.load_state_dict(kept)
+
+    def path_of(self, first: Side, second: Side) -> Path | None:
+        """Return the loss on the straight path, with the buffers of the first point; None if it is not finite there.
 
         Raises:
             ConfigError: The weights do not fit.
             RunError: A checkpoint is damaged, or does not fit.
         """
         start, end, _, _ = self._ends(first, second)
-        with errors_of_loss(self.place):
+        with errors_of_loss(self.place), suppress(ProbeError):
             return path(self.objective, start, end, points=self.points)
+        return None
 
     def difference(self, weights: WeightDifference, first: Side, second: Side) -> Difference:
         """Return the difference with the loss on the path and its expansion at the first point.
@@ -85,13 +97,13 @@ class LossBetween:
         found = Difference(weights, unit=self.unit, samples=self.objective.samples, data=self.objective.data_hash)
         if bool((start == end).all()):
             return replace(found, missing={"loss": "A and B differ in no trainable parameter: the loss has no path"})
+        line, change = None, None
         with errors_of_loss(self.place):
-            line = path(self.objective, start, end, points=self.points)
-            change = None
             try:
+                line = path(self.objective, start, end, points=self.points)
                 change = loss_change(self.objective, start, end, own)
             except ProbeError as error:
-                missing["expansion of the loss"] = str(error)
+                missing["loss" if line is None else "loss change by module"] = str(error)
         if change is not None and abs(own - change.loss_b) > _ALIKE * abs(own):
             notes.append(
                 "B has other buffers or frozen parameters than A: the path and the expansion keep those of A, so the "

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
 from lossscope.landscape.analysis.arms import by_arm
 from lossscope.landscape.errors import ConfigError, RunError
-from lossscope.landscape.run import Run, run_folders
+from lossscope.landscape.run import Run
 from lossscope.landscape.storage.checkpoint_files import WEIGHTS, checkpoints, requested_folders, require_intact
+from lossscope.landscape.storage.files import folder_entries
+from lossscope.landscape.storage.manifest import MANIFEST
 from lossscope.landscape.storage.weight_arrays import SavedWeights, safetensors_weights
 
 __all__ = ["Side", "began_together", "found_pairs", "given_pairs", "side_at", "weights_of"]
@@ -138,18 +141,23 @@ def _pairs_beside(side: Side, compared: set[Path]) -> Iterator[tuple[str, Side, 
 def _arm_of(run: Run) -> tuple[str, list[Run]]:
     """Return the arm of a run with all its runs in the same folder."""
     name = run.manifest.get("arm")
-    beside = []
-    for folder in run_folders(run.path.resolve().parent):
-        try:
-            one = Run.open(folder)
-        except RunError:  # damaged, or of a newer version: no part of a null
-            continue
-        if one.manifest.get("arm") == name:
-            beside.append(one)
+    beside = [one for one in _runs_beside(run) if one.manifest.get("arm") == name]
     for arm, members in by_arm(beside).items():
         if any(os.path.samefile(one.path, run.path) for one in members):
             return arm, members
     return str(name), [run]
+
+
+def _runs_beside(run: Run) -> Iterator[Run]:
+    """Yield the runs in the folder in which a run lies, itself included; those that cannot be opened are left out."""
+    try:
+        folders = sorted(folder_entries(run.path.resolve().parent))
+    except RunError:
+        folders = [run.path]
+    for folder in folders:
+        if (folder / MANIFEST).is_file():
+            with suppress(RunError):  # damaged, or of a newer version
+                yield Run.open(folder)
 
 
 def _of_run(run: Run, step: int | None) -> Side:

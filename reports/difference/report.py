@@ -45,13 +45,14 @@ _SEEDS: Final = (
 )
 
 
-def difference_report(found: Difference, version: str, command: str) -> Report:
+def difference_report(found: Difference, version: str, command: str, *, rows: int | None = None) -> Report:
     """Return a difference as a report.
 
     Args:
         found: The difference.
         version: Version of lossscope.
         command: Command that makes it again.
+        rows: Largest number of modules and of tensors in a table, the farthest apart. Default: all of them.
     """
     weights = found.weights
     return Report(
@@ -59,9 +60,9 @@ def difference_report(found: Difference, version: str, command: str) -> Report:
         title="Difference of two checkpoints",
         subtitle=f"A: {weights.a}; B: {weights.b}",
         findings=(),
-        tables=tables(found),
+        tables=tables(found, rows),
         figures=tuple(_figures(found)),
-        notes=_notes(found),
+        notes=_notes(found, rows),
         missing=(
             *(Missing(what, reason) for what, reason in found.missing.items()),
             *(
@@ -75,9 +76,14 @@ def difference_report(found: Difference, version: str, command: str) -> Report:
     )
 
 
-def _notes(found: Difference) -> tuple[str, ...]:
+def _notes(found: Difference, rows: int | None) -> tuple[str, ...]:
     """Return what a reader must know, for the parts that are there."""
     notes = [*found.notes, _WEIGHTS]
+    if rows is not None and len(found.weights.tensors) > rows:
+        notes.append(
+            f"Tables of this text have the {rows} modules and tensors that are farthest apart; --format markdown, html "
+            "or json has all."
+        )
     if any(one.matrix is not None and one.matrix.left is not None for one in found.weights.tensors):
         notes.append(_SUBSPACES)
     if found.path is not None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Final
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,18 +16,22 @@ from lossscope.reports.shared.quantities import median_and_range, number
 if TYPE_CHECKING:
     from lossscope.landscape.analysis.diff import ModuleDifference
     from lossscope.landscape.analysis.subspaces import MatrixDifference, Subspaces
-    from lossscope.landscape.surfaces.difference import Difference, LossChange
+    from lossscope.landscape.surfaces.difference import Difference, LossChange, ModuleChange
 
 __all__ = ["mutual_of_seeds", "tables"]
 
-_WORDS: Final = {"words": True}
 
+def tables(found: Difference, most: int | None = None) -> tuple[Table, ...]:
+    """Return all tables with rows.
 
-def tables(found: Difference) -> tuple[Table, ...]:
-    """Return all tables with rows."""
+    Args:
+        found: The difference.
+        most: Largest number of modules and of tensors, the farthest apart. Default: all of them.
+    """
+    found = _farthest(found, most)
     made = [
         _modules(found),
-        *([_loss(found.change, found.unit)] if found.change is not None else []),
+        *([_loss(found.change, found.unit, most)] if found.change is not None else []),
         _seeds(found),
         _tensors(found),
         _spectra(found),
@@ -33,6 +39,18 @@ def tables(found: Difference) -> tuple[Table, ...]:
         _unmatched(found),
     ]
     return tuple(one for one in made if one.rows)
+
+
+def _farthest(found: Difference, most: int | None) -> Difference:
+    """Return a difference with the modules and tensors that are farthest apart, in their order."""
+    weights = found.weights
+
+    def kept(members: Sequence[Any]) -> tuple[Any, ...]:
+        """Return the farthest apart."""
+        largest = sorted(members, key=lambda one: -one.distance)[:most]
+        return tuple(one for one in members if one in largest)
+
+    return replace(found, weights=replace(weights, modules=kept(weights.modules), tensors=kept(weights.tensors)))
 
 
 def mutual_of_seeds(found: Difference, module: str) -> list[float | None]:
@@ -66,7 +84,7 @@ def _modules(found: Difference) -> Table:
     return Table("modules", "Distance by module", columns, (*rows, row(whole, whole.name)))
 
 
-def _loss(change: LossChange, unit: str) -> Table:
+def _loss(change: LossChange, unit: str, most: int | None) -> Table:
     """Return the parts of the loss change by module, and the remainder."""
     columns = (
         Column("module", "module", words=True),
@@ -74,19 +92,13 @@ def _loss(change: LossChange, unit: str) -> Table:
         Column("quadratic", "curvature ½Δ·HΔ", unit, "half the sum over the module of (B - A) times H (B - A)"),
         Column("sum", "both", unit),
     )
-    rows: list[tuple[Cell, ...]] = [
-        (
-            one.name,
-            Quantity(number(one.linear), error=number(one.linear_error)),
-            Quantity(number(one.quadratic), error=number(one.quadratic_error)),
-            Quantity(number(one.linear + one.quadratic), error=number(one.linear_error + one.quadratic_error)),
-        )
-        for one in change.modules
-    ]
-    errors = [sum(pair) for pair in zip(*((m.linear_error, m.quadratic_error) for m in change.modules), strict=True)]
-    linear, quadratic = change.linear, change.quadratic
-    rows += [
-        ("all", *_with_errors((linear, errors[0]), (quadratic, errors[1]), (linear + quadratic, sum(errors)))),
+    largest = sorted(change.modules, key=lambda one: -abs(one.linear) - abs(one.quadratic))[:most]
+    shown = [one for one in change.modules if one in largest]
+    rest = [one for one in change.modules if one not in largest]
+    rows = [
+        *(_part(one.name, [one]) for one in shown),
+        *([_part(f"{len(rest)} others", rest)] if rest else []),
+        _part("all", change.modules),
         ("remainder", None, None, Quantity(number(change.remainder), error=number(change.remainder_error))),
         ("loss change", None, None, Quantity(number(change.change), error=number(change.change_error))),
     ]
@@ -94,8 +106,12 @@ def _loss(change: LossChange, unit: str) -> Table:
     return Table("loss_change", "Loss change by module, to second order at A", columns, tuple(rows), note)
 
 
-def _with_errors(*pairs: tuple[float, float]) -> Iterable[Quantity]:
-    return (Quantity(number(value), error=number(error)) for value, error in pairs)
+def _part(name: str, modules: Sequence[ModuleChange]) -> tuple[Cell, ...]:
+    """Return the row of some modules together."""
+    linear, quadratic = (math.fsum(one.linear for one in modules), math.fsum(one.quadratic for one in modules))
+    errors = math.fsum(one.linear_error for one in modules), math.fsum(one.quadratic_error for one in modules)
+    cells = ((linear, errors[0]), (quadratic, errors[1]), (linear + quadratic, sum(errors)))
+    return name, *(Quantity(number(value), error=number(error)) for value, error in cells)
 
 
 def _seeds(found: Difference) -> Table:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+import math
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 from typer.testing import CliRunner
 
 from lossscope.cli.main import app
 from lossscope.errors import LossscopeError
 from lossscope.landscape import TrainConfig, diff, train
+from lossscope.probes import CrossEntropy, Objective
 
 MINE = """
 import torch
@@ -113,6 +116,58 @@ def test_the_same_numbers_in_two_files_are_at_distance_zero(folder: Path) -> Non
     text = invoke(str(folder / "a.pt"), str(folder / "a.safetensors"), "--objective", f"{folder / 'mine.py'}:objective")
     assert "A and B hold the same weights: their distance is 0" in text
     assert "there is no path between them" in text
+
+
+def test_batch_norm_keeps_the_statistics_of_a_and_says_so(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+    objective = Objective(net, CrossEntropy(), [(torch.randn(12, 3), torch.arange(12) % 2)])
+    torch.save(net.state_dict(), tmp_path / "a.pt")
+    for _ in range(5):
+        net(torch.randn(9, 3) + 2.0)
+    with torch.no_grad():
+        net[0].weight.add_(0.3)
+    torch.save(net.state_dict(), tmp_path / "b.pt")
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    numbers = diff(tmp_path / "a.pt", tmp_path / "b.pt", objective=objective, points=3)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
+    assert numbers.change is not None
+    assert numbers.path is not None
+    assert numbers.path.restated is not None
+    assert numbers.change.own_loss_b == pytest.approx(objective_at(objective, tmp_path / "b.pt"))
+    assert abs(numbers.change.own_loss_b - numbers.change.loss_b) > 1e-4
+    assert any("B has other buffers" in note for note in numbers.notes)
+
+
+def objective_at(objective: Objective, file: Path) -> float:
+    objective.model.load_state_dict(torch.load(file))
+    return objective.value()
+
+
+def test_a_diverged_seed_beside_is_no_reason_to_refuse(folder: Path, tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    shutil.copytree(folder / "runs", runs)
+    (checkpoint,) = (runs / "one-s1" / "checkpoints").glob("step-000000004")
+    weights = load_file(checkpoint / "weights.safetensors")
+    first = next(iter(weights))
+    save_file({**weights, first: torch.full_like(weights[first], math.nan)}, checkpoint / "weights.safetensors")
+    numbers = diff(runs / "one-s0", runs / "two-s0", weights_only=True)
+    assert numbers.seeds == ()
+    assert "was altered" in numbers.missing["two seeds: one-s0, one-s1 at step 4"]
+    with pytest.raises(LossscopeError, match="was altered"):
+        diff(runs / "one-s0", runs / "two-s0", weights_only=True, null=[runs / "one-s0", runs / "one-s1"])
+
+
+def test_a_loss_that_is_not_finite_leaves_the_distances(tmp_path: Path) -> None:
+    net = nn.Linear(3, 2)
+    data = [(torch.randn(12, 3), torch.arange(12) % 2)]
+    objective = Objective(net, lambda model, batch: model(batch[0]).sum() * math.nan, data)
+    for name in ("a.pt", "b.pt"):
+        torch.save(nn.Linear(3, 2).state_dict(), tmp_path / name)
+    numbers = diff(tmp_path / "a.pt", tmp_path / "b.pt", objective=objective)
+    assert numbers.path is None
+    assert "nan" in numbers.missing["loss"]
+    assert numbers.weights.whole.distance > 0
 
 
 def test_an_html_page_is_written_once(folder: Path, tmp_path: Path) -> None:

@@ -90,6 +90,21 @@ def test_tensors_without_partner_come_first(tmp_path: Path) -> None:
     assert ("extra", "in A only") in next(one.rows for one in report.tables if one.key == "unmatched")
 
 
+def test_a_text_of_many_modules_has_the_farthest_and_parts_that_add_up(tmp_path: Path) -> None:
+    a, b = ({f"m{i}.w": torch.full((2, 2), scale * i) for i in range(1, 9)} for scale in (1.0, 2.0))
+    weights = weight_difference(*(saved(tmp_path, name, 1.0, **more) for name, more in (("a", a), ("b", b))))
+    modules = tuple(ModuleChange(f"m{i}", 4, 0.1, 0.0, i / 10, 0.0) for i in range(1, 9))
+    expansion = LossChange(1.0, 2.0, 2.0, modules, 1e-9, 1e-9, 0.1)
+    full = Difference(weights, change=expansion)
+    cut = {one.key: one for one in difference_report(full, "1", "", rows=3).tables}
+    assert [row[0] for row in cut["modules"].rows] == ["m6", "m7", "m8", "all"]
+    assert [row[0] for row in cut["tensors"].rows] == ["m6.w", "m7.w", "m8.w"]
+    parts = cut["loss_change"].rows
+    assert [row[0] for row in parts] == ["m6", "m7", "m8", "5 others", "all", "remainder", "loss change"]
+    assert sum(row[3].value for row in parts[:4]) == pytest.approx(parts[4][3].value)  # type: ignore[union-attr, misc, operator]
+    assert len({one.key: one for one in difference_report(full, "1", "").tables}["tensors"].rows) == 10
+
+
 def test_every_format_renders(found: Difference) -> None:
     pair = SeedPair("x, y", "arm", found.weights, line(0.3))
     full = replace(found, seeds=(pair, pair), change=change(-0.5, 0.25, 0.7), missing={"a": "b"}, same_start=True)
