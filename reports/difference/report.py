@@ -12,7 +12,7 @@ from lossscope.reports.content import Column, Missing, Report, Table
 from lossscope.reports.difference.sentences import statements
 from lossscope.reports.difference.tables import mutual_of_seeds, tables
 from lossscope.reports.figure_content import Axis, Curve, Curves, FigureData, Forest, ForestRow, Numbers
-from lossscope.reports.shared.number_format import plain
+from lossscope.reports.shared.number_format import percent, plain
 from lossscope.reports.shared.quantities import number
 
 if TYPE_CHECKING:
@@ -38,10 +38,6 @@ _PATH: Final = (
 _EXPANSION: Final = (
     "The parts of the loss change belong to the point A: from B they are others. They do not change if neurons are "
     "rescaled in A and B alike."
-)
-_SEEDS: Final = (
-    "Pairs of seeds differ in their initial weights. Where A or B is one of a pair, the pair is not independent of it: "
-    "the pairs are a range, not a test."
 )
 
 
@@ -94,7 +90,19 @@ def _notes(found: Difference, rows: int | None) -> tuple[str, ...]:
         notes.append(_EXPANSION)
     if any(one.statistics for one in found.weights.tensors):
         notes.append("Running statistics of BatchNorm are listed by tensor, but are no weights: no sum counts them.")
-    return tuple(one for one in (*notes, _SEEDS if found.seeds else "") if one)
+    if found.seeds:
+        notes.append(_on_seeds(len(found.seeds)))
+    return tuple(notes)
+
+
+def _on_seeds(pairs: int) -> str:
+    """Return what a range of pairs of seeds can tell."""
+    words = "Pairs of seeds differ in their initial weights, and are a range, not a test: "
+    if pairs > 1:
+        words += f"one more pair like them lies outside that of {pairs} with a chance of {percent(2 / (pairs + 1))}. "
+    else:
+        words += "one pair has none. "
+    return words + "A pair that shares a run with A and B is not independent of them."
 
 
 def _figures(found: Difference) -> list[FigureData]:

@@ -76,6 +76,12 @@ def test_an_expansion_says_whether_it_reaches(
     assert statement.severity == severity
 
 
+@pytest.mark.parametrize(("pairs", "words"), [(1, "one pair has none"), (3, "outside that of 3 with a chance of 50 %")])
+def test_a_note_says_what_a_range_of_seeds_can_tell(found: Difference, pairs: int, words: str) -> None:
+    report = difference_report(replace(found, seeds=(SeedPair("x, y", "arm", found.weights),) * pairs), "1", "")
+    assert any(words in note for note in report.notes)
+
+
 def test_no_barrier_and_a_lost_path_are_said(found: Difference) -> None:
     assert "No barrier" in first_screen(replace(found, path=line(-1.0)))
     lost = line(1.0)
