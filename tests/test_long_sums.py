@@ -43,6 +43,7 @@ ALLOWED: dict[str, tuple[str, dict[str, int]]] = {
     "landscape/training/rotary_transformer.py": (LAYER, {"norm": 1}),
     "landscape/training/training.py": ("pieces of a data set, in float64", {"@": 1}),
     "landscape/verdicts/counter_examples.py": (ORACLE, {"@": 7, "norm": 4}),
+    "optimizer/update/polar_rules.py": ("metrics of rows and columns, in float64", {"@": 9}),
     "probes/dynamics/trigger_test.py": (SHORT, {"@": 1}),
     "probes/eigenvalues/block_krylov.py": (f"{MATRIX}; {LEAVES}; small matrices", {"@": 9, "mm": 1}),
     "probes/eigenvalues/density.py": (SHORT, {"@": 8}),

@@ -13,6 +13,7 @@ from lossscope.optimizer.errors import OptimizerError
 from lossscope.optimizer.update import sums
 from lossscope.optimizer.update.adam import ParameterStep, Update, decay, move, orthogonal_factor, whitened, zeros_state
 from lossscope.optimizer.update.matrix_view import matrix_view, step_factor
+from lossscope.optimizer.update.polar_rules import POLAR_RULES
 from lossscope.optimizer.update.rule import NOT_NEGATIVE, Direction, Group, Rule, zeros
 
 __all__ = ["ADAMW", "RULES", "SGD"]
@@ -293,6 +294,9 @@ RULES["muoneq"] = Rule(
     orthogonalizes=True,
     adamw_vectors=True,
 )
+
+
+RULES |= POLAR_RULES
 
 
 def lion(group: Group, moments: Sequence[ParameterStep]) -> list[Update]:

@@ -24,6 +24,7 @@ __all__ = [
     "arithmetic",
     "combined",
     "cosine",
+    "dot",
     "norm",
     "norms_of_norms",
     "plus",
@@ -95,6 +96,12 @@ def norms_of_norms(lengths: Tensor) -> Tensor:
     """Return the norm of each matrix `(..., m, n)`, as `(..., 1, 1)`, from `row_norms`."""
     found: Tensor = torch.linalg.vector_norm(lengths, dim=(-2, -1), keepdim=True)
     return found
+
+
+def dot(left: Tensor, right: Tensor) -> Number:
+    """Return `<left, right>`."""
+    size, unit = _size([left]), _size([right])
+    return _dots([left], [right], size, unit)[0] * size * unit
 
 
 def share(left: Sequence[Tensor], right: Sequence[Tensor], floor: float) -> Number:

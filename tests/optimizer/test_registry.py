@@ -41,7 +41,7 @@ def data() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 RATES = {"adamw": 0.02, **dict.fromkeys(("sgd", "sam", "gsam", "asam", "looksam"), 0.5)}
-RATES |= dict.fromkeys(("muon", "adamuon", "normuon"), 0.1) | {"muoneq": 0.3}
+RATES |= dict.fromkeys(("muon", "adamuon", "normuon", "polargrad", "fismo"), 0.1) | {"muoneq": 0.3}
 
 
 @pytest.mark.parametrize("name", names())

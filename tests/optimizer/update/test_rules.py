@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import scipy.linalg
 import torch
 from torch import Tensor
 
@@ -93,6 +94,39 @@ def adamuon(lr: float, wd: float, b: float, eps: float) -> Rule:
         V = memory["V"] = b * memory.get("V", 0 * g) + (1 - b) * O * O
         D = O / (V.sqrt() + eps)
         return (1 - lr * wd) * W - lr * 0.2 * math.sqrt(W.numel()) / (norm(D) + eps) * D
+
+    return step
+
+
+def polargrad(lr: float, wd: float, b: float) -> Rule:
+    def step(W: Tensor, g: Tensor, t: int, memory: Memory) -> Tensor:
+        M = mean_momentum(g, memory, b, False)
+        O = polar(M)
+        return (1 - lr * wd) * W - lr * sum(
+            float(x) * float(y) for x, y in zip(M.flatten(), O.flatten(), strict=True)
+        ) * O
+
+    return step
+
+
+def fismo(lr: float, wd: float, b: float, c: float, d: float) -> Rule:
+    """Powers of the metrics are those of Schur's method in scipy, and the inverse is that of LAPACK's elimination."""
+
+    def even(metric: Tensor, measured: Tensor) -> Tensor:
+        size = len(metric)
+        mixed = c * metric + (1 - c) * (measured + d * metric.trace() / size * torch.eye(size).double())
+        return size * mixed / mixed.trace()
+
+    def root(metric: Tensor) -> Tensor:
+        return torch.from_numpy(scipy.linalg.fractional_matrix_power(metric.numpy(), -0.5))
+
+    def step(W: Tensor, g: Tensor, t: int, memory: Memory) -> Tensor:
+        m, n = W.shape
+        P, Q = memory.get("P", torch.eye(m).double()), memory.get("Q", torch.eye(n).double())
+        P = memory["P"] = even(P, g @ torch.linalg.inv(Q) @ g.T / n)
+        Q = memory["Q"] = even(Q, g.T @ torch.linalg.inv(P) @ g / m)
+        M = mean_momentum(root(P) @ g @ root(Q), memory, b, False)
+        return (1 - lr * wd) * W - lr * root(P) @ polar(M) @ root(Q)
 
     return step
 
@@ -197,6 +231,13 @@ CASES: dict[str, tuple[str, dict[str, Any], Rule, Rule]] = {
     "normuon": ("normuon", {"row_beta": 0.8}, normuon(LR, WD, 0.95, 0.8), adamw(3e-4, WD, 0.9, 0.95, 1e-10)),
     "muoneq": ("muoneq", {}, muoneq(LR, WD, 0.95, "R"), adamw(LR, WD, 0.9, 0.95, 1e-10)),
     "muoneq C": ("muoneq", {"equilibrate": "C"}, muoneq(LR, WD, 0.95, "C"), adamw(LR, WD, 0.9, 0.95, 1e-10)),
+    "polargrad": ("polargrad", {}, polargrad(LR, WD, 0.95), adamw(3e-4, WD, 0.9, 0.95, 1e-10)),
+    "fismo": (
+        "fismo",
+        {"metric_beta": 0.7, "damping": 0.01},
+        fismo(LR, WD, 0.95, 0.7, 0.01),
+        adamw(3e-4, WD, 0.9, 0.95, 1e-10),
+    ),
     "lion": ("lion", {}, lion(LR, WD, 0.9, 0.99), lion(LR, WD, 0.9, 0.99)),
     "signsgd": ("signsgd", {}, signsgd(LR, WD), signsgd(LR, WD)),
     "clion, signs": ("clion", {"nu": 1e-12}, *2 * (clion(LR, WD, 0.9, 0.99, 1e-12),)),
