@@ -113,7 +113,8 @@ def _power(metric: Tensor, exponent: float) -> Tensor:
     """Return a power of a symmetric positive matrix."""
     values, vectors = torch.linalg.eigh(metric)
     floor = torch.finfo(values.dtype).eps * values[..., -1:]
-    return (vectors * values.clamp_min(floor).pow(exponent).unsqueeze(-2)) @ vectors.mT
+    power: Tensor = (vectors * values.clamp_min(floor).pow(exponent).unsqueeze(-2)) @ vectors.mT
+    return power
 
 
 def _fismo_state(group: Group, parameter: Tensor) -> dict[str, Any]:

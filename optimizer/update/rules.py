@@ -296,7 +296,7 @@ RULES["muoneq"] = Rule(
 )
 
 
-RULES |= POLAR_RULES
+RULES.update(POLAR_RULES)
 
 
 def lion(group: Group, moments: Sequence[ParameterStep]) -> list[Update]:
