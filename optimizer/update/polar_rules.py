@@ -101,7 +101,8 @@ def _mixed(metric: Tensor, measured: Tensor, group: Group) -> Tensor:
     mixed = beta * metric + (1 - beta) * measured
     mixed.diagonal(dim1=-2, dim2=-1).add_((1 - beta) * group["damping"] * _mean_eigenvalue(metric))
     mixed = (mixed + mixed.mT) / 2
-    return mixed / _mean_eigenvalue(mixed).unsqueeze(-1)
+    even: Tensor = mixed / _mean_eigenvalue(mixed).unsqueeze(-1)
+    return even
 
 
 def _mean_eigenvalue(metric: Tensor) -> Tensor:
