@@ -62,6 +62,7 @@ from .operators.gauss_newton import (
 )
 from .operators.hessian import hessian as hessian
 from .operators.objective_operator import ObjectiveOperator as ObjectiveOperator
+from .operators.residual import residual as residual
 from .operators.sharded import ShardedObjective as ShardedObjective
 from .sharpness.alignment import (
     GradientAlignment as GradientAlignment,

@@ -59,6 +59,7 @@ ALLOWED: dict[str, tuple[str, dict[str, int]]] = {
     "probes/operators/derived.py": (MATRIX, {"@": 1}),
     "probes/operators/distributed.py": (MATRIX, {"@": 1}),
     "probes/operators/gauss_newton.py": (SCALAR, {"dot": 1}),
+    "probes/operators/residual.py": (MATRIX, {"@": 2}),
     "probes/selfcheck/oracles.py": (MATRIX, {"@": 2}),
     "probes/selfcheck/problems.py": (ORACLE, {"einsum": 3, "@": 7, "norm": 2}),
     "probes/selfcheck/products.py": (ORACLE, {"norm": 4, "@": 5}),

@@ -1,8 +1,8 @@
 """Entries of the catalogue: one `MeasureGroup` declares all that the recorder, `probe`, lists and reports know.
 
 To add a measure, add an entry to the tuple at the end; those of flatness are in `flatness_entries.py` and
-`perturbation_entries.py`, those along the step taken in `step_entries.py`. This module imports no torch; the functions
-that measure import it when called.
+`perturbation_entries.py`, those along the step taken in `step_entries.py`, parts of the curvature and the least trace
+in `structural_entries.py`. This module imports no torch; the functions that measure import it when called.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from lossscope.landscape.measures.measure_group import Evaluation, MeasureGroup,
 from lossscope.landscape.measures.memory import METRIC_COPIES, krylov_vectors
 from lossscope.landscape.measures.perturbation_entries import PERTURBATIONS
 from lossscope.landscape.measures.step_entries import ALONG_STEP
+from lossscope.landscape.measures.structural_entries import STRUCTURAL
 
 if TYPE_CHECKING:
     from lossscope.landscape.measures.panel import Panel
@@ -299,6 +300,7 @@ ENTRIES: Final[tuple[MeasureGroup, ...]] = (
         least_products=krylov(lambda names: 1),
         own_table=True,
     ),
+    *STRUCTURAL,
     MeasureGroup(
         "keskar",
         (

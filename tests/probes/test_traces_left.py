@@ -36,6 +36,7 @@ from lossscope.probes.operators.gauss_newton import fisher, gauss_newton, split_
 from lossscope.probes.operators.hessian import hessian
 from lossscope.probes.operators.number_rounding import number_rounding
 from lossscope.probes.operators.objective_operator import ObjectiveOperator
+from lossscope.probes.operators.residual import residual
 from lossscope.probes.operators.second_derivative import HessianProduct, by_forward, by_reverse, gradient_function
 from lossscope.probes.operators.stopped_gradient import stops_gradients
 from lossscope.probes.operators.timing import signature
@@ -196,6 +197,7 @@ PROBES: dict[str, Callable[[Objective], Any]] = {
     "gauss_newton": lambda o: between(o, gauss_newton(o)),
     "fisher: true": lambda o: between(o, fisher(o, kind="true")),
     "fisher: empirical": lambda o: between(o, fisher(o, kind="empirical")),
+    "residual": lambda o: between(o, residual(o)),
     "scaled": lambda o: between(o, scaled(hessian(o), o.parameters())),
     "preconditioned": lambda o: between(o, preconditioned(hessian(o), o.parameters().abs() + 0.1)),
     "restricted": lambda o: between(o.restricted(["head.weight"]), restricted(hessian(o), ["head.weight"])),

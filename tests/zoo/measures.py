@@ -22,6 +22,7 @@ from lossscope.probes.operators.derived import preconditioned, restricted, scale
 from lossscope.probes.operators.gauss_newton import fisher, gauss_newton
 from lossscope.probes.operators.hessian import hessian
 from lossscope.probes.operators.objective_operator import ObjectiveOperator
+from lossscope.probes.operators.residual import residual
 from lossscope.probes.sharpness.alignment import gradient_alignment
 from lossscope.probes.sharpness.average_case import average_sharpness, low_pass_loss
 from lossscope.probes.sharpness.basin import basin_radius, noise_curve
@@ -216,6 +217,11 @@ def fisher_empirical(b: Bench) -> Checks:
 
     found = fisher(b.objective, "empirical") @ b.vector
     yield b.product("product", found, outer(b, of_errors if squared_errors(b) else of_labels))
+
+
+def of_rest(b: Bench) -> Checks:
+    found = residual(b.objective) @ b.vector
+    yield b.product("product", found, b.truth.hessian - of_model(b))
 
 
 def by_parameters(b: Bench) -> Checks:
@@ -648,6 +654,7 @@ MEASURES: dict[str, Callable[[Bench], Checks]] = {
     "gauss_newton: forward": partial(generalized, ("forward",)),
     "fisher: true": fisher_true,
     "fisher: empirical": fisher_empirical,
+    "residual": of_rest,
     "scaled": by_parameters,
     "preconditioned": by_metric,
     "restricted": block_of,

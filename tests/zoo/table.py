@@ -33,6 +33,7 @@ def graph_count(batch: Any) -> float:
 # reasons for which a measure cannot be had of a member, by measure
 NO_OUTPUTS = {
     "gauss_newton": "outputs(model, batch)",
+    "residual": "outputs(model, batch)",
     "fisher": "outputs(model, batch)",
     "fisher: true": "model_fisher",
     "log_fisher_rao": "requires a loss with logits",

@@ -1,0 +1,62 @@
+"""Measures of the parts of the curvature: Gauss-Newton and residual part, Fisher matrices."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from lossscope.landscape.measures.estimate_rows import Rows, spectrum_rows
+from lossscope.landscape.measures.panel import Panel
+from lossscope.probes.eigenvalues.measure import measure_spectrum
+from lossscope.probes.operators.base import SymmetricOperator
+from lossscope.probes.operators.gauss_newton import fisher, gauss_newton
+from lossscope.probes.operators.residual import residual
+from lossscope.probes.statistics.estimate import Estimate
+
+__all__ = ["fisher_rows", "gauss_newton_rows", "residual_rows"]
+
+_QUANTITIES: Final = {"lambda_max": "top", "lambda_min": "bottom", "trace": "trace"}  # by the end of a measure's name
+
+
+def gauss_newton_rows(panel: Panel, names: frozenset[str]) -> Rows:
+    """Measure the largest eigenvalue and the trace of the Gauss-Newton matrix."""
+    return _rows(panel, gauss_newton(panel.objective), names)
+
+
+def residual_rows(panel: Panel, names: frozenset[str]) -> Rows:
+    """Measure both ends and the trace of the residual part of the Hessian."""
+    return _rows(panel, residual(panel.objective), names)
+
+
+def fisher_rows(panel: Panel, names: frozenset[str]) -> Rows:
+    """Measure the trace of the true or the empirical Fisher matrix, by the name of the measure."""
+    (name,) = names
+    return _rows(panel, fisher(panel.objective, "empirical" if name.startswith("empirical") else "true"), names)
+
+
+def _rows(panel: Panel, operator: SymmetricOperator, names: frozenset[str]) -> Rows:
+    """Return the rows of a spectrum's quantities; the end of each name tells which one."""
+    options, by_end = panel.options, {end: _named(names, end) for end in _QUANTITIES}
+    found = measure_spectrum(
+        operator,
+        top=1,
+        bottom=1,
+        rel=options.rel,
+        trace_rel=options.trace_rel,
+        max_products=options.max_products,
+        quantities=tuple(_QUANTITIES[end] for end, name in by_end.items() if name),
+        seed=options.seed,
+        memory=options.memory,
+        spill=options.spill,
+    )
+    estimates: dict[str, Estimate] = {}
+    for end, pairs in (("lambda_max", found.top), ("lambda_min", found.bottom)):
+        if by_end[end] and pairs is not None and len(pairs.values):
+            estimates[by_end[end]] = pairs.estimate()
+    if by_end["trace"] and found.trace is not None:
+        estimates[by_end["trace"]] = found.trace
+    return spectrum_rows(estimates, found)
+
+
+def _named(names: frozenset[str], end: str) -> str:
+    """Return the name that ends with some letters; empty if there is none."""
+    return next((name for name in names if name.endswith(end)), "")

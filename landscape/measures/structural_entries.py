@@ -1,0 +1,108 @@
+"""Entries of the catalogue for parts of the curvature and for flatness that is not invariant; taken on request only.
+
+This module imports no torch; the functions that measure import it when they are called.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from lossscope.landscape.measures.declarations import ROTATIONS, krylov
+from lossscope.landscape.measures.measure import Bound, Measure
+from lossscope.landscape.measures.measure_group import MeasureGroup, Names
+from lossscope.landscape.measures.memory import krylov_vectors
+
+if TYPE_CHECKING:
+    from lossscope.landscape.measures.estimate_rows import Rows
+    from lossscope.landscape.measures.panel import Panel
+
+__all__ = ["STRUCTURAL"]
+
+
+def _ends(names: Names) -> int:
+    """Return the number of ends of a spectrum among the measures."""
+    return sum(name.endswith(("lambda_max", "lambda_min")) for name in names)
+
+
+def _traces(names: Names) -> bool:
+    """Return True if a trace is among the measures."""
+    return any(name.endswith("trace") for name in names)
+
+
+def _least(names: Names, size: int) -> int:
+    """Return the smallest budget for ends of a spectrum, a trace or both."""
+    return krylov(_ends, space=bool(_ends(names)), probes=_traces(names))(names, size)
+
+
+_VECTORS: Final = krylov_vectors(_ends, whole=_traces)
+
+
+def _gauss_newton(panel: Panel, names: Names) -> Rows:
+    from lossscope.landscape.measures.structural import gauss_newton_rows
+
+    return gauss_newton_rows(panel, names)
+
+
+def _residual(panel: Panel, names: Names) -> Rows:
+    from lossscope.landscape.measures.structural import residual_rows
+
+    return residual_rows(panel, names)
+
+
+def _fisher(panel: Panel, names: Names) -> Rows:
+    from lossscope.landscape.measures.structural import fisher_rows
+
+    return fisher_rows(panel, names)
+
+
+STRUCTURAL: Final[tuple[MeasureGroup, ...]] = (
+    MeasureGroup(
+        "gauss_newton",
+        (
+            Measure(
+                "gauss_newton_lambda_max",
+                "loss",
+                Bound.BELOW,
+                ROTATIONS,
+                "largest eigenvalue of the Gauss-Newton matrix G, the Hessian of the loss of the linearized model",
+            ),
+            Measure("gauss_newton_trace", "loss", Bound.INTERVAL, ROTATIONS, "trace of the Gauss-Newton matrix"),
+        ),
+        run=_gauss_newton,
+        least_products=_least,
+        vectors=_VECTORS,
+        reports=("flatness",),
+    ),
+    MeasureGroup(
+        "residual",
+        (
+            Measure(
+                "residual_lambda_max",
+                "loss",
+                Bound.BELOW,
+                ROTATIONS,
+                "largest eigenvalue of H - G, what the second derivatives of the model's outputs add to the Hessian",
+            ),
+            Measure("residual_lambda_min", "loss", Bound.ABOVE, ROTATIONS, "smallest eigenvalue of H - G"),
+            Measure("residual_trace", "loss", Bound.INTERVAL, ROTATIONS, "trace of H - G"),
+        ),
+        run=_residual,
+        least_products=_least,
+        vectors=_VECTORS,
+        reports=("flatness",),
+    ),
+    *(
+        MeasureGroup(
+            name,
+            (Measure(name, "loss", Bound.INTERVAL, ROTATIONS, meaning),),
+            run=_fisher,
+            least_products=_least,
+            vectors=_VECTORS,
+            reports=("flatness",),
+        )
+        for name, meaning in (
+            ("fisher_trace", "trace of the Fisher matrix: labels drawn from the model's own predictions"),
+            ("empirical_fisher_trace", "mean squared norm of the gradients of single terms, with the labels given"),
+        )
+    ),
+)
