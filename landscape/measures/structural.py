@@ -1,18 +1,19 @@
-"""Measures of the parts of the curvature: Gauss-Newton and residual part, Fisher matrices."""
+"""Measures of parts of the curvature: Gauss-Newton and residual part, Fisher matrices, the last layer."""
 
 from __future__ import annotations
 
 from typing import Final
 
-from lossscope.landscape.measures.estimate_rows import Rows, spectrum_rows
+from lossscope.landscape.measures.estimate_rows import Rows, estimate_row, spectrum_rows
 from lossscope.landscape.measures.panel import Panel
 from lossscope.probes.eigenvalues.measure import measure_spectrum
 from lossscope.probes.operators.base import SymmetricOperator
 from lossscope.probes.operators.gauss_newton import fisher, gauss_newton
 from lossscope.probes.operators.residual import residual
+from lossscope.probes.sharpness.relative_flatness import relative_flatness
 from lossscope.probes.statistics.estimate import Estimate
 
-__all__ = ["fisher_rows", "gauss_newton_rows", "residual_rows"]
+__all__ = ["fisher_rows", "gauss_newton_rows", "relative_flatness_rows", "residual_rows"]
 
 _QUANTITIES: Final = {"lambda_max": "top", "lambda_min": "bottom", "trace": "trace"}  # by the end of a measure's name
 
@@ -31,6 +32,15 @@ def fisher_rows(panel: Panel, names: frozenset[str]) -> Rows:
     """Measure the trace of the true or the empirical Fisher matrix, by the name of the measure."""
     (name,) = names
     return _rows(panel, fisher(panel.objective, "empirical" if name.startswith("empirical") else "true"), names)
+
+
+def relative_flatness_rows(panel: Panel) -> Rows:
+    """Measure the relative flatness of the last layer."""
+    options = panel.options
+    found = relative_flatness(
+        panel.objective, max_products=options.max_products, rel=options.trace_rel, seed=options.seed
+    )
+    return Rows([estimate_row("relative_flatness", found)])
 
 
 def _rows(panel: Panel, operator: SymmetricOperator, names: frozenset[str]) -> Rows:

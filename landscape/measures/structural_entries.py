@@ -55,6 +55,12 @@ def _fisher(panel: Panel, names: Names) -> Rows:
     return fisher_rows(panel, names)
 
 
+def _relative_flatness(panel: Panel, names: Names) -> Rows:
+    from lossscope.landscape.measures.structural import relative_flatness_rows
+
+    return relative_flatness_rows(panel)
+
+
 STRUCTURAL: Final[tuple[MeasureGroup, ...]] = (
     MeasureGroup(
         "gauss_newton",
@@ -104,5 +110,20 @@ STRUCTURAL: Final[tuple[MeasureGroup, ...]] = (
             ("fisher_trace", "trace of the Fisher matrix: labels drawn from the model's own predictions"),
             ("empirical_fisher_trace", "mean squared norm of the gradients of single terms, with the labels given"),
         )
+    ),
+    MeasureGroup(
+        "relative_flatness",
+        (
+            Measure(
+                "relative_flatness",
+                "loss",
+                Bound.INTERVAL,
+                "a factor between the last layer and the rest; not rescaling of single neurons",
+                "sum over rows s, t of the last layer's weight of <w_s, w_t> tr H_st",
+            ),
+        ),
+        run=_relative_flatness,
+        least_products=krylov(lambda names: 0, space=False, probes=True),
+        reports=("flatness",),
     ),
 )

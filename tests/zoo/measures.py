@@ -41,6 +41,7 @@ from lossscope.probes.sharpness.norm_ball import norm_sharpness
 from lossscope.probes.sharpness.pac_bayes import pac_bayes_sigma
 from lossscope.probes.sharpness.per_block import per_module
 from lossscope.probes.sharpness.sam import sam_sharpness
+from lossscope.probes.sharpness.relative_flatness import last_layer, relative_flatness
 from lossscope.probes.sharpness.sampling_error import sampled_eigenvalue
 from lossscope.probes.sharpness.step_quality import layer_remainders, secant_curvature, step_quality
 from lossscope.probes.sharpness.worst_case import worst_case_sharpness
@@ -546,6 +547,18 @@ def radial(b: Bench) -> Checks:
     yield exact("form", theta_hessian_theta(b.objective), right, b.digits, float(theta @ theta) * b.truth.norm)
 
 
+def last_rows(b: Bench) -> Checks:
+    """Compare with the sum over pairs of rows of their product times the trace of their block."""
+    found = relative_flatness(b.objective, max_products=24, seed=b.seed)
+    sizes = [p.numel() for p in b.truth.parameters]
+    index = b.objective.names.index(last_layer(b.objective))
+    start, W = sum(sizes[:index]), b.truth.parameters[index].detach()
+    W = W.reshape(len(W), -1)
+    H = b.truth.hessian[start : start + W.numel(), start : start + W.numel()].view(*W.shape, *W.shape)
+    weighted = torch.einsum("st,sjtj->", W @ W.mT, H)
+    yield interval("kappa", found, float(weighted), b.digits, float(W.square().sum()) * b.truth.norm)
+
+
 def logits(b: Bench) -> Checks:
     found = logit_scale(b.objective)
     norm = margin = 0.0
@@ -682,6 +695,7 @@ MEASURES: dict[str, Callable[[Bench], Checks]] = {
     "worst_case_sharpness: linf": partial(worst, "linf", 0.05),
     "log_fisher_rao": fisher_rao,
     "theta_hessian_theta": radial,
+    "relative_flatness": last_rows,
     "logit_scale": logits,
     "step_quality": quality,
     "secant_curvature": secant,
@@ -699,4 +713,5 @@ SEEDED = {
     "sampled_eigenvalue",
     "adaptive_trace",
     "adaptive_lambda_max",
+    "relative_flatness",
 }

@@ -50,6 +50,7 @@ WRONG_BACKWARD = dict.fromkeys(
     "WeightNormInterface",
 )
 BATCH_STATISTICS = {"sampled_eigenvalue": "batch norm", "Objective: split": "batch norm"}
+NO_LAST_LAYER = {"relative_flatness": "the last layer is not known"}  # tied, reparametrized, used in the loss too
 NEVER_RISES = {"critical_learning_rate": "does not rise along the step"}  # normalized outputs, or unbounded below
 NO_PARTS = dict.fromkeys(("sampled_eigenvalue", "Objective: split"), "mean over samples")
 ONE_PIECE = dict.fromkeys(("sampled_eigenvalue", "Objective: split"), "fails on a part")
@@ -62,18 +63,23 @@ MEMBERS: dict[str, Member] = {
     "resnet": Member(vision.resnet),
     "resnet_frozen": Member(vision.resnet, options={"mode": "frozen"}, refuses=BATCH_STATISTICS, slow=True),
     "segmentation": Member(vision.segmentation, options={"count": pixels}, terms=pixels, refuses=NO_OUTPUTS),
-    "weight_norm": Member(vision.weight_norm, refuses=NO_FORWARD | WRONG_BACKWARD, slow=True),
-    "weight_norm_legacy": Member(vision.weight_norm_legacy, refuses=NO_FORWARD | WRONG_BACKWARD, slow=True),
-    "gpt": Member(sequence.gpt, terms=labels),
+    "weight_norm": Member(vision.weight_norm, refuses=NO_FORWARD | WRONG_BACKWARD | NO_LAST_LAYER, slow=True),
+    "weight_norm_legacy": Member(
+        vision.weight_norm_legacy, refuses=NO_FORWARD | WRONG_BACKWARD | NO_LAST_LAYER, slow=True
+    ),
+    "gpt": Member(sequence.gpt, terms=labels, refuses=NO_LAST_LAYER),
     "gpt_11m": Member(sequence.gpt_11m, terms=labels, slow=True),
     "lstm": Member(sequence.lstm, refuses=NO_FORWARD, slow=True),
     "gru": Member(sequence.gru, slow=True),
-    "lora": Member(sequence.lora),
+    "lora": Member(sequence.lora, refuses=NO_LAST_LAYER),
     "sparse_embedding": Member(sequence.sparse_embedding),
-    "pinn": Member(own_losses.pinn, refuses=NO_OUTPUTS | {"hessian: forward": "requires_grad_"}),
+    "pinn": Member(own_losses.pinn, refuses=NO_OUTPUTS | NO_LAST_LAYER | {"hessian: forward": "requires_grad_"}),
     "gradient_penalty": Member(
         own_losses.gradient_penalty,
-        refuses=NO_OUTPUTS | {"hessian: forward": "requires_grad_"} | dict.fromkeys(WRONG_BACKWARD, "NativeLayerNorm"),
+        refuses=NO_OUTPUTS
+        | NO_LAST_LAYER
+        | {"hessian: forward": "requires_grad_"}
+        | dict.fromkeys(WRONG_BACKWARD, "NativeLayerNorm"),
     ),
     "gan": Member(
         own_losses.gan,
@@ -110,7 +116,7 @@ MEMBERS: dict[str, Member] = {
     ),
     "checkpointed_reentrant": Member(unusual.checkpointed_reentrant, twin=unusual.checkpointed, refuses=REENTRANT),
     "compiled": Member(unusual.compiled, twin=vision.mlp, slow=True),
-    "odd_shapes": Member(unusual.odd_shapes),
+    "odd_shapes": Member(unusual.odd_shapes, refuses=NO_LAST_LAYER),
 }
 
 # members of the slow suite, but for these
@@ -135,7 +141,8 @@ FURTHER: dict[str, dict[str, str]] = {
     # noise lowers this loss at every level
     "cosine": dict.fromkeys(("basin_radius", "pac_bayes_sigma"), "no radius up to") | NEVER_RISES,
     "triplet": NEVER_RISES,
-    "by_layer": NEVER_RISES,
+    "by_layer": NEVER_RISES | NO_LAST_LAYER,
+    **dict.fromkeys(("twice", "functional_pinn", "captured", "tied_by_list"), NO_LAST_LAYER),
     "ctc": {
         "hessian: forward": "forward AD",
         **dict.fromkeys(
@@ -143,12 +150,12 @@ FURTHER: dict[str, dict[str, str]] = {
             "_ctc_loss_backward",
         ),
     },
-    "forces": {"hessian: forward": "requires_grad_"},
-    "by_backward": {"hessian: forward": "requires_grad_"},
+    "forces": {"hessian: forward": "requires_grad_"} | NO_LAST_LAYER,
+    "by_backward": {"hessian: forward": "requires_grad_"} | NO_LAST_LAYER,
     "grid_sample": NO_FORWARD,
     "batch_norm_without_statistics": NO_PARTS | {"Objective: split": "fails on a part"},
-    "gradient_norm": {"batch_sharpness": "requires at least 2 batches", **NO_PARTS},
-    "one_step": {"batch_sharpness": "requires at least 2 batches", **NO_PARTS},
+    "gradient_norm": {"batch_sharpness": "requires at least 2 batches", **NO_PARTS, **NO_LAST_LAYER},
+    "one_step": {"batch_sharpness": "requires at least 2 batches", **NO_PARTS, **NO_LAST_LAYER},
     "teacher": {
         "batch_sharpness": "requires at least 2 batches",
         **BATCH_STATISTICS,

@@ -18,6 +18,7 @@ from lossscope.probes.errors import ProbeError
 from lossscope.probes.gauge.rescale import rescaled
 from lossscope.probes.objective.losses import CrossEntropy
 from lossscope.probes.objective.objective import Objective
+from lossscope.probes.sharpness.relative_flatness import relative_flatness
 
 X, Y = gaussian(31, 4), torch.arange(31) % 3
 OPTIONS = SolverOptions(1e-6, 1e-6, 200)
@@ -133,3 +134,10 @@ def test_a_loss_without_outputs_has_no_parts_and_says_why() -> None:
 def test_they_are_taken_on_request_only() -> None:
     long = Evaluation(long=True, stepped=True, eigenvalues=5, tracked=False, full=True, named=True)
     assert not any(one.usual or (one.recorded and one.recorded.names(long)) for one in STRUCTURAL)
+
+
+def test_relative_flatness_is_taken_with_its_cost() -> None:
+    row = measured("relative_flatness", panel(network(nn.ReLU())))["relative_flatness"]
+    assert row["low"] <= relative_flatness(panel(network(nn.ReLU())).objective, rel=1e-9).value <= row["high"]
+    assert row["products"] > 0
+    assert row["seconds"] > 0
