@@ -114,6 +114,7 @@ from .sharpness.sam import (
     SamSharpness as SamSharpness,
     sam_sharpness as sam_sharpness,
 )
+from .sharpness.quantization import quantized_loss as quantized_loss
 from .sharpness.relative_flatness import relative_flatness as relative_flatness
 from .sharpness.sampling_error import (
     SampledEigenvalue as SampledEigenvalue,

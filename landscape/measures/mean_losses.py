@@ -11,7 +11,7 @@ from lossscope.probes.objective.objective import Objective
 from lossscope.probes.operators.number_rounding import number_rounding
 from lossscope.probes.statistics.estimate import rounded_estimate
 
-__all__ = ["NO_DATA", "loss_row", "row_on_other_data", "same_loss"]
+__all__ = ["NO_DATA", "loss_row", "of_other_data", "row_on_other_data", "same_loss"]
 
 NO_DATA: Final = {
     "train_loss": "all training data are not known here, only those of curvature: use loss",
@@ -40,8 +40,12 @@ def row_on_other_data(measure: str, objective: Objective) -> Row:
         objective: The loss on these data.
     """
     row = loss_row(measure, objective)  # first, as it finds the additivity
+    return {**row, **of_other_data(objective)}
+
+
+def of_other_data(objective: Objective) -> Row:
+    """Return the provenance columns in which a loss on other data than those of curvature may differ."""
     return {
-        **row,
         "mode": objective.mode,
         "loss_kind": objective.loss_kind,
         "data_hash": objective.data_hash,

@@ -1,19 +1,22 @@
-"""Measures of parts of the curvature: Gauss-Newton and residual part, Fisher matrices, the last layer."""
+"""Measures of parts of the curvature, of the last layer, and of weights in few bits."""
 
 from __future__ import annotations
 
 from typing import Final
 
 from lossscope.landscape.measures.estimate_rows import Rows, estimate_row, spectrum_rows
+from lossscope.landscape.measures.mean_losses import NO_DATA, of_other_data
 from lossscope.landscape.measures.panel import Panel
 from lossscope.probes.eigenvalues.measure import measure_spectrum
+from lossscope.probes.errors import ProbeError
 from lossscope.probes.operators.base import SymmetricOperator
 from lossscope.probes.operators.gauss_newton import fisher, gauss_newton
 from lossscope.probes.operators.residual import residual
+from lossscope.probes.sharpness.quantization import quantized_loss
 from lossscope.probes.sharpness.relative_flatness import relative_flatness
 from lossscope.probes.statistics.estimate import Estimate
 
-__all__ = ["fisher_rows", "gauss_newton_rows", "relative_flatness_rows", "residual_rows"]
+__all__ = ["fisher_rows", "gauss_newton_rows", "quantized_rows", "relative_flatness_rows", "residual_rows"]
 
 _QUANTITIES: Final = {"lambda_max": "top", "lambda_min": "bottom", "trace": "trace"}  # by the end of a measure's name
 
@@ -41,6 +44,23 @@ def relative_flatness_rows(panel: Panel) -> Rows:
         panel.objective, max_products=options.max_products, rel=options.trace_rel, seed=options.seed
     )
     return Rows([estimate_row("relative_flatness", found)])
+
+
+def quantized_rows(panel: Panel, names: frozenset[str]) -> Rows:
+    """Measure the loss on test data with weights in few bits, whose number is in the name of each measure."""
+    test, rows = panel.target.test, Rows()
+    if test is None:
+        panel.absent |= dict.fromkeys(sorted(names), NO_DATA["test_loss"])
+        return rows
+    for name in sorted(names):
+        bits = int("".join(filter(str.isdigit, name)))
+        try:
+            row = estimate_row(name, quantized_loss(test, bits))
+        except ProbeError as error:
+            panel.failed[name] = str(error)
+            continue
+        rows += Rows([{**row, **of_other_data(test)}])
+    return rows
 
 
 def _rows(panel: Panel, operator: SymmetricOperator, names: frozenset[str]) -> Rows:

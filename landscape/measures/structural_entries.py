@@ -61,6 +61,12 @@ def _relative_flatness(panel: Panel, names: Names) -> Rows:
     return relative_flatness_rows(panel)
 
 
+def _quantized(panel: Panel, names: Names) -> Rows:
+    from lossscope.landscape.measures.structural import quantized_rows
+
+    return quantized_rows(panel, names)
+
+
 STRUCTURAL: Final[tuple[MeasureGroup, ...]] = (
     MeasureGroup(
         "gauss_newton",
@@ -124,6 +130,21 @@ STRUCTURAL: Final[tuple[MeasureGroup, ...]] = (
         ),
         run=_relative_flatness,
         least_products=krylov(lambda names: 0, space=False, probes=True),
+        reports=("flatness",),
+    ),
+    MeasureGroup(
+        "quantization",
+        tuple(
+            Measure(
+                f"test_loss_{bits}_bits",
+                "loss",
+                Bound.ROUNDED,
+                "a factor for each weight tensor; not rescaling of single neurons",
+                f"mean loss on test data with weight tensors rounded to {2**bits - 1} values each",
+            )
+            for bits in range(2, 9)
+        ),
+        run=_quantized,
         reports=("flatness",),
     ),
 )

@@ -74,9 +74,7 @@ def relative_flatness(
     layer = objective.restricted([name])
     W = dict(objective.model.named_parameters())[name].detach()
     if W.ndim < 2:
-        raise ProbeError(
-            f"weight must have the outputs on its first axis and further axes, got {name} {tuple(W.shape)}"
-        )
+        raise ProbeError(f"weight must have its outputs on the first of several axes, got {name} {tuple(W.shape)}")
     found = measure_spectrum(
         _weighted(hessian(layer), W.reshape(len(W), -1).double()),
         rel=rel,

@@ -59,6 +59,7 @@ from lossscope.probes.sharpness.pac_bayes import pac_bayes_sigma
 from lossscope.probes.sharpness.per_block import per_module
 from lossscope.probes.sharpness.perturbation import batches_of
 from lossscope.probes.sharpness.sam import sam_sharpness
+from lossscope.probes.sharpness.quantization import quantized_loss
 from lossscope.probes.sharpness.relative_flatness import last_layer, relative_flatness
 from lossscope.probes.sharpness.sampling_error import sampled_eigenvalue
 from lossscope.probes.sharpness.step_quality import layer_remainders, rounding, secant_curvature, step_quality
@@ -230,6 +231,7 @@ PROBES: dict[str, Callable[[Objective], Any]] = {
     ),
     "log_fisher_rao": log_fisher_rao,
     "theta_hessian_theta": theta_hessian_theta,
+    "quantized_loss": lambda o: quantized_loss(o, 4),
     "relative_flatness": lambda o: relative_flatness(o, max_products=8),
     "last_layer": last_layer,
     "step_quality": lambda o: step_quality(o, 0.01 * vector(o), at=o.parameters() + 0.1),

@@ -41,6 +41,7 @@ from lossscope.probes.sharpness.norm_ball import norm_sharpness
 from lossscope.probes.sharpness.pac_bayes import pac_bayes_sigma
 from lossscope.probes.sharpness.per_block import per_module
 from lossscope.probes.sharpness.sam import sam_sharpness
+from lossscope.probes.sharpness.quantization import quantized_loss
 from lossscope.probes.sharpness.relative_flatness import last_layer, relative_flatness
 from lossscope.probes.sharpness.sampling_error import sampled_eigenvalue
 from lossscope.probes.sharpness.step_quality import layer_remainders, secant_curvature, step_quality
@@ -547,6 +548,16 @@ def radial(b: Bench) -> Checks:
     yield exact("form", theta_hessian_theta(b.objective), right, b.digits, float(theta @ theta) * b.truth.norm)
 
 
+def in_few_bits(b: Bench) -> Checks:
+    """Compare with the loss where each matrix holds multiples of a seventh of its largest entry."""
+    moved = []
+    for part in b.truth.parameters:
+        one, largest = part.detach(), float(part.detach().abs().max()) if part.numel() else 0.0
+        moved.append((torch.round(one * 7 / largest) * largest / 7 if one.ndim > 1 and largest else one).reshape(-1))
+    there = b.truth.value(torch.cat(moved))
+    yield exact("loss", quantized_loss(b.objective, 4), there, b.digits, max(abs(there), abs(b.truth.value())))
+
+
 def last_rows(b: Bench) -> Checks:
     """Compare with the sum over pairs of rows of their product times the trace of their block."""
     found = relative_flatness(b.objective, max_products=24, seed=b.seed)
@@ -695,6 +706,7 @@ MEASURES: dict[str, Callable[[Bench], Checks]] = {
     "worst_case_sharpness: linf": partial(worst, "linf", 0.05),
     "log_fisher_rao": fisher_rao,
     "theta_hessian_theta": radial,
+    "quantized_loss": in_few_bits,
     "relative_flatness": last_rows,
     "logit_scale": logits,
     "step_quality": quality,

@@ -141,3 +141,27 @@ def test_relative_flatness_is_taken_with_its_cost() -> None:
     assert row["low"] <= relative_flatness(panel(network(nn.ReLU())).objective, rel=1e-9).value <= row["high"]
     assert row["products"] > 0
     assert row["seconds"] > 0
+
+
+def test_the_test_loss_in_few_bits_is_of_test_data_and_missing_without_them() -> None:
+    model = network(nn.ReLU())
+    test = Objective(model, CrossEntropy(), [(2 * X, Y)])
+    at = panel(model, test=test)
+    rows = measured("quantization", at)
+    assert list(rows) == [f"test_loss_{bits}_bits" for bits in range(2, 9)]
+    assert {row["data_hash"] for row in rows.values()} == {test.data_hash} != {at.objective.data_hash}
+    off = [abs(row["value"] - test.value()) for row in rows.values()]
+    assert off[-1] < 0.05 * off[0]
+    without = panel(model)
+    assert measured("quantization", without) == {}
+    assert set(without.absent.values()) == {"no test data are known here"}
+
+
+def test_of_bits_that_break_the_loss_alone_the_row_is_missing() -> None:
+    weight = torch.nn.Linear(2, 2, bias=False).double()
+    with torch.no_grad():
+        weight.weight.copy_(torch.tensor([[0.1, 0.2], [1.0, 1.0]]))
+    jump = Objective(weight, lambda net, _: 1 / (net.weight[0, 0] - net.weight[0, 1]) ** 2, [torch.zeros(1)])
+    at = panel(network(nn.ReLU()), test=jump)
+    assert "test_loss_8_bits" in measured("quantization", at)
+    assert "is inf after rounding to 2 bits" in at.failed["test_loss_2_bits"]
