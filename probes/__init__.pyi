@@ -105,6 +105,10 @@ from .sharpness.norm_ball import (
     norm_sharpness as norm_sharpness,
 )
 from .sharpness.pac_bayes import pac_bayes_sigma as pac_bayes_sigma
+from .sharpness.orbit_trace import (
+    OrbitTrace as OrbitTrace,
+    orbit_trace as orbit_trace,
+)
 from .sharpness.per_block import (
     ModuleRow as ModuleRow,
     ModuleTable as ModuleTable,

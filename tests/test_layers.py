@@ -40,7 +40,7 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "operators": {"objective", "sums"},
         "gauge": {"objective", "operators", "sums"},
         "eigenvalues": {"operators", "statistics", "sums"},
-        "sharpness": {"eigenvalues", "operators", "objective", "statistics", "sums"},
+        "sharpness": {"eigenvalues", "gauge", "operators", "objective", "statistics", "sums"},
         "budget": {"eigenvalues", "operators", "objective", "sums"},
         "dynamics": {"statistics"},
         "step_tensors": {"dynamics", "statistics", "sums"},

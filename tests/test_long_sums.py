@@ -68,6 +68,7 @@ ALLOWED: dict[str, tuple[str, dict[str, int]]] = {
     "probes/sharpness/invariant.py": (f"{MATRIX}; {SHORT}; {SCALAR}", {"@": 2, "dot": 1}),
     "probes/sharpness/logits.py": (SHORT, {"norm": 1, "@": 2}),
     "probes/sharpness/norm_ball.py": (f"{MATRIX}; layers, in float64", {"@": 3, "normalize": 1}),
+    "probes/sharpness/orbit_trace.py": (MATRIX, {"@": 2}),
     "probes/sharpness/per_block.py": (MATRIX, {"@": 1}),
     "probes/sharpness/relative_flatness.py": (f"{MATRIX}; one layer", {"@": 3, "matrix_norm": 1}),
     "probes/sharpness/sampling_error.py": (MATRIX, {"@": 1}),

@@ -7,12 +7,13 @@ from typing import Final
 
 from lossscope.landscape.measures.measure_group import Evaluation, LeastProducts, Names
 
-__all__ = ["DIAGONAL", "EVERY", "LINEAR", "OPTIMIZER", "ROTATIONS", "krylov", "long"]
+__all__ = ["DIAGONAL", "EVERY", "LINEAR", "OPTIMIZER", "RESCALING", "ROTATIONS", "krylov", "long"]
 
 EVERY: Final = "every function-preserving map"
 ROTATIONS: Final = "rotations only"
 LINEAR: Final = "every linear map"
 DIAGONAL: Final = "every diagonal rescaling"
+RESCALING: Final = "every rescaling of neurons, channels and layers that is known"
 OPTIMIZER: Final = "those maps that its optimizer's own metric follows"
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Final
 
-from lossscope.landscape.measures.declarations import DIAGONAL, EVERY, LINEAR, krylov, long
+from lossscope.landscape.measures.declarations import DIAGONAL, EVERY, LINEAR, RESCALING, krylov, long
 from lossscope.landscape.measures.measure import Bound, Measure
 from lossscope.landscape.measures.measure_group import Evaluation, MeasureGroup, Names, Schedule
 from lossscope.landscape.measures.memory import METRIC_COPIES, krylov_vectors
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from lossscope.landscape.measures.panel import Panel
 
 __all__ = ["FLATNESS"]
-
-_RESCALING: Final = "every rescaling of neurons, channels and layers that is known"
 
 
 def _named_or_long(*names: str) -> Callable[[Evaluation], Collection[str]]:
@@ -106,14 +104,14 @@ FLATNESS: Final[tuple[MeasureGroup, ...]] = (
                 "balanced_lambda_max",
                 "loss",
                 Bound.BELOW,
-                _RESCALING,
+                RESCALING,
                 "largest eigenvalue of the Hessian at the balanced point of the same function",
             ),
             Measure(
                 "balanced_trace",
                 "loss",
                 Bound.INTERVAL,
-                _RESCALING,
+                RESCALING,
                 "trace of the Hessian at the balanced point of the same function",
             ),
         ),

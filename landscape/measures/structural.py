@@ -1,10 +1,11 @@
-"""Measures of parts of the curvature, of the last layer, and of weights in few bits."""
+"""Measures of parts of the curvature, of the last layer, of weights in few bits, and of the least trace."""
 
 from __future__ import annotations
 
 from typing import Final
 
 from lossscope.landscape.measures.estimate_rows import Rows, estimate_row, spectrum_rows
+from lossscope.landscape.measures.flatness import at_balance
 from lossscope.landscape.measures.mean_losses import NO_DATA, of_other_data
 from lossscope.landscape.measures.panel import Panel
 from lossscope.probes.eigenvalues.measure import measure_spectrum
@@ -12,11 +13,19 @@ from lossscope.probes.errors import ProbeError
 from lossscope.probes.operators.base import SymmetricOperator
 from lossscope.probes.operators.gauss_newton import fisher, gauss_newton
 from lossscope.probes.operators.residual import residual
+from lossscope.probes.sharpness.orbit_trace import orbit_trace
 from lossscope.probes.sharpness.quantization import quantized_loss
 from lossscope.probes.sharpness.relative_flatness import relative_flatness
 from lossscope.probes.statistics.estimate import Estimate
 
-__all__ = ["fisher_rows", "gauss_newton_rows", "quantized_rows", "relative_flatness_rows", "residual_rows"]
+__all__ = [
+    "fisher_rows",
+    "gauss_newton_rows",
+    "orbit_rows",
+    "quantized_rows",
+    "relative_flatness_rows",
+    "residual_rows",
+]
 
 _QUANTITIES: Final = {"lambda_max": "top", "lambda_min": "bottom", "trace": "trace"}  # by the end of a measure's name
 
@@ -61,6 +70,13 @@ def quantized_rows(panel: Panel, names: frozenset[str]) -> Rows:
             continue
         rows += Rows([{**row, **of_other_data(test)}])
     return rows
+
+
+def orbit_rows(panel: Panel) -> Rows:
+    """Measure the least trace over the rescalings of the network, from its balanced point."""
+    options, at = panel.options, at_balance(panel.objective)
+    found = orbit_trace(at, max_products=options.max_products, rel=options.trace_rel, seed=options.seed)
+    return Rows([{**estimate_row("orbit_trace", found.trace), "gauge": "least trace", "parameters": at.size}])
 
 
 def _rows(panel: Panel, operator: SymmetricOperator, names: frozenset[str]) -> Rows:

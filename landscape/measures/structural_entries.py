@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from lossscope.landscape.measures.declarations import ROTATIONS, krylov
+from lossscope.landscape.measures.declarations import RESCALING, ROTATIONS, krylov
 from lossscope.landscape.measures.measure import Bound, Measure
 from lossscope.landscape.measures.measure_group import MeasureGroup, Names
-from lossscope.landscape.measures.memory import krylov_vectors
+from lossscope.landscape.measures.memory import METRIC_COPIES, krylov_vectors
 
 if TYPE_CHECKING:
     from lossscope.landscape.measures.estimate_rows import Rows
@@ -65,6 +65,19 @@ def _quantized(panel: Panel, names: Names) -> Rows:
     from lossscope.landscape.measures.structural import quantized_rows
 
     return quantized_rows(panel, names)
+
+
+def _orbit(panel: Panel, names: Names) -> Rows:
+    from lossscope.landscape.measures.structural import orbit_rows
+
+    return orbit_rows(panel)
+
+
+def _least_of_orbit(names: Names, size: int) -> int:
+    """Return the smallest budget for the least trace."""
+    from lossscope.probes.sharpness.orbit_trace import LEAST_PRODUCTS
+
+    return LEAST_PRODUCTS
 
 
 STRUCTURAL: Final[tuple[MeasureGroup, ...]] = (
@@ -130,6 +143,22 @@ STRUCTURAL: Final[tuple[MeasureGroup, ...]] = (
         ),
         run=_relative_flatness,
         least_products=krylov(lambda names: 0, space=False, probes=True),
+        reports=("flatness",),
+    ),
+    MeasureGroup(
+        "orbit_trace",
+        (
+            Measure(
+                "orbit_trace",
+                "loss",
+                Bound.INTERVAL,
+                RESCALING,
+                "least trace of the Hessian over the rescalings of neurons, channels and layers that keep the function",
+            ),
+        ),
+        run=_orbit,
+        least_products=_least_of_orbit,
+        vectors=krylov_vectors(lambda names: 4, whole=lambda names: True, beside=METRIC_COPIES),
         reports=("flatness",),
     ),
     MeasureGroup(

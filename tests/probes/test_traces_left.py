@@ -56,6 +56,7 @@ from lossscope.probes.sharpness.logits import logit_scale
 from lossscope.probes.sharpness.minibatch import batch_sharpness
 from lossscope.probes.sharpness.norm_ball import norm_sharpness
 from lossscope.probes.sharpness.pac_bayes import pac_bayes_sigma
+from lossscope.probes.sharpness.orbit_trace import orbit_trace
 from lossscope.probes.sharpness.per_block import per_module
 from lossscope.probes.sharpness.perturbation import batches_of
 from lossscope.probes.sharpness.sam import sam_sharpness
@@ -179,6 +180,11 @@ def refused_ranks(objective: Objective) -> None:
         over_ranks(objective)
 
 
+def refused_orbit(objective: Objective) -> None:
+    with pytest.raises(ProbeError, match="the rescalings of this network are not all known"):
+        orbit_trace(objective)
+
+
 METHODS = ("reverse", "batched", "forward", "differences")
 # keys: the public name of a probe; "name: variant" for one that has several variants
 PROBES: dict[str, Callable[[Objective], Any]] = {
@@ -231,6 +237,7 @@ PROBES: dict[str, Callable[[Objective], Any]] = {
     ),
     "log_fisher_rao": log_fisher_rao,
     "theta_hessian_theta": theta_hessian_theta,
+    "orbit_trace": refused_orbit,
     "quantized_loss": lambda o: quantized_loss(o, 4),
     "relative_flatness": lambda o: relative_flatness(o, max_products=8),
     "last_layer": last_layer,

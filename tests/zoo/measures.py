@@ -10,12 +10,14 @@ from itertools import pairwise
 from typing import Any
 
 import torch
+from scipy.optimize import minimize
 from torch import Tensor
 
 from lossscope.landscape.measures.pyhessian_engine import pyhessian_spectrum
 from lossscope.probes.eigenvalues.eigen_tracker import EigenTracker
 from lossscope.probes.eigenvalues.measure import measure_spectrum
 from lossscope.probes.eigenvalues.results import EigenPairs
+from lossscope.probes.gauge.orbit import RescalingOrbit
 from lossscope.probes.objective.objective import Objective
 from lossscope.probes.operators.base import SymmetricOperator
 from lossscope.probes.operators.derived import preconditioned, restricted, scaled
@@ -39,6 +41,7 @@ from lossscope.probes.sharpness.logits import logit_scale
 from lossscope.probes.sharpness.minibatch import batch_sharpness
 from lossscope.probes.sharpness.norm_ball import norm_sharpness
 from lossscope.probes.sharpness.pac_bayes import pac_bayes_sigma
+from lossscope.probes.sharpness.orbit_trace import orbit_trace
 from lossscope.probes.sharpness.per_block import per_module
 from lossscope.probes.sharpness.sam import sam_sharpness
 from lossscope.probes.sharpness.quantization import quantized_loss
@@ -548,6 +551,18 @@ def radial(b: Bench) -> Checks:
     yield exact("form", theta_hessian_theta(b.objective), right, b.digits, float(theta @ theta) * b.truth.norm)
 
 
+def least_trace(b: Bench) -> Checks:
+    """Compare with the minimum that SciPy finds for the diagonal of the true Hessian."""
+    found = orbit_trace(b.objective, max_products=100, seed=b.seed).trace
+    orbit, h = RescalingOrbit(b.objective.model, b.objective.names), b.truth.hessian.diagonal()
+
+    def trace(x: Any) -> float:
+        return float(h @ (-2 * orbit.logarithms(torch.tensor([0.0, *x], dtype=torch.float64))).exp())
+
+    least = float(minimize(trace, [0.0] * orbit.size).fun) if orbit.size else float(h.sum())
+    yield interval("trace", found, least, b.digits, float(b.truth.values.norm()))
+
+
 def in_few_bits(b: Bench) -> Checks:
     """Compare with the loss where each matrix holds multiples of a seventh of its largest entry."""
     moved = []
@@ -706,6 +721,7 @@ MEASURES: dict[str, Callable[[Bench], Checks]] = {
     "worst_case_sharpness: linf": partial(worst, "linf", 0.05),
     "log_fisher_rao": fisher_rao,
     "theta_hessian_theta": radial,
+    "orbit_trace": least_trace,
     "quantized_loss": in_few_bits,
     "relative_flatness": last_rows,
     "logit_scale": logits,
@@ -725,5 +741,6 @@ SEEDED = {
     "sampled_eigenvalue",
     "adaptive_trace",
     "adaptive_lambda_max",
+    "orbit_trace",
     "relative_flatness",
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from zoo import layers, more_losses, own_losses, sequence, unusual, vision
@@ -171,3 +172,14 @@ for _name, _build in (layers.LAYERS | more_losses.LOSSES | more_losses.REACHING)
         terms=same if _name in NO_MEAN else first_length,
         slow=_name not in FAST,
     )
+
+# members that torch.fx cannot trace, or with layers whose rescalings are not known or must be folded first
+for _name in (
+    *("resnet", "resnet_frozen", "weight_norm", "weight_norm_legacy", "gpt", "lstm", "gru", "lora", "gradient_penalty"),
+    *("graphs", "compiled", "odd_shapes", "encoder", "group_norm", "transposed", "pooled", "rms_norm", "experts"),
+    *("router", "fourier", "solve", "sorted", "custom_right", "custom_once", "grid_sample", "twice", "orthogonal"),
+    *("spectral_norm", "data_parallel", "packed", "batch_norm_without_statistics", "masked_attention", "forces"),
+    "tied_by_list",
+):
+    _refused = {**MEMBERS[_name].refuses, "orbit_trace": "rescalings of this network are not all known"}
+    MEMBERS[_name] = replace(MEMBERS[_name], refuses=_refused)

@@ -165,3 +165,17 @@ def test_of_bits_that_break_the_loss_alone_the_row_is_missing() -> None:
     at = panel(network(nn.ReLU()), test=jump)
     assert "test_loss_8_bits" in measured("quantization", at)
     assert "is inf after rounding to 2 bits" in at.failed["test_loss_2_bits"]
+
+
+def test_the_least_trace_is_that_of_the_balanced_point_and_missing_where_there_is_none() -> None:
+    model = network(nn.ReLU())
+    before, after = (measured("orbit_trace", panel(one))["orbit_trace"] for one in (model, rescaled(model, seed=1)))
+    assert after["value"] == pytest.approx(before["value"], rel=1e-6)
+    assert before["gauge"] == "least trace"
+    assert before["value"] < measured("balanced", panel(model), "balanced_trace")["balanced_trace"]["value"]
+    normed = nn.Sequential(nn.Linear(4, 6), nn.LayerNorm(6), nn.Linear(6, 3)).double()
+    with pytest.raises(ProbeError, match="no balanced point is known for this network"):
+        measured("orbit_trace", panel(normed))
+    narrow = Objective(network(nn.ReLU()).bfloat16(), CrossEntropy(), [(X.bfloat16(), Y)])
+    with pytest.raises(ProbeError, match="to which rescaled weights cannot be rounded"):
+        measured("orbit_trace", Panel(MeasurementTarget(narrow), OPTIONS))
