@@ -1,4 +1,4 @@
-"""Measures of parts of the curvature, of the last layer, of weights in few bits, and of the least trace."""
+"""Measures of parts of the curvature, of the last layer, of weights in few bits, the least trace, and a sampler."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from lossscope.probes.errors import ProbeError
 from lossscope.probes.operators.base import SymmetricOperator
 from lossscope.probes.operators.gauss_newton import fisher, gauss_newton
 from lossscope.probes.operators.residual import residual
+from lossscope.probes.sharpness.learning_coefficient import local_learning_coefficient
 from lossscope.probes.sharpness.orbit_trace import orbit_trace
 from lossscope.probes.sharpness.quantization import quantized_loss
 from lossscope.probes.sharpness.relative_flatness import relative_flatness
@@ -21,6 +22,7 @@ from lossscope.probes.statistics.estimate import Estimate
 __all__ = [
     "fisher_rows",
     "gauss_newton_rows",
+    "learning_coefficient_rows",
     "orbit_rows",
     "quantized_rows",
     "relative_flatness_rows",
@@ -77,6 +79,12 @@ def orbit_rows(panel: Panel) -> Rows:
     options, at = panel.options, at_balance(panel.objective)
     found = orbit_trace(at, max_products=options.max_products, rel=options.trace_rel, seed=options.seed)
     return Rows([{**estimate_row("orbit_trace", found.trace), "gauge": "least trace", "parameters": at.size}])
+
+
+def learning_coefficient_rows(panel: Panel) -> Rows:
+    """Estimate the local learning coefficient; its budget is that of the sampler, not one of products."""
+    found = local_learning_coefficient(panel.objective, seed=panel.options.seed)
+    return Rows([estimate_row("learning_coefficient", found.coefficient)])
 
 
 def _rows(panel: Panel, operator: SymmetricOperator, names: frozenset[str]) -> Rows:

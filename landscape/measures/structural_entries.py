@@ -80,6 +80,12 @@ def _least_of_orbit(names: Names, size: int) -> int:
     return LEAST_PRODUCTS
 
 
+def _learning_coefficient(panel: Panel, names: Names) -> Rows:
+    from lossscope.landscape.measures.structural import learning_coefficient_rows
+
+    return learning_coefficient_rows(panel)
+
+
 STRUCTURAL: Final[tuple[MeasureGroup, ...]] = (
     MeasureGroup(
         "gauss_newton",
@@ -174,6 +180,21 @@ STRUCTURAL: Final[tuple[MeasureGroup, ...]] = (
             for bits in range(2, 9)
         ),
         run=_quantized,
+        reports=("flatness",),
+    ),
+    MeasureGroup(
+        "learning_coefficient",
+        (
+            Measure(
+                "learning_coefficient",
+                "1",
+                Bound.DRAWS,
+                ROTATIONS,
+                "local learning coefficient at localization 100: n / ln n times the mean rise of the loss under a "
+                "posterior around the parameters; depends on the sampler's settings",
+            ),
+        ),
+        run=_learning_coefficient,
         reports=("flatness",),
     ),
 )

@@ -40,6 +40,7 @@ from lossscope.probes.operators.residual import residual
 from lossscope.probes.operators.second_derivative import HessianProduct, by_forward, by_reverse, gradient_function
 from lossscope.probes.operators.stopped_gradient import stops_gradients
 from lossscope.probes.operators.timing import signature
+from lossscope.probes.sharpness import learning_coefficient
 from lossscope.probes.sharpness.alignment import gradient_alignment
 from lossscope.probes.sharpness.average_case import average_sharpness, low_pass_loss
 from lossscope.probes.sharpness.basin import basin_radius, noise_curve
@@ -185,6 +186,11 @@ def refused_orbit(objective: Objective) -> None:
         orbit_trace(objective)
 
 
+def few_proposals(objective: Objective) -> None:
+    with objective.evaluating():
+        learning_coefficient._Chain(objective, 10.0, 100.0, 0).run(4)
+
+
 METHODS = ("reverse", "batched", "forward", "differences")
 # keys: the public name of a probe; "name: variant" for one that has several variants
 PROBES: dict[str, Callable[[Objective], Any]] = {
@@ -237,6 +243,7 @@ PROBES: dict[str, Callable[[Objective], Any]] = {
     ),
     "log_fisher_rao": log_fisher_rao,
     "theta_hessian_theta": theta_hessian_theta,
+    "local_learning_coefficient": few_proposals,
     "orbit_trace": refused_orbit,
     "quantized_loss": lambda o: quantized_loss(o, 4),
     "relative_flatness": lambda o: relative_flatness(o, max_products=8),

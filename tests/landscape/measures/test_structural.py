@@ -179,3 +179,26 @@ def test_the_least_trace_is_that_of_the_balanced_point_and_missing_where_there_i
     narrow = Objective(network(nn.ReLU()).bfloat16(), CrossEntropy(), [(X.bfloat16(), Y)])
     with pytest.raises(ProbeError, match="to which rescaled weights cannot be rounded"):
         measured("orbit_trace", Panel(MeasurementTarget(narrow), OPTIONS))
+
+
+def test_the_learning_coefficient_is_missing_where_the_sampler_fails() -> None:
+    one = Objective(network(nn.ReLU()), CrossEntropy(), [(X[:1], Y[:1])])
+    with pytest.raises(ProbeError, match="needs more than one term"):
+        measured("learning_coefficient", Panel(MeasurementTarget(one), OPTIONS))
+
+
+@pytest.mark.slow
+def test_the_learning_coefficient_is_taken_with_its_interval() -> None:
+    net = nn.Linear(4, 3).double()
+    fit = torch.optim.LBFGS(net.parameters(), max_iter=500, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        fit.zero_grad()
+        found = F.cross_entropy(net(X), Y)
+        found.backward()
+        return found
+
+    fit.step(loss)
+    row = measured("learning_coefficient", panel(net))["learning_coefficient"]
+    assert 0 < row["low"] < row["value"] < row["high"] < 7.5  # half of 15 parameters
+    assert row["samples"] >= 100
