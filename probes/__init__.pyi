@@ -104,22 +104,22 @@ from .sharpness.norm_ball import (
     NormSharpness as NormSharpness,
     norm_sharpness as norm_sharpness,
 )
-from .sharpness.pac_bayes import pac_bayes_sigma as pac_bayes_sigma
 from .sharpness.orbit_trace import (
     OrbitTrace as OrbitTrace,
     orbit_trace as orbit_trace,
 )
+from .sharpness.pac_bayes import pac_bayes_sigma as pac_bayes_sigma
 from .sharpness.per_block import (
     ModuleRow as ModuleRow,
     ModuleTable as ModuleTable,
     per_module as per_module,
 )
+from .sharpness.quantization import quantized_loss as quantized_loss
+from .sharpness.relative_flatness import relative_flatness as relative_flatness
 from .sharpness.sam import (
     SamSharpness as SamSharpness,
     sam_sharpness as sam_sharpness,
 )
-from .sharpness.quantization import quantized_loss as quantized_loss
-from .sharpness.relative_flatness import relative_flatness as relative_flatness
 from .sharpness.sampling_error import (
     SampledEigenvalue as SampledEigenvalue,
     sampled_eigenvalue as sampled_eigenvalue,

@@ -56,13 +56,13 @@ from lossscope.probes.sharpness.keskar import keskar_sharpness
 from lossscope.probes.sharpness.logits import logit_scale
 from lossscope.probes.sharpness.minibatch import batch_sharpness
 from lossscope.probes.sharpness.norm_ball import norm_sharpness
-from lossscope.probes.sharpness.pac_bayes import pac_bayes_sigma
 from lossscope.probes.sharpness.orbit_trace import orbit_trace
+from lossscope.probes.sharpness.pac_bayes import pac_bayes_sigma
 from lossscope.probes.sharpness.per_block import per_module
 from lossscope.probes.sharpness.perturbation import batches_of
-from lossscope.probes.sharpness.sam import sam_sharpness
 from lossscope.probes.sharpness.quantization import quantized_loss
 from lossscope.probes.sharpness.relative_flatness import last_layer, relative_flatness
+from lossscope.probes.sharpness.sam import sam_sharpness
 from lossscope.probes.sharpness.sampling_error import sampled_eigenvalue
 from lossscope.probes.sharpness.step_quality import layer_remainders, rounding, secant_curvature, step_quality
 from lossscope.probes.sharpness.worst_case import worst_case_sharpness

@@ -106,10 +106,6 @@ MEASURES: dict[str, str] = {
     "flatness/panel": "adaptive_lambda_max balanced_lambda_max balanced_trace sigma_star",
     "flatness/guard": "guard_adaptive_lambda_max guard_adaptive_trace guard_balanced_lambda_max guard_balanced_trace "
     "guard_lambda_max",
-    "flatness/other_measures": "gauss_newton_lambda_max gauss_newton_trace residual_lambda_max residual_lambda_min "
-    "residual_trace fisher_trace empirical_fisher_trace relative_flatness orbit_trace test_loss_2_bits "
-    "test_loss_3_bits test_loss_4_bits test_loss_5_bits test_loss_6_bits test_loss_7_bits test_loss_8_bits "
-    "learning_coefficient",
     "flatness/norms": "logit_norm mean_margin",
     "dynamics/step_quality": "trust_ratio relative_first relative_second secant_curvature directional_sharpness",
     "dynamics/step_terms": "loss_change first_remainder second_remainder secant_norm secant_alignment",
