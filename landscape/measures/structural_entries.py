@@ -143,7 +143,7 @@ STRUCTURAL: Final[tuple[MeasureGroup, ...]] = (
                 "relative_flatness",
                 "loss",
                 Bound.INTERVAL,
-                "a factor between the last layer and the rest; not rescaling of single neurons",
+                "a factor between the last layer and the rest, but not by factors of single neurons",
                 "sum over rows s, t of the last layer's weight of <w_s, w_t> tr H_st",
             ),
         ),
@@ -174,13 +174,14 @@ STRUCTURAL: Final[tuple[MeasureGroup, ...]] = (
                 f"test_loss_{bits}_bits",
                 "loss",
                 Bound.ROUNDED,
-                "a factor for each weight tensor; not rescaling of single neurons",
+                "a factor for each weight tensor, but not by factors of single neurons",
                 f"mean loss on test data with weight tensors rounded to {2**bits - 1} values each",
             )
             for bits in range(2, 9)
         ),
         run=_quantized,
         reports=("flatness",),
+        cost="two losses on test data for each measure",
     ),
     MeasureGroup(
         "learning_coefficient",
@@ -196,5 +197,6 @@ STRUCTURAL: Final[tuple[MeasureGroup, ...]] = (
         ),
         run=_learning_coefficient,
         reports=("flatness",),
+        cost="4000 losses and gradients",
     ),
 )
