@@ -19,6 +19,7 @@ from lossscope.cli.progress import progress_bar
 from lossscope.cli.terminal import echo, text_width
 
 if TYPE_CHECKING:
+    from lossscope.landscape.surfaces.several import SeedPairs
     from lossscope.landscape.surfaces.targets import Targets
     from lossscope.reports.content import Report
     from lossscope.reports.surfaces.made import Made
@@ -77,6 +78,13 @@ def surface(
         int | None, typer.Option(help="Directions of a fan (32), or random planes (3).", show_default=False)
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the directions.", min=0)] = 0,
+    null: Annotated[
+        bool,
+        typer.Option(
+            help="Of a path: also the barriers that chance alone makes, to a copy of the first point with permuted "
+            "neurons, and to a run beside each that differs from it in its seeds."
+        ),
+    ] = True,
     data: Annotated[
         Path | None, typer.Option(metavar="FILE.parquet", help="Write all numbers to this file, too.")
     ] = None,
@@ -95,7 +103,7 @@ def surface(
     Example: lossscope surface a.pt b.pt --objective mine.py:objective --plane path
     """
     from lossscope.landscape.errors import ConfigError
-    from lossscope.landscape.surfaces.several import loss_seconds
+    from lossscope.landscape.surfaces.several import loss_seconds, seed_pairs
     from lossscope.landscape.surfaces.targets import targets as found_targets
     from lossscope.reports import render
     from lossscope.reports.render.output import refuse_taken, write_text
@@ -107,7 +115,8 @@ def surface(
     found = found_targets(targets, objective, checkpoint, history=plane == "pca" and len(targets) == 1)
     size = _POINTS.get(plane, _USUAL_POINTS) if points is None else points
     some = _DRAWS.get(plane, 1) if draws is None else draws
-    count = _losses(found, plane, size, some, chosen=radius is None)
+    pairs = seed_pairs(found) if plane == "path" and null else None
+    count = _losses(found, plane, size, some, pairs, chosen=radius is None)
     seconds = count * loss_seconds(found)
     cost = f"{count} losses at most, about {duration_text(seconds)}"
     cost += f", and {len(found.points) * some} Hessian products for quadratic models" if plane == "fan" else ""
@@ -118,8 +127,10 @@ def surface(
         raise ConfigError(f"this takes {cost}: add --yes, or take fewer --points or --draws")
     made = _made(found, shlex.join(["lossscope", *sys.argv[1:]]))
     with _counted(plane, count) as tell:
-        drawn = {"fan": _fans, "path": _paths}.get(plane, partial(_plane, kind=plane))
-        report = drawn(found, made, data, radius=radius, points=size, draws=some, seed=seed, progress=tell)
+        draw = _fans if plane == "fan" else partial(_plane, kind=plane)
+        if plane == "path":
+            draw = partial(_paths, pairs=pairs)
+        report = draw(found, made, data, radius=radius, points=size, draws=some, seed=seed, progress=tell)
     if output is None:
         echo(render(report, format, width=text_width()), format=format)
     else:
@@ -158,14 +169,14 @@ def _check_use(plane: str, given: int, options: Mapping[str, object]) -> None:
         raise ConfigError(f"--plane {plane} has no --{idle[0]}: leave it out")
 
 
-def _losses(found: Targets, plane: str, points: int, draws: int, *, chosen: bool) -> int:
+def _losses(found: Targets, plane: str, points: int, draws: int, pairs: SeedPairs | None, *, chosen: bool) -> int:
     """Return the number of losses of a picture, at most."""
     from lossscope.landscape.surfaces.several import losses_of_fans, losses_of_paths
 
     if plane == "fan":
         return losses_of_fans(found, points, draws, chosen=chosen)
     if plane == "path":
-        return losses_of_paths(found, points)
+        return losses_of_paths(found, points, 0 if pairs is None else 1 + len(pairs.beside))
     return points**2 * (draws if plane == "random" else 1)
 
 
@@ -181,16 +192,30 @@ def _fans(found: Targets, made: Made, data: Path | None, **settings: Any) -> Rep
     return fan_report(fans, replace(made, notes=notes))
 
 
-def _paths(found: Targets, made: Made, data: Path | None, *, points: int, progress: Any, **others: Any) -> Report:
+def _paths(
+    found: Targets,
+    made: Made,
+    data: Path | None,
+    *,
+    pairs: SeedPairs | None,
+    points: int,
+    seed: int,
+    progress: Any,
+    **others: Any,
+) -> Report:
     """Draw the paths, and write their numbers."""
+    from lossscope.landscape.surfaces.pictures import Nulls
     from lossscope.landscape.surfaces.saved_data import path_rows, save_rows
-    from lossscope.landscape.surfaces.several import paths_between
+    from lossscope.landscape.surfaces.several import nulls_of, paths_between
     from lossscope.reports.surfaces.path_page import path_report
 
     paths, notes = paths_between(found, points=points, progress=progress)
+    nulls = Nulls()
+    if pairs is not None:
+        nulls = nulls_of(found, pairs, points=points, seed=seed, progress=progress)
     if data is not None:
-        save_rows(path_rows(paths), data)
-    return path_report(paths, replace(made, notes=notes))
+        save_rows(path_rows({**paths, **nulls.paths}), data)
+    return path_report(paths, nulls, replace(made, notes=notes))
 
 
 def _plane(found: Targets, made: Made, data: Path | None, *, kind: Any, draws: int, **settings: Any) -> Report:

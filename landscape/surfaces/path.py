@@ -6,6 +6,7 @@ import copy
 import math
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Final, TypeAlias
 
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lossscope.landscape.errors import ConfigError
+from lossscope.landscape.surfaces.barrier import with_sampling_error
 from lossscope.landscape.surfaces.pictures import Path
 from lossscope.probes.objective.objective import Objective
 from lossscope.probes.sums import norm
@@ -47,7 +49,8 @@ def path(
         progress: Called with the number of points evaluated since the last call.
 
     Returns:
-        The path. Cost: a loss a point, three with BatchNorm. The model is not written.
+        The path. Cost: a loss a point, three with BatchNorm; and about ten for the error of the samples. The model is
+        not written.
 
     Raises:
         ConfigError: There are fewer than three points, or both ends are the same.
@@ -74,7 +77,12 @@ def path(
         if progress is not None:
             progress(1)
     restated = None if renewed is None else np.array(again)
-    return Path(shares, np.array(losses), restated, distance, time.perf_counter() - begun)
+    found = Path(shares, np.array(losses), restated, distance, 0.0)
+    if renewed is None:
+        found = with_sampling_error(found, objective, first, second)
+    else:
+        found = with_sampling_error(found, renewed.objective, first, second, prepare=_measure_statistics)
+    return replace(found, seconds=time.perf_counter() - begun)
 
 
 def has_statistics(model: nn.Module) -> bool:
@@ -86,14 +94,13 @@ class _Renewed:
     """Loss with statistics of BatchNorm that are measured on the data first, on a copy of the network."""
 
     def __init__(self, objective: Objective) -> None:
-        self._objective = objective.with_model(copy.deepcopy(objective.model))
+        self.objective = objective.with_model(copy.deepcopy(objective.model))
 
     def __call__(self, vector: Tensor) -> float:
         """Return the loss at other parameters."""
-        objective = self._objective
-        with objective.at(vector):
-            _measure_statistics(objective)
-            return objective.value()
+        with self.objective.at(vector):
+            _measure_statistics(self.objective)
+            return self.objective.value()
 
 
 def _measure_statistics(objective: Objective) -> None:

@@ -9,7 +9,7 @@ from typing import Final, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Array", "Fan", "Mark", "Path", "Plane"]
+__all__ = ["Array", "Fan", "Mark", "Nulls", "Path", "Plane"]
 
 Array: TypeAlias = NDArray[np.float64]
 
@@ -74,6 +74,10 @@ class Path:
         restated: `(k,)`, with statistics of BatchNorm measured anew on the data at each point; None without BatchNorm.
         distance: Length of the line in the space of the parameters.
         seconds: Time.
+        sampling_error: Standard error of the height of the highest inner point over the samples, which are the same at
+            all points of the path; nan if missing.
+        parts: Number of parts of the samples from which it was taken.
+        missing: What could not be measured, with the reason.
     """
 
     shares: Array
@@ -81,6 +85,9 @@ class Path:
     restated: Array | None
     distance: float
     seconds: float
+    sampling_error: float = math.nan
+    parts: int = 0
+    missing: dict[str, str] = field(default_factory=dict)
 
     @property
     def drawn(self) -> Array:
@@ -91,14 +98,48 @@ class Path:
     def barrier(self) -> float:
         """Largest height of the loss above the straight line between its ends; 0 if it is never above, nan if lost.
 
-        It is a lower bound: between two points of the grid the loss may be higher by about `barrier_error`.
+        It is a lower bound: between two points of the grid the loss may be higher by about `grid_error`.
         """
         return _barrier(self.shares, self.drawn)
 
     @property
-    def barrier_error(self) -> float:
+    def grid_error(self) -> float:
         """Difference to the barrier of a parabola through the highest point of the grid and its neighbors."""
         return _between_points(self.shares, self.drawn)
+
+    @property
+    def barrier_error(self) -> float:
+        """Error of the grid and of the samples, added in quadrature; nan if one is missing."""
+        return math.hypot(self.grid_error, self.sampling_error)
+
+    @property
+    def top(self) -> int:
+        """Place of the highest inner point above the straight line between the ends."""
+        return int(np.argmax(_above(self.shares, self.drawn)[1:-1])) + 1
+
+    @property
+    def height(self) -> float:
+        """Height of the highest inner point above the line, below 0 without a barrier; nan if a loss is lost."""
+        return float(np.max(_above(self.shares, self.drawn)[1:-1]))
+
+
+@dataclass(frozen=True, eq=False)
+class Nulls:
+    """Paths whose ends differ by chance alone.
+
+    Attributes:
+        paths: Paths by what their ends are, in words.
+        seeds: Arms by the names of those paths, drawn for their own sake, that join two seeds of one arm.
+        labels: Short words for the paths, by the same names.
+        missing: What could not be had, with the reason.
+        notes: Sentences about what was loaded, and about what the ends share.
+    """
+
+    paths: dict[str, Path] = field(default_factory=dict)
+    labels: dict[str, str] = field(default_factory=dict)
+    seeds: dict[str, str] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

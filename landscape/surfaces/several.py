@@ -3,19 +3,50 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, Final
 
+from lossscope.landscape.errors import ConfigError
 from lossscope.landscape.surfaces.fan import fan, fan_losses, fan_range
+from lossscope.landscape.surfaces.null import are_seeds, is_one_function, permuted, sibling
 from lossscope.landscape.surfaces.path import has_statistics, path
-from lossscope.landscape.surfaces.pictures import Fan, Path, Plane
+from lossscope.landscape.surfaces.pictures import Fan, Nulls, Path, Plane
 from lossscope.landscape.surfaces.plane import eigen_plane, pca_plane, points_plane, random_planes
-from lossscope.landscape.surfaces.targets import Targets
+from lossscope.landscape.surfaces.targets import Point, Targets, last_point
+from lossscope.probes.errors import ProbeError
 
-__all__ = ["fans_at", "loss_seconds", "losses_of_fans", "losses_of_paths", "paths_between", "plane_of"]
+__all__ = [
+    "SeedPairs",
+    "fans_at",
+    "loss_seconds",
+    "losses_of_fans",
+    "losses_of_paths",
+    "nulls_of",
+    "paths_between",
+    "plane_of",
+    "seed_pairs",
+]
 
 Progress = Callable[[int], None]
+
+_OF_ERROR: Final = 10  # losses that the sampling error of a barrier takes
+
+
+@dataclass(frozen=True)
+class SeedPairs:
+    """Pairs of runs that differ in their seeds alone.
+
+    Attributes:
+        beside: Pairs by their arm, the second of which was found beside the first.
+        given: Arms by the names of paths between two points that are such a pair.
+        missing: Arms, or points, without such a pair, with the reason.
+    """
+
+    beside: dict[str, tuple[Point, Point]]
+    given: dict[str, str]
+    missing: dict[str, str]
 
 
 def fans_at(
@@ -59,9 +90,78 @@ def paths_between(found: Targets, *, points: int, progress: Progress) -> tuple[d
         notes[second.load(objective)] = None
         end = objective.parameters()
         notes[first.load(objective)] = None
-        name = f"{first.name} to {second.name}"
-        paths[name] = path(objective, objective.parameters(), end, points=points, progress=progress)
+        paths[_between(first, second)] = path(objective, objective.parameters(), end, points=points, progress=progress)
     return paths, _sentences(notes)
+
+
+def nulls_of(found: Targets, pairs: SeedPairs, *, points: int, seed: int, progress: Progress) -> Nulls:
+    """Return the barriers that chance alone makes, to be read beside those between the points.
+
+    Args:
+        found: The points and the loss. The first one is compared with a copy of it whose neurons are permuted.
+        pairs: Pairs of seeds.
+        points: As for `path`.
+        seed: Seed of the permutation.
+        progress: As for `path`.
+    """
+    objective, notes, first = found.objective, dict[str, None](), found.points[0]
+    paths, labels, missing = {}, {}, dict(pairs.missing)
+    notes[first.load(objective)] = None
+    name = f"{first.name} to a copy of it with permuted neurons"
+    try:
+        other = permuted(objective, seed)
+        to_copy = path(objective, objective.parameters(), other, points=points, progress=progress)
+        if not is_one_function(to_copy):
+            raise ProbeError("the copy with permuted neurons has another loss: what is known of the layers is not all")
+        paths[name], labels[name] = to_copy, "chance: permuted neurons"
+    except (ProbeError, ConfigError) as error:
+        missing[name] = str(error)
+    for arm, (one, another) in pairs.beside.items():
+        between, more = paths_between(Targets((one, another), objective), points=points, progress=progress)
+        for words, one_path in between.items():
+            name = f"{words}, two seeds of {arm}"
+            paths[name], labels[name] = one_path, f"chance: seeds of {arm}"
+        notes |= dict.fromkeys(more)
+    return Nulls(paths, labels, pairs.given, missing, (*_sentences(notes), *_common_starts(found.points)))
+
+
+def _common_starts(points: Sequence[Point]) -> Iterator[str]:
+    """Yield a sentence for each path between two runs that started from the same weights."""
+    for first, second in pairwise(points):
+        if first.run is None or second.run is None:
+            continue
+        seeds = [dict(one.manifest.get("seeds") or {}).get("init") for one in (first.run, second.run)]
+        if seeds[0] is not None and seeds[0] == seeds[1] and first.run.path != second.run.path:
+            yield (
+                f"Both ends of the path from {_between(first, second)} were initialized with seed {seeds[0]}: such "
+                "pairs have lower barriers than two seeds of one optimizer, which start from different weights."
+            )
+
+
+def seed_pairs(found: Targets) -> SeedPairs:
+    """Return pairs of runs that differ in their seeds alone: among the points, or beside them.
+
+    Args:
+        found: The points.
+    """
+    given = {
+        _between(one, another): str(one.run.manifest.get("arm") or one.run.name)
+        for one, another in pairwise(found.points)
+        if one.run is not None and another.run is not None and are_seeds(one.run, another.run)
+    }
+    beside, missing = dict[str, tuple[Point, Point]](), dict[str, str]()
+    for point in found.points:
+        if point.run is None:
+            missing[f"two seeds of the optimizer of {point.name}"] = "a file of weights names no run"
+            continue
+        arm = str(point.run.manifest.get("arm") or point.run.name)
+        if arm in beside or arm in given.values() or arm in missing:
+            continue
+        if (other := sibling(point.run)) is None:
+            missing[f"two seeds of {arm}"] = f"no run beside {point.run.name} differs from it in its seeds alone"
+        else:
+            beside[arm] = (point, last_point(other, point.step))
+    return SeedPairs(beside, given, missing)
 
 
 def plane_of(
@@ -106,9 +206,10 @@ def losses_of_fans(found: Targets, points: int, draws: int, *, chosen: bool) -> 
     return len(found.points) * fan_losses(points, draws, chosen=chosen)
 
 
-def losses_of_paths(found: Targets, points: int) -> int:
-    """Return the number of points on all paths; with BatchNorm each takes three losses."""
-    return (len(found.points) - 1) * points * (3 if has_statistics(found.objective.model) else 1)
+def losses_of_paths(found: Targets, points: int, nulls: int = 0) -> int:
+    """Return the number of losses of all paths and of those beside them; with BatchNorm each point takes three."""
+    each = points * (3 if has_statistics(found.objective.model) else 1) + _OF_ERROR
+    return (len(found.points) - 1 + nulls) * each
 
 
 def loss_seconds(found: Targets) -> float:
@@ -121,6 +222,11 @@ def loss_seconds(found: Targets) -> float:
         begun = time.perf_counter()
         objective.value_at(theta)
         return time.perf_counter() - begun
+
+
+def _between(first: Point, second: Point) -> str:
+    """Return the name of the path between two points."""
+    return f"{first.name} to {second.name}"
 
 
 def _sentences(notes: dict[str, None]) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from lossscope.landscape.reprobe.weights_file import ENDINGS, fit_weights, read_
 from lossscope.landscape.run import Run
 from lossscope.probes.objective.objective import Objective
 
-__all__ = ["Point", "Targets", "targets"]
+__all__ = ["Point", "Targets", "last_point", "targets"]
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,12 @@ def targets(paths: Sequence[str], objective: str | None, step: int | None, *, hi
             raise ConfigError("weights alone have no loss: give one by --objective FILE.py:NAME")
         loss = rebuilt_job(runs[0], "give its loss by --objective FILE.py:NAME").objective
     return Targets(_distinct(points), loss)
+
+
+def last_point(run: Run, step: int | None) -> Point:
+    """Return the checkpoint of a run at a step, or the last one if it has none there."""
+    saved = checkpoints(run.path)
+    return _of_run(run, step if step in saved else None, history=False)[0]
 
 
 def _of_run(run: Run, step: int | None, history: bool) -> list[Point]:

@@ -80,7 +80,12 @@ def test_files_of_weights_have_fans_and_a_path(places: dict[str, str], tmp_path:
     assert frame.groupby("point")["x"].max().nunique() == 1  # one range for both
     text = " ".join(invoke(*both, "--plane", "path", "--points", "7", "--data", str(data), "--force").split())
     assert "a.pt to b.pt: " in text
-    assert "barrier" in text
+    assert "for comparison, a.pt to a copy of it with permuted neurons: " in text
+    assert "two seeds of the optimizer of a.pt: a file of weights names no run" in text
+    assert "error of the samples" in text
+    assert len(pd.read_parquet(data)) == 14
+    text = invoke(*both, "--plane", "path", "--points", "7", "--no-null", "--data", str(data), "--force")
+    assert "permuted neurons:" not in " ".join(text.split())
     assert len(pd.read_parquet(data)) == 7
 
 
