@@ -31,7 +31,8 @@ _POINTS: Final = {"path": 21}
 _USUAL_POINTS: Final = 25
 _DRAWS: Final = {"fan": 32, "random": 3}
 _IDLE: Final = {  # options that a picture does not have
-    "path": ("radius", "draws"),
+    "fan": ("3d", "interactive"),
+    "path": ("radius", "draws", "3d", "interactive"),
     "points": ("radius", "draws"),
     "pca": ("radius", "draws"),
     "eigen": ("draws",),
@@ -88,6 +89,24 @@ def surface(
     data: Annotated[
         Path | None, typer.Option(metavar="FILE.parquet", help="Write all numbers to this file, too.")
     ] = None,
+    three_d: Annotated[
+        bool, typer.Option("--3d", help="Of a plane: a surface with the loss as height in place of contours.")
+    ] = False,
+    picture: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.png|FILE.svg",
+            help="Write the figure to this file, too; a second one beside it, with its name.",
+        ),
+    ] = None,
+    interactive: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.html",
+            help="Of a plane: write a page with a surface to turn, too, of about 5 MB; it asks nothing of the network. "
+            "Needs plotly: pip install 'lossscope[interactive]'.",
+        ),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Tell the cost and stop.")] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Draw even if it takes more than an hour.")] = False,
     format: FormatOption = "text",
@@ -108,11 +127,13 @@ def surface(
     from lossscope.reports import render
     from lossscope.reports.render.output import refuse_taken, write_text
 
-    for file in (output, data):
+    for file in (output, data, picture, interactive):
         if file is not None:
             refuse_taken(file, force=force)
-    _check_use(plane, len(targets), {"radius": radius, "draws": draws, "checkpoint": checkpoint})
-    found = found_targets(targets, objective, checkpoint, history=plane == "pca" and len(targets) == 1)
+    given = {"radius": radius, "draws": draws, "checkpoint": checkpoint, "3d": three_d or None}
+    _check_use(plane, len(targets), {**given, "interactive": interactive})
+    _check_files(picture, interactive)
+    found = found_targets(targets, objective, checkpoint, history=plane == "pca" and checkpoint is None)
     size = _POINTS.get(plane, _USUAL_POINTS) if points is None else points
     some = _DRAWS.get(plane, 1) if draws is None else draws
     pairs = seed_pairs(found) if plane == "path" and null else None
@@ -127,14 +148,42 @@ def surface(
         raise ConfigError(f"this takes {cost}: add --yes, or take fewer --points or --draws")
     made = _made(found, shlex.join(["lossscope", *sys.argv[1:]]))
     with _counted(plane, count) as tell:
-        draw = _fans if plane == "fan" else partial(_plane, kind=plane)
+        draw = _fans if plane == "fan" else partial(_plane, kind=plane, raised=three_d)
         if plane == "path":
             draw = partial(_paths, pairs=pairs)
         report = draw(found, made, data, radius=radius, points=size, draws=some, seed=seed, progress=tell)
+    _save_figures(report, picture, interactive)
     if output is None:
         echo(render(report, format, width=text_width()), format=format)
     else:
         write_text(output, render(report, format), force=force)
+
+
+def _check_files(picture: Path | None, interactive: Path | None) -> None:
+    """Reject endings that no picture has, and a page to turn without its package, before anything is evaluated."""
+    from lossscope.landscape.errors import ConfigError
+    from lossscope.reports.render.picture import PICTURES
+
+    if picture is not None and picture.suffix not in PICTURES:
+        raise ConfigError(f"--picture must end in {' or '.join(PICTURES)}, got {picture}")
+    if interactive is not None:
+        from lossscope.reports.render.interactive import require_plotly
+
+        require_plotly()
+
+
+def _save_figures(report: Report, picture: Path | None, interactive: Path | None) -> None:
+    """Write the figures of a report to files of their own."""
+    from lossscope.landscape.storage.files import atomic_write
+    from lossscope.reports.render.interactive import interactive_page
+    from lossscope.reports.render.picture import picture as drawn
+
+    for place, figure in enumerate(report.figures if picture is not None else ()):
+        assert picture is not None
+        file = picture if place == 0 else picture.with_stem(f"{picture.stem}-{figure.key}")
+        atomic_write(file, drawn(figure, file.suffix))
+    if interactive is not None:
+        atomic_write(interactive, interactive_page(report.figures[0]).encode())
 
 
 @contextmanager
@@ -171,13 +220,13 @@ def _check_use(plane: str, given: int, options: Mapping[str, object]) -> None:
 
 def _losses(found: Targets, plane: str, points: int, draws: int, pairs: SeedPairs | None, *, chosen: bool) -> int:
     """Return the number of losses of a picture, at most."""
-    from lossscope.landscape.surfaces.several import losses_of_fans, losses_of_paths
+    from lossscope.landscape.surfaces.several import losses_of_fans, losses_of_paths, losses_of_plane
 
     if plane == "fan":
         return losses_of_fans(found, points, draws, chosen=chosen)
     if plane == "path":
         return losses_of_paths(found, points, 0 if pairs is None else 1 + len(pairs.beside))
-    return points**2 * (draws if plane == "random" else 1)
+    return losses_of_plane(found, plane, points, draws)
 
 
 def _fans(found: Targets, made: Made, data: Path | None, **settings: Any) -> Report:
@@ -189,7 +238,7 @@ def _fans(found: Targets, made: Made, data: Path | None, **settings: Any) -> Rep
     fans, notes = fans_at(found, **settings)
     if data is not None:
         save_rows(fan_rows(fans), data)
-    return fan_report(fans, replace(made, notes=notes))
+    return fan_report(fans, replace(made, notes=(*made.notes, *notes)))
 
 
 def _paths(
@@ -215,10 +264,12 @@ def _paths(
         nulls = nulls_of(found, pairs, points=points, seed=seed, progress=progress)
     if data is not None:
         save_rows(path_rows({**paths, **nulls.paths}), data)
-    return path_report(paths, nulls, replace(made, notes=notes))
+    return path_report(paths, nulls, replace(made, notes=(*made.notes, *notes)))
 
 
-def _plane(found: Targets, made: Made, data: Path | None, *, kind: Any, draws: int, **settings: Any) -> Report:
+def _plane(
+    found: Targets, made: Made, data: Path | None, *, kind: Any, draws: int, raised: bool, **settings: Any
+) -> Report:
     """Draw a plane, and write its numbers."""
     from lossscope.landscape.surfaces.saved_data import plane_rows, save_rows
     from lossscope.landscape.surfaces.several import plane_of
@@ -228,15 +279,17 @@ def _plane(found: Targets, made: Made, data: Path | None, *, kind: Any, draws: i
     if data is not None:
         save_rows(plane_rows(plane), data)
     origin = found.points[-1 if kind == "pca" else 0].name
-    return plane_report(plane, kind, origin, replace(made, notes=notes))
+    return plane_report(plane, kind, origin, replace(made, notes=(*made.notes, *notes)), raised=raised)
 
 
 def _made(found: Targets, command: str) -> Made:
     """Return how the pictures are made."""
     from lossscope import __version__
+    from lossscope.landscape.surfaces.targets import data_notes
     from lossscope.reports.surfaces.made import Made
 
     units = {point.run.loss_unit for point in found.points if point.run is not None}
     unit = units.pop() if len(units) == 1 else ""
     objective = found.objective
-    return Made(__version__, command, objective.data_hash, f"{objective.samples:g}", unit)
+    notes = data_notes(found.points, objective)
+    return Made(__version__, command, objective.data_hash, f"{objective.samples:g}", unit, notes)

@@ -23,6 +23,7 @@ __all__ = [
     "Spectrum",
     "Threshold",
     "drawn",
+    "limits_of",
 ]
 
 _DRAWN: Final = (1e-100, 1e100)
@@ -95,6 +96,7 @@ class Curves:
     absent: tuple[str, ...] = ()  # arms without data, named in the legend
     summary: tuple[str, ...] = ()  # the figure in numbers, also its alternative text
     marks: tuple[Threshold, ...] = ()  # vertical lines
+    limits: tuple[str, ...] = ()  # lines under its title: what it cannot show
 
 
 @dataclass(frozen=True)
@@ -196,17 +198,20 @@ class HeatMap:
 
 @dataclass(frozen=True)
 class ContourMark:
-    """A point that is shown on a plane, with its own value in words."""
+    """A point that is shown on a plane, with its own value."""
 
     name: str
     x: float
     y: float
-    words: str
+    words: str  # beside it; "" for none
+    value: float | None = None  # its own, which is not that of the plane below it unless `distance` is 0
+    distance: float = 0.0  # from the plane, in the unit of its axes
+    panel: int | None = None  # on which it lies; None for all
 
 
 @dataclass(frozen=True)
 class Contours:
-    """A figure of values on planes, as contours with one scale of colors for all panels."""
+    """A figure of values on planes, as contours or as surfaces, with one scale of colors for all panels."""
 
     key: str
     title: str
@@ -218,12 +223,19 @@ class Contours:
     rows: Numbers
     panels: tuple[tuple[Numbers, ...], ...]  # of each plane the rows of values, None where one is missing
     marks: tuple[ContourMark, ...] = ()
-    joined: bool = False  # a line through the marks in their order
+    lines: tuple[tuple[int, ...], ...] = ()  # through marks, by their places
+    raised: bool = False  # surfaces, with the value as height
     absent: tuple[str, ...] = ()
     summary: tuple[str, ...] = ()
+    limits: tuple[str, ...] = ()  # lines under its title: what it cannot show
 
 
 FigureData: TypeAlias = Curves | Cloud | Spectra | Forest | HeatMap | Contours
+
+
+def limits_of(figure: FigureData) -> tuple[str, ...]:
+    """Return the lines that say what a figure cannot show; none for a kind of figure that has none."""
+    return figure.limits if isinstance(figure, Curves | Contours) else ()
 
 
 def drawn(value: float) -> bool:

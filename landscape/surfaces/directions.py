@@ -12,8 +12,9 @@ from lossscope.landscape.errors import ConfigError
 from lossscope.probes.objective.objective import Objective
 from lossscope.probes.sums import dot, norm
 
-__all__ = ["filter_normalized", "orthonormal", "relative_directions"]
+__all__ = ["filter_normalized", "orthonormal", "relative_directions", "unmoved_filters", "unmoved_weights"]
 
+_NAMED: Final = 3
 _PARALLEL: Final = 1e-6  # sine of the angle between two vectors that span no plane
 
 
@@ -61,6 +62,32 @@ def filter_normalized(objective: Objective, generator: torch.Generator) -> Tenso
         drawn *= lengths / drawn.square().sum(1, keepdim=True).sqrt()
         parts.append(drawn.flatten().to(objective.dtype))
     return torch.cat(parts)
+
+
+def unmoved_weights(objective: Objective) -> tuple[str, ...]:
+    """Return a sentence about parameters that relative directions do not move, as all their weights are zero."""
+    zero = [name for name, p in _parameters(objective) if not bool(p.count_nonzero())]
+    return (f"all weights of {_listed(zero)} are zero, which relative directions do not move",) if zero else ()
+
+
+def unmoved_filters(objective: Objective) -> tuple[str, ...]:
+    """Return sentences about parameters that filter-normalized directions do not move."""
+    rows = [name for name, p in _parameters(objective) if p.ndim > 1 and not bool(p.flatten(1).ne(0).any(1).all())]
+    flat = [name for name, p in _parameters(objective) if p.ndim < 2]
+    notes = [f"filters of {_listed(rows)} are zero, which filter-normalized directions do not move"] if rows else []
+    notes += [f"{_listed(flat)} have one dimension, which filter-normalized directions do not move"] if flat else []
+    return tuple(notes)
+
+
+def _parameters(objective: Objective) -> list[tuple[str, Tensor]]:
+    """Return the parameters by name."""
+    return list(zip(objective.names, objective.vector.tensors(), strict=True))
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Return some names, and the number of the others."""
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + more
 
 
 def orthonormal(first: Tensor, second: Tensor, names: Sequence[str]) -> tuple[Tensor, Tensor]:

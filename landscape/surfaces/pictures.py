@@ -9,12 +9,13 @@ from typing import Final, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Array", "Fan", "Mark", "Nulls", "Path", "Plane"]
+__all__ = ["HELD", "Array", "Fan", "Mark", "Nulls", "Path", "Plane", "Trail"]
 
 Array: TypeAlias = NDArray[np.float64]
 
 _BAND: Final = (10.0, 90.0)  # percentiles
-_HELD: Final = 0.9  # share of the variance of a trajectory in a plane on which it may be drawn
+HELD: Final = 0.9  # share of the variance of a trajectory in a plane on which it may be drawn
+_ON_A_LINE: Final = 2  # checkpoints, which tell nothing of the way between them
 _ALIKE: Final = 0.05  # difference of two shares of the variance that tells nothing
 
 
@@ -78,6 +79,7 @@ class Path:
             all points of the path; nan if missing.
         parts: Number of parts of the samples from which it was taken.
         missing: What could not be measured, with the reason.
+        label: Short words for its ends.
     """
 
     shares: Array
@@ -88,6 +90,7 @@ class Path:
     sampling_error: float = math.nan
     parts: int = 0
     missing: dict[str, str] = field(default_factory=dict)
+    label: str = ""
 
     @property
     def drawn(self) -> Array:
@@ -130,13 +133,11 @@ class Nulls:
     Attributes:
         paths: Paths by what their ends are, in words.
         seeds: Arms by the names of those paths, drawn for their own sake, that join two seeds of one arm.
-        labels: Short words for the paths, by the same names.
         missing: What could not be had, with the reason.
         notes: Sentences about what was loaded, and about what the ends share.
     """
 
     paths: dict[str, Path] = field(default_factory=dict)
-    labels: dict[str, str] = field(default_factory=dict)
     seeds: dict[str, str] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
@@ -161,6 +162,28 @@ class Mark:
     distance: float
 
 
+@dataclass(frozen=True)
+class Trail:
+    """Checkpoints of one training on a plane.
+
+    Attributes:
+        name: Name of the run.
+        plane: Number of the plane, from 0.
+        marks: The checkpoints in the order of training.
+        held: Share of their variance that lies along the axes of the plane.
+    """
+
+    name: str
+    plane: int
+    marks: tuple[Mark, ...]
+    held: float
+
+    @property
+    def is_held(self) -> bool:
+        """True for three checkpoints or more, of whose variance the plane holds 90 %: a line may join them."""
+        return len(self.marks) > _ON_A_LINE and self.held >= HELD
+
+
 @dataclass(frozen=True, eq=False)
 class Plane:
     """Losses on planes through a point; coordinates are distances in the space of the parameters.
@@ -174,6 +197,7 @@ class Plane:
         marks: Points that are shown.
         explained: Shares of the variance of the marks along both axes; None if the axes are no principal components.
         walk: The same shares, as expected of a random walk with the same steps.
+        trails: Checkpoints of trainings on each plane.
         seconds: Time.
     """
 
@@ -185,12 +209,8 @@ class Plane:
     marks: tuple[Mark, ...] = ()
     explained: tuple[float, float] | None = None
     walk: tuple[float, float] | None = None
+    trails: tuple[Trail, ...] = ()
     seconds: float = 0.0
-
-    @property
-    def holds_marks(self) -> bool:
-        """True if the plane holds at least 90 % of the variance of the marks, so that a line through them is one."""
-        return self.explained is None or sum(self.explained) >= _HELD
 
     @property
     def looks_random(self) -> bool:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
+from types import MappingProxyType
 from typing import Final, TypeAlias
 
 import numpy as np
@@ -15,18 +16,20 @@ from torch import Tensor
 
 from lossscope.landscape.errors import ConfigError
 from lossscope.landscape.surfaces.directions import filter_normalized, orthonormal
-from lossscope.landscape.surfaces.pictures import Array, Mark, Plane
+from lossscope.landscape.surfaces.pictures import Array, Mark, Plane, Trail
 from lossscope.probes.eigenvalues.measure import measure_spectrum
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.objective.objective import Objective
 from lossscope.probes.operators.hessian import hessian
 from lossscope.probes.sums import all_finite, dot, gram, norm
 
-__all__ = ["Located", "eigen_plane", "pca_plane", "points_plane", "random_planes", "walk_shares"]
+__all__ = ["Located", "Trainings", "eigen_plane", "pca_plane", "points_plane", "random_planes", "walk_shares"]
 
 Progress: TypeAlias = Callable[[int], None]
 Located: TypeAlias = tuple[str, Tensor, float]  # name of a point, its parameters, and its own loss
+Trainings: TypeAlias = Mapping[str, Sequence[Located]]  # checkpoints by the name of their run
 
+_NOTHING: Final[Trainings] = MappingProxyType({})
 _MARGIN: Final = 0.25  # of the extent of the points, on each side of a plane through them
 _RISE: Final = 1.0  # of a quadratic along the second eigenvector, at the edge of a plane
 _LEAST: Final = 3  # points of which principal components are taken
@@ -38,6 +41,7 @@ def random_planes(
     radius: float = 0.5,
     points: int = 25,
     planes: int = 3,
+    trainings: Trainings = _NOTHING,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Plane:
@@ -52,6 +56,7 @@ def random_planes(
         radius: Half the side of the planes, as a share of the length of a filter-normalized direction.
         points: Losses along each side, odd.
         planes: Number of planes, at least 2.
+        trainings: Checkpoints that are shown on the planes.
         seed: Seed.
         progress: Called with the number of losses evaluated since the last call.
 
@@ -68,17 +73,19 @@ def random_planes(
     if planes < 2:
         raise ConfigError(f"planes must be at least 2, so that their spread is seen, got {planes}")
     begun, generator = time.perf_counter(), torch.Generator().manual_seed(seed)
-    found, side = [], 0.0
+    found, trails, side = [], list[Trail](), 0.0
     with objective.evaluating():
         loss, theta = objective.value(), objective.parameters()
-        for _ in range(planes):
+        for number in range(planes):
             first = filter_normalized(objective, generator)
             side = side or radius * float(norm(first))
             axes = orthonormal(first, filter_normalized(objective, generator), ("a random direction", "another one"))
             grid = _grid(side, points)
             found.append(_losses(objective, theta, loss, axes, grid, grid, progress))
+            trails += _trails(trainings, theta, axes, number)
     names = ("first random direction", "second random direction")
-    return Plane(grid, grid, np.stack(found), names, loss, seconds=time.perf_counter() - begun)
+    seconds = time.perf_counter() - begun
+    return Plane(grid, grid, np.stack(found), names, loss, trails=tuple(trails), seconds=seconds)
 
 
 def eigen_plane(
@@ -86,6 +93,7 @@ def eigen_plane(
     *,
     radius: float | None = None,
     points: int = 25,
+    trainings: Trainings = _NOTHING,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Plane:
@@ -96,6 +104,7 @@ def eigen_plane(
         radius: Half the side of the plane, a distance in the space of the parameters. Default: where a quadratic with
             the second eigenvalue has risen by 1.
         points: Losses along each side, odd.
+        trainings: Checkpoints that are shown on the plane.
         seed: Seed of the search for eigenvectors.
         progress: As for `random_planes`.
 
@@ -121,12 +130,19 @@ def eigen_plane(
         first, second = (found.top.vectors[:, i].to(theta).contiguous() for i in (0, 1))
         grid = _grid(radius, points)
         losses = _losses(objective, theta, loss, (first, second), grid, grid, progress)
+        trails = _trails(trainings, theta, (first, second))
     names = tuple(f"eigenvector of λ = {one:.3g}" for one in values)
-    return Plane(grid, grid, losses[None], (names[0], names[1]), loss, seconds=time.perf_counter() - begun)
+    seconds = time.perf_counter() - begun
+    return Plane(grid, grid, losses[None], (names[0], names[1]), loss, trails=trails, seconds=seconds)
 
 
 def points_plane(
-    objective: Objective, located: Sequence[Located], *, points: int = 25, progress: Progress | None = None
+    objective: Objective,
+    located: Sequence[Located],
+    *,
+    points: int = 25,
+    trainings: Trainings = _NOTHING,
+    progress: Progress | None = None,
 ) -> Plane:
     """Evaluate the loss on the plane through three points.
 
@@ -134,6 +150,7 @@ def points_plane(
         objective: The loss, with the buffers of the first point.
         located: The points; the first is the origin, the first axis leads to the second.
         points: Losses along each side.
+        trainings: Checkpoints that are shown on the plane.
         progress: As for `random_planes`.
 
     Returns:
@@ -148,7 +165,7 @@ def points_plane(
     origin = located[0][1]
     axes = orthonormal(located[1][1] - origin, located[2][1] - origin, (f"the way to {located[1][0]}", located[2][0]))
     names = (f"from {located[0][0]} to {located[1][0]}", f"toward {located[2][0]}")
-    return _through(objective, located, origin, axes, names, points, progress)
+    return _through(objective, located, origin, axes, names, points, trainings, progress)
 
 
 def pca_plane(
@@ -157,6 +174,7 @@ def pca_plane(
     steps: Sequence[int],
     *,
     points: int = 25,
+    trainings: Trainings = _NOTHING,
     progress: Progress | None = None,
 ) -> Plane:
     """Evaluate the loss on the plane of the first two principal components of the points of a training.
@@ -169,6 +187,7 @@ def pca_plane(
         located: The points in the order of training; the last one is the origin.
         steps: The step of each; `walk` is None if they do not ascend, as points of several trainings.
         points: Losses along each side.
+        trainings: Checkpoints that are shown on the plane; in the space of the points, if they are not among them.
         progress: As for `random_planes`.
 
     Returns:
@@ -195,7 +214,7 @@ def pca_plane(
     axes = orthonormal(spanned[0], spanned[1], ("the first principal component", "the second one"))
     explained = (float(values[-1]) / total, float(values[-2]) / total)
     names = tuple(f"principal component {i + 1}, {100 * share:.0f} %" for i, share in enumerate(explained))
-    found = _through(objective, located, located[-1][1], axes, (names[0], names[1]), points, progress)
+    found = _through(objective, located, located[-1][1], axes, (names[0], names[1]), points, trainings, progress)
     walk = walk_shares(steps) if all(a < b for a, b in pairwise(steps)) else None
     return replace(found, explained=explained, walk=walk)
 
@@ -227,6 +246,7 @@ def _through(
     axes: tuple[Tensor, Tensor],
     names: tuple[str, str],
     points: int,
+    trainings: Trainings,
     progress: Progress | None,
 ) -> Plane:
     """Return the plane that holds points, with a margin around them."""
@@ -234,11 +254,26 @@ def _through(
         raise ConfigError(f"points must be at least 3, got {points}")
     begun = time.perf_counter()
     marks = tuple(_mark(name, vector - origin, axes, loss) for name, vector, loss in located)
-    x, y = (_extent([getattr(mark, axis) for mark in marks], points) for axis in ("x", "y"))
+    trails = _trails(trainings, origin, axes)
+    shown = [*marks, *(mark for trail in trails for mark in trail.marks)]
+    x, y = (_extent([getattr(mark, axis) for mark in shown], points) for axis in ("x", "y"))
     with objective.evaluating():
         loss = objective.value_at(origin)
         losses = _losses(objective, origin, loss, axes, x, y, progress)
-    return Plane(x, y, losses[None], names, loss, marks, seconds=time.perf_counter() - begun)
+    return Plane(x, y, losses[None], names, loss, marks, trails=trails, seconds=time.perf_counter() - begun)
+
+
+def _trails(trainings: Trainings, origin: Tensor, axes: tuple[Tensor, Tensor], plane: int = 0) -> tuple[Trail, ...]:
+    """Return the checkpoints of trainings on a plane, with the share of their variance along its axes."""
+    found = []
+    for name, located in trainings.items():
+        _check_finite(located)
+        marks = tuple(_mark(one, vector - origin, axes, loss) for one, vector, loss in located)
+        mean = sum((vector for _, vector, _ in located[1:]), start=located[0][1].clone()) / len(located)
+        total = sum(float(norm(vector - mean)) ** 2 for _, vector, _ in located)
+        along = float(np.var([one.x for one in marks]) + np.var([one.y for one in marks])) * len(marks)
+        found.append(Trail(name, plane, marks, along / total if total > 0 else 0.0))
+    return tuple(found)
 
 
 def _mark(name: str, offset: Tensor, axes: tuple[Tensor, Tensor], loss: float) -> Mark:

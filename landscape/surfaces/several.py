@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, Final
 
 from lossscope.landscape.errors import ConfigError
+from lossscope.landscape.surfaces.directions import unmoved_filters, unmoved_weights
 from lossscope.landscape.surfaces.fan import fan, fan_losses, fan_range
 from lossscope.landscape.surfaces.null import are_seeds, is_one_function, permuted, sibling
 from lossscope.landscape.surfaces.path import has_statistics, path
-from lossscope.landscape.surfaces.pictures import Fan, Nulls, Path, Plane
-from lossscope.landscape.surfaces.plane import eigen_plane, pca_plane, points_plane, random_planes
-from lossscope.landscape.surfaces.targets import Point, Targets, last_point
+from lossscope.landscape.surfaces.pictures import Fan, Nulls, Path as StraightPath, Plane
+from lossscope.landscape.surfaces.plane import Located, eigen_plane, pca_plane, points_plane, random_planes
+from lossscope.landscape.surfaces.targets import Point, Targets, data_notes, history_of, last_point
 from lossscope.probes.errors import ProbeError
+from lossscope.probes.objective.objective import Objective
 
 __all__ = [
     "SeedPairs",
@@ -23,10 +26,12 @@ __all__ = [
     "loss_seconds",
     "losses_of_fans",
     "losses_of_paths",
+    "losses_of_plane",
     "nulls_of",
     "paths_between",
     "plane_of",
     "seed_pairs",
+    "trainings_of",
 ]
 
 Progress = Callable[[int], None]
@@ -73,11 +78,14 @@ def fans_at(
     fans = {}
     for point in found.points:
         notes[point.load(objective)] = None
+        notes |= dict.fromkeys(unmoved_weights(objective))
         fans[point.name] = fan(objective, radius=radius, points=points, draws=draws, seed=seed, progress=progress)
     return fans, _sentences(notes)
 
 
-def paths_between(found: Targets, *, points: int, progress: Progress) -> tuple[dict[str, Path], tuple[str, ...]]:
+def paths_between(
+    found: Targets, *, points: int, progress: Progress
+) -> tuple[dict[str, StraightPath], tuple[str, ...]]:
     """Return the straight path from each point to the next, and notes.
 
     Args:
@@ -90,7 +98,8 @@ def paths_between(found: Targets, *, points: int, progress: Progress) -> tuple[d
         notes[second.load(objective)] = None
         end = objective.parameters()
         notes[first.load(objective)] = None
-        paths[_between(first, second)] = path(objective, objective.parameters(), end, points=points, progress=progress)
+        found_path = path(objective, objective.parameters(), end, points=points, progress=progress)
+        paths[_between(first, second)] = replace(found_path, label=_label(first, second))
     return paths, _sentences(notes)
 
 
@@ -105,7 +114,7 @@ def nulls_of(found: Targets, pairs: SeedPairs, *, points: int, seed: int, progre
         progress: As for `path`.
     """
     objective, notes, first = found.objective, dict[str, None](), found.points[0]
-    paths, labels, missing = {}, {}, dict(pairs.missing)
+    paths, missing = {}, dict(pairs.missing)
     notes[first.load(objective)] = None
     name = f"{first.name} to a copy of it with permuted neurons"
     try:
@@ -113,16 +122,15 @@ def nulls_of(found: Targets, pairs: SeedPairs, *, points: int, seed: int, progre
         to_copy = path(objective, objective.parameters(), other, points=points, progress=progress)
         if not is_one_function(to_copy):
             raise ProbeError("the copy with permuted neurons has another loss: what is known of the layers is not all")
-        paths[name], labels[name] = to_copy, "chance: permuted neurons"
+        paths[name] = replace(to_copy, label="chance: permuted neurons")
     except (ProbeError, ConfigError) as error:
         missing[name] = str(error)
     for arm, (one, another) in pairs.beside.items():
         between, more = paths_between(Targets((one, another), objective), points=points, progress=progress)
         for words, one_path in between.items():
-            name = f"{words}, two seeds of {arm}"
-            paths[name], labels[name] = one_path, f"chance: seeds of {arm}"
-        notes |= dict.fromkeys(more)
-    return Nulls(paths, labels, pairs.given, missing, (*_sentences(notes), *_common_starts(found.points)))
+            paths[f"{words}, two seeds of {arm}"] = replace(one_path, label=f"chance: seeds of {arm}")
+        notes |= dict.fromkeys((*more, *data_notes((one, another), objective)))
+    return Nulls(paths, pairs.given, missing, (*_sentences(notes), *_common_starts(found.points)))
 
 
 def _common_starts(points: Sequence[Point]) -> Iterator[str]:
@@ -179,26 +187,69 @@ def plane_of(
         progress: As for `random_planes`.
     """
     objective, notes = found.objective, dict[str, None]()
-    settings: dict[str, Any] = {"points": points, "progress": progress}
-    if kind in ("random", "eigen"):
-        notes[found.points[0].load(objective)] = None
-        if kind == "random":
-            given: dict[str, Any] = {} if radius is None else {"radius": radius}
-            return random_planes(objective, planes=planes, seed=seed, **given, **settings), _sentences(notes)
-        return eigen_plane(objective, radius=radius, seed=seed, **settings), _sentences(notes)
-    located = []
     origin = -1 if kind == "pca" else 0
     order = [*range(len(found.points))]
     order.append(order.pop(origin))  # so that the model is left with the weights and buffers of the origin
-    for place in order:
-        point = found.points[place]
-        notes[point.load(objective)] = None
-        located.append((place, (point.name, objective.parameters(), objective.value_at(objective.parameters()))))
-    ordered = [one for _, one in sorted(located, key=lambda one: one[0])]
+    trainings = {
+        name: [_located(point, objective, notes) for point in checkpoints]
+        for name, checkpoints in (trainings_of(found).items() if kind != "pca" else ())
+    }
+    settings: dict[str, Any] = {"points": points, "progress": progress}
+    if kind in ("random", "eigen"):
+        notes[found.points[0].load(objective)] = None
+        settings |= {"seed": seed, "trainings": trainings}
+        if kind == "random":
+            given: dict[str, Any] = {} if radius is None else {"radius": radius}
+            plane = random_planes(objective, planes=planes, **given, **settings)
+            notes |= dict.fromkeys(unmoved_filters(objective))
+        else:
+            plane = eigen_plane(objective, radius=radius, **settings)
+        return plane, _sentences(notes)
+    located = {place: _located(found.points[place], objective, notes) for place in order}
+    ordered = [located[place] for place in range(len(located))]
     if kind == "points":
-        return points_plane(objective, ordered, **settings), _sentences(notes)
+        return points_plane(objective, ordered, trainings=trainings, **settings), _sentences(notes)
+    by_name = {point.name: located[place] for place, point in enumerate(found.points)}
+    chosen = trainings_of(found, given=True)
+    trainings = {name: [by_name[one.name] for one in checkpoints] for name, checkpoints in chosen.items()}
+    if all(point.run is None for point in found.points):
+        trainings = {"files in the order given": ordered}
     steps = [one.step if one.step is not None else place for place, one in enumerate(found.points)]
-    return pca_plane(objective, ordered, steps, **settings), _sentences(notes)
+    return pca_plane(objective, ordered, steps, trainings=trainings, **settings), _sentences(notes)
+
+
+def trainings_of(found: Targets, *, given: bool = False) -> dict[str, tuple[Point, ...]]:
+    """Return the checkpoints of the runs of points by the name of the run, where there are at least two.
+
+    Args:
+        found: The points. Where several are of one run, these; else all checkpoints of the run.
+        given: True for the points alone.
+    """
+    runs: dict[Path, list[Point]] = {}
+    for point in found.points:
+        if point.run is not None:
+            runs.setdefault(point.run.path, []).append(point)
+    names = [folder.name for folder in runs]
+    trainings = {}
+    for folder, points in runs.items():
+        run = points[0].run
+        history = tuple(points) if len(points) > 1 or given or run is None else history_of(run)
+        if len(history) > 1:
+            trainings[str(folder) if names.count(folder.name) > 1 else folder.name] = history
+    return trainings
+
+
+def losses_of_plane(found: Targets, kind: str, points: int, planes: int) -> int:
+    """Return the number of losses of a plane, those at the points included."""
+    more = sum(len(one) for one in trainings_of(found).values()) if kind != "pca" else 0
+    return points**2 * (planes if kind == "random" else 1) + more + len(found.points)
+
+
+def _located(point: Point, objective: Objective, notes: dict[str, None]) -> Located:
+    """Load a point, and return its name, parameters and own loss; note what is said of it."""
+    notes[point.load(objective)] = None
+    theta = objective.parameters()
+    return point.name, theta, objective.value_at(theta)
 
 
 def losses_of_fans(found: Targets, points: int, draws: int, *, chosen: bool) -> int:
@@ -227,6 +278,14 @@ def loss_seconds(found: Targets) -> float:
 def _between(first: Point, second: Point) -> str:
     """Return the name of the path between two points."""
     return f"{first.name} to {second.name}"
+
+
+def _label(first: Point, second: Point) -> str:
+    """Return short words for the ends of a path: their runs, without steps where they are of two runs."""
+    runs = [first.run, second.run]
+    if runs[0] is None or runs[1] is None or runs[0].path == runs[1].path:
+        return _between(first, second)
+    return f"{runs[0].name} to {runs[1].name}"
 
 
 def _sentences(notes: dict[str, None]) -> tuple[str, ...]:

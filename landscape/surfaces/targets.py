@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from lossscope.landscape.reprobe.weights_file import ENDINGS, fit_weights, read_
 from lossscope.landscape.run import Run
 from lossscope.probes.objective.objective import Objective
 
-__all__ = ["Point", "Targets", "last_point", "targets"]
+__all__ = ["Point", "Targets", "data_notes", "history_of", "last_point", "targets"]
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,29 @@ def last_point(run: Run, step: int | None) -> Point:
     """Return the checkpoint of a run at a step, or the last one if it has none there."""
     saved = checkpoints(run.path)
     return _of_run(run, step if step in saved else None, history=False)[0]
+
+
+def history_of(run: Run) -> tuple[Point, ...]:
+    """Return all checkpoints of a run in the order of training."""
+    return tuple(_of_run(run, None, history=True))
+
+
+def data_notes(points: Iterable[Point], objective: Objective) -> tuple[str, ...]:
+    """Return a sentence for each run that was recorded on other data than those of a loss.
+
+    Args:
+        points: The points.
+        objective: The loss.
+    """
+    notes = dict[str, None]()
+    for run in (point.run for point in points if point.run is not None):
+        recorded = run.manifest.get("data_hash")
+        if isinstance(recorded, str) and recorded != objective.data_hash:
+            notes[
+                f"Run {run.name} was recorded on other data ({recorded[:8]}) than those of the loss that is drawn "
+                f"({objective.data_hash[:8]}): its losses here are not those of its training."
+            ] = None
+    return tuple(notes)
 
 
 def _of_run(run: Run, step: int | None, history: bool) -> list[Point]:

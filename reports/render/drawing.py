@@ -31,6 +31,7 @@ from lossscope.reports.render.axes import dress
 from lossscope.reports.render.contours import contour_figure
 from lossscope.reports.render.forest import forest_figure
 from lossscope.reports.render.heat_map import heat_map_figure
+from lossscope.reports.render.raised import raised_figure
 from lossscope.reports.render.style import HEIGHT, RC, WIDTH, hue_color
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ __all__ = [
     "draw_spectrum",
     "draw_threshold",
     "figure_svg",
+    "saved_svg",
 ]
 
 ARM: Final = "arm-"  # before the number of an arm: the name of the groups of its artists
@@ -136,7 +138,7 @@ def draw_figure(data: FigureData) -> Figure:
     if isinstance(data, Forest):
         return forest_figure(data)
     if isinstance(data, Contours):
-        return contour_figure(data)
+        return raised_figure(data) if data.raised else contour_figure(data)
     if isinstance(data, HeatMap):
         return heat_map_figure(data)
     with rc_context(RC):
@@ -160,11 +162,17 @@ def figure_svg(data: FigureData) -> str:
     """Return the figure as an SVG document. Equal data gives equal text: no date, fixed salt."""
     from matplotlib import rc_context
 
+    with rc_context(RC):
+        return saved_svg(draw_figure(data))
+
+
+def saved_svg(figure: Figure) -> str:
+    """Return a figure of matplotlib as an SVG document."""
     out = StringIO()
-    with rc_context(RC), warnings.catch_warnings():
+    with warnings.catch_warnings():
         # text is kept as text: the viewer's font supplies glyphs missing here
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
-        draw_figure(data).savefig(out, format="svg", metadata={"Date": None, "Creator": None})
+        figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
     return out.getvalue()
 
 

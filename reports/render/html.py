@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from lossscope.landscape.storage.safe_text import printable
 from lossscope.reports.content import Document, Report, Table
-from lossscope.reports.figure_content import FigureData, Forest
+from lossscope.reports.figure_content import FigureData, Forest, limits_of
 from lossscope.reports.render.page_assets import page_assets
 from lossscope.reports.render.plot_data import embedded, has_data, plot_data
 from lossscope.reports.render.style import PALETTE
@@ -69,7 +69,7 @@ def environment() -> Environment:
         lstrip_blocks=True,
     )
     made.filters.update(cell=cell_html, clipped=_clipped, head=head_text, printable=printable, unescaped=Markup)
-    made.filters.update(opening=_opening, with_commands=_with_commands)
+    made.filters.update(opening=_opening, with_commands=_with_commands, limits_of=limits_of)
     made.tests["has_data"] = has_data
     made.globals["wide"] = lambda figure: isinstance(figure, Forest) and not figure.narrow
     return made

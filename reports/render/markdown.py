@@ -8,7 +8,7 @@ from typing import Final
 
 from lossscope.landscape.storage.safe_text import printable
 from lossscope.reports.content import Cell, Document, Finding, Report, Section, Table
-from lossscope.reports.figure_content import FigureData
+from lossscope.reports.figure_content import FigureData, limits_of
 from lossscope.reports.shared.number_format import cell_text, header
 
 __all__ = ["document_markdown", "report_markdown"]
@@ -78,7 +78,8 @@ def _finding(finding: Finding) -> str:
 def _figure(figure: FigureData) -> str:
     """Return a figure in numbers, a line for each arm."""
     absent = [f"{name}: not measured" for name in figure.absent]
-    return "\n".join([_escaped(figure.title), *(f"  - {_escaped(line)}" for line in (*figure.summary, *absent))])
+    lines = (*limits_of(figure), *figure.summary, *absent)
+    return "\n".join([_escaped(figure.title), *(f"  - {_escaped(line)}" for line in lines)])
 
 
 def _table(table: Table, rule: str) -> list[str]:

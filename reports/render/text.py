@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from lossscope.landscape.storage.safe_text import printable
 from lossscope.reports.content import Cell, Column, Finding, Missing, Quantity, Report, Table
-from lossscope.reports.figure_content import FigureData
+from lossscope.reports.figure_content import FigureData, limits_of
 from lossscope.reports.shared.number_format import cell_text, header
 
 if TYPE_CHECKING:
@@ -157,7 +157,11 @@ def _finding(console: Console, finding: Finding) -> None:
 def _figure(console: Console, figure: FigureData) -> None:
     """Print a figure in numbers: one line per arm, and the arms without data."""
     absent = [f"{arm}: not measured" for arm in figure.absent]
-    _bullet(console, "*", "\n".join([figure.title, *(f"  {line}" for line in (*figure.summary, *absent))]))
+    _bullet(
+        console,
+        "*",
+        "\n".join([figure.title, *(f"  {line}" for line in (*limits_of(figure), *figure.summary, *absent))]),
+    )
 
 
 def _missing(console: Console, missing: Missing) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 import numpy.typing as npt
 
+from lossscope.landscape.measures.declarations import DIAGONAL
 from lossscope.reports.content import Column, Missing, Quantity, Report, Statement, Table
 from lossscope.reports.figure_content import Axis, Curve, Curves, Numbers
 from lossscope.reports.shared.number_format import plain
@@ -21,8 +22,12 @@ if TYPE_CHECKING:
 __all__ = ["fan_report"]
 
 _LIMITS: Final = (
-    "A fan shows random directions relative to each weight. Neurons rescaled against each other without changing the "
-    "function leave it as it is; maps that mix weights, such as those inside attention heads, do not.",
+    f"Random directions relative to each weight: invariant under {DIAGONAL}.",
+    "No rare sharp direction among many shows here, and one fan is no verdict on flatness.",
+)
+_NOTES: Final = (
+    f"A fan is invariant under {DIAGONAL}: neurons rescaled against each other without changing the function leave it "
+    "as it is. Maps that mix weights, such as those inside attention heads, do not, and weights that are zero stay so.",
     "It shows no rare sharp direction among many: the sharpest one has a figure of its own. One fan is no verdict on "
     "flatness: `lossscope compare` reads several seeds at equal loss.",
 )
@@ -46,7 +51,7 @@ def fan_report(fans: Mapping[str, Fan], made: Made) -> Report:
         findings=(),
         tables=(_table(fans, made.unit),),
         figures=tuple(figures),
-        notes=(*made.notes, *_LIMITS),
+        notes=(*made.notes, *_NOTES),
         missing=tuple(
             Missing(f"{what} of {name}", why) for name, one in fans.items() for what, why in one.missing.items()
         ),
@@ -129,6 +134,7 @@ def _figure(fans: Mapping[str, Fan], unit: str) -> Curves:
             f"{plain(float(one.sigmas[-1]), 2)}"
             for name, one in fans.items()
         ),
+        limits=_LIMITS,
     )
 
 
@@ -159,6 +165,7 @@ def _sharp_figure(fans: Mapping[str, Fan], unit: str) -> Curves:
             f"{name}: eigenvalue {plain(one.sharpness, 3)} ± {plain(one.sharpness_error, 1)}"
             for name, one in shown.items()
         ),
+        limits=(f"One direction of many, the sharpest by the local curvature: invariant under {DIAGONAL}.",),
     )
 
 

@@ -18,8 +18,13 @@ if TYPE_CHECKING:
 __all__ = ["path_report"]
 
 _LIMITS: Final = (
-    "The curvature along a straight path is that of one direction, which neither basin prefers: it says nothing about "
-    "which end is flatter. Neurons of two networks may be permuted, so that a barrier need not separate two functions.",
+    "One direction, which neither end prefers: it does not tell which end is flatter.",
+    "Permuted neurons alone make a barrier: compare it with those of chance.",
+)
+_NOTES: Final = (
+    "The curvature along a straight path is that of one direction, which neither basin prefers: at the ends of such "
+    "lines SAM, flatter by a factor of 0.57, had 1.07 of the curvature of its counterpart (7 of 10 pairs of digits "
+    "networks). Neurons of two networks may be permuted, so that a barrier need not separate two functions.",
 )
 _RESTATED: Final = (
     "The network has BatchNorm: at each point its statistics were measured anew on the same data, as those of one end "
@@ -53,7 +58,7 @@ def path_report(paths: Mapping[str, Path], nulls: Nulls, made: Made) -> Report:
         findings=(),
         tables=tuple(tables),
         figures=(_figure(paths, nulls, made.unit, restated=restated),),
-        notes=(*made.notes, *nulls.notes, *((_RESTATED,) if restated else ()), *_LIMITS),
+        notes=(*made.notes, *nulls.notes, *((_RESTATED,) if restated else ()), *_NOTES),
         missing=tuple(_missing(every, nulls)),
         provenance=made.table(facts),
         summary=tuple(_statements(paths, nulls)),
@@ -111,7 +116,7 @@ def _figure(paths: Mapping[str, Path], nulls: Nulls, unit: str, *, restated: boo
     """Return the figure of all paths."""
     curves = []
     for hue, (name, one) in enumerate([*paths.items(), *nulls.paths.items()]):
-        label = nulls.labels.get(name, f"{hue + 1}: {name}")
+        label = one.label or name
         curves.append(_curve(label, hue, one, _numbers(one.drawn), dashed=False))
         if one.restated is not None:
             curves.append(_curve(label, hue, one, _numbers(one.losses), dashed=True))
@@ -124,6 +129,7 @@ def _figure(paths: Mapping[str, Path], nulls: Nulls, unit: str, *, restated: boo
         curves=tuple(curves),
         styles=("statistics measured anew", "statistics of the first point") if restated else None,
         summary=tuple(_statement(name, one).words for name, one in paths.items()),
+        limits=_LIMITS,
     )
 
 

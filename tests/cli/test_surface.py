@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import sys
 from pathlib import Path
 
 import pandas as pd
@@ -24,6 +26,21 @@ def objective():
     data = [(torch.randn(12, 3), torch.arange(12) % 2)]
     net = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 2))
     return Objective(net, CrossEntropy(), data)
+"""
+
+OTHER = """
+import torch
+from lossscope.landscape.training.workloads import digits_mlp
+from lossscope.probes import CrossEntropy, Objective
+
+def objective():
+    return Objective(digits_mlp(), CrossEntropy(), [(torch.zeros(12, 64), torch.arange(12) % 10)])
+"""
+WALL = """
+def wall(model, batch):
+    weight = model[0].weight
+    return CrossEntropy()(model, batch) - torch.log(weight.square().sum().mul(-1).add(2 * 3.2))
+
 """
 
 
@@ -107,7 +124,7 @@ def test_planes_have_cells_and_say_what_they_cannot_show(plane: str, places: dic
     assert len(frame) == 25 * (2 if plane == "random" else 1)
     assert "<svg" in page.read_text()
     text = " ".join(invoke(*given).split())
-    words = {"random": "Each plane is one draw", "eigen": "the two sharpest directions"}
+    words = {"random": "Each plane is one draw", "eigen": "The two sharpest directions"}
     assert words.get(plane, "losses on the plane, where") in text
     assert json.loads(invoke(*given, "--format", "json"))["figures"]["plane"]["kind"] == "contours"
 
@@ -116,6 +133,95 @@ def test_the_checkpoints_of_a_run_have_principal_components(places: dict[str, st
     text = " ".join(invoke(places["long"], "--plane", "pca", "--points", "3").split())
     assert "% of the variance of the checkpoints; a random walk with the same steps has" in text
     assert "long at step 0" in text
+
+
+def test_the_checkpoints_of_a_run_are_shown_on_planes_of_other_directions(places: dict[str, str]) -> None:
+    for plane in ("random", "eigen"):
+        found = json.loads(invoke(places["long"], "--plane", plane, "--points", "3", "--format", "json"))
+        figure = found["figures"]["plane"]
+        planes = len(figure["panels"])
+        panels = range(planes) if planes > 1 else [None]
+        assert [one["panel"] for one in figure["marks"]] == [panel for panel in panels for _ in range(4)]
+        assert figure["lines"] == []
+        assert figure["marks"][3]["distance"] < 1e-4 < figure["marks"][0]["distance"]
+        assert {row["line"] for row in found["tables"]["trainings"]["rows"]} == {"points"}
+
+
+def test_several_runs_share_a_picture(places: dict[str, str]) -> None:
+    text = " ".join(invoke(places["long"], places["run"], "--plane", "pca", "--points", "3").split())
+    assert "long, run share this picture: one architecture, one loss" in text
+    assert "of the variance of its 4 checkpoints lies along the plane" in text
+    assert "random walk with the same steps" not in text  # two trainings are none
+
+
+def test_files_in_an_order_are_one_training(places: dict[str, str]) -> None:
+    files = [places[one] for one in ("a.pt", "b.pt", "c.pt")]
+    text = " ".join(invoke(*files, "--objective", places["mine"], "--plane", "pca", "--points", "3").split())
+    assert "files in the order given: 100 % of the variance of its 3 checkpoints" in text
+    assert "three checkpoints lie in a plane whatever the training did" in text
+
+
+def test_other_data_than_those_of_a_run_are_told(places: dict[str, str], tmp_path: Path) -> None:
+    other = tmp_path / "other.py"
+    other.write_text(OTHER)
+    text = " ".join(invoke(places["run"], "--objective", f"{other}:objective", *SMALL, "--radius", "0.1").split())
+    assert "Run run was recorded on other data (" in text
+    assert "its losses here are not those of its training" in text
+    assert "other data" not in invoke(places["run"], *SMALL, "--radius", "0.1")
+
+
+def test_figures_are_saved_as_pictures(places: dict[str, str], tmp_path: Path) -> None:
+    mine = (places["a.pt"], "--objective", places["mine"])
+    invoke(*mine, *SMALL, "--radius", "0.1", "--picture", str(tmp_path / "fan.svg"))
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["fan-sharpest.svg", "fan.svg"]
+    assert "invariant under every diagonal rescaling" in (tmp_path / "fan.svg").read_text()
+    invoke(*mine, "--plane", "eigen", "--points", "3", "--3d", "--picture", str(tmp_path / "plane.png"))
+    assert (tmp_path / "plane.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_page_to_turn_needs_its_package_before_anything_is_evaluated(
+    places: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "plotly.graph_objects", None)
+    given = (places["a.pt"], "--objective", places["mine"], "--plane", "eigen", "--points", "3")
+    with pytest.raises(LossscopeError, match=r"pip install 'lossscope\[interactive\]'"):
+        invoke(*given, "--interactive", str(tmp_path / "turn.html"), "--output", str(tmp_path / "text"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_weights_that_are_zero_are_said_not_to_move(places: dict[str, str], tmp_path: Path) -> None:
+    state = torch.load(places["a.pt"])
+    state["2.weight"].zero_()
+    torch.save(state, tmp_path / "zero.pt")
+    given = (str(tmp_path / "zero.pt"), "--objective", places["mine"])
+    text = " ".join(invoke(*given, *SMALL, "--radius", "0.1").split())
+    assert "All weights of 2.weight are zero, which relative directions do not move." in text
+    text = " ".join(invoke(*given, "--plane", "random", "--points", "3").split())
+    assert "Filters of 2.weight are zero, which filter-normalized directions do not move." in text
+    assert "0.bias, 2.bias have one dimension" in text
+
+
+def test_a_loss_that_is_infinite_nearby_leaves_holes(places: dict[str, str], tmp_path: Path) -> None:
+    other = tmp_path / "wall.py"
+    other.write_text(MINE.replace("CrossEntropy()", "wall").replace("def objective", WALL + "def objective"))
+    given = (places["a.pt"], "--objective", f"{other}:objective")
+    for plane in ("random", "eigen"):
+        text = " ".join(invoke(*given, "--plane", plane, "--points", "5", "--radius", "3").split())
+        assert re.search(r"the loss is not finite in \d+ of \d+ cells, which are left empty", text)
+        picture = str(tmp_path / f"{plane}.png")
+        invoke(*given, "--plane", plane, "--points", "5", "--radius", "3", "--3d", "--picture", picture)
+    text = " ".join(invoke(*given, *SMALL, "--radius", "2").split())
+    assert "the loss is not finite in" in text
+
+
+def test_one_sample_has_every_picture_and_no_sampling_error(places: dict[str, str], tmp_path: Path) -> None:
+    one = tmp_path / "one.py"
+    one.write_text(MINE.replace("torch.randn(12, 3), torch.arange(12) % 2", "torch.randn(1, 3), torch.zeros(1).long()"))
+    for plane, files in {"fan": 1, "path": 2, "random": 1, "eigen": 1, "pca": 3, "points": 3}.items():
+        given = [places[name] for name in ("a.pt", "b.pt", "c.pt")[:files]]
+        text = " ".join(invoke(*given, "--objective", f"{one}:objective", "--plane", plane, "--points", "5").split())
+        assert "mean over 1 samples" in text
+        assert ("an error over samples needs at least 8 of them, got 1" in text) == (plane == "path")
 
 
 def test_the_cost_is_told_before(places: dict[str, str]) -> None:
@@ -135,6 +241,14 @@ def test_the_cost_is_told_before(places: dict[str, str]) -> None:
         (("{run}", "{run}", "--plane", "eigen"), "--plane eigen draws one run or file, got 2"),
         (("{run}", "--plane", "points"), "--plane points needs three runs or files, got 1"),
         (("{a.pt}", "{b.pt}", "--objective", "{mine}", "--plane", "pca"), "at least 3 checkpoints, got 2"),
+        (("{run}", "{long}", "--plane", "pca", "--checkpoint", "0"), "at least 3 checkpoints, got 2"),
+        (("{a.pt}", "{b.pt}", "{run}", "--objective", "{mine}", "--plane", "points"), "model"),
+        (("{run}", "--plane", "random", "--radius", "0"), "radius must be above 0, got 0"),
+        (("{run}", "--plane", "eigen", "--radius", "0"), "radius must be above 0, got 0"),
+        (("{run}", "--radius", "0"), "radius must be above 0, got 0"),
+        (("{run}", "--3d"), "--plane fan has no --3d"),
+        (("{run}", "{run}", "--plane", "path", "--interactive", "x.html"), "--plane path has no --interactive"),
+        (("{run}", "--picture", "x.jpg"), "--picture must end in .png or .svg, got x.jpg"),
         (("{run}", "--plane", "pca", "--radius", "1"), "--plane pca has no --radius"),
         (("{run}", "--plane", "eigen", "--draws", "3"), "--plane eigen has no --draws"),
         (("{long}", "--plane", "pca", "--checkpoint", "0"), "--plane pca has no --checkpoint"),

@@ -96,10 +96,12 @@ def bowl(size: int) -> Objective:
 @pytest.mark.parametrize("seed", range(3))
 def test_a_random_walk_is_recognized_as_one(seed: int) -> None:
     vectors = walk(12, 4000, 0.0, seed)
-    found = pca_plane(bowl(4000), located(vectors), range(12), points=3)
+    found = pca_plane(bowl(4000), located(vectors), range(12), points=3, trainings={"walk": located(vectors)})
     assert found.explained == pytest.approx(walk_shares(range(12)), abs=0.03)
     assert found.looks_random
-    assert not found.holds_marks
+    (trail,) = found.trails
+    assert trail.held == pytest.approx(sum(found.explained or ()), rel=1e-6)
+    assert not trail.is_held
     assert min(one.distance for one in found.marks[:-1]) > 1.0
 
 
@@ -113,9 +115,10 @@ def test_a_training_that_moves_in_a_plane_is_held_by_it() -> None:
     a, b = torch.randn(2, 50, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     vectors = [t * a + 0.4 * t**2 * b for t in torch.linspace(-1, 1, 7, dtype=torch.float64)]
     objective = bowl(50)
-    found = pca_plane(objective, located(vectors), range(7), points=5)
+    found = pca_plane(objective, located(vectors), range(7), points=5, trainings={"training": located(vectors)})
     assert sum(found.explained or ()) == pytest.approx(1.0)
-    assert found.holds_marks
+    assert found.trails[0].is_held
+    assert found.trails[0].marks == found.marks
     assert max(one.distance for one in found.marks) < 1e-6
     assert (found.marks[-1].x, found.marks[-1].y) == (0.0, 0.0)
     i, k = list(found.y).index(0), list(found.x).index(0)
