@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final, Literal
 import numpy as np
 import numpy.typing as npt
 
+from lossscope.landscape.measures.declarations import ROTATIONS
 from lossscope.landscape.surfaces.pictures import HELD
 from lossscope.reports.content import Column, Quantity, Report, Statement, Table
 from lossscope.reports.figure_content import Axis, ContourMark, Contours, Numbers
@@ -36,7 +37,7 @@ _LIMITS: Final[dict[PlaneKind, tuple[str, ...]]] = {
     ),
     "eigen": (
         "The two sharpest directions: the loss is flatter in nearly all others.",
-        "They change with a rescaling of neurons that keeps the function.",
+        f"Invariant under {ROTATIONS}: rescaled neurons of the same function have another picture.",
     ),
     "pca": (
         "Colors are losses on the plane, where the training never was: points have their own.",
@@ -60,7 +61,7 @@ _JOINED: Final = {
 }
 _IN_A_PLANE: Final = 3  # points that always lie in one
 _WHOLE: Final = 0.995  # share that is 100 %
-_WIDE, _HIGH = 0.16, 0.05  # size of a label, of the side of a picture
+_LETTER, _LINE = 0.016, 0.05  # sizes of labels, of the side of a picture
 
 
 def plane_report(plane: Plane, kind: PlaneKind, point: str, made: Made, *, raised: bool = False) -> Report:
@@ -226,36 +227,37 @@ def _marks(plane: Plane) -> tuple[tuple[ContourMark, ...], tuple[tuple[int, ...]
         every += [(trail.plane if several else None, one) for one in trail.marks]
         lines += [tuple(range(place, len(every)))] if trail.is_held else []
         place = len(every)
-    labeled = _labeled(plane, every)
-    several_runs = len({one.name for one in plane.trails}) > 1
-    runs = {one.marks[-1]: f", {one.name}" for one in plane.trails if several_runs}
+    labels = _labels(plane, every)
     marks = tuple(
-        ContourMark(
-            one.name,
-            one.x,
-            one.y,
-            f"{row + 1}: {plain(number(one.loss), 3)}{runs.get(one, '')}" if row in labeled else "",
-            number(one.loss),
-            one.distance,
-            panel,
-        )
+        ContourMark(one.name, one.x, one.y, labels.get(row, ""), number(one.loss), one.distance, panel)
         for row, (panel, one) in enumerate(every)
     )
     return marks, tuple(lines)
 
 
-def _labeled(plane: Plane, marks: Sequence[tuple[int | None, Mark]]) -> set[int]:
-    """Return the places of points whose labels do not cover each other, the last of each training first."""
+def _labels(plane: Plane, marks: Sequence[tuple[int | None, Mark]]) -> dict[int, str]:
+    """Return words beside points by their places, such that none covers another; the last of each training first."""
     side = max(plane.x[-1] - plane.x[0], plane.y[-1] - plane.y[0]) * len(plane.losses)
-    ends = {one.marks[-1] for one in plane.trails} | {*_named(plane)}
-    order = sorted(reversed(range(len(marks))), key=lambda place: marks[place][1] not in ends)
-    found: list[int] = []
-    for place in order:
+    several = len({one.name for one in plane.trails}) > 1
+    runs = {one.marks[-1]: f", {one.name}" for one in plane.trails if several}
+    first = {*runs, *(one.marks[-1] for one in plane.trails), *_named(plane)}
+    found: dict[int, str] = {}
+    for place in sorted(reversed(range(len(marks))), key=lambda place: marks[place][1] not in first):
         panel, one = marks[place]
-        others = [other for on, other in (marks[k] for k in found) if on == panel]
-        if all(abs(one.x - other.x) > _WIDE * side or abs(one.y - other.y) > _HIGH * side for other in others):
-            found.append(place)
-    return set(found)
+        others = [(marks[k][1], words) for k, words in found.items() if marks[k][0] == panel]
+        short = f"{place + 1}: {plain(number(one.loss), 3)}"
+        for words in (f"{short}{runs.get(one, '')}", short, str(place + 1)):
+            if one not in first and words != short:  # the others have their loss or nothing
+                continue
+            if all(_is_apart(one, other, len(words) + len(theirs), side) for other, theirs in others):
+                found[place] = words
+                break
+    return found
+
+
+def _is_apart(one: Mark, other: Mark, letters: int, side: float) -> bool:
+    """Return True if words beside two points, of so many letters together, do not cover each other."""
+    return abs(one.x - other.x) > _LETTER * letters * side or abs(one.y - other.y) > _LINE * side
 
 
 def _named(plane: Plane) -> tuple[Mark, ...]:

@@ -116,7 +116,7 @@ def visit(chromium: Any, pages: dict[str, Path]) -> Iterator[Callable[..., Visit
     def open_page(page: str | Path, *, width: int = 1280, **settings: Any) -> Visit:
         context = chromium.new_context(viewport={"width": width, "height": 900}, **settings)
         contexts.append(context)
-        context.set_default_timeout(10_000)
+        context.set_default_timeout(60_000)  # software draws surfaces slowly
         found = Visit(context.new_page())
         found.tab.goto((page if isinstance(page, Path) else pages[page]).as_uri())
         return found
