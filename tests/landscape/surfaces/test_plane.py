@@ -154,3 +154,30 @@ def test_cells_that_are_not_finite_are_missing() -> None:
 def test_wrong_input_is_named(call, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         call(network())
+
+
+def test_the_distance_and_share_of_a_training_are_those_of_geometry() -> None:
+    scales = torch.tensor([8.0, 2.0, 0.5], dtype=torch.float64)
+    ways = [(3.0, 4.0, 2.0), (0.0, 4.0, 1.0), (0.0, 0.0, 0.0)]  # the plane is that of the first two axes
+    training = {"run": located([torch.tensor(one, dtype=torch.float64) for one in ways])}
+    objective = of(lambda t: (scales * t**2).sum() / 2, 0.0, 0.0, 0.0)
+    (trail,) = eigen_plane(objective, points=3, trainings=training).trails
+    assert [one.distance for one in trail.marks] == pytest.approx([2, 1, 0], abs=1e-6)
+    assert [abs(one.x) for one in trail.marks] == pytest.approx([3, 0, 0], abs=1e-6)
+    assert [abs(one.y) for one in trail.marks] == pytest.approx([4, 4, 0], abs=1e-6)
+    variances = np.var(np.array(ways), axis=0)
+    assert trail.held == pytest.approx(variances[:2].sum() / variances.sum(), rel=1e-6)
+    assert trail.is_held == (trail.held >= 0.9)
+
+
+def test_random_planes_hold_two_of_many_directions() -> None:
+    objective = network()
+    theta = objective.parameters()
+    generator = torch.Generator().manual_seed(0)
+    moves = torch.randn(6, len(theta), generator=generator, dtype=torch.float64).cumsum(0)
+    training = {"run": located([theta + one for one in moves])}
+    found = random_planes(objective, points=3, planes=3, trainings=training)
+    assert [one.plane for one in found.trails] == [0, 1, 2]
+    assert len({one.held for one in found.trails}) == 3
+    assert max(one.held for one in found.trails) < 0.3
+    assert not any(one.is_held for one in found.trails)
