@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from types import MappingProxyType
@@ -27,7 +27,7 @@ __all__ = ["Located", "Trainings", "eigen_plane", "pca_plane", "points_plane", "
 
 Progress: TypeAlias = Callable[[int], None]
 Located: TypeAlias = tuple[str, Tensor, float]  # name of a point, its parameters, and its own loss
-Trainings: TypeAlias = Mapping[str, Sequence[Located]]  # checkpoints by the name of their run
+Trainings: TypeAlias = Mapping[str, Iterable[Located]]  # checkpoints by the name of their run, read once a plane
 
 _NOTHING: Final[Trainings] = MappingProxyType({})
 _MARGIN: Final = 0.25  # of the extent of the points, on each side of a plane through them
@@ -61,7 +61,8 @@ def random_planes(
         progress: Called with the number of losses evaluated since the last call.
 
     Returns:
-        The planes. Cost: `planes * points ** 2` losses. The model is not written. Memory: about six vectors.
+        The planes. Cost: `planes * points ** 2` losses. The model is not written. Memory: about six vectors,
+        and two for each plane.
 
     Raises:
         ConfigError: An argument is out of range, or no parameter is a matrix.
@@ -73,16 +74,17 @@ def random_planes(
     if planes < 2:
         raise ConfigError(f"planes must be at least 2, so that their spread is seen, got {planes}")
     begun, generator = time.perf_counter(), torch.Generator().manual_seed(seed)
-    found, trails, side = [], list[Trail](), 0.0
+    found, every, side = [], [], 0.0
     with objective.evaluating():
         loss, theta = objective.value(), objective.parameters()
-        for number in range(planes):
+        for _ in range(planes):
             first = filter_normalized(objective, generator)
             side = side or radius * float(norm(first))
             axes = orthonormal(first, filter_normalized(objective, generator), ("a random direction", "another one"))
             grid = _grid(side, points)
             found.append(_losses(objective, theta, loss, axes, grid, grid, progress))
-            trails += _trails(trainings, theta, axes, number)
+            every.append(axes)
+    trails = [one for number, axes in enumerate(every) for one in _trails(trainings, theta, axes, number)]
     names = ("first random direction", "second random direction")
     seconds = time.perf_counter() - begun
     return Plane(grid, grid, np.stack(found), names, loss, trails=tuple(trails), seconds=seconds)
@@ -130,7 +132,7 @@ def eigen_plane(
         first, second = (found.top.vectors[:, i].to(theta).contiguous() for i in (0, 1))
         grid = _grid(radius, points)
         losses = _losses(objective, theta, loss, (first, second), grid, grid, progress)
-        trails = _trails(trainings, theta, (first, second))
+    trails = _trails(trainings, theta, (first, second))
     names = tuple(f"eigenvector of λ = {one:.3g}" for one in values)
     seconds = time.perf_counter() - begun
     return Plane(grid, grid, losses[None], (names[0], names[1]), loss, trails=trails, seconds=seconds)
@@ -267,12 +269,16 @@ def _trails(trainings: Trainings, origin: Tensor, axes: tuple[Tensor, Tensor], p
     """Return the checkpoints of trainings on a plane, with the share of their variance along its axes."""
     found = []
     for name, located in trainings.items():
-        _check_finite(located)
-        marks = tuple(_mark(one, vector - origin, axes, loss) for one, vector, loss in located)
-        mean = sum((vector for _, vector, _ in located[1:]), start=located[0][1].clone()) / len(located)
-        total = sum(float(norm(vector - mean)) ** 2 for _, vector, _ in located)
+        marks, squares, total = list[Mark](), list[float](), torch.zeros_like(origin)
+        for one in located:  # one vector at a time
+            _check_finite([one])
+            offset = one[1] - origin
+            marks.append(_mark(one[0], offset, axes, one[2]))
+            squares.append(float(norm(offset)) ** 2)
+            total += offset
+        spread = math.fsum(squares) - float(norm(total)) ** 2 / len(marks)
         along = float(np.var([one.x for one in marks]) + np.var([one.y for one in marks])) * len(marks)
-        found.append(Trail(name, plane, marks, along / total if total > 0 else 0.0))
+        found.append(Trail(name, plane, tuple(marks), min(along / spread, 1.0) if spread > 0 else 0.0))
     return tuple(found)
 
 

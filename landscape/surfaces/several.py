@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -190,8 +190,8 @@ def plane_of(
     origin = -1 if kind == "pca" else 0
     order = [*range(len(found.points))]
     order.append(order.pop(origin))  # so that the model is left with the weights and buffers of the origin
-    trainings = {
-        name: [_located(point, objective, notes) for point in checkpoints]
+    trainings: dict[str, Iterable[Located]] = {
+        name: _Loaded(checkpoints, found.points[0], objective)
         for name, checkpoints in (trainings_of(found).items() if kind != "pca" else ())
     }
     settings: dict[str, Any] = {"points": points, "progress": progress}
@@ -242,7 +242,22 @@ def trainings_of(found: Targets, *, given: bool = False) -> dict[str, tuple[Poin
 def losses_of_plane(found: Targets, kind: str, points: int, planes: int) -> int:
     """Return the number of losses of a plane, those at the points included."""
     more = sum(len(one) for one in trainings_of(found).values()) if kind != "pca" else 0
-    return points**2 * (planes if kind == "random" else 1) + more + len(found.points)
+    return (points**2 + more) * (planes if kind == "random" else 1) + len(found.points)
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """Checkpoints that are loaded into the model of a loss one after the other, and the origin after them."""
+
+    points: Sequence[Point]
+    origin: Point
+    objective: Objective
+
+    def __iter__(self) -> Iterator[Located]:
+        """Yield the checkpoints."""
+        for point in self.points:
+            yield _located(point, self.objective, {})
+        self.origin.load(self.objective)
 
 
 def _located(point: Point, objective: Objective, notes: dict[str, None]) -> Located:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lossscope.landscape import Run
 from lossscope.landscape.surfaces.null import is_one_function, permuted, sibling
 from lossscope.landscape.surfaces.path import path
-from lossscope.landscape.surfaces.several import nulls_of, seed_pairs
+from lossscope.landscape.surfaces.several import nulls_of, plane_of, seed_pairs
 from lossscope.landscape.surfaces.targets import targets
 from lossscope.probes import CrossEntropy, Objective, ProbeError
 
@@ -136,3 +136,11 @@ def test_two_seeds_that_were_named_are_known_as_such(folder: Path) -> None:
     pairs = seed_pairs(found)
     assert pairs.given == {"adamw-s0 at step 3 to adamw-s1 at step 3": "adamw"}
     assert not pairs.beside
+
+
+@pytest.mark.parametrize("kind", ["random", "eigen"])
+def test_the_model_is_left_at_the_point_in_the_middle_of_a_plane(folder: Path, kind: str) -> None:
+    found = targets([str(folder / "adamw-s0")], None, None)
+    plane, _ = plane_of(found, kind, radius=0.1, points=3, planes=2, seed=0, progress=lambda count: None)
+    assert [len(one.marks) for one in plane.trails] == [4] * len(plane.losses)
+    assert found.objective.value() == plane.loss == plane.trails[0].marks[-1].loss
