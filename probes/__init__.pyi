@@ -140,11 +140,9 @@ from .sharpness.worst_case import (
 from .statistics.estimate import Estimate as Estimate
 from .step_tensors.energy import energies as energies
 from .step_tensors.lagged_vectors import lagged_cosines as lagged_cosines
+from .step_tensors.matrix_spectrum import MatrixSpectrum as MatrixSpectrum
 from .step_tensors.newton_schulz import (
     newton_schulz_image as newton_schulz_image,
     newton_schulz_quality as newton_schulz_quality,
 )
-from .step_tensors.singular_values import (
-    MatrixSpectrum as MatrixSpectrum,
-    singular_spectrum as singular_spectrum,
-)
+from .step_tensors.singular_values import singular_spectrum as singular_spectrum

@@ -106,6 +106,7 @@ TORCH_FREE = (
     "landscape/analysis",
     "landscape/measures/catalogue.py",
     "landscape/measures/precision.py",
+    "landscape/measures/spectrum_columns.py",
     "landscape/recording/overhead.py",
     "landscape/reprobe/result.py",
     "landscape/run.py",
@@ -118,6 +119,7 @@ TORCH_FREE = (
     "landscape/verdicts",
     "probes/dynamics",
     "probes/statistics",
+    "probes/step_tensors/matrix_spectrum.py",
 )
 
 

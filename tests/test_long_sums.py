@@ -74,6 +74,7 @@ ALLOWED: dict[str, tuple[str, dict[str, int]]] = {
     "probes/sharpness/sampling_error.py": (MATRIX, {"@": 1}),
     "probes/statistics/crossing.py": (SHORT, {"@": 2}),
     "probes/statistics/estimate.py": (SHORT, {"@": 1}),
+    "probes/step_tensors/matrix_spectrum.py": ("one layer, scaled to largest entry 1, in float64", {"@": 1}),
     "probes/step_tensors/newton_schulz.py": (SHORT, {"vector_norm": 3, "norm": 1}),
     "probes/step_tensors/singular_values.py": ("one layer, scaled to norm 1, in float64", {"@": 2}),
     "optimizer/reference.py": ("the specification, in float64", {"@": 3}),

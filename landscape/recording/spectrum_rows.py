@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Final
@@ -12,10 +11,12 @@ import torch
 from torch import Tensor
 
 from lossscope.landscape.measures.host_transfer import Row
+from lossscope.landscape.measures.spectrum_columns import spectrum_columns
 from lossscope.landscape.recording.parameter_snapshot import ParameterSnapshot
 from lossscope.optimizer import StepRecord, TensorRecord
+from lossscope.probes.step_tensors.matrix_spectrum import MatrixSpectrum, gram_error
 from lossscope.probes.step_tensors.newton_schulz import newton_schulz_image, newton_schulz_quality
-from lossscope.probes.step_tensors.singular_values import MatrixSpectrum, gram_error, gram_spectra
+from lossscope.probes.step_tensors.singular_values import gram_spectra
 
 __all__ = ["finished_spectra", "spectrum_rows"]
 
@@ -123,22 +124,5 @@ def _slices(row: Row) -> list[Row]:
         spectrum = MatrixSpectrum.from_values(part, shape, method, known)
         quality = {key: float(row[key] if index is None else row[key][index]) for key in _QUALITY if key in row}
         place = {"tensor": row["tensor"], "slice": index, "object": row["object"]}
-        done.append({**place, **_described(spectrum), **quality})
+        done.append({**place, **spectrum_columns(spectrum), **quality})
     return done
-
-
-def _described(spectrum: MatrixSpectrum) -> Row:
-    """Return the columns that describe a spectrum."""
-    return {
-        "values": [float(v) for v in spectrum.values],
-        "norm": spectrum.norm,
-        "entropy_energy": spectrum.entropy("energy"),
-        "entropy_nuclear": spectrum.entropy("nuclear"),
-        "stable_rank": spectrum.stable_rank,
-        "effective_rank": spectrum.effective_rank,
-        "condition": spectrum.condition if math.isfinite(spectrum.condition) else None,
-        "orthogonality_defect": spectrum.orthogonality_defect,
-        "excess_order": spectrum.excess_order,
-        "method": spectrum.method,
-        "error": spectrum.error,
-    }

@@ -11,13 +11,13 @@ from torch import Tensor
 
 from helpers import gaussian
 from lossscope.probes.errors import ProbeError
-from lossscope.probes.step_tensors.singular_values import (
+from lossscope.probes.step_tensors.matrix_spectrum import (
     MatrixSpectrum,
     gram_error,
-    gram_spectra,
-    singular_spectrum,
+    stored_spectrum,
     white_noise_entropy,
 )
+from lossscope.probes.step_tensors.singular_values import gram_spectra, singular_spectrum
 
 SHAPES = [(6, 6), (3, 11), (11, 3), (1, 5), (128, 128), (512, 128)]
 
@@ -260,3 +260,27 @@ def test_values_that_do_not_fit_are_refused() -> None:
         MatrixSpectrum.from_values([3.0, 2.0, 1.0], (2, 4), "gram", 0.0)
     with pytest.raises(ProbeError, match="singular values must be at least 0, got -1"):
         MatrixSpectrum.from_values([3.0, -1.0], (2, 4), "gram", 0.0)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
+def test_the_spectrum_without_torch_is_that_with_torch(
+    shape: tuple[int, int], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lossscope.probes.step_tensors.matrix_spectrum._BLOCK", 300)  # several blocks of rows
+    matrix = gaussian(*shape).to(dtype)
+    ours, theirs = stored_spectrum(matrix.numpy()), singular_spectrum(matrix)
+    np.testing.assert_allclose(ours.values, theirs.values, rtol=1e-12, atol=theirs.error)
+    assert (ours.shape, ours.method) == (theirs.shape, theirs.method)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
+def test_the_spectrum_without_torch_neither_under_nor_overflows(scale: float) -> None:
+    values = stored_spectrum((np.diag([3.0, 2.0, 0.0]) * scale).astype(np.float32)).values
+    np.testing.assert_allclose(values, np.array([3.0, 2.0, 0.0]) * scale, rtol=1e-6)
+
+
+@pytest.mark.parametrize("matrix", [np.zeros(3), np.zeros((0, 2)), np.full((2, 2), np.nan), np.full((9, 1), np.inf)])
+def test_what_has_no_spectrum_is_refused_without_torch(matrix: np.ndarray) -> None:
+    with pytest.raises(ProbeError, match=r"matrix must be|must be finite"):
+        stored_spectrum(matrix)
