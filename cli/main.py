@@ -20,6 +20,7 @@ from lossscope.cli.demo import demo
 from lossscope.cli.diff import diff
 from lossscope.cli.doctor import doctor
 from lossscope.cli.export import export
+from lossscope.cli.measure import measure
 from lossscope.cli.probe import probe
 from lossscope.cli.report import report_app
 from lossscope.cli.runs import runs
@@ -67,6 +68,7 @@ app.command()(train)
 app.command()(ablate)
 app.command()(budget)
 app.command()(probe)
+app.command()(measure)
 app.command()(surface)
 app.command()(diff)
 app.command()(runs)

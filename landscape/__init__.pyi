@@ -13,6 +13,10 @@ from .surfaces.diff import diff as diff
 from .training.config import TrainConfig as TrainConfig
 from .training.parallel import train_all as train_all
 from .training.training import train as train
+from .unrecorded.measure import (
+    Measured as Measured,
+    measure as measure,
+)
 from .verdicts.claims import (
     Claim as Claim,
     founding_claims as founding_claims,

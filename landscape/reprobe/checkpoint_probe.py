@@ -5,15 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Final, Literal
 
 from lossscope.landscape.errors import RunError
-from lossscope.landscape.measures.catalogue import GROUPS
 from lossscope.landscape.measures.estimate_rows import Rows
 from lossscope.landscape.measures.options import MeasurementTarget, SolverOptions
-from lossscope.landscape.measures.panel import Panel
 from lossscope.landscape.recording.checkpoints import (
     checkpoints,
     has_optimizer,
@@ -22,6 +20,7 @@ from lossscope.landscape.recording.checkpoints import (
     optimizer_state,
 )
 from lossscope.landscape.recording.run_metadata import code_version
+from lossscope.landscape.reprobe.measured_rows import measured_rows
 from lossscope.landscape.reprobe.rebuilt_run import rebuilt_job, requested_checkpoints
 from lossscope.landscape.reprobe.restored_optimizer import OwnOptimizerError, own_optimizer
 from lossscope.landscape.reprobe.result import Absent, Probed
@@ -29,7 +28,6 @@ from lossscope.landscape.reprobe.selection import check_budget, select_measures
 from lossscope.landscape.reprobe.user_objective import errors_of_loss, evaluated_once, objective_from
 from lossscope.landscape.run import Run
 from lossscope.landscape.storage.run_store import RunStore
-from lossscope.probes.errors import ProbeError
 
 __all__ = ["probe"]
 
@@ -80,41 +78,34 @@ def probe(
         raise RunError(f"{path} is being recorded: wait until that has ended, then probe it")
     saved = _requested_checkpoints(run, at)
     whole, notes = _prepared(run, list(saved.values()), objective, chosen, effort)
-    done = _Result(Rows(), [], measures is not None)
+    done, absent = Rows(), list[Absent]()
     store = RunStore.extend(path, {"code_version": code_version()})
     try:
         for count, (step, folder) in enumerate(saved.items()):
             target, _ = _loaded(folder, whole)
             with errors_of_loss(objective) if objective is not None else nullcontext():
-                rows = _measure(target, effort, chosen, step, done, _reporter(progress, count, len(saved), chosen))
+                tell = _reporter(progress, count, len(saved), chosen)
+                named = measures is not None or target.optimizer is None
+                rows, missing = measured_rows(target, effort, chosen, step, tell, named=named)
             for table, row in rows.by_table():
                 store.append(table, row)
             store.flush()
-            done.rows += rows
+            done += rows
+            absent += missing
     finally:
         store.leave()
-    found = done.rows
-    if not found:
-        raise RunError(f"nothing could be measured in {path}: {done.absent[0].why}")
+    if not done:
+        raise RunError(f"nothing could be measured in {path}: {absent[0].why}")
     return Probed(
         Path(path),
         tuple(saved),
-        tuple(found.probes),
-        tuple(found.densities),
-        tuple(found.curves),
-        tuple(done.absent),
+        tuple(done.probes),
+        tuple(done.densities),
+        tuple(done.curves),
+        tuple(absent),
         time.perf_counter() - begun,
         notes,
     )
-
-
-@dataclass
-class _Result:
-    """Rows and missing measures so far."""
-
-    rows: Rows
-    absent: list[Absent]
-    named: bool  # measures were named, so those that do not apply are reported; so they are without an optimizer
 
 
 def _requested_checkpoints(run: Run, at: Sequence[int] | str) -> Mapping[int, Path]:
@@ -187,29 +178,6 @@ def _of_fewer(run: Run, size: int) -> str | None:
         f"these rows are of {size} parameters and the recorded ones of {trained}, so reports show them in no curve "
         "together: freeze the same parameters as in training for comparable numbers"
     )
-
-
-def _measure(
-    target: MeasurementTarget,
-    effort: SolverOptions,
-    chosen: Mapping[str, tuple[str, ...]],
-    step: int,
-    done: _Result,
-    tell: Callable[[int, str], None],
-) -> Rows:
-    """Return the rows of one checkpoint, and note its missing measures."""
-    panel, rows = Panel(target, effort), Rows()
-    for count, (group, measures) in enumerate(chosen.items()):
-        tell(count, group)
-        try:
-            rows += GROUPS[group].measure(panel, measures)
-        except ProbeError as error:
-            done.absent.append(Absent(step, measures, str(error)))
-    tell(len(chosen), "")
-    missing = panel.failed | (panel.absent if (done.named or target.optimizer is None) else {})
-    reasons = dict.fromkeys(missing.values())
-    done.absent += [Absent(step, tuple(n for n, why in missing.items() if why == one), one) for one in reasons]
-    return panel.with_provenance(rows, step) if rows else rows
 
 
 def _reporter(

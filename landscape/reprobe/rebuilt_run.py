@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import nn
 
 from lossscope.landscape.errors import ConfigError, RunError
-from lossscope.landscape.recording.checkpoints import load_weights
+from lossscope.landscape.recording.checkpoints import checkpoints, load_weights
 from lossscope.landscape.run import Run
 from lossscope.landscape.storage.checkpoint_files import requested_folders
 from lossscope.landscape.training.config import TrainConfig
@@ -50,6 +50,11 @@ def requested_checkpoints(run: Run, steps: Iterable[int]) -> dict[int, Path]:
     Raises:
         RunError: There is none at one of the steps.
     """
+    if "measured" in run.manifest and not checkpoints(run.path):
+        raise RunError(
+            f"run {run.path} has no checkpoint of its own, its rows are of other files: repeat `lossscope measure` "
+            "into it with more --measures"
+        )
     return requested_folders(run.path, steps)
 
 

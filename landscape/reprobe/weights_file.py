@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
@@ -23,6 +24,7 @@ __all__ = ["ENDINGS", "fit_weights", "read_weights", "saved_arrays"]
 ENDINGS: Final = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
 _WRAPPERS: Final = ("model", "state_dict", "model_state_dict", "module", "net", "weights")
 _LISTED: Final = 3
+_GLOBAL: Final = re.compile(r"GLOBAL ([\w.]{1,100}) was not an allowed global")
 
 
 def read_weights(file: Path) -> dict[str, Tensor]:
@@ -50,9 +52,10 @@ def read_weights(file: Path) -> dict[str, Tensor]:
     try:
         found = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
+        named = _GLOBAL.search(str(error))
         raise ConfigError(
-            f"{file} holds more than tensors, and loading it could run code: save model.state_dict() alone, or as "
-            "safetensors"
+            f"{file} holds more than tensors, and loading it could run code{f' ({named[1]})' if named else ''}: save "
+            "model.state_dict() alone, or as safetensors"
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         raise ConfigError(f"{file} cannot be read as a file of torch: {_line(error)}") from error
@@ -103,7 +106,8 @@ def fit_weights(saved: Mapping[str, Tensor], model: nn.Module, source: Path) -> 
     missing = [name for name in wanted if name not in named and name not in tied]
     unknown = [name for name in named if name not in wanted]
     if missing or unknown:
-        raise ConfigError(f"the weights of {source} do not fit the model: {_difference(missing, unknown)}")
+        difference = f"{_difference(missing, unknown)}{_nearest_prefix(saved, wanted)}"
+        raise ConfigError(f"the weights of {source} do not fit the model: {difference}")
     for name, tensor in named.items():
         if tensor.shape != wanted[name].shape:
             raise ConfigError(
@@ -154,6 +158,19 @@ def _difference(missing: list[str], unknown: list[str]) -> str:
     if unknown:
         parts.append(f"the model has no {_listed(unknown)}")
     return ", and ".join(parts)
+
+
+def _nearest_prefix(saved: Collection[str], wanted: Collection[str]) -> str:
+    """Return a clause about the prefix without which most names of one side are names of the other."""
+    without = {
+        (side, prefix): sum(name.startswith(prefix) and name.removeprefix(prefix) in others for name in names)
+        for side, names, others in (("file", saved, wanted), ("model", wanted, saved))
+        for prefix in {name[: at + 1] for name in names for at, letter in enumerate(name) if letter == "."}
+    }
+    best = max(without, key=lambda one: (without[one], len(one[1])), default=None)
+    if best is None or without[best] <= sum(name in wanted for name in saved):
+        return ""
+    return f"; without the prefix {best[1]!r} of the {best[0]}, {without[best]} of {len(wanted)} names fit"
 
 
 def _listed(names: list[str]) -> str:

@@ -1,0 +1,1 @@
+"""Measurement of checkpoints that other programs saved and nobody recorded."""
