@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 import typer
 
 from lossscope.cli.amounts import duration_text
+from lossscope.cli.measured_loss import LossSource, chosen_loss
 from lossscope.cli.options import JsonOption
 from lossscope.cli.progress import progress_bar
 from lossscope.cli.terminal import echo, text_width
 
 if TYPE_CHECKING:
-    from lossscope.landscape.unrecorded.loss import CheckpointLoss
     from lossscope.landscape.unrecorded.measure import Measured, Plan
     from lossscope.landscape.unrecorded.price import MeasurePrice
 
@@ -45,6 +45,28 @@ def measure(
             "runs the code in FILE.py. Default: no loss, only the matrices.",
         ),
     ] = None,
+    hf: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="MODEL_DIR",
+            help="In place of it the loss of a causal language model of Hugging Face on --text: the folder of its "
+            "config.json and tokenizer. Nothing is downloaded.",
+        ),
+    ] = None,
+    text: Annotated[Path | None, typer.Option(metavar="FILE", help="Text for --hf.")] = None,
+    timm: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="In place of it the cross-entropy of a timm model on --images."),
+    ] = None,
+    images: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Images for --timm, in a folder for each class.")
+    ] = None,
+    samples: Annotated[
+        int | None,
+        typer.Option(help="Blocks of text or images that are measured on, at most (64).", show_default=False),
+    ] = None,
+    batch: Annotated[int | None, typer.Option(help="Of them in a forward pass (8).", show_default=False)] = None,
+    sequence: Annotated[int | None, typer.Option(help="Tokens in a block of text (128).", show_default=False)] = None,
     measures: Annotated[
         str | None,
         typer.Option(metavar="NAME,...", help="Measures or groups of measures of the loss, as for `lossscope probe`."),
@@ -91,15 +113,19 @@ def measure(
     Example: lossscope measure out/checkpoint-500 out/checkpoint-1000
 
     Example: lossscope measure out --objective mine.py:objective --measures lambda_max,trace --into runs/out
+
+    Example: lossscope measure out/checkpoint-500 --hf out/checkpoint-500 --text held_out.txt --measures lambda_max
     """
     from lossscope.landscape.errors import ConfigError
     from lossscope.landscape.unrecorded.measure import carry_out, planned
     from lossscope.landscape.unrecorded.price import price_of_plan
     from lossscope.landscape.unrecorded.sources import find_checkpoints
 
-    found = find_checkpoints(checkpoints or [], _numbers(steps))
-    run = into or _RUNS / _name(checkpoints or [])
-    loss = _loss(objective, measures, (rel, max_products, seed, engine, memory, spill))
+    paths = checkpoints or ([] if hf is None else [hf])
+    found = find_checkpoints(paths, _numbers(steps))
+    run = into or _RUNS / _name(paths)
+    source = LossSource(objective, hf, text, timm, images, samples, batch, sequence)
+    loss = chosen_loss(source, measures, (rel, max_products, seed, engine, memory, spill))
     plan = planned(found, loss, run, matrices=matrices)
     price = price_of_plan(plan) if plan.left else None
     if dry_run:
@@ -113,24 +139,6 @@ def measure(
         echo(json.dumps(_facts(plan, done), indent=2, ensure_ascii=False), format="json")
         return
     _tell(plan, done)
-
-
-def _loss(objective: str | None, measures: str | None, effort: tuple[Any, ...]) -> CheckpointLoss | None:
-    """Return the loss; None without one, so that torch is not loaded."""
-    from lossscope.landscape.errors import ConfigError
-
-    if objective is None:
-        if measures is not None:
-            raise ConfigError(
-                f"--measures {measures} are of a loss: give one by --objective FILE.py:NAME, or leave --measures out "
-                "for the matrices alone"
-            )
-        return None
-    from lossscope.cli.probe import measure_names, solver_options
-    from lossscope.landscape.unrecorded.loss import checkpoint_loss
-
-    names = None if measures is None else measure_names(measures)
-    return checkpoint_loss(objective, names, solver_options(*effort))
 
 
 def _numbers(steps: str | None) -> list[int] | None:
