@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from lossscope.landscape.errors import RunError
 from lossscope.landscape.storage.files import remedy
-from lossscope.landscape.storage.manifest import MANIFEST, read_manifest
+from lossscope.landscape.storage.manifest import MANIFEST, MEASURED, read_manifest
 from lossscope.landscape.storage.run_folder import is_recorded
 from lossscope.landscape.storage.run_tables import RunTables
 from lossscope.landscape.storage.schema import RENAMED_MEASURES, TABLES
@@ -80,6 +80,11 @@ class Run:
             return str(self.manifest["loss_unit"] or "")
         config = self.manifest.get("config")
         return "nats" if isinstance(config, dict) and "workload" in config else ""
+
+    @property
+    def is_measured(self) -> bool:
+        """True if `lossscope measure` made the run from checkpoints that nobody recorded: it has no training."""
+        return MEASURED in self.manifest
 
     @cached_property
     def steps(self) -> pd.DataFrame:

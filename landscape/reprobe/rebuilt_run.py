@@ -50,7 +50,7 @@ def requested_checkpoints(run: Run, steps: Iterable[int]) -> dict[int, Path]:
     Raises:
         RunError: There is none at one of the steps.
     """
-    if "measured" in run.manifest and not checkpoints(run.path):
+    if run.is_measured and not checkpoints(run.path):
         raise RunError(
             f"run {run.path} has no checkpoint of its own, its rows are of other files: repeat `lossscope measure` "
             "into it with more --measures"

@@ -20,6 +20,7 @@ __all__ = [
     "LONGEST_MANIFEST",
     "LONGEST_NAME",
     "MANIFEST",
+    "MEASURED",
     "PROBING",
     "check_name",
     "manifest_text",
@@ -30,6 +31,7 @@ __all__ = [
 ]
 
 MANIFEST: Final = "run.json"
+MEASURED: Final = "measured"  # key of a run whose rows are measured from checkpoints that nobody recorded
 LONGEST_NAME: Final = 100
 LONGEST_MANIFEST: Final = 16 * 2**20  # bytes; a network of 10,000 tensors needs 3 MiB
 DEEPEST: Final = 50  # objects and lists inside each other

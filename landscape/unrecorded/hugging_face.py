@@ -93,7 +93,7 @@ def _model(folder: Path) -> Any:
     try:
         from transformers import AutoConfig, AutoModelForCausalLM
     except ImportError as error:
-        raise ConfigError("--hf needs transformers: pip install 'lossscope[hugging-face]'") from error
+        raise ConfigError("--hf needs transformers: pip install 'lossscope[transformers]'") from error
     try:
         config = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
         config.use_cache = False

@@ -8,19 +8,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from lossscope.landscape.errors import ConfigError, RunError
 from lossscope.landscape.reprobe.result import Absent
-from lossscope.landscape.storage.manifest import MANIFEST, check_name, manifest_text, read_manifest
+from lossscope.landscape.storage.manifest import MANIFEST, MEASURED, check_name, manifest_text, read_manifest
 from lossscope.landscape.storage.missing_values import MISSING_VALUES, missing_values
 from lossscope.landscape.storage.run_folder import check_free
 from lossscope.landscape.storage.run_store import RunStore
 from lossscope.landscape.unrecorded.sources import Checkpoint
 
 __all__ = ["Finished", "MeasuredRun", "environment"]
-
-_KEY: Final = "measured"  # of the manifest: declares that the rows are of checkpoints that nobody recorded
 
 
 @dataclass(frozen=True)
@@ -66,7 +64,7 @@ class MeasuredRun:
 
     def _read(self, manifest: Mapping[str, Any]) -> None:
         """Read what is finished, and check that it was measured with the same settings."""
-        known = manifest.get(_KEY)
+        known = manifest.get(MEASURED)
         if not isinstance(known, Mapping):
             raise RunError(f"{self.path} holds a run that was recorded, not measured: choose another name by --into")
         earlier = known.get("settings") or {}
@@ -125,7 +123,7 @@ class MeasuredRun:
         last = max(self.finished, default=None)
         if last is None:
             mine = {"settings": self.settings, "checkpoints": []}
-            self._store = RunStore.create(self.path, {**facts, _KEY: mine}, force=not self._is_new)
+            self._store = RunStore.create(self.path, {**facts, MEASURED: mine}, force=not self._is_new)
         elif steps[0] > last:
             self._store = RunStore.resume(self.path, last)
         else:
@@ -150,7 +148,7 @@ class MeasuredRun:
                 {"step": one.step, "instrument": "curvature", "why": one.why, "measures": [*one.measures]}
             )
         missing = {MISSING_VALUES: self._absent} if self._absent else {}
-        self._store.update_manifest(**{_KEY: {"settings": self.settings, "checkpoints": self._listed()}}, **missing)
+        self._store.update_manifest(**{MEASURED: {"settings": self.settings, "checkpoints": self._listed()}}, **missing)
 
     def end(self, why: str | None) -> None:
         """End the session: finished, or stopped for a reason.

@@ -112,7 +112,7 @@ def _places(path: Path, notes: list[str], *, named: bool) -> list[Path]:
     own = [one for one in stepped if one.name not in _WEIGHTS]
     if own:
         left = [one for one in inside if one not in own]
-        notes += [f"left out {_listed(left)}, whose names have no step"] if left else []
+        notes += [f"left out {_listed(left)}: no step in the name"] if left else []
         return own
     if _is_checkpoint(folder):
         return [folder]

@@ -55,20 +55,37 @@ def _loss(runs: Sequence[Run], lost: Collection[str], *, finished: bool) -> tupl
     taken = f"{steps[0]} to {steps[-1]} steps" if len(steps) > 1 else one
     every = "The run finished" if len(runs) == 1 else f"All {len(runs)} runs finished"
     head = f"{every} after {taken}" if finished else f"{taken[:1].upper()}{taken[1:]} were taken"
+    is_measured = all(run.is_measured for run in runs)
+    if is_measured:
+        head = _checkpoints(runs)
     runs = [run for run in runs if run.name not in lost]
     if not runs:
         return (Statement(f"{head}.", "look", "loss"),)
     of_all_data = any(len(_evaluated(run)) for run in runs)
     ends = of_arm(runs, lambda run: _end(run, of_all_data, 0)), of_arm(runs, lambda run: _end(run, of_all_data, -1))
+    if is_measured and not any(ends):
+        return (Statement(f"{head}, without a loss.", "fine"),)
     if not ends[0] or not ends[1]:
         return (Statement(f"{head}; no loss was recorded.", "look"),)
     unit, what = loss_unit(runs), "training loss" if of_all_data else "loss on the batch"
+    what = "loss on the data of the measurement" if is_measured else what
     phrases = {
         arm: f"{measured(spread(first))} to {measured(spread(ends[1][arm]))}"
         for arm, first in ends[0].items()
         if arm in ends[1]
     }
     return (Statement(f"{head}; the {what} went from {joined_arms(phrases, unit)}.", "fine", "loss"),)
+
+
+def _checkpoints(runs: Sequence[Run]) -> str:
+    """Return how many checkpoints were measured, and the steps of the first and the last."""
+    steps = [int(step) for run in runs for step in run.columns("steps", "step")["step"]]
+    steps = steps or [int(step) for run in runs for step in run.probes["step"].unique()]
+    if not steps:
+        return "No checkpoint was measured"
+    if len(steps) == 1:
+        return f"One checkpoint was measured, of step {steps[0]}"
+    return f"{len(steps)} checkpoints were measured, of steps {min(steps)} to {max(steps)}"
 
 
 def _end(run: Run, of_all_data: bool, place: int) -> Quantity | None:

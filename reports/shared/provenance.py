@@ -75,6 +75,8 @@ def missing_curvature(runs: Sequence[Run]) -> tuple[Missing, ...]:
         run.name for run in runs if not len(run.probes) and not any(map(is_curvature, missing_values(run.manifest)))
     ]
     how = "Pass objective=Objective(model, loss_fn, batches) to the Recorder; curvature is measured on its fixed data."
+    if all(run.is_measured for run in runs):
+        how = "Measure the checkpoints with a loss: lossscope measure CKPT... --objective FILE.py:NAME, --hf or --timm."
     absent = (Missing(f"Curvature of {listed(without)}", how),) if without else ()
     return (*absent, *(one for run in runs for one in _failed_measurements(run)))
 

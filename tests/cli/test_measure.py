@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -59,18 +60,27 @@ def test_every_report_reads_the_run_and_a_comparison_says_why_it_judges_nothing(
     assert code == 0
     assert "lossscope report sharpness runs/measured-out" in said
     assert said.count("measured") >= 2
-    for report in ("overview", "sharpness", "entropy", "flatness", "dynamics", "all"):
+    pages = ("overview", "sharpness", "entropy", "flatness", "dynamics") if form == "html" else ()
+    for report in (*pages, "all"):
         code, said, error = called("report", report, "runs/measured-out", "--format", form)
         assert (code, error) == (0, "")
+        assert "2 checkpoints were measured, of steps 10 to 20; the loss on the data of the measurement" in plain(said)
     for command in (["runs"], ["export", "runs/measured-out", "--output", "tables"], ["watch", "runs/measured-out"]):
         code, _, error = called(*command)
         assert (code, error) == (0, "")
     called("measure", "out/checkpoint-10", "--into", "runs/other")
+    code, said, _ = called("report", "sharpness", "runs/other")
+    assert "One checkpoint was measured, of step 10, without a loss." in plain(said)
+    assert "lossscope measure CKPT... --objective FILE.py:NAME" in plain(said)
     code, said, error = called("compare", "runs/measured-out", "runs/other")
     assert "NOT JUDGED" in said
     code, _, error = called("probe", "runs/measured-out")
     assert (code, error.count("\n")) == (1, 1)
     assert "repeat `lossscope measure` into it with more --measures" in error
+
+
+def plain(said: str) -> str:
+    return " ".join(re.sub(r"<[^>]+>", " ", said).split())
 
 
 def test_a_second_call_says_what_is_finished_and_json_has_it_all(called: Called) -> None:

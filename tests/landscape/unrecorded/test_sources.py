@@ -71,7 +71,7 @@ def test_the_folder_of_a_trainer_has_its_checkpoints_in_order_and_leaves_the_res
     found = find_checkpoints([tmp_path])
     assert [one.step for one in found.checkpoints] == [20, 500, 1000]
     assert found.checkpoints[0].files == (tmp_path / "checkpoint-20" / "model.safetensors",)
-    assert found.notes == ("left out last.ckpt, model.safetensors, whose names have no step",)
+    assert found.notes == ("left out last.ckpt, model.safetensors: no step in the name",)
 
 
 @pytest.mark.parametrize("index", ["model.safetensors.index.json", "pytorch_model.bin.index.json"])

@@ -1,4 +1,4 @@
-"""`causal_lm`: the loss of a model of Hugging Face on a text, all from disk (extra `hugging-face`)."""
+"""`causal_lm`: the loss of a model of Hugging Face on a text, all from disk (extra `transformers`)."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ try:
     import transformers
     from transformers import LlamaForCausalLM
 except (ImportError, RuntimeError) as error:
-    pytest.skip(f"needs the extra hugging-face: {error}", allow_module_level=True)
+    pytest.skip(f"needs the extra transformers: {error}", allow_module_level=True)
 
 pytestmark = pytest.mark.filterwarnings("default")
 
