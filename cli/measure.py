@@ -215,7 +215,7 @@ def _facts(plan: Plan, done: Measured) -> dict[str, Any]:
             {
                 "step": one.step,
                 "path": str(one.path),
-                "sha256": plan.sums[one.step],
+                "sha256": plan.run.finished[one.step].sha256,
                 "measured": one.step in plan.left,
                 "measures": list(plan.run.finished[one.step].measures),
             }

@@ -151,6 +151,16 @@ def test_the_page_on_probing_a_recorded_run_runs(page: Page) -> None:
     assert [name for name, _ in _table(scope)] == ["0", "2"]
 
 
+@few_products
+@pytest.mark.slow
+def test_the_page_on_measuring_checkpoints_runs(page: Page) -> None:
+    scope = page("howto/measure_checkpoints.md")
+    matrices, mine = Run.open("runs/matrices"), Run.open("runs/mine")
+    assert matrices.spectra["step"].tolist() == [0, 0, 20, 20, 40, 40]
+    assert set(mine.probes["measure"]) == {"loss", "lambda_max", "trace"}
+    assert len(scope["rows"]) == 6  # type: ignore[arg-type]
+
+
 def _table(scope: dict[str, object]) -> list[tuple[str, float]]:
     return [(row.name, row.lambda_max.value) for row in scope["table"].rows]  # type: ignore[attr-defined]
 

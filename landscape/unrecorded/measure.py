@@ -47,7 +47,6 @@ class Plan:
 
     Attributes:
         checkpoints: All checkpoints, ascending.
-        sums: Their checksums.
         left: Measures that are not finished, by step; steps where all are finished are not among them.
         loss: The loss; None for matrices alone.
         run: The run that is written into.
@@ -55,7 +54,6 @@ class Plan:
     """
 
     checkpoints: tuple[Checkpoint, ...]
-    sums: Mapping[int, str]
     left: Mapping[int, tuple[str, ...]]
     loss: CheckpointLoss | None
     run: MeasuredRun
@@ -132,9 +130,8 @@ def planned(found: Found, loss: CheckpointLoss | None, into: str | Path, *, matr
     if not wanted:
         raise ConfigError("nothing is left to measure: give a loss by --objective, or leave --no-matrices out")
     run = MeasuredRun(into, {"objective": None} if loss is None else loss.settings())
-    sums = {one.step: one.checksum() for one in found.checkpoints}
-    left = {one.step: run.left(one, sums[one.step], wanted) for one in found.checkpoints}
-    return Plan(found.checkpoints, sums, {s: names for s, names in left.items() if names}, loss, run, found.notes)
+    left = {one.step: run.left(one, wanted) for one in found.checkpoints}
+    return Plan(found.checkpoints, {s: names for s, names in left.items() if names}, loss, run, found.notes)
 
 
 def carry_out(plan: Plan, progress: Progress | None = None) -> Measured:
@@ -174,7 +171,7 @@ def carry_out(plan: Plan, progress: Progress | None = None) -> Measured:
 
 @dataclass
 class _Progress:
-    """What was measured so far."""
+    """Numbers and reasons so far."""
 
     notes: dict[str, None]
     rows: int = 0
@@ -222,7 +219,7 @@ def _measure_one(
     if not rows and plan.run.tensors() is None:
         raise RunError(f"nothing could be measured in {checkpoint.path}: {absent[0].why}")
     plan.run.begin(_facts(plan, tensors), steps)
-    plan.run.add(Finished(step, str(checkpoint.path), plan.sums[step], wanted), rows, absent)
+    plan.run.add(Finished(step, str(checkpoint.path), checkpoint.checksum(), wanted), rows, absent)
     tell(parts, parts, "")
     done.notes |= dict.fromkeys(note for note in notes if note)
     done.rows += len(rows)

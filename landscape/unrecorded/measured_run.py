@@ -69,10 +69,12 @@ class MeasuredRun:
             raise RunError(f"{self.path} holds a run that was recorded, not measured: choose another name by --into")
         earlier = known.get("settings") or {}
         for key in dict.fromkeys([*earlier, *self.settings]):
-            if earlier.get(key) != self.settings.get(key):
+            values = earlier.get(key), self.settings.get(key)
+            same_loss = key == "objective" and None not in values  # whose data and kind are compared
+            if values[0] != values[1] and not same_loss:
                 raise ConfigError(
-                    f"{self.path} was measured with {key} {_shown(earlier.get(key))}, now it is "
-                    f"{_shown(self.settings.get(key))}: repeat the earlier settings, or choose another run by --into"
+                    f"{self.path} was measured with {key} {_shown(values[0])}, now it is {_shown(values[1])}: "
+                    "repeat the earlier settings, or choose another run by --into"
                 )
         try:
             done = [
@@ -86,7 +88,7 @@ class MeasuredRun:
         self.finished = {one.step: one for one in done}
         self._absent = [dict(one) for one in missing_values(manifest)]
 
-    def left(self, checkpoint: Checkpoint, sha256: str, wanted: Iterable[str]) -> tuple[str, ...]:
+    def left(self, checkpoint: Checkpoint, wanted: Iterable[str]) -> tuple[str, ...]:
         """Return the measures that are not finished at a checkpoint.
 
         Raises:
@@ -95,6 +97,7 @@ class MeasuredRun:
         done = self.finished.get(checkpoint.step)
         if done is None:
             return tuple(wanted)
+        sha256 = checkpoint.checksum()
         if done.sha256 != sha256:
             raise ConfigError(
                 f"{self.path} has step {checkpoint.step} of another file: {done.source} had the checksum "
