@@ -13,10 +13,12 @@ from lossscope.landscape.unrecorded.matrix_rows import MATRICES, matrix_shapes
 from lossscope.landscape.unrecorded.measure import Plan
 from lossscope.landscape.unrecorded.stored_tensors import StoredTensor, stored_tensors
 from lossscope.probes.errors import ProbeError
+from lossscope.probes.step_tensors.matrix_spectrum import stored_spectrum
 
 __all__ = ["MeasurePrice", "price_of_plan"]
 
 _SIDE: Final = 384  # of the matrix that is timed
+_ENTRIES: Final = 2**21  # of the tensor whose reading is timed
 
 
 @dataclass(frozen=True)
@@ -68,20 +70,26 @@ def price_of_plan(plan: Plan) -> MeasurePrice:
 
 
 def _matrices(plan: Plan, tensors: Iterable[StoredTensor]) -> float:
-    """Return the seconds of the singular values of one checkpoint."""
+    """Return the seconds of the singular values and norms of one checkpoint."""
     if not any(MATRICES in names for names in plan.left.values()):
         return 0.0
-    product, decomposition = _unit_seconds()
+    product, decomposition, entry = _unit_seconds()
     sides = [(min(shape), max(shape)) for shape in matrix_shapes(tensors)]
-    return sum(m * m * n * product + m**3 * decomposition for m, n in sides)
+    return sum(m * m * n * product + m**3 * decomposition + m * n * entry for m, n in sides)
 
 
-def _unit_seconds() -> tuple[float, float]:
-    """Return the seconds of a Gram matrix over m^2 n, and of its eigenvalues over m^3."""
+def _unit_seconds() -> tuple[float, float, float]:
+    """Return the seconds of a Gram matrix over m^2 n, of its eigenvalues over m^3, and of reading an entry."""
     matrix = np.random.default_rng(0).standard_normal((_SIDE, _SIDE))
     np.linalg.eigvalsh(matrix.T @ matrix)  # loads the library
     begun = time.perf_counter()
     gram = matrix.T @ matrix
     between = time.perf_counter()
     np.linalg.eigvalsh(gram)
-    return (between - begun) / _SIDE**3, (time.perf_counter() - between) / _SIDE**3
+    decomposed = time.perf_counter()
+    entries = np.zeros(_ENTRIES, np.uint16)
+    numbers = (entries.astype(np.uint32) << 16).view(np.float32)  # bfloat16, which takes longest
+    stored_spectrum(numbers.reshape(-1, 1))
+    np.square(numbers.astype(np.float64)).sum()
+    read = (time.perf_counter() - decomposed) / _ENTRIES
+    return (between - begun) / _SIDE**3, (decomposed - between) / _SIDE**3, read

@@ -10,6 +10,7 @@ import numpy as np
 from lossscope.landscape.analysis.arms import by_arm
 from lossscope.landscape.analysis.layer_spectra import orthogonalizes
 from lossscope.reports.content import Cell, Column, Report, Table
+from lossscope.reports.entropy.checkpoint_table import checkpoint_table
 from lossscope.reports.entropy.heat_maps import entropy_maps
 from lossscope.reports.entropy.layer_table import spectra_by_layer_table
 from lossscope.reports.entropy.tables import newton_schulz_table, order_table
@@ -82,6 +83,7 @@ def spectral_entropy(runs: Sequence[Run]) -> Report:
         tables=in_loss_unit(
             (
                 _entropy_table(runs),
+                *checkpoint_table(runs),
                 _condition_table(runs),
                 *newton_schulz_table(runs),
                 *spectra_by_layer_table(runs),

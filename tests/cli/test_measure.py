@@ -65,6 +65,7 @@ def test_every_report_reads_the_run_and_a_comparison_says_why_it_judges_nothing(
         code, said, error = called("report", report, "runs/measured-out", "--format", form)
         assert (code, error) == (0, "")
         assert "2 checkpoints were measured, of steps 10 to 20; the loss on the data of the measurement" in plain(said)
+    assert "Weights at each checkpoint: mean [range over matrices]" in plain(said)
     for command in (["runs"], ["export", "runs/measured-out", "--output", "tables"], ["watch", "runs/measured-out"]):
         code, _, error = called(*command)
         assert (code, error) == (0, "")

@@ -185,6 +185,9 @@ def test_safetensors_are_measured_without_torch(tmp_path: Path) -> None:
         "from lossscope.landscape import Run, measure\n"
         "done = measure('step_1.safetensors', into='run')\n"
         "assert len(Run.open('run').spectra) == 1 and done.rows == 4, done\n"
+        "from lossscope.cli.main import main\n"
+        "sys.argv = ['lossscope', 'measure', 'step_1.safetensors', '--into', 'run2']\n"
+        "main()\n"
         "assert 'torch' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=True)
