@@ -42,6 +42,7 @@ ALLOWED: dict[str, tuple[str, dict[str, int]]] = {
     "landscape/training/modular_addition.py": (LAYER, {"@": 1}),
     "landscape/training/rotary_transformer.py": (LAYER, {"norm": 1}),
     "landscape/training/training.py": ("pieces of a data set, in float64", {"@": 1}),
+    "landscape/unrecorded/price.py": ("one matrix of a few hundred rows, which is timed", {"@": 2}),
     "landscape/verdicts/counter_examples.py": (ORACLE, {"@": 7, "norm": 4}),
     "optimizer/update/polar_rules.py": ("metrics of rows and columns, in float64", {"@": 9}),
     "probes/dynamics/trigger_test.py": (SHORT, {"@": 1}),

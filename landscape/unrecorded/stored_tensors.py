@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -14,14 +12,13 @@ import numpy as np
 import numpy.typing as npt
 
 from lossscope.landscape.errors import ConfigError
+from lossscope.landscape.storage.weight_arrays import safetensors_weights
 from lossscope.landscape.unrecorded.sources import Checkpoint
 
 __all__ = ["StoredTensor", "stored_tensors", "without_wrappers"]
 
 Array = npt.NDArray[np.floating[Any]]
 
-_LONGEST_HEADER: Final = 10**8  # bytes, as in the format
-_FLOATING: Final = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}  # names of safetensors
 _WRAPPERS: Final = ("module.", "_orig_mod.")  # of DataParallel and of torch.compile
 _STATISTICS: Final = ("running_mean", "running_var", "num_batches_tracked")  # buffers of BatchNorm, no parameters
 
@@ -76,47 +73,14 @@ def without_wrappers(named: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
 
 
 def _of_safetensors(file: Path) -> Iterator[StoredTensor]:
-    """Yield the tensors of a safetensors file, mapped into memory. The library has no bfloat16 without torch."""
-    header, start = _header(file)
-    data = np.memmap(file, np.uint8, "r", start) if file.stat().st_size > start else np.zeros(0, np.uint8)
-    for name, facts in header.items():
-        if name == "__metadata__":
-            continue
-        try:
-            dtype, shape = str(facts["dtype"]), tuple(int(size) for size in facts["shape"])
-            begin, end = (int(place) for place in facts["data_offsets"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise ConfigError(f"{file} is no safetensors file: its header has no place for {name}") from error
-        code = _FLOATING.get(dtype)
-        size = None if code is None else math.prod(shape) * np.dtype(code).itemsize
-        if not 0 <= begin <= end <= len(data) or min(shape, default=0) < 0 or size not in (None, end - begin):
-            raise ConfigError(f"{file} is truncated or damaged at {name}: copy or download it again")
-        part = data[begin:end]
-        yield StoredTensor(name, shape, dtype, code is not None, partial(_decoded, part, shape, code or ""))
+    """Yield the tensors of a safetensors file, each read when it is used."""
+    for name, saved in safetensors_weights(file, file.name).tensors.items():
+        yield StoredTensor(name, saved.shape, saved.dtype, saved.read is not None, saved.read or _nothing)
 
 
-def _header(file: Path) -> tuple[dict[str, Any], int]:
-    """Return the header of a safetensors file, and where its data begin."""
-    try:
-        with file.open("rb") as opened:
-            length = int.from_bytes(opened.read(8), "little")
-            text = opened.read(length) if length <= _LONGEST_HEADER else b""
-        header = json.loads(text) if len(text) == length else None
-    except OSError as error:
-        raise ConfigError(f"{file} cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError):
-        header = None
-    if not isinstance(header, dict):
-        raise ConfigError(f"{file} is no safetensors file, or is truncated: copy or download it again")
-    return header, 8 + length
-
-
-def _decoded(part: npt.NDArray[np.uint8], shape: tuple[int, ...], code: str) -> Array:
-    """Return the numbers of a part of a file; bfloat16 is the upper half of float32."""
-    if code == "<u2":
-        return (part.view("<u2").astype(np.uint32) << 16).view(np.float32).reshape(shape)
-    array: Array = part.view(code).reshape(shape)
-    return array
+def _nothing() -> Array:
+    """Return no numbers, for a tensor of numbers that are no weights."""
+    return np.zeros(0)
 
 
 def _of_torch(file: Path, notes: list[str]) -> Iterator[StoredTensor]:

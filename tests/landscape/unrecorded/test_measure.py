@@ -352,7 +352,7 @@ def test_a_damaged_file_of_safetensors_is_refused_without_torch(tmp_path: Path) 
         data.replace(b"shape", b"shope"),
     ):
         (tmp_path / "step_1.safetensors").write_bytes(broken)
-        with pytest.raises(ConfigError, match=r"safetensors file|truncated or damaged"):
+        with pytest.raises(ConfigError, match="cannot be read as safetensors"):
             measure(tmp_path / "step_1.safetensors", into=tmp_path / "run")
 
 
