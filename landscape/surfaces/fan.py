@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lossscope.landscape.errors import ConfigError
 from lossscope.landscape.surfaces.directions import relative_directions
+from lossscope.landscape.surfaces.lines import CellOptions, FanLines, evaluated_lines
 from lossscope.landscape.surfaces.pictures import Array, Fan
 from lossscope.probes.eigenvalues.measure import measure_spectrum
 from lossscope.probes.errors import ProbeError
@@ -43,6 +44,7 @@ def fan(
     quadratic: bool = True,
     sharp: bool = True,
     seed: int = 0,
+    cells: CellOptions | None = None,
     progress: Progress | None = None,
 ) -> Fan:
     """Evaluate the loss along random relative directions.
@@ -60,11 +62,12 @@ def fan(
         quadratic: True for the quadratic model of each direction: a Hessian product each.
         sharp: True for the loss along the top eigenvector of diag(theta) H diag(theta).
         seed: Seed.
+        cells: How the losses are evaluated. Default: in this process, in the fastest way that gives the right values.
         progress: Called with the number of losses evaluated since the last call.
 
     Returns:
         The fan. Cost: see `fan_losses`. The model is not written. Memory: about five vectors of the length of the
-        parameters, and those of a product and of a Krylov space.
+        parameters, those of a product and of a Krylov space, and a block of points.
 
     Raises:
         ConfigError: An argument is out of range.
@@ -91,11 +94,15 @@ def fan(
         edge = fan_range(objective, loss, seed, tell) if radius is None else radius
         half = np.linspace(0.0, edge, points // 2 + 1)
         sigmas = np.concatenate([-half[:0:-1], half])
-        losses = np.stack([_along(objective, loss, d, sigmas, tell) for d in relative_directions(theta, draws, seed)])
+        middle = points // 2
+        lines = FanLines(theta, draws, seed, np.delete(sigmas, middle))
+        around = evaluated_lines(objective, lines, cells or CellOptions(), tell)
+        losses = np.insert(around.losses, middle, loss, axis=1)
         missing: dict[str, str] = {}
         models = _models(objective, theta, loss, sigmas, draws, seed, missing) if quadratic else None
         line, value, error = _sharp(objective, theta, loss, sigmas, seed, missing, tell) if sharp else _NOTHING
-    return Fan(sigmas, losses, models, line, value, error, loss, seed, time.perf_counter() - begun, missing)
+    evaluated, kept, seconds = around.evaluated, around.kept, time.perf_counter() - begun
+    return Fan(sigmas, losses, models, line, value, error, loss, seed, seconds, missing, evaluated, kept)
 
 
 def fan_losses(points: int = _POINTS, draws: int = _DRAWS, *, sharp: bool = True, chosen: bool = True) -> int:

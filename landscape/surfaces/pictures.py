@@ -35,6 +35,8 @@ class Fan:
         seed: Seed of z.
         seconds: Time of all.
         missing: What could not be measured, with the reason.
+        evaluated: How the losses were evaluated, in words.
+        kept: Number of losses that an earlier call had left.
     """
 
     sigmas: Array
@@ -47,6 +49,8 @@ class Fan:
     seed: int
     seconds: float
     missing: dict[str, str] = field(default_factory=dict)
+    evaluated: str = ""
+    kept: int = 0
 
     @property
     def median(self) -> Array:
@@ -199,6 +203,8 @@ class Plane:
         walk: The same shares, as expected of a random walk with the same steps.
         trails: Checkpoints of trainings on each plane.
         seconds: Time.
+        evaluated: How the losses were evaluated, in words.
+        kept: Number of losses that an earlier call had left.
     """
 
     x: Array
@@ -211,6 +217,8 @@ class Plane:
     walk: tuple[float, float] | None = None
     trails: tuple[Trail, ...] = ()
     seconds: float = 0.0
+    evaluated: str = ""
+    kept: int = 0
 
     @property
     def looks_random(self) -> bool:

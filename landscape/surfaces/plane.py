@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lossscope.landscape.errors import ConfigError
 from lossscope.landscape.surfaces.directions import filter_normalized, orthonormal
+from lossscope.landscape.surfaces.lines import CellOptions, LineLosses, PlaneLines, evaluated_lines
 from lossscope.landscape.surfaces.pictures import Array, Mark, Plane, Trail
 from lossscope.probes.eigenvalues.measure import measure_spectrum
 from lossscope.probes.errors import ProbeError
@@ -43,6 +44,7 @@ def random_planes(
     planes: int = 3,
     trainings: Trainings = _NOTHING,
     seed: int = 0,
+    cells: CellOptions | None = None,
     progress: Progress | None = None,
 ) -> Plane:
     """Evaluate the loss on planes of two random filter-normalized directions.
@@ -58,6 +60,7 @@ def random_planes(
         planes: Number of planes, at least 2.
         trainings: Checkpoints that are shown on the planes.
         seed: Seed.
+        cells: How the losses are evaluated, as for `fan`.
         progress: Called with the number of losses evaluated since the last call.
 
     Returns:
@@ -74,7 +77,7 @@ def random_planes(
     if planes < 2:
         raise ConfigError(f"planes must be at least 2, so that their spread is seen, got {planes}")
     begun, generator = time.perf_counter(), torch.Generator().manual_seed(seed)
-    found, every, side = [], [], 0.0
+    found, every, side, options = list[LineLosses](), list[tuple[Tensor, Tensor]](), 0.0, cells or CellOptions()
     with objective.evaluating():
         loss, theta = objective.value(), objective.parameters()
         for _ in range(planes):
@@ -82,12 +85,12 @@ def random_planes(
             side = side or radius * float(norm(first))
             axes = orthonormal(first, filter_normalized(objective, generator), ("a random direction", "another one"))
             grid = _grid(side, points)
-            found.append(_losses(objective, theta, loss, axes, grid, grid, progress))
+            found.append(_losses(objective, theta, loss, axes, grid, grid, options, progress))
+            options = replace(options, way=found[-1].way)
             every.append(axes)
-    trails = [one for number, axes in enumerate(every) for one in _trails(trainings, theta, axes, number)]
+    trails = tuple(one for number, axes in enumerate(every) for one in _trails(trainings, theta, axes, number))
     names = ("first random direction", "second random direction")
-    seconds = time.perf_counter() - begun
-    return Plane(grid, grid, np.stack(found), names, loss, trails=tuple(trails), seconds=seconds)
+    return replace(_plane(grid, grid, found, names, loss, begun), trails=trails)
 
 
 def eigen_plane(
@@ -97,6 +100,7 @@ def eigen_plane(
     points: int = 25,
     trainings: Trainings = _NOTHING,
     seed: int = 0,
+    cells: CellOptions | None = None,
     progress: Progress | None = None,
 ) -> Plane:
     """Evaluate the loss on the plane of the two outermost Hessian eigenvectors.
@@ -108,6 +112,7 @@ def eigen_plane(
         points: Losses along each side, odd.
         trainings: Checkpoints that are shown on the plane.
         seed: Seed of the search for eigenvectors.
+        cells: As for `random_planes`.
         progress: As for `random_planes`.
 
     Returns:
@@ -131,11 +136,10 @@ def eigen_plane(
             radius = math.sqrt(2 * _RISE / values[1])
         first, second = (found.top.vectors[:, i].to(theta).contiguous() for i in (0, 1))
         grid = _grid(radius, points)
-        losses = _losses(objective, theta, loss, (first, second), grid, grid, progress)
+        losses = _losses(objective, theta, loss, (first, second), grid, grid, cells, progress)
     trails = _trails(trainings, theta, (first, second))
     names = tuple(f"eigenvector of λ = {one:.3g}" for one in values)
-    seconds = time.perf_counter() - begun
-    return Plane(grid, grid, losses[None], (names[0], names[1]), loss, trails=trails, seconds=seconds)
+    return replace(_plane(grid, grid, [losses], (names[0], names[1]), loss, begun), trails=trails)
 
 
 def points_plane(
@@ -144,6 +148,7 @@ def points_plane(
     *,
     points: int = 25,
     trainings: Trainings = _NOTHING,
+    cells: CellOptions | None = None,
     progress: Progress | None = None,
 ) -> Plane:
     """Evaluate the loss on the plane through three points.
@@ -153,6 +158,7 @@ def points_plane(
         located: The points; the first is the origin, the first axis leads to the second.
         points: Losses along each side.
         trainings: Checkpoints that are shown on the plane.
+        cells: As for `random_planes`.
         progress: As for `random_planes`.
 
     Returns:
@@ -167,7 +173,7 @@ def points_plane(
     origin = located[0][1]
     axes = orthonormal(located[1][1] - origin, located[2][1] - origin, (f"the way to {located[1][0]}", located[2][0]))
     names = (f"from {located[0][0]} to {located[1][0]}", f"toward {located[2][0]}")
-    return _through(objective, located, origin, axes, names, points, trainings, progress)
+    return _through(objective, located, origin, axes, names, points, trainings, cells, progress)
 
 
 def pca_plane(
@@ -177,6 +183,7 @@ def pca_plane(
     *,
     points: int = 25,
     trainings: Trainings = _NOTHING,
+    cells: CellOptions | None = None,
     progress: Progress | None = None,
 ) -> Plane:
     """Evaluate the loss on the plane of the first two principal components of the points of a training.
@@ -190,6 +197,7 @@ def pca_plane(
         steps: The step of each; `walk` is None if they do not ascend, as points of several trainings.
         points: Losses along each side.
         trainings: Checkpoints that are shown on the plane; in the space of the points, if they are not among them.
+        cells: As for `random_planes`.
         progress: As for `random_planes`.
 
     Returns:
@@ -216,7 +224,7 @@ def pca_plane(
     axes = orthonormal(spanned[0], spanned[1], ("the first principal component", "the second one"))
     explained = (float(values[-1]) / total, float(values[-2]) / total)
     names = tuple(f"principal component {i + 1}, {100 * share:.0f} %" for i, share in enumerate(explained))
-    found = _through(objective, located, located[-1][1], axes, (names[0], names[1]), points, trainings, progress)
+    found = _through(objective, located, located[-1][1], axes, (names[0], names[1]), points, trainings, cells, progress)
     walk = walk_shares(steps) if all(a < b for a, b in pairwise(steps)) else None
     return replace(found, explained=explained, walk=walk)
 
@@ -249,6 +257,7 @@ def _through(
     names: tuple[str, str],
     points: int,
     trainings: Trainings,
+    cells: CellOptions | None,
     progress: Progress | None,
 ) -> Plane:
     """Return the plane that holds points, with a margin around them."""
@@ -261,8 +270,8 @@ def _through(
     x, y = (_extent([getattr(mark, axis) for mark in shown], points) for axis in ("x", "y"))
     with objective.evaluating():
         loss = objective.value_at(origin)
-        losses = _losses(objective, origin, loss, axes, x, y, progress)
-    return Plane(x, y, losses[None], names, loss, marks, trails=trails, seconds=time.perf_counter() - begun)
+        losses = _losses(objective, origin, loss, axes, x, y, cells, progress)
+    return replace(_plane(x, y, [losses], names, loss, begun), marks=marks, trails=trails)
 
 
 def _trails(trainings: Trainings, origin: Tensor, axes: tuple[Tensor, Tensor], plane: int = 0) -> tuple[Trail, ...]:
@@ -312,18 +321,35 @@ def _losses(
     axes: tuple[Tensor, Tensor],
     x: Array,
     y: Array,
+    cells: CellOptions | None,
     progress: Progress | None,
-) -> Array:
+) -> LineLosses:
     """Return the losses on a grid, `(m, k)`; nan where they are not finite, the given loss at the origin."""
-    found = np.empty((len(y), len(x)))
-    for i, up in enumerate(y):
-        row = torch.add(origin, axes[1], alpha=float(up))
-        for k, along in enumerate(x):
-            here = loss if up == along == 0 else objective.value_at(torch.add(row, axes[0], alpha=float(along)))
-            found[i, k] = here if math.isfinite(here) else math.nan
-        if progress is not None:
-            progress(len(x))
+    lines = PlaneLines(origin, axes, x, y)
+    found = evaluated_lines(objective, lines, cells or CellOptions(), progress or (lambda count: None))
+    found.losses[np.ix_(y == 0, x == 0)] = loss if math.isfinite(loss) else math.nan
     return found
+
+
+def _plane(
+    x: Array,
+    y: Array,
+    found: Sequence[LineLosses],
+    names: tuple[str, str],
+    loss: float,
+    begun: float,
+) -> Plane:
+    """Return the planes with how they were evaluated."""
+    return Plane(
+        x,
+        y,
+        np.stack([one.losses for one in found]),
+        names,
+        loss,
+        seconds=time.perf_counter() - begun,
+        evaluated="; ".join(dict.fromkeys(one.evaluated for one in found)),
+        kept=sum(one.kept for one in found),
+    )
 
 
 def _check(radius: float, points: int) -> None:

@@ -114,6 +114,16 @@ class BatchwiseLoss:
         """Device of flat vectors."""
         return self.vector.device
 
+    @property
+    def writes_batches(self) -> bool:
+        """True if the loss was found to write into its batch."""
+        return bool(self._writes)
+
+    @property
+    def differentiates(self) -> bool:
+        """True if the loss was found to differentiate by the parameters."""
+        return self._differentiated
+
     def parameters(self) -> Tensor:
         """Return a copy of the trainable parameters as a flat vector `(n,)`."""
         return self.vector.joined(self.vector.tensors())

@@ -241,5 +241,6 @@ def _facts(fans: Mapping[str, Fan]) -> dict[str, str]:
     return {
         "directions": f"{len(some.losses)}, seed {some.seed}",
         "noise levels": f"{len(some.sigmas)}, up to {plain(float(some.sigmas[-1]), 3)} on both sides",
+        "points evaluated": "; ".join(dict.fromkeys(one.evaluated for one in fans.values())),
         "seconds": plain(sum(one.seconds for one in fans.values()), 2),
     }

@@ -77,6 +77,7 @@ def plane_report(plane: Plane, kind: PlaneKind, point: str, made: Made, *, raise
     facts = {
         "origin": point,
         "cells": " by ".join(str(one) for one in plane.losses.shape[1:]) + f" on {len(plane.losses)} planes",
+        "points evaluated": plane.evaluated,
         "seconds": plain(plane.seconds, 2),
     }
     shown = figure(plane, kind, made.unit, raised=raised)

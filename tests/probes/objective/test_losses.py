@@ -30,6 +30,25 @@ def test_it_is_the_mean_cross_entropy() -> None:
     assert torch.equal(CrossEntropy().logits(model, [x, y]), model(x))
 
 
+@pytest.mark.parametrize("classes", [2, 10, 15, 16])
+@pytest.mark.parametrize("settings", [{}, {"ignore_index": 1}, {"weight": 0.1}, {"label_smoothing": 0.2}])
+def test_logits_with_few_classes_have_the_loss_of_torch_and_its_slope(classes: int, settings: dict[str, float]) -> None:
+    z, y = torch.randn(2, 7, classes, dtype=torch.float64), torch.arange(14).reshape(2, 7) % classes
+    options = dict(settings)
+    if "weight" in settings:
+        options["weight"] = torch.linspace(0.1, 1, classes)
+    weight = {"weight": options["weight"].double()} if "weight" in options else {}
+    truth = F.cross_entropy(z.reshape(14, -1), y.reshape(14), **{**options, **weight})
+    loss = CrossEntropy(**options)
+    assert float(loss.of_outputs(z, (z, y))) == pytest.approx(float(truth), rel=1e-12)
+    graph = z.clone().requires_grad_()
+    slope = torch.autograd.grad(loss.of_outputs(graph, (z, y)), graph)[0]
+    v = torch.randn_like(z)
+    value, along = torch.func.jvp(lambda o: loss.of_outputs(o, (z, y)), (z,), (v,))
+    assert float(value) == pytest.approx(float(truth), rel=1e-12)
+    assert float(along) == pytest.approx(float((slope * v).sum()), rel=1e-9)
+
+
 def test_tokens_are_averaged_and_labels_may_be_probabilities() -> None:
     model, x, y = nn.Linear(3, 4).requires_grad_(False), torch.randn(2, 5, 3), torch.randint(4, (2, 5))
     hard = CrossEntropy()(model, (x, y))
