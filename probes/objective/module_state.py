@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
+from operator import is_
 from typing import Any, Final
 
 import torch
@@ -76,10 +77,9 @@ def _differ(container: Any, copy: Any) -> bool:
     """Return True if a container does not hold the same objects as its copy, in the same order."""
     if len(container) != len(copy):
         return True
-    if isinstance(container, dict):
-        pairs = zip(container.items(), copy.items(), strict=True)
-        return any(a is not c or b is not d for (a, b), (c, d) in pairs)
-    return any(a is not b for a, b in zip(container, copy, strict=True))
+    if isinstance(container, dict) and not all(map(is_, container.values(), copy.values())):
+        return True
+    return not all(map(is_, container, copy))
 
 
 def _refill(container: Any, copy: Any) -> None:
