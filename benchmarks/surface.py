@@ -2,8 +2,9 @@
 
 Run it with `python benchmarks/surface.py [--side 51] [--rounds 3] [--threads 1] [--only grid,memory,resnet]`, with the
 extra `bench` installed. All arms of a table run in one process in interleaved rounds, in float32 on the same samples;
-ratios are medians over the rounds of the ratios within one. Ours is `random_planes`, which draws at least two planes:
-times are those of a cell. The output is markdown for `benchmarks/RESULTS.md`.
+ratios are medians over the rounds of the ratios within one. Times are of the processor, which other programs disturb
+less. Ours is `random_planes`, which draws at least two planes: times are those of a cell. The output is markdown for
+`benchmarks/RESULTS.md`.
 """
 
 from __future__ import annotations
@@ -67,14 +68,14 @@ def grids(problem: Problem, side: int, rounds: int, ways: Sequence[str] = tuple(
         for one in timings:
             if "DataLoader" in one.name and number:
                 continue
-            begun = time.perf_counter()
+            begun = time.process_time()
             if one.name in WAYS:
                 plane = ours(problem, side, WAYS[one.name])
-                seconds, center = time.perf_counter() - begun, plane.losses[0, middle, middle]
+                seconds, center = time.process_time() - begun, plane.losses[0, middle, middle]
                 cells, truth_here, one.evaluated = PLANES * side**2, problem.objective().value(), plane.evaluated
             else:
                 found = others[one.name](problem, side)
-                seconds, center = time.perf_counter() - begun, found[middle, middle]
+                seconds, center = time.process_time() - begun, found[middle, middle]
                 cells, truth_here = side**2, truth
             one.cells.append(1e3 * seconds / cells)
             one.center = abs(float(center) - truth_here)
@@ -90,7 +91,7 @@ def print_grids(name: str, problem: Problem, timings: Sequence[Timing], side: in
     """Print the table of a problem."""
     mine, aim = timings[0], AIMS[name]
     print(f"\n### {problem.name}, {problem.size:,} parameters, {len(problem.batch[1])} samples, {side} x {side}\n")
-    print("| arm | ms a cell | times ours | error of the center | evaluated | aim |")
+    print("| arm | processor ms a cell | times ours | error of the center | evaluated | aim |")
     print("|---|---|---|---|---|---|")
     for one in timings:
         own = one.name in WAYS
@@ -128,16 +129,18 @@ def print_resnet(images: int, side: int) -> None:
     torch.manual_seed(0)
     SHAPES["surface"] = Images(images)
     problem = SHAPES["surface"].problem("ResNet-18")
-    begun = time.perf_counter()
+    begun = time.process_time()
     with torch.no_grad():
         problem.loss()
-    forward = time.perf_counter() - begun
+    forward = time.process_time() - begun
+    start = time.process_time()
     plane = random_planes(problem.objective(), radius=RADIUS, points=3, planes=2)
-    cell = plane.seconds / plane.losses.size
+    cell = (time.process_time() - start) / plane.losses.size
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(f"\n### ResNet-18, {images} images of 32 x 32, {side} x {side}\n")
     print(
-        f"{cell:.1f} s a cell with set-up and directions in a grid of 3 x 3, {cell / forward:.2f} of a forward pass "
+        f"{cell:.1f} s of the processor a cell with set-up and directions in a grid of 3 x 3, {cell / forward:.2f} of a "
+        "forward pass "
         f"({plane.evaluated}); predicted for {side} x {side}: {cell * side**2 / 60:.0f} min a plane (not run). "
         f"Peak of resident memory {peak:.1f} GiB. Untrained weights, BatchNorm in eval mode; center exact: "
         f"{bool((plane.losses[:, 1, 1] == problem.objective().value()).all())}."

@@ -10,6 +10,8 @@ from .run import (
     open_runs as open_runs,
 )
 from .surfaces.diff import diff as diff
+from .surfaces.lines import CellOptions as CellOptions
+from .surfaces.surface import surface as surface
 from .training.config import TrainConfig as TrainConfig
 from .training.parallel import train_all as train_all
 from .training.training import train as train

@@ -85,7 +85,7 @@ def saved_arrays(file: Path, name: str) -> SavedWeights:
     return SavedWeights(name, file, tensors, aliases)
 
 
-def fit_weights(saved: Mapping[str, Tensor], model: nn.Module, source: Path) -> str:
+def fit_weights(saved: Mapping[str, Tensor], model: nn.Module, source: Path | str) -> str:
     """Load weights into a model whose names they have, but for a prefix that one side lacks.
 
     Args:

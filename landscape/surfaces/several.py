@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
@@ -12,6 +13,7 @@ from typing import Any, Final
 from lossscope.landscape.errors import ConfigError
 from lossscope.landscape.surfaces.directions import unmoved_filters, unmoved_weights
 from lossscope.landscape.surfaces.fan import fan, fan_losses, fan_range
+from lossscope.landscape.surfaces.lines import CellOptions
 from lossscope.landscape.surfaces.null import are_seeds, is_one_function, permuted, sibling
 from lossscope.landscape.surfaces.path import has_statistics, path
 from lossscope.landscape.surfaces.pictures import Fan, Nulls, Path as StraightPath, Plane
@@ -55,7 +57,14 @@ class SeedPairs:
 
 
 def fans_at(
-    found: Targets, *, radius: float | None, points: int, draws: int, seed: int, progress: Progress
+    found: Targets,
+    *,
+    radius: float | None,
+    points: int,
+    draws: int,
+    seed: int,
+    progress: Progress,
+    cells: CellOptions | None = None,
 ) -> tuple[dict[str, Fan], tuple[str, ...]]:
     """Return a fan at each point, all with the same noise levels, and notes.
 
@@ -66,6 +75,7 @@ def fans_at(
         draws: As for `fan`.
         seed: As for `fan`.
         progress: As for `fan`.
+        cells: As for `fan`.
     """
     objective, notes = found.objective, dict[str, None]()
     if radius is None:
@@ -76,11 +86,12 @@ def fans_at(
                 edges.append(fan_range(objective, objective.value(), seed, progress))
         radius = max(edges)
     fans = {}
-    for point in found.points:
+    settings: dict[str, Any] = {"radius": radius, "points": points, "draws": draws, "seed": seed, "progress": progress}
+    for place, point in enumerate(found.points):
         notes[point.load(objective)] = None
         notes |= dict.fromkeys(unmoved_weights(objective))
-        fans[point.name] = fan(objective, radius=radius, points=points, draws=draws, seed=seed, progress=progress)
-    return fans, _sentences(notes)
+        fans[point.name] = fan(objective, cells=_cells_at(found, cells, place), **settings)
+    return fans, (*_sentences(notes), *_kept(sum(one.kept for one in fans.values()), cells))
 
 
 def paths_between(
@@ -173,7 +184,15 @@ def seed_pairs(found: Targets) -> SeedPairs:
 
 
 def plane_of(
-    found: Targets, kind: str, *, radius: float | None, points: int, planes: int, seed: int, progress: Progress
+    found: Targets,
+    kind: str,
+    *,
+    radius: float | None,
+    points: int,
+    planes: int,
+    seed: int,
+    progress: Progress,
+    cells: CellOptions | None = None,
 ) -> tuple[Plane, tuple[str, ...]]:
     """Return a plane at the first point, or through all of them, and notes.
 
@@ -185,6 +204,7 @@ def plane_of(
         planes: As for `random_planes`.
         seed: As for `random_planes`.
         progress: As for `random_planes`.
+        cells: As for `random_planes`.
     """
     objective, notes = found.objective, dict[str, None]()
     origin = -1 if kind == "pca" else 0
@@ -194,7 +214,8 @@ def plane_of(
         name: _Loaded(checkpoints, found.points[0], objective)
         for name, checkpoints in (trainings_of(found).items() if kind != "pca" else ())
     }
-    settings: dict[str, Any] = {"points": points, "progress": progress}
+    options = _cells_at(found, cells, origin % len(found.points))
+    settings: dict[str, Any] = {"points": points, "progress": progress, "cells": options}
     if kind in ("random", "eigen"):
         notes[found.points[0].load(objective)] = None
         settings |= {"seed": seed, "trainings": trainings}
@@ -204,18 +225,20 @@ def plane_of(
             notes |= dict.fromkeys(unmoved_filters(objective))
         else:
             plane = eigen_plane(objective, radius=radius, **settings)
-        return plane, _sentences(notes)
+        return plane, (*_sentences(notes), *_kept(plane.kept, cells))
     located = {place: _located(found.points[place], objective, notes) for place in order}
     ordered = [located[place] for place in range(len(located))]
     if kind == "points":
-        return points_plane(objective, ordered, trainings=trainings, **settings), _sentences(notes)
+        plane = points_plane(objective, ordered, trainings=trainings, **settings)
+        return plane, (*_sentences(notes), *_kept(plane.kept, cells))
     by_name = {point.name: located[place] for place, point in enumerate(found.points)}
     chosen = trainings_of(found, given=True)
     trainings = {name: [by_name[one.name] for one in checkpoints] for name, checkpoints in chosen.items()}
     if all(point.run is None for point in found.points):
         trainings = {"files in the order given": ordered}
     steps = [one.step if one.step is not None else place for place, one in enumerate(found.points)]
-    return pca_plane(objective, ordered, steps, trainings=trainings, **settings), _sentences(notes)
+    plane = pca_plane(objective, ordered, steps, trainings=trainings, **settings)
+    return plane, (*_sentences(notes), *_kept(plane.kept, cells))
 
 
 def trainings_of(found: Targets, *, given: bool = False) -> dict[str, tuple[Point, ...]]:
@@ -301,6 +324,20 @@ def _label(first: Point, second: Point) -> str:
     if runs[0] is None or runs[1] is None or runs[0].path == runs[1].path:
         return _between(first, second)
     return f"{runs[0].name} to {runs[1].name}"
+
+
+def _cells_at(found: Targets, cells: CellOptions | None, place: int) -> CellOptions | None:
+    """Return how losses around one of the points are evaluated: other processes load its weights, too."""
+    if cells is None or found.remake is None:
+        return cells
+    return replace(cells, remake=partial(found.remake, place))
+
+
+def _kept(losses: int, cells: CellOptions | None) -> tuple[str, ...]:
+    """Return a sentence about losses that an earlier call had left, if there are any."""
+    if cells is None or not losses:
+        return ()
+    return (f"{losses} losses are those of an earlier call, kept in {cells.folder}.",)
 
 
 def _sentences(notes: dict[str, None]) -> tuple[str, ...]:

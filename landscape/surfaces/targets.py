@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+
+from torch import Tensor
 
 from lossscope.landscape.errors import ConfigError
 from lossscope.landscape.recording.checkpoints import checkpoints, load_weights
@@ -25,6 +28,7 @@ class Point:
     source: Path  # folder of a checkpoint, or file of weights
     run: Run | None = None
     step: int | None = None
+    weights: Mapping[str, Tensor] | None = None  # weights that are in memory; the source is then a name only
 
     def load(self, objective: Objective) -> str:
         """Load the weights and buffers into the model of a loss; return a sentence about prefixes, or nothing.
@@ -33,6 +37,8 @@ class Point:
             ConfigError: The weights do not fit.
             RunError: The checkpoint is damaged, or does not fit.
         """
+        if self.weights is not None:
+            return fit_weights(self.weights, objective.model, self.name)
         if self.run is None:
             return fit_weights(read_weights(self.source), objective.model, self.source)
         return load_weights(self.source, objective.model) or ""
@@ -44,6 +50,7 @@ class Targets:
 
     points: tuple[Point, ...]
     objective: Objective
+    remake: Callable[[int], Objective] | None = None  # the loss at one of the points, in another process
 
 
 def targets(paths: Sequence[str], objective: str | None, step: int | None, *, history: bool = False) -> Targets:
@@ -75,7 +82,16 @@ def targets(paths: Sequence[str], objective: str | None, step: int | None, *, hi
         if not runs:
             raise ConfigError("weights alone have no loss: give one by --objective FILE.py:NAME")
         loss = rebuilt_job(runs[0], "give its loss by --objective FILE.py:NAME").objective
-    return Targets(_distinct(points), loss)
+    return Targets(_distinct(points), loss, partial(_objective_at, tuple(paths), objective, step, history))
+
+
+def _objective_at(
+    paths: Sequence[str], objective: str | None, step: int | None, history: bool, place: int
+) -> Objective:
+    """Return the loss with the weights and buffers of one of the points that paths name."""
+    found = targets(paths, objective, step, history=history)
+    found.points[place].load(found.objective)
+    return found.objective
 
 
 def last_point(run: Run, step: int | None) -> Point:

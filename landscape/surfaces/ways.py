@@ -23,9 +23,8 @@ __all__ = ["ALONE", "Way", "agree", "chosen_way", "line_losses"]
 
 _SLOW: Final = 0.05  # seconds of a loss from which the work around it does not matter
 _FASTER: Final = 0.8  # share of the time at which another way is taken
-_TRIED: Final = 16  # points by which ways are compared
-_LARGEST: Final = 64  # points in a block
-_ROUNDS: Final = 3
+_TRIED: Final = 16  # points by which ways are compared, and in a block at most
+_ROUNDS: Final = 2
 
 
 @dataclass(frozen=True)
@@ -129,7 +128,7 @@ def agree(found: Array, truth: Array, objective: Objective) -> bool:
 def _candidates(objective: Objective, memory: int, points: int) -> list[Way]:
     """Return the other ways, blocks as large as the memory allows."""
     one = _point_bytes(objective)
-    largest = min(_LARGEST, points, memory // max(one, 1))
+    largest = min(_TRIED, points, memory // max(one, 1))
     blocks = [size for size in (largest // 4, largest) if size > 1]
     return [_IN_PLACE, *(Way(int(size)) for size in blocks)]
 
