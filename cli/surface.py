@@ -19,6 +19,7 @@ from lossscope.cli.progress import progress_bar
 from lossscope.cli.terminal import echo, text_width
 
 if TYPE_CHECKING:
+    from lossscope.landscape.surfaces.lines import CellOptions
     from lossscope.landscape.surfaces.several import SeedPairs
     from lossscope.landscape.surfaces.targets import Targets
     from lossscope.reports.content import Report
@@ -32,7 +33,7 @@ _USUAL_POINTS: Final = 25
 _DRAWS: Final = {"fan": 32, "random": 3}
 _IDLE: Final = {  # options that a picture does not have
     "fan": ("3d", "interactive"),
-    "path": ("radius", "draws", "3d", "interactive"),
+    "path": ("radius", "draws", "3d", "interactive", "jobs"),
     "points": ("radius", "draws"),
     "pca": ("radius", "draws"),
     "eigen": ("draws",),
@@ -107,6 +108,9 @@ def surface(
             "Needs plotly: pip install 'lossscope[interactive]'.",
         ),
     ] = None,
+    jobs: Annotated[
+        int | None, typer.Option(help="Processes that evaluate losses. Default: 1.", min=1, show_default=False)
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Tell the cost and stop.")] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Draw even if it takes more than an hour.")] = False,
     format: FormatOption = "text",
@@ -115,7 +119,9 @@ def surface(
 ) -> None:
     """Draw the loss along random relative directions around points, on straight paths between them, or on planes.
 
-    Nothing is trained, and no weight is changed. HTML has the figures.
+    Nothing is trained, and no weight is changed. HTML has the figures. Losses of pictures that take
+    more than two seconds are kept in the folder surface-cells beside --output or --data: a call that was stopped goes
+    on there, and says so.
 
     Example: lossscope surface runs/demo/ars2-base-s0 --format html --output fan.html
 
@@ -130,7 +136,7 @@ def surface(
     for file in (output, data, picture, interactive):
         if file is not None:
             refuse_taken(file, force=force)
-    given = {"radius": radius, "draws": draws, "checkpoint": checkpoint, "3d": three_d or None}
+    given = {"radius": radius, "draws": draws, "checkpoint": checkpoint, "3d": three_d or None, "jobs": jobs}
     _check_use(plane, len(targets), {**given, "interactive": interactive})
     _check_files(picture, interactive)
     found = found_targets(targets, objective, checkpoint, history=plane == "pca" and checkpoint is None)
@@ -151,7 +157,8 @@ def surface(
         draw = _fans if plane == "fan" else partial(_plane, kind=plane, raised=three_d)
         if plane == "path":
             draw = partial(_paths, pairs=pairs)
-        report = draw(found, made, data, radius=radius, points=size, draws=some, seed=seed, progress=tell)
+        settings = {"radius": radius, "draws": some, "seed": seed, "cells": _cells(output or data, jobs)}
+        report = draw(found, made, data, points=size, progress=tell, **settings)
     _save_figures(report, picture, interactive)
     if output is None:
         echo(render(report, format, width=text_width()), format=format)
@@ -184,6 +191,13 @@ def _save_figures(report: Report, picture: Path | None, interactive: Path | None
         atomic_write(file, drawn(figure, file.suffix))
     if interactive is not None:
         atomic_write(interactive, interactive_page(report.figures[0]).encode())
+
+
+def _cells(file: Path | None, jobs: int | None) -> CellOptions:
+    """Return how losses are evaluated: finished ones are kept beside the file that is written."""
+    from lossscope.landscape.surfaces.lines import CellOptions
+
+    return CellOptions(folder=None if file is None else file.parent / "surface-cells", jobs=jobs or 1)
 
 
 @contextmanager

@@ -17,14 +17,15 @@ from lossscope.landscape.surfaces.pictures import Array
 
 __all__ = ["KeptCells"]
 
-_SECONDS: Final = 2.0  # between two writes
+_SECONDS: Final = 2.0  # between two writes; a picture that takes less leaves nothing
 _BYTES: Final = 2**30  # of a file, at most
 
 
 class KeptCells:
     """Losses of the lines of one picture; what is finished is written every two seconds and at the end.
 
-    Enter it while lines are added: at its end, or at an exception, all that is finished is on disk.
+    Enter it while lines are added: at its end, or at an exception, all that is finished is on disk, unless it took less
+    than two seconds.
 
     Args:
         folder: The folder, which is made; None to write nothing.
@@ -40,7 +41,7 @@ class KeptCells:
         self.done: NDArray[np.bool_] = np.zeros(shape[0], dtype=np.bool_)
         self.block: int | None = None  # number of points evaluated at once; None until it is chosen
         self._file = None if folder is None else folder / f"{key}.npz"
-        self._written = time.monotonic()
+        self._begun = self._written = time.monotonic()
         if self._file is not None and self._file.exists():
             self._read(self._file)
 
@@ -61,7 +62,7 @@ class KeptCells:
 
     def __exit__(self, *error: object) -> None:
         """Write what is finished."""
-        if self.done.any():
+        if self.done.any() and time.monotonic() - self._begun > _SECONDS:
             self._write()
 
     def _write(self) -> None:
@@ -79,7 +80,7 @@ class KeptCells:
         try:
             with np.load(BytesIO(read_regular(file, _BYTES)), allow_pickle=False) as found:
                 losses, done, block = found["losses"], found["done"], int(found["block"])
-        except (ValueError, KeyError, OSError, TypeError, zipfile.BadZipFile) as error:
+        except (ValueError, KeyError, OSError, EOFError, TypeError, zipfile.BadZipFile) as error:
             raise RunError(f"{file} has no cells of a picture ({type(error).__name__}): remove it") from error
         if losses.shape != self.losses.shape or done.shape != self.done.shape or losses.dtype != self.losses.dtype:
             raise RunError(f"{file} has the cells of another picture: remove it")

@@ -6,6 +6,7 @@ import hashlib
 import signal
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
@@ -15,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lossscope.landscape.errors import LandscapeError
 from lossscope.landscape.surfaces.directions import relative_directions
 from lossscope.landscape.surfaces.kept_cells import KeptCells
 from lossscope.landscape.surfaces.pictures import Array
@@ -226,8 +228,12 @@ def _by_processes(
         try:
             for done in as_completed([pool.submit(_line, number) for number in missing]):
                 yield done.result()
-        except BaseException:
+        except BaseException as error:
             pool.shutdown(wait=False, cancel_futures=True)
+            if isinstance(error, BrokenProcessPool):
+                raise LandscapeError(
+                    "a process that evaluated losses was killed, for memory perhaps: use fewer jobs, or less memory"
+                ) from None
             raise
 
 

@@ -224,6 +224,46 @@ def test_one_sample_has_every_picture_and_no_sampling_error(places: dict[str, st
         assert ("an error over samples needs at least 8 of them, got 1" in text) == (plane == "path")
 
 
+@pytest.mark.parametrize("plane", ["fan", "random", "pca"])
+def test_a_call_that_was_stopped_goes_on_and_says_so(
+    plane: str, places: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lossscope.landscape.surfaces.kept_cells._SECONDS", -1.0)
+    files = [places[one] for one in (("a.pt", "b.pt", "c.pt") if plane == "pca" else ("a.pt",))]
+    given = (*files, "--objective", places["mine"], "--plane", plane, "--points", "5")
+    given += ("--radius", "0.1") * (plane != "pca")
+    whole, data = tmp_path / "whole.parquet", tmp_path / "here" / "data.parquet"
+    data.parent.mkdir()
+    invoke(*given, "--data", str(whole))
+    (tmp_path / "surface-cells").rename(tmp_path / "other")
+
+    def killed(*given: object, **more: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("lossscope.landscape.surfaces.saved_data.pd.DataFrame.to_parquet", killed)
+        stopped = CliRunner().invoke(app, ["surface", *given, "--data", str(data)])
+    assert stopped.exit_code
+    assert not data.exists()
+    text = " ".join(invoke(*given, "--data", str(data)).split())
+    count = {"fan": 128, "random": 75, "pca": 25}[plane]
+    assert f"{count} losses are those of an earlier call, kept in" in text
+    pd.testing.assert_frame_equal(pd.read_parquet(data), pd.read_parquet(whole))
+
+
+@pytest.mark.slow
+def test_several_processes_write_the_numbers_of_one(places: dict[str, str], tmp_path: Path) -> None:
+    given = (places["run"], "--plane", "random", "--points", "5", "--draws", "2")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        invoke(*given, "--data", str(tmp_path / "one.parquet"))
+        invoke(*given, "--data", str(tmp_path / "two.parquet"), "--jobs", "2")
+    finally:
+        torch.set_num_threads(threads)
+    pd.testing.assert_frame_equal(*(pd.read_parquet(tmp_path / f"{name}.parquet") for name in ("one", "two")))
+
+
 def test_the_cost_is_told_before(places: dict[str, str]) -> None:
     text = invoke(places["a.pt"], "--objective", places["mine"], *SMALL, "--radius", "0.1", "--dry-run")
     assert text.startswith("36 losses at most, about ")
@@ -251,6 +291,7 @@ def test_the_cost_is_told_before(places: dict[str, str]) -> None:
         (("{run}", "--picture", "x.jpg"), "--picture must end in .png or .svg, got x.jpg"),
         (("{run}", "--plane", "pca", "--radius", "1"), "--plane pca has no --radius"),
         (("{run}", "--plane", "eigen", "--draws", "3"), "--plane eigen has no --draws"),
+        (("{run}", "{long}", "--plane", "path", "--jobs", "2"), "--plane path has no --jobs"),
         (("{long}", "--plane", "pca", "--checkpoint", "0"), "--plane pca has no --checkpoint"),
         (("{a.pt}", "--objective", "{mine}", "--draws", "0"), "draws must be at least 8"),
         (("{a.pt}", "--objective", "{mine}", "--points", "0"), "points must be odd"),
