@@ -141,7 +141,7 @@ def print_resnet(images: int, side: int) -> None:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(f"\n### ResNet-18, {images} images of 32 x 32, {side} x {side}\n")
     print(
-        f"{cell:.1f} s of the processor a cell, {cell / forward:.2f} of a forward pass, each alone (a loss of more than "
+        f"{cell:.1f} s of the processor a cell, {cell / forward:.2f} of a forward pass, each alone (a loss of over "
         "50 ms is never tried otherwise); predicted from two cells for "
         f"{side} x {side}: {cell * side**2 / 60:.0f} min "
         f"of the processor a plane (not run). Peak of resident memory {peak:.1f} GiB. Untrained weights, BatchNorm in "
