@@ -157,7 +157,12 @@ def surface(
         draw = _fans if plane == "fan" else partial(_plane, kind=plane, raised=three_d)
         if plane == "path":
             draw = partial(_paths, pairs=pairs)
-        settings = {"radius": radius, "draws": some, "seed": seed, "cells": _cells(output or data, jobs)}
+        settings: dict[str, Any] = {
+            "radius": radius,
+            "draws": some,
+            "seed": seed,
+            "cells": _cells(output or data, jobs),
+        }
         report = draw(found, made, data, points=size, progress=tell, **settings)
     _save_figures(report, picture, interactive)
     if output is None:
