@@ -162,7 +162,7 @@ def module_of(name: str) -> str:
 
 def _compared(a: SavedWeights, name: str, b: SavedWeights, other: str, top: int) -> TensorDifference | None:
     """Return the difference of one tensor; None if it is the same mask in both, which is not finite."""
-    first, second = _numbers(a.tensors[name]), _numbers(b.tensors[other])
+    first, second = _numbers(a.of(name)), _numbers(b.of(other))
     for side, values, called in ((a, first, name), (b, second, other)):
         bad = int(np.count_nonzero(~np.isfinite(values)))
         if bad and np.array_equal(first, second):

@@ -8,10 +8,11 @@ from difflib import get_close_matches
 from typing import Final
 
 from lossscope.landscape.errors import ConfigError
-from lossscope.landscape.storage.weight_arrays import SavedWeights
+from lossscope.landscape.storage.weight_arrays import SavedTensor, SavedWeights
 
 __all__ = ["Matched", "matched"]
 
+_NUMBERS: Final = ("f", "c", "q")  # first letters of the dtypes of floating-point, complex and quantized numbers
 _NEAR: Final = 0.3  # least likeness of names that a message names
 
 
@@ -25,6 +26,7 @@ class Matched:
         only_b: Names of tensors that B alone has.
         reshaped: Names of tensors with another shape in B, with both shapes.
         others: Names of tensors of integers and the like, which are not compared.
+        unread: Names of tensors of numbers in a type that is not read, such as float8, which are not compared.
         prefix: Sentence about a prefix of names that was ignored; empty if there was none.
     """
 
@@ -33,43 +35,45 @@ class Matched:
     only_b: tuple[str, ...]
     reshaped: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...]
     others: tuple[str, ...]
+    unread: tuple[str, ...] = ()
     prefix: str = ""
 
     @property
     def complete(self) -> bool:
-        """True if each tensor has its partner."""
-        return not (self.only_a or self.only_b or self.reshaped)
+        """True if each tensor has its partner, and all weights are compared."""
+        return not (self.only_a or self.only_b or self.reshaped or self.unread)
 
 
 def matched(a: SavedWeights, b: SavedWeights) -> Matched:
     """Match the tensors of two files by name.
 
     A prefix such as the `module.` of a parallel model or the `_orig_mod.` of a compiled one is ignored if no name fits
-    with it. Tied weights may have the name of either side.
+    with it. Tied weights may have the name of either side; where the other side has a tensor under each of their names,
+    each of them is compared.
 
     Raises:
         ConfigError: No tensor of one has a partner in the other.
     """
     ours, theirs = _prefixes(a.tensors, b.tensors)
     names = _in_names_of(a, b, ours, theirs)
-    both = [(name, names[name]) for name in a.tensors if name in names]
+    both = [(name, names[name]) for name in (*a.tensors, *a.aliases) if name in names]
     reshaped = [
-        (name, a.tensors[name].shape, b.tensors[other].shape)
-        for name, other in both
-        if a.tensors[name].shape != b.tensors[other].shape
+        (name, a.of(name).shape, b.of(other).shape) for name, other in both if a.of(name).shape != b.of(other).shape
     ]
     moved = {name for name, _, _ in reshaped}
     same = [(name, other) for name, other in both if name not in moved]
     if not same:
         raise ConfigError(f"{a.name} and {b.name} are of different architectures: {_nearest(a, b, reshaped)}")
-    others = {name for name, other in same if a.tensors[name].read is None or b.tensors[other].read is None}
+    unread = {name for name, other in same if _is_unread(a.of(name)) or _is_unread(b.of(other))}
+    others = {name for name, other in same if a.of(name).read is None or b.of(other).read is None}
     taken = {other for _, other in both}
     return Matched(
         tuple((name, other) for name, other in same if name not in others),
         tuple(name for name in a.tensors if name not in names),
         tuple(name for name in b.tensors if name not in taken),
         tuple(reshaped),
-        tuple(name for name, _ in same if name in others),
+        tuple(name for name, _ in same if name in others - unread),
+        tuple(name for name, _ in same if name in unread),
         _sentence(a, b, ours, theirs),
     )
 
@@ -82,7 +86,15 @@ def _in_names_of(a: SavedWeights, b: SavedWeights, ours: str, theirs: str) -> di
     for here, wanted in known:
         if here in names and here not in a.tensors and wanted in a.tensors and wanted not in names:
             names[wanted] = names.pop(here)
+    for alias, kept in shown.items():
+        if alias in a.tensors and kept in a.tensors and kept in names:
+            names.setdefault(alias, names[kept])
     return names
+
+
+def _is_unread(tensor: SavedTensor) -> bool:
+    """Return True for numbers that are no integers and cannot be read."""
+    return tensor.read is None and tensor.dtype.lower().startswith(_NUMBERS)
 
 
 def _prefixes(a: Collection[str], b: Collection[str]) -> tuple[str, str]:

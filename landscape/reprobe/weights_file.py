@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import re
+import struct
 from collections.abc import Collection, Mapping
 from difflib import get_close_matches
 from functools import partial
@@ -25,6 +26,11 @@ ENDINGS: Final = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
 _WRAPPERS: Final = ("model", "state_dict", "model_state_dict", "module", "net", "weights")
 _LISTED: Final = 3
 _GLOBAL: Final = re.compile(r"GLOBAL ([\w.]{1,100}) was not an allowed global")
+# what reading a damaged pickle raises, by the place of the damage
+_DAMAGED: Final = (
+    *(RuntimeError, EOFError, OSError, ValueError, KeyError, struct.error),
+    *(IndexError, AttributeError, TypeError, AssertionError, OverflowError, MemoryError),
+)
 
 
 def read_weights(file: Path) -> dict[str, Tensor]:
@@ -57,7 +63,7 @@ def read_weights(file: Path) -> dict[str, Tensor]:
             f"{file} holds more than tensors, and loading it could run code{f' ({named[1]})' if named else ''}: save "
             "model.state_dict() alone, or as safetensors"
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except _DAMAGED as error:
         raise ConfigError(f"{file} cannot be read as a file of torch: {_line(error)}") from error
     return _state(found, file)
 
@@ -125,16 +131,21 @@ def _state(found: Any, file: Path) -> dict[str, Tensor]:
     """Return the state dict in what a file holds: all of it, or one of its entries."""
     if isinstance(found, Mapping):
         if found and all(isinstance(one, Tensor) for one in found.values()):
-            return {str(name): tensor for name, tensor in found.items()}
+            return _dense(found)
         for key in _WRAPPERS:
             inner = found.get(key)
             if isinstance(inner, Mapping) and inner and all(isinstance(one, Tensor) for one in inner.values()):
-                return {str(name): tensor for name, tensor in inner.items()}
+                return _dense(inner)
     entries = ", ".join(sorted(map(str, found))[:_LISTED]) if isinstance(found, Mapping) else type(found).__name__
     raise ConfigError(
         f"{file} holds no weights (found {entries or 'nothing'}): need names with tensors, alone or under "
         f"{', '.join(_WRAPPERS)}"
     )
+
+
+def _dense(tensors: Mapping[Any, Tensor]) -> dict[str, Tensor]:
+    """Return tensors by name, sparse ones with all their zeros."""
+    return {str(name): one if one.layout is torch.strided else one.to_dense() for name, one in tensors.items()}
 
 
 def _as_float64(tensor: Tensor) -> Array:

@@ -45,6 +45,10 @@ class SavedWeights:
     tensors: Mapping[str, SavedTensor]
     aliases: Mapping[str, str] = field(default_factory=dict)  # further names of tensors, of tied weights
 
+    def of(self, name: str) -> SavedTensor:
+        """Return the tensor of a name, which may be a further one."""
+        return self.tensors[self.aliases.get(name, name)]
+
 
 def safetensors_weights(file: Path, name: str) -> SavedWeights:
     """Return the tensors of a safetensors file; the numbers are read one tensor at a time.

@@ -61,6 +61,7 @@ def difference_report(found: Difference, version: str, command: str, *, rows: in
         notes=_notes(found, rows),
         missing=(
             *(Missing(what, reason) for what, reason in found.missing.items()),
+            *(Missing(what, reason) for what, reason in (found.path.missing if found.path else {}).items()),
             *(
                 Missing(f"angles of {one.name}", one.matrix.missing)
                 for one in weights.tensors

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from lossscope.reports.content import Quantity, Statement
 from lossscope.reports.shared.number_format import percent, plain, quantity_text
+from lossscope.reports.shared.quantities import number
 
 if TYPE_CHECKING:
     from lossscope.landscape.analysis.diff import WeightDifference
@@ -42,7 +43,8 @@ def _distance(found: Difference) -> Statement:
     """Return how far apart both are, beside two seeds."""
     whole = found.weights.whole
     if whole.distance == 0:
-        return Statement("A and B hold the same weights: their distance is 0", "fine")
+        subject = "A and B hold the same weights" if found.weights.matched.complete else "What was compared is the same"
+        return Statement(f"{subject}: their distance is 0", "fine")
     words = f"B is {plain(whole.distance, 3)} away from A"
     if math.isfinite(whole.relative):
         words += f", {plain(whole.relative, 3)} times the norm of A"
@@ -99,7 +101,7 @@ def _barrier(found: Difference) -> Statement:
     if path.barrier == 0:
         words = f"No barrier: on the straight path the loss is never above the line between its ends ({ends})"
         return Statement(words + beside, "fine", "path")
-    height = quantity_text(Quantity(path.barrier, error=path.barrier_error or None))
+    height = quantity_text(Quantity(path.barrier, error=number(path.barrier_error) or None))
     unit = f" {found.unit}" if found.unit else ""
     return Statement(f"A barrier of {height}{unit} on the straight path ({ends}){beside}", "look", "path")
 
@@ -127,6 +129,7 @@ def _unmatched(weights: WeightDifference) -> Statement:
         (len(pairs.only_a), "in A only"),
         (len(pairs.only_b), "in B only"),
         (len(pairs.reshaped), "of another shape in B"),
+        (len(pairs.unread), "of numbers in a type that is not read"),
     ]
     words = ", ".join(f"{count} {where}" for count, where in parts if count)
     return Statement(f"Not all tensors were compared: {words}; the numbers are over the rest", "look")

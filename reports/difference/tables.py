@@ -238,6 +238,7 @@ def _unmatched(found: Difference) -> Table:
         *((name, "in A only") for name in pairs.only_a),
         *((name, "in B only") for name in pairs.only_b),
         *((name, f"{_shape(first)} in A, {_shape(second)} in B") for name, first, second in pairs.reshaped),
+        *((name, "a type of numbers that is not read") for name in pairs.unread),
         *((name, "no floating-point numbers") for name in pairs.others),
     ]
     return Table("unmatched", "Not compared", columns, tuple(rows))

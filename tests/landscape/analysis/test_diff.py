@@ -169,6 +169,28 @@ def test_tied_weights_are_counted_once_by_the_name_of_either(tmp_path: Path, dro
         assert found.whole.size == 15
 
 
+def test_each_of_two_tensors_that_are_tied_on_one_side_is_compared(tmp_path: Path) -> None:
+    weight = normal(5, 3)
+    torch.save({"embed.weight": weight, "head.weight": weight}, tmp_path / "a.pt")
+    tied, apart = (
+        saved_arrays(tmp_path / "a.pt", "A"),
+        saved(tmp_path, "b", {"embed.weight": weight, "head.weight": 3 * weight}),
+    )
+    for one, other in ((tied, apart), (apart, tied)):
+        found = weight_difference(one, other)
+        assert found.matched.complete
+        assert found.whole.size == 30
+        assert found.whole.distance == pytest.approx(float(2 * weight.double().norm()), rel=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_numbers_that_are_not_read_are_told_from_integers(dtype: torch.dtype, tmp_path: Path) -> None:
+    a, b = ({"n": normal(3), "w": scale * normal(4, 4), "i": torch.arange(2)} for scale in (1, 2))
+    pairs = difference(tmp_path, a, {**b, "w": b["w"].to(dtype)}).matched
+    assert (pairs.unread, pairs.others) == (("w",), ("i",))
+    assert not pairs.complete
+
+
 def test_a_mask_of_infinities_in_both_is_left_out_and_a_diverged_weight_named(tmp_path: Path) -> None:
     mask = torch.full((3, 3), -math.inf).triu(1)
     found = difference(tmp_path, {"mask": mask, "w": normal(2, 2)}, {"mask": mask, "w": normal(2, 2, seed=1)})

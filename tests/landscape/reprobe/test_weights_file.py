@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from safetensors.torch import save_file, save_model
 from torch import nn
 
 from lossscope.landscape.errors import ConfigError
-from lossscope.landscape.reprobe.weights_file import fit_weights, read_weights
+from lossscope.landscape.reprobe.weights_file import fit_weights, read_weights, saved_arrays
 
 
 def net(seed: int = 0) -> nn.Sequential:
@@ -102,6 +103,22 @@ def test_damaged_files_end_in_one_line(name: str, content: bytes, tmp_path: Path
     with pytest.raises(ConfigError, match=name) as caught:
         read_weights(tmp_path / name)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_no_bytes_are_a_crash(seed: int, tmp_path: Path) -> None:
+    file = tmp_path / "a.pt"
+    file.write_bytes(b"junk" if seed == 0 else random.Random(seed).randbytes(seed))
+    with pytest.raises(ConfigError, match=r"a\.pt "):
+        read_weights(file)
+
+
+def test_sparse_tensors_have_their_zeros(tmp_path: Path) -> None:
+    weight = torch.eye(3)
+    torch.save({"w": weight.to_sparse(), "b": torch.ones(2)}, tmp_path / "a.pt")
+    read = saved_arrays(tmp_path / "a.pt", "a").tensors["w"].read
+    assert read is not None
+    assert (read() == weight.numpy()).all()
 
 
 def test_what_is_no_file_of_weights_is_named(tmp_path: Path) -> None:

@@ -51,6 +51,14 @@ def test_the_first_screen_says_how_far_where_and_the_barrier(found: Difference) 
     assert "two seeds" not in words
 
 
+def test_a_barrier_without_a_sampling_error_is_told_with_the_reason(found: Difference) -> None:
+    assert found.path is not None
+    lost = replace(found, path=replace(found.path, missing={"sampling error of the barrier": "too few samples"}))
+    report = difference_report(lost, "1", "")
+    assert any(one.words.startswith("A barrier of 0.75") for one in report.summary)
+    assert any(one.how == "too few samples" for one in report.missing)
+
+
 @pytest.mark.parametrize(("height", "words"), [(0.125, "higher than"), (2.25, "lower than"), (0.75, "as high as")])
 def test_barriers_of_two_seeds_are_told_beside(found: Difference, height: float, words: str) -> None:
     pair = SeedPair("x, y", "arm", found.weights, line(height))
@@ -94,6 +102,16 @@ def test_tensors_without_partner_come_first(tmp_path: Path) -> None:
     report = difference_report(Difference(weight_difference(a, b)), "1", "")
     assert report.summary[0].words.startswith("Not all tensors were compared: 1 in A only")
     assert ("extra", "in A only") in next(one.rows for one in report.tables if one.key == "unmatched")
+
+
+def test_weights_that_are_not_read_are_not_said_to_be_the_same(tmp_path: Path) -> None:
+    a, b = (
+        saved(tmp_path, name, 1.0, extra=torch.full((2,), value).to(torch.float8_e5m2))
+        for name, value in (("a", 1), ("b", 2))
+    )
+    report = difference_report(Difference(weight_difference(a, b)), "1", "")
+    assert report.summary[0].words.startswith("Not all tensors were compared: 1 of numbers in a type")
+    assert "hold the same weights" not in report.summary[1].words
 
 
 def test_a_text_of_many_modules_has_the_farthest_and_parts_that_add_up(tmp_path: Path) -> None:
