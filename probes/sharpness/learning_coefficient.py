@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.objective.objective import Objective
+from lossscope.probes.sharpness.perturbation import require_resolved, rms
 from lossscope.probes.statistics.estimate import Estimate, mean_estimate
 from lossscope.probes.statistics.propagation import independent_seeds
 from lossscope.probes.sums import all_finite, dot
@@ -97,6 +99,7 @@ def local_learning_coefficient(
             found[-1].run(steps)
     losses = np.array([chain.losses for chain in found])
     accepted = tuple(chain.accepted / (steps - steps // 2) for chain in found)
+    _require_resolved(objective, found)
     agreement, effective = _agreement(losses), _effective(losses)
     rise = mean_estimate(_parts(losses).reshape(-1) - found[0].loss)
     _require_sampled(accepted, agreement, effective, rise)
@@ -196,6 +199,12 @@ def _require_sampled(accepted: tuple[float, ...], agreement: float, effective: f
             f"the mean loss of the samples is {-rise.value:.3g} below that of these parameters, which are no minimum: "
             "there is no local learning coefficient"
         )
+
+
+def _require_resolved(objective: Objective, chains: Sequence[_Chain]) -> None:
+    """Raise unless the steps are large beside the rounding of the weights, which otherwise stay where they are."""
+    least = math.sqrt(min(chain.step for chain in chains))
+    require_resolved("the length of the sampler's steps", least, rms(objective.parameters()), objective.vector.unit)
 
 
 def _check(

@@ -107,12 +107,14 @@ def orbit_trace(objective: Objective, *, max_products: int = 200, rel: float = 0
         ).trace
     _require_same_loss(objective, factors.exp())
     assert found is not None  # requested above
+    met = found.converged or (exact and found.high - found.low <= 2 * rel * abs(found.value))
     trace = replace(
         found,
         low=found.low - above,
         products=operator.products,
         seconds=time.perf_counter() - begun,
-        converged=found.converged and above <= 5 * rel * abs(found.value),
+        converged=met and above <= 5 * rel * abs(found.value),
+        cause="" if met else found.cause,
     )
     return OrbitTrace(trace, above, factors.exp())
 

@@ -85,7 +85,8 @@ def mean_over_batches(weights: Sequence[float], values: Sequence[float], roundin
     exact = rounded_estimate(value, error)
     if len(values) == 1:
         return exact
-    found = mean_estimate([len(values) * w * one for w, one in zip(weights, values, strict=True)])
+    # the mean of a ratio: what is weighted is the distance to it, so that equal numbers have no error at any sizes
+    found = mean_estimate([value + len(values) * w * (one - value) for w, one in zip(weights, values, strict=True)])
     return replace(
         found, value=value, low=found.low - error, high=found.high + error, converged=exact.converged, cause=exact.cause
     )

@@ -139,6 +139,14 @@ def test_proposals_where_the_loss_is_not_finite_are_rejected() -> None:
     assert found.coefficient.low <= 0.5 <= found.coefficient.high
 
 
+def test_weights_too_large_to_be_moved_are_refused() -> None:
+    center = torch.tensor([1e9, 1.0])
+    target = Objective(Vector(center), lambda m, _: (m.theta - center).square().sum() / 2, [torch.zeros(N)])
+    with pytest.raises(ProbeError, match="length of the sampler's steps must be at least"):
+        local_learning_coefficient(target, steps=100)
+    local_learning_coefficient(Objective(Vector(center.double()), target.loss_fn, [torch.zeros(N)]), steps=400)
+
+
 def test_bad_arguments_are_refused() -> None:
     target = potential(2, 2)
     for words, wrong in (

@@ -186,6 +186,16 @@ def penalized(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
     return F.cross_entropy(model(batch[0]), batch[1]) + sum(p.square().sum() for p in model.parameters())
 
 
+def test_a_small_network_in_float32_meets_the_accuracy_that_was_asked() -> None:
+    x, y = gaussian(40, 4, dtype=torch.float32), torch.arange(40) % 2
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 2))
+    found = orbit_trace(Objective(balance(net).model, CrossEntropy(), [(x, y)]))
+    assert found.above == 0
+    assert found.trace.converged
+    assert found.trace.cause == ""
+
+
 def test_where_there_is_no_least_trace_the_reason_is_told() -> None:
     with pytest.raises(ProbeError, match=r"the rescalings of this network are not all known: 0: 1 \(LayerNorm"):
         orbit_trace(objective(nn.Sequential(nn.Linear(4, 6), nn.LayerNorm(6), nn.Linear(6, 3)).double()))

@@ -54,7 +54,9 @@ def test_another_implementation_of_sam_takes_the_same_step(rho: float, *, relati
     found = sam_sharpness(objective, rho=rho, relative=relative)
     assert found.rises == pytest.approx(losses, rel=1e-6)
     assert found.sharpness.value == pytest.approx(losses[0] / 3 + 2 * losses[1] / 3, rel=1e-6)
-    over_batches = mean_estimate([2 * losses[0] / 3, 4 * losses[1] / 3])  # the second batch is twice as large
+    mean = found.sharpness.value
+    apart = [2 / 3 * (losses[0] - mean), 4 / 3 * (losses[1] - mean)]  # the second batch is twice as large
+    over_batches = mean_estimate([mean + one for one in apart])
     assert (found.sharpness.low, found.sharpness.high) == pytest.approx((over_batches.low, over_batches.high), rel=1e-5)
 
 
@@ -74,6 +76,15 @@ def test_a_rise_below_the_rounding_of_the_loss_has_not_converged() -> None:
     assert found.low <= 0.05 * math.sqrt(5) <= found.high
     assert not found.converged
     assert "rounding error" in found.cause
+
+
+def test_batches_of_other_sizes_with_one_rise_have_no_error() -> None:
+    x, y = gaussian(8, 4), torch.arange(8) % 3
+    batches = [(x.repeat(times, 1), y.repeat(times)) for times in (5, 5, 5, 1)]
+    found = sam_sharpness(Objective(network().model, CrossEntropy(), batches))
+    assert found.rises == pytest.approx([found.rises[0]] * 4, rel=1e-9)
+    assert found.sharpness.stderr < 1e-9 * found.sharpness.value
+    assert found.sharpness.high == pytest.approx(found.sharpness.value, rel=1e-6)
 
 
 def refused(loss: Any, message: str, **options: Any) -> None:
