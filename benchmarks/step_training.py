@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lossscope.landscape.training.config import TrainConfig
 from lossscope.landscape.training.training import resolved
 from lossscope.landscape.training.workloads import Examples, batch_at, built, workload
-from lossscope.optimizer import ENTRIES, create
+from lossscope.optimizer import ENTRIES, TwoPassOptimizer, create
 
 REQUIRED = {"nu": 0.0}  # values of settings without a default; at nu = 0 CLion always takes sign steps
 Make = Callable[[nn.Module], torch.optim.Optimizer]
@@ -52,6 +52,12 @@ class Training:
         """Take one step with its forward and backward passes on the next batch, and return the loss."""
         x, y = self.batches[self.steps % len(self.batches)]
         self.steps += 1
+        if isinstance(self.optimizer, TwoPassOptimizer):
+            for p in self.optimizer.passes(self.model):
+                self.passes += 1
+                logits = self.model(x)
+                p.backward(F.cross_entropy(logits, p.labels(logits, y)))
+            return self.optimizer.step()
 
         def closure() -> Tensor:
             self.passes += 1

@@ -17,14 +17,24 @@ from lossscope.optimizer.ascent.perturbation import PERTURBATIONS, WHITENED, Asc
 from lossscope.optimizer.ascent.seeded_noise import SeededNoise
 from lossscope.optimizer.ascent.shear import SHEAR_STATE, direction_of, injected, misalignment, store_shears
 from lossscope.optimizer.ascent.trigger import Decision, TriggerState, decided
-from lossscope.optimizer.ascent.two_pass import Pass, RandomState, StepPlan, ascended, own_copy, untouched_buffers
+from lossscope.optimizer.ascent.two_pass import (
+    Pass,
+    RandomState,
+    StepPlan,
+    ascended,
+    own_copy,
+    refuse_sparse,
+    untouched_buffers,
+)
 from lossscope.optimizer.errors import OptimizerError
+from lossscope.optimizer.estimates.estimated_step import EstimatedStep, refuse_several_processes
+from lossscope.optimizer.estimates.passes import PASSES
 from lossscope.optimizer.hyperparameters import check_floors, checked_group, refuse_counters, refuse_duplicate_names
 from lossscope.optimizer.records.observers import CounterfactualUpdate, Observers, tensor_record
 from lossscope.optimizer.records.step_record import StepRecord, TensorRecord
 from lossscope.optimizer.update.adam import ParameterStep, Update
 from lossscope.optimizer.update.matrix_view import track_of
-from lossscope.optimizer.update.rule import Rule
+from lossscope.optimizer.update.rule import Need, Rule
 from lossscope.optimizer.update.rules import ADAMW
 
 __all__ = ["Params", "TwoPassOptimizer"]
@@ -32,6 +42,7 @@ __all__ = ["Params", "TwoPassOptimizer"]
 Params = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]]
 
 _RULE: Final = "rule"  # key under which a state stores the rule that saved it
+_NO_SCALER: Final = "does not work with a GradScaler, which knows one gradient of a step: train in bfloat16 or float32"
 
 
 class TwoPassOptimizer(Optimizer, ABC):
@@ -95,6 +106,8 @@ class TwoPassOptimizer(Optimizer, ABC):
         rule.check(group)
         for parameter in group["params"]:
             self._check_floors(group, parameter)
+        if rule.needs is not None and group["mode"] != "base":
+            raise OptimizerError(f"mode={group['mode']!r} has no meaning for {self.rule}, which has passes of its own")
         if group["perturbation"] in WHITENED and group["mode"] != "base" and not rule.adam_moments:
             raise OptimizerError(
                 f"perturbation={group['perturbation']!r} needs a second-moment estimate and {self.rule} keeps none; "
@@ -188,6 +201,8 @@ class TwoPassOptimizer(Optimizer, ABC):
     def passes(self, model: nn.Module | None = None, scaler: torch.amp.GradScaler | None = None) -> Iterator[Pass]:
         """Yield one pass, or two on a sync step: run forward and backward in each, then call `step()`.
 
+        A rule that `needs` passes of its own yields these. They are not scaled, and run in one process.
+
         Gradients are zeroed before each pass, so micro-batches may be accumulated within one. Leaving the loop early,
         or an exception in it, restores the parameters and discards the passes: a later `step()` uses the gradients that
         are there if it needs one pass, and raises an error if it needs two.
@@ -206,6 +221,9 @@ class TwoPassOptimizer(Optimizer, ABC):
         self._plan = None
         self._scaling.begin(scaler)
         self.zero_grad()
+        if self.declared.needs is not None:
+            yield from self._passes_of_need(self.declared.needs, model, scaler)
+            return
         replay = RandomState(self._parameters()) if self.takes_second_gradient else None
         first = Pass(0)
         self._inside_pass = True
@@ -236,6 +254,8 @@ class TwoPassOptimizer(Optimizer, ABC):
             raise OptimizerError("step() was called inside the passes() loop; call it once, after the loop")
         closure = closure if self._plan is None else None
         scaled = self._scaling.check(closure=closure is not None)
+        if self.declared.needs is not None:
+            self._refuse_step(self.declared.needs, closure=closure is not None, scaled=scaled)
         loss = self._run(closure) if closure is not None else None
         plan = self._plan or self._plan_without_passes()
         self._plan = None
@@ -250,7 +270,8 @@ class TwoPassOptimizer(Optimizer, ABC):
             self._step_group(group, first, plan, observed, uninjected)
             first += len(group["params"])
         plan.decision.after.write(self.param_groups[0])
-        self.last = StepPlan(plan.decision, plan.losses)  # scalars only: the tensors of the step are released
+        # scalars only: the tensors of the step are released
+        self.last = StepPlan(plan.decision, plan.losses, extra=plan.extra)
         if observed is not None:
             self._observers.notify(
                 self.param_groups[0], plan, observed, uninjected, orthogonalizes=self.declared.orthogonalizes
@@ -270,22 +291,52 @@ class TwoPassOptimizer(Optimizer, ABC):
             if isinstance(value, Tensor):
                 p.loss = value.detach()
             loss = value if p.index == 0 else loss
-            if all(q.grad is None for q in self._parameters()):
+            if self.declared.needs is not Need.TWO_LOSSES and all(q.grad is None for q in self._parameters()):
                 raise OptimizerError(
                     "the closure computed no gradient; it must zero the gradients, run forward and backward, and "
                     "return the loss"
                 )
         return loss
 
+    def _passes_of_need(
+        self, need: Need, model: nn.Module | None, scaler: torch.amp.GradScaler | None
+    ) -> Iterator[Pass]:
+        """Yield the passes that the rule needs, and keep what they measure for the step."""
+        if scaler is not None and scaler.is_enabled():
+            raise OptimizerError(f"{self.rule} {_NO_SCALER}")
+        refuse_several_processes(self.rule)
+        pairs = [(group, p, name) for group in self.param_groups for p, name in _named(group)]
+        step = EstimatedStep(
+            rule=self.rule,
+            settings=self.param_groups[0],
+            parameters=self._parameters(),
+            stepped={p: name for group, p, name in pairs if self.rule_of(group, p) is self.declared},
+            fresh=lambda p: not self.state.get(p),
+            clock=self.trigger_state.clock,
+            model=model,
+            zero_grad=self.zero_grad,
+        )
+        self._inside_pass = True
+        try:
+            yield from PASSES[need](step)
+        finally:
+            self._inside_pass = False
+        self._plan = StepPlan(self._decide(), (step.loss, None), estimates=step.estimates, extra=step.extra)
+
+    def _refuse_step(self, need: Need, *, closure: bool, scaled: bool) -> None:
+        """Raise an `OptimizerError` for a step that does not have what the rule needs."""
+        if scaled:
+            raise OptimizerError(f"{self.rule} {_NO_SCALER}")
+        if (closure and need.draws_labels) or (not closure and self._plan is None):
+            how = "step(closure), whose labels are those of the data" if closure else "step() without its passes"
+            loss = "loss_fn(outputs, p.labels(outputs, labels))" if need.draws_labels else "loss"
+            loop = f"for p in optimizer.passes(model): p.backward({loss})"
+            raise OptimizerError(f"{self.rule} cannot take {how}: run `{loop}`, then step()")
+
     def _decide(self) -> Decision:
         first = self.param_groups[0]
         before = TriggerState.read(first)
-        for p in self._parameters():
-            if p.grad is not None and p.grad.layout != torch.strided:
-                raise OptimizerError(
-                    f"a parameter of shape {tuple(p.shape)} has a sparse gradient, which is not supported; "
-                    "build its module with sparse=False, or use torch.optim.SparseAdam for it"
-                )
+        refuse_sparse(self._parameters())
         if first["mode"] != "aga" or not self.takes_second_gradient:
             return decided(first, before, None, takes_second_gradient=self.takes_second_gradient)
         shears = {p: self.state.get(p, {}).get("shear") for p in self._parameters() if p.grad is not None}
@@ -354,9 +405,10 @@ class TwoPassOptimizer(Optimizer, ABC):
             return ParameterStep(
                 index, name, parameter, followed, plan.base.get(parameter), stale, state, False, gradient
             )
+        estimate = plan.estimates.get(parameter, {})
         direction = self._injected_direction(state)
         if direction is None:
-            return ParameterStep(index, name, parameter, gradient, gradient, stale, state, False)
+            return ParameterStep(index, name, parameter, gradient, gradient, stale, state, False, estimate=estimate)
         fed = injected(gradient, direction, plan.decision.alpha)
         return ParameterStep(index, name, parameter, fed, gradient, stale, state, True)
 
@@ -376,10 +428,8 @@ class TwoPassOptimizer(Optimizer, ABC):
         observed: list[TensorRecord] | None,
         uninjected: CounterfactualUpdate | None,
     ) -> None:
-        indices = range(first, first + len(group["params"]))
-        names = group.get("param_names") or [f"parameter {i}" for i in indices]
-        rows = zip(indices, names, group["params"], strict=True)
-        moments = [self._moment(group, i, n, p, plan) for i, n, p in rows if p.grad is not None]
+        rows = enumerate(_named(group, first), first)
+        moments = [self._moment(group, i, n, p, plan) for i, (p, n) in rows if p.grad is not None]
         if not moments:
             return
         if plan.decision.sync:
@@ -392,6 +442,12 @@ class TwoPassOptimizer(Optimizer, ABC):
             observed += [
                 tensor_record(moment, one, self.rule_of(group, moment.parameter), group, plan) for moment, one in steps
             ]
+
+
+def _named(group: dict[str, Any], first: int = 0) -> list[tuple[Tensor, str]]:
+    """Return the parameters of a group, each with its name, or else its number over all groups."""
+    names = group.get("param_names") or [f"parameter {first + i}" for i in range(len(group["params"]))]
+    return list(zip(group["params"], names, strict=True))
 
 
 def _refuse_foreign_state(optimizer: TwoPassOptimizer, saved: Mapping[str, Any]) -> None:

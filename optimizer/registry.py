@@ -17,14 +17,16 @@ from lossscope.optimizer.ars2_neo import ARS2Neo
 from lossscope.optimizer.errors import OptimizerError
 from lossscope.optimizer.hyperparameters import DEFAULTS, checked_number, period_of
 from lossscope.optimizer.rule_optimizer import RuleOptimizer
+from lossscope.optimizer.update.curvature_rules import RULES
 from lossscope.optimizer.update.matrix_view import track_of
 from lossscope.optimizer.update.routing import routing
-from lossscope.optimizer.update.rule import Rule
-from lossscope.optimizer.update.rules import RULES
+from lossscope.optimizer.update.rule import Need, Rule
 
 __all__ = ["ENTRIES", "Entry", "Groups", "create", "names", "nearest", "register", "settings"]
 
 Groups = list[dict[str, Any]]
+
+_LARGEST_SIDE: Final = 8192  # of a dense layer whose factors are kept: the square of a vocabulary has no place
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,7 @@ class Entry:
     usual: Mapping[str, Any] = field(default_factory=dict)  # settings with defaults; None: the default of its base
     cuts: bool = False  # True if `make` takes groups, with those of convolutions marked, since it needs matrix views
     required: tuple[str, ...] = ()  # settings without a default
+    dense: bool = False  # True if `make` takes groups, with what is no weight of a dense layer marked as vectors
 
 
 ENTRIES: Final[dict[str, Entry]] = {}
@@ -105,7 +108,8 @@ def create(name: str, parameters: nn.Module | Iterable[tuple[str, Tensor]], **ov
     if not trainable:
         raise OptimizerError(f"no parameter requires a gradient; {name} has nothing to optimize")
     try:
-        return entry.make(_groups(parameters, trainable) if entry.cuts else trainable, **overrides)
+        group = _dense_groups if entry.dense else _groups if entry.cuts else None
+        return entry.make(trainable if group is None else group(parameters, trainable), **overrides)
     except (TypeError, ValueError) as error:
         raise OptimizerError(f"optimizer {name}: {error}") from error
     except (IndexError, KeyError, RuntimeError) as error:
@@ -131,6 +135,34 @@ def _groups(parameters: Any, trainable: list[tuple[str, Tensor]]) -> Groups:
     rest = {"params": [(label, p) for label, p in trainable if label not in cut]}
     convolutions = {"params": [(label, p) for label, p in trainable if label in cut], "convolution": True}
     return [group for group in (rest, convolutions) if group["params"]]
+
+
+def _dense_groups(parameters: Any, trainable: list[tuple[str, Tensor]]) -> Groups:
+    """Return the weights of dense layers as one group, and all other parameters as vectors.
+
+    Without a model every matrix counts as such a weight. With one, a weight counts if its layer is called as a module
+    (the output layer of `torch.nn.MultiheadAttention` is not), if nothing else has it, and if its sides are moderate.
+    """
+    dense = {label for label, p in trainable if p.ndim == 2}
+    if isinstance(parameters, nn.Module):
+        dense &= {label for label, p in trainable if p in _dense_weights(parameters)}
+    if not dense:
+        raise OptimizerError(
+            "no weight of a dense layer (torch.nn.Linear) requires a gradient, so nothing takes its step"
+        )
+    rest = [pair for pair in trainable if pair[0] not in dense]
+    groups: Groups = [{"params": [pair for pair in trainable if pair[0] in dense]}, {"params": rest, "track": "vector"}]
+    return [group for group in groups if group["params"]]
+
+
+def _dense_weights(model: nn.Module) -> set[nn.Parameter]:
+    """Return the weights of dense layers that are called as modules and that no other module shares."""
+    owners = [(module, p) for module in model.modules() for p in module._parameters.values() if p is not None]
+    inside = {
+        child for module in model.modules() if isinstance(module, nn.MultiheadAttention) for child in module.children()
+    }
+    shared = {p for module, p in owners if not isinstance(module, nn.Linear) or module in inside}
+    return {p for _, p in owners if p.ndim == 2 and max(p.shape) <= _LARGEST_SIDE} - shared
 
 
 def _entry(name: str) -> Entry:
@@ -195,8 +227,10 @@ def _add_rule(name: str, rule: Rule) -> None:
     usual = {"lr": rule.lr, "weight_decay": rule.weight_decay, **rule.settings}
     usual |= {} if rule.vector_lr is None else {"vector_lr": rule.vector_lr}
     make = partial(_rule_optimizer, rule=name)
-    ENTRIES[name] = Entry(rule.words, rule.source, make, usual, cuts=rule.orthogonalizes, required=rule.required)
-    _add_base(name, make)
+    dense = rule.needs is Need.LAYER_FACTORS
+    ENTRIES[name] = Entry(rule.words, rule.source, make, usual, rule.orthogonalizes, rule.required, dense)
+    if rule.needs is None:
+        _add_base(name, make)
 
 
 def _rule_optimizer(trainable: Any, *, rule: str, **chosen: Any) -> RuleOptimizer:
@@ -207,10 +241,11 @@ def _rule_optimizer(trainable: Any, *, rule: str, **chosen: Any) -> RuleOptimize
     checked_number("vector_lr", vector_lr)  # a group calls it lr
 
     def of(group: dict[str, Any], track: str) -> list[tuple[str, Tensor]]:
-        return [(label, p) for label, p in group["params"] if track_of({"track": None}, p) == track]
+        return [(label, p) for label, p in group["params"] if track_of({"track": None, **group}, p) == track]
 
     matrices = [{**group, "params": of(group, "matrix")} for group in trainable]
-    vectors = {"params": [pair for group in trainable for pair in of(group, "vector")], "lr": vector_lr}
+    tracks = {"track": "vector"} if any("track" in group for group in trainable) else {}
+    vectors = {"params": [pair for group in trainable for pair in of(group, "vector")], "lr": vector_lr, **tracks}
     return RuleOptimizer([group for group in (*matrices, vectors) if group["params"]], rule, **chosen)
 
 

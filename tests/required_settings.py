@@ -9,9 +9,11 @@ from torch import Tensor, nn
 
 from lossscope import optimizer
 from lossscope.optimizer import ENTRIES
+from lossscope.optimizer.update.rules import RULES
 
-__all__ = ["REQUIRED", "create", "required"]
+__all__ = ["ONE_KIND_OF_PASS", "REQUIRED", "create", "required"]
 
+ONE_KIND_OF_PASS: Final = tuple(name for name, rule in RULES.items() if rule.needs is None)  # an ascent takes these
 REQUIRED: Final[dict[str, Any]] = {"nu": 0.0}  # CLion then takes sign steps only
 
 

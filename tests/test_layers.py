@@ -24,9 +24,10 @@ ROOMS: dict[str, dict[str, set[str]]] = {
     "optimizer": {
         "update": set(),
         "ascent": {"update"},
+        "estimates": {"ascent", "update"},
         "records": {"ascent", "update"},
         "hyperparameters": {"ascent", "update"},
-        "base": {"hyperparameters", "records", "ascent", "update"},
+        "base": {"hyperparameters", "records", "estimates", "ascent", "update"},
         "ars2_neo": {"base", "hyperparameters", "records", "ascent", "update"},
         "rule_optimizer": {"base", "hyperparameters", "records", "ascent", "update"},
         "rho_schedule": {"base"},

@@ -78,6 +78,7 @@ ALLOWED: dict[str, tuple[str, dict[str, int]]] = {
     "probes/step_tensors/matrix_spectrum.py": ("one layer, scaled to largest entry 1, in float64", {"@": 1}),
     "probes/step_tensors/newton_schulz.py": (SHORT, {"vector_norm": 3, "norm": 1}),
     "probes/step_tensors/singular_values.py": ("one layer, scaled to norm 1, in float64", {"@": 2}),
+    "optimizer/estimates/layer_factors.py": ("rows of a batch that went through a layer", {"@": 1}),
     "optimizer/reference.py": ("the specification, in float64", {"@": 3}),
     "optimizer/update/newton_schulz.py": ("products of layers", {"@": 7}),
 }

@@ -252,7 +252,7 @@ class StepObserver:
             return {"passes": passes, "synced": True if any(one.two_steps for one in self._watches) else None}
         decision = last.decision
         return {
-            "passes": 1 + decision.sync,
+            "passes": last.passes,
             "synced": decision.sync,
             "phi": decision.phi,
             "threshold": decision.threshold,

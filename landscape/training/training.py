@@ -247,7 +247,8 @@ def _step(job: Job, batch: Examples) -> Tensor:
     inputs, labels = batch
     if isinstance(job.optimizer, TwoPassOptimizer):
         for p in job.optimizer.passes(job.model):
-            p.backward(_loss(job.model(inputs), labels))
+            logits = job.model(inputs)
+            p.backward(_loss(logits, p.labels(logits, labels)))
         loss: Tensor = job.optimizer.step()
         return loss
     job.optimizer.zero_grad()

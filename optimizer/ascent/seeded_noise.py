@@ -22,8 +22,16 @@ class SeededNoise:
 
     def normal_like(self, tensor: Tensor) -> Tensor:
         """Return standard normal numbers with the shape, dtype and device of a tensor."""
-        generator = torch.Generator().manual_seed(self._key)
-        return torch.randn(tensor.shape, generator=generator, dtype=torch.float64).to(tensor)
+        return torch.randn(tensor.shape, generator=self.generator(), dtype=torch.float64).to(tensor)
+
+    def signs_like(self, tensor: Tensor) -> Tensor:
+        """Return random signs with the shape, dtype and device of a tensor."""
+        bits = torch.randint(2, tensor.shape, generator=self.generator(), dtype=torch.int8)
+        return bits.to(tensor).mul_(2).sub_(1)
+
+    def generator(self, device: torch.device | str = "cpu") -> torch.Generator:
+        """Return a generator of this draw on a device."""
+        return torch.Generator(device).manual_seed(self._key)
 
     @property
     def _key(self) -> int:

@@ -13,22 +13,45 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 from lossscope.optimizer.ascent.surrogate import SURROGATES
 from lossscope.optimizer.ascent.trigger import Decision
+from lossscope.optimizer.errors import OptimizerError
 from lossscope.optimizer.update import sums
 
-__all__ = ["Pass", "RandomState", "StepPlan", "ascended", "own_copy", "untouched_buffers"]
+__all__ = ["Pass", "RandomState", "StepPlan", "ascended", "own_copy", "refuse_sparse", "untouched_buffers"]
 
 
 @dataclass
 class Pass:
-    """One forward and backward pass of a step: index 0 at the parameters, 1 at the ascended ones."""
+    """One forward and backward pass of a step: index 0 at the parameters, 1 at the ascended ones.
+
+    Optimizers that need other passes (`Rule.needs`) yield passes of other kinds, so that one loop serves all of them:
+
+        for p in optimizer.passes(model):
+            logits = model(inputs)
+            p.backward(cross_entropy(logits, p.labels(logits, labels)))
+        optimizer.step()
+    """
 
     index: int
     loss: Tensor | None = None
 
     def backward(self, loss: Tensor) -> None:
         """Call `loss.backward()` and keep the loss for records and for the return value of `step()`."""
-        self.loss = loss.detach() if self.loss is None else self.loss + loss.detach()
+        self.keep(loss)
         loss.backward()  # type: ignore[no-untyped-call]
+
+    def keep(self, loss: Tensor) -> None:
+        """Keep the loss, or add that of another micro-batch."""
+        self.loss = loss.detach() if self.loss is None else self.loss + loss.detach()
+
+    def labels(self, logits: Tensor, labels: Tensor, ignore_index: int = -100) -> Tensor:
+        """Return the labels to compute the loss with: those given, or in some passes ones drawn from the model.
+
+        Args:
+            logits: Output of the model, with the classes last, or second as `torch.nn.functional.cross_entropy` has it.
+            labels: Class numbers, one for each row of logits.
+            ignore_index: Label of rows that the loss leaves out; they keep it.
+        """
+        return labels
 
 
 @dataclass
@@ -41,6 +64,13 @@ class StepPlan:
     moves: dict[Tensor, Tensor] = field(default_factory=dict)  # the perturbations of a sync step
     raised_norm: sums.Number | None = None  # norm of the second gradient before clipping, in the unit of the loss
     followed: dict[Tensor, Tensor] = field(default_factory=dict)  # gradients followed instead of the second ones
+    estimates: dict[Tensor, Mapping[str, Tensor]] = field(default_factory=dict)  # of the passes that a rule needs
+    extra: int = 0  # passes beside the first one that are no ascent
+
+    @property
+    def passes(self) -> int:
+        """Number of forward passes of the step."""
+        return 1 + self.decision.sync + self.extra
 
     @torch.no_grad()
     def measure(self, settings: Mapping[str, Any], scale: float) -> None:
@@ -135,6 +165,16 @@ def untouched_buffers(model: nn.Module | None) -> Iterator[None]:
             for (module, name), (buffer, value) in saved.items():
                 buffer.copy_(value)
                 module._buffers[name] = buffer
+
+
+def refuse_sparse(parameters: Sequence[Tensor]) -> None:
+    """Raise an `OptimizerError` if a gradient is sparse."""
+    for p in parameters:
+        if p.grad is not None and p.grad.layout != torch.strided:
+            raise OptimizerError(
+                f"a parameter of shape {tuple(p.shape)} has a sparse gradient, which is not supported; "
+                "build its module with sparse=False, or use torch.optim.SparseAdam for it"
+            )
 
 
 def own_copy(gradient: Tensor) -> Tensor:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -58,6 +58,7 @@ class ParameterStep:
     injected: bool  # True if a shear was added to the gradient
     raised: Tensor | None = None  # the adversarial gradient of a sync step
     shear: Tensor | None = None  # the shear that this step has stored
+    estimate: Mapping[str, Tensor] = field(default_factory=dict)  # from the passes that the rule needs, if it was due
 
     @property
     def steps(self) -> float:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lossscope.optimizer.update.adam import ParameterStep, Update, zeros_state
 
-__all__ = ["NOT_NEGATIVE", "Bound", "Direction", "Group", "Rule", "zeros"]
+__all__ = ["NOT_NEGATIVE", "Bound", "Direction", "Group", "Need", "Rule", "zeros"]
 
 Group = dict[str, Any]
 
@@ -28,6 +28,20 @@ class Direction(Enum):
     ORTHOGONAL = "orthogonal"  # built from an orthogonal factor
     SIGN = "sign"  # the signs of a gradient or of a momentum
     OTHER = "other"  # none of these: no metric and no threshold is known
+
+
+class Need(Enum):
+    """Passes of its own that a step needs beside, or in place of, a gradient; see `optimizer/estimates`."""
+
+    SAMPLED_GRADIENT = "every `period` steps, the gradient of the loss with labels drawn from the model"
+    LAYER_FACTORS = "every `period` steps, inputs and output gradients of dense layers, with drawn labels"
+    HESSIAN_PRODUCT = "a product of the Hessian with random signs, from the graph of the gradient"
+    TWO_LOSSES = "two losses at random displacements of the weights, and no gradient"
+
+    @property
+    def draws_labels(self) -> bool:
+        """True if some passes are run with labels drawn from the model."""
+        return self in (Need.SAMPLED_GRADIENT, Need.LAYER_FACTORS)
 
 
 class Bound(NamedTuple):
@@ -81,6 +95,8 @@ class Rule:
         adamw_vectors: True if vectors take AdamW's step (the settings then include `betas` and `eps`); False if they
             are stepped like matrices.
         vector_lr: Default learning rate of vectors that take AdamW's step; None uses `lr`.
+        needs: Passes of its own, whose estimates the step finds in `ParameterStep.estimate`. Such a rule never ascends,
+            and its settings have a `seed`.
     """
 
     step: Callable[[Group, Sequence[ParameterStep]], list[Update]]
@@ -102,3 +118,4 @@ class Rule:
     decoupled_decay: bool = True
     adamw_vectors: bool = False
     vector_lr: float | None = None
+    needs: Need | None = None

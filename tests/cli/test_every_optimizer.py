@@ -16,6 +16,7 @@ from required_settings import required
 
 REPORTS = ("sharpness", "entropy", "flatness", "dynamics")
 RATES = {"lion": 1e-3, "clion": 1e-3}  # the published 1e-4 is for long runs: 400 steps end at 66 %
+RATES |= {"sophia-g": 0.01, "zo-gd": 0.01}
 QUICK = ("ars2-sync",)  # an orthogonal factor and an ascent
 
 
@@ -62,10 +63,15 @@ def test_every_optimizer_learns_the_digits_and_the_reports_work(name: str, few_p
     needed += ["--lr", str(RATES[name])] if name in RATES else []
     run = trained(name, tmp_path, "--set", "evaluations=3", *needed)
     losses = run.steps["loss"]
+    accuracy = run.steps["test_accuracy"].dropna().iloc[-1]
     assert len(losses) == 400
     assert all(map(math.isfinite, losses))
-    assert losses.iloc[-20:].mean() < 0.5 * losses.iloc[0]
-    assert run.steps["test_accuracy"].dropna().iloc[-1] > 0.85
+    if name == "zo-gd":  # one direction a step, of thousands
+        assert losses.iloc[-20:].mean() < losses.iloc[0] - 0.05
+        assert accuracy > 0.15
+    else:
+        assert losses.iloc[-20:].mean() < 0.5 * losses.iloc[0]
+        assert accuracy > 0.85
     check_objects(run)
     check_reports(run, name)
     page = tmp_path / "all.html"

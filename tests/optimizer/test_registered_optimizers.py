@@ -17,6 +17,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, CyclicLR, LambdaLR, OneC
 
 from helpers import draw
 from lossscope.optimizer import ENTRIES, OptimizerError, RhoSchedule, StepRecord, names, settings
+from lossscope.optimizer.update.rule import Need
 from lossscope.optimizer.update.rules import RULES
 from required_settings import create
 
@@ -26,6 +27,15 @@ NAMES = names()
 RELATIVES = {"rmsuon", "muon@rms", "muoneq", "signsgd", "adarmsuon", "asam", "adamw@rms", "ars2-random", "ars2-timer"}
 EVERY = pytest.mark.parametrize(
     "name", [pytest.param(name, marks=pytest.mark.slow if name in RELATIVES else ()) for name in NAMES]
+)
+NEEDS = {name: RULES[name].needs for name in NAMES if name in RULES and RULES[name].needs}
+ONE_GRADIENT_KIND = pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name in RELATIVES else ())
+        for name in NAMES
+        if name not in NEEDS  # whose passes are of several kinds
+    ],
 )
 ASCENDING = tuple(name for name in NAMES if "rho" in settings(name))
 
@@ -59,6 +69,10 @@ KEEPS: dict[str, tuple[str, bool]] = {
     "muon@rms": ("moments", True),
     "ars2-timer": ("moments", True),
     "ars2-random": ("moments", True),
+    "sophia-g": ("momentum", False),
+    "adahessian": ("momentum", False),
+    "zo-gd": ("nothing", False),
+    "kfac": ("factors", False),
 }
 
 
@@ -80,7 +94,7 @@ CANNOT: dict[tuple[str, str], str] = {
         ): "moments have the dtype of the weights, as in torch.optim.AdamW, and the nearest "
         "bfloat16 to 0.999 v is v: keep weights in float32, or set betas up to (0.99, 0.99)"
         for name, (kept, _) in KEEPS.items()
-        if kept == "moments"
+        if kept in ("moments", "factors")
     },
     **{
         (
@@ -92,6 +106,8 @@ CANNOT: dict[tuple[str, str], str] = {
         if kept == "momentum" and adamw_vectors(name)
     },
     ("ars2-random", "first gradient shows"): "it plays no part: neither the ascent nor the step is made of it",
+    ("zo-gd", "waits for a gradient"): "two losses do not tell which parameters the model uses: all are displaced",
+    ("zo-gd", "statistics at the weights"): "both of its passes are run at displaced weights",
 }
 
 
@@ -145,9 +161,10 @@ def batch(step: int, size: int = 12) -> tuple[Tensor, Tensor]:
     return x, (x[:, :3] + 0.3 * draw(500 + step, size, 3)).argmax(1)
 
 
-def loss_of(model: Busy, step: int, **more: Any) -> Tensor:
+def loss_of(model: Busy, step: int, given: Callable[[Tensor, Tensor], Tensor] | None = None, **more: Any) -> Tensor:
     x, y = batch(step)
-    return F.cross_entropy(model(x.to(model.last.weight.dtype), **more), y)
+    logits = model(x.to(model.last.weight.dtype), **more)
+    return F.cross_entropy(logits, y if given is None else given(logits, y))
 
 
 def started(name: str, model: Busy, **overrides: Any) -> Any:
@@ -155,13 +172,15 @@ def started(name: str, model: Busy, **overrides: Any) -> Any:
     chosen = {"lr": {"adamw": 0.02, "sgd": 0.3}.get(name, 0.01), "weight_decay": 0.1}
     chosen |= {"k": 5} if "k" in settings(name) else {}
     chosen |= {"vector_lr": 0.01} if ENTRIES[name].usual.get("vector_lr") else {}
+    chosen |= {"period": 5} if "period" in settings(name) else {}
+    chosen |= {"mu": 0.1} if "mu" in settings(name) and model.last.weight.dtype == torch.bfloat16 else {}
     return create(name, model, **{**chosen, **overrides})
 
 
 def train(model: Busy, optimizer: Any, steps: range, **more: Any) -> None:
     for step in steps:
         for p in optimizer.passes(model):
-            p.backward(loss_of(model, step, **more))
+            p.backward(loss_of(model, step, given=p.labels, **more))
         optimizer.step()
 
 
@@ -290,7 +309,7 @@ def test_a_record_has_what_the_method_has_and_none_for_the_rest(name):
         assert bool(record.newton_schulz) == orthogonal
         for t in record.tensors:
             matrix = t.parameter.ndim == 2
-            adam = keeps == "moments" or (not matrix and keeps != "nothing" and adamw_vectors(name))
+            adam = keeps == "moments" or (not matrix and keeps in ("momentum", "factors") and adamw_vectors(name))
             momentum = keeps == "momentum" and (matrix or not adamw_vectors(name))
             has = {
                 "gradient": True,
@@ -335,7 +354,7 @@ def test_the_update_of_a_record_is_what_the_weights_moved_by(name):
 # -- mixed precision, accumulation, schedules, clipping --------------------------------------------------------------
 
 
-@EVERY
+@ONE_GRADIENT_KIND
 def test_scaled_losses_give_the_same_run(name):
     plain, scaled = Busy().float(), Busy().float()
     without, optimizer = started(name, plain), started(name, scaled)
@@ -354,7 +373,7 @@ def test_scaled_losses_give_the_same_run(name):
         torch.testing.assert_close(ours.gradient, theirs.gradient, rtol=1e-6, atol=0)  # in one unit
 
 
-@EVERY
+@ONE_GRADIENT_KIND
 def test_a_scaler_that_the_passes_were_not_told_of_is_refused_where_there_are_two_gradients(name):
     model, told = Busy().float(), Busy().float()
     optimizer, other = started(name, model), started(name, told)
@@ -384,14 +403,14 @@ def test_a_scaler_that_the_passes_were_not_told_of_is_refused_where_there_are_tw
     assert not same(before, copies(model))
 
 
-@EVERY
+@ONE_GRADIENT_KIND
 def test_scaled_losses_that_are_clipped_give_the_same_run(name):
     plain, scaled = Busy().float(), Busy().float()
     without, optimizer = started(name, plain), started(name, scaled)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=1000)
     for step in range(4):
         for p in without.passes(plain):
-            p.backward(loss_of(plain, step))
+            p.backward(loss_of(plain, step, given=p.labels))
         torch.nn.utils.clip_grad_norm_(plain.parameters(), 0.1)
         without.step()
         for _ in optimizer.passes(scaled, scaler=scaler):
@@ -403,7 +422,7 @@ def test_scaled_losses_that_are_clipped_give_the_same_run(name):
     assert same(tensors(plain, without), tensors(scaled, optimizer))
 
 
-@EVERY
+@ONE_GRADIENT_KIND
 def test_a_scaler_that_steps_with_a_closure_is_refused_and_nothing_moves(name):
     model = Busy().float()
     optimizer = started(name, model)
@@ -425,7 +444,7 @@ def test_a_scaler_that_steps_with_a_closure_is_refused_and_nothing_moves(name):
     assert not same(before, copies(model))
 
 
-@EVERY
+@ONE_GRADIENT_KIND
 def test_a_plain_step_where_the_passes_were_told_of_a_scaler_is_refused_and_the_scaler_still_takes_it(name):
     model, twin = Busy().float(), Busy().float()
     optimizer, other = started(name, model), started(name, twin)
@@ -445,7 +464,28 @@ def test_a_plain_step_where_the_passes_were_told_of_a_scaler_is_refused_and_the_
     optimizer.step()
 
 
-@EVERY
+@pytest.mark.parametrize("name", NEEDS)
+def test_a_scaler_is_one_sentence_where_passes_are_of_several_kinds_and_nothing_moves(name):
+    model = Busy().float()
+    optimizer = started(name, model)
+    before = copies(model)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    with pytest.raises(OptimizerError, match=rf"^{name} does not work with a GradScaler[^\n]+$"):
+        next(optimizer.passes(model, scaler=scaler))
+    for p in optimizer.passes(model):
+        p.backward(loss_of(model, 0, given=p.labels))
+    scaler.scale(torch.ones(()))  # which makes it ready
+    with pytest.raises(OptimizerError, match=rf"^{name} does not work with a GradScaler[^\n]+$"):
+        scaler.step(optimizer)
+    assert same(before, copies(model))
+    disabled = torch.amp.GradScaler("cpu", enabled=False)  # that one calls step() and does nothing else
+    for p in optimizer.passes(model, scaler=disabled):
+        p.backward(loss_of(model, 0, given=p.labels))
+    disabled.step(optimizer)
+    assert not same(before, copies(model))
+
+
+@ONE_GRADIENT_KIND
 def test_a_step_that_overflows_is_left_out_and_the_next_one_taken(name):
     model = Busy().float()
     optimizer = started(name, model)
@@ -484,7 +524,7 @@ def test_in_bfloat16_what_is_remembered_of_a_gradient_fades(name):
     before = [float(state[key].float().norm()) for state, key in rows]
     for step in range(30):
         for p in optimizer.passes(model):
-            p.backward(0.0 * loss_of(model, step))
+            p.backward(0.0 * loss_of(model, step, given=p.labels))
         optimizer.step()
     assert all(float(state[key].float().norm()) < 0.98 * was for (state, key), was in zip(rows, before, strict=True))
 
@@ -498,7 +538,8 @@ def test_accumulated_micro_batches_are_the_batch(name):
         x, y = batch(step)
         for p in optimizer.passes(parts):
             for xs, ys in zip(x.split(4), y.split(4), strict=True):
-                p.backward(F.cross_entropy(parts(xs), ys) / 3)
+                logits = parts(xs)
+                p.backward(F.cross_entropy(logits, p.labels(logits, ys)) / 3)
         optimizer.step()
     for a, b in zip(tensors(whole, by_whole), tensors(parts, optimizer), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-9)
@@ -517,9 +558,13 @@ def test_a_closure_is_the_loop_of_passes(name):
         def closure(step: int = step) -> Tensor:
             optimizer.zero_grad()
             value = loss_of(closed, step)
-            value.backward()
+            value.backward(create_graph=NEEDS.get(name) is Need.HESSIAN_PRODUCT)
             return value
 
+        if name in NEEDS and NEEDS[name].draws_labels:
+            with pytest.raises(OptimizerError, match=rf"^{name} cannot take step\(closure\), whose labels are [^\n]+$"):
+                optimizer.step(closure)
+            return
         optimizer.step(closure)
     assert same(tensors(looped, by_loop), tensors(closed, optimizer))
 
@@ -531,7 +576,7 @@ def test_a_closure_behind_passes_is_not_called():
     torch.manual_seed(0)
     optimizer = started("ars2-sync", stepped)
     for p in optimizer.passes(stepped):
-        p.backward(loss_of(stepped, 0))
+        p.backward(loss_of(stepped, 0, given=p.labels))
     optimizer.step(lambda: pytest.fail("the closure was called"))  # as Lightning's, which does nothing
     assert same(tensors(looped, by_loop), tensors(stepped, optimizer))
 
@@ -580,7 +625,7 @@ def test_a_schedule_of_rho_drives_the_ascent_through_its_group(name):
     if name not in ASCENDING:  # one pass and no radius to schedule
         with pytest.raises(OptimizerError, match="has no setting 'rho'"):
             create(name, Busy(), rho=0.1)
-        assert len(list(started(name, Busy()).passes())) == 1
+        assert name in NEEDS or len(list(started(name, Busy()).passes())) == 1
         return
     lengths = []
     for shrink in (1.0, 0.5):
@@ -650,7 +695,7 @@ def clipped(name: str) -> Iterator[StepRecord]:
     records = records_of(optimizer)
     for step in range(6):
         for p in optimizer.passes(model):
-            p.backward(loss_of(model, step))
+            p.backward(loss_of(model, step, given=p.labels))
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1e-3)
         optimizer.step()
         yield records[-1]
@@ -676,7 +721,7 @@ def test_clipping_after_the_last_pass_leaves_the_direction_of_what_is_followed(n
         optimizer.observe(lambda r, kept=kept: kept.append(torch.cat([t.followed.flatten() for t in r.tensors])))
         for _ in range(2):
             for p in optimizer.passes(model):
-                p.backward(loss_of(model, 0))
+                p.backward(loss_of(model, 0, given=p.labels))
             torch.nn.utils.clip_grad_norm_(model.parameters(), most)
             optimizer.step()
         seen.append(kept)
@@ -696,7 +741,7 @@ def test_clipping_is_what_the_step_is_made_of(name):
 # -- the second pass leaves no trace -------------------------------------------------------------------------------
 
 
-@EVERY
+@cells("statistics at the weights")
 def test_batch_statistics_count_once_a_step(name):
     model = Busy(busy=True)
     optimizer = started(name, model, weight_decay=0.0)
@@ -741,13 +786,14 @@ def test_an_exception_in_the_last_pass_leaves_the_weights_bit_for_bit(name):
     model = Busy(busy=True)
     optimizer = started(name, model)
     before = copies(model)
-    last = 1 if name in ASCENDING else 0
+    displaced = NEEDS.get(name) is Need.TWO_LOSSES
+    last = 1 if name in ASCENDING or displaced else 0
 
     def broken() -> None:
         for p in optimizer.passes(model):
-            p.backward(loss_of(model, 0))
+            p.backward(loss_of(model, 0, given=p.labels))
             if p.index == last:
-                assert same(before[:1], copies(model)[:1]) == (last == 0)
+                assert same(before[:1], copies(model)[:1]) == (last == 0 and not displaced)
                 raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -765,7 +811,7 @@ def test_gradients_are_left_as_the_last_pass_made_them(name):
     optimizer = started(name, model)
     for step in range(6):
         for p in optimizer.passes(model):
-            p.backward(loss_of(model, step))
+            p.backward(loss_of(model, step, given=p.labels))
         before = [(q, q.grad, q.grad.clone()) for q in model.parameters()]
         optimizer.step()
         for q, gradient, value in before:
@@ -776,7 +822,7 @@ def test_gradients_are_left_as_the_last_pass_made_them(name):
 # -- gradients that are missing, late, zero, or not finite -------------------------------------------------------------
 
 
-@EVERY
+@cells("waits for a gradient")
 def test_a_parameter_may_get_its_first_gradient_late(name):
     model = Busy(branch=True)
     optimizer = started(name, model)
@@ -816,7 +862,7 @@ def test_gradients_of_zero_move_nothing_but_decay(name, dtype):
     expected = {p: p.detach().clone() for p in model.parameters()}
     for step in range(6):
         for p in optimizer.passes(model):
-            p.backward(0.0 * loss_of(model, step))
+            p.backward(0.0 * loss_of(model, step, given=p.labels))
         optimizer.step()
         for p, was in expected.items():
             decoupled = (
@@ -838,8 +884,10 @@ def assert_shown(name: str, value: float, before: int, *, first: bool) -> None:
         train(model, optimizer, range(before))
         parameter = dict(model.named_parameters())[label]
         for p in optimizer.passes(model):
-            p.backward(loss_of(model, before))
-            if first and p.index == 0:
+            p.backward(loss_of(model, before, given=p.labels))
+            if first and NEEDS.get(name) is Need.TWO_LOSSES:
+                p.loss = p.loss * value
+            elif first and p.index == 0:
                 parameter.grad.view(-1)[0] = value
         if not first:
             parameter.grad.view(-1)[0] = value
@@ -866,6 +914,12 @@ def test_a_step_without_the_gradient_it_needs_is_one_sentence(name):
     model = Busy()
     optimizer = started(name, model)
     loss_of(model, 0).backward()
+    if name in NEEDS:
+        before = copies(model)
+        with pytest.raises(OptimizerError, match=rf"^{name} cannot take step\(\) without its passes: [^\n]+$"):
+            optimizer.step()
+        assert same(before, copies(model))
+        return
     if name not in ASCENDING:
         optimizer.step()
         return

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from helpers import draw
@@ -46,8 +47,11 @@ def of_rule(w: dict[str, nn.Parameter], kind: str, **settings: Any) -> RuleOptim
 
 def train(w: dict[str, nn.Parameter], optimizer: Any, steps: int) -> None:
     for _ in range(steps):
+        layer = nn.Linear(1, 1)
+        layer.weight, layer.bias = w["W"], w["b"]
         for p in optimizer.passes():
-            p.backward((torch.tanh(w["W"] @ draw(3, 3, 5)) + w["b"][:, None]).square().sum())
+            logits = torch.tanh(layer(draw(3, 5, 3)))
+            p.backward(F.cross_entropy(logits, p.labels(logits, torch.arange(5) % 4), reduction="sum"))
         optimizer.step()
 
 
@@ -98,7 +102,8 @@ def test_a_state_from_before_rules_were_saved_is_known_by_its_tensors(theirs, mi
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_state_from_before_rules_were_saved_is_loaded_by_its_own_kind(kind):
-    settings = {"mode": "lazy", "k": 2, "shear": "placebo", "perturbation": "sam"}
+    of_several_kinds = kind in RULES and RULES[kind].needs  # whose passes are no ascent
+    settings = {} if of_several_kinds else {"mode": "lazy", "k": 2, "shear": "placebo", "perturbation": "sam"}
     state = {key: value for key, value in saved(kind, **settings).items() if key != "rule"}
     w, optimizer = started(kind)
     optimizer.load_state_dict(state)

@@ -60,7 +60,13 @@ def step(objective: Objective, optimizer: Optimizer) -> Tensor:
         loss.backward()
         return loss
 
-    if isinstance(optimizer, TwoPassOptimizer):
+    if isinstance(optimizer, TwoPassOptimizer) and optimizer.declared.needs:
+        x, y = objective.data.batches[0]
+        for p in optimizer.passes(objective.model):
+            logits = objective.model(x)
+            p.backward(F.cross_entropy(logits, p.labels(logits, y)))
+        optimizer.step()
+    elif isinstance(optimizer, TwoPassOptimizer):
         optimizer.step(closure)
     else:
         closure()

@@ -15,7 +15,7 @@ from helpers import draw
 from lossscope.optimizer import ARS2Neo, OptimizerError, names, settings
 from lossscope.optimizer.ascent.surrogate import SURROGATES, adversarial, gsam
 from lossscope.optimizer.update.rules import RULES
-from required_settings import create
+from required_settings import ONE_KIND_OF_PASS, create
 
 FLOAT64 = torch.float64
 SHAPES = {"W": (3, 4), "b": (3,)}
@@ -132,11 +132,15 @@ def test_on_adamw_they_are_adamw_of_another_gradient(name):
         torch.testing.assert_close(ours[n], theirs[n].detach(), rtol=1e-6, atol=1e-6)
 
 
-BASES = [name for name in names() if "rho" not in settings(name)]
+BASES = [*ONE_KIND_OF_PASS, "adarmsuon", "ars2-base", "adamw@rms"]
 
 
 def test_every_optimizer_of_one_pass_is_a_base_and_every_setting_of_one_is_accepted():
-    assert {*RULES, "ars2-base", "adarmsuon", "adamw@rms"} == set(BASES)
+    of_several_kinds = {name for name, rule in RULES.items() if rule.needs}
+    assert {name for name in names() if "rho" not in settings(name)} - of_several_kinds == set(BASES)
+    for base in of_several_kinds:
+        with pytest.raises(OptimizerError, match=f"base='{base}' must be an optimizer of one pass"):
+            create("sam", started().items(), base=base)
     for name in FOLLOWED:
         assert {setting for base in BASES for setting in settings(base)} <= set(settings(name))
 

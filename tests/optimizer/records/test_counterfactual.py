@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from helpers import draw
 from lossscope.optimizer import OptimizerError, StepRecord
-from lossscope.optimizer.update.rules import RULES
-from required_settings import create
+from required_settings import ONE_KIND_OF_PASS, create
 
 FLOAT64 = torch.float64
 INJECTING: dict[str, tuple[str, dict[str, Any]]] = {
@@ -22,7 +21,7 @@ INJECTING: dict[str, tuple[str, dict[str, Any]]] = {
     "ars2-timer": ("ars2-timer", {"k": 4}),
     "placebo": ("ars2-lazy", {"k": 3, "shear": "placebo"}),
     "signflip": ("ars2-lazy", {"k": 3, "shear": "signflip"}),
-    **{f"looksam on {base}": ("looksam", {"k": 3, "base": base, "lr": 0.01}) for base in RULES},
+    **{f"looksam on {base}": ("looksam", {"k": 3, "base": base, "lr": 0.01}) for base in ONE_KIND_OF_PASS},
     "looksam with momentum": ("looksam", {"k": 3, "base": "sgd", "momentum": 0.9, "lr": 0.1}),
 }
 PLAIN: dict[str, tuple[str, dict[str, Any]]] = {
