@@ -10,7 +10,7 @@ from lossscope.optimizer.rho_schedule import RhoSchedule
 from lossscope.optimizer.rule_optimizer import RuleOptimizer
 from lossscope.optimizer.update.adam import ParameterStep, Update, decay, move
 from lossscope.optimizer.update.routing import Routing, routing
-from lossscope.optimizer.update.rule import Bound, Direction, Rule, zeros
+from lossscope.optimizer.update.rule import Bound, Direction, Need, Rule, zeros
 
 __all__ = [
     "ENTRIES",
@@ -18,6 +18,7 @@ __all__ = [
     "Bound",
     "Direction",
     "Entry",
+    "Need",
     "OptimizerError",
     "ParameterStep",
     "Pass",

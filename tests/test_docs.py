@@ -64,6 +64,8 @@ def test_the_page_on_recording_a_loop_runs(page: Page) -> None:
     assert len(scope["shapes"]) == 20  # type: ignore[arg-type]
     assert len(scope["sharpness"]) == 20  # type: ignore[arg-type]
     assert resumed.steps["passes"].eq(2).all()
+    passes = {name: int(Run.open(f"runs/{name}").steps["passes"].sum()) for name in ("sophia-g", "adahessian", "zo-gd")}
+    assert passes == {"sophia-g": 22, "adahessian": 20, "zo-gd": 40}
 
 
 @few_products
