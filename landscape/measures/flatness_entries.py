@@ -135,7 +135,6 @@ FLATNESS: Final[tuple[MeasureGroup, ...]] = (
         recorded=Schedule(3, long("log_fisher_rao")),
         usual=True,
         reports=("flatness",),
-        own_table=True,
     ),
     MeasureGroup(
         "radial",
@@ -153,7 +152,6 @@ FLATNESS: Final[tuple[MeasureGroup, ...]] = (
         recorded=Schedule(5, long("theta_hessian_theta")),
         usual=True,
         reports=("flatness",),
-        own_table=True,
     ),
     MeasureGroup(
         "basin",

@@ -24,7 +24,7 @@ from lossscope.reports.shared.quantities import at_last_evaluation, last_evaluat
 if TYPE_CHECKING:
     from lossscope.landscape.run import Run
 
-__all__ = ["curvature"]
+__all__ = ["change", "curvature", "factor", "missed", "unconverged"]
 
 # measures of sharpness, the first that a run recorded is told
 _SHARPNESS: Final = (("lambda_max", "λ_max"), ("trace", "the trace of the Hessian"), ("adaptive_trace", "Σ θ²H"))
@@ -37,7 +37,7 @@ def curvature(runs: Sequence[Run]) -> tuple[Statement, ...]:
     kind = next((one for one in _SHARPNESS if of_arm(runs, partial(at_last_evaluation, measure=one[0]))), None)
     if kind is None:
         return ()
-    return (*_at_the_end(runs, *kind), *_edge(runs), *_change(runs, *kind))
+    return (*_at_the_end(runs, *kind), *_edge(runs), *change(runs, *kind))
 
 
 def _at_the_end(runs: Sequence[Run], measure: str, words: str) -> tuple[Statement, ...]:
@@ -111,11 +111,11 @@ def _at(series: Series, place: int) -> Quantity:
     return Quantity(float(series.y[place]), error=error if math.isfinite(error) else None)
 
 
-def _change(runs: Sequence[Run], measure: str, words: str) -> tuple[Statement, ...]:
+def change(runs: Sequence[Run], measure: str, words: str) -> tuple[Statement, ...]:
     """Return the change of sharpness from the first evaluation to the last; none with one evaluation."""
     phrases = dict[str, str]()
     for arm, members in by_arm(runs).items():
-        changes = [one for run in members if (one := _factor(run, measure)) is not None]
+        changes = [one for run in members if (one := factor(run, measure)) is not None]
         if changes:
             phrases[arm] = _change_in_words(changes)
     if not phrases:
@@ -166,7 +166,7 @@ def _inverse(ratio: Quantity) -> Quantity:
     return Quantity(1 / ratio.value, error=error, low=low, high=high)
 
 
-def _factor(run: Run, measure: str) -> Quantity | None:
+def factor(run: Run, measure: str) -> Quantity | None:
     """Return the last value over the first, with its error; None unless both are positive."""
     series = known_series(run, measure)
     places = np.flatnonzero(np.isfinite(series.y))
@@ -182,15 +182,15 @@ def _factor(run: Run, measure: str) -> Quantity | None:
 
 def unconverged(runs: Sequence[Run]) -> tuple[Statement, ...]:
     """Return the eigenvalues at the end that did not reach the accuracy that was asked."""
-    missed = [run.name for run in runs if _missed(run)]
-    if not missed:
+    named = [run.name for run in runs if missed(run, "lambda_max")]
+    if not named:
         return ()
-    words = f"λ_max of {listed(missed)} did not reach its accuracy at the last evaluation: its error is as stated."
+    words = f"λ_max of {listed(named)} did not reach its accuracy at the last evaluation: its error is as stated."
     return (Statement(words, "look", "lambda_max"),)
 
 
-def _missed(run: Run) -> bool:
-    """Return True if λ_max of the last evaluation missed its bound."""
+def missed(run: Run, measure: str) -> bool:
+    """Return True if a measure at its last evaluation missed its bound."""
     rows = run.estimates
-    rows = rows[(rows["measure"] == "lambda_max") & rows["tensor"].isna()].dropna(subset=["converged"])
+    rows = rows[(rows["measure"] == measure) & rows["tensor"].isna()].dropna(subset=["converged"])
     return len(rows) > 0 and not bool(rows.iloc[-1]["converged"])

@@ -26,21 +26,22 @@ _COSTLY: Final = 50.0  # percent of the wall time that recording took, above whi
 
 
 @np.errstate(all="ignore")  # numbers of a diverged run overflow
-def with_first_screen(report: Report, runs: Sequence[Run]) -> Report:
+def with_first_screen(report: Report, runs: Sequence[Run], about: Sequence[Statement] | None = None) -> Report:
     """Return a report with the statements of its first screen, the most important first.
 
     Args:
         report: A complete report of the runs; what it lacks is told.
         runs: The runs.
+        about: Statements on what the report is about. Default: those on sharpness and on the steps.
 
     Returns:
         The report. A statement points to a figure of the report only.
     """
+    if about is None:
+        about = (*curvature(runs), *unconverged(runs), *steps(runs))
     found = (
         *outcome(runs),
-        *curvature(runs),
-        *unconverged(runs),
-        *steps(runs),
+        *about,
         *diagnosis_statements(runs),
         *_missing(report),
         *_costly(runs),

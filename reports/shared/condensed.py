@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Final
 
 from lossscope.reports.content import Cell, Column, Quantity, Report, Table
+from lossscope.reports.shared.trajectory import without_ranges
 
 __all__ = ["MANY", "condensed"]
 
@@ -15,6 +16,7 @@ _SUMMARY: Final = "summary"  # begins the keys of the overview's tables, whose c
 _SHOWN: Final = ("train loss, last step", "test accuracy", "λ_max", "adaptive trace", "directional edge ratio", "trace")
 _MEASURES: Final = 4  # columns beside the arm
 _ROWS: Final = 10
+_ARMS: Final = 24  # rows of a table of arms
 _FINDINGS: Final = 3
 
 
@@ -57,7 +59,17 @@ def _main_table(tables: Sequence[Table]) -> tuple[tuple[Table, ...], int]:
     if not arms and not with_rows:
         return (), 0
     table = _by_arm(arms) if arms else with_rows[0]
-    return (replace(table, rows=table.rows[:_ROWS]),), max(len(table.rows) - _ROWS, 0)
+    most = _ROWS
+    if not arms and table.key == "arms":
+        table, most = _medians(table), _ARMS
+    return (replace(table, rows=table.rows[:most]),), max(len(table.rows) - most, 0)
+
+
+def _medians(table: Table) -> Table:
+    """Return a table of arms with a line for each: medians, whose ranges the other formats have."""
+    title, _, _ = table.title.partition(":")
+    note = "The ranges over seeds limit the digits; --format markdown, html or json has them."
+    return replace(without_ranges(table), title=f"{title}: medians over seeds", note=note)
 
 
 def _by_arm(tables: Sequence[Table]) -> Table:

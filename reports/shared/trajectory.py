@@ -17,7 +17,7 @@ from lossscope.reports.shared.quantities import number
 if TYPE_CHECKING:
     from lossscope.landscape.run import Run
 
-__all__ = ["bars", "trajectory_tables"]
+__all__ = ["bars", "trajectory_tables", "without_ranges"]
 
 _BARS: Final = "▁▂▃▄▅▆▇█"
 _GAP: Final = "·"
@@ -85,7 +85,7 @@ def trajectory_tables(runs: Sequence[Run], measures: Sequence[tuple[str, str, st
     present = [one for one in measures if any((arm, one[0]) in known for arm, _ in arms)]
     lines = _lines([arm for arm, _ in arms], present, known)
     if len(arms) > _ARMS:
-        return (_without_ranges(lines),)
+        return (without_ranges(lines),)
     return (lines, _evaluations([arm for arm, _ in arms], present, known))
 
 
@@ -115,8 +115,8 @@ def _lines(arms: Sequence[str], measures: Sequence[tuple[str, str, str]], bands:
     return Table("trajectory", "Over the run", columns, tuple(rows), _NOTE)
 
 
-def _without_ranges(table: Table) -> Table:
-    """Return the table of bars with medians alone, one line for each of many arms; their ranges limit the digits."""
+def without_ranges(table: Table) -> Table:
+    """Return a table with medians alone, one line for each of many arms; their ranges limit the digits."""
 
     def middle(cell: Cell) -> Cell:
         if not isinstance(cell, Quantity) or cell.low is None or cell.high is None:

@@ -102,8 +102,7 @@ MEASURES: dict[str, str] = {
     "sharpness/critical": "critical_step critical_learning_rate critical_sharpness critical_ratio lambda_dir",
     "sharpness/modules": "trace_share frobenius_share cross_block_share",
     "sharpness/sampling_error": "lambda_max_in_sample lambda_max_cross_fitted lambda_max_population",
-    "flatness/runs": "adaptive_trace log_fisher_rao theta_hessian_theta",
-    "flatness/panel": "adaptive_lambda_max balanced_lambda_max balanced_trace sigma_star",
+    "flatness/runs": "adaptive_lambda_max adaptive_trace balanced_lambda_max balanced_trace sigma_star",
     "flatness/guard": "guard_adaptive_lambda_max guard_adaptive_trace guard_balanced_lambda_max guard_balanced_trace "
     "guard_lambda_max",
     "flatness/norms": "logit_norm mean_margin",
