@@ -81,7 +81,7 @@ def flatness(
     output: OutputOption = None,
     force: ForceOption = False,
 ) -> None:
-    """Report the adaptive trace over the train loss, and the Fisher-Rao norm.
+    """Report the four numbers of flatness, over steps and over the train loss, and the other measures of it.
 
     Example: lossscope report flatness runs/demo --format html --output flatness.html
     """
