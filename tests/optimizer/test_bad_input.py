@@ -53,6 +53,12 @@ BAD: dict[str, tuple[Any, ...]] = {
     "trigger": ("hair",),
     "seed": (0.5, "lucky", True),
     "base": ("adm",),
+    "period": (0, 2.5, math.inf, math.nan),
+    "gamma": (0.0, -1.0, math.inf),
+    "power": (0.0, 1.5, math.nan),
+    "mu": (0.0, -1.0, math.inf, 1e-4),
+    "damping": (0.0, -1.0, math.nan),
+    "factor_beta": (1.0, -0.1),
 }
 
 
