@@ -137,6 +137,7 @@ from .sharpness.worst_case import (
     WorstCase as WorstCase,
     worst_case_sharpness as worst_case_sharpness,
 )
+from .sharpness.zeroth_order import zeroth_order_interval as zeroth_order_interval
 from .statistics.estimate import Estimate as Estimate
 from .step_tensors.energy import energies as energies
 from .step_tensors.lagged_vectors import lagged_cosines as lagged_cosines

@@ -1,8 +1,8 @@
 """Entries of the catalogue: one `MeasureGroup` declares all that the recorder, `probe`, lists and reports know.
 
-To add a measure, add an entry to the tuple at the end; those of flatness are in `flatness_entries.py` and
-`perturbation_entries.py`, those along the step taken in `step_entries.py`, parts of the curvature and the least trace
-in `structural_entries.py`. This module imports no torch; the functions that measure import it when called.
+To add a measure, add an entry to the tuple at the end; those of one kind are in files of their own beside this one
+(`flatness_entries.py`, `limit_entries.py`, ...). This module imports no torch; the functions that measure import it
+when called.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from lossscope.landscape.measures.declarations import EVERY, OPTIMIZER, ROTATIONS, krylov, long
 from lossscope.landscape.measures.flatness_entries import FLATNESS
+from lossscope.landscape.measures.limit_entries import LIMITS
 from lossscope.landscape.measures.measure import EIGENVALUES, FROM_DENSITY, Bound, Measure
 from lossscope.landscape.measures.measure_group import Evaluation, MeasureGroup, Names, Schedule
 from lossscope.landscape.measures.memory import METRIC_COPIES, krylov_vectors
@@ -204,6 +205,7 @@ ENTRIES: Final[tuple[MeasureGroup, ...]] = (
     ),
     *FLATNESS,
     *PERTURBATIONS,
+    *LIMITS,
     MeasureGroup(
         "logits",
         (

@@ -54,6 +54,10 @@ class Bound(StrEnum):
     BATCHES = "95 % interval over minibatches"
     DRAWS = "95 % interval over draws of noise"
     RATIO = "between the ratios of the opposite ends of the bounds of both numbers"
+    TAIL = (
+        "between the numbers with all eigenvalues but the largest five alike and with those spread over many, at the "
+        "far ends of the 95 % intervals of the trace and of those five"
+    )
     BRACKET = "the loss is lower than before the step at one end and higher at the other, beyond its rounding"
     LOWER_OVER_BATCHES = (
         "value: reached on each minibatch by a point that was found; low: lower end of its 95 % interval over "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final, TypeAlias
 
 import numpy as np
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.statistics.estimate import Estimate
 
-__all__ = ["zeroth_order_bounds", "zeroth_order_rate", "zeroth_order_ratio"]
+__all__ = ["zeroth_order_bounds", "zeroth_order_interval", "zeroth_order_rate", "zeroth_order_ratio"]
 
 Array: TypeAlias = NDArray[np.float64]
 
@@ -74,13 +74,8 @@ def zeroth_order_rate(eigenvalues: Sequence[float] | Array, *, momentum: float =
     found = _spectrum(eigenvalues)
     if not found.any():
         raise ProbeError("eigenvalues must not all be 0: without curvature every learning rate is stable")
-    low, high = 0.0, min(2 / float(found.sum()), (1 + momentum) / float(found.max()))
-    for _ in range(_HALVINGS):
-        middle = (low + high) / 2
-        if middle in (low, high):
-            break
-        low, high = (middle, high) if _ratio(found, middle, momentum) < 1 else (low, middle)
-    return low * (1 - momentum) / (1 - dampening)
+    most = min(2 / float(found.sum()), (1 + momentum) / float(found.max()))
+    return _edge(lambda rate: _ratio(found, rate, momentum), most) * (1 - momentum) / (1 - dampening)
 
 
 def zeroth_order_bounds(
@@ -112,6 +107,84 @@ def zeroth_order_bounds(
     scale = (1 - momentum) / (1 - dampening)
     low = 2 / (trace.high + 2 * lambda_max.high / (1 + momentum))
     return scale * low, scale * 2 / trace.low if trace.low > 0 else math.inf
+
+
+def zeroth_order_interval(trace: Estimate, top: Sequence[Estimate]) -> Estimate:
+    r"""Return the largest stable learning rate of zeroth-order descent from the trace and the largest eigenvalues.
+
+    Each summand of the condition, :math:`f(\lambda) = \tfrac12 a\lambda / (1 - a\lambda)`, is convex with slope at
+    least a/2, so that the sum over the eigenvalues that are not known is largest if their trace is that of copies of
+    the smallest known one, and smallest if it is spread over many. With the largest alone the bounds are at most as
+    wide as those of `zeroth_order_bounds`; every further one narrows them.
+
+    Args:
+        trace: Trace of a matrix without negative eigenvalues, such as Gauss-Newton's.
+        top: Its largest eigenvalues, descending.
+
+    Returns:
+        The learning rate; its bounds are those of the far ends of all intervals, the upper one infinite if nothing is
+        known to be above 0. The value is the mean of the two rates that the values alone leave open.
+
+    Raises:
+        ProbeError: No eigenvalue is given, or the upper end of the trace or of the largest is not finite and above 0.
+
+    Example:
+        >>> from lossscope.probes.statistics.estimate import exact_estimate
+        >>> found = zeroth_order_interval(exact_estimate(4.8), [exact_estimate(one) for one in (3.0, 1.0, 0.5)])
+        >>> round(found.low, 4), round(found.high, 4)
+        (0.2029, 0.2037)
+    """
+    if not top:
+        raise ProbeError("top must hold the largest eigenvalue at least, got none")
+    for name, one in (("trace", trace), ("the largest eigenvalue", top[0])):
+        if not 0 < one.high < math.inf:
+            raise ProbeError(f"the upper end of {name} must be finite and above 0, got {one.high:g}")
+    values = [one.value for one in top]
+    low = _rate_of(trace.high, [one.high for one in top], alike=True)
+    high = _rate_of(trace.low, [one.low for one in top], alike=False)
+    value = (_rate_of(trace.value, values, alike=True) + _rate_of(trace.value, values, alike=False)) / 2
+    known = [trace, *top]
+    return Estimate(
+        value,
+        math.nan,
+        low,
+        high,
+        trace.samples,
+        trace.bound if trace.samples else top[0].bound,
+        converged=all(one.converged for one in known),
+        cause=next((one.cause for one in known if one.cause), ""),
+    )
+
+
+def _rate_of(trace: float, top: Sequence[float], *, alike: bool) -> float:
+    """Return the rate at which the sum over known eigenvalues and the rest of the trace is 1.
+
+    Args:
+        trace: Sum of all eigenvalues.
+        top: The known ones; those below 0 count as 0.
+        alike: True if the rest is that of copies of the smallest known one, False if it is spread over many.
+    """
+    found = np.maximum(np.asarray(top, dtype=np.float64), 0.0)
+    rest, size = max(trace - float(found.sum()), 0.0), float(found.min())
+    if not (rest > 0 or found.any()):
+        return math.inf
+
+    def total(rate: float) -> float:
+        room = 1 - rate * size if alike else 1.0
+        return _ratio(found, rate, 0.0) + (rate * rest / room / 2 if room > 0 else math.inf)
+
+    return _edge(total, min(2 / (rest + float(found.sum())), 1 / float(found.max()) if found.any() else math.inf))
+
+
+def _edge(total: Callable[[float], float], high: float) -> float:
+    """Return the largest rate from 0 to another at which an increasing function is below 1."""
+    low = 0.0
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        if middle in (low, high):
+            break
+        low, high = (middle, high) if total(middle) < 1 else (low, middle)
+    return low
 
 
 def _ratio(eigenvalues: Array, rate: float, momentum: float) -> float:

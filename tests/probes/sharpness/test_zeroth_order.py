@@ -11,7 +11,12 @@ from hypothesis import given, settings, strategies as st
 from numpy.typing import NDArray
 
 from lossscope.probes.errors import ProbeError
-from lossscope.probes.sharpness.zeroth_order import zeroth_order_bounds, zeroth_order_rate, zeroth_order_ratio
+from lossscope.probes.sharpness.zeroth_order import (
+    zeroth_order_bounds,
+    zeroth_order_interval,
+    zeroth_order_rate,
+    zeroth_order_ratio,
+)
 from lossscope.probes.statistics.estimate import Estimate, exact_estimate
 
 Array = NDArray[np.float64]
@@ -50,6 +55,33 @@ def second_moment_radius(eigenvalues: Array, lr: float, b: float, d: float) -> f
         out = step(M)
         columns.append([out[k, m] for k, m in basis])
     return float(np.abs(np.linalg.eigvals(np.array(columns).T)).max())
+
+
+@given(
+    eigenvalues=st.lists(st.floats(0, 100), min_size=1, max_size=8).filter(lambda found: max(found) > 1e-3),
+    known=st.integers(1, 8),
+)
+@settings(max_examples=80, deadline=None)
+def test_every_known_eigenvalue_narrows_the_interval_around_the_edge(eigenvalues: list[float], known: int) -> None:
+    edge, trace = zeroth_order_rate(eigenvalues), exact_estimate(sum(eigenvalues))
+    top = [exact_estimate(one) for one in sorted(eigenvalues, reverse=True)]
+    widest = zeroth_order_bounds(trace, top[0])
+    found, more = (zeroth_order_interval(trace, top[:count]) for count in (known, known + 1))
+    ends = [widest[0], found.low, more.low, edge, more.high, found.high, widest[1]]
+    assert all(a <= b * (1 + 1e-9) for a, b in itertools.pairwise(ends))
+    assert found.low <= found.value <= found.high
+    if known >= len(eigenvalues):
+        assert (found.low, found.high) == (pytest.approx(edge, rel=1e-9), pytest.approx(edge, rel=1e-9))
+
+
+def test_errors_of_trace_and_eigenvalues_widen_the_interval_and_its_reason_is_kept() -> None:
+    trace = Estimate(4.8, 0.1, 4.6, 5.0, 9, "standard error")
+    top = [Estimate(x, math.nan, x - 0.1, x + 0.1, 0, "residual", converged=x > 1, cause="budget") for x in (3.0, 1.0)]
+    found = zeroth_order_interval(trace, top)
+    for eigenvalues in ([3.1, 0.9, 0.9, 0.1], [2.9, 0.9, *([0.01] * 80)], [3.0, 1.0, 0.5, 0.3]):
+        assert 4.6 <= sum(eigenvalues) + 1e-9 <= 5.0 + 1e-8
+        assert found.low <= zeroth_order_rate(eigenvalues) <= found.high
+    assert (found.converged, found.cause, found.samples) == (False, "budget", 9)
 
 
 @pytest.mark.parametrize("name", SETTINGS)
@@ -136,6 +168,8 @@ def test_an_uncertain_trace_that_reaches_zero_has_no_upper_bound() -> None:
         (lambda: zeroth_order_ratio([1.0], 1.0, momentum=1.0), r"momentum must be in \[0, 1\), got 1"),
         (lambda: zeroth_order_ratio([1.0], 1.0, dampening=-0.1), r"dampening must be in \[0, 1\), got -0.1"),
         (lambda: zeroth_order_ratio([1.0, -0.1], 1.0), "eigenvalues must be finite and at least 0, got -0.1"),
+        (lambda: zeroth_order_interval(exact_estimate(1.0), []), "the largest eigenvalue at least, got none"),
+        (lambda: zeroth_order_interval(exact_estimate(0.0), [exact_estimate(0.0)]), "upper end of trace"),
         (lambda: zeroth_order_rate([]), "eigenvalues must be at least one number"),
         (lambda: zeroth_order_rate([0.0, 0.0]), "eigenvalues must not all be 0"),
         (lambda: zeroth_order_bounds(exact_estimate(math.nan), exact_estimate(1.0)), "upper end of trace"),
