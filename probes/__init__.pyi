@@ -86,6 +86,14 @@ from .sharpness.directional import (
     DirectionalSharpness as DirectionalSharpness,
     directional_sharpness as directional_sharpness,
 )
+from .sharpness.ghost_radius import (
+    GhostRadius as GhostRadius,
+    softmax_ghost_radius as softmax_ghost_radius,
+)
+from .sharpness.gradient_smoothness import (
+    GradientSmoothness as GradientSmoothness,
+    gradient_smoothness as gradient_smoothness,
+)
 from .sharpness.invariant import (
     adaptive_lambda_max as adaptive_lambda_max,
     adaptive_trace as adaptive_trace,

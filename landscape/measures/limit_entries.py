@@ -27,6 +27,12 @@ def _zeroth_order(panel: Panel, names: Names) -> Rows:
     return zeroth_order_rows(panel, pairs=_PAIRS)
 
 
+def _smoothness(panel: Panel, names: Names) -> Rows:
+    from lossscope.landscape.measures.limits import smoothness_rows
+
+    return smoothness_rows(panel, names)
+
+
 LIMITS: Final[tuple[MeasureGroup, ...]] = (
     MeasureGroup(
         "zeroth_order",
@@ -43,5 +49,27 @@ LIMITS: Final[tuple[MeasureGroup, ...]] = (
         run=_zeroth_order,
         least_products=krylov(lambda names: _PAIRS, probes=True),
         vectors=krylov_vectors(lambda names: _PAIRS, whole=lambda names: True),
+    ),
+    MeasureGroup(
+        "smoothness",
+        (
+            Measure(
+                "gradient_smoothness",
+                "1",
+                Bound.UPPER,
+                ROTATIONS,
+                "radius of trust of the quadratic model: the distance at which its error in the gradient is as long as "
+                "the gradient, the smallest of four directions",
+            ),
+            Measure(
+                "gradient_smoothness_gauss_newton",
+                "1",
+                Bound.UPPER,
+                ROTATIONS,
+                "the same with the Gauss-Newton matrix in place of the Hessian",
+            ),
+        ),
+        run=_smoothness,
+        cost="about 60 gradients and five products for each measure",
     ),
 )

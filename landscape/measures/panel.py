@@ -27,7 +27,7 @@ from lossscope.landscape.measures.measure import BY_PYHESSIAN, EIGENVALUES, FROM
 from lossscope.landscape.measures.optimizer_metric import StepMetric, optimizer_name, step_metric, why_no_metric
 from lossscope.landscape.measures.options import MeasurementTarget, SolverOptions
 from lossscope.landscape.measures.pyhessian_engine import pyhessian_spectrum
-from lossscope.landscape.measures.step_measures import RecordedStep, critical_rows, one_rate, step_rows
+from lossscope.landscape.measures.step_measures import RecordedStep, critical_rows, ghost_rows, one_rate, step_rows
 from lossscope.probes.eigenvalues.eigen_tracker import EigenTracker
 from lossscope.probes.eigenvalues.measure import measure_spectrum
 from lossscope.probes.eigenvalues.results import EigenPairs, SpectrumEstimate
@@ -277,6 +277,15 @@ class Panel:
         rows, found = critical_rows(self.objective, step, names, rate, self._edge_ratio, near)
         self.near[key] = torch.tensor(found, dtype=torch.float64)
         return rows
+
+    def ghost(self, names: frozenset[str]) -> Rows:
+        """Compare the step that was taken with the softmax ghost radius.
+
+        Raises:
+            ProbeError: The step is not known or zero, or the loss has no logits.
+        """
+        load_forward_mode()
+        return ghost_rows(self.objective, self._step, names)
 
     @property
     def _step(self) -> RecordedStep:

@@ -94,6 +94,37 @@ _DIRECTION: Final = (
     ),
     Measure("secant_alignment", "1", Bound.ROUNDED, ROTATIONS, "cosine of the step and the change of gradient"),
 )
+_GHOST: Final = (
+    Measure(
+        "ghost_ratio",
+        "1",
+        Bound.ROUNDED,
+        LINEAR,
+        "length of the step over the softmax ghost radius: below 1 the Taylor series of the loss along it converges "
+        "for every term",
+    ),
+    Measure("ghost_ratio_99", "1", Bound.ROUNDED, LINEAR, "99 % quantile of the same over the terms of the loss"),
+    Measure("ghost_ratio_90", "1", Bound.ROUNDED, LINEAR, "90 % quantile of the same over the terms of the loss"),
+    Measure(
+        "ghost_runner_up",
+        "1",
+        Bound.ROUNDED,
+        LINEAR,
+        "largest ratio of the step to a term's own radius, that of its correct class and the largest other one",
+    ),
+    Measure(
+        "ghost_nonlinearity",
+        "1",
+        Bound.ROUNDED,
+        LINEAR,
+        "change of the logits that is not linear in the step, over their linear change: small where the radii hold",
+    ),
+)
+
+
+def _ghost_due(evaluation: Evaluation) -> Collection[str]:
+    """Return the ghost radius where it was named."""
+    return tuple(measure.name for measure in _GHOST) if evaluation.stepped and evaluation.named else ()
 
 
 def _direction_due(evaluation: Evaluation) -> Collection[str]:
@@ -126,6 +157,14 @@ ALONG_STEP: Final[tuple[MeasureGroup, ...]] = (
         run=lambda panel, names: panel.critical(names),
         recorded=Schedule(8, _critical_due),  # right after the direction, whose edge ratio it is compared with
         own_table=True,
+        needs_step=True,
+    ),
+    MeasureGroup(
+        "ghost",
+        _GHOST,
+        run=lambda panel, names: panel.ghost(names),
+        recorded=Schedule(8, _ghost_due),
+        cost="six passes through the network",
         needs_step=True,
     ),
 )

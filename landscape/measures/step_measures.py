@@ -15,10 +15,11 @@ from lossscope.probes.errors import ProbeError
 from lossscope.probes.objective.objective import Objective
 from lossscope.probes.sharpness.critical import critical_learning_rate, nonquadraticity
 from lossscope.probes.sharpness.directional import DirectionalSharpness, directional_sharpness
+from lossscope.probes.sharpness.ghost_radius import softmax_ghost_radius
 from lossscope.probes.sharpness.step_quality import SecantCurvature, StepQuality, secant_curvature, step_quality
 from lossscope.probes.statistics.estimate import Estimate
 
-__all__ = ["ByParameter", "RecordedStep", "critical_rows", "flat_vector", "one_rate", "step_rows"]
+__all__ = ["ByParameter", "RecordedStep", "critical_rows", "flat_vector", "ghost_rows", "one_rate", "step_rows"]
 
 ByParameter = Mapping[Tensor, Tensor]
 _OF_CURVATURE: Final = frozenset({"directional_edge_ratio", "directional_sharpness", "lambda_dir"})
@@ -132,6 +133,29 @@ def step_rows(
     found = _along(quality.along, lr) | _of_quality(quality) | _of_secant(secant)
     rows = [{**estimate_row(name, one), **cost} for name, one in found.items() if name in names]
     return Rows(rows), quality.along.edge_ratio
+
+
+def ghost_rows(objective: Objective, step: RecordedStep, names: frozenset[str]) -> Rows:
+    """Compare a step with the softmax ghost radius.
+
+    Args:
+        objective: The loss.
+        step: The step.
+        names: The measures to take.
+
+    Raises:
+        ProbeError: The step is zero, or the loss has no logits.
+    """
+    at, moved = flat_vector(objective, step.before), flat_vector(objective, step.displacement)
+    found = softmax_ghost_radius(objective, moved, at=at)
+    estimates = {
+        "ghost_ratio": found.ratio,
+        "ghost_ratio_99": found.ratio_99,
+        "ghost_ratio_90": found.ratio_90,
+        "ghost_runner_up": found.runner_up,
+        "ghost_nonlinearity": found.nonlinearity,
+    }
+    return Rows([estimate_row(name, one) for name, one in estimates.items() if name in names])
 
 
 def _along(found: DirectionalSharpness, lr: float | None) -> dict[str, Estimate]:

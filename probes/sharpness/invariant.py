@@ -8,23 +8,18 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from lossscope.probes.eigenvalues.measure import measure_spectrum
 from lossscope.probes.errors import ProbeError
-from lossscope.probes.objective.evaluation import BatchEvaluation
-from lossscope.probes.objective.functional import Substitution
 from lossscope.probes.objective.loss_terms import averaging_shares, class_logits
 from lossscope.probes.objective.objective import Objective
 from lossscope.probes.operators.base import SymmetricOperator
-from lossscope.probes.operators.cached_products import reason
-from lossscope.probes.operators.derivative_checks import check_adjoint
 from lossscope.probes.operators.derived import scaled
 from lossscope.probes.operators.hessian import hessian
 from lossscope.probes.operators.number_rounding import number_rounding
 from lossscope.probes.operators.quadratic_form import form_rounding
+from lossscope.probes.sharpness.logit_derivative import logit_derivatives
 from lossscope.probes.statistics.estimate import Estimate, exact_estimate, rounded_estimate
 from lossscope.probes.sums import dot
 
@@ -143,8 +138,9 @@ def log_fisher_rao(objective: Objective) -> Estimate:
     For a softmax over logits z, :math:`\theta^\top F \theta` is the mean over the terms of the loss (weighted as in the
     loss, ignored ones left out) of the variance, under the model's own probabilities, of the derivative
     :math:`u = J\theta` of the logits along the parameters:
-    :math:`\sum_c p_c u_c^2 - (\sum_c p_c u_c)^2`. The derivative takes one forward-mode pass per batch, so nothing is
-    sampled; on first use one backward pass of the first batch confirms it. It is invariant under any linear map of the
+    :math:`\sum_c p_c u_c^2 - (\sum_c p_c u_c)^2`. The derivative takes one forward-mode pass per batch (two
+    backward passes where a function has no rule for it), so nothing is sampled; on first use one backward pass of the
+    first batch confirms it. It is invariant under any linear map of the
     parameters that preserves the function. Only trainable parameters count as :math:`\theta`.
 
     Args:
@@ -154,7 +150,7 @@ def log_fisher_rao(objective: Objective) -> Estimate:
         The logarithm, exact on the fixed data up to the rounding in its interval; nan if the norm is zero.
 
     Raises:
-        ProbeError: The loss has no `logits`, they have no forward-mode derivative, or the norm is not finite.
+        ProbeError: The loss has no `logits`, they have no derivative, or the norm is not finite.
 
     Source:
         T. Liang et al. (2019), Fisher-Rao metric, geometry, and complexity of neural networks, arXiv:1711.01530.
@@ -166,10 +162,7 @@ def log_fisher_rao(objective: Objective) -> Estimate:
             "give your loss a method logits(model, batch); all other measures do without"
         )
     begun = time.perf_counter()
-    try:
-        norm = _fisher_rao(objective, logits)
-    except NotImplementedError as error:  # torch raises it for a function without a forward-mode rule
-        raise ProbeError(f"the logits have no forward-mode derivative ({reason(error)})") from error
+    norm = _fisher_rao(objective, logits)
     if not math.isfinite(norm):
         raise ProbeError(f"the Fisher-Rao norm is {norm}: the logits overflow {objective.dtype} at these parameters")
     if not norm > 0:
@@ -191,28 +184,10 @@ def _mean_variance(objective: Objective, logits: Callable[[Any, Any], Tensor]) -
     """Return the mean over the terms of the loss; call it inside `evaluating`."""
     call = objective.substitution(logits)
     total = 0.0
-    for at in objective.passes():
-        # torch.func.jvp would forbid a module to update its buffers in place
-        with forward_ad.dual_level():
-            moving = [forward_ad.make_dual(p, p.detach()) for p in objective.copies()]  # type: ignore[no-untyped-call]
-            z, u = forward_ad.unpack_dual(objective.evaluated(call, moving, at))  # type: ignore[no-untyped-call]
-        if u is None:
-            u = torch.zeros_like(z)
-        if "logits" not in objective.verified and objective.mode != "train":
-            _check_derivative(objective, call, at, u.detach())
-            objective.verified |= {"logits"}
-        shares = averaging_shares(objective.loss_fn, z.detach(), objective.data.batches[at.index])
-        total += at.weight * float(_variance(z.detach().double(), u.detach().double()).reshape(-1) @ shares)
+    for at, z, u in logit_derivatives(objective, call, objective.parameters()):
+        shares = averaging_shares(objective.loss_fn, z, objective.data.batches[at.index])
+        total += at.weight * float(_variance(z.double(), u.double()).reshape(-1) @ shares)
     return total
-
-
-def _check_derivative(objective: Objective, call: Substitution, at: BatchEvaluation, u: Tensor) -> None:
-    """Raise unless the derivative of the logits along the parameters is that of a backward pass."""
-    theta = objective.parameters()
-    leaves = objective.leaves(theta)
-    z = objective.evaluated(call, objective.vector.placeable(leaves), at)
-    back = objective.vector.joined(objective.derivative(torch.dot(z.reshape(-1), u.reshape(-1)), leaves))
-    check_adjoint(objective, u, back, theta, "forward mode")
 
 
 def _variance(logits: Tensor, derivative: Tensor) -> Tensor:

@@ -132,7 +132,7 @@ def zeroth_order_interval(trace: Estimate, top: Sequence[Estimate]) -> Estimate:
         >>> from lossscope.probes.statistics.estimate import exact_estimate
         >>> found = zeroth_order_interval(exact_estimate(4.8), [exact_estimate(one) for one in (3.0, 1.0, 0.5)])
         >>> round(found.low, 4), round(found.high, 4)
-        (0.2029, 0.2037)
+        (0.2033, 0.2036)
     """
     if not top:
         raise ProbeError("top must hold the largest eigenvalue at least, got none")

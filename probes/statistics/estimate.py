@@ -14,7 +14,7 @@ from lossscope.probes.errors import ProbeError
 
 __all__ = ["Bound", "Estimate", "exact_estimate", "mean_estimate", "root_estimate", "rounded_estimate"]
 
-Bound = Literal["exact", "standard error", "residual", "lower bound", "bracket"]
+Bound = Literal["exact", "standard error", "residual", "lower bound", "upper bound", "bracket"]
 _RESOLVED: Final = 0.01  # largest relative rounding of a number that counts as known
 _FAR: Final = (1e-90, 1e90)  # samples outside are scaled before their powers are taken
 _STEEP: Final = 0.9  # share of the skewness at which Hall's cubic is flat and its inverse undefined
@@ -32,7 +32,8 @@ class Estimate:
         samples: Number of random probes; 0 if nothing was sampled.
         bound: Meaning of `low` and `high`: `exact` (up to rounding, on the fixed data), `standard error` (a 95 %
             interval over random probes), `residual` (an eigenvalue lies between them) or `lower bound` (of a maximum:
-            `low` is attained, `high` is never exceeded, nan if no upper bound is known) or `bracket` (of a zero: the
+            `low` is attained, `high` is never exceeded, nan if no upper bound is known), `upper bound` (of a minimum
+            over what was tried: `high` is attained, `low` is what it cannot be below) or `bracket` (of a zero: the
             function has opposite signs at both ends).
         residual: `|Ay - theta y|` of a Ritz pair, otherwise None.
         products: Number of operator products used.

@@ -46,6 +46,8 @@ from lossscope.probes.sharpness.average_case import average_sharpness, low_pass_
 from lossscope.probes.sharpness.basin import basin_radius, noise_curve
 from lossscope.probes.sharpness.critical import critical_learning_rate
 from lossscope.probes.sharpness.directional import directional_sharpness
+from lossscope.probes.sharpness.ghost_radius import softmax_ghost_radius
+from lossscope.probes.sharpness.gradient_smoothness import gradient_smoothness
 from lossscope.probes.sharpness.invariant import (
     adaptive_lambda_max,
     adaptive_trace,
@@ -233,6 +235,8 @@ PROBES: dict[str, Callable[[Objective], Any]] = {
     "average_sharpness": lambda o: average_sharpness(o, draws=16),
     "low_pass_loss": lambda o: low_pass_loss(o, draws=16),
     "pac_bayes_sigma": lambda o: pac_bayes_sigma(o, draws=16),
+    "gradient_smoothness": lambda o: gradient_smoothness(o, random=1),
+    "softmax_ghost_radius": lambda o: softmax_ghost_radius(o, vector(o)),
     "directional_sharpness": lambda o: directional_sharpness(o, vector(o), at=o.parameters() + 0.1),
     "adaptive_trace": lambda o: adaptive_trace(o, max_products=16),
     "adaptive_lambda_max": lambda o: adaptive_lambda_max(o, max_products=16),
@@ -270,7 +274,7 @@ PROBES: dict[str, Callable[[Objective], Any]] = {
 REFUSES = {
     (name, mode) for name in ("sampled_eigenvalue", "Objective: split") for mode in ("frozen", "train")
 }  # batch norm: no mean
-REFUSES.add(("critical_learning_rate", "train"))  # buffers that move in between
+REFUSES |= {(name, "train") for name in ("critical_learning_rate", "softmax_ghost_radius")}  # buffers move in between
 REFUSES |= {(f"hessian: {name}", "train") for name in ("forward", "differences")}  # buffers that move in between
 
 

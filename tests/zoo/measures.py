@@ -30,6 +30,8 @@ from lossscope.probes.sharpness.average_case import average_sharpness, low_pass_
 from lossscope.probes.sharpness.basin import basin_radius, noise_curve
 from lossscope.probes.sharpness.critical import critical_learning_rate
 from lossscope.probes.sharpness.directional import directional_sharpness
+from lossscope.probes.sharpness.ghost_radius import softmax_ghost_radius
+from lossscope.probes.sharpness.gradient_smoothness import gradient_smoothness
 from lossscope.probes.sharpness.invariant import (
     adaptive_lambda_max,
     adaptive_trace,
@@ -545,6 +547,33 @@ def fisher_rao(b: Bench) -> Checks:
     yield exact("log", found, math.log(total), b.digits, max(1.0, abs(math.log(total))))
 
 
+def ghosts(b: Bench) -> Checks:
+    """Compare spread and nonlinearity along the step with differences of the logits."""
+    D, theta, h = b.step, b.truth.theta, 1e-5
+    found = softmax_ghost_radius(b.objective, D)
+    ends = (b.truth.outputs(theta + s * h * D) for s in (1, -1))
+    a = [(up - down).reshape(-1, up.shape[-1]) / (2 * h) for up, down in zip(*ends, strict=True)]
+    right = max(float((one.amax(-1) - one.amin(-1)).max()) for one in a)
+    yield exact("spread", float(found.spreads.max()), right, max(b.digits, 1e-8), 10 * right)
+    moved, before = (b.truth.outputs(at) for at in (theta + D, theta))
+    rest = [(m - z).reshape(one.shape) - one for m, z, one in zip(moved, before, a, strict=True)]
+    length, remainder, size = (math.sqrt(sum(float(x.square().sum()) for x in part)) for part in (a, rest, before))
+    digits = max(b.digits, 1e-8)
+    yield exact("nonlinearity", found.nonlinearity.value, remainder / length, digits, 1 + size / length)
+
+
+def smooth(b: Bench) -> Checks:
+    """Check that no larger radius holds: along some direction the true error exceeds the gradient there."""
+    found = gradient_smoothness(b.objective, random=1, seed=b.seed)
+    theta, g, H = b.truth.theta, b.truth.gradient(), b.truth.hessian
+    z = torch.randn(len(g), generator=torch.Generator().manual_seed(b.seed)).double()
+    units = [u / u.norm() for u in (g, H @ g, z)]
+    ends = [s * found.radius.high * u for u in units for s in (1, -1)]
+    errors = [float((b.truth.gradient(theta + h) - g - H @ h).norm()) for h in ends]
+    scale = 100 * b.digits * max(float(g.norm()), found.radius.high * b.truth.norm)
+    yield Check("error", max(errors), float(g.norm()) - scale, math.inf, max(errors))
+
+
 def radial(b: Bench) -> Checks:
     theta = b.truth.theta
     right = float(theta @ b.truth.hessian @ theta)
@@ -720,6 +749,8 @@ MEASURES: dict[str, Callable[[Bench], Checks]] = {
     "worst_case_sharpness: l2": partial(worst, "l2", 0.3),
     "worst_case_sharpness: linf": partial(worst, "linf", 0.05),
     "log_fisher_rao": fisher_rao,
+    "softmax_ghost_radius": ghosts,
+    "gradient_smoothness": smooth,
     "theta_hessian_theta": radial,
     "orbit_trace": least_trace,
     "quantized_loss": in_few_bits,

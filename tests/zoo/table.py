@@ -32,20 +32,14 @@ def graph_count(batch: Any) -> float:
 
 
 # reasons for which a measure cannot be had of a member, by measure
+NO_LOGITS = dict.fromkeys(("log_fisher_rao", "logit_scale", "softmax_ghost_radius"), "requires a loss with logits")
 NO_OUTPUTS = {
     "gauss_newton": "outputs(model, batch)",
     "residual": "outputs(model, batch)",
     "fisher": "outputs(model, batch)",
     "fisher: true": "model_fisher",
-    "log_fisher_rao": "requires a loss with logits",
-    "logit_scale": "requires a loss with logits",
-}
-NO_LOGITS = {"log_fisher_rao": "requires a loss with logits", "logit_scale": "requires a loss with logits"}
-NO_FORWARD = {
-    "hessian: forward": "forward AD",
-    "gauss_newton: forward": "forward AD",
-    "log_fisher_rao": "forward-mode derivative",
-}
+} | NO_LOGITS
+NO_FORWARD = {"hessian: forward": "forward AD", "gauss_newton: forward": "forward AD"}
 WRONG_BACKWARD = dict.fromkeys(
     ("hessian: batched", "pyhessian_spectrum", "batch_sharpness", "directional_sharpness", "step_quality"),
     "WeightNormInterface",
@@ -55,6 +49,7 @@ NO_LAST_LAYER = {"relative_flatness": "the last layer is not known"}  # tied, re
 NEVER_RISES = {"critical_learning_rate": "does not rise along the step"}  # normalized outputs, or unbounded below
 NO_PARTS = dict.fromkeys(("sampled_eigenvalue", "Objective: split"), "mean over samples")
 ONE_PIECE = dict.fromkeys(("sampled_eigenvalue", "Objective: split"), "fails on a part")
+COARSE = {"gradient_smoothness": "rounding"}
 REENTRANT = {"": "use_reentrant"}
 
 MEMBERS: dict[str, Member] = {
@@ -106,10 +101,14 @@ MEMBERS: dict[str, Member] = {
         unusual.bf16,
         digits=1e-3,
         refuses={"keskar_sharpness": "dtype of these parameters"}
-        | dict.fromkeys(("basin_radius", "pac_bayes_sigma"), "rounding"),
+        | dict.fromkeys(("basin_radius", "pac_bayes_sigma", "gradient_smoothness"), "rounding"),
     ),
-    "autocast_loss": Member(unusual.autocast_loss, twin=unusual.without_autocast, digits=1e-3, refuses=NO_OUTPUTS),
-    "autocast_forward": Member(unusual.autocast_forward, twin=unusual.without_autocast, digits=1e-3, slow=True),
+    "autocast_loss": Member(
+        unusual.autocast_loss, twin=unusual.without_autocast, digits=1e-3, refuses=NO_OUTPUTS | COARSE
+    ),
+    "autocast_forward": Member(
+        unusual.autocast_forward, twin=unusual.without_autocast, digits=1e-3, refuses=COARSE, slow=True
+    ),
     "checkpointed": Member(
         unusual.checkpointed,
         refuses={"hessian: forward": "saved tensor hooks"},
@@ -129,12 +128,10 @@ FURTHER: dict[str, dict[str, str]] = {
     "custom_right": {
         "hessian: forward": "setup_context",
         "gauss_newton: forward": "jvp function",
-        "log_fisher_rao": "forward-mode derivative",
     },
     "custom_once": {
         "hessian: forward": "setup_context",
         "gauss_newton: forward": "jvp function",
-        "log_fisher_rao": "forward-mode derivative",
         **dict.fromkeys(WRONG_BACKWARD, "backward pass of Once"),
     },
     "packed": {"hessian: forward": "data pointer"},

@@ -19,6 +19,8 @@ ON_REQUEST = {
     "pac_bayes_sigma",
     "average_sharpness",
     "low_pass_loss",
+    "softmax_ghost_radius",
+    "gradient_smoothness",
     "sam_sharpness",
     "worst_case_sharpness: l2",
     "worst_case_sharpness: linf",

@@ -15,6 +15,7 @@ from lossscope.probes.errors import ProbeError
 from lossscope.probes.objective.losses import CrossEntropy
 from lossscope.probes.objective.objective import Objective
 from lossscope.probes.operators.gauss_newton import gauss_newton
+from lossscope.probes.sharpness.gradient_smoothness import gradient_smoothness
 from lossscope.probes.sharpness.zeroth_order import zeroth_order_rate
 
 
@@ -51,6 +52,19 @@ def test_without_a_gauss_newton_matrix_the_rate_is_missing_with_the_reason() -> 
     target = MeasurementTarget(Objective(net, lambda model, x: model(x).square().mean(), [torch.ones(3, 4)]))
     with pytest.raises(ProbeError, match="outputs"):
         rows("zeroth_order", target)
+
+
+def test_each_smoothness_is_that_of_its_probe_and_one_that_is_missing_leaves_the_other() -> None:
+    objective = network()
+    found = rows("smoothness", MeasurementTarget(objective))
+    for name, model in (("gradient_smoothness", "hessian"), ("gradient_smoothness_gauss_newton", "gauss_newton")):
+        right = gradient_smoothness(objective, model=model, seed=3).radius
+        assert (found[name]["value"], found[name]["low"], found[name]["high"]) == (right.value, 0.0, right.value)
+    cubic = Objective(nn.Linear(4, 1), lambda model, x: model(x).pow(3).mean(), [torch.ones(3, 4)])
+    panel = Panel(MeasurementTarget(cubic), SolverOptions(rel=0.01, trace_rel=0.01, max_products=9))
+    there = GROUPS["smoothness"].measure(panel, GROUPS["smoothness"].names)
+    assert [row["measure"] for row in there.probes] == ["gradient_smoothness"]
+    assert "outputs(model, batch)" in panel.failed["gradient_smoothness_gauss_newton"]
 
 
 @pytest.mark.parametrize("group", LIMITS, ids=lambda group: group.name)

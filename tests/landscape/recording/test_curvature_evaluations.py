@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from lossscope.landscape.measures import step_measures
-from lossscope.landscape.measures.catalogue import recorded_groups
+from lossscope.landscape.measures.catalogue import GROUPS, recorded_groups
 from lossscope.landscape.measures.estimate_rows import Rows
 from lossscope.landscape.measures.optimizer_metric import step_metric
 from lossscope.landscape.measures.options import MeasurementTarget, SolverOptions
@@ -22,6 +22,7 @@ from lossscope.optimizer import create
 from lossscope.probes.objective.losses import CrossEntropy
 from lossscope.probes.objective.objective import Objective
 from lossscope.probes.sharpness.critical import critical_learning_rate
+from lossscope.probes.sharpness.ghost_radius import softmax_ghost_radius
 
 ECONOMY, FULL = PRESETS["economy"], PRESETS["full"]
 
@@ -60,7 +61,23 @@ def test_a_long_evaluation_writes_every_measure_that_is_recorded_and_none_that_t
     _, sgd, objective, before, moved = problem("sgd")
     found |= values(CurvatureEvaluations(objective, preset, sgd).rows(3, before, moved))
     recorded = {name for _, group in recorded_groups() for name in group.names} - {"density", "noise_rise"}
-    assert set(found) == recorded
+    assert set(found) == recorded - {*GROUPS["ghost"].names}  # recorded where it is named
+
+
+def test_the_ghost_radius_is_recorded_where_it_is_named():
+    _, adamw, objective, before, moved = problem()
+    named = CurvatureEvaluations(objective, ECONOMY, adamw, wanted=wanted_measures(["ghost"]))
+    assert set(values(named.rows(0, {}, {}))) == {"loss"}
+    for long in (False, True):
+        found = {
+            row["measure"]: row for row in named.rows(3, before, moved, long=long).probes if row["measure"] != "loss"
+        }
+        D = torch.cat([moved[p].reshape(-1) for p in moved])
+        at = torch.cat([before[p].reshape(-1) for p in before])
+        right = softmax_ghost_radius(objective, D, at=at)
+        numbers = [right.ratio, right.ratio_99, right.ratio_90, right.runner_up, right.nonlinearity]
+        assert [row["value"] for row in found.values()] == [one.value for one in numbers]
+        assert list(found) == list(GROUPS["ghost"].names)
 
 
 @pytest.mark.parametrize("preset", [ECONOMY, FULL])
