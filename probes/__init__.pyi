@@ -39,6 +39,10 @@ from .gauge.balance import (
     Balanced as Balanced,
     balance as balance,
 )
+from .gauge.charges import (
+    SymmetryCharges as SymmetryCharges,
+    symmetry_charges as symmetry_charges,
+)
 from .objective.hugging_face import HuggingFaceLoss as HuggingFaceLoss
 from .objective.losses import (
     BinaryCrossEntropy as BinaryCrossEntropy,

@@ -19,6 +19,7 @@ from lossscope.landscape.measures.memory import METRIC_COPIES, krylov_vectors
 from lossscope.landscape.measures.perturbation_entries import PERTURBATIONS
 from lossscope.landscape.measures.step_entries import ALONG_STEP
 from lossscope.landscape.measures.structural_entries import STRUCTURAL
+from lossscope.landscape.measures.symmetry_entries import SYMMETRIES
 
 if TYPE_CHECKING:
     from lossscope.landscape.measures.panel import Panel
@@ -206,6 +207,7 @@ ENTRIES: Final[tuple[MeasureGroup, ...]] = (
     *FLATNESS,
     *PERTURBATIONS,
     *LIMITS,
+    *SYMMETRIES,
     MeasureGroup(
         "logits",
         (

@@ -287,6 +287,16 @@ class Panel:
         load_forward_mode()
         return ghost_rows(self.objective, self._step, names)
 
+    def step_by_name(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Return the parameters before the step that was taken, and their displacement, by name.
+
+        Raises:
+            ProbeError: The step is not known.
+        """
+        named, step = dict(self.objective.model.named_parameters()), self._step
+        before = {name: step.before[p] for name, p in named.items() if p in step.before}
+        return before, {name: step.displacement[p] for name, p in named.items() if p in step.displacement}
+
     @property
     def _step(self) -> RecordedStep:
         """The step that was taken."""

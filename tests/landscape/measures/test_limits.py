@@ -11,6 +11,7 @@ from lossscope.landscape.measures.catalogue import GROUPS, recorded_groups
 from lossscope.landscape.measures.limit_entries import LIMITS
 from lossscope.landscape.measures.options import MeasurementTarget, SolverOptions
 from lossscope.landscape.measures.panel import Panel
+from lossscope.landscape.measures.symmetry_entries import SYMMETRIES
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.objective.losses import CrossEntropy
 from lossscope.probes.objective.objective import Objective
@@ -67,7 +68,20 @@ def test_each_smoothness_is_that_of_its_probe_and_one_that_is_missing_leaves_the
     assert "outputs(model, batch)" in panel.failed["gradient_smoothness_gauss_newton"]
 
 
-@pytest.mark.parametrize("group", LIMITS, ids=lambda group: group.name)
+def test_the_imbalance_of_charges_is_that_of_the_weights_and_a_network_without_any_has_a_reason() -> None:
+    objective = network()
+    first, second = objective.model[0], objective.model[2]
+    inner = first.weight.square().sum(1) + first.bias.square()
+    outer = second.weight.square().sum(0)
+    right = float(((inner - outer).abs().sum() / (inner + outer).sum()).detach())
+    row = rows("charges", MeasurementTarget(objective))["charge_imbalance"]
+    assert row["value"] == pytest.approx(right, rel=1e-12)
+    smooth = Objective(nn.Linear(4, 3), CrossEntropy(), objective.data.batches)
+    with pytest.raises(ProbeError, match="no neuron of this network can be rescaled"):
+        rows("charges", MeasurementTarget(smooth))
+
+
+@pytest.mark.parametrize("group", [*LIMITS, SYMMETRIES[0]], ids=lambda group: group.name)
 def test_they_are_taken_by_name_only_and_say_what_they_cost(group) -> None:
     assert group not in [one for _, one in recorded_groups()]
     assert not group.usual

@@ -61,7 +61,28 @@ def test_a_long_evaluation_writes_every_measure_that_is_recorded_and_none_that_t
     _, sgd, objective, before, moved = problem("sgd")
     found |= values(CurvatureEvaluations(objective, preset, sgd).rows(3, before, moved))
     recorded = {name for _, group in recorded_groups() for name in group.names} - {"density", "noise_rise"}
-    assert set(found) == recorded - {*GROUPS["ghost"].names}  # recorded where it is named
+    assert set(found) == recorded - {*GROUPS["ghost"].names, *GROUPS["symmetry_step"].names}  # where they are named
+
+
+def test_the_breaking_of_symmetries_is_recorded_where_it_is_named():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 3)).double()
+        x, y = torch.randn(40, 5, dtype=torch.float64), torch.randint(0, 3, (40,))
+    objective, found = Objective(model, CrossEntropy(), [(x, y)]), {}
+    for kind in (torch.optim.SGD, torch.optim.Adam):
+        used = kind(model.parameters(), lr=1e-2)
+        used.zero_grad()
+        F.cross_entropy(model(x), y).backward()
+        before = {p: p.detach().clone() for p in model.parameters()}
+        used.step()
+        moved = {p: p.detach() - old for p, old in before.items()}
+        named = CurvatureEvaluations(objective, ECONOMY, used, wanted=wanted_measures(["symmetry_step"]))
+        found[kind.__name__] = values(named.rows(1, before, moved))
+    assert set(found["SGD"]) == {"loss", "symmetry_breaking", "charge_drift"}
+    assert found["SGD"]["symmetry_breaking"] < 1e-12
+    assert found["Adam"]["symmetry_breaking"] > 0.01
+    assert 0 < found["SGD"]["charge_drift"] < found["Adam"]["charge_drift"]
 
 
 def test_the_ghost_radius_is_recorded_where_it_is_named():
