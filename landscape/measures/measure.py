@@ -63,7 +63,7 @@ class Bound(StrEnum):
         "value: reached on each minibatch by a point that was found; low: lower end of its 95 % interval over "
         "minibatches; high: unknown, the maximum may be elsewhere"
     )
-    UPPER = "high: no larger number holds, by a point that was found; low: 0, another direction may be worse"
+    UPPER = "high: no larger number holds, by a point that was found; low: unknown, another direction may be worse"
     LOWER = "low: reached by a point that was found; high: unknown, the maximum may be elsewhere"
 
     @property

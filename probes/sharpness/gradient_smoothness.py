@@ -58,7 +58,7 @@ def gradient_smoothness(
         seed: Seed of the random directions.
 
     Returns:
-        The smallest radius found. It is an upper bound: `high` is attained by a point, `low` is 0 since another
+        The smallest radius found. It is an upper bound: `high` is attained by a point, `low` is nan since another
         direction may be worse. Cost: a product for each direction, and about a dozen gradients for each of its senses.
 
     Raises:
@@ -103,7 +103,7 @@ def gradient_smoothness(
         )
     seconds = time.perf_counter() - begun
     estimate = Estimate(
-        radius, math.nan, 0.0, radius, len(found), "upper bound", products=operator.products, seconds=seconds
+        radius, math.nan, math.nan, radius, len(found), "upper bound", products=operator.products, seconds=seconds
     )
     return GradientSmoothness(estimate, found, count)
 

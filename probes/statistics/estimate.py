@@ -33,8 +33,8 @@ class Estimate:
         bound: Meaning of `low` and `high`: `exact` (up to rounding, on the fixed data), `standard error` (a 95 %
             interval over random probes), `residual` (an eigenvalue lies between them) or `lower bound` (of a maximum:
             `low` is attained, `high` is never exceeded, nan if no upper bound is known), `upper bound` (of a minimum
-            over what was tried: `high` is attained, `low` is what it cannot be below) or `bracket` (of a zero: the
-            function has opposite signs at both ends).
+            over what was tried: `high` is attained, `low` is nan if no lower bound is known) or `bracket` (of a zero:
+            the function has opposite signs at both ends).
         residual: `|Ay - theta y|` of a Ritz pair, otherwise None.
         products: Number of operator products used.
         seconds: Wall time.
