@@ -50,7 +50,7 @@ def logit_derivatives(
         if backward:
             z, u = _backward(objective, call, tangents, at)
         if "logits" not in objective.verified and objective.mode != "train":
-            _check(objective, call, at, u, direction)
+            _check(objective, call, at, u, direction, "two backward passes" if backward else "forward mode")
             objective.verified |= {"logits"}
         yield at, z, u
 
@@ -78,9 +78,11 @@ def _backward(
         return z.detach(), Pairing(pulled).derivative(tangents, [w], last=True)[0].detach()
 
 
-def _check(objective: Objective, call: Substitution, at: BatchEvaluation, u: Tensor, direction: Tensor) -> None:
+def _check(
+    objective: Objective, call: Substitution, at: BatchEvaluation, u: Tensor, direction: Tensor, method: str
+) -> None:
     """Raise unless the derivative of the logits along the direction is that of a backward pass."""
     leaves = objective.leaves(objective.parameters())
     z = objective.evaluated(call, objective.vector.placeable(leaves), at)
     back = objective.vector.joined(objective.derivative(torch.dot(z.reshape(-1), u.reshape(-1)), leaves))
-    check_adjoint(objective, u, back, direction, "its own derivative")
+    check_adjoint(objective, u, back, direction, method)

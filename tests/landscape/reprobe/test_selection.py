@@ -51,6 +51,8 @@ def test_what_precision_hangs_on_is_known_of_every_measure():
     assert {name for name, limit in limits.items() if limit == "batches"} == {
         "batch_sharpness",
         "batch_sharpness_ratio_of_means",
+        "sam_sharpness",
+        "adaptive_sam_sharpness",
     }
     assert {limits[name] for name in ("loss", "log_fisher_rao", "theta_hessian_theta", "directional_edge_ratio")} == {
         "exact"
