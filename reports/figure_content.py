@@ -187,7 +187,7 @@ class HeatMap:
     title: str
     caption: str
     x: Axis  # of the columns, which are equally wide
-    color: Axis  # with limits
+    color: Axis  # with limits; linear or log
     columns: Numbers
     rows: tuple[str, ...]
     panels: tuple[HeatPanel, ...]

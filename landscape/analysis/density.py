@@ -13,11 +13,14 @@ from lossscope.landscape.analysis.series import FloatArray
 from lossscope.landscape.storage.deduplicate import of_one_function
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from lossscope.landscape.run import Run
 
-__all__ = ["Density", "SignedLog", "last_density"]
+__all__ = ["Density", "SignedLog", "densities", "last_density"]
 
 _LINEAR_DECADES: Final = 1 / (1 - 0.1)  # length, in decades, of each linear half of matplotlib's symlog axis
+_INNER: Final = 16  # positions at which a density is averaged between two edges
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,24 @@ class Density:
         left = self.size - self.settled.sum()
         return np.where(self.settled, 1.0, rest * (left / rest.sum() if rest.sum() > 0 else 0.0))
 
+    def counts(self, axis: SignedLog, edges: FloatArray, width: float) -> tuple[FloatArray, FloatArray]:
+        """Estimate the number of eigenvalues between positions of the axis, single ones included.
+
+        Args:
+            axis: The axis.
+            edges: `(p + 1,)`, equally spaced positions on it.
+            width: As for `bulk`.
+
+        Returns:
+            Number and a bound of its standard error, `(p,)` each: errors of neighboring positions add up at most.
+        """
+        inner = np.linspace(0, 1, _INNER + 1)[:-1] + 0.5 / _INNER
+        apart = np.diff(edges)
+        number, error = self.bulk(axis, (edges[:-1, None] + apart[:, None] * inner).ravel(), width)
+        single, _ = np.histogram(axis.place(self.nodes[self.settled]), edges)
+        shape = (len(apart), _INNER)
+        return number.reshape(shape).mean(1) * apart + single, error.reshape(shape).mean(1) * apart
+
     def bulk(self, axis: SignedLog, places: FloatArray, width: float) -> tuple[FloatArray, FloatArray]:
         r"""Estimate the number of eigenvalues per decade of the axis, without single ones, with its standard error.
 
@@ -88,18 +109,37 @@ def _half_distance(places: FloatArray) -> FloatArray:
     return half
 
 
+def densities(run: Run) -> tuple[Density, ...]:
+    """Return the densities measured on the data set of the run's other estimates, by step.
+
+    A density whose nodes are not finite or whose rows do not fit together is left out.
+    """
+    found = (_density(rows) for _, rows in _measured(run).groupby("step"))
+    return tuple(one for one in found if one is not None)
+
+
 def last_density(run: Run) -> Density | None:
     """Return the last density measured on the data set of the run's other estimates; None if there is none.
 
     A density whose nodes are not finite or whose rows do not fit together is none.
     """
+    rows = _measured(run)
+    return _density(rows[rows["step"] == rows["step"].max()]) if len(rows) else None
+
+
+def _measured(run: Run) -> pd.DataFrame:
+    """Return the rows of the densities on the data set of the run's other estimates."""
     rows = run.densities.dropna(subset=["size"])
     if not len(rows):
-        return None
-    rows = rows[of_one_function(rows.assign(measure="density", parameters=rows["size"]), run.manifest.get("data_hash"))]
-    rows = rows[rows["step"] == rows["step"].max()]
+        return rows
+    named = rows.assign(measure="density", parameters=rows["size"])
+    return rows[of_one_function(named, run.manifest.get("data_hash"))]
+
+
+def _density(rows: pd.DataFrame) -> Density | None:
+    """Return the density of the rows of one step; if it was measured twice, the last one written."""
     begins = rows["probe"].eq(0)
-    rows = rows[begins.cumsum() == begins.sum()]  # if measured twice, the last one written
+    rows = rows[begins.cumsum() == begins.sum()]
     nodes, settled, size = rows["nodes"].iloc[0], rows["settled"].iloc[0], int(rows["size"].iloc[0])
     weights = [np.asarray(one, dtype=np.float64) for one in rows["weights"]]
     if size < 1 or settled is None or not np.size(nodes) or not np.isfinite(nodes).all():

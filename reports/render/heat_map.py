@@ -47,9 +47,11 @@ def heat_map_figure(data: HeatMap) -> Figure:
 def draw_heat_panel(ax: Axes, data: HeatMap, panel: HeatPanel) -> QuadMesh:
     """Draw the cells of a panel and the values beside them; missing cells are left empty."""
     from matplotlib import colormaps
+    from matplotlib.colors import LogNorm, Normalize
 
     low, high = data.color.limits or (0.0, 1.0)
-    looks: dict[str, Any] = {"vmin": low, "vmax": high, "cmap": colormaps[_COLORS].resampled(_LEVELS)}
+    scale = LogNorm(low, high) if data.color.scale == "log" else Normalize(low, high)
+    looks: dict[str, Any] = {"norm": scale, "cmap": colormaps[_COLORS].resampled(_LEVELS)}
     edges = np.arange(len(data.rows) + 1) - 0.5
     count = len(data.columns)
     mesh = ax.pcolormesh(np.arange(count + 1) - 0.5, edges, _cells(panel.values), **looks)

@@ -36,6 +36,7 @@ from lossscope.reports.shared.threshold_figures import eigenvalue_figure, thresh
 from lossscope.reports.shared.trajectory import trajectory_tables
 from lossscope.reports.sharpness.block_table import module_table
 from lossscope.reports.sharpness.density_figure import density_figure
+from lossscope.reports.sharpness.density_map import density_maps
 from lossscope.reports.sharpness.second_opinion_table import opinion_table
 from lossscope.reports.sharpness.spectrum_tables import critical_table, metric_table, sampling_table, spectrum_table
 
@@ -153,4 +154,5 @@ def _figures(runs: Sequence[Run]) -> tuple[FigureData, ...]:
         *threshold_figures(runs),
         trace_figure(runs),
         *([density] if density.spectra else []),
+        *density_maps(runs),
     )

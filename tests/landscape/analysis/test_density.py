@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
-from lossscope.landscape.analysis.density import Density, SignedLog, last_density
+from lossscope.landscape.analysis.density import Density, SignedLog, densities, last_density
 from lossscope.landscape.run import Run
 from lossscope.landscape.storage.run_store import RunStore
 
@@ -77,6 +77,28 @@ def test_the_density_written_last_at_the_last_step_is_read_on_the_runs_own_data(
     assert (found.step, found.nodes.tolist(), found.size) == (8, [2.0, 9.0], 10)
     assert found.weights.shape == (2, 2)
     assert found.settled.tolist() == [False, True]
+
+
+def test_every_density_of_the_runs_own_data_is_read_by_step(tmp_path):
+    sets = [(8, "own", 1.0), (8, "own", 2.0), (9, "other", 4.0), (1, "own", 5.0), (4, "own", float("nan"))]
+    found = densities(run_with(tmp_path / "a", sets))
+    assert [(one.step, one.nodes[0]) for one in found] == [(1, 5.0), (8, 2.0)]
+    assert densities(run_with(tmp_path / "b", [])) == ()
+
+
+def test_counts_add_up_to_all_eigenvalues_with_single_ones_in_their_row():
+    found = density([-1.0, -0.001, 0.02, 3.0], [[0.2, 0.6, 0.1, 0.1]] * 2, [False, False, False, True])
+    edges = np.linspace(-10.0, 10.0, 41)
+    number, error = found.counts(AXIS, edges, 0.1)
+    assert number.sum() == pytest.approx(100, rel=1e-3)
+    fine = np.linspace(-10.0, 10.0, 4001)
+    bulk = found.bulk(AXIS, fine, 0.1)[0][:-1].reshape(40, 100).mean(1) * 0.5
+    row = int(np.searchsorted(edges, AXIS.place(np.array([3.0]))[0])) - 1
+    single = np.zeros(40)
+    single[row] = 1
+    assert number - bulk == pytest.approx(single, abs=0.5)
+    assert number[row] - bulk[row] > 0.9
+    assert (error >= 0).all()
 
 
 def test_a_run_without_a_density_has_none(tmp_path):
