@@ -1,4 +1,4 @@
-"""Table of runs that are watched: status, step, and loss and sharpness over the run as bars."""
+"""Table of runs that are watched: status, step, and loss and sharpness over the run as bars that keep single peaks."""
 
 from __future__ import annotations
 
@@ -28,7 +28,6 @@ _COLUMNS: Final = (
     Column("sharpness", "λ_max over the run", words=True),
     Column("lambda_max", "last λ_max ± bound", LOSS),
 )
-_POINTS: Final = 24  # means of the loss that are drawn
 
 
 @np.errstate(all="ignore")  # numbers of a diverged run overflow
@@ -50,17 +49,10 @@ def _row(run: Run) -> tuple[Cell, ...]:
         steps = run.columns("steps", "step")["step"]
         top = probe_series(run, "lambda_max").y
         last = int(steps.max()) if len(steps) else None
-        ends = (bars(_means(losses)), _last(losses), bars([number(one) for one in top]))
+        ends = (bars(losses), _last(losses), bars(top))
         return (run.name, run.status, last, *ends, at_last_evaluation(run, "lambda_max"))
     except RunError as error:
         return (run.name, " ".join(str(error).split()), None, "", None, "", Quantity(None))
-
-
-def _means(values: FloatArray) -> list[float | None]:
-    """Return means of equal parts of many numbers, nan left out; few numbers as they are."""
-    parts = np.array_split(values, min(len(values), _POINTS)) if len(values) else []
-    finite = [part[np.isfinite(part)] for part in parts]
-    return [float(part.mean()) if len(part) else None for part in finite]
 
 
 def _last(values: FloatArray) -> float | None:

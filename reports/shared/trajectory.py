@@ -28,23 +28,24 @@ _ARMS: Final = 4  # arms above which the table of evaluations is left out
 _NOTE: Final = (
     "Bars are the evaluations from the first to the last, on a logarithmic scale if the values span more than a factor "
     "of 20; a dot is a missing value. Of several seeds they are medians. Of more than 24 evaluations a bar is the one "
-    "of its part of the run that is farthest from the median of all."
+    "of its part of the run that is farthest from the median of that part and its neighbors, so that no peak is lost."
 )
 _EVERY_NOTE: Final = "Medians over seeds, with the largest measurement error or, of several seeds, their range."
 
 
-def bars(values: Sequence[float | None], limits: tuple[float, float] | None = None) -> str:
+def bars(values: Sequence[float | None] | FloatArray, limits: tuple[float, float] | None = None) -> str:
     """Return numbers as a line of bars, a dot for a missing one.
 
-    Of many numbers each bar is the one of its part of the run that is farthest from the median of all, so that a peak
-    between two bars is seen; it is a dot where all numbers of its part are missing.
+    Of many numbers each bar is the one of its part that is farthest from the median of that part and its neighbors, so
+    that a peak between two bars is seen; it is a dot where all numbers of its part are missing.
     With `limits`, they are the values of the lowest and of the highest bar, on a linear scale.
 
     Example:
         >>> bars([1, 2, None, 3, 4])
         '▁▃·▆█'
     """
-    there = np.array([np.nan if value is None else value for value in values], dtype=np.float64)
+    there = np.array(values, dtype=np.float64)  # None becomes nan
+    there[~np.isfinite(there)] = np.nan
     if len(there) > _WIDTH:
         there = _farthest(there)
     finite = there[np.isfinite(there)]
@@ -58,12 +59,16 @@ def bars(values: Sequence[float | None], limits: tuple[float, float] | None = No
 
 
 def _farthest(values: FloatArray) -> FloatArray:
-    """Return of each part of many numbers the one farthest from the median of all; nan if all of it are missing."""
-    finite = values[np.isfinite(values)]
-    middle = float(np.median(finite)) if len(finite) else 0.0
+    """Return of each part of many numbers the one farthest from the median around it; nan if all of it are missing."""
     parts = [part[np.isfinite(part)] for part in np.array_split(values, _WIDTH)]
+    around = (np.concatenate(parts[max(place - 1, 0) : place + 2]) for place in range(_WIDTH))
     with np.errstate(over="ignore"):
-        return np.array([part[np.abs(part - middle).argmax()] if len(part) else np.nan for part in parts])
+        return np.array(
+            [
+                part[np.abs(part - np.median(near)).argmax()] if len(part) else np.nan
+                for part, near in zip(parts, around, strict=True)
+            ]
+        )
 
 
 def trajectory_tables(runs: Sequence[Run], measures: Sequence[tuple[str, str, str]]) -> tuple[Table, ...]:

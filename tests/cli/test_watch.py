@@ -51,6 +51,15 @@ def test_a_row_has_the_last_values_and_bars(tmp_path: Path) -> None:
     store.close("finished", "done")
 
 
+def test_a_single_spike_of_the_loss_is_not_smoothed_away(tmp_path: Path) -> None:
+    store = RunStore.create(tmp_path / "a", {"arm": "one"})
+    for step in range(1, 2401):
+        store.append("steps", {"step": step, "loss": 30.0 if step == 1850 else 1.0})
+    store.close("finished", "done")
+    (row,) = rows([Run.open(tmp_path / "a")])
+    assert str(row["losses"]).index("█") == 1849 // 100
+
+
 def test_without_a_terminal_the_table_is_printed_once(write_run: Callable[..., Run], tmp_path: Path) -> None:
     write_run("done")
     found = CliRunner().invoke(app, [str(tmp_path)], catch_exceptions=False)

@@ -98,6 +98,19 @@ def test_the_reports_have_them(tmp_path: Path) -> None:
     assert {"trajectory", "evaluations"} <= {table.key for table in flatness([run]).tables}
 
 
+def test_a_small_late_peak_of_a_falling_series_is_seen() -> None:
+    values = [2.0 * 0.995**i + 0.05 for i in range(1200)]
+    values[1111] = 0.4
+    place, line = 1111 * 24 // 1200, bars(values)
+    assert line[place] > line[place - 1]
+    assert line[place] > line[place + 1]
+
+
+@pytest.mark.parametrize("place", [1, 2, 17, 30])
+def test_a_peak_of_a_few_values_more_than_bars_is_seen(place: int) -> None:
+    assert "█" in bars([9.0 if i == place else 1.0 + 0.01 * (i % 3) for i in range(31)])
+
+
 def test_a_peak_between_bars_is_seen_and_only_a_whole_part_without_numbers_is_a_dot() -> None:
     values: list[float | None] = [1.0 + 0.01 * (place % 3) for place in range(1000)]
     values[517], values[700] = 9.0, 0.0
