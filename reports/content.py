@@ -90,6 +90,7 @@ class Table:
     columns: tuple[Column, ...]
     rows: tuple[tuple[Cell, ...], ...]
     note: str = ""
+    opens: bool = False  # stands directly after the first screen, before notes, figures and other tables
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,7 @@ class Statement:
 
 @dataclass(frozen=True)
 class Report:
-    """A report: its alert, first screen, notes, findings, tables and figures, in this order."""
+    """A report: its alert, first screen, opening tables, notes, findings, tables and figures, in this order."""
 
     kind: str
     title: str

@@ -11,13 +11,15 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from lossscope.landscape.analysis.arms import by_arm
+from lossscope.landscape.analysis.diagnosis.curvature import EDGE, UNCONVERGED, edge_of
+from lossscope.landscape.analysis.diagnosis.rules import alarmed
 from lossscope.landscape.analysis.divergence import divergence_of
-from lossscope.landscape.analysis.edge_of_stability import edge_ratio
 from lossscope.landscape.analysis.series import Series, probe_series
 from lossscope.reports.content import Quantity, Statement
 from lossscope.reports.first_screen.arms import joined_arms, measured, of_arm, phrase, spread
 from lossscope.reports.shared.known_errors import known_series
 from lossscope.reports.shared.loss_unit import loss_unit
+from lossscope.reports.shared.number_format import plain
 from lossscope.reports.shared.provenance import listed
 from lossscope.reports.shared.quantities import at_last_evaluation, last_evaluation
 
@@ -28,8 +30,9 @@ __all__ = ["change", "curvature", "factor", "missed", "unconverged"]
 
 # measures of sharpness, the first that a run recorded is told
 _SHARPNESS: Final = (("lambda_max", "λ_max"), ("trace", "the trace of the Hessian"), ("adaptive_trace", "Σ θ²H"))
-_ANY_STEP: Final = "directional_edge_ratio"  # holds for every optimizer and batch size
+_OF_THE_LOSS: Final = {"lambda_max": "the sharpness "}  # what a measure is, if its name does not say
 _FLATTER: Final = "flatter"
+_SHORT: Final = {"lambda_max": "λ_max", "preconditioned_sharpness": "S_P", "batch_sharpness": "batch sharpness"}
 
 
 def curvature(runs: Sequence[Run]) -> tuple[Statement, ...]:
@@ -45,10 +48,11 @@ def _at_the_end(runs: Sequence[Run], measure: str, words: str) -> tuple[Statemen
     found = of_arm(runs, lambda run: _at_end(run, measure))
     steps = {step for run in runs if (step := last_evaluation(run)) is not None}
     last = max(steps)
-    at = f"At step {last}, the last evaluation," if len(steps) == 1 else "At the last evaluation of each run"
+    when = "the last evaluation of the curvature"
+    at = f"At step {last}, {when}," if len(steps) == 1 else f"At {when} of each run"
     unseen = any((lost := divergence_of(run)) is not None and lost.step > last for run in runs)
     tail = "; nothing later is known" if unseen else ""
-    told = f"{at} {words} is {phrase(found, loss_unit(runs))}{tail}."
+    told = f"{at} {_OF_THE_LOSS.get(measure, '')}{words} is {phrase(found, loss_unit(runs))}{tail}."
     return (Statement(told, "look" if tail else "fine", measure),)
 
 
@@ -67,20 +71,20 @@ class _Edge:
     largest: Quantity
     step: int
     last: Quantity
+    facts: str  # the sharpness, its threshold and the learning rate there, as numbers; "" if unknown
 
 
 def _edge(runs: Sequence[Run]) -> tuple[Statement, ...]:
     """Return the ratio of sharpness to the threshold of the step size, over the whole history of each arm."""
     phrases, highest, figure = dict[str, str](), 0.0, ""
     for arm, members in by_arm(runs).items():
-        known = [one for run in members if (one := _ratio(run, edge_ratio(run))) is not None]
-        found = known or [one for run in members if (one := _ratio(run, (_ANY_STEP, known_series(run, _ANY_STEP))))]
+        found = [one for run in members if (one := _ratio(run, edge_of(run))) is not None]
         if not found:
             continue
         top = max(found, key=lambda one: one.largest.value or 0.0)
         where = f" at step {top.step}" + (f" of {top.run}" if len(members) > 1 else "")
         last = measured(spread([one.last for one in found]))
-        phrases[arm] = f"at its peak {measured(top.largest)}{where}"
+        phrases[arm] = f"at its peak {measured(top.largest)}{where}{top.facts}"
         phrases[arm] += f", {last} at the end" if top.largest.value != top.last.value or len(members) > 1 else ""
         if (top.largest.value or 0.0) >= highest:
             highest, figure = top.largest.value or 0.0, top.figure
@@ -88,7 +92,7 @@ def _edge(runs: Sequence[Run]) -> tuple[Statement, ...]:
         return ()
     tail = "; above 1 steps are expected to raise the loss, by a second-order estimate" if highest >= 1 else ""
     words = f"Sharpness as a share of what steps of this size can stand (1): {joined_arms(phrases)}{tail}."
-    return (Statement(words, "look" if highest >= 1 else "fine", figure),)
+    return (Statement(words, "look" if alarmed(runs, EDGE) else "fine", figure),)
 
 
 def _ratio(run: Run, ratio: tuple[str, Series] | None) -> _Edge | None:
@@ -102,7 +106,21 @@ def _ratio(run: Run, ratio: tuple[str, Series] | None) -> _Edge | None:
     if not len(places):
         return None
     top = places[int(np.argmax(series.y[places]))]
-    return _Edge(run.name, figure, _at(series, int(top)), int(series.x[top]), _at(series, int(places[-1])))
+    largest, step = _at(series, int(top)), int(series.x[top])
+    facts = _facts(run, figure, _at(known, int(top)), largest, step)
+    return _Edge(run.name, figure, largest, step, _at(series, int(places[-1])), facts)
+
+
+def _facts(run: Run, measure: str, value: Quantity, ratio: Quantity, step: int) -> str:
+    """Return a measure, its threshold and the learning rate at a step in brackets; "" if none of them is known."""
+    found = []
+    if measure in _SHORT and value.value and ratio.value:
+        found.append(f"{_SHORT[measure]} {measured(value)}, threshold {plain(value.value / ratio.value)}")
+    at, rates = run.numbers("steps", "step", "lr")
+    place = int(np.searchsorted(at, step, side="right")) - 1
+    if len(at) and math.isfinite(rates[max(place, 0)]):
+        found.append(f"learning rate {rates[max(place, 0)]:.6g}")
+    return f" ({', '.join(found)})" if found else ""
 
 
 def _at(series: Series, place: int) -> Quantity:
@@ -182,7 +200,7 @@ def factor(run: Run, measure: str) -> Quantity | None:
 
 def unconverged(runs: Sequence[Run]) -> tuple[Statement, ...]:
     """Return the eigenvalues at the end that did not reach the accuracy that was asked."""
-    named = [run.name for run in runs if missed(run, "lambda_max")]
+    named = [run.name for run in runs if alarmed([run], UNCONVERGED)]
     if not named:
         return ()
     words = f"λ_max of {listed(named)} did not reach its accuracy at the last evaluation: its error is as stated."

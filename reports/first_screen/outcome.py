@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,6 +14,7 @@ from lossscope.reports.first_screen.arms import joined_arms, measured, of_arm, s
 from lossscope.reports.shared.divergence import in_words
 from lossscope.reports.shared.loss_unit import loss_unit
 from lossscope.reports.shared.provenance import listed
+from lossscope.reports.shared.reasons import in_plain_words
 
 if TYPE_CHECKING:
     from lossscope.landscape.run import Run
@@ -33,7 +34,7 @@ def outcome(runs: Sequence[Run]) -> tuple[Statement, ...]:
         count = f"{len(diverged)} of {len(runs)} runs diverged, first {name}" if len(runs) > 1 else "The run diverged"
         told.append(Statement(f"{count}: {in_words(one)}.", "act", "loss"))
     if ended:
-        words = ended[0].ends.rstrip(".")
+        words = in_plain_words(ended[0].ends.rstrip("."))
         head = "The run did not finish"
         if len(runs) > 1:
             head = f"{len(ended)} of {len(runs)} runs did not finish ({listed([run.name for run in ended])})"
@@ -52,7 +53,7 @@ def _loss(runs: Sequence[Run], lost: Collection[str], *, finished: bool) -> tupl
     """
     steps = sorted({_last_step(run) for run in runs})
     one = f"{steps[0]} step{'' if steps[0] == 1 else 's'}" if steps else "no step"
-    taken = f"{steps[0]} to {steps[-1]} steps" if len(steps) > 1 else one
+    taken = (f"{steps[0]} to {steps[-1]} steps" if len(steps) > 1 else one) + _planned(runs)
     every = "The run finished" if len(runs) == 1 else f"All {len(runs)} runs finished"
     head = f"{every} after {taken}" if finished else f"{taken[:1].upper()}{taken[1:]} were taken"
     is_measured = all(run.is_measured for run in runs)
@@ -86,6 +87,14 @@ def _checkpoints(runs: Sequence[Run]) -> str:
     if len(steps) == 1:
         return f"One checkpoint was measured, of step {steps[0]}"
     return f"{len(steps)} checkpoints were measured, of steps {min(steps)} to {max(steps)}"
+
+
+def _planned(runs: Sequence[Run]) -> str:
+    """Return the number of steps that were planned as a clause; "" if it is not known or not the same for all runs."""
+    configs = [config if isinstance(config := run.manifest.get("config"), Mapping) else {} for run in runs]
+    planned = {count if isinstance(count := one.get("steps"), int) else 0 for one in configs}
+    count = planned.pop() if len(planned) == 1 else 0
+    return f" of {count} planned" if count > 0 else ""
 
 
 def _end(run: Run, of_all_data: bool, place: int) -> Quantity | None:

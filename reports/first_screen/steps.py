@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from lossscope.landscape.analysis.diagnosis.parts import ASCENT, SHEAR
+from lossscope.landscape.analysis.diagnosis.rules import alarmed
 from lossscope.landscape.analysis.series import FloatArray, spectrum_series
 from lossscope.reports.content import Quantity, Statement
 from lossscope.reports.first_screen.arms import joined_arms, measured, of_arm, phrase, spread
@@ -20,7 +22,6 @@ if TYPE_CHECKING:
 __all__ = ["steps"]
 
 _LATE: Final = 0.75  # share of the steps after which they count as late
-_ASCENDS: Final = 0.5  # share of ascents that raise the loss, below which an ascent does not ascend
 
 
 def steps(runs: Sequence[Run]) -> tuple[Statement, ...]:
@@ -57,11 +58,11 @@ def _ascent(runs: Sequence[Run]) -> tuple[Statement, ...]:
     if not found:
         return ()
     share = min(_ascending(run) for run in runs if _rise(run) is not None)
+    fails = alarmed(runs, ASCENT)
     what = "raised" if all((one.value or 0.0) >= 0 for some in found.values() for one in some) else "changed"
     words = f"The ascent {what} the batch loss by {phrase(found, loss_unit(runs))} in the last quarter of the steps"
-    if share < _ASCENDS:
-        return (Statement(f"{words}, but in {100 * share:.0f} % of them only: it does not ascend.", "look"),)
-    return (Statement(f"{words}, in {100 * share:.0f} % of them.", "fine"),)
+    tail = "; over the run it raises the loss less often than a coin would: it does not ascend" if fails else ""
+    return (Statement(f"{words}, in {100 * share:.0f} % of them{tail}.", "look" if fails else "fine"),)
 
 
 def _late(run: Run, column: str) -> FloatArray:
@@ -89,12 +90,14 @@ def _ascending(run: Run) -> float:
 
 
 def _shear(runs: Sequence[Run]) -> tuple[Statement, ...]:
-    """Return the angle by which the ascent turns the gradient."""
-    found = of_arm(runs, _angle)
-    if not found:
+    """Return the angle by which the ascent turns the gradient, and whether minibatches agree on the turn."""
+    found, random = of_arm(runs, _angle), alarmed(runs, SHEAR)
+    turn = f"The ascent turned the gradient by an angle of {phrase(found, '°')}: this turn is the shear" * bool(found)
+    agree = "the shears of two minibatches agree no more than random directions do" if random else ""
+    words = "; ".join(filter(None, (turn, agree)))
+    if not words:
         return ()
-    words = f"The ascent turned the gradient by an angle of {phrase(found, '°')}: this turn is the shear."
-    return (Statement(words, "fine", "shear_angle"),)
+    return (Statement(f"{words[:1].upper()}{words[1:]}.", "look" if random else "fine", "shear_angle"),)
 
 
 def _angle(run: Run) -> Quantity | None:

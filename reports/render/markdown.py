@@ -27,9 +27,10 @@ def report_markdown(report: Report) -> str:
     """
     parts = _opening(report)
     parts.append(_list(f"**{one.severity}** {_escaped(one.words)}" for one in report.summary))
-    parts.append(_list(map(_escaped, report.notes)))
+    parts += [part for table in report.tables if table.opens for part in _table(table, "##")]
+    parts += ["## Notes", _list(map(_escaped, report.notes))] * bool(report.notes)
     parts += ["## Findings", _list(map(_finding, report.findings))] * bool(report.findings)
-    parts += [part for table in report.tables for part in _table(table, "##")]
+    parts += [part for table in report.tables if not table.opens for part in _table(table, "##")]
     parts += ["## Figures in numbers", _list(map(_figure, report.figures))] * bool(report.figures)
     if report.missing:
         parts += ["## Not available", _list(f"{_escaped(one.what)}: {_escaped(one.how)}" for one in report.missing)]

@@ -51,8 +51,11 @@ def report_text(report: Report, width: int = WIDEST) -> str:
     _heading(console, report.title, "=")
     console.print(_plain(report.subtitle))
     for statement in report.summary:
-        where = f" [{statement.figure}]" if statement.figure else ""
+        where = f" [figure {statement.figure}]" if statement.figure else ""
         _bullet(console, f"{statement.severity:<4}", f"{statement.words}{where}")
+    for table in report.tables:
+        if table.opens:
+            _table(console, table)
     console.print()
     for note in report.notes:
         _bullet(console, "*", note)
@@ -61,7 +64,8 @@ def report_text(report: Report, width: int = WIDEST) -> str:
     for finding in report.findings:
         _finding(console, finding)
     for table in report.tables:
-        _table(console, table)
+        if not table.opens:
+            _table(console, table)
     if report.figures:
         _heading(console, "Figures in numbers", "-")
         console.print(_plain(_FIGURES_NOTE))
@@ -160,7 +164,12 @@ def _figure(console: Console, figure: FigureData) -> None:
     _bullet(
         console,
         "*",
-        "\n".join([figure.title, *(f"  {line}" for line in (*limits_of(figure), *figure.summary, *absent))]),
+        "\n".join(
+            [
+                f"{figure.title} [{figure.key}]",
+                *(f"  {line}" for line in (*limits_of(figure), *figure.summary, *absent)),
+            ]
+        ),
     )
 
 

@@ -15,7 +15,7 @@ from lossscope.landscape.analysis.divergence import divergence_of
 from lossscope.reports.content import Cell, Column, Report, Table
 from lossscope.reports.figure_content import FigureData
 from lossscope.reports.shared.arm_colors import report_in_color
-from lossscope.reports.shared.diagnosis import diagnosis_table
+from lossscope.reports.shared.diagnosis import diagnosis_table, false_alarm_table
 from lossscope.reports.shared.divergence import DIVERGENCE_NOTE, alert, losses_kept_finite, without_lost_evaluations
 from lossscope.reports.shared.findings import NOT_RECORDED
 from lossscope.reports.shared.other_data import other_data_table
@@ -56,7 +56,13 @@ def completed(report: Report, runs: Sequence[Run]) -> Report:
         alert=alert(diverged),
         findings=(kept, *others) if diverged else (*others, kept),
         tables=_each_note_once(
-            (*report.tables, *other_data_table(runs, report.kind), *diagnosis_table(runs, report.kind)), report.notes
+            (
+                *diagnosis_table(runs, report.kind),
+                *report.tables,
+                *other_data_table(runs, report.kind),
+                *false_alarm_table(runs, report.kind),
+            ),
+            report.notes,
         ),
         figures=tuple(replace(one, caption=_without(one.caption, report.notes)) for one in report.figures),
         notes=(*report.notes, *sample_notes(runs), *([DIVERGENCE_NOTE] if diverged else [])),

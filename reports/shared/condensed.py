@@ -55,7 +55,7 @@ def condensed(report: Report, runs: int) -> Report:
 def _main_table(tables: Sequence[Table]) -> tuple[tuple[Table, ...], int]:
     """Return the table of the arms, or the first table, and the number of its rows that are left out."""
     arms = [table for table in tables if table.key.startswith(_SUMMARY)]
-    with_rows = [table for table in tables if table.rows]
+    with_rows = [table for table in tables if table.rows and not table.opens]
     if not arms and not with_rows:
         return (), 0
     table = _by_arm(arms) if arms else with_rows[0]

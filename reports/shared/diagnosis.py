@@ -12,36 +12,43 @@ from lossscope.reports.content import Column, Statement, Table
 if TYPE_CHECKING:
     from lossscope.landscape.run import Run
 
-__all__ = ["diagnosis_statements", "diagnosis_table"]
+__all__ = ["diagnosis_statements", "diagnosis_table", "false_alarm_table"]
 
 _ORDER: Final = ("fine", "look", "act")
 _EVERYTHING: Final = "overview"  # kind of the report with every rule
-_TOLD: Final = ("divergence", "edge", "ascent", "unconverged", "overhead")  # the first screen has own sentences on them
+# the first screen has own sentences on them
+_TOLD: Final = ("divergence", "edge", "ascent", "shear", "unconverged", "overhead")
 _COLUMNS: Final = (
     Column("question", "question", meaning="what the rule decides", words=True),
     Column("verdict", "verdict", meaning="fine, look (may need attention) or act (something is wrong)", words=True),
     Column("evidence", "evidence", meaning="of the run with the worst verdict", words=True),
+    Column("advice", "advice", meaning="what to look at, where the rule gives an alarm", words=True),
+)
+_NOTE: Final = "Rules about what no run has are left out. Their rates of false alarms are in the table of that name."
+_ALARM_COLUMNS: Final = (
+    Column("question", "question", meaning="what the rule decides", words=True),
     Column(
         "false_alarms", "false alarms", "per 1000 steps", "in a healthy run as the null model describes it, at most"
     ),
     Column("null", "null model", meaning="the healthy run of which the false alarms are stated", words=True),
-    Column("advice", "advice", meaning="what to look at, where the rule gives an alarm", words=True),
 )
-_NOTE: Final = (
-    "Rules about what no run has are left out. The rate of false alarms is measured by simulation of the null model; 0 "
+_ALARM_NOTE: Final = (
+    "How often a rule of the diagnosis gives an alarm in a healthy run, measured by simulation of the null model; 0 "
     "where nothing is random."
 )
 
 
 def diagnosis_table(runs: Sequence[Run], kind: str) -> tuple[Table, ...]:
     """Return the rules that fit a kind of report, the worst first; none if they are about what no run has."""
-    judged = [(rule, found) for rule, found in _judged(runs).items() if kind == _EVERYTHING or kind in rule.reports]
-    judged.sort(key=lambda one: -_severity(_worst(one[1])[1]))
-    rows = tuple(
-        (rule.question, _counted(found), _evidence(found), f"{rule.false_alarms:g}", rule.null, _advice(rule, found))
-        for rule, found in judged
-    )
-    return (Table("diagnosis", "Diagnosis", _COLUMNS, rows, _NOTE),) if rows else ()
+    judged = sorted(_fitting(runs, kind), key=lambda one: -_severity(_worst(one[1])[1]))
+    rows = tuple((rule.question, _counted(found), _evidence(found), _advice(rule, found)) for rule, found in judged)
+    return (Table("diagnosis", "Diagnosis", _COLUMNS, rows, _NOTE, opens=True),) if rows else ()
+
+
+def false_alarm_table(runs: Sequence[Run], kind: str) -> tuple[Table, ...]:
+    """Return the rates of false alarms of the rules in the diagnosis of a kind of report; none without rules."""
+    rows = tuple((rule.question, f"{rule.false_alarms:g}", rule.null) for rule, _ in _fitting(runs, kind))
+    return (Table("false_alarms", "False alarms", _ALARM_COLUMNS, rows, _ALARM_NOTE),) if rows else ()
 
 
 def diagnosis_statements(runs: Sequence[Run]) -> tuple[Statement, ...]:
@@ -55,6 +62,11 @@ def diagnosis_statements(runs: Sequence[Run]) -> tuple[Statement, ...]:
             words = f"{evidence[:1].upper()}{evidence[1:]}{count and f' (alarm{count})'}."
             told.append(Statement(words, level, "loss" if rule.key == "loss_spike" else ""))
     return tuple(told)
+
+
+def _fitting(runs: Sequence[Run], kind: str) -> list[tuple[Rule, list[tuple[str, Verdict]]]]:
+    """Return the rules that fit a kind of report, with their verdicts."""
+    return [one for one in _judged(runs).items() if kind == _EVERYTHING or kind in one[0].reports]
 
 
 def _judged(runs: Sequence[Run]) -> dict[Rule, list[tuple[str, Verdict]]]:

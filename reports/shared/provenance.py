@@ -9,6 +9,7 @@ from lossscope.landscape.analysis.arms import by_arm, step_of_another_rate
 from lossscope.landscape.storage.missing_values import is_curvature, label_of, missing_values
 from lossscope.reports.content import Column, Missing, Table
 from lossscope.reports.shared.quantities import curvature_cost
+from lossscope.reports.shared.reasons import in_plain_words
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -21,6 +22,7 @@ _ENVIRONMENT: Final = ("lossscope", "torch", "python", "numpy", "platform", "thr
 _MANIFEST: Final = (("code version", "code_version"), ("preset", "preset"))
 _HASH: Final = 16  # characters of a hash; run.json has all
 _MOST_NAMES: Final = 6
+_ARM: Final = " (an arm: runs of the same settings that differ by their seeds)"
 _TEXTS: Final = (  # columns of probes, densities and curves
     ("mode", "mode"),
     ("loss_kind", "loss"),
@@ -50,7 +52,7 @@ def ending_notes(runs: Sequence[Run]) -> tuple[str, ...]:
 
     An arm whose runs recorded different learning rates gets one too.
     """
-    ended = [f"{run.name}: {run.status}. {run.ends}" for run in runs if run.status != "finished"]
+    ended = [f"{run.name}: {run.status}. {in_plain_words(run.ends)}" for run in runs if run.status != "finished"]
     empty = [f"{run.name}: no step was recorded." for run in runs if not len(run.columns("steps", "step"))]
     other = [f"{run.name}: {note}." for run in runs if isinstance(note := run.manifest.get("fixed_loss"), str)]
     rates = [
@@ -63,10 +65,10 @@ def ending_notes(runs: Sequence[Run]) -> tuple[str, ...]:
 
 
 def runs_in_words(runs: Sequence[Run]) -> str:
-    """Return the number of runs and the arms: `9 runs of 3 arms: a, b, c`."""
+    """Return the number of runs and the arms, with what an arm is."""
     arms = list(by_arm(runs))
     named = ", ".join(arms[:_MOST_NAMES]) + (" …" if len(arms) > _MOST_NAMES else "")
-    return f"{_counted(len(runs), 'run')} of {_counted(len(arms), 'arm')}: {named}"
+    return f"{_counted(len(runs), 'run')} of {_counted(len(arms), 'arm')}: {named}{_ARM * bool(arms)}"
 
 
 def missing_curvature(runs: Sequence[Run]) -> tuple[Missing, ...]:
@@ -161,7 +163,7 @@ def _failed_measurements(run: Run) -> Iterable[Missing]:
         where = f"at {samples} (step {listed(steps)})"
         reason = gaps[0].get("why") or "no reason was recorded"
         first = "First reason: " if len(gaps) > 1 else ""
-        yield Missing(f"{names.get(label, label)} of {run.name} {where}", f"{first}{reason}")
+        yield Missing(f"{names.get(label, label)} of {run.name} {where}", f"{first}{in_plain_words(str(reason))}")
 
 
 def _seeds(members: Sequence[Run]) -> str:

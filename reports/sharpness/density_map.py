@@ -85,7 +85,7 @@ def _grid(found: Sequence[Density]) -> _Grid:
     first, last = float(places[0]), float(places[-1])
     height = (last - first) / (_ROWS - 1)
     ends = math.floor(first / height + 0.5), math.ceil(last / height + 0.5)
-    edges: FloatArray = height * (np.arange(ends[0], ends[1] + 1) - 0.5)
+    edges = np.asarray(height * (np.arange(ends[0], ends[1] + 1) - 0.5), dtype=np.float64)
     return _Grid(axis, edges)
 
 

@@ -8,30 +8,42 @@ import numpy as np
 
 from lossscope.landscape.analysis.diagnosis.rule import Rule, Verdict
 from lossscope.landscape.analysis.diagnosis.signals import first_above, grows
+from lossscope.landscape.analysis.edge_of_stability import edge_ratio
 from lossscope.landscape.analysis.series import Series, probe_series
 
 if TYPE_CHECKING:
     from lossscope.landscape.run import Run
 
-__all__ = ["EDGE", "NEGATIVE_MASS", "UNCONVERGED"]
+__all__ = ["EDGE", "NEGATIVE_MASS", "UNCONVERGED", "edge_of"]
 
-# the first that a run recorded holds for its optimizer
-_EDGES: Final = ("preconditioned_edge_ratio", "sharpness_edge_ratio", "directional_edge_ratio")
+_ANY_STEP: Final = "directional_edge_ratio"  # holds for every optimizer and batch size
+
+
+def edge_of(run: Run) -> tuple[str, Series] | None:
+    """Return the measure that is compared with the edge of stability of a run, and its ratio to it, 1 at the edge.
+
+    It is the sharpness whose threshold holds for the run, or else the directional edge ratio of its steps; None if
+    neither is known.
+    """
+    found = edge_ratio(run)
+    measure, series = found if found is not None else (_ANY_STEP, probe_series(run, _ANY_STEP))
+    return (measure, series) if np.isfinite(series.y).any() else None
 
 
 def _edge(run: Run) -> Verdict | None:
     """Judge the ratio of sharpness to the threshold of the step size."""
-    found = ((measure, _known(run, measure)) for measure in _EDGES)
-    measure, series = next(((name, one) for name, one in found if len(one.y)), ("", None))
-    if series is None:
+    found = edge_of(run)
+    if found is None:
         return None
+    measure, series = found[0], _finite(found[1])
     top = int(np.argmax(series.y))
-    words = f"{measure} was at most {series.y[top]:.3g} (step {series.x[top]:.0f}) at {len(series.y)} evaluations"
+    share = measure.replace("_", " ") + ("" if measure == _ANY_STEP else " over its threshold")
+    words = f"{share} was at most {series.y[top]:.3g} (step {series.x[top]:.0f}) at {len(series.y)} evaluations"
     first = first_above(series.y, series.error)
     if first is None:
         return Verdict("fine", words)
     return Verdict(
-        "look", f"{words}, and above 1 beyond its error from step {series.x[first]:.0f} on", int(series.x[first])
+        "look", f"{words}, and above 1 beyond its error first at step {series.x[first]:.0f}", int(series.x[first])
     )
 
 
@@ -60,7 +72,11 @@ def _unconverged(run: Run) -> Verdict | None:
 
 def _known(run: Run, measure: str) -> Series:
     """Return the known values of a measure."""
-    series = probe_series(run, measure)
+    return _finite(probe_series(run, measure))
+
+
+def _finite(series: Series) -> Series:
+    """Return the finite values of a series."""
     known = np.isfinite(series.y)
     return Series(series.run, series.x[known], series.y[known], series.error[known])
 
@@ -90,5 +106,5 @@ UNCONVERGED: Final = Rule(
     "a bound that is stated: no random number",
     0.0,
     "Raise overhead= or the number of products; until then the error in the table holds.",
-    ("sharpness",),
+    ("sharpness", "flatness"),
 )

@@ -92,7 +92,7 @@ COLLAPSE: Final = Rule(
     "a random matrix that takes steps of white noise, ten matrices, ten samples in 1000 steps",
     0.01,
     "Few directions are learned: look at weight decay and at the learning rate of the layer.",
-    ("spectral_entropy",),
+    ("entropy",),
 )
 ENTROPY: Final = Rule(
     "entropy",
@@ -101,7 +101,7 @@ ENTROPY: Final = Rule(
     "Newton-Schulz of white noise",
     0.01,
     "Orthogonalization does not work: look at the number of Newton-Schulz steps, its dtype and its norm.",
-    ("spectral_entropy",),
+    ("entropy",),
 )
 SHEAR: Final = Rule(
     "shear",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Final
 from weakref import WeakKeyDictionary
 
@@ -13,7 +14,7 @@ from lossscope.landscape.analysis.diagnosis.training import DIVERGENCE, ENERGY_S
 if TYPE_CHECKING:
     from lossscope.landscape.run import Run
 
-__all__ = ["RULES", "diagnose"]
+__all__ = ["RULES", "alarmed", "diagnose"]
 
 RULES: Final[tuple[Rule, ...]] = (
     DIVERGENCE,
@@ -37,6 +38,11 @@ def diagnose(run: Run) -> dict[Rule, Verdict]:
     if run not in _KNOWN:
         _KNOWN[run] = _diagnose(run)
     return dict(_KNOWN[run])
+
+
+def alarmed(runs: Iterable[Run], rule: Rule) -> bool:
+    """Return True if a rule gives an alarm on one of the runs."""
+    return any(verdict.level != "fine" for run in runs if (verdict := diagnose(run).get(rule)) is not None)
 
 
 def _diagnose(run: Run) -> dict[Rule, Verdict]:

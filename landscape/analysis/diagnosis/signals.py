@@ -23,9 +23,8 @@ _SMALLEST_MAD: Final = 0.02  # of a logarithm
 
 
 def first_above(values: FloatArray, errors: FloatArray, limit: float = 1.0) -> int | None:
-    """Return the first of two values in a row that are above a limit by more than their error; None without."""
-    above = values - np.nan_to_num(errors) > limit
-    places = np.flatnonzero(above[:-1] & above[1:])
+    """Return the place of the first value that is above a limit by more than its error; None without."""
+    places = np.flatnonzero(values - np.nan_to_num(errors) > limit)
     return int(places[0]) if len(places) else None
 
 

@@ -107,7 +107,7 @@ DIVERGENCE: Final = Rule(
     "losses that fall or stay, with log-normal noise of 30 %",
     0.01,
     "Lower the learning rate or clip gradients; the module that left its past first is in `report dynamics`.",
-    ("dynamics", "sharpness"),
+    ("sharpness", "entropy", "flatness", "dynamics"),
 )
 LOSS_SPIKE: Final = Rule(
     "loss_spike",

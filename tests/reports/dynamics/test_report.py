@@ -351,7 +351,7 @@ def test_the_memory_figure_has_each_interval_as_it_is_and_none_where_it_is_open(
 
 def test_a_run_without_any_of_it_has_no_empty_table_and_says_how_to_get_each(write_run):
     report = dynamics([write_run("a", rows=changing("tensors", energy_rms=None))])
-    assert [table.key for table in report.tables] == ["norms", "overhead", "diagnosis"]
+    assert [table.key for table in report.tables] == ["diagnosis", "norms", "overhead", "false_alarms"]
     assert [figure.key for figure in report.figures] == ["loss"]
     how = {one.what: one.how for one in report.missing}
     assert "minibatches=" in how["Direction autocorrelation and noise scale of a"]
@@ -412,6 +412,7 @@ def test_the_entropy_report_has_newton_schulz_and_the_order_beyond_noise(dynamic
         assert order["mean of all"][key].low < order["mean of all"][key].value
     assert order["mean of all"]["samples"] == 20
     assert [table.key for table in report.tables] == [
+        "diagnosis",
         "entropy",
         "condition",
         "newton_schulz",
@@ -419,6 +420,7 @@ def test_the_entropy_report_has_newton_schulz_and_the_order_beyond_noise(dynamic
         "order",
         "norms",
         "tensors",
+        "false_alarms",
     ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -180,9 +181,46 @@ def test_the_words_follow_the_sign_of_what_happened(tmp_path: Path) -> None:
 
 
 def test_an_ascent_that_does_not_raise_the_loss_is_worth_a_look(tmp_path: Path) -> None:
-    found = overview([ascending(tmp_path / "a", [0.5] * 30 + [-0.1, -0.1, 0.3, -0.1, -0.1] * 2)]).summary
+    found = overview([ascending(tmp_path / "a", [-0.1, -0.1, 0.3, -0.1, -0.1] * 8)]).summary
     (told,) = [one for one in found if "does not ascend" in one.words]
-    assert (told.severity, "20 % of them only" in told.words) == ("look", True)
+    assert (told.severity, "in 20 % of them;" in told.words) == ("look", True)
+
+
+@pytest.mark.parametrize("gap", [[-0.1, 0.3] * 20, [0.5] * 30 + [-0.1, -0.1, 0.3, -0.1, -0.1] * 2, [-0.1] * 19])
+def test_the_first_screen_and_the_diagnosis_judge_the_ascent_alike(gap: list[float], tmp_path: Path) -> None:
+    report = overview([ascending(tmp_path / "a", gap)])
+    (told,) = [one for one in report.summary if one.words.startswith("The ascent") and "loss" in one.words]
+    (judged,) = [row[1] for table in report.tables if table.opens for row in table.rows if "ascent" in str(row[0])]
+    assert told.severity == judged == "fine"
+
+
+@pytest.mark.parametrize(("cosine", "severity"), [(0.3, "fine"), (0.0, "look")])
+def test_the_first_screen_and_the_diagnosis_judge_the_shear_alike(cosine: float, severity: str, tmp_path: Path) -> None:
+    store = RunStore.create(tmp_path / "a", {"arm": "one", "loss_unit": "nats"})
+    for step in range(1, 41):
+        store.append("steps", {"step": step, "loss": 1.0, "adversarial_angle": math.radians(30 + step % 2)})
+    for window in range(8):
+        noisy = cosine + 0.01 * (-1) ** window
+        store.append("pairs", {"step": window, "object": "shear", "lag": 0, "cosine": noisy, "mode": "eval"})
+    store.close("finished", "done")
+    report = overview([Run.open(tmp_path / "a")])
+    told = [one for one in report.summary if "shear" in one.words]
+    assert [one.severity for one in told] == [severity]
+    (judged,) = [row[1] for table in report.tables if table.opens for row in table.rows if "shear" in str(row[0])]
+    assert judged == severity
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_diagnosis_stands_directly_after_the_first_screen(page: str, tmp_path: Path) -> None:
+    report = PAGES[page]([written(tmp_path / "run", STORIES["at the edge"])])
+    (table,) = [one for one in report.tables if one.opens]
+    assert table.key == "diagnosis"
+    following = {"text": "Findings", "markdown": "Findings", "html": 'class="contents"'}
+    for format, heading in following.items():
+        made = " ".join(render(report, format, width=200).split())  # type: ignore[arg-type]
+        places = [made.index(words) for words in ("Next: ", "Diagnosis", heading)]
+        assert places == sorted(places), format
+        assert made.index("Did the loss diverge?") < places[-1], format
 
 
 def test_parts_that_an_optimizer_does_not_have_are_not_mentioned(tmp_path: Path) -> None:
@@ -207,6 +245,47 @@ def test_a_digit_beyond_the_sampling_error_of_the_data_is_not_shown(tmp_path: Pa
     words = " ".join(one.words for one in overview([Run.open(tmp_path / "a")]).summary)
     assert "λ_max is 12.3 ± 3.0" in words
     assert "12.34" not in words
+
+
+def test_planned_steps_learning_rate_and_threshold_are_told_as_numbers(tmp_path: Path) -> None:
+    store = RunStore.create(tmp_path / "a", {"arm": "one", "config": {"steps": 50}, "training_samples": 100})
+    for step in range(1, STEPS + 1):
+        store.append("steps", {"step": step, "loss": 1.0, "lr": 0.25 if step < 20 else 0.125})
+    for measure, number in (("loss", 1.0), ("lambda_max", 8.0), ("sharpness_edge_ratio", 0.5)):
+        bound = {"low": 0.99 * number, "high": 1.01 * number, "converged": True}
+        store.append("probes", {"step": 30, "measure": measure, "value": number, **bound})
+    config = {"config": {"steps": 50, "batch_size": 100}}
+    store.close("finished", "done")
+    facts = json.loads((store.path / "run.json").read_text())
+    (store.path / "run.json").write_text(json.dumps({**facts, **config}))
+    words = " ".join(one.words for one in overview([Run.open(tmp_path / "a")]).summary)
+    assert "finished after 40 steps of 50 planned" in words
+    assert "at its peak 0.5000 ± 0.0050 at step 30 (λ_max 8.000 ± 0.080, threshold 16.00, learning rate 0.125)" in words
+    assert "At step 30, the last evaluation of the curvature, the sharpness λ_max is" in words
+
+
+def test_the_names_of_exceptions_are_no_words_of_a_page(tmp_path: Path) -> None:
+    store = RunStore.create(tmp_path / "a", {"arm": "one", "seeds": {"init": 0}})
+    store.append("steps", {"step": 1, "loss": 1.0})
+    store.close("failed", "RuntimeError: sizes do not fit")
+    facts = json.loads((store.path / "run.json").read_text())
+    gap = {"instrument": "curvature", "step": 1, "why": "torch.OutOfMemoryError: tried to allocate 3 GiB"}
+    (store.path / "run.json").write_text(json.dumps({**facts, "curvature_gaps": [gap]}))
+    for page in PAGES.values():
+        text = " ".join(render(page([Run.open(tmp_path / "a")]), "text").split())
+        assert "the computation failed: sizes do not fit" in text
+        assert "RuntimeError" not in text
+        assert "OutOfMemoryError" not in text
+    assert "memory ran out: tried to allocate 3 GiB" in " ".join(
+        render(overview([Run.open(tmp_path / "a")]), "text").split()
+    )
+
+
+def test_what_an_arm_is_stands_at_its_first_use_and_a_figure_is_found_by_its_name(demo_runs: list[Run]) -> None:
+    text = " ".join(render(overview(demo_runs), "text").split())
+    assert text.index("arm") < text.index("(an arm: runs of the same settings that differ by their seeds)") < 200
+    assert "[figure loss]" in text
+    assert "Training loss [loss]" in text
 
 
 def test_an_empty_run_has_a_screen_too(tmp_path: Path) -> None:

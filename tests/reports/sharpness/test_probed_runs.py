@@ -102,6 +102,7 @@ def probed(write_run):
 def test_a_run_without_these_measures_has_no_table_and_no_figure_for_them(demo_runs):
     report = sharpness(demo_runs)
     assert [table.key for table in report.tables] == [
+        "diagnosis",
         "runs",
         "trajectory",
         "evaluations",
@@ -109,7 +110,7 @@ def test_a_run_without_these_measures_has_no_table_and_no_figure_for_them(demo_r
         "norms",
         "cost",
         "overhead",
-        "diagnosis",
+        "false_alarms",
     ]
     assert [figure.key for figure in report.figures] == ["loss", "lambda_max", "directional_edge_ratio", "trace"]
 
