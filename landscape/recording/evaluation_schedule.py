@@ -43,6 +43,7 @@ class EvaluationSchedule:
         overhead: Clock of the recording.
         faults: Collects what is missing.
         name: Name of the run, for the line that tells the price.
+        kept: Bytes that the recorder holds between evaluations, for that line too.
 
     Attributes:
         evaluated: Step of the last evaluation; None before the first.
@@ -56,10 +57,11 @@ class EvaluationSchedule:
         overhead: Overhead,
         faults: Faults,
         name: str,
+        kept: int,
     ) -> None:
         self.evaluated: int | None = None
         self._curvature, self._cadence, self._cap = curvature, cadence, cap
-        self._overhead, self._faults, self._name = overhead, faults, name
+        self._overhead, self._faults, self._name, self._kept = overhead, faults, name, kept
 
     def due(self, step: int, *, stepped: bool) -> Extent | None:
         """Return the extent of the evaluation at this step; None if there is none.
@@ -126,7 +128,9 @@ class EvaluationSchedule:
             f"{100 * self._cap.share:g} % of the time, so about one every {seconds / self._cap.share:.2g} s, and "
             "between them only lambda_max and what else fits (change it with overhead=); it needs up to "
             f"{_size(self._curvature.memory)} of memory, {self._curvature.copies} copies of the parameters, beside the "
-            "graphs of the loss (measures= takes fewer)"
+            "graphs of the loss (measures= takes fewer); from step to step the recorder keeps up to "
+            f"{_size(self._kept)}: the norms of the last steps with a copy of the weights, and the matrices before the "
+            "first step where spectra are recorded"
         )
 
 

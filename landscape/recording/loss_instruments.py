@@ -24,6 +24,7 @@ from lossscope.landscape.recording.overhead import Overhead
 from lossscope.landscape.recording.run_writer import RunWriter
 from lossscope.landscape.recording.spectrum_rows import finished_spectra
 from lossscope.landscape.recording.step_observer import StepObserver
+from lossscope.landscape.recording.step_ring import ring_bytes
 from lossscope.probes.objective.objective import Objective
 
 __all__ = ["LossInstruments"]
@@ -97,7 +98,8 @@ class LossInstruments:
                 memory=memory,
                 spill=spill,
             )
-            self._schedule = EvaluationSchedule(self._curvature, cadence, cap, overhead, faults, name)
+            kept = _kept_bytes(optimizers, spectra=preset.spectra_every is not None)
+            self._schedule = EvaluationSchedule(self._curvature, cadence, cap, overhead, faults, name, kept)
         if minibatches is not None and preset.lags:
             self._pairs = MinibatchPairs(minibatches, optimizers[0], preset.lags[-1])
 
@@ -227,3 +229,11 @@ class LossInstruments:
         # a caller in inference mode (an evaluation function, say) would make tensors that have no derivative
         with torch.inference_mode(False), self._faults.guarded(name, step), kept_state(*self._modules):
             yield
+
+
+def _kept_bytes(optimizers: Sequence[Optimizer], *, spectra: bool) -> int:
+    """Return the bytes that the recorder keeps between steps at most: the ring, and for spectra the first matrices."""
+    known = {id(p): p for one in optimizers for group in one.param_groups for p in group["params"]}
+    parameters = [p for p in known.values() if p.requires_grad]
+    matrices = sum(p.numel() * p.element_size() for p in parameters if p.ndim > 1) if spectra else 0
+    return ring_bytes(parameters) + matrices

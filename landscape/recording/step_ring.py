@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Final
 
@@ -17,13 +17,20 @@ from lossscope.landscape.recording.faults import Faults
 from lossscope.landscape.recording.overhead import Overhead
 from lossscope.landscape.recording.parameter_snapshot import real
 
-__all__ = ["NORMS", "RING", "StepRing"]
+__all__ = ["NORMS", "RING", "StepRing", "ring_bytes"]
 
 RING: Final = 32  # steps
 NORMS: Final = ("gradient_norm", "update_norm", "weight_norm", "largest_update")
 _ABSENT: Final = -1.0  # in the ring, in place of a norm: there was no gradient
 _PART: Final = 0.25  # of the cap on the overhead
 _WINDOW: Final = 2.0  # seconds of training over which the cost is judged, at least
+
+
+def ring_bytes(parameters: Iterable[Tensor]) -> int:
+    """Return the bytes that the rings of some parameters take: a copy of each, and the norms of its last steps."""
+    held = [p for p in parameters if p.numel()]
+    norms = sum(torch.promote_types(real(p).dtype, torch.float32).itemsize for p in held)
+    return sum(p.numel() * p.element_size() for p in held) + RING * len(NORMS) * norms
 
 
 class StepRing:

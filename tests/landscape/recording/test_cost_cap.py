@@ -22,6 +22,7 @@ from lossscope.landscape.recording.cost_cap import CostCap, MeasurementCosts, ov
 from lossscope.landscape.recording.disk_cap import byte_count
 from lossscope.landscape.recording.overhead import Overhead
 from lossscope.landscape.recording.recorder import Recorder
+from lossscope.landscape.recording.step_ring import _OptimizerRing, ring_bytes
 from lossscope.landscape.run import Run
 from lossscope.probes.objective.losses import CrossEntropy
 from lossscope.probes.objective.objective import Objective
@@ -217,11 +218,24 @@ def test_a_cap_that_is_broken_is_named_at_the_end_and_the_price_at_the_start(
     told = capsys.readouterr().err
     assert re.search(r"a curvature evaluation takes up to [\d.]+ s; recording may take 1 % of the time", told)
     assert re.search(r"needs up to \d[\d.]* [kMG]?B of memory, \d+ copies of the parameters, beside the graphs", told)
+    # weights of 4·6 + 6 + 6·3 + 3 numbers, 32 steps of 4 norms of 4 tensors, the 4·6 + 6·3 entries of the matrices
+    assert f"keeps up to {4 * (51 + 32 * 4 * 4 + 42) / 1000:.3g} kB: the norms of the last steps" in told
     assert re.search(r"of which recording took [\d.]+ %.*, [\d.]+ points above the cap of 1 %", told)
     train(tmp_path / "free", clock, 3, steps=3, overhead=1)
     told = capsys.readouterr().err
     assert "evaluation takes up to" not in told
     assert "above the cap" not in told
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.complex64])
+def test_the_ring_takes_the_bytes_that_are_stated(dtype: torch.dtype) -> None:
+    parameters = [nn.Parameter(torch.ones(shape, dtype=dtype)) for shape in ((3, 5), (7,), (0, 2))]
+    ring = _OptimizerRing({p: str(place) for place, p in enumerate(parameters)})
+    for p in parameters:
+        p.grad = torch.ones_like(p)
+    ring.begin(1)
+    kept = [tensor for part in ring._parts for tensor in (part._ring, *part._before)]
+    assert sum(one.numel() * one.element_size() for one in kept) == ring_bytes(parameters)
 
 
 def test_an_evaluation_on_demand_takes_every_measure_at_any_step(clock: list[float], tmp_path: Path) -> None:
