@@ -15,7 +15,7 @@ from lossscope.landscape.verdicts.contrasts import Contrast, ContrastTable
 from lossscope.landscape.verdicts.notes import unpaired
 from lossscope.landscape.verdicts.verdict import PANEL, Row
 from lossscope.reports.comparison.provenance import provenance
-from lossscope.reports.comparison.rows import MISSING, interval_texts, ratio_texts
+from lossscope.reports.comparison.rows import MISSING, interval_texts, row_texts
 from lossscope.reports.comparison.section import section
 from lossscope.reports.content import Cell, Column, Document, Section, Table
 from lossscope.reports.shared.arm_colors import document_in_color
@@ -151,7 +151,7 @@ def _ratio(row: Row | None) -> str:
     """Return a ratio with its interval as text."""
     if row is None or row.word == "open":
         return MISSING
-    value, ends = ratio_texts(row.ratio, row.low, row.high)
+    value, ends = row_texts(row)
     return value if ends == MISSING else f"{value} [{ends.replace(' - ', ', ')}]"
 
 

@@ -14,7 +14,7 @@ from lossscope.reports.figure_content import Axis, Forest, ForestRow
 from lossscope.reports.shared.number_format import percent, plain
 from lossscope.reports.shared.quantities import number
 
-__all__ = ["MISSING", "bound_table", "forest", "interval_texts", "ratio_texts", "reading", "row_table"]
+__all__ = ["MISSING", "bound_table", "forest", "interval_texts", "ratio_texts", "reading", "row_table", "row_texts"]
 
 MISSING: Final = "–"
 _PLAIN: Final = (0.01, 100.0)  # ratios within have decimals
@@ -22,6 +22,7 @@ _FINEST: Final = 1e-4  # half-widths below have digits of their own
 _MOST_PLACES: Final = 5  # decimals by which an end differs from 1
 _PLACES: Final = (1e-6, 1e6)  # half-widths within have decimals
 _ROUNDING: Final = 1e-9  # spreads below are rounding
+_TWO_SIDED: Final = 1.96  # half width of a 95 % interval over its standard error
 _LARGEST: Final = 100.0  # logarithm of a ratio that is drawn or written
 _WORDS: Final = {
     "flatter": "flatter",
@@ -104,8 +105,26 @@ def forest(verdict: Verdict) -> Forest | None:
     )
 
 
-def ratio_texts(value: float, low: float, high: float) -> tuple[str, str]:
-    """Return a ratio and its interval as texts, with two decimals, or more where the half-width or an end near 1 asks.
+def row_texts(row: Row) -> tuple[str, str]:
+    """Return the ratio of a row and its interval as texts, as `ratio_texts` with the error of its measurements.
+
+    The error is that of the mean over the pairs: each has two values with the relative standard error `noise`.
+    """
+    error = row.ratio * _TWO_SIDED * row.noise * math.sqrt(2 / max(row.n, 1))
+    return ratio_texts(row.ratio, row.low, row.high, error)
+
+
+def ratio_texts(value: float, low: float, high: float, error: float = math.nan) -> tuple[str, str]:
+    """Return a ratio and its interval as texts, with the digits that its largest known error allows.
+
+    These are two decimals where the error is below 1, more where an error below 0.01 or an end near 1 asks for them,
+    and fewer where it is larger.
+
+    Args:
+        value: The ratio.
+        low: Lower end of the interval over pairs; nan for none.
+        high: Its upper end.
+        error: Error of the ratio by its measurements; nan if it is unknown.
 
     Example:
         >>> ratio_texts(0.4412, 0.4012, 0.4798)
@@ -118,15 +137,24 @@ def ratio_texts(value: float, low: float, high: float) -> tuple[str, str]:
     if not math.isfinite(value):
         return MISSING, MISSING
     if not (math.isfinite(low) and math.isfinite(high)):
-        return f"{value:.2f}" if _PLAIN[0] <= value < _PLAIN[1] else plain(value, 3), MISSING
-    half = (high - low) / 2
+        places = min(_decimals(error), 2)
+        return f"{value:.{places}f}" if _PLAIN[0] <= value < _PLAIN[1] else plain(value, 3), MISSING
+    half = max((high - low) / 2, error) if math.isfinite(error) else (high - low) / 2
     if not (_PLAIN[0] <= low and high < _PLAIN[1]) or 0 < half < _FINEST:
         return plain(value, 3), f"{plain(low, 3)} - {plain(high, 3)}"
-    places = max(2, -math.floor(math.log10(half))) if half else 2
+    places = _decimals(half)
     places += sum(
         any(end != 1 and round(end, more) == 1 for end in (low, high)) for more in range(places, _MOST_PLACES)
     )
     return f"{value:.{places}f}", f"{low:.{places}f} - {high:.{places}f}"
+
+
+def _decimals(error: float) -> int:
+    """Return the decimals of a number with an error: two digits of a large error, one of a small one; 2 if unknown."""
+    if not (math.isfinite(error) and error > 0):
+        return 2
+    size = math.floor(math.log10(error))
+    return max(0, -size, min(2, 1 - size))
 
 
 def interval_texts(value: float, low: float, high: float) -> tuple[str, str]:
@@ -200,7 +228,7 @@ def _cells(row: Row, several: tuple[bool, bool], margin: float) -> tuple[Cell, .
     spread = _spread(row)
     wins = f"{row.wins} of {row.n}" if math.isfinite(row.ratio) else None
     label = row.label if row.counts else f"  {row.label}"
-    texts = ratio_texts(row.ratio, row.low, row.high)
+    texts = row_texts(row)
     return (*_where(row, several), label, *texts, wins, spread, reading(row, margin))
 
 
@@ -221,7 +249,7 @@ def _where(row: Row, several: tuple[bool, bool]) -> Iterable[str]:
 
 def _line(row: Row, several: tuple[bool, bool]) -> ForestRow:
     """Return a row as a line of the forest plot."""
-    middle, ends = ratio_texts(row.ratio, row.low, row.high)
+    middle, ends = row_texts(row)
     numbers = middle if ends == MISSING else f"{middle} [{ends.replace(' - ', ', ')}]"
     there = math.isfinite(row.ratio)
     return ForestRow(

@@ -16,6 +16,7 @@ from lossscope.landscape.verdicts.judge import compare
 from lossscope.landscape.verdicts.verdict import Note
 from lossscope.reports.comparison.contrasts import contrasts_report
 from lossscope.reports.comparison.report import check_report, compare_report, exit_code
+from lossscope.reports.comparison.rows import row_texts
 from lossscope.reports.render.rendering import render
 
 HOSTILE = "<img src=x onerror=alert(1)>\x1b[31m\nnext"
@@ -278,3 +279,22 @@ def test_contrasts_say_how_many_pairs_there_are_and_why_rows_are_open(study):
     missing = contrasts({"ascent": ("sync", "base")}, runs, level=1e-6)
     text = " ".join(render(contrasts_report(missing, runs, version="0.2.0"), "text").split())
     assert "Open: ascent. 6 of 6 pairs never reached loss 1e-06" in text
+
+
+@pytest.mark.parametrize(
+    ("ends", "noise", "texts"),
+    [
+        ((0.4123, 0.3123, 0.5123), 0.0, ("0.41", "0.31 - 0.51")),
+        ((0.4123, 0.4103, 0.4143), 0.0, ("0.412", "0.410 - 0.414")),
+        ((0.4123, 0.4103, 0.4143), 0.2, ("0.41", "0.41 - 0.41")),  # the measurement is less certain than the pairs
+        ((5.1234, 2.1234, 9.1234), 0.0, ("5.1", "2.1 - 9.1")),
+        ((52.1234, 21.1234, 91.1234), 0.0, ("52", "21 - 91")),
+        ((5.1234, math.nan, math.nan), 0.5, ("5.1", "–")),
+        ((5.1234, math.nan, math.nan), math.nan, ("5.12", "–")),
+    ],
+)
+def test_a_ratio_has_the_digits_that_its_largest_known_error_allows(
+    ends: tuple[float, float, float], noise: float, texts: tuple[str, str]
+) -> None:
+    value, low, high = ends
+    assert row_texts(replace(row(0, value), ratio=value, low=low, high=high, noise=noise, n=5)) == texts
