@@ -156,7 +156,8 @@ def _other_rule(step: _Step, orthogonal: bool) -> str:
     if orthogonal:
         return (
             "its steps are orthogonalized: their threshold 2/η is one of the sharpness in the spectral norm over the "
-            "nuclear norm of the gradient, which is not measured; read directional_edge_ratio"
+            "nuclear norm of the gradient, for steps without momentum, and no run records that sharpness "
+            "(lossscope.probes.norm_sharpness measures it); read directional_edge_ratio"
         )
     return f"no threshold is known for {step.rule or 'its optimizer'}: read directional_edge_ratio"
 

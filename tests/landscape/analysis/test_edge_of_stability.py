@@ -119,7 +119,10 @@ def test_sam_has_the_root_of_its_own_condition(tmp_path: Path) -> None:
 
 def test_orthogonalized_steps_have_no_threshold_and_say_which_one_they_would_have(tmp_path: Path) -> None:
     run = written(tmp_path / "run", RULE, {"mode": "base"}, rule="muon", spectra=("orthogonal",))
-    assert "spectral norm over the nuclear norm" in threshold_of(run, "lambda_max").why
+    why = threshold_of(run, "lambda_max").why
+    assert "spectral norm over the nuclear norm" in why
+    assert "without momentum" in why
+    assert "lossscope.probes.norm_sharpness" in why
     other = written(tmp_path / "other", "torch.optim.rprop.Rprop", {})
     assert threshold_of(other, "lambda_max").why.startswith("no threshold is known for rprop")
 
