@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from lossscope.landscape.storage.plain_arrays import floats_of
 from lossscope.landscape.storage.row_codec import frame, series
 from lossscope.landscape.storage.run_tables import RunTables
 from lossscope.landscape.storage.schema import TABLES
@@ -82,7 +83,7 @@ class ColumnCache:
             known = self._few.get(table, {})
             if not known.keys() >= {*names}:
                 rows = self._tables.rows(table, names)
-                known = {name: rows[name].cast(pa.float64()).to_numpy() for name in names} if len(rows) <= _FEW else {}
+                known = {name: floats_of(rows[name]) for name in names} if len(rows) <= _FEW else {}
                 self._few[table] = known
             if known:
                 return [known[name] for name in names]

@@ -18,6 +18,7 @@ import pyarrow as pa
 from lossscope.landscape.errors import RunError
 from lossscope.landscape.storage.journal import JOURNAL, WRITE_ORDER, segment_paths
 from lossscope.landscape.storage.parquet import CompactedTable, parquet_path, read_parquet
+from lossscope.landscape.storage.plain_arrays import steps_of
 from lossscope.landscape.storage.schema import TABLES, arrow_schema
 from lossscope.landscape.storage.segment import LARGEST_TABLE, Segment, read_segment
 
@@ -114,8 +115,8 @@ class RunTables:
             for segment in segments
             if segment.session is not None
         ]
-        found = _by_step(pa.concat_tables([schema.empty_table(), *pieces]))
-        return found if since is None else found.slice(int(np.searchsorted(found["step"].to_numpy(), since)))
+        found = _by_step(pa.concat_tables(pieces or [schema.empty_table()]))
+        return found if since is None else found.slice(int(np.searchsorted(steps_of(found), since)))
 
     def _check_size(self, table: str) -> None:
         """Raise RunError if the segments of a table are together too large to read."""
@@ -132,7 +133,7 @@ class RunTables:
         if len(self._numbers) + compacted <= 1:
             return rows  # a single session: no need to read the other tables
         later = [at for other, at in self.sessions().items() if other > session and at is not None]
-        steps = rows["step"].to_numpy()
+        steps = steps_of(rows)
         return rows.filter(pa.array(steps <= min(later, default=_NO_LIMIT)))
 
     def _segment(self, path: Path) -> Segment:
@@ -153,5 +154,5 @@ def _size(path: Path) -> int:
 
 def _by_step(rows: pa.Table) -> pa.Table:
     """Return the rows sorted by step; rows of equal steps keep their order."""
-    steps = rows["step"].to_numpy()
+    steps = steps_of(rows)
     return rows if (np.diff(steps) >= 0).all() else rows.take(np.argsort(steps, kind="stable"))

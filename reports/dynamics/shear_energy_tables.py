@@ -193,8 +193,10 @@ class _Part:
     places: NDArray[np.intp] | None = None  # of the rows; None for all
 
     def column(self, name: str) -> FloatArray:
-        """Return a column as float64, with nan for null."""
-        values: FloatArray = self.rows[name].to_numpy(dtype=np.float64, na_value=np.nan)
+        """Return a column as float64, with nan for null; one of floats is not copied."""
+        found = self.rows[name]
+        known = found.dtype == np.float64
+        values: FloatArray = found.to_numpy() if known else found.to_numpy(dtype=np.float64, na_value=np.nan)
         return values if self.places is None else values[self.places]
 
     def counted(self, names: Sequence[str]) -> int:

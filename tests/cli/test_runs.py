@@ -146,7 +146,7 @@ def test_runs_and_report_find_the_same_runs_down_to_two_levels(tree, below, expe
     arms = [row["arm"] for row in rows(tree / below).values()]
     assert arms == [TREE.get(name, "wrong-arm") for name in expected]
     result = CliRunner().invoke(report_app, ["overview", str(tree / below)], catch_exceptions=False)
-    found = re.search(r"^(\d+) runs? of \d+ arms?: (.*)$", result.stdout, re.MULTILINE)
+    found = re.search(r"^(\d+) runs? of \d+ arms?: (.*?)\s*(?:\(an arm: |$)", result.stdout, re.MULTILINE)
     assert found
     assert int(found[1]) == len(expected)
     assert set(found[2].split(", ")) == set(arms)

@@ -63,7 +63,7 @@ def first_outlier(values: FloatArray) -> tuple[int, float] | None:
     """
     with np.errstate(divide="ignore", invalid="ignore"):
         logs = np.log(values)
-    for place in _PAST + np.flatnonzero(_above_past(logs)[_PAST:]):
+    for place in _candidates(logs):
         past = logs[max(0, place - 2 * _PAST) : place]
         past = past[np.isfinite(past)]
         if len(past) < _PAST or not np.isfinite(logs[place]):
@@ -74,6 +74,19 @@ def first_outlier(values: FloatArray) -> tuple[int, float] | None:
         if rise > _MADS * mad and rise > float(past.max() - past.min()):
             return int(place), rise / mad
     return None
+
+
+def _candidates(logs: FloatArray) -> NDArray[np.intp]:
+    """Return the places of values above their past by more than it spreads; those with gaps in it need another look."""
+    places = _PAST + np.flatnonzero(_above_past(logs)[_PAST:])
+    whole = places[places >= 2 * _PAST]
+    if not len(whole):
+        return places
+    past = np.lib.stride_tricks.sliding_window_view(logs, 2 * _PAST)[whole - 2 * _PAST]
+    with np.errstate(invalid="ignore"):
+        rises = logs[whole] - np.median(past, axis=1)
+        low = np.isfinite(past).all(axis=1) & (rises <= past.max(axis=1) - past.min(axis=1))
+    return np.setdiff1d(places, whole[low])
 
 
 def _above_past(logs: FloatArray) -> NDArray[np.bool_]:

@@ -12,6 +12,7 @@ from tests.landscape.analysis.false_alarms import NULLS, alarms
 
 from lossscope.landscape.analysis.diagnosis.rule import Verdict
 from lossscope.landscape.analysis.diagnosis.rules import RULES, diagnose
+from lossscope.landscape.analysis.diagnosis.signals import first_outlier
 from lossscope.landscape.run import Run
 from lossscope.landscape.storage.run_store import RunStore
 
@@ -166,3 +167,35 @@ def test_the_stated_rate_of_false_alarms_covers_the_measured_one(key: str, runs:
     stated = next(rule.false_alarms for rule in RULES if rule.key == key)
     allowed = stated * runs + 3 * math.sqrt(stated * runs)  # of a Poisson count
     assert alarms(key, runs) <= allowed
+
+
+def slow_first_outlier(values: np.ndarray) -> tuple[int, float] | None:
+    """Return what `first_outlier` should, place by place."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        logs = np.log(values)
+    for place in range(16, len(logs)):
+        past = logs[max(0, place - 32) : place]
+        past = past[np.isfinite(past)]
+        if len(past) < 16 or not np.isfinite(logs[place]):
+            continue
+        mad = max(float(np.median(np.abs(past - np.median(past)))), 0.02)
+        rise = float(logs[place]) - float(np.median(past))
+        if rise > 8 * mad and rise > float(past.max() - past.min()):
+            return place, rise / mad
+    return None
+
+
+def test_the_first_outlier_is_that_of_a_search_place_by_place() -> None:
+    random, found = np.random.default_rng(0), 0
+    for case in range(150):
+        count = int(random.integers(0, 120))
+        values = np.exp(0.1 * random.standard_normal(count).cumsum() * random.random())
+        values *= np.exp(0.1 * random.standard_normal(count))
+        if count and case % 3 == 0:
+            values[random.integers(0, count, 4)] = random.choice([np.nan, 0.0, np.inf], 4)
+        if count and case % 2 == 0:
+            values[random.integers(0, count, 2)] *= 30
+        expected = slow_first_outlier(values)
+        assert first_outlier(values) == expected
+        found += expected is not None
+    assert found > 20
