@@ -19,7 +19,7 @@ SEED_SETTINGS: Final = frozenset({"seed", "seed_init", "seed_split", "seed_order
 # run that a control replays, which goes with the seeds
 WITHOUT_EFFECT: Final = frozenset(
     ("arm", "name", "out", "threads", "preset", "evaluations", "visits", "eval_every", "measures", "checkpoints")
-) | {"evaluate_at", "weights_at_evaluations", "replay"}
+) | {"evaluate_at", "weights_at_evaluations", "replay", "data", "device"}
 _FREE: Final = SEED_SETTINGS | WITHOUT_EFFECT
 _OF_ONE_RUN: Final = {"seed", "replay_counts", "replay_window"}  # settings of an optimizer that go with the seeds
 _OF_THE_OPTIMIZER: Final = {"optimizer", "lr"}  # of the config; the facts of the optimizer are more exact

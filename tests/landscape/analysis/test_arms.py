@@ -139,4 +139,5 @@ def test_runs_of_one_arm_with_different_schedules_are_told(write_run: Write) -> 
 def test_every_setting_of_a_training_either_separates_arms_or_is_named_as_without_effect() -> None:
     """A key that is added to `TrainConfig` has to be put into one of the two sets."""
     separates = {"workload", "optimizer", "steps", "batch_size", "lr", "curvature_samples", "until_accuracy", "options"}
+    separates |= {"schedule"}
     assert {one.name for one in fields(TrainConfig)} == separates | SEED_SETTINGS | (WITHOUT_EFFECT - {"visits"})
