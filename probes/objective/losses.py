@@ -32,7 +32,6 @@ __all__ = [
 
 
 _TORCHS: Final = -100  # torch's ignore_index
-_SHORT: Final = 16  # classes below which torch's softmax along rows is not vectorized: along columns it takes a seventh
 
 
 @runtime_checkable
@@ -121,15 +120,8 @@ class CrossEntropy:
         """Return the mean loss of logits with the classes last, a 0-d tensor."""
         flat = self._labels(outputs, batch)
         weight = None if self.weight is None else self.weight.to(outputs)
-        rows = outputs.reshape(-1, outputs.shape[-1])
-        if (
-            rows.device.type == "cpu"
-            and rows.shape[-1] < _SHORT
-            and not (rows.requires_grad or flat.is_floating_point())
-        ):
-            rows, flat = rows.t().contiguous()[None], flat[None]
         return F.cross_entropy(
-            rows,
+            outputs.reshape(-1, outputs.shape[-1]),
             flat,
             weight=weight,
             ignore_index=_TORCHS if flat.is_floating_point() else self.ignore_index,

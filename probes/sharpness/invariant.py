@@ -103,6 +103,7 @@ def adaptive_lambda_max(
         perturbation of which it is the limit.
 
     Example:
+        >>> import torch
         >>> net = torch.nn.Linear(1, 1, bias=False)
         >>> objective = Objective(net, lambda model, x: model(x).square().mean(), [torch.ones(1, 1)])
         >>> with objective.at(torch.tensor([3.0])):

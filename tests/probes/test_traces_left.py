@@ -21,6 +21,7 @@ from lossscope.probes.eigenvalues.eigen_tracker import EigenTracker
 from lossscope.probes.eigenvalues.measure import measure_spectrum
 from lossscope.probes.errors import ProbeError
 from lossscope.probes.objective.fixed_loss import batch_norm_note
+from lossscope.probes.objective.loss_terms import class_logits
 from lossscope.probes.objective.losses import CrossEntropy
 from lossscope.probes.objective.objective import Objective
 from lossscope.probes.operators.base import SymmetricOperator
@@ -55,6 +56,7 @@ from lossscope.probes.sharpness.invariant import (
     theta_hessian_theta,
 )
 from lossscope.probes.sharpness.keskar import keskar_sharpness
+from lossscope.probes.sharpness.logit_derivative import logit_derivatives
 from lossscope.probes.sharpness.logits import logit_scale
 from lossscope.probes.sharpness.minibatch import batch_sharpness
 from lossscope.probes.sharpness.norm_ball import norm_sharpness
@@ -194,9 +196,20 @@ def few_proposals(objective: Objective) -> None:
 
 
 METHODS = ("reverse", "batched", "forward", "differences")
+
+
 # keys: the public name of a probe; "name: variant" for one that has several variants
+def derived_logits(objective: Objective) -> None:
+    """Go through the derivatives of the logits along the parameters."""
+    logits = class_logits(objective.loss_fn)
+    assert logits is not None
+    with objective.evaluating():
+        list(logit_derivatives(objective, objective.substitution(logits), objective.parameters()))
+
+
 PROBES: dict[str, Callable[[Objective], Any]] = {
     "number_rounding": lambda objective: number_rounding(objective, lambda other: (other.value(),), (1.0,)),
+    "logit_derivatives": derived_logits,
     "Objective: value": Objective.value,
     "Objective: gradient": Objective.gradient,
     "Objective: at": moved,
