@@ -83,15 +83,15 @@ def test_the_keyboard_sorts_and_one_head_at_a_time_is_sorted(sharpness):
 def test_cells_are_sorted_by_their_number(sharpness, text, value):
     sharpness.evaluate(
         """(text) => {
-            const body = document.querySelector("table.data tbody");
+            const body = document.querySelectorAll("table.data tbody")[1];
             body.rows[0].cells[body.rows[0].cells.length - 1].textContent = text;
         }""",
         text,
     )
-    last = sharpness.query_selector_all("table.data >> nth=0 >> th button")[-1]
+    last = sharpness.query_selector_all("table.data >> nth=1 >> th button")[-1]
     last.click()
     cells = sharpness.eval_on_selector_all(
-        "table.data >> nth=0 >> tbody tr", "(rows) => rows.map((one) => one.cells[one.cells.length - 1].textContent)"
+        "table.data >> nth=1 >> tbody tr", "(rows) => rows.map((one) => one.cells[one.cells.length - 1].textContent)"
     )
     there = [value if cell == text else first(cell) for cell in cells if cell != "–"]
     assert there == sorted(there)
